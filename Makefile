@@ -1,0 +1,85 @@
+# make demo | test | lint | types | wheel | clean. Each needs only Python 3.11 or newer, make and gcc; .venv is made once.
+#
+# TORCH=2.12.1 make test    another version of torch (the environment is brought to it)
+# PYTHON=python3.12 make demo    another Python, when .venv is made
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Quiet twice: errors only.
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+CONSTRAINTS := $(VENV)/constraints.txt
+
+# A stamp in $(VENV)/stamps says that a step of the installation is done, for this version of torch.
+STAMPS := $(VENV)/stamps
+TORCH_READY := $(STAMPS)/torch-$(TORCH)
+DEMO_READY := $(STAMPS)/demo-$(TORCH)
+TOOLS_READY := $(STAMPS)/tools-$(TORCH)
+SCATTER_READY := $(STAMPS)/scatter-$(TORCH)
+BUILD_READY := $(STAMPS)/build
+
+.PHONY: help demo test lint types wheel clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo    train MEA and its rivals on the embedded data, print the table (minutes)"
+	@echo "make test    lint, types and all tests; the first run builds torch-scatter (about six minutes)"
+	@echo "make lint    ruff"
+	@echo "make types   mypy"
+	@echo "make wheel   wheel and sdist, in dist/"
+	@echo "make clean   remove what the above made, except .venv"
+
+demo: $(DEMO_READY)
+	$(BIN)/mea-graph demo
+
+# Two test processes with one thread each: more would fight over the cores.
+test: lint types $(SCATTER_READY)
+	OMP_NUM_THREADS=1 MEA_GRAPH_REQUIRE_SCATTER=1 $(BIN)/python -m pytest -n 2 --dist loadscope --doctest-modules mea_graph tests
+
+lint: $(TOOLS_READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(TOOLS_READY)
+	$(BIN)/mypy
+
+wheel: $(BUILD_READY)
+	$(BIN)/python -m build
+
+clean:
+	rm -rf dist build demo .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "mea-graph needs Python 3.11 or newer: PYTHON=python3.11 make ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone, and a constraint keeps it: no later step may replace it.
+$(TORCH_READY): | $(BIN)/python
+	@echo "Installing torch $(TORCH) into $(VENV) (once)"
+	rm -rf $(STAMPS)
+	$(PIP) install "torch==$(TORCH)"
+	echo "torch==$(TORCH)" > $(CONSTRAINTS)
+	@mkdir -p $(STAMPS) && touch $@
+
+$(DEMO_READY): $(TORCH_READY) pyproject.toml
+	$(PIP) install --constraint $(CONSTRAINTS) --editable ".[train,viz]"
+	@touch $@
+
+$(TOOLS_READY): $(TORCH_READY) pyproject.toml
+	$(PIP) install --constraint $(CONSTRAINTS) --editable ".[all,test]"
+	@touch $@
+
+# pip's cache does not know which torch a torch-scatter was built for, hence --no-cache-dir.
+$(SCATTER_READY): | $(TOOLS_READY)
+	@echo "Building torch-scatter for torch $(TORCH) (once, about six minutes on two cores)"
+	$(PIP) install setuptools wheel
+	FORCE_ONLY_CPU=1 MAX_JOBS=2 \
+		$(PIP) install --no-cache-dir --no-build-isolation --no-deps --force-reinstall "torch-scatter>=2.1.2"
+	@touch $@
+
+$(BUILD_READY): | $(BIN)/python
+	$(PIP) install "build>=1.2"
+	@mkdir -p $(STAMPS) && touch $@
