@@ -1,0 +1,49 @@
+"""Layers, losses and the model, each a standalone module on `(B, T, d)` tensors and `(B, T)` masks."""
+
+# ruff: noqa: F401 (ruff does not see through the sum below)
+
+from mea_graph.nn.decoupled_graph_fusion import DecoupledGraphFusion, FusedRepresentations
+from mea_graph.nn.dense_sequences import dense_sequences
+from mea_graph.nn.double_discriminator import Discrimination, DoubleDiscriminator
+from mea_graph.nn.feed_forward import FeedForward
+from mea_graph.nn.fusion_graph import fusion_graph
+from mea_graph.nn.gradient_reversal import GradientReversal
+from mea_graph.nn.graph_fusion_conv import GraphFusionConv
+from mea_graph.nn.hierarchical_cross_modal_attention import CrossModalEncoder, CrossModalOutput, HierarchicalCrossModalAttention
+from mea_graph.nn.losses import agnostic_adversarial, exclusive_adversarial, hsic, orthogonality
+from mea_graph.nn.mea import MEA, MEAOutput
+from mea_graph.nn.mea_loss import LossTerms, MEALoss
+from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
+from mea_graph.nn.predictive_encoder import PredictiveEncoder, PredictiveEncoderOutput
+from mea_graph.nn.predictive_self_attention import PredictiveSelfAttention, Prior
+from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
+from mea_graph.nn.unimodal_extractor import UnimodalExtractor
+from mea_graph.nn.weighted_attention import WeightedAttention
+
+classes = [
+    "MEA",
+    "AgnosticEncoder",
+    "CrossModalEncoder",
+    "CrossModalOutput",
+    "DecoupledGraphFusion",
+    "Discrimination",
+    "DoubleDiscriminator",
+    "ExclusiveEncoder",
+    "FeedForward",
+    "FusedRepresentations",
+    "GradientReversal",
+    "GraphFusionConv",
+    "HierarchicalCrossModalAttention",
+    "LossTerms",
+    "MEALoss",
+    "MEAOutput",
+    "ModalityReinforcementUnit",
+    "PredictiveEncoder",
+    "PredictiveEncoderOutput",
+    "PredictiveSelfAttention",
+    "Prior",
+    "UnimodalExtractor",
+    "WeightedAttention",
+]
+functions = ["agnostic_adversarial", "dense_sequences", "exclusive_adversarial", "fusion_graph", "hsic", "orthogonality"]
+__all__ = classes + functions

@@ -1,0 +1,49 @@
+"""The position-wise feed-forward block that closes every attention layer."""
+
+from torch import Tensor, nn
+
+from mea_graph.nn._sequences import check_sizes
+
+
+class FeedForward(nn.Module):
+    r"""Position-wise two-layer perceptron with its norm and residual ([MEA] Eq. 4).
+
+    .. math:: y = \mathrm{FFN}(\mathrm{LN}(x)) + x, \qquad \mathrm{FFN}(u) = W_2 \, \mathrm{ReLU}(W_1 u + b_1) + b_2
+
+    Args:
+        channels: Width d of input and output.
+        hidden_channels: Width between the two layers; None means 4 d.
+        dropout: Probability, after the activation and after the second layer.
+
+    Raises:
+        ValueError: A width below 1.
+
+    Shape:
+        - x: :math:`(*, d)`; result: the same
+
+    >>> import torch
+    >>> FeedForward(8)(torch.randn(2, 5, 8)).shape
+    torch.Size([2, 5, 8])
+    """
+
+    def __init__(self, channels: int, hidden_channels: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        hidden_channels = 4 * channels if hidden_channels is None else hidden_channels
+        check_sizes(channels=channels, hidden_channels=hidden_channels)
+        self.norm = nn.LayerNorm(channels)
+        self.expand = nn.Linear(channels, hidden_channels)
+        self.contract = nn.Linear(hidden_channels, channels)
+        self.activation = nn.ReLU()
+        self.dropout = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        self.norm.reset_parameters()
+        self.expand.reset_parameters()
+        self.contract.reset_parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `x` transformed step by step, plus `x`."""
+        hidden = self.dropout(self.activation(self.expand(self.norm(x))))
+        return x + self.dropout(self.contract(hidden))

@@ -1,0 +1,127 @@
+"""The terms of the objective as functions, [MEA] Eq. 13-16."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Losses of half-precision outputs are summed in float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _rows(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Both batches with zeros in the rows that do not count, and which count as (n, 1) numbers."""
+    if x.dim() != 2 or y.dim() != 2 or x.size(0) != y.size(0):
+        raise ValueError(f"x, y: expected (n, d) with one n, got {tuple(x.shape)}, {tuple(y.shape)}")
+    if mask is None:
+        return x, y, x.new_ones(x.size(0), 1)
+    if mask.shape != x.shape[:1] or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected bool ({x.size(0)},), got {mask.dtype} {tuple(mask.shape)}")
+    rows = mask.unsqueeze(1)
+    return x.masked_fill(~rows, 0), y.masked_fill(~rows, 0), rows.to(x.dtype)
+
+
+def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Hilbert-Schmidt independence criterion with inner-product kernels ([MEA] Eq. 13).
+
+    .. math::
+        \frac{\mathrm{tr}(U K_x U K_y)}{(n - 1)^2} = \frac{\lVert (U X)^T U Y \rVert_F^2}{(n - 1)^2}, \qquad U = I - 11^T / n
+
+    Computed in the second form (R8): O(n d^2) time, no n x n matrix. Below two rows it is zero.
+
+    Args:
+        x, y: Two representations of the same n samples.
+        mask: Rows that count. None: all.
+
+    Shape:
+        - x: :math:`(n, d_x)`; y: :math:`(n, d_y)`; mask: :math:`(n,)`, bool; result: a scalar
+
+    Raises:
+        ValueError: A wrong shape.
+
+    >>> import torch
+    >>> x = torch.tensor([[1.0], [-1.0]])
+    >>> hsic(x, x).item(), hsic(x, torch.ones(2, 1)).item()
+    (4.0, 0.0)
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y, count = _rows(at_least_float32(x), at_least_float32(y), mask)
+        n = count.sum()
+        x, y = ((v - v.sum(0) / n.clamp(min=1)) * count for v in (x, y))
+        return (x.mT @ y).square().sum() / (n - 1).clamp(min=1).square()
+
+
+def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    r"""Soft orthogonality of two representations, the ablation's alternative to `hsic` (Table V, "L_sep").
+
+    .. math:: \lVert \bar X^T \bar Y \rVert_F^2, \qquad \bar X, \bar Y \text{ with rows of unit length}
+
+    Args:
+        x, y: Two representations of the same n samples.
+        mask: Rows that count. None: all.
+
+    Shape:
+        - x: :math:`(n, d_x)`; y: :math:`(n, d_y)`; mask: :math:`(n,)`, bool; result: a scalar
+
+    Raises:
+        ValueError: A wrong shape.
+
+    >>> import torch
+    >>> orthogonality(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0]])).item()
+    1.0
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y, _ = _rows(at_least_float32(x), at_least_float32(y), mask)
+        return (F.normalize(x, dim=1).mT @ F.normalize(y, dim=1)).square().sum()
+
+
+def _own_modality(logits: Tensor, present: Tensor | None) -> Tensor:
+    """log D[true modality], (B, M); zero where the modality is missing."""
+    if logits.dim() != 3 or logits.size(1) != logits.size(2):
+        raise ValueError(f"logits: expected (B, M, M), got {tuple(logits.shape)}")
+    log_likelihood = (
+        logits.float().log_softmax(-1).diagonal(dim1=1, dim2=2)
+        if logits.dtype.itemsize < 4
+        else logits.log_softmax(-1).diagonal(dim1=1, dim2=2)
+    )
+    return log_likelihood if present is None else log_likelihood.masked_fill(~present, 0)
+
+
+def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None = None) -> Tensor:
+    r"""Adversarial loss of the agnostic representations ([MEA] Eq. 15).
+
+    .. math:: L_{agn} = -\frac{1}{n} \sum_m \sum_k \omega_{km} \log D_m(\mathrm{GRL}(h_{a,km}))[m]
+
+    Args:
+        logits: Of the modality discriminator, behind a gradient reversal; row m of a sample stems from modality m.
+        omega: The degrees :math:`\omega` of the importance discriminator, detached.
+        present: Which modalities the samples have. None: all.
+
+    Shape:
+        - logits: :math:`(B, M, M)`; omega, present: :math:`(B, M)`; result: a scalar
+
+    >>> import torch
+    >>> round(agnostic_adversarial(torch.zeros(4, 2, 2), torch.ones(4, 2)).item(), 4)  # 2 log 2
+    1.3863
+    """
+    return -(omega * _own_modality(logits, present)).sum() / max(logits.size(0), 1)
+
+
+def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tensor:
+    r"""Classification loss of the exclusive representations ([MEA] Eq. 16).
+
+    .. math:: L_{exc} = -\frac{1}{n} \sum_m \sum_k \log D_m(h_{e,km})[m]
+
+    Args:
+        logits: Of the modality discriminator; row m of a sample stems from modality m.
+        present: Which modalities the samples have. None: all.
+
+    Shape:
+        - logits: :math:`(B, M, M)`; present: :math:`(B, M)`, bool; result: a scalar
+
+    >>> import torch
+    >>> round(exclusive_adversarial(torch.zeros(4, 3, 3)).item(), 4)  # 3 log 3
+    3.2958
+    """
+    return -_own_modality(logits, present).sum() / max(logits.size(0), 1)

@@ -1,0 +1,28 @@
+"""Attention weights that never look at padding."""
+
+import torch
+from torch import Tensor
+
+
+def masked_softmax(logits: Tensor, key_mask: Tensor | None) -> Tensor:
+    r"""Softmax over the last dimension, over the keys that exist; a row without any key gives zeros instead of NaN.
+
+    .. math:: p_{ij} = \frac{\exp(z_{ij}) \, [j \text{ exists}]}{\sum_k \exp(z_{ik}) \, [k \text{ exists}]}
+
+    Args:
+        logits: Scores; entries of missing keys may be anything finite.
+        key_mask: True where a key exists; broadcast against `logits`. None: all exist.
+
+    Shape:
+        - logits: :math:`(*, T_q, T_k)`; key_mask: broadcastable to it; result: as `logits`.
+
+    >>> import torch
+    >>> masked_softmax(torch.zeros(2, 3), torch.tensor([[True, True, False], [False, False, False]]))
+    tensor([[0.5000, 0.5000, 0.0000],
+            [0.0000, 0.0000, 0.0000]])
+    """
+    if key_mask is None:
+        return logits.softmax(-1)
+    # The finite fill keeps rows without keys free of NaN, in the backward pass too; the second fill makes them zero.
+    filled = logits.masked_fill(~key_mask, torch.finfo(logits.dtype).min)
+    return filled.softmax(-1).masked_fill(~key_mask, 0)

@@ -1,0 +1,25 @@
+"""The feed-forward block of Eq. 4 against its formula."""
+
+import numpy as np
+import pytest
+import torch
+
+from mea_graph.nn import FeedForward
+
+
+@pytest.mark.parametrize("hidden_channels", [None, 1, 7])
+def test_equals_the_formula(formulas, randomised, hidden_channels: int | None) -> None:
+    block = randomised(FeedForward(6, hidden_channels))
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    expected = formulas.feed_forward(x.numpy(), block.norm, block.expand, block.contract)
+    np.testing.assert_allclose(block(x).detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_hidden_layer_has_four_times_the_width() -> None:
+    assert FeedForward(6).expand.weight.shape == (24, 6)
+    assert FeedForward(6, 5).expand.weight.shape == (5, 6)
+
+
+def test_gradcheck(randomised) -> None:
+    block = randomised(FeedForward(4, 3))
+    assert torch.autograd.gradcheck(block, torch.randn(2, 4, dtype=torch.float64, requires_grad=True))

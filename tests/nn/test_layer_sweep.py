@@ -1,0 +1,234 @@
+"""What every public layer promises beyond its equation: seeds, copies, precision, dropout, compilation."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mea_graph import nn as mea
+
+D, HEADS, D_H = 8, 2, 6
+NAMES = {"text": 5, "audio": 3, "vision": 4}
+LENGTHS = {"text": [4, 1, 3], "audio": [6, 5, 0], "vision": [2, 7, 2]}
+EDGES = torch.tensor([[0, 1, 2, 2], [1, 0, 0, 1]])
+
+
+class Case(NamedTuple):
+    build: Callable[..., nn.Module]  # takes dropout=, where the layer has it
+    call: Callable[[Any, dict[str, Tensor], dict[str, Tensor]], list[Tensor]]  # the outputs for sequences and masks
+    dropout: bool = True
+    compiles: bool = False
+
+
+def sequence(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+    return [module(x["text"], mask["text"])]
+
+
+def predictive(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+    y, prior = module(x["text"], mask["text"])
+    return [y, module(y, mask["text"], prior)[0]]
+
+
+def unit(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+    return [module([x["audio"], x["vision"]], x["text"], [mask["audio"], mask["vision"]], mask["text"])]
+
+
+def vectors(x: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {m: v[:, 0] for m, v in x.items()}
+
+
+def fused(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+    graph = mea.fusion_graph(vectors(x), vectors(x), {m: v.any(1) for m, v in mask.items()})
+    return list(module(graph.x_dict, graph.edge_index_dict, graph.batch_dict, 3)[:2])
+
+
+def whole(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+    raw = {m: v[..., : NAMES[m]] for m, v in x.items()}
+    output = module.forward_dense(raw, mask)
+    return [output.prediction, *output.exclusive.values(), *output.agnostic.values(), output.discrimination.agnostic]
+
+
+def objective(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+    present, h = {m: v.any(1) for m, v in mask.items()}, vectors(x)
+    ones = x["text"].new_ones(3, 3)
+    seen = mea.Discrimination(torch.stack([v[:, :3] for v in h.values()], 1), torch.stack([v[:, 3:6] for v in h.values()], 1), None, ones)
+    output = mea.MEAOutput(x["text"][:, 0, :1], h, h, present, mea.fusion_graph(h, h), seen, {}, [], {}, [])
+    return list(module(output, x["audio"][:, 0, 0]))
+
+
+CASES = {
+    "AgnosticEncoder": Case(lambda **o: mea.AgnosticEncoder(D, D_H, **o), sequence),
+    "CrossModalEncoder": Case(
+        lambda **o: mea.CrossModalEncoder(D, NAMES, HEADS, **o), lambda module, x, mask: list(module(x, mask)[0].values())
+    ),
+    "DecoupledGraphFusion": Case(lambda: mea.DecoupledGraphFusion(D, D_H, HEADS), fused, dropout=False),
+    "DoubleDiscriminator": Case(
+        lambda: mea.DoubleDiscriminator(D, NAMES),
+        lambda module, x, mask: list(module(vectors(x), vectors(x))),
+        dropout=False,
+        compiles=True,
+    ),
+    "ExclusiveEncoder": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, **o), sequence, compiles=True),
+    "ExclusiveEncoder segments": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "segments", **o), sequence, compiles=True),
+    "ExclusiveEncoder max": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "max", **o), sequence, compiles=True),
+    "FeedForward": Case(lambda **o: mea.FeedForward(D, **o), lambda module, x, mask: [module(x["text"])], compiles=True),
+    "GradientReversal": Case(lambda: mea.GradientReversal(0.5), lambda module, x, mask: [module(x["text"])], dropout=False, compiles=True),
+    "GraphFusionConv": Case(
+        lambda: mea.GraphFusionConv(D, D_H, HEADS), lambda module, x, mask: [module(x["text"][:, 0], EDGES)], dropout=False, compiles=True
+    ),
+    "HierarchicalCrossModalAttention": Case(
+        lambda **o: mea.HierarchicalCrossModalAttention(D, NAMES, HEADS, **o), lambda module, x, mask: list(module(x, mask).x.values())
+    ),
+    "MEA": Case(lambda **o: mea.MEA(NAMES, 2, D, D_H, HEADS, **o), whole),
+    "MEALoss": Case(lambda: mea.MEALoss(alpha=0.5, beta=0.5), objective, dropout=False),
+    "ModalityReinforcementUnit": Case(lambda **o: mea.ModalityReinforcementUnit(D, HEADS, **o), unit, compiles=True),
+    "PredictiveEncoder": Case(
+        lambda **o: mea.PredictiveEncoder(D, NAMES, HEADS, **o), lambda module, x, mask: list(module(x, mask).x.values())
+    ),
+    "PredictiveSelfAttention": Case(lambda **o: mea.PredictiveSelfAttention(D, HEADS, **o), predictive, compiles=True),
+    "UnimodalExtractor": Case(lambda **o: mea.UnimodalExtractor(D, D, **o), sequence),  # Dynamo traces no LSTM
+    "WeightedAttention": Case(
+        lambda: mea.WeightedAttention(D, NAMES), lambda module, x, mask: list(module(x, mask)[0].values()), dropout=False, compiles=True
+    ),
+}
+every_layer = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture
+def mask() -> dict[str, Tensor]:
+    return {m: torch.arange(max(n)) < torch.tensor(n)[:, None] for m, n in LENGTHS.items()}
+
+
+@pytest.fixture
+def x() -> dict[str, Tensor]:
+    return {m: torch.randn(3, max(n), D) for m, n in LENGTHS.items()}
+
+
+def drawn(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    module.reset_parameters()
+    return {n: p.detach().clone() for n, p in module.named_parameters()}
+
+
+def equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for i, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(a, e), f"output {i}"
+
+
+def test_the_table_holds_every_layer() -> None:
+    layers = {name for name in mea.classes if issubclass(getattr(mea, name), nn.Module)}
+    assert {name.split()[0] for name in CASES} == layers
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("GradientReversal", "MEALoss")])  # these have no parameter
+def test_reset_parameters_draws_all_weights_anew(name: str) -> None:
+    module = CASES[name].build()
+    parameters = dict(module.named_parameters())
+    norms = {f"{n}.{p}" for n, m in module.named_modules() if isinstance(m, nn.LayerNorm) for p, _ in m.named_parameters()}
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.fill_(7)
+    one, again, other = (drawn(module, seed) for seed in (1, 1, 2))
+    for n in parameters:
+        assert not (one[n] == 7).any(), n
+        assert torch.equal(one[n], again[n]), n
+        assert torch.equal(one[n], other[n]) == (n in norms), n
+
+
+@every_layer
+def test_one_seed_builds_one_layer(name: str) -> None:
+    layers = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        layers.append(CASES[name].build().state_dict())
+    torch.testing.assert_close(*layers, rtol=0, atol=0)
+
+
+@every_layer
+def test_copies_compute_the_same(name: str, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
+    case = CASES[name]
+    module = case.build()
+    expected = case.call(module, x, mask)
+    equal(case.call(copy.deepcopy(module), x, mask), expected)
+    equal(case.call(pickle.loads(pickle.dumps(module)), x, mask), expected)
+    file, fresh = io.BytesIO(), case.build()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    equal(case.call(fresh, x, mask), expected)
+
+
+@every_layer
+def test_a_second_run_and_other_strides_give_the_same_and_leave_the_input_alone(name: str, x, mask) -> None:
+    case = CASES[name]
+    module, before = case.build(), {m: v.clone() for m, v in x.items()}
+    expected = case.call(module, x, mask)
+    equal(case.call(module, x, mask), expected)
+    strided = {m: v.mT.contiguous().mT for m, v in x.items()}
+    assert not any(v.is_contiguous() for v in strided.values())
+    for actual, wanted in zip(case.call(module, strided, mask), expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+    torch.testing.assert_close(x, before, rtol=0, atol=0)
+
+
+@every_layer
+def test_float64_stays_float64_and_float32_is_near_it(name: str, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
+    case = CASES[name]
+    module = case.build()
+    single = case.call(module, x, mask)
+    double = case.call(module.double(), {m: v.double() for m, v in x.items()}, mask)
+    for s, d in zip(single, double, strict=True):
+        assert (s.dtype, d.dtype) == (torch.float32, torch.float64)
+        torch.testing.assert_close(s.double(), d, rtol=1e-4, atol=1e-5)
+
+
+@every_layer
+def test_bfloat16_autocast_stays_near_float32(name: str, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
+    """bfloat16 holds eight bits: outputs agree to some percent of their size, gradients are finite."""
+    case = CASES[name]
+    module = case.build()
+    inputs = {m: v.clone().requires_grad_() for m, v in x.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        low = case.call(module, inputs, mask)
+    for actual, expected in zip(low, case.call(module, x, mask), strict=True):
+        assert actual.isfinite().all()
+        assert (actual.float() - expected).norm() <= 0.05 * expected.norm()
+    torch.stack([v.float().sum() for v in low]).sum().backward()
+    assert all(v.grad.isfinite().all() for v in inputs.values() if v.grad is not None)
+    assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.dropout])
+def test_dropout_acts_in_training_alone(name: str, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
+    case = CASES[name]
+    torch.manual_seed(1)
+    module = case.build(dropout=0.5)
+    torch.manual_seed(1)
+    plain = case.build()
+    one, other = case.call(module, x, mask), case.call(module, x, mask)
+    assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    equal(case.call(module.eval(), x, mask), case.call(plain, x, mask))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.compiles])
+def test_compiles_into_one_graph(name: str, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
+    """Values and gradients are those of the eager layer, for another length too."""
+    torch.compiler.reset()
+    case = CASES[name]
+    module = case.build()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for drop in (0, 1):
+        results = []
+        for f in (module, compiled):
+            part = {m: v[:, : v.size(1) - drop].clone().requires_grad_() for m, v in x.items()}
+            outputs = case.call(f, part, {m: v[:, : v.size(1) - drop] for m, v in mask.items()})
+            module.zero_grad()
+            torch.stack([v.square().sum() for v in outputs if v.requires_grad]).sum().backward()
+            gradients = [v.grad for v in part.values() if v.grad is not None]
+            results.append((outputs, gradients, [p.grad for p in module.parameters()]))
+        torch.testing.assert_close(results[1], results[0])

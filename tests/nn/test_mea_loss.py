@@ -1,0 +1,203 @@
+"""Eq. 20: each term from its printed form, and their weighted sum."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mea_graph.nn import DoubleDiscriminator, LossTerms, MEALoss, MEAOutput
+
+B, D_H = 5, 4
+NAMES = ["text", "audio", "vision"]
+PRESENT = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [1, 1, 0], [1, 0, 0]]).bool()
+
+
+def leaf(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def make_output(channels: int = 1, exclusive: bool = True, agnostic: bool = True, importance: bool = True) -> MEAOutput:
+    """What a model might return; a missing modality's representation is zero, as the encoders make it."""
+    spaces = [{m: leaf(B, D_H) * PRESENT[:, i, None] for i, m in enumerate(NAMES)} if there else None for there in (exclusive, agnostic)]
+    discriminator = DoubleDiscriminator(D_H, NAMES, importance).double()
+    present = {m: PRESENT[:, i] for i, m in enumerate(NAMES)}
+    return MEAOutput(leaf(B, channels), *spaces, present, HeteroData(), discriminator(*spaces), {}, [], {}, [])
+
+
+def gram_hsic(x: Tensor, y: Tensor) -> Tensor:
+    n = len(x)
+    centring = torch.eye(n, dtype=torch.float64) - 1 / n
+    return (centring @ x @ x.mT @ centring @ y @ y.mT).trace() / (n - 1) ** 2
+
+
+def cross_correlation(x: Tensor, y: Tensor) -> Tensor:
+    x, y = (v / v.norm(dim=1, keepdim=True) for v in (x, y))
+    return (x.mT @ y).square().sum()
+
+
+def adversarial(logits: Tensor, omega: Tensor) -> Tensor:
+    """-(1/n) sum_m sum_k omega log D[m], over the modalities that are there."""
+    total = torch.zeros((), dtype=torch.float64)
+    for k in range(B):
+        for m in range(len(NAMES)):
+            if PRESENT[k, m]:
+                total = total - omega[k, m] * (logits[k, m, m] - logits[k, m].logsumexp(0)) / B
+    return total
+
+
+TARGETS: dict[str, Tensor] = {
+    "regression": torch.tensor([0.5, -1.0, 3.0, 0.0, 2.0]),
+    "classification": torch.tensor([0, 2, 1, 1, 0]),
+    "multilabel": torch.tensor([[0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1], [0, 1, 0]]).float(),
+}
+
+
+def literal_task(task: str, prediction: Tensor, target: Tensor) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for b in range(B):
+        if task == "regression":
+            total = total + (prediction[b, 0] - target[b]) ** 2 / B
+        elif task == "classification":
+            total = total - prediction[b].softmax(0)[int(target[b])].log() / B
+        else:
+            for c in range(3):
+                p = 1 / (1 + torch.exp(-prediction[b, c]))
+                total = total - (target[b, c] * p.log() + (1 - target[b, c]) * (1 - p).log()) / (3 * B)
+    return total
+
+
+def same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", TARGETS)
+@pytest.mark.parametrize(("disparity", "literal"), [("hsic", gram_hsic), ("orthogonality", cross_correlation)])
+@pytest.mark.parametrize(("alpha", "beta"), [(0.02, 0.03), (0.7, 0.0), (0.0, 1.5)])
+def test_terms_and_their_weighted_sum(task: Any, disparity: Any, literal: Any, alpha: float, beta: float) -> None:
+    output = make_output(1 if task == "regression" else 3)
+    terms = MEALoss(task, alpha, beta, disparity)(output, TARGETS[task])
+    same(terms.task, literal_task(task, output.prediction, TARGETS[task]))
+    parts = [literal(output.exclusive[m][PRESENT[:, i]], output.agnostic[m][PRESENT[:, i]]) for i, m in enumerate(NAMES)]
+    same(terms.disparity, sum(parts) / 3)
+    seen, ones = output.discrimination, torch.ones(B, 3, dtype=torch.float64)
+    omega = torch.stack([1 - seen.importance[:, m].softmax(-1)[:, m] for m in range(3)], 1)
+    same(terms.agnostic, adversarial(seen.agnostic, omega))
+    same(terms.exclusive, adversarial(seen.exclusive, ones))
+    same(terms.importance, adversarial(seen.importance, ones))
+    same(terms.total, terms.task + alpha * terms.disparity + beta * (terms.agnostic + terms.exclusive + terms.importance))
+
+
+@pytest.mark.parametrize(
+    ("options", "off"),
+    [
+        ({"exclusive": False}, {"disparity", "exclusive"}),
+        ({"agnostic": False, "importance": False}, {"disparity", "agnostic", "importance"}),
+        ({"importance": False}, {"importance"}),
+    ],
+)
+def test_the_terms_of_what_is_not_there_are_zero(options: dict[str, bool], off: set[str]) -> None:
+    terms = MEALoss(alpha=0.5, beta=0.5)(make_output(**options), TARGETS["regression"])
+    assert {name for name in LossTerms._fields if getattr(terms, name).item() == 0} == off
+    same(terms.total, terms.task + 0.5 * sum(getattr(terms, name) for name in ("disparity", "agnostic", "exclusive", "importance")))
+
+
+def test_without_importance_the_adversarial_loss_is_unweighted() -> None:
+    output = make_output(importance=False)
+    same(MEALoss()(output, TARGETS["regression"]).agnostic, adversarial(output.discrimination.agnostic, torch.ones(B, 3)))
+
+
+def test_the_importance_loss_changes_the_importance_discriminator_alone() -> None:
+    """R6: D_i is trained on detached h_a, and omega is detached."""
+    h = {m: leaf(B, D_H) for m in NAMES}
+    discriminator = DoubleDiscriminator(D_H, NAMES).double()
+    everything = {m: torch.ones(B, dtype=torch.bool) for m in NAMES}
+    output = MEAOutput(leaf(B, 1), None, h, everything, HeteroData(), discriminator(None, h), {}, [], {}, [])
+    terms = MEALoss()(output, TARGETS["regression"])
+    others = [*h.values(), *discriminator.hidden.parameters(), *discriminator.out.parameters()]
+    alone = torch.autograd.grad(terms.importance, others, allow_unused=True, retain_graph=True)
+    assert alone == (None,) * len(others)
+    own = discriminator.importance.weight
+    assert torch.autograd.grad(terms.importance, own, retain_graph=True)[0].any()
+    assert torch.autograd.grad(terms.agnostic, own, allow_unused=True) == (None,)
+
+
+def test_label_smoothing() -> None:
+    output, s = make_output(3), 0.2
+    log_p = output.prediction.log_softmax(1)
+    own = log_p.gather(1, TARGETS["classification"][:, None]).mean()
+    terms = MEALoss("classification", label_smoothing=s)(output, TARGETS["classification"])
+    same(terms.task, -(1 - s) * own - s * log_p.mean())
+
+
+@pytest.mark.parametrize("task", TARGETS)
+def test_half_precision_predictions_are_summed_in_float32(task: Any) -> None:
+    prediction = torch.randn(B, 1 if task == "regression" else 3).bfloat16()
+    loss = MEALoss(task)
+    assert torch.equal(loss.task_loss(prediction, TARGETS[task]), loss.task_loss(prediction.float(), TARGETS[task]))
+
+
+def test_gradients_of_the_total_are_finite_where_a_modality_is_missing() -> None:
+    h = {m: leaf(B, D_H) for m in NAMES}
+    clean = {m: v * PRESENT[:, i, None] for i, (m, v) in enumerate(h.items())}
+    present = {m: PRESENT[:, i] for i, m in enumerate(NAMES)}
+    discrimination = DoubleDiscriminator(D_H, NAMES).double()(clean, clean)
+    output = MEAOutput(leaf(B, 1), clean, clean, present, HeteroData(), discrimination, {}, [], {}, [])
+    for disparity in ("hsic", "orthogonality"):
+        total = MEALoss(disparity=disparity)(output, TARGETS["regression"]).total
+        for i, gradient in enumerate(torch.autograd.grad(total, list(h.values()), retain_graph=True)):
+            assert gradient.isfinite().all()
+            assert gradient[PRESENT[:, i]].any()
+            assert not gradient[~PRESENT[:, i]].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "ranking"}, "task: expected 'regression', 'classification' or 'multilabel', got 'ranking'"),
+        ({"disparity": "mmd"}, "disparity: expected 'hsic' or 'orthogonality', got 'mmd'"),
+        ({"alpha": -1.0}, "alpha, beta: expected finite numbers of at least 0, got -1.0, 0.03"),
+        ({"beta": -2.0}, "alpha, beta: expected finite numbers of at least 0, got 0.02, -2.0"),
+        ({"alpha": math.nan}, "alpha, beta: expected finite numbers of at least 0, got nan, 0.03"),
+        ({"beta": math.inf}, "alpha, beta: expected finite numbers of at least 0, got 0.02, inf"),
+        ({"label_smoothing": 1.5}, r"label_smoothing: expected a number in \[0, 1\], got 1.5"),
+        ({"label_smoothing": -0.1}, r"label_smoothing: expected a number in \[0, 1\], got -0.1"),
+        ({"label_smoothing": math.nan}, r"label_smoothing: expected a number in \[0, 1\], got nan"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MEALoss(**options)
+
+
+@pytest.mark.parametrize(
+    ("task", "channels", "target", "message"),
+    [
+        ("regression", 2, torch.zeros(B), r"prediction: expected \(B, 1\) for regression, got \(5, 2\)"),
+        ("regression", 1, torch.zeros(B, 1), r"target: expected \(5,\) for regression, got \(5, 1\)"),
+        ("regression", 1, torch.zeros(B, dtype=torch.int64), "target: expected floats for regression, got torch.int64"),
+        ("classification", 3, torch.zeros(B + 1).long(), r"target: expected \(5,\) for classification, got \(6,\)"),
+        ("classification", 3, torch.zeros(B), "target: expected int64 for classification, got torch.float32"),
+        ("classification", 3, torch.zeros(B).int(), "target: expected int64 for classification, got torch.int32"),
+        ("classification", 3, torch.tensor([0, 1, 3, 0, 1]), r"target: expected classes in \[0, 3\), got 0 to 3"),
+        ("classification", 3, torch.tensor([0, 1, -100, 0, 1]), r"target: expected classes in \[0, 3\), got -100 to 1"),
+        ("multilabel", 3, torch.zeros(B), r"target: expected \(5, 3\) for multilabel, got \(5,\)"),
+        ("multilabel", 3, torch.zeros(B, 3).long(), "target: expected floats for multilabel, got torch.int64"),
+    ],
+)
+def test_bad_targets_are_named(task: Any, channels: int, target: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MEALoss(task)(make_output(channels), target)
+
+
+def test_a_prediction_of_one_dimension_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"prediction: expected \(B, C\), got \(5,\)"):
+        MEALoss().task_loss(torch.zeros(B), torch.zeros(B))
+
+
+def test_a_random_guess_costs_the_entropy() -> None:
+    zeros = torch.zeros(B, 3)
+    assert MEALoss("classification").task_loss(zeros, TARGETS["classification"]).item() == pytest.approx(math.log(3))
+    assert MEALoss("multilabel").task_loss(zeros, TARGETS["multilabel"]).item() == pytest.approx(math.log(2))

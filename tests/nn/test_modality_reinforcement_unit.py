@@ -1,0 +1,114 @@
+"""Eq. 7: a target attends to its sources, from the unit's own parameters, one head after the other."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mea_graph.nn import ModalityReinforcementUnit
+
+B, D, HEADS = 3, 6, 2
+TARGET = [4, 2, 3]
+SOURCES = [[5, 0, 0], [1, 3, 0]]  # the last sample has no source
+
+
+def sequence(lengths: list[int]) -> tuple[Tensor, Tensor]:
+    steps = torch.arange(max(lengths))
+    return torch.randn(len(lengths), max(lengths), D, dtype=torch.float64), steps < torch.tensor(lengths)[:, None]
+
+
+def literal(unit: ModalityReinforcementUnit, sources: list[np.ndarray], target: np.ndarray, formulas) -> tuple[np.ndarray, np.ndarray]:
+    """One unpadded sample: the reinforced target and the map (K, T, T_s)."""
+    source = formulas.layer_norm(np.concatenate(sources), unit.norm_source)
+    normalised = formulas.layer_norm(target, unit.norm_target)
+    query = formulas.linear(normalised, unit.query)
+    key_value = formulas.linear(source, unit.key_value)
+    width, heads, maps = D // HEADS, [], []
+    for h in range(HEADS):
+        own, key, value = slice(h * width, (h + 1) * width), key_value[:, :D], key_value[:, D:]
+        if len(source):
+            maps.append(formulas.softmax(query[:, own] @ key[:, own].T / math.sqrt(width)))
+        else:
+            maps.append(np.zeros((len(target), 0)))
+        heads.append(maps[-1] @ value[:, own])
+    attended = formulas.linear(np.concatenate(heads, -1), unit.out)
+    z = (normalised if unit.residual == "normalized" else target) + attended
+    block = unit.feed_forward
+    return formulas.feed_forward(z, block.norm, block.expand, block.contract), np.stack(maps)
+
+
+@pytest.mark.parametrize("residual", ["normalized", "input"])
+@pytest.mark.parametrize("lengths", [SOURCES[:1], SOURCES[1:], SOURCES], ids=["first", "second", "both"])
+def test_equals_the_formula(formulas, randomised, residual: Any, lengths: list[list[int]]) -> None:
+    unit = randomised(ModalityReinforcementUnit(D, HEADS, residual))
+    target, target_mask = sequence(TARGET)
+    sources, masks = zip(*(sequence(n) for n in lengths), strict=True)
+    out, maps = unit(list(sources), target, list(masks), target_mask, return_attention_weights=True)
+    assert torch.equal(out, unit(list(sources), target, list(masks), target_mask))
+    columns = torch.cat(masks, 1)
+    for b, n in enumerate(TARGET):
+        real = [s[b][m[b]].numpy() for s, m in zip(sources, masks, strict=True)]
+        expected, attention = literal(unit, real, target[b, :n].numpy(), formulas)
+        np.testing.assert_allclose(out[b, :n].detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+        assert not out[b, n:].any()
+        np.testing.assert_allclose(maps[b, :, :n][..., columns[b]].detach().numpy(), attention, rtol=1e-9, atol=1e-12)
+        assert not maps[b][..., ~columns[b]].any()
+
+
+def test_one_source_may_come_without_a_list(randomised) -> None:
+    unit = randomised(ModalityReinforcementUnit(D, HEADS))
+    (source, source_mask), (target, target_mask) = sequence([4, 2, 1]), sequence(TARGET)
+    listed = unit([source], target, [source_mask], target_mask)
+    assert torch.equal(unit(source, target, source_mask, target_mask), listed)
+
+
+def test_several_sources_are_one_concatenated_sequence(randomised) -> None:
+    unit = randomised(ModalityReinforcementUnit(D, HEADS))
+    (one, one_mask), (two, two_mask), (target, target_mask) = sequence([2, 1, 3]), sequence([3, 3, 1]), sequence(TARGET)
+    joined = unit(torch.cat([one, two], 1), target, torch.cat([one_mask, two_mask], 1), target_mask)
+    torch.testing.assert_close(unit([one, two], target, [one_mask, two_mask], target_mask), joined, rtol=1e-12, atol=1e-14)
+
+
+def test_target_and_source_do_not_change_places(randomised) -> None:
+    unit = randomised(ModalityReinforcementUnit(D, HEADS))
+    x, y = torch.randn(2, 1, 4, D, dtype=torch.float64)
+    assert not torch.allclose(unit(x, y), unit(y, x))
+
+
+def test_gradcheck(randomised) -> None:
+    unit = randomised(ModalityReinforcementUnit(4, 2))
+    inputs = tuple(torch.randn(2, t, 4, dtype=torch.float64, requires_grad=True) for t in (3, 1, 2))
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    full = torch.ones(2, 1, dtype=torch.bool)
+    assert torch.autograd.gradcheck(lambda a, b, target: unit([a, b], target, [mask, full]), inputs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": 4}, "heads: expected a divisor of channels = 6, got 4"),
+        ({"residual": "both"}, "residual: expected 'normalized' or 'input', got 'both'"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModalityReinforcementUnit(**({"channels": D, "heads": HEADS} | options))
+
+
+def test_bad_input_is_named() -> None:
+    unit, x, mask = ModalityReinforcementUnit(D, HEADS), torch.randn(2, 3, D), torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"target: expected \(B, T, 6\), got \(2, 3, 5\)"):
+        unit(x, x[..., :5])
+    with pytest.raises(ValueError, match=r"source\[1\]: expected \(B, T, 6\), got \(2, 3, 4\)"):
+        unit([x, x[..., :4]], x)
+    with pytest.raises(ValueError, match=r"source\[0\]: expected a bool mask \(2, 3\), got torch.bool \(2, 2\)"):
+        unit([x], x, [mask[:, 1:]])
+    with pytest.raises(ValueError, match="source_mask: expected one mask for each of the 2 sources, got 1"):
+        unit([x, x], x, [mask])
+    with pytest.raises(ValueError, match="source_mask: expected one mask for each of the 2 sources"):
+        unit([x, x], x, mask)
+    with pytest.raises(ValueError, match="keys: expected at least one source, got none"):
+        unit([], x)

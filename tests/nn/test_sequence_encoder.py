@@ -1,0 +1,79 @@
+"""Eq. 11-12: pool over the real steps (R5), then a two-layer perceptron with GELU."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mea_graph.nn import AgnosticEncoder, ExclusiveEncoder
+
+D, D_H, T = 4, 5, 7
+LENGTHS = [7, 3, 1, 0]
+MASK = torch.arange(T) < torch.tensor(LENGTHS)[:, None]
+POOLINGS = [("mean", 4), ("max", 4), ("segments", 1), ("segments", 2), ("segments", 3), ("segments", 10)]
+
+
+def pool(steps: np.ndarray, pooling: str, segments: int) -> np.ndarray:
+    """One unpadded sequence (n, d) with n > 0. Step t of n lies in segment floor(t S / n); an empty segment gives zeros."""
+    if pooling == "mean":
+        return steps.mean(0)
+    if pooling == "max":
+        return steps.max(0)
+    parts = []
+    for s in range(segments):
+        members = [steps[t] for t in range(len(steps)) if s * len(steps) <= t * segments < (s + 1) * len(steps)]
+        parts.append(np.mean(members, 0) if members else np.zeros(steps.shape[1]))
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("build", [ExclusiveEncoder, AgnosticEncoder])
+@pytest.mark.parametrize(("pooling", "segments"), POOLINGS)
+def test_equals_the_formula(formulas, randomised, build: Any, pooling: str, segments: int) -> None:
+    encoder = randomised(build(D, D_H, pooling=pooling, segments=segments))
+    x = torch.randn(len(LENGTHS), T, D, dtype=torch.float64) - 3  # below zero, where a maximum would notice a zero too many
+    h = encoder(x, MASK)
+    for b, n in enumerate(LENGTHS):
+        expected = np.zeros(D_H)
+        if n:
+            pooled = pool(x[b, :n].numpy(), pooling, segments)
+            expected = formulas.linear(formulas.gelu(formulas.linear(pooled, encoder.hidden)), encoder.out)
+        np.testing.assert_allclose(h[b].detach().numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("pooling", "segments"), POOLINGS)
+def test_gradcheck(randomised, pooling: Any, segments: int) -> None:
+    encoder = randomised(ExclusiveEncoder(D, D_H, pooling, segments))
+    x = torch.randn(len(LENGTHS), T, D, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: encoder(x, MASK), x)
+
+
+def test_one_agnostic_encoder_takes_every_length() -> None:
+    encoder = AgnosticEncoder(D, D_H)
+    assert [encoder(torch.randn(2, t, D)).shape for t in (0, 1, 50)] == [(2, D_H)] * 3
+
+
+def test_the_mean_forgets_the_order_and_segments_keep_it(randomised) -> None:
+    x = torch.randn(1, 8, D, dtype=torch.float64)
+    mean, segments = randomised(ExclusiveEncoder(D, D_H)), randomised(ExclusiveEncoder(D, D_H, "segments", 2))
+    torch.testing.assert_close(mean(x), mean(x.flip(1)), rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(segments(x), segments(x.flip(1)))
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="pooling: expected 'mean', 'segments' or 'max', got 'last'"):
+        ExclusiveEncoder(D, D_H, pooling="last")
+    for sizes in ({"channels": 0}, {"out_channels": 0}, {"segments": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(sizes))}: expected an integer of at least 1, got 0"):
+            ExclusiveEncoder(**({"channels": D, "out_channels": D_H} | sizes))
+    with pytest.raises(ValueError, match=r"x: expected \(B, T, 4\), got \(2, 3, 5\)"):
+        ExclusiveEncoder(D, D_H)(torch.randn(2, 3, 5))
+    with pytest.raises(ValueError, match=r"x: expected a bool mask \(2, 3\), got torch.int64 \(2, 3\)"):
+        ExclusiveEncoder(D, D_H)(torch.randn(2, 3, D), torch.ones(2, 3, dtype=torch.int64))
+
+
+def test_segments_of_a_divisible_length_are_its_quarters(randomised) -> None:
+    encoder = randomised(ExclusiveEncoder(D, D_H, "segments"))
+    x = torch.randn(1, 12, D, dtype=torch.float64)
+    quarters = x[0].unflatten(0, (4, 3)).mean(1).flatten()
+    torch.testing.assert_close(encoder(x)[0], encoder.out(encoder.activation(encoder.hidden(quarters))), rtol=1e-12, atol=1e-14)
