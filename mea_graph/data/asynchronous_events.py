@@ -1,0 +1,179 @@
+"""`AsynchronousEvents`: embedded data whose truth is known, to try, test and compare fusion without any file."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from mea_graph.data.dataset import MultimodalDataset
+from mea_graph.data.store import build_store
+
+_NAMES = ("text", "audio", "vision", "motion", "pulse")
+_RATES = (3.0, 6.0, 4.5, 5.0, 4.0)  # steps a second
+_WIDTHS = (16, 14, 20, 15, 18)
+_LAGS = (0.0, 0.1, 0.2, 0.15, 0.05)  # seconds behind the event
+_SHARED, _PRIVATE, _CODE = 2, 2, 4
+
+
+class Latents(NamedTuple):
+    """What produced a data set; row n belongs to sample n. E events, each with a code of width 4.
+
+    Example:
+        >>> from mea_graph.data import AsynchronousEvents
+        >>> latents = AsynchronousEvents(num_samples=10).latents
+        >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
+        ((10, 2), (10, 2), (10, 4))
+    """
+
+    shared: np.ndarray  # (N, 2), seen by every modality
+    private: dict[str, np.ndarray]  # (N, 2) each, seen by that modality only
+    code: np.ndarray  # (N, E, 4), of unit length; every modality sees which event is which
+    value: dict[str, np.ndarray]  # (N, E) each, -1 or 1, half of each: what the modality shows at the event
+    focus: dict[str, np.ndarray]  # (N,) each, the event on which the modality dwells
+    coincidence: np.ndarray  # (N,), mean over modalities of its value at the event on which the modality before it dwells
+    times: np.ndarray  # (N, E), seconds
+    score: np.ndarray  # (N,), what the label is made of
+
+
+class AsynchronousEvents(MultimodalDataset):
+    r"""Seeded samples of several modalities that saw the same events at different rates, lags and jitter, with known truth.
+
+    A sample lasts a few seconds and holds `num_events` events, each with a code that tells it from the others. Modality m samples at a rate
+    of its own and sees every event with its own lag and jitter, as a bump of the event's code and of a private value, -1 or 1. All the
+    while it shows the code of ONE event, its focus. On top lie a shared latent s, shown by every modality (what an agnostic
+    representation can hold), a private latent p_m, shown by one (exclusive), and noise. The label's score is
+
+    .. math:: \sqrt{w_s} \, f(s) + \sqrt{w_p} \, g(p_1, \dots, p_M) + \sqrt{w_c} \, h(c), \qquad w_s + w_p + w_c = 1
+
+    each of f, g, h of unit variance. The *coincidence* c asks which events coincide: it is the mean over modalities of the value that
+    modality m gives to the very event on which modality m - 1 dwells. Within a sample each modality's values are half -1 and half 1, in
+    random order. Hence c is independent of all that any one modality shows, and of every average over time (the values cancel, and a code
+    says nothing of a value): it shows only where the focus of one modality meets the events of another.
+
+    Args:
+        num_samples: N; split 60 / 15 / 25 into train, valid and test.
+        task: "regression" gives the score itself; "classification" its quantile bin.
+        num_classes: Bins of equal size, with `task="classification"`.
+        num_modalities: M, 2 to 5: text, audio, vision, motion, pulse.
+        num_events: E in each sample, even, 2 to 8.
+        duration: Shortest and longest sample in seconds.
+        coincidence: :math:`w_c`, the share of the score's variance; the rest is halved between shared and private.
+        noise: Standard deviation of the noise on every feature.
+        jitter: Standard deviation in seconds of when a modality sees an event.
+        missing_rate: Probability that a sample lacks a modality; at least one always stays.
+        seed: The same seed gives the same data.
+
+    Shape:
+        - sample[m].x: :math:`(T_m, d_m)`; sample[m].time: :math:`(T_m,)`, seconds; sample.y: :math:`(1,)`
+
+    Raises:
+        ValueError: An argument out of its range.
+
+    Example:
+        >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
+        >>> events.channels, len(events.select(split="train"))
+        ({'text': 16, 'audio': 14, 'vision': 20}, 24)
+    """
+
+    def __init__(
+        self,
+        num_samples: int = 2000,
+        task: Literal["regression", "classification"] = "regression",
+        num_classes: int = 3,
+        num_modalities: int = 3,
+        num_events: int = 4,
+        duration: tuple[float, float] = (2.5, 4.0),
+        coincidence: float = 0.7,
+        noise: float = 0.1,
+        jitter: float = 0.03,
+        missing_rate: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        _check(num_samples, task, num_classes, num_modalities, num_events, duration, coincidence, noise, jitter, missing_rate)
+        rng = np.random.default_rng(seed)
+        names = _NAMES[:num_modalities]
+        latents, length = _draw_latents(rng, num_samples, names, num_events, duration, coincidence)
+        here = rng.random((num_samples, num_modalities)) >= missing_rate
+        here[np.arange(num_samples), rng.integers(num_modalities, size=num_samples)] = True
+        x: dict[str, list[np.ndarray | None]] = {}
+        time: dict[str, list[np.ndarray | None]] = {}
+        for i, name in enumerate(names):
+            seen = [_show(rng, i, name, n, latents, length[n], noise, jitter) for n in range(num_samples)]
+            x[name] = [s[0] if here[n, i] else None for n, s in enumerate(seen)]
+            time[name] = [s[1] if here[n, i] else None for n, s in enumerate(seen)]
+        y: np.ndarray = latents.score.astype(np.float32)
+        if task == "classification":
+            y = np.searchsorted(np.quantile(latents.score, np.arange(1, num_classes) / num_classes), latents.score)
+        split = np.repeat(["train", "valid", "test"], [round(0.6 * num_samples), round(0.15 * num_samples), num_samples])[:num_samples]
+        super().__init__(build_store(x, y, None, time, split, {}, None, ()))
+        self.latents = latents
+
+
+def _draw_latents(
+    rng: np.random.Generator, num_samples: int, names: tuple[str, ...], num_events: int, duration: tuple[float, float], weight: float
+) -> tuple[Latents, np.ndarray]:
+    length = rng.uniform(*duration, num_samples)
+    shared = rng.normal(size=(num_samples, _SHARED))
+    private = {m: rng.normal(size=(num_samples, _PRIVATE)) for m in names}
+    # Equal slots with the event in the middle half of its slot: no two events run into each other.
+    slot = (np.arange(num_events) + rng.uniform(0.25, 0.75, (num_samples, num_events))) / num_events
+    code = rng.normal(size=(num_samples, num_events, _CODE))
+    code /= np.linalg.norm(code, axis=-1, keepdims=True)
+    half = np.where(np.arange(num_events) % 2, 1.0, -1.0)
+    value = {m: rng.permuted(np.tile(half, (num_samples, 1)), axis=1) for m in names}
+    focus = {m: rng.integers(num_events, size=num_samples) for m in names}
+    every = np.arange(num_samples)
+    coincidence = np.mean([value[m][every, focus[names[i - 1]]] for i, m in enumerate(names)], 0)
+    parts = [
+        shared.sum(1) / np.sqrt(_SHARED),
+        np.sum([p.sum(1) for p in private.values()], 0) / np.sqrt(_PRIVATE * len(names)),
+        coincidence * np.sqrt(len(names)),  # a mean of M independent signs
+    ]
+    weights = [(1 - weight) / 2, (1 - weight) / 2, weight]
+    score = np.sum([np.sqrt(w) * part for w, part in zip(weights, parts, strict=True)], 0)
+    return Latents(shared, private, code, value, focus, coincidence, slot * length[:, None], score), length
+
+
+def _show(
+    rng: np.random.Generator, i: int, name: str, n: int, latents: Latents, length: float, noise: float, jitter: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """What modality i sees of sample n: features (T, d) and times (T,)."""
+    view = np.random.default_rng(1000 + i)  # how a modality looks is the same in every data set, whatever its seed
+    look = np.linalg.qr(view.normal(size=(_WIDTHS[i], _WIDTHS[i])))[0]  # orthogonal directions for what is shown
+    codes, focus, value, shared, private = np.split(look, np.cumsum([_CODE, _CODE, 1, _SHARED, _PRIVATE]))[:5]
+    steps = max(1, round(length * _RATES[i]))
+    time = (np.arange(steps) + rng.uniform(0.3, 0.7, steps)) / _RATES[i]
+    moment = latents.times[n] + _LAGS[i] + jitter * rng.normal(size=latents.times.shape[1])
+    bump = np.exp(-0.5 * ((time[:, None] - moment) / (0.5 / _RATES[i] + 0.05)) ** 2)  # (T, E); no event falls between two steps
+    x = 2 * bump @ (latents.code[n] @ codes + latents.value[name][n][:, None] * value)
+    x += 2 * latents.code[n, latents.focus[name][n]] @ focus + latents.shared[n] @ shared + latents.private[name][n] @ private
+    return (x + noise * rng.normal(size=x.shape)).astype(np.float32), time.astype(np.float32)
+
+
+def _check(
+    num_samples: int,
+    task: str,
+    num_classes: int,
+    num_modalities: int,
+    num_events: int,
+    duration: tuple[float, float],
+    coincidence: float,
+    noise: float,
+    jitter: float,
+    missing_rate: float,
+) -> None:
+    for name, value, good, expected in (
+        ("num_samples", num_samples, num_samples >= 4, "at least 4"),
+        ("task", task, task in ("regression", "classification"), "'regression' or 'classification'"),
+        ("num_classes", num_classes, num_classes >= 2, "at least 2"),
+        ("num_modalities", num_modalities, 2 <= num_modalities <= len(_NAMES), f"2 to {len(_NAMES)}"),
+        ("num_events", num_events, 2 <= num_events <= 8 and num_events % 2 == 0, "an even number, 2 to 8"),
+        ("duration", duration, 0 < duration[0] <= duration[1], "shortest <= longest, both above 0"),
+        ("coincidence", coincidence, 0 <= coincidence <= 1, "0 to 1"),
+        ("noise", noise, noise >= 0, "at least 0"),
+        ("jitter", jitter, jitter >= 0, "at least 0"),
+        ("missing_rate", missing_rate, 0 <= missing_rate < 1, "0 to below 1"),
+    ):
+        if not good:
+            raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -1,0 +1,140 @@
+"""Batches of samples of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class Padding(NamedTuple):
+    """Share of the padded steps that are no real ones: in the sampler's batches, and in random batches of the same size.
+
+    Example:
+        >>> Padding(left=0.07, random=0.3)._asdict()
+        {'left': 0.07, 'random': 0.3}
+    """
+
+    left: float
+    random: float
+
+
+class LengthBucketBatchSampler(Sampler[list[int]]):
+    """Yields batches (lists of indices) of samples of similar length, so that padding them to a common length wastes little.
+
+    The samples are shuffled, cut into pools of `bucket_multiplier` batches, sorted by length inside each pool, cut into batches,
+    and the batches shuffled: random enough to learn from, alike enough to pad little. Length is the number of steps over all
+    modalities. Batches depend on `(seed, epoch)` only, every rank gets the same number of them, and the ranks' batches of one
+    step are alike in length. Give it to a data loader as `batch_sampler=`.
+
+    Args:
+        lengths: true lengths `(N,)` of every modality, as `MultimodalDataset.lengths`.
+        batch_size: samples per batch and rank, >= 1.
+        shuffle: False sorts all samples, longest first, and keeps that order in every epoch: match results by sample id.
+        seed: >= 0.
+        drop_last: leave out the last batch where it is not full on every rank.
+        num_replicas: number of ranks, >= 1.
+        rank: in `[0, num_replicas)`.
+        bucket_multiplier: batches per pool, >= 1; 1 is plain random batches, large is least padding.
+
+    Raises:
+        ValueError: where an argument is out of range.
+
+    Example:
+        >>> sampler = LengthBucketBatchSampler({"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False)
+        >>> list(sampler)
+        [[0, 2], [3, 1]]
+        >>> round(sampler.padding.left, 3)
+        0.091
+    """
+
+    def __init__(
+        self,
+        lengths: Mapping[str, np.ndarray],
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        num_replicas: int = 1,
+        rank: int = 0,
+        bucket_multiplier: int = 10,
+    ) -> None:
+        if not isinstance(lengths, Mapping) or not lengths:
+            raise ValueError(f"lengths: expected a non-empty dict of arrays (N,), got {type(lengths).__name__}")
+        self._lengths = {name: np.asarray(values, dtype=np.int64) for name, values in lengths.items()}
+        shapes = {values.shape for values in self._lengths.values()}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise ValueError(f"lengths: expected arrays of one shape (N,), got { ({k: v.shape for k, v in self._lengths.items()}) }")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_replicas", num_replicas, 1),
+            ("bucket_multiplier", bucket_multiplier, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+        if not 0 <= rank < num_replicas:
+            raise ValueError(f"rank: expected an integer in [0, {num_replicas}), got {rank}")
+        # Private on purpose: Lightning rebuilds a batch sampler that shows `batch_size` and `drop_last`, with arguments not ours.
+        self._batch_size, self._drop_last = batch_size, drop_last
+        self._shuffle, self._seed, self._epoch = shuffle, seed, 0
+        self._num_replicas, self._rank, self._bucket_multiplier = num_replicas, rank, bucket_multiplier
+        self._steps = np.sum(list(self._lengths.values()), axis=0)
+
+    @property
+    def sampler(self) -> LengthBucketBatchSampler:
+        """Itself: where Lightning looks for `set_epoch`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the shuffle; call it before each epoch (Lightning does)."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        together = self._batch_size * self._num_replicas
+        return len(self._steps) // together if self._drop_last else -(-len(self._steps) // together)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for together in self._groups(self._bucket_multiplier):
+            yield together[self._rank :: self._num_replicas].tolist()
+
+    @property
+    def padding(self) -> Padding:
+        """Share of padded steps in this epoch's batches of all ranks, and in random batches of the same size."""
+        return Padding(self._padded_share(self._groups(self._bucket_multiplier)), self._padded_share(self._groups(1, shuffle=True)))
+
+    def _groups(self, pool: int, shuffle: bool | None = None) -> list[np.ndarray]:
+        """What all ranks take in one step, step by step."""
+        shuffle = self._shuffle if shuffle is None else shuffle
+        together, total = self._batch_size * self._num_replicas, len(self._steps)
+        if not shuffle:
+            groups = _cut(np.argsort(-self._steps, kind="stable"), together)  # longest first: too little memory shows at once
+        else:
+            rng = np.random.default_rng([self._seed, self._epoch])
+            groups = []
+            for part in _cut(rng.permutation(total), together * pool):
+                groups += _cut(part if pool == 1 else part[np.argsort(self._steps[part], kind="stable")], together)
+        if groups and len(groups[-1]) < together:
+            if self._drop_last:
+                groups.pop()
+            elif (short := self._num_replicas - len(groups[-1])) > 0:  # every rank must have a batch: some samples come twice
+                groups[-1] = np.concatenate([groups[-1], np.resize(groups[0], short)])
+        if shuffle:
+            rng.shuffle(order := np.arange(len(groups)))
+            groups = [groups[i] for i in order]
+        return groups
+
+    def _padded_share(self, groups: list[np.ndarray]) -> float:
+        real = padded = 0
+        for together in groups:
+            for rank in range(self._num_replicas):
+                batch = together[rank :: self._num_replicas]
+                for lengths in self._lengths.values():
+                    real += int(lengths[batch].sum())
+                    padded += int(lengths[batch].max()) * len(batch)
+        return 1 - real / padded if padded else 0.0
+
+
+def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[i : i + size] for i in range(0, len(order), size)]

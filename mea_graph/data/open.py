@@ -1,0 +1,139 @@
+"""`open_dataset`: any supported file as a `MultimodalDataset`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mea_graph.data.cache import cached
+from mea_graph.data.dataset import MultimodalDataset
+from mea_graph.data.errors import DataError
+from mea_graph.data.readers.any_pickle import read_any_pickle
+from mea_graph.data.readers.csd import read_csd
+from mea_graph.data.readers.misa import read_misa
+from mea_graph.data.readers.mmsa import read_mmsa
+from mea_graph.data.readers.mult import read_mult
+from mea_graph.data.readers.npz import read_npz
+
+PathLike = str | os.PathLike[str]
+
+_READERS: dict[str, Callable[..., MultimodalDataset]] = {
+    "mult": read_mult,
+    "mmsa": read_mmsa,
+    "misa": read_misa,
+    "csd": read_csd,
+    "npz": read_npz,
+    "pickle": read_any_pickle,
+}
+_SEVERAL_FILES = ("csd", "misa")  # formats that may have one file a modality, or one a split
+_SUFFIXES = {"csd": ".csd", "misa": ".pkl"}
+
+
+def open_dataset(
+    source: PathLike | Mapping[str, PathLike],
+    format: str = "auto",
+    cache_dir: PathLike | None = None,
+    modalities: Sequence[str] | None = None,
+    **options: Any,
+) -> MultimodalDataset:
+    """Opens a data file of the field, converting it once into a memory-mapped cache beside it.
+
+    The cache `<source>.mea-cache` is keyed by a hash of the source, the reader and its options, is written whole or not at all, and
+    may be deleted at any time. Pickles are opened by a restricted unpickler that runs nothing.
+
+    Args:
+        source: a file; a folder of `.csd` files (one a modality) or of MISA `.pkl` files (one a split); or a dict of files by name.
+        format: "mult", "mmsa", "misa" (pickles), "csd" (HDF5), "npz"; "auto" looks at the contents.
+        cache_dir: folder for the cache, where the source's own cannot be written.
+        modalities: keep only these, in this order.
+        options: those of the format's reader in `mea_graph.data.readers`, such as `label`, `split` or `embedding`
+            (an array `(V, d)`, or the path of an `.npy` file).
+
+    Raises:
+        DataError: where the source is missing, refused, of another format, or not as its format demands.
+        ImportError: for `.csd` without h5py.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/clips.npz", audio=np.ones((2, 5, 3)), audio_len=np.array([5, 2]), label=np.array([0, 1]))
+        ...     open_dataset(f"{folder}/clips.npz")
+        MultimodalDataset(2, audio=3)
+    """
+    origin, files = _locate(source)
+    if format == "auto":
+        format = _sniff(origin, files)
+    if format not in _READERS:
+        raise DataError(f"format: expected 'auto' or one of {list(_READERS)}, got {format!r}")
+    if files is not None and format not in _SEVERAL_FILES:
+        raise DataError(f"{origin}: format {format!r} is one file, got {list(files)}")
+    if files is None and format == "csd":
+        raise DataError(f"{origin}: format 'csd' has one file a modality and one with labels; pass their folder or a dict of them")
+    reader = _READERS[format]
+    _check_options(format, reader, options)
+    if isinstance(options.get("embedding"), str | os.PathLike):
+        options["embedding"] = _load_array(Path(options["embedding"]))
+    names = None if files is None else list(files)
+    dataset = cached(
+        origin,
+        [origin] if files is None else list(files.values()),
+        cache_dir,
+        format,
+        {"files": names, **options},
+        lambda: reader(origin if files is None else files, **options),
+    )
+    return dataset if modalities is None else dataset.with_modalities(modalities)
+
+
+def _locate(source: PathLike | Mapping[str, PathLike]) -> tuple[Path, dict[str, Path] | None]:
+    """The path that names the source, and its files by name where they are several."""
+    if isinstance(source, Mapping):
+        if not source:
+            raise DataError("source: expected at least one file, got an empty dict")
+        files = {str(name): Path(path) for name, path in source.items()}
+        origin = next(iter(files.values()))
+    else:
+        origin = Path(source)
+        if not origin.is_dir():
+            files = None
+        elif not (files := next(filter(None, ({p.stem: p for p in sorted(origin.glob(f"*{s}"))} for s in _SUFFIXES.values())), None)):
+            raise DataError(f"{origin}: expected a folder with {' or '.join(_SUFFIXES.values())} files, got none")
+    for path in [origin] if files is None else files.values():
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+    return origin, files
+
+
+def _sniff(origin: Path, files: dict[str, Path] | None) -> str:
+    path = origin if files is None else next(iter(files.values()))
+    with open(path, "rb") as file:
+        head = file.read(8)
+    if head == b"\x89HDF\r\n\x1a\n":
+        return "csd"
+    if head.startswith(b"PK\x03\x04"):
+        return "npz"
+    if head[:1] == b"\x80" or (
+        head[:1] in (b"(", b"]", b"}", b"c") and path.suffix in (".pkl", ".pickle", ".p")
+    ):  # protocol 2 and later, or before
+        return "pickle" if files is None else "misa"
+    raise DataError(f"{path}: its format is not plain from its first bytes {head!r}; pass format= one of {list(_READERS)}")
+
+
+def _check_options(format: str, reader: Callable[..., MultimodalDataset], options: dict[str, Any]) -> None:
+    if format == "pickle":  # its options depend on what is inside
+        return
+    allowed = list(inspect.signature(reader).parameters)[1:]
+    if unknown := [name for name in options if name not in allowed]:
+        raise DataError(f"options of format {format!r}: expected some of {allowed}, got {unknown}")
+
+
+def _load_array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"embedding: {path}: cannot be read as .npy ({error})") from error

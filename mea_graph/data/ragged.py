@@ -1,0 +1,117 @@
+"""Sequences of different lengths, end to end in one array, possibly memory mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mea_graph.data.errors import DataError
+
+_CHUNK = 1 << 18  # rows looked at in one go: bounds the memory needed to check or sum a file larger than memory
+
+
+class Ragged:
+    """The steps of one modality of all samples: `values` `(sum T, d)`, cut by `ptr` `(N + 1,)`, with optional `time` `(sum T,)`.
+
+    A memory-mapped array is pickled as its file name, so that a worker process opens the file instead of receiving its contents.
+    """
+
+    def __init__(self, values: np.ndarray, ptr: np.ndarray, time: np.ndarray | None = None) -> None:
+        self._backing = (values, time)
+        self.values = np.asarray(values)  # a plain view: slicing np.memmap itself costs several times as much
+        self.ptr = ptr
+        self.time = None if time is None else np.asarray(time)
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.ptr)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return tuple(map(_to_reference, (self._backing[0], self.ptr, self._backing[1])))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        values, ptr, time = map(_from_reference, state)
+        self.__init__(values, ptr, time)  # type: ignore[misc]
+
+
+class _MappedFile(tuple):
+    """Where a memory-mapped array lives: (file name, dtype, shape, offset)."""
+
+
+def _to_reference(array: np.ndarray | None) -> Any:
+    if isinstance(array, np.memmap):
+        return _MappedFile((str(array.filename), array.dtype.str, array.shape, array.offset))
+    return array
+
+
+def _from_reference(reference: Any) -> Any:
+    if isinstance(reference, _MappedFile):
+        name, dtype, shape, offset = reference
+        return np.memmap(name, dtype=dtype, shape=shape, offset=offset, mode="r")
+    return reference
+
+
+def pack(name: str, arrays: Sequence[Any], ids: Sequence[str], time: Sequence[Any] | None = None) -> Ragged:
+    """Joins one `(T, d)` array a sample (None: missing) into one `Ragged`; errors name the sample and the modality `name`."""
+    if len(arrays) != len(ids):
+        raise DataError(f"{name}: expected {len(ids)} sequences, one a sample, got {len(arrays)}")
+    if time is not None and len(time) != len(ids):
+        raise DataError(f"{name}: expected times for {len(ids)} samples, got {len(time)}")
+    parts = [None if a is None else np.asarray(a) for a in arrays]
+    width = _common_width(name, parts, ids)
+    ptr = np.zeros(len(parts) + 1, np.int64)
+    np.cumsum([0 if p is None else len(p) for p in parts], out=ptr[1:])
+    values = np.empty((int(ptr[-1]), width), np.float32)
+    with np.errstate(over="ignore"):  # what overflows float32 becomes inf, which check_finite reports with its sample
+        for i, part in enumerate(parts):
+            if part is not None:
+                values[ptr[i] : ptr[i + 1]] = part
+    return Ragged(values, ptr, None if time is None else _pack_time(name, time, ptr, ids))
+
+
+def _common_width(name: str, parts: Sequence[np.ndarray | None], ids: Sequence[str]) -> int:
+    width = None
+    for part, sample in zip(parts, ids, strict=True):
+        if part is None:
+            continue
+        if part.ndim != 2 or part.dtype.kind not in "biuf":
+            raise DataError(f"{name}: sample {sample!r}: expected numbers of shape (T, d), got {part.dtype} of shape {part.shape}")
+        if width is None:
+            width = part.shape[1]
+        if part.shape[1] != width:
+            raise DataError(f"{name}: sample {sample!r}: expected width {width} as in the samples before it, got {part.shape[1]}")
+    if not width:
+        raise DataError(f"{name}: expected a width of at least 1, got {'no sample that has this modality' if width is None else 'width 0'}")
+    return width
+
+
+def _pack_time(name: str, time: Sequence[Any], ptr: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    out = np.empty(int(ptr[-1]), np.float32)
+    for i, sample in enumerate(ids):
+        part = np.asarray(() if time[i] is None else time[i], dtype=np.float64)
+        if part.shape != (ptr[i + 1] - ptr[i],):
+            raise DataError(f"{name}: sample {sample!r}: expected {ptr[i + 1] - ptr[i]} times, one a step, got shape {part.shape}")
+        out[ptr[i] : ptr[i + 1]] = part
+    return out
+
+
+def check_finite(name: str, ragged: Ragged, ids: Sequence[str]) -> None:
+    """Refuses NaN and infinity in values and times, naming sample and step."""
+    for what, array in (("", ragged.values), ("time of ", ragged.time)):
+        for first in range(0, 0 if array is None else len(array), _CHUNK):
+            chunk = array[first : first + _CHUNK]  # type: ignore[index]
+            bad = ~np.isfinite(chunk)
+            if bad.any():
+                place = np.argwhere(bad)[0]
+                row = first + int(place[0])
+                sample = int(np.searchsorted(ragged.ptr, row, side="right")) - 1
+                raise DataError(
+                    f"{name}: sample {ids[sample]!r}: expected finite numbers, got {chunk[tuple(place)]} in {what}step "
+                    f"{row - int(ragged.ptr[sample])}" + (f", channel {int(place[1])}" if chunk.ndim == 2 else "")
+                )

@@ -1,0 +1,84 @@
+"""Reads the pickles of MMSA (Yu et al., 2021; also CH-SIMS): `Processed/unaligned_50.pkl` and its like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mea_graph.data.dataset import MultimodalDataset
+from mea_graph.data.errors import DataError
+from mea_graph.data.readers.padded_splits import MODALITIES, as_text, column, left_out, read_splits
+from mea_graph.data.unpickle import load_pickle
+
+_LABELS = {"regression": "regression_labels", "classification": "classification_labels"}
+_EXTRA = ("regression_labels_T", "regression_labels_A", "regression_labels_V")  # one label per modality, in CH-SIMS
+
+
+def read_mmsa(source: Path, label: str = "regression", lengths: str = "stored") -> MultimodalDataset:
+    """Reads an MMSA pickle: split -> text, audio, vision `(N, T, d)`, their lengths, labels, raw_text, id.
+
+    Stored lengths are used where the file has them (audio and vision of unaligned files), and checked: no row outside of them may
+    differ from zero. Elsewhere zero rows are cut off at both ends. `text_bert` holds token numbers, not features, and is left out.
+
+    Args:
+        source: the file.
+        label: "regression" or "classification": which labels become `y`; the others become fields.
+        lengths: "stored", or "zeros" to ignore stored lengths and go by zero rows.
+
+    Raises:
+        DataError: where the file is refused, its arrays are not as described, or stored lengths contradict the values.
+    """
+    return mmsa_dataset(source, load_pickle(source), label, lengths)
+
+
+def mmsa_dataset(source: Path, payload: Any, label: str = "regression", lengths: str = "stored") -> MultimodalDataset:
+    """The data set in the contents of an MMSA pickle."""
+    if label not in _LABELS:
+        raise DataError(f"label: expected one of {list(_LABELS)}, got {label!r}")
+    if lengths not in ("stored", "zeros"):
+        raise DataError(f"lengths: expected 'stored' or 'zeros', got {lengths!r}")
+
+    def known(modality: str) -> bool:
+        return lengths == "stored" and all(f"{modality}_lengths" in part for part in payload.values())
+
+    splits = read_splits(source, payload, labels=_LABELS[label], lengths_known=known)
+
+    def has(key: str) -> bool:
+        return all(key in part for part in payload.values())
+
+    y = column(source, payload, _LABELS[label])
+    y = y.reshape(len(y), -1)
+    if y.shape[1] != 1 or y.dtype.kind not in "biuf":
+        raise DataError(f"{source}: {_LABELS[label]}: expected one number a sample, got {y.dtype} of shape {y.shape}")
+    fields = splits.fields
+    for key in (*_LABELS.values(), *_EXTRA):
+        if key != _LABELS[label] and has(key):
+            fields[key] = column(source, payload, key).reshape(len(y))
+    for key, name in (("raw_text", "raw_text"), ("annotations", "annotation")):
+        if has(key):
+            fields[name] = np.array([as_text(value) for value in column(source, payload, key).reshape(len(y))])
+    used = {*MODALITIES, *_LABELS.values(), *_EXTRA, "raw_text", "annotations", "id", *(f"{m}_lengths" for m in MODALITIES)}
+    splits.notes += left_out(payload, used)
+    labels = y[:, 0]
+    try:
+        if label == "classification":
+            labels = _whole_numbers(labels)
+        return MultimodalDataset.from_arrays(
+            splits.x,
+            labels if label == "classification" else labels.astype(np.float32),
+            ids=splits.ids,
+            split=splits.split,
+            fields=fields,
+            notes=splits.notes,
+        )
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def _whole_numbers(labels: np.ndarray) -> np.ndarray:
+    """Class numbers, which some files store as floats."""
+    if not (np.isfinite(labels).all() and (labels == np.round(labels)).all()):
+        raise DataError(f"classification_labels: expected whole numbers, got {labels[labels != np.round(labels)][:3].tolist()}")
+    return labels.astype(np.int64)

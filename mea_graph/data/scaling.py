@@ -1,0 +1,62 @@
+"""Per-channel z-scores whose statistics come from the samples you name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mea_graph.data.ragged import Ragged
+
+_CHUNK = 1 << 16  # steps summed in one go, in float64
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Mean and standard deviation `(G, d)` of every modality in G groups, and the group `(N,)` of every stored sample (-1: none)."""
+
+    mean: dict[str, np.ndarray]
+    std: dict[str, np.ndarray]
+    group: np.ndarray
+
+    def apply(self, modality: str, row: int, x: np.ndarray) -> np.ndarray:
+        group = self.group[row]
+        return (x - self.mean[modality][group]) / self.std[modality][group]
+
+
+def fit_scaling(sequences: dict[str, Ragged], group: np.ndarray, fit_rows: np.ndarray) -> Scaling:
+    """Statistics of each modality and group over the stored samples `fit_rows` only; a constant channel gets standard deviation 1."""
+    groups = int(group.max(initial=0)) + 1
+    mean, std = {}, {}
+    for name, ragged in sequences.items():
+        mean[name], std[name] = _moments(ragged, group, np.sort(fit_rows), groups)
+    return Scaling(mean, std, group)
+
+
+def _moments(ragged: Ragged, group: np.ndarray, rows: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two passes (a mean, then squared deviations from it): one pass cancels when the mean is large against the spread."""
+    total, square = np.zeros((groups, ragged.width)), np.zeros((groups, ragged.width))
+    low, high = np.full_like(total, np.inf), np.full_like(total, -np.inf)
+    steps = np.zeros(groups)
+    lengths = ragged.lengths
+    for row in rows:
+        for x in _chunks(ragged, row):
+            g = group[row]
+            total[g] += x.sum(axis=0)
+            low[g] = np.minimum(low[g], x.min(axis=0))
+            high[g] = np.maximum(high[g], x.max(axis=0))
+    np.add.at(steps, group[rows], lengths[rows])
+    count = np.maximum(steps, 1)[:, None]
+    mean = total / count
+    for row in rows:
+        for x in _chunks(ragged, row):
+            square[group[row]] += np.square(x - mean[group[row]]).sum(axis=0)
+    std = np.sqrt(square / count)
+    std[high <= low] = 1.0  # constant, or no step at all
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _chunks(ragged: Ragged, row: int):
+    """The steps of one stored sample in float64, a bounded piece at a time."""
+    for first in range(int(ragged.ptr[row]), int(ragged.ptr[row + 1]), _CHUNK):
+        yield ragged.values[first : min(first + _CHUNK, int(ragged.ptr[row + 1]))].astype(np.float64)

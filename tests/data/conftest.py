@@ -1,0 +1,46 @@
+"""Sequences with known true lengths, and the real recordings where they are at hand."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mea_graph.data import MultimodalDataset
+
+LENGTHS = {"audio": [4, 0, 7, 2, 5, 3], "video": [2, 3, 0, 6, 1, 4]}
+WIDTHS = {"audio": 3, "video": 2}
+
+
+@pytest.fixture
+def sequences() -> dict[str, list[np.ndarray]]:
+    """Two modalities of six samples, each missing once."""
+    rng = np.random.default_rng(0)
+    return {name: [rng.normal(3.0, 2.0, (t, WIDTHS[name])).astype(np.float32) for t in lengths] for name, lengths in LENGTHS.items()}
+
+
+@pytest.fixture
+def dataset(sequences: dict[str, list[np.ndarray]]) -> MultimodalDataset:
+    return MultimodalDataset.from_arrays(
+        sequences,
+        y=[0, 1, 2, 0, 1, 2],
+        ids=list("abcdef"),
+        time={"audio": [np.arange(len(x)) / 10 for x in sequences["audio"]]},
+        split=["train", "train", "valid", "train", "test", "test"],
+        fields={"subject": [1, 1, 2, 2, 3, 3], "room": ["x", "y", "x", "y", "x", "y"]},
+        label_names=["low", "middle", "high"],
+    )
+
+
+@pytest.fixture(scope="session")
+def recording() -> Callable[[str], Path]:
+    """The path of a real recording; skips where it is absent."""
+    folder = Path(os.environ.get("MEA_GRAPH_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (folder / name).is_file():
+            pytest.skip(f"{name} is not at hand (set MEA_GRAPH_DATA to its folder)")
+        return folder / name
+
+    return find

@@ -1,0 +1,138 @@
+import builtins
+
+import numpy as np
+import pytest
+
+from mea_graph.data import DataError, open_dataset
+
+h5py = pytest.importorskip("h5py")
+
+
+def write(path, root, entries):
+    with h5py.File(path, "w") as file:
+        for key, (features, intervals) in entries.items():
+            group = file.create_group(f"{root}/data/{key}")
+            group["features"], group["intervals"] = features, intervals
+        file[root].create_group("metadata")
+    return path
+
+
+def regular(steps, width, rate, seed=0):
+    edges = np.arange(steps + 1) / rate
+    return np.random.default_rng(seed).normal(size=(steps, width)), np.stack([edges[:-1], edges[1:]], axis=1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "COVAREP.csd", "COVAREP", {"vidA": regular(40, 3, 10), "vidB": regular(20, 3, 10, 1)})
+    write(tmp_path / "glove.csd", "glove_vectors", {"vidA": regular(8, 2, 2, 2)})
+    labels = {"vidA": (np.array([[1.5], [-2.0]]), np.array([[0.0, 1.0], [1.5, 3.0]])), "vidB": (np.array([[0.5]]), np.array([[0.3, 1.2]]))}
+    write(tmp_path / "Opinion_Labels.csd", "Opinion Segment Labels", labels)
+    return tmp_path
+
+
+def test_labels_cut_the_videos_into_segments(folder):
+    dataset = open_dataset(folder)
+    assert dataset.ids == ["vidA[0]", "vidA[1]", "vidB[0]"]
+    assert dataset.y.tolist() == [1.5, -2.0, 0.5]
+    assert dataset.fields["video"].tolist() == ["vidA", "vidA", "vidB"]
+    assert dataset.lengths["COVAREP"].tolist() == [10, 15, 9]
+    assert dataset.lengths["glove"].tolist() == [2, 3, 0]
+    features, _ = regular(40, 3, 10)
+    np.testing.assert_allclose(dataset[1]["COVAREP"].x.numpy(), features[15:30], rtol=1e-6)
+    np.testing.assert_allclose(dataset[1]["COVAREP"].time.numpy(), 0.05 + np.arange(15) / 10, atol=1e-6)
+    assert any("glove: 1 segments" in note for note in dataset.notes)
+
+
+def test_files_by_name_and_splits(folder):
+    dataset = open_dataset(
+        {"audio": folder / "COVAREP.csd", "score": folder / "Opinion_Labels.csd"},
+        label="score",
+        split={"train": ["vidA"], "test": ["vidC"]},
+    )
+    assert dataset.modalities == ("audio",)
+    assert dataset.split.tolist() == ["train", "train"]
+    assert any("1 segments left out" in note for note in dataset.notes)
+
+
+def test_files_already_aligned_to_segments(tmp_path):
+    write(
+        tmp_path / "audio.csd", "COVAREP", {"v[0]": (np.ones((2, 3)), [[5.0, 5.5], [5.5, 6.0]]), "v[1]": (np.zeros((1, 3)), [[7.0, 8.0]])}
+    )
+    write(tmp_path / "labels.csd", "labels", {"v[0]": ([[2.0]], [[5.0, 6.0]]), "v[1]": ([[1.0]], [[7.0, 9.0]])})
+    dataset = open_dataset(tmp_path)
+    assert dataset.ids == ["v[0]", "v[1]"]
+    assert dataset[0]["audio"].time.tolist() == [0.25, 0.75]
+    assert dataset.fields["video"].tolist() == ["v", "v"]
+
+
+def test_several_labels_need_a_column(folder):
+    labels = {"vidA": (np.array([[1.0, 0.0, 2.0]]), np.array([[0.0, 1.0]]))}
+    write(folder / "Opinion_Labels.csd", "All Labels", labels)
+    with pytest.raises(DataError, match="3 labels a segment; say with label_column="):
+        open_dataset(folder)
+    assert open_dataset(folder, label_column=2).y.tolist() == [2]
+    with pytest.raises(DataError, match=r"label_column: expected an integer in \[0, 3\)"):
+        open_dataset(folder, label_column=3)
+
+
+def test_broken_values_are_refused_or_set_to_zero_on_request(folder):
+    features, intervals = regular(40, 3, 10)
+    features[2, 1] = -np.inf
+    write(folder / "COVAREP.csd", "COVAREP", {"vidA": (features, intervals), "vidB": regular(20, 3, 10)})
+    with pytest.raises(DataError, match=r"COVAREP: sample 'vidA\[0\]': .*-inf in step 2, channel 1"):
+        open_dataset(folder)
+    dataset = open_dataset(folder, non_finite="zero")
+    assert dataset[0]["COVAREP"].x[2, 1] == 0
+    assert any("COVAREP: 1 values" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize(
+    ("file", "entries", "message"),
+    [
+        ("glove.csd", {"vidA": (np.array([[b"word"]]), [[0.0, 1.0]])}, "glove.csd: 'vidA': expected numbers as features"),
+        ("glove.csd", {"vidA": (np.ones((2, 2)), [[0.0, 1.0]])}, r"glove.csd: 'vidA': expected features \(T, d\) and intervals \(T, 2\)"),
+        ("glove.csd", {"other": (np.ones((1, 2)), [[0.0, 1.0]])}, "glove.csd: expected the videos of the label file"),
+        ("Opinion_Labels.csd", {"vidA": (np.ones((1, 1)), [[2.0, 1.0]])}, "Opinion_Labels.csd: 'vidA': interval 0: expected start <= end"),
+        ("Opinion_Labels.csd", {}, "cannot be read|expected one group"),
+    ],
+)
+def test_a_wrong_file_is_refused(folder, file, entries, message):
+    write(folder / file, "root", entries) if entries else h5py.File(folder / file, "w").close()
+    with pytest.raises(DataError, match=message):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (lambda f: f / "COVAREP.csd", {}, "one file a modality"),
+        (lambda f: {"audio": f / "COVAREP.csd"}, {}, "label: expected one name"),
+        (lambda f: f, {"label": "mood"}, "label: expected one name"),
+        (lambda f: {"label": f / "Opinion_Labels.csd"}, {}, "at least one modality"),
+        (lambda f: f, {"non_finite": "drop"}, "non_finite: expected"),
+        (lambda f: f, {"split": {"train": ["vidX"]}}, "got none in the splits"),
+    ],
+)
+def test_wrong_requests_are_refused(folder, source, options, message):
+    with pytest.raises(DataError, match=message):
+        open_dataset(source(folder), **options)
+
+
+def test_no_hdf5_file(folder):
+    (folder / "glove.csd").write_bytes(b"not hdf5 at all")
+    with pytest.raises(DataError, match=r"glove\.csd: cannot be read"):
+        open_dataset(folder)
+
+
+def test_without_h5py_one_error_names_the_extra(folder, monkeypatch):
+    original = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name == "h5py":
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r"mea-graph\[hdf5\]"):
+        open_dataset(folder)

@@ -1,0 +1,117 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from mea_graph.data import DataError, open_dataset
+
+
+def samples(count, seed=0):
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(count):
+        steps = int(rng.integers(2, 6))
+        features = (rng.integers(0, 10, steps), rng.normal(size=(steps, 3)), rng.normal(size=(steps, 2)), [f"w{j}" for j in range(steps)])
+        out.append((features, np.array([[rng.uniform(-3, 3)]], np.float32), f"video{seed}[{i}]"))
+    return out
+
+
+def write(path, payload):
+    path.write_bytes(pickle.dumps(payload, 3))
+    return path
+
+
+def test_a_bare_list_is_one_split_and_text_is_left_out(tmp_path):
+    data = samples(5)
+    path = write(tmp_path / "dev.pkl", data)
+    dataset = open_dataset(path, split="valid")
+    assert dataset.channels == {"audio": 2, "vision": 3}
+    assert set(dataset.split) == {"valid"}
+    assert any("embedding=" in note for note in dataset.notes)
+    for i, ((_, visual, acoustic, spoken), label, name) in enumerate(data):
+        np.testing.assert_allclose(dataset[i]["vision"].x.numpy(), visual, rtol=1e-6)
+        np.testing.assert_allclose(dataset[i]["audio"].x.numpy(), acoustic, rtol=1e-6)
+        assert dataset.y[i] == label[0, 0]
+        assert dataset.ids[i] == name
+        assert dataset.fields["raw_text"][i] == " ".join(spoken)
+    assert dataset.fields["video"][0] == "video0"
+    assert open_dataset(path).split is None
+    with pytest.raises(DataError, match=r"\['text'\].*embedding="):
+        open_dataset(path, modalities=["text"])
+
+
+@pytest.mark.parametrize("as_path", [True, False])
+def test_an_embedding_gives_text_its_vectors(tmp_path, as_path):
+    table = np.random.default_rng(1).normal(size=(10, 4)).astype(np.float32)
+    np.save(tmp_path / "table.npy", table)
+    data = samples(3)
+    dataset = open_dataset(write(tmp_path / "a.pkl", data), embedding=str(tmp_path / "table.npy") if as_path else table)
+    assert dataset.channels == {"text": 4, "audio": 2, "vision": 3}
+    np.testing.assert_array_equal(dataset[2]["text"].x.numpy(), table[data[2][0][0]])
+
+
+def test_another_embedding_is_another_cache_entry(tmp_path):
+    path = write(tmp_path / "a.pkl", samples(3))
+    first, second = (open_dataset(path, embedding=np.full((10, 2), value)) for value in (1.0, 2.0))
+    assert first[0]["text"].x.max() == 1
+    assert second[0]["text"].x.max() == 2
+
+
+def test_a_dict_of_splits_and_a_folder_of_files(tmp_path):
+    parts = {"train": samples(4, 1), "dev": samples(2, 2), "test": samples(3, 3)}
+    whole = open_dataset(write(tmp_path / "all.pkl", parts))
+    assert whole.split.tolist() == ["train"] * 4 + ["valid"] * 2 + ["test"] * 3
+    (tmp_path / "folder").mkdir()
+    for name, part in parts.items():
+        write(tmp_path / "folder" / f"{name}.pkl", part)
+    folder = open_dataset(tmp_path / "folder")
+    mapping = open_dataset({"train": tmp_path / "folder" / "train.pkl", "valid": tmp_path / "folder" / "dev.pkl"})
+    assert sorted(folder.ids) == sorted(whole.ids)
+    assert {s: len(folder.select(s)) for s in ("train", "valid", "test")} == {"train": 4, "valid": 2, "test": 3}
+    assert mapping.split.tolist() == ["train"] * 4 + ["valid"] * 2
+
+
+def test_one_of_several_labels(tmp_path):
+    data = [(features, np.array([[1.0, 2.0, 3.0]]), name) for features, _, name in samples(2)]
+    path = write(tmp_path / "a.pkl", data)
+    assert open_dataset(path, label_column=2).y.tolist() == [3, 3]
+    with pytest.raises(DataError, match="3 labels; say with label_column="):
+        open_dataset(path)
+    with pytest.raises(DataError, match=r"label_column: expected an integer in \[0, 3\)"):
+        open_dataset(path, label_column=3)
+
+
+@pytest.mark.parametrize(
+    ("payload", "options", "message"),
+    [
+        ([1, 2], {}, r"sample 0: expected \(\(words, visual, acoustic"),
+        ([((np.ones(2, int), np.ones((2, 2))), 1, "a")], {}, "sample 0: expected"),
+        ([((np.array(["x"]), np.ones((1, 2)), np.ones((1, 2))), np.ones(1), "a")], {}, "sample 0: words: expected numbers"),
+        ([((np.ones(1, int), np.ones((1, 2)), np.ones((1, 2))), np.array(["x"]), "a")], {}, "label: expected numbers"),
+        (
+            [((np.ones(1, int), np.ones((1, 2)), np.ones((1, 2))), np.ones(1), "a")],
+            {"embedding": np.ones((1, 2))},
+            "do not fit an embedding of 1",
+        ),
+        (
+            [((np.ones(1, int), np.ones((1, 2)), np.ones((1, 2))), np.ones(1), "a")],
+            {"embedding": np.ones(2)},
+            "embedding: expected numbers",
+        ),
+        ([((np.ones(1, int), np.ones((1, 2)), np.full((1, 2), np.nan)), np.ones(1), "a")], {}, "audio: sample 'a': .*nan"),
+        ({"train": []}, {"split": "train"}, "split: expected None"),
+        ({"train": []}, {}, "audio: expected a width"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path, payload, options, message):
+    with pytest.raises(DataError, match=message):
+        open_dataset(write(tmp_path / "a.pkl", payload), format="misa", **options)
+
+
+def test_the_real_dev_split(recording, tmp_path):
+    dataset = open_dataset(recording("mosi_misa_dev.pkl"), cache_dir=tmp_path)
+    assert len(dataset) == 229
+    assert dataset.channels == {"audio": 74, "vision": 47}
+    assert (dataset.lengths["audio"].min(), dataset.lengths["audio"].max()) == (2, 44)
+    assert np.abs(dataset.y).max() <= 3
+    assert len(set(dataset.ids)) == 229

@@ -1,0 +1,96 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from mea_graph.data import DataError, open_dataset
+
+LENGTHS = {"audio": [3, 6, 1], "vision": [2, 4, 5]}
+
+
+@pytest.fixture
+def parts():
+    rng = np.random.default_rng(0)
+    out = {}
+    for split in ("train", "valid", "test"):
+        part = {
+            "raw_text": np.array(["so good", "bad", "fine"], dtype=object),
+            "text": rng.uniform(1, 2, (3, 4, 5)).astype(np.float32),
+            "text_bert": rng.integers(0, 100, (3, 3, 4)).astype(np.float64),
+            "id": [f"{split}$_${i}" for i in range(3)],
+            "annotations": ["Positive", "Negative", "Neutral"],
+            "regression_labels": np.array([1.5, -2.0, 0.0]),
+            "classification_labels": np.array([2.0, 0.0, 1.0]),
+        }
+        part["text"][1, 2:] = 0
+        for name, lengths in LENGTHS.items():
+            part[name] = np.zeros((3, 6, 2))
+            for i, n in enumerate(lengths):
+                part[name][i, :n] = rng.uniform(1, 2, (n, 2))
+            part[f"{name}_lengths"] = list(lengths)
+        out[split] = part
+    return out
+
+
+def write(path, parts):
+    path.write_bytes(pickle.dumps(parts))
+    return path
+
+
+@pytest.mark.parametrize("format", ["auto", "mmsa"])
+def test_everything_arrives(tmp_path, parts, format):
+    dataset = open_dataset(write(tmp_path / "unaligned_50.pkl", parts), format=format)
+    assert {k: v.tolist() for k, v in dataset.select("valid").lengths.items()} == {"text": [4, 2, 4], **LENGTHS}
+    np.testing.assert_allclose(dataset[1]["audio"].x.numpy(), parts["train"]["audio"][1], rtol=1e-6)
+    assert dataset.y.tolist() == [1.5, -2.0, 0.0] * 3
+    assert dataset.y.dtype == np.float32
+    assert dataset.ids[:2] == ["train$_$0", "train$_$1"]
+    assert set(dataset.fields) == {"video", "raw_text", "annotation", "classification_labels"}
+    assert dataset.fields["video"][3] == "valid"
+    assert dataset.fields["raw_text"][0] == "so good"
+    assert dataset.notes == ("left out: text_bert",)
+
+
+def test_classes_instead_of_scores(tmp_path, parts):
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts), label="classification")
+    assert dataset.y.tolist() == [2, 0, 1] * 3
+    assert dataset.y.dtype == np.int64
+    assert "regression_labels" in dataset.fields
+
+
+def test_a_stored_length_keeps_zero_rows_that_are_real(tmp_path, parts):
+    parts["train"]["audio"][0, :3] = [[0, 0], [1, 1], [0, 0]]
+    path = write(tmp_path / "a.pkl", parts)
+    assert open_dataset(path)[0]["audio"].x[:, 0].tolist() == [0, 1, 0]
+    assert open_dataset(path, lengths="zeros")[0]["audio"].x[:, 0].tolist() == [1]
+
+
+def test_padding_in_front(tmp_path, parts):
+    parts["train"]["audio"][0] = 0
+    parts["train"]["audio"][0, 3:] = [[7, 7], [8, 8], [9, 9]]
+    assert open_dataset(write(tmp_path / "a.pkl", parts))[0]["audio"].x[:, 0].tolist() == [7, 8, 9]
+
+
+def test_without_lengths_zero_rows_tell(tmp_path, parts):
+    for part in parts.values():
+        del part["audio_lengths"], part["vision_lengths"]
+    assert open_dataset(write(tmp_path / "a.pkl", parts)).lengths["vision"].tolist() == LENGTHS["vision"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda p: p["test"]["audio"].__setitem__((0, 4), 1), {}, "test/audio: sample 0: its stored length is 3, but rows 0 to 4"),
+        (lambda p: p["test"].update(audio_lengths=[3, 7, 1]), {}, r"test/audio_lengths: expected 3 integers in \[0, 6\]"),
+        (lambda p: p["test"].update(audio_lengths=[3]), {}, "test/audio_lengths"),
+        (lambda p: p["test"].update(regression_labels=np.ones((3, 2))), {}, "regression_labels: expected the same shape"),
+        (lambda p: p["test"].update(classification_labels=np.array([0.5, 1, 1])), {"label": "classification"}, "whole numbers"),
+        (lambda p: None, {"label": "sentiment"}, "label: expected one of"),
+        (lambda p: None, {"lengths": "guess"}, "lengths: expected"),
+        (lambda p: None, {"embedding": np.ones((2, 2))}, "looks like format 'mmsa'"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_field(tmp_path, parts, change, options, message):
+    change(parts)
+    with pytest.raises(DataError, match=message):
+        open_dataset(write(tmp_path / "a.pkl", parts), **options)

@@ -1,0 +1,141 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from mea_graph.data import DataError, open_dataset
+
+WIDTHS = {"text": 4, "audio": 3, "vision": 2}
+STEPS = {"text": 5, "audio": 9, "vision": 8}
+
+
+def padded(rng, steps, width, lengths, front):
+    """Rows that are nowhere zero, at the front or back of zeros; the true arrays beside."""
+    x, true = np.zeros((len(lengths), steps, width), np.float32), []
+    for row, n in zip(x, lengths, strict=True):
+        values = rng.uniform(1, 2, (n, width)).astype(np.float32)
+        row[steps - n if front else 0 :][:n] = values
+        true.append(values)
+    return x, true
+
+
+@pytest.fixture
+def payload():
+    rng = np.random.default_rng(0)
+    parts, truth = {}, {name: [] for name in WIDTHS}
+    for split, samples in (("train", 4), ("valid", 2), ("test", 3)):
+        part = {}
+        for name, width in WIDTHS.items():
+            lengths = rng.integers(1, STEPS[name] + 1, samples)
+            part[name], true = padded(rng, STEPS[name], width, lengths, front=name == "text")
+            truth[name] += true
+        part["labels"] = rng.uniform(-3, 3, (samples, 1, 1))
+        part["id"] = np.array([[f"{split}{i}", "0.5", "2.25"] for i in range(samples)], dtype="S8")
+        parts[split] = part
+    return parts, truth
+
+
+def write(path, parts, protocol=2):
+    path.write_bytes(pickle.dumps(parts, protocol))
+    return path
+
+
+@pytest.mark.parametrize("format", ["auto", "mult"])
+def test_true_lengths_are_recovered_at_both_ends(tmp_path, payload, format):
+    parts, truth = payload
+    dataset = open_dataset(write(tmp_path / "mosi.pkl", parts), format=format)
+    assert dataset.modalities == ("text", "audio", "vision")
+    assert dataset.split.tolist() == ["train"] * 4 + ["valid"] * 2 + ["test"] * 3
+    assert dataset.ids[0] == "train0[0.5,2.25]"
+    assert dataset.fields["video"].tolist()[4] == "valid0"
+    np.testing.assert_allclose(dataset.y, np.concatenate([p["labels"].ravel() for p in parts.values()]), rtol=1e-6)
+    assert dataset.y.dtype == np.float32
+    for name, arrays in truth.items():
+        for i, true in enumerate(arrays):
+            np.testing.assert_array_equal(dataset[i][name].x.numpy(), true)
+    assert dataset.notes == ()
+
+
+def test_zero_rows_inside_are_steps(tmp_path, payload):
+    parts, _ = payload
+    parts["train"]["audio"][0] = 0
+    parts["train"]["audio"][0, [2, 5]] = 1
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset[0]["audio"].x[:, 0].tolist() == [1, 0, 0, 1]
+
+
+def test_all_zero_is_missing_and_reported(tmp_path, payload):
+    parts, _ = payload
+    parts["test"]["vision"][1] = 0
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset.select("test").lengths["vision"][1] == 0
+    assert any("vision: 1 samples" in note for note in dataset.notes)
+
+
+def test_minus_infinity_in_audio_becomes_zero_and_is_counted(tmp_path, payload):
+    parts, truth = payload
+    parts["train"]["audio"][0, 0, :2] = -np.inf
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset[0]["audio"].x[0].tolist() == [0, 0, truth["audio"][0][0, 2]]
+    assert any("audio: 2 values of -inf" in note for note in dataset.notes)
+    assert "audio: 2 values of -inf" in dataset.describe()
+
+
+@pytest.mark.parametrize(("name", "value"), [("audio", np.nan), ("audio", np.inf), ("vision", -np.inf), ("text", np.nan)])
+def test_other_broken_values_are_refused_by_sample(tmp_path, payload, name, value):
+    parts, _ = payload
+    parts["valid"][name][1, -1 if name == "text" else 0, 0] = value
+    with pytest.raises(DataError, match=rf"{name}: sample 'valid1\[0.5,2.25\]'"):
+        open_dataset(write(tmp_path / "a.pkl", parts))
+
+
+def test_pairs_become_binary_labels(tmp_path, payload):
+    parts, _ = payload
+    truth = []
+    for part in parts.values():
+        yes = np.random.default_rng(1).integers(0, 2, (len(part["labels"]), 4))
+        part["labels"] = np.eye(2)[yes]
+        truth.append(yes)
+        del part["id"]
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts), format="mult", label_names=["neutral", "happy", "sad", "angry"])
+    np.testing.assert_array_equal(dataset.y, np.concatenate(truth))
+    assert dataset.label_names == ("neutral", "happy", "sad", "angry")
+    assert dataset.ids[:2] == ["train_0", "train_1"]
+
+
+def test_repeated_names_are_told_apart(tmp_path, payload):
+    parts, _ = payload
+    parts["train"]["id"][1] = parts["train"]["id"][0]
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset.ids[:2] == ["train0[0.5,2.25]", "train0[0.5,2.25]#2"]
+    assert any(note.startswith("id: 1 samples") for note in dataset.notes)
+
+
+def test_unknown_keys_are_left_out_and_reported(tmp_path, payload):
+    parts, _ = payload
+    for part in parts.values():
+        part["gaze"] = np.ones(3)
+    assert "left out: gaze" in open_dataset(write(tmp_path / "a.pkl", parts)).notes
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p["valid"].pop("audio"), "split 'valid': expected an array 'audio'"),
+        (lambda p: p["valid"].update(audio=p["valid"]["audio"][:1]), r"valid/audio: expected numbers of shape \(2, T, d\)"),
+        (lambda p: p["valid"].update(audio=p["valid"]["audio"][..., :1]), "audio: .*expected width 3"),
+        (lambda p: p["valid"].update(audio=p["valid"]["audio"].astype(str)), "valid/audio: expected numbers"),
+        (lambda p: p["valid"].update(labels=np.ones((2, 3, 1))), "labels: expected the same shape"),
+        (lambda p: [q.update(labels=np.ones((len(q["labels"]), 3, 1))) for q in p.values()], r"labels: expected shape \(N, 1, 1\) or"),
+        (lambda p: [q.update(labels=np.ones((len(q["labels"]), 3, 2))) for q in p.values()], "labels: expected one-hot pairs"),
+        (lambda p: p["valid"].update(id=["a"]), "valid/id: expected 2 names, got 1"),
+        (lambda p: [[q.pop(m) for m in WIDTHS] for q in p.values()], "expected arrays named"),
+        (lambda p: p["test"]["labels"].__setitem__((0, 0, 0), np.nan), "y: sample 'test0"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_field(tmp_path, payload, change, message):
+    parts, _ = payload
+    change(parts)
+    with pytest.raises(DataError, match=rf"a\.pkl: .*{message}"):
+        open_dataset(write(tmp_path / "a.pkl", parts))
+    assert not list(tmp_path.glob("*.mea-cache/*/"))

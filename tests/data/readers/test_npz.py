@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from mea_graph.data import DataError, open_dataset
+
+
+def arrays(**changes):
+    rng = np.random.default_rng(0)
+    out = {
+        "audio": rng.normal(size=(4, 6, 3)).astype(np.float32),
+        "audio_len": np.array([6, 0, 2, 4]),
+        "audio_time": np.tile(np.arange(6) / 50, (4, 1)),
+        "lips": rng.normal(size=(4, 5, 2)),
+        "label": np.array([2, 0, 1, 2]),
+        "speaker": np.array(["ann", "bob", "ann", "eve"]),
+        "part": np.array(["train", "train", "valid", "test"]),
+        **changes,
+    }
+    return {name: value for name, value in out.items() if value is not None}
+
+
+def write(path, **changes):
+    np.savez(path, **arrays(**changes))
+    return path
+
+
+def test_everything_arrives(tmp_path):
+    dataset = open_dataset(write(tmp_path / "a.npz"), split="part")
+    assert dataset.channels == {"audio": 3, "lips": 2}
+    assert dataset.lengths["audio"].tolist() == [6, 0, 2, 4]
+    assert dataset.lengths["lips"].tolist() == [5] * 4
+    np.testing.assert_array_equal(dataset[2]["audio"].x.numpy(), arrays()["audio"][2, :2])
+    np.testing.assert_allclose(dataset[3]["audio"].time.numpy(), np.arange(4) / 50, rtol=1e-6)
+    assert dataset.y.tolist() == [2, 0, 1, 2]
+    assert dataset.ids == ["0", "1", "2", "3"]
+    assert dataset.split.tolist() == ["train", "train", "valid", "test"]
+    assert list(dataset.fields) == ["speaker"]
+
+
+def test_names_of_the_arrays_can_be_given(tmp_path):
+    path = write(tmp_path / "a.npz", label=None, score=np.array([0.5, 1, 2, -1]), key=np.array(list("wxyz")))
+    dataset = open_dataset(path, label="score", id="key")
+    assert dataset.y.tolist() == [0.5, 1, 2, -1]
+    assert dataset.y.dtype == np.float32
+    assert dataset.ids == list("wxyz")
+
+
+def test_words_as_labels(tmp_path):
+    path = write(tmp_path / "a.npz", label=np.array(["no", "yes", "no", "yes"]))
+    assert open_dataset(path).y.tolist() == [0, 1, 0, 1]
+    assert open_dataset(path).label_names == ("no", "yes")
+    assert open_dataset(path, label_names=["yes", "no"]).y.tolist() == [1, 0, 1, 0]
+    with pytest.raises(DataError, match=r"label: expected one of \['yes'\], got \['no'\]"):
+        open_dataset(path, label_names=["yes"])
+
+
+def test_a_matrix_of_binary_labels_and_what_is_left_out(tmp_path):
+    dataset = open_dataset(write(tmp_path / "a.npz", label=np.eye(4, 3), extra=np.ones((4, 2))))
+    assert dataset.y.tolist() == np.eye(4, 3).tolist()
+    assert any("'extra'" in note for note in dataset.notes)
+
+
+def test_no_labels(tmp_path):
+    assert open_dataset(write(tmp_path / "a.npz", label=None)).y is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"audio_len": np.array([7, 0, 2, 4])}, {}, r"audio_len: expected integers in \[0, 6\]"),
+        ({"audio_len": np.array([1.0, 0, 2, 4])}, {}, "audio_len: expected integers"),
+        ({"audio_len": np.array([1, 2])}, {}, "audio_len"),
+        ({"audio_time": np.ones((4, 5))}, {}, r"audio_time: expected shape \(4, 6\)"),
+        ({"lips": np.ones((3, 5, 2))}, {}, "lips: expected 4 sequences"),
+        ({"lips": np.full((4, 5, 2), np.nan)}, {}, "lips: sample '0'"),
+        ({"label": np.array([1, 2])}, {}, "y: expected shape"),
+        ({"y": np.arange(4)}, {}, r"label: expected one array, got \['label', 'y'\]"),
+        ({}, {"label": "mood"}, "label: expected one of the arrays .*'mood'"),
+        ({}, {"split": "fold"}, "split: expected one of the arrays"),
+        ({}, {"label_names": ["a"]}, "label_names: expected 3 names"),
+        ({}, {"lable": "label"}, "options of format 'npz': .*'lable'"),
+        ({"audio": None, "lips": None}, {}, "expected an array of shape"),
+        ({"speaker": np.array([{}, 1, 2, 3], dtype=object)}, {}, "without unpickling"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_array(tmp_path, changes, options, message):
+    with pytest.raises(DataError, match=message):
+        open_dataset(write(tmp_path / "a.npz", **changes), **options)
+
+
+def test_a_damaged_file_is_refused(tmp_path):
+    path = write(tmp_path / "a.npz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"a\.npz: cannot be read"):
+        open_dataset(path)
+    flipped = bytearray(whole)
+    flipped[200] ^= 255
+    path.write_bytes(flipped)
+    with pytest.raises(DataError, match=r"a\.npz: cannot be read"):
+        open_dataset(path)
+
+
+def test_real_recordings(recording, tmp_path):
+    letters = open_dataset(recording("avletters.npz"), cache_dir=tmp_path)
+    assert letters.channels == {"audio": 26, "lips": 192}
+    assert (len(letters), letters.y.max(), letters.ids[0]) == (780, 25, "A1_Anya")
+    assert (letters.lengths["lips"].min(), letters.lengths["lips"].max()) == (12, 40)
+    stress = open_dataset(recording("stress_predict_60s.npz"), cache_dir=tmp_path)
+    assert len(stress.modalities) == 5
+    assert np.mean(stress.lengths["ibi"] == 0) == pytest.approx(0.116, abs=0.001)
+    scaled = stress.standardize(by="subject").where("subject", isin=[stress.fields["subject"][0]])
+    steps = np.concatenate([scaled[i]["hr"].x.numpy() for i in range(len(scaled))])
+    assert (steps.mean(), steps.std()) == pytest.approx((0, 1), abs=1e-4)

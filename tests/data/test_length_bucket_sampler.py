@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+from torch_geometric.loader import DataLoader
+
+from mea_graph.data import LengthBucketBatchSampler
+
+
+def lengths(total: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"audio": rng.integers(0, 80, total), "video": rng.integers(1, 40, total)}
+
+
+@pytest.mark.parametrize("total", [1, 2, 7, 32, 33, 101])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_sample_comes_once_and_every_rank_has_as_many_batches(total, ranks, shuffle):
+    samplers = [LengthBucketBatchSampler(lengths(total), 4, shuffle, num_replicas=ranks, rank=r, bucket_multiplier=3) for r in range(ranks)]
+    batches = [list(s) for s in samplers]
+    assert {len(b) for b in batches} == {len(samplers[0])}
+    seen = [i for rank in batches for batch in rank for i in batch]
+    assert all(1 <= len(batch) <= 4 for rank in batches for batch in rank)
+    assert set(seen) == set(range(total))
+    assert len(seen) < total + ranks  # only where a rank would be without a batch does a sample come twice
+    if total >= ranks and total % (4 * ranks) >= ranks:
+        assert len(seen) == total
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_drop_last_leaves_full_batches_only(ranks):
+    batches = [list(LengthBucketBatchSampler(lengths(30), 4, drop_last=True, num_replicas=ranks, rank=r)) for r in range(ranks)]
+    assert all(len(batch) == 4 for rank in batches for batch in rank)
+    assert len({i for rank in batches for batch in rank for i in batch}) == 30 // (4 * ranks) * 4 * ranks
+    assert len(batches[0]) == len(LengthBucketBatchSampler(lengths(30), 4, drop_last=True, num_replicas=ranks))
+
+
+def test_batches_depend_on_seed_and_epoch_only():
+    def batches(seed, epoch):
+        sampler = LengthBucketBatchSampler(lengths(200), 8, seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert batches(3, 5) == batches(3, 5)
+    assert batches(3, 5) != batches(3, 6)
+    assert batches(3, 5) != batches(4, 5)
+
+
+def test_unshuffled_is_longest_first_in_every_epoch():
+    sampler = LengthBucketBatchSampler(lengths(50), 8, shuffle=False)
+    first = list(sampler)
+    steps = sum(lengths(50).values())
+    flat = [steps[i] for batch in first for i in batch]
+    assert flat == sorted(flat, reverse=True)
+    sampler.set_epoch(1)
+    assert list(sampler) == first
+
+
+def test_padding_is_what_the_batches_need():
+    data = lengths(300)
+    sampler = LengthBucketBatchSampler(data, 16, bucket_multiplier=10)
+    real = sum(int(v.sum()) for v in data.values())
+    padded = sum(int(v[batch].max()) * len(batch) for batch in sampler for v in data.values())
+    assert sampler.padding.left == pytest.approx(1 - real / padded)
+
+
+def test_sorting_saves_padding():
+    one = {"audio": lengths(2000)["audio"]}
+    left, random = LengthBucketBatchSampler(one, 32).padding
+    assert random > 0.4  # uniform lengths waste nearly half
+    assert left < 0.1
+    plain = LengthBucketBatchSampler(one, 32, bucket_multiplier=1).padding
+    assert plain.left == plain.random
+
+
+def test_no_samples_and_no_steps():
+    assert list(LengthBucketBatchSampler({"a": np.zeros(0, int)}, 4)) == []
+    assert LengthBucketBatchSampler({"a": np.zeros(5, int)}, 4).padding == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lengths": {}},
+        {"lengths": [1, 2]},
+        {"lengths": {"a": np.ones(3), "b": np.ones(4)}},
+        {"batch_size": 0},
+        {"num_replicas": 0},
+        {"rank": 2, "num_replicas": 2},
+        {"bucket_multiplier": 0},
+    ],
+)
+def test_arguments_out_of_range(arguments):
+    with pytest.raises(ValueError, match="expected"):
+        LengthBucketBatchSampler(**{"lengths": lengths(5), "batch_size": 2, **arguments})
+
+
+def test_feeds_a_data_loader(dataset):
+    loader = DataLoader(dataset, batch_sampler=LengthBucketBatchSampler(dataset.lengths, batch_size=4))
+    assert len(loader) == 2
+    assert sorted(i for batch in loader for i in batch.id) == list("abcdef")
+
+
+def test_lightning_finds_set_epoch(dataset):
+    data = pytest.importorskip("lightning.fabric.utilities.data")
+    sampler = LengthBucketBatchSampler(dataset.lengths, batch_size=2, seed=1)
+    before = list(sampler)
+    data._set_sampler_epoch(DataLoader(dataset, batch_sampler=sampler), 1)
+    expected = LengthBucketBatchSampler(dataset.lengths, batch_size=2, seed=1)
+    expected.set_epoch(1)
+    assert list(sampler) == list(expected) != before

@@ -1,0 +1,70 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from mea_graph.data import DataError, open_dataset
+
+
+@pytest.fixture
+def npz(tmp_path):
+    np.savez(tmp_path / "clips.npz", audio=np.ones((2, 3, 2)), lips=np.ones((2, 4, 1)), y=np.zeros(2))
+    return tmp_path / "clips.npz"
+
+
+def test_modalities_are_chosen_and_ordered(npz):
+    assert open_dataset(npz, modalities=["lips", "audio"]).modalities == ("lips", "audio")
+    assert open_dataset(npz, modalities=["lips"]).channels == {"lips": 1}
+    assert open_dataset(npz).modalities == ("audio", "lips")
+
+
+def test_a_path_may_be_a_string(npz):
+    assert len(open_dataset(str(npz), cache_dir=str(npz.parent / "cache"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (b"", "its format is not plain from its first bytes b''"),
+        (b"text,audio\n1,2\n", "its format is not plain"),
+        (pickle.dumps(3), "expected a pickle in the form of MulT, MMSA or MISA, got int"),
+        (pickle.dumps({}), "expected a pickle in the form"),
+        (pickle.dumps({"train": {"x": 1}}), "expected a pickle in the form .* got a dict with keys"),
+        (pickle.dumps({"a": 1, "b": {}}), "expected a pickle in the form"),
+        (b"PK\x03\x04 but not a zip", "cannot be read as .npz"),
+        (b"\x89HDF\r\n\x1a\n", "pass their folder"),
+    ],
+)
+def test_a_format_that_cannot_be_told_is_a_clear_error(tmp_path, contents, message):
+    (tmp_path / "a.pkl").write_bytes(contents)
+    with pytest.raises(DataError, match=rf"a\.pkl: .*{message}"):
+        open_dataset(tmp_path / "a.pkl")
+
+
+def test_an_old_pickle_without_a_mark_is_known_by_its_suffix(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([], 0))
+    with pytest.raises(DataError, match="audio: expected a width"):  # read as MISA's list, which is empty
+        open_dataset(tmp_path / "a.pkl")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("clips.npz", {"format": "csv"}, "format: expected 'auto' or one of"),
+        ("clips.npz", {"format": "mult"}, "not a whole pickle"),
+        ("clips.npz", {"format": "csd"}, "pass their folder or a dict"),
+        ("nothing.npz", {}, r"nothing\.npz: no such file"),
+        ("", {}, "expected a folder with .csd or .pkl files"),
+        ({}, {}, "at least one file"),
+        ("clips.npz", {"modalities": ["text"]}, r"\['audio', 'lips'\], got \['text'\]"),
+        ("clips.npz", {"format": "misa", "embedding": "nothing.npy"}, "embedding: nothing.npy: cannot be read"),
+    ],
+)
+def test_wrong_requests_are_refused(npz, source, options, message):
+    with pytest.raises(DataError, match=message):
+        open_dataset(npz.parent / source if isinstance(source, str) else source, **options)
+
+
+def test_a_dict_of_files_only_where_the_format_has_several(npz):
+    with pytest.raises(DataError, match="format 'npz' is one file"):
+        open_dataset({"a": npz, "b": npz})
