@@ -1,0 +1,237 @@
+"""`SequenceDataModule`: a source, a split and batches of similar length."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch_geometric.loader import DataLoader
+
+from mea_graph.data import (
+    IEMOCAP,
+    MOSEI,
+    MOSI,
+    AsynchronousEvents,
+    DataError,
+    LengthBucketBatchSampler,
+    MultimodalDataset,
+    open_dataset,
+)
+from mea_graph.train.metrics import Task
+from mea_graph.train.splits import SplitPolicy
+from mea_graph.train.targets import check_targets
+
+OWN_SPLITS = SplitPolicy()
+PRESETS = {"MOSI": MOSI, "MOSEI": MOSEI, "IEMOCAP": IEMOCAP}
+
+
+class SequenceDataModule(L.LightningDataModule):
+    """Opens a source, divides it and hands out batches, the same for every module and on any number of processes.
+
+    Knows ``in_channels``, ``out_channels``, ``task`` and ``label_names`` before `setup`, so that a network can be made to measure.
+    In evaluation every sample is seen exactly once, also where several processes share the work.
+
+    Args:
+        source: file or folder that `mea_graph.data.open_dataset` reads; or give ``events``.
+        preset: the protocol that the source should follow: where it does not, a warning lists the differences.
+        events: arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
+        format: name of the reader, or ``auto``.
+        cache_dir: folder for converted data; beside the source where it is ``None``.
+        reader: further options of the reader, such as ``label: emotion``.
+        modalities: the modalities to use, in this order; all where it is ``None``.
+        task: what the target is; follows from the targets where it is ``None``.
+        num_classes: number of classes where not all of them occur.
+        label_names: names of the classes or labels where the data has none.
+        split: which samples train, validate and test.
+        standardize: z-scores per channel: ``train`` (statistics of the training samples), or the name of a field, such as
+            ``subject`` (statistics of each of its values); raw features where it is ``None``.
+        batch_size: samples per batch and process, >= 1.
+        seed: decides the order of the training samples, with the epoch.
+        num_workers: processes that read samples, >= 0.
+        predict_split: the part to predict: ``test``, ``train``, ``valid`` or ``all``.
+
+    Raises:
+        DataError: where the source, the split or the targets are not as described; the field is named.
+
+    Example:
+        >>> data = SequenceDataModule(events={"num_samples": 40, "task": "classification"}, batch_size=8)
+        >>> data.task, len(data.in_channels)
+        ('classification', 3)
+    """
+
+    def __init__(
+        self,
+        source: str | None = None,
+        preset: Literal["MOSI", "MOSEI", "IEMOCAP"] | None = None,
+        events: dict[str, Any] | None = None,
+        format: str = "auto",
+        cache_dir: str | None = None,
+        reader: dict[str, Any] | None = None,
+        modalities: list[str] | None = None,
+        task: Task | None = None,
+        num_classes: int | None = None,
+        label_names: list[str] | None = None,
+        split: SplitPolicy = OWN_SPLITS,
+        standardize: str | None = None,
+        batch_size: int = 32,
+        seed: int = 0,
+        num_workers: int = 0,
+        predict_split: Literal["test", "train", "valid", "all"] = "test",
+    ) -> None:
+        super().__init__()
+        if (source is None) == (events is None):
+            got = "both" if source is not None else "none" if preset is None else f"none\n{PRESETS[preset].instructions()}"
+            raise DataError(f"data: expected data.source (a file) or data.events (embedded data), got {got}")
+        if batch_size < 1 or num_workers < 0:
+            raise DataError(f"data: expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
+        self.source = source
+        self.preset = preset
+        self.events = events
+        self.format = format
+        self.cache_dir = cache_dir
+        self.reader = reader or {}
+        self.modalities = modalities
+        self.wanted_task = task
+        self.num_classes = num_classes
+        self.wanted_label_names = label_names
+        self.split = split
+        self.standardize = standardize
+        self.batch_size = batch_size
+        self.seed = seed
+        self.num_workers = num_workers
+        self.predict_split = predict_split
+
+    @cached_property
+    def dataset(self) -> MultimodalDataset:
+        """All samples, raw."""
+        if self.source is not None:
+            dataset = open_dataset(self.source, format=self.format, cache_dir=self.cache_dir, modalities=self.modalities, **self.reader)
+            if self.preset is not None and (found := PRESETS[self.preset].mismatches(dataset)):
+                warnings.warn(f"{self.source} does not follow the protocol of {self.preset}: {'; '.join(found)}", stacklevel=2)
+            return dataset
+        try:
+            dataset = AsynchronousEvents(**(self.events or {}))
+        except TypeError as error:
+            raise DataError(f"data.events: {error}") from error
+        return dataset if self.modalities is None else dataset.with_modalities(self.modalities)
+
+    @property
+    def in_channels(self) -> dict[str, int]:
+        """Width of each modality."""
+        return dict(self.dataset.channels)
+
+    @property
+    def task(self) -> Task:
+        """What the target is."""
+        return self._target[0]
+
+    @property
+    def out_channels(self) -> int:
+        """Width of the prediction."""
+        return self._target[1]
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Names of the classes or labels."""
+        own = self.dataset.label_names
+        return list(own) if own is not None else self.wanted_label_names
+
+    @cached_property
+    def parts(self) -> dict[str, np.ndarray]:
+        """Sample numbers of each part, ``train``, ``valid`` and ``test`` where they exist."""
+        return self.split.apply(len(self.dataset), self.dataset.split, self.dataset.fields, self.dataset.y)
+
+    def targets(self, part: str) -> torch.Tensor:
+        """Returns the targets of one part.
+
+        Args:
+            part: ``train``, ``valid`` or ``test``.
+
+        Shape: ``(N,)`` or ``(N, K)``.
+        """
+        if self.dataset.y is None:
+            raise DataError("y: the data has no targets, so nothing can be trained or measured on it")
+        return torch.as_tensor(self.dataset.y[self._part(part)])
+
+    def train_dataloader(self) -> DataLoader:
+        indices = self._part("train")
+        processes = self._processes
+        return self._loader(indices, shuffle=True, num_replicas=processes[1], rank=processes[0])
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("valid")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.predict_split)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later run needs to know to resume exactly and never to test on what was trained."""
+        return {"data_hash": self.dataset.hash, "train": torch.as_tensor(self.parts.get("train", np.arange(0)))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.trainer is not None:
+            check_same_data(state_dict, self, self.trainer.state.fn)
+
+    @cached_property
+    def _target(self) -> tuple[Task, int]:
+        return check_targets(self.dataset.y, self.wanted_task, self.num_classes)
+
+    @cached_property
+    def _prepared(self) -> MultimodalDataset:
+        """The samples as the network sees them."""
+        if self.standardize is None:
+            return self.dataset
+        if self.standardize == "train":
+            return self.dataset.standardize(fit_on=self._part("train"))
+        return self.dataset.standardize(by=self.standardize)
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _part(self, name: str) -> np.ndarray:
+        if name == "all":
+            return np.arange(len(self.dataset))
+        if name not in self.parts:
+            hint = "; give data.split.valid_fraction to carve it out of the training samples" if name == "valid" else ""
+            raise DataError(f"split: no sample is in part {name!r}; there are {', '.join(self.parts) or 'none'}{hint}")
+        return self.parts[name]
+
+    def _evaluation_loader(self, part: str) -> DataLoader:
+        """Each process takes every n-th sample: no sample is repeated to fill up, as that would falsify the metrics."""
+        rank, processes = self._processes
+        indices = self._part(part)
+        if len(indices) < processes:
+            raise DataError(f"split: part {part!r} has {len(indices)} samples, fewer than the {processes} processes that share it")
+        return self._loader(indices[rank::processes], shuffle=False)
+
+    def _loader(self, indices: np.ndarray, shuffle: bool, num_replicas: int = 1, rank: int = 0) -> DataLoader:
+        part = self._prepared.subset(indices)
+        sampler = LengthBucketBatchSampler(
+            part.lengths, self.batch_size, shuffle=shuffle, seed=self.seed, num_replicas=num_replicas, rank=rank
+        )
+        return DataLoader(part, batch_sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
+
+
+def check_same_data(state: dict[str, Any], data: SequenceDataModule, stage: str | None) -> None:
+    """Refuses to resume on other data, and to test on samples that the checkpoint was trained on."""
+    same_source = state["data_hash"] == data.dataset.hash
+    trained = state["train"].numpy()
+    if stage == TrainerFn.FITTING and not (same_source and np.array_equal(trained, data.parts.get("train", np.arange(0)))):
+        raise DataError("ckpt_path: expected the data and split that the checkpoint was trained on; resume with the run's config.yaml")
+    if not same_source and data.standardize == "train":
+        raise DataError("standardize: 'train' takes its statistics from the training samples, which this source does not hold")
+    if same_source and stage == TrainerFn.TESTING:
+        overlap = np.intersect1d(trained, data.parts["test"])
+        if len(overlap):
+            raise DataError(
+                f"split: {len(overlap)} of {len(data.parts['test'])} test samples trained this checkpoint; test with the run's config.yaml"
+            )

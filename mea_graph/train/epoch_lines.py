@@ -1,0 +1,29 @@
+"""Progress as one line per epoch, for logs and pipes, where a moving bar is unreadable."""
+
+from __future__ import annotations
+
+import lightning as L
+
+
+class EpochLines(L.Callback):
+    """Prints the training loss and every validation number once per epoch, on the first process.
+
+    Example:
+        >>> EpochLines.line(3, {"train/loss": 0.51, "valid/accuracy": 0.8})
+        'epoch 3: train/loss 0.510, valid/accuracy 0.800'
+    """
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            shown = {name: float(v) for name, v in trainer.callback_metrics.items() if name == "train/loss" or name.startswith("valid/")}
+            print(self.line(trainer.current_epoch, shown), flush=True)
+
+    @staticmethod
+    def line(epoch: int, numbers: dict[str, float]) -> str:
+        """Returns the line of one epoch.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            numbers: what was logged.
+        """
+        return f"epoch {epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())

@@ -1,0 +1,29 @@
+"""One line for a user's mistake."""
+
+from __future__ import annotations
+
+import re
+
+# jsonargparse reports every alternative of a type that it tried; these lines say nothing about the mistake
+NOISE = re.compile(
+    r"^(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value( type)?: .*|Expected a <class 'NoneType'>"
+    r"|Expected a path but .* either not accessible or invalid)$"
+)
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the message of an error as one line that names the field, what was expected and what came.
+
+    Args:
+        error: what was raised.
+
+    Example:
+        >>> one_line(ValueError("Errors:\\n  - heads: expected a divisor of 40, got 7\\n  - Expected a <class 'NoneType'>"))
+        'heads: expected a divisor of 40, got 7'
+    """
+    lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+    lines = [re.sub(r'^Parser key "(.*?)":', r"\1:", line) for line in lines if line and not NOISE.match(line)]
+    text = ""
+    for line in lines:
+        text += line if not text else f" {line}" if text.endswith(":") else f"; {line}"
+    return text or type(error).__name__

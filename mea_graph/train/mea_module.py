@@ -1,0 +1,52 @@
+"""`MEAModule`: trains MEA with its whole objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from mea_graph.nn import MEA, MEALoss, MEAOutput
+from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
+from mea_graph.train.metrics import Task
+from mea_graph.train.task_module import TaskModule
+
+
+class MEAModule(TaskModule):
+    """Trains `mea_graph.nn.MEA` with `mea_graph.nn.MEALoss` ([MEA] Eq. 20).
+
+    Every option of the model, of the loss and of `TaskModule` is an argument here, with the default its owner gives it.
+
+    Args:
+        in_channels: width of each modality.
+        task: what the target is.
+        out_channels: width of the prediction: 1, the number of classes, or the number of labels.
+        kwargs: options of `MEA`, `MEALoss` and `TaskModule`.
+
+    Shape: as `TaskModule`; the output is the `MEAOutput` of the model.
+
+    Raises:
+        TypeError: where an option belongs to none of the three.
+        ValueError: where an option is outside its range.
+
+    Example:
+        >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, alpha=0.1, learning_rate=2e-3)
+        >>> module.loss.alpha, module.learning_rate
+        (0.1, 0.002)
+    """
+
+    @takes_arguments_of(MEA, MEALoss, TaskModule, skip=("network",))
+    def __init__(self, in_channels: dict[str, int], task: Task, out_channels: int, **kwargs: Any) -> None:
+        network, loss, training = (arguments_for(component, kwargs) for component in (MEA, MEALoss, TaskModule))
+        unknown = sorted(set(kwargs) - set(network) - set(loss) - set(training))
+        if unknown:
+            raise TypeError(f"MEAModule: unknown option {', '.join(unknown)}; options are those of MEA, MEALoss and TaskModule")
+        super().__init__(MEA(in_channels, out_channels, **network), task=task, out_channels=out_channels, **training)
+        # not save_hyperparameters: that looks every visible argument up among the local variables of this function
+        self.hparams.update(in_channels=in_channels, task=task, out_channels=out_channels, **kwargs)
+        self.loss = MEALoss(task, **loss)
+
+    def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
+        """Returns the whole objective as ``loss`` and each of its terms, unweighted, by name."""
+        terms = self.loss(output, target)._asdict()
+        return {"loss": terms.pop("total"), **terms}

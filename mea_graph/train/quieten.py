@@ -1,0 +1,21 @@
+"""Less noise from Lightning in our programs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+
+def quieten() -> None:
+    """Drops Lightning's remarks that are no use to a user of this program."""
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*LightningCLI's args parameter.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*callbacks used to create the checkpoint need to be provided.*",  # an evaluation has no checkpoint callbacks
+        ".*custom batch sampler `LengthBucketBatchSampler` for prediction.*",  # ours leaves no sample out
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,181 @@
+"""Which samples train, validate and test: the file's own splits, values of a field, or folds over a field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mea_graph.data import DataError
+
+Value = int | str
+
+
+@dataclass(frozen=True)
+class SplitPolicy:
+    """Says how samples are divided, so that a protocol is a line of configuration and test samples never leak.
+
+    Three policies: the file's own splits (``by`` left out); explicit values of a field (``by`` with ``train`` and ``test``);
+    k folds over the values of a field (``by`` with ``folds`` and ``fold``), where all samples of one value stay together.
+    Validation samples come from the file's own split, from explicit values, or are carved out of the training samples.
+
+    Args:
+        by: field that decides, such as ``speaker``; the file's own splits where it is left out.
+        train: values of the field whose samples train.
+        valid: values of the field whose samples validate.
+        test: values of the field whose samples test.
+        folds: number of folds, at least 2; groups are spread so that the folds are of even size, always in the same way.
+        fold: the fold that tests, counted from 0.
+        valid_fraction: share of the training samples that validates instead, in (0, 1); stratified by the target where
+            ``valid_by`` is left out.
+        valid_by: field whose values stay together when validation samples are carved out.
+        seed: decides which samples are carved out.
+
+    Raises:
+        DataError: where the options contradict each other.
+
+    Example:
+        >>> policy = SplitPolicy(by="speaker", folds=2, fold=0)
+        >>> indices = policy.apply(4, fields={"speaker": np.array(["a", "a", "b", "b"])})
+        >>> indices["train"].tolist(), indices["test"].tolist()
+        ([2, 3], [0, 1])
+    """
+
+    by: str | None = None
+    train: list[Value] | None = None
+    valid: list[Value] | None = None
+    test: list[Value] | None = None
+    folds: int | None = None
+    fold: int = 0
+    valid_fraction: float | None = None
+    valid_by: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        explicit = [name for name in ("train", "valid", "test") if getattr(self, name) is not None]
+        if self.by is None and (explicit or self.folds is not None):
+            raise DataError(f"split.by: expected a field name, because split.{(explicit or ['folds'])[0]} is given; got none")
+        if explicit and self.folds is not None:
+            raise DataError(f"split: expected folds or explicit values, got both (split.folds and split.{explicit[0]})")
+        if self.by is not None and self.folds is None and (self.train is None or self.test is None):
+            raise DataError(f"split: expected split.train and split.test (or split.folds) together with split.by={self.by!r}")
+        if self.folds is not None and (self.folds < 2 or not 0 <= self.fold < self.folds):
+            raise DataError(f"split.fold: expected 0 <= fold < folds and folds >= 2, got fold={self.fold}, folds={self.folds}")
+        if self.valid_fraction is not None and not 0 < self.valid_fraction < 1:
+            raise DataError(f"split.valid_fraction: expected a share in (0, 1), got {self.valid_fraction}")
+        if self.valid_fraction is not None and self.valid is not None:
+            raise DataError("split: expected split.valid or split.valid_fraction, got both")
+        if self.valid_by is not None and self.valid_fraction is None:
+            raise DataError("split.valid_by: expected split.valid_fraction with it, got none")
+
+    def apply(
+        self,
+        num_samples: int,
+        split: Sequence[str] | np.ndarray | None = None,
+        fields: Mapping[str, np.ndarray] | None = None,
+        y: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns the sample numbers of each part; a part without samples is left out.
+
+        Args:
+            num_samples: number of samples.
+            split: the file's own split name per sample.
+            fields: per-sample values of each field.
+            y: targets, for stratified validation samples.
+
+        Shape: ``split``, each field and ``y`` have ``num_samples`` rows; the result is sorted int64 arrays that share no sample.
+
+        Raises:
+            DataError: where a field or value does not exist, or a part contradicts another.
+        """
+        fields = fields or {}
+        if self.by is None:
+            parts = _own_splits(num_samples, split)
+        else:
+            values = _field(fields, self.by, "split.by")
+            parts = _folds(values, self.folds, self.fold) if self.folds is not None else self._by_values(values)
+        if self.valid_fraction is not None:
+            if "valid" in parts:
+                raise DataError("split.valid_fraction: the data has a valid split of its own; leave the option out to use it")
+            groups = None if self.valid_by is None else _field(fields, self.valid_by, "split.valid_by")
+            parts |= _carve(parts.get("train", np.arange(0)), self.valid_fraction, groups, y, self.seed)
+        return {name: np.sort(part).astype(np.int64) for name, part in parts.items() if len(part)}
+
+    def _by_values(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Compares as text, since YAML turns ``1`` into a number whatever the type of the field is."""
+        known = values.astype(str)
+        owner: dict[str, str] = {}
+        parts = {}
+        for name in ("train", "valid", "test"):
+            wanted = [str(value) for value in getattr(self, name) or []]
+            for value in wanted:
+                if value not in known:
+                    raise DataError(f"split.{name}: {self.by} has no value {value!r}; it has {_some(known)}")
+                if owner.setdefault(value, name) != name:
+                    raise DataError(f"split: {self.by} = {value!r} is given for {owner[value]} and for {name}")
+            parts[name] = np.flatnonzero(np.isin(known, wanted))
+        return {name: part for name, part in parts.items() if len(part)}
+
+
+def _own_splits(num_samples: int, split: Sequence[str] | np.ndarray | None) -> dict[str, np.ndarray]:
+    if split is None:
+        raise DataError("split: the data has no splits of its own; give split.by with split.train and split.test, or with split.folds")
+    names = np.asarray(split).astype(str)
+    if len(names) != num_samples:
+        raise DataError(f"split: expected one name per sample ({num_samples}), got {len(names)}")
+    return {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+
+
+def _field(fields: Mapping[str, np.ndarray], name: str, option: str) -> np.ndarray:
+    if name not in fields:
+        raise DataError(f"{option}: expected a field of the data ({', '.join(sorted(fields)) or 'it has none'}), got {name!r}")
+    return np.asarray(fields[name])
+
+
+def _some(values: np.ndarray) -> str:
+    unique = np.unique(values)
+    return ", ".join(unique[:12]) + (f", ... ({len(unique)} in all)" if len(unique) > 12 else "")
+
+
+def _folds(values: np.ndarray, folds: int, fold: int) -> dict[str, np.ndarray]:
+    """The largest group goes first, always into the smallest fold: even folds without randomness."""
+    groups, sizes = np.unique(values, return_counts=True)
+    if len(groups) < folds:
+        raise DataError(f"split.folds: expected at most {len(groups)} folds (one per group), got {folds}")
+    filled = np.zeros(folds, dtype=np.int64)
+    fold_of = np.zeros(len(groups), dtype=np.int64)
+    for group in np.argsort(-sizes, kind="stable"):
+        fold_of[group] = filled.argmin()
+        filled[fold_of[group]] += sizes[group]
+    tested = np.isin(values, groups[fold_of == fold])
+    return {"train": np.flatnonzero(~tested), "test": np.flatnonzero(tested)}
+
+
+def _carve(train: np.ndarray, fraction: float, groups: np.ndarray | None, y: np.ndarray | None, seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    chosen = _stratified(train, fraction, y, rng) if groups is None else _whole_groups(train, fraction, groups, rng)
+    if not 0 < len(chosen) < len(train):
+        raise DataError(f"split.valid_fraction: {fraction} of {len(train)} training samples leaves one of the two parts empty")
+    return {"train": np.setdiff1d(train, chosen), "valid": chosen}
+
+
+def _stratified(train: np.ndarray, fraction: float, y: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """Shuffled, ordered by target, then evenly spaced samples: each class or score range gives its share."""
+    order = rng.permutation(train)
+    if y is not None:
+        target = y[order] if y.ndim == 1 else y[order] @ (2.0 ** np.arange(y.shape[1]))
+        order = order[np.argsort(target, kind="stable")]
+    count = round(fraction * len(order))
+    return order[np.floor((np.arange(count) + rng.random()) * (len(order) / max(count, 1))).astype(int)]
+
+
+def _whole_groups(train: np.ndarray, fraction: float, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Groups in random order, each taken where that brings the number of samples closer to the share asked for."""
+    names, sizes = np.unique(groups[train], return_counts=True)
+    wanted, taken, chosen = fraction * len(train), 0, []
+    for group in rng.permutation(len(names)):
+        if abs(taken + sizes[group] - wanted) < abs(taken - wanted):
+            taken += sizes[group]
+            chosen.append(names[group])
+    return train[np.isin(groups[train], chosen)]

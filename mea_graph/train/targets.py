@@ -1,0 +1,65 @@
+"""Checking that the targets of a data set fit the task."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mea_graph.data import DataError
+from mea_graph.train.metrics import TASKS, Task
+
+
+def check_targets(y: np.ndarray | None, task: Task | None, num_classes: int | None) -> tuple[Task, int]:
+    """Returns the task and the width of the prediction, or says why the targets do not allow it.
+
+    Args:
+        y: targets, or ``None`` where they are not known.
+        task: the task asked for; follows from the targets where it is ``None``.
+        num_classes: number of classes; the largest class number plus one where it is ``None``.
+
+    Shape: ``y`` is float ``(N,)`` for regression, integer ``(N,)`` for classification, ``(N, K)`` of zeros and ones for labels.
+
+    Raises:
+        DataError: where the targets do not fit the task, or a class has no sample.
+
+    Example:
+        >>> check_targets(np.array([0, 2, 1]), None, None)
+        ('classification', 3)
+    """
+    if task is not None and task not in TASKS:
+        raise DataError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+    if y is None:
+        if task is None or (task != "regression" and num_classes is None):
+            raise DataError("y: the data has no targets; expected data.task (and data.num_classes unless it is regression), got none")
+        return task, 1 if task == "regression" else int(num_classes or 0)
+    natural = _natural_task(y)
+    if task is not None and task != natural:
+        kind = "2-D" if y.ndim == 2 else "float" if natural == "regression" else "integer"
+        raise DataError(f"task: the targets of the data are {kind} {y.shape}, which is {natural}; got task={task!r}")
+    if num_classes is not None and natural == "regression":
+        raise DataError(f"num_classes: expected none for regression, got {num_classes}")
+    if natural == "regression":
+        return natural, 1
+    if natural == "multilabel":
+        if num_classes not in (None, y.shape[1]):
+            raise DataError(f"num_classes: expected {y.shape[1]} (the labels of the data), got {num_classes}")
+        return natural, y.shape[1]
+    return natural, _count_classes(y, num_classes)
+
+
+def _natural_task(y: np.ndarray) -> Task:
+    if y.ndim == 2:
+        return "multilabel"
+    return "classification" if np.issubdtype(y.dtype, np.integer) else "regression"
+
+
+def _count_classes(y: np.ndarray, num_classes: int | None) -> int:
+    present = np.unique(y)
+    count = int(present[-1]) + 1 if num_classes is None else num_classes
+    if present[0] < 0 or present[-1] >= count:
+        raise DataError(f"y: expected classes in [0, {count}), got {present[0]} to {present[-1]}")
+    missing = np.setdiff1d(np.arange(count), present)
+    if num_classes is None and len(missing):
+        raise DataError(f"y: no sample has class {missing[0]} of 0..{count - 1}; number the classes without gaps or give data.num_classes")
+    if count < 2:
+        raise DataError("y: expected at least two classes, got one")
+    return count

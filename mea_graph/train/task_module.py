@@ -1,0 +1,221 @@
+"""`TaskModule`: trains any network that maps a batch of modalities to a prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch_geometric.data import Batch
+
+from mea_graph.nn import MEALoss
+from mea_graph.train.metrics import Task, TaskMetrics
+
+
+class NonFiniteLossError(ArithmeticError):
+    """Says that the loss became NaN or infinite, and on which samples.
+
+    Example:
+        >>> from mea_graph.train import NonFiniteLossError
+        >>> issubclass(NonFiniteLossError, ArithmeticError)
+        True
+    """
+
+
+class TaskModule(L.LightningModule):
+    r"""Trains a network on regression, classification or several binary labels, with the field's metrics.
+
+    The base of every module here, and of yours: give it a network, or override `loss_terms` too; a subclass that is to be loaded
+    from a checkpoint calls ``self.save_hyperparameters()`` after ``super().__init__``, as Lightning has it.
+
+    Adam as in the paper (AdamW where weight decay is asked for); optionally a linear warm-up and a cosine decay to 0, both counted
+    in optimiser steps. Random numbers start anew from (seed, epoch, batch, rank) with every training batch, so that a resumed run
+    equals one never interrupted. Logs ``train/<term>``, ``valid/<term>`` and ``test/<term>`` for each term of the loss, and
+    ``valid/<metric>`` and ``test/<metric>`` for each of `TaskMetrics`.
+
+    Args:
+        network: called as ``network(x_dict, batch_dict, batch_size)``; returns the prediction or a NamedTuple that has one.
+        task: what the target is.
+        out_channels: width of the prediction: 1, the number of classes, or the number of labels.
+        sentiment: whether a regression target is a sentiment score in [-3, 3], so that Acc7, Acc2 and F1 are reported.
+        label_names: names of the labels or classes, one per output.
+        learning_rate: step size after the warm-up, > 0.
+        weight_decay: decoupled weight decay, >= 0; 0 is plain Adam.
+        warmup: share of all steps over which the learning rate rises linearly, in [0, 1).
+        cosine_decay: whether the learning rate then falls to 0 along half a cosine.
+
+    Shape:
+        - batch: as PyG's ``DataLoader`` makes it of a `MultimodalDataset`.
+        - forward: ``(B, out_channels)``, or what the network returns around it.
+
+    Raises:
+        ValueError: where an option is outside its range.
+        NonFiniteLossError: where the loss is NaN or infinite.
+
+    Example:
+        >>> class Mean(nn.Module):
+        ...     def forward(self, x_dict, batch_dict, batch_size):
+        ...         return x_dict["audio"].new_zeros(batch_size, 1)
+        >>> module = TaskModule(Mean(), task="regression", out_channels=1)
+        >>> module({"audio": torch.randn(5, 3)}, {"audio": torch.zeros(5, dtype=torch.long)}, batch_size=2).shape
+        torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        out_channels: int,
+        sentiment: bool = False,
+        label_names: Sequence[str] | None = None,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        warmup: float = 0.0,
+        cosine_decay: bool = False,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup < 1:
+            raise ValueError(
+                f"learning_rate, weight_decay, warmup: expected > 0, >= 0 and in [0, 1), got {learning_rate}, {weight_decay} and {warmup}"
+            )
+        self.network = network
+        self.loss = MEALoss(task)
+        self.task = task
+        self.sentiment = sentiment
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.cosine_decay = cosine_decay
+        self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
+        self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
+        self._seed: int | None = None
+
+    def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Any:
+        """Returns what the network returns."""
+        return self.network(x_dict, batch_dict, batch_size=batch_size)
+
+    def loss_terms(self, output: Any, target: Tensor) -> dict[str, Tensor]:
+        """Returns the loss to minimise as ``loss`` and each of its terms by name; ``task`` is the term every module has."""
+        task = self.loss.task_loss(prediction_of(output), target)
+        return {"loss": task, "task": task}
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Returns the loss of one batch."""
+        return self._step(batch, "train")[1]
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Adds one validation batch to the metrics."""
+        self._evaluate(batch, "valid", self.valid_metrics)
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Adds one test batch to the metrics."""
+        self._evaluate(batch, "test", self.test_metrics)
+
+    def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
+        """Returns ids, predictions ``(B, out_channels)`` and, where known, targets of one batch."""
+        prediction = prediction_of(self._run(batch))
+        return {"id": list(batch.id), "prediction": prediction.float().cpu(), "target": batch.y.cpu() if "y" in batch else None}
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("valid", self.valid_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test", self.test_metrics)
+
+    def setup(self, stage: str) -> None:
+        if self._seed is None:
+            self._seed = torch.initial_seed()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["random_seed"] = self._seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._seed = checkpoint.get("random_seed", self._seed)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # per batch, not per epoch: how often the data loader draws before the first batch differs in a resumed epoch
+        sequence = np.random.SeedSequence([self._seed or 0, self.current_epoch, batch_idx, self.global_rank])
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+    def configure_optimizers(self) -> Any:
+        if self.weight_decay > 0:
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(self.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.Adam(self.parameters(), self.learning_rate)
+        if self.warmup == 0 and not self.cosine_decay:
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ValueError("warmup, cosine_decay: expected trainer.max_epochs or trainer.max_steps with them, got an endless run")
+        schedule = LearningRateSchedule(int(steps), self.warmup, self.cosine_decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"}}
+
+    def _run(self, batch: Batch) -> Any:
+        return self(batch.x_dict, batch.batch_dict, batch_size=batch.num_graphs)
+
+    def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
+        output = self._run(batch)
+        terms = self.loss_terms(output, batch.y)
+        if not torch.isfinite(terms["loss"]):
+            values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
+            raise NonFiniteLossError(f"{stage} loss: expected a finite number, got {values}; samples of the batch: {', '.join(batch.id)}")
+        self.log_dict(
+            {f"{stage}/{name}": value.detach() for name, value in terms.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=batch.num_graphs,
+            sync_dist=True,
+        )
+        return prediction_of(output), terms["loss"]
+
+    def _evaluate(self, batch: Batch, stage: str, metrics: TaskMetrics) -> None:
+        prediction, _ = self._step(batch, stage)
+        metrics.update(prediction, batch.y)
+
+    def _log_metrics(self, stage: str, metrics: TaskMetrics) -> None:
+        # computed over all processes already, so each of them logs the same value
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.compute().items()}, sync_dist=True)
+        metrics.reset()
+
+
+class LearningRateSchedule:
+    """Factor of the learning rate at a step: linear warm-up, then 1 or half a cosine down to 0.
+
+    Args:
+        steps: number of all steps, >= 1.
+        warmup: share of them that warms up, in [0, 1).
+        cosine_decay: whether the factor falls after the warm-up.
+
+    Example:
+        >>> schedule = LearningRateSchedule(10, warmup=0.2, cosine_decay=True)
+        >>> [round(schedule(step), 3) for step in (0, 1, 2, 6, 10)]
+        [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+
+    def __init__(self, steps: int, warmup: float, cosine_decay: bool) -> None:
+        self.steps = steps
+        self.rising = round(warmup * steps)
+        self.cosine_decay = cosine_decay
+
+    def __call__(self, step: int) -> float:
+        if step < self.rising:
+            return (step + 1) / self.rising
+        if not self.cosine_decay:
+            return 1.0
+        progress = (step - self.rising) / max(self.steps - self.rising, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def prediction_of(output: Any) -> Tensor:
+    """Returns the prediction: the output itself, or its field ``prediction``.
+
+    Example:
+        >>> prediction_of(torch.ones(2, 1)).shape
+        torch.Size([2, 1])
+    """
+    return output if isinstance(output, Tensor) else output.prediction

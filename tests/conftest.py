@@ -1,0 +1,26 @@
+"""What every test runs under: one thread, a fixed seed, no display."""
+
+import os
+
+import pytest
+import torch
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def torch_scatter_installed() -> None:
+    """Skips a test where torch_scatter is missing; fails it where MEA_GRAPH_REQUIRE_SCATTER says that it has to be there (`make test`)."""
+    from mea_graph.ops.segment import has_torch_scatter
+
+    if has_torch_scatter():
+        return
+    if os.environ.get("MEA_GRAPH_REQUIRE_SCATTER") == "1":
+        pytest.fail("MEA_GRAPH_REQUIRE_SCATTER=1, but torch_scatter cannot be imported")
+    pytest.skip("torch_scatter is not installed")

@@ -1,0 +1,277 @@
+"""The package as a stranger gets it: what the wheel holds, what an import costs, which way imports run, how public names are documented."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mea_graph
+
+REPOSITORY = Path(__file__).parents[1]
+SOURCE = REPOSITORY / "mea_graph"
+OPTIONAL = ["torch_scatter", "lightning", "torchmetrics", "jsonargparse", "rich", "matplotlib", "sklearn", "scipy", "h5py", "pandas"]
+CORE = {"torch", "torch_geometric", "einops", "numpy", "mea_graph"}
+MAY_IMPORT = {
+    "ops": {"ops"},
+    "nn": {"nn", "ops"},
+    "data": {"data", "nn", "ops"},
+    "viz": {"viz", "data", "nn", "ops"},
+    "train": {"train", "viz", "data", "nn", "ops"},
+}
+
+
+def run_python(code: str, *arguments: str, cwd: Path) -> str:
+    """Runs code in a new interpreter, away from the checkout, and returns what it prints."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# The wheel and the source distribution
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel made from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(REPOSITORY)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unpacked(distributions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's content as pip would lay it into site-packages."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(next(distributions.glob("*.whl"))) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def package_files() -> set[str]:
+    return {p.relative_to(REPOSITORY).as_posix() for p in SOURCE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+
+
+def test_the_wheel_is_pure_and_holds_the_package_and_nothing_else(distributions):
+    (wheel,) = distributions.glob("*.whl")
+    assert wheel.name == f"mea_graph-{mea_graph.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    metadata = {name for name in names if name.startswith(f"mea_graph-{mea_graph.__version__}.dist-info/")}
+    assert names - metadata == package_files()
+    assert "mea_graph/py.typed" in names
+    assert {Path(name).suffix for name in names - metadata} <= {".py", ".yaml", ".typed", ".cu", ".cuh"}
+    assert any(name.endswith("licenses/LICENSE") for name in metadata)
+
+
+def test_the_sdist_holds_what_the_readme_names(distributions):
+    (sdist,) = distributions.glob("*.tar.gz")
+    root = f"mea_graph-{mea_graph.__version__}/"
+    with tarfile.open(sdist) as archive:
+        names = {name.removeprefix(root) for name in archive.getnames()}
+    furniture = {"README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "CONTRIBUTING.md", "DESIGN.md", "Makefile", "pyproject.toml"}
+    assert furniture | {"tests/conftest.py", "docs/paper.md", "benchmarks/README.md"} <= names
+    assert package_files() <= names
+
+
+def test_the_metadata_promises_no_optional_package(unpacked):
+    (metadata,) = unpacked.glob("*.dist-info/METADATA")
+    required = [line.removeprefix("Requires-Dist: ") for line in metadata.read_text().splitlines() if line.startswith("Requires-Dist: ")]
+    core = {line.split(">")[0] for line in required if "extra ==" not in line}
+    assert core == {"torch", "torch-geometric", "einops", "numpy"}
+
+
+WITHOUT_OPTIONAL_PACKAGES = f"""
+import sys
+
+for name in {OPTIONAL}:
+    sys.modules[name] = None  # Python's own way to say that there is no such package
+sys.path.insert(0, sys.argv[1])
+import mea_graph
+assert mea_graph.__file__.startswith(sys.argv[1]), mea_graph.__file__
+"""
+
+MEA_FORWARD = """
+import torch
+from torch_geometric.data import Batch, HeteroData
+from mea_graph.nn import MEA
+import mea_graph.data, mea_graph.ops
+
+def sample(words, frames):
+    data = HeteroData()
+    data["text"].x, data["audio"].x = torch.randn(words, 6), torch.randn(frames, 4)
+    return data
+
+batch = Batch.from_data_list([sample(5, 9), sample(3, 0), sample(1, 7)])
+model = MEA(in_channels={"text": 6, "audio": 4}, out_channels=2)
+prediction = model(batch.x_dict, batch.batch_dict, batch_size=batch.num_graphs).prediction
+prediction.sum().backward()
+assert prediction.shape == (3, 2) and prediction.isfinite().all()
+print("done")
+"""
+
+
+def test_the_wheel_works_without_any_optional_package(unpacked, tmp_path):
+    assert run_python(WITHOUT_OPTIONAL_PACKAGES + MEA_FORWARD, str(unpacked), cwd=tmp_path) == "done\n"
+
+
+@pytest.mark.parametrize(("module", "extra"), [("mea_graph.train", "train"), ("mea_graph.viz", "viz")])
+def test_a_missing_extra_is_named_in_one_error(unpacked, tmp_path, module, extra):
+    code = WITHOUT_OPTIONAL_PACKAGES + f"try:\n    import {module}\nexcept ImportError as error:\n    print(error)\n"
+    printed = run_python(code, str(unpacked), cwd=tmp_path)
+    assert len(printed.splitlines()) == 1
+    assert f"mea-graph[{extra}]" in printed
+
+
+# Version
+
+
+def test_the_version_is_the_same_everywhere(tmp_path):
+    shown = subprocess.run(
+        [sys.executable, "-m", "mea_graph", "--version"], capture_output=True, text=True, cwd=tmp_path, check=True
+    ).stdout
+    assert mea_graph.__version__ in shown.split()
+    assert yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["version"] == mea_graph.__version__
+    assert f"## [{mea_graph.__version__}]" in (REPOSITORY / "CHANGELOG.md").read_text()
+
+
+# Imports
+
+
+def modules() -> list[str]:
+    found = {module.name for module in pkgutil.walk_packages(mea_graph.__path__, "mea_graph.")}
+    return ["mea_graph", *sorted(found - {"mea_graph.__main__"})]
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Absolute names of what a file imports, and whether at module level (else inside a function, when called)."""
+    tree = ast.parse(path.read_text(), str(path))
+    late = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(f)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, id(node) not in late) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; the tree uses absolute names"
+            found += [(f"{node.module}.{alias.name}", id(node) not in late) for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_run_one_way(part):
+    files = sorted((SOURCE / part).rglob("*.py"))
+    assert files
+    for path in files:
+        for name, _ in imports(path):
+            if name.startswith("mea_graph."):
+                target = name.split(".")[1]
+                assert target in MAY_IMPORT[part] or target == "__version__", f"{path.relative_to(REPOSITORY)} imports {name}"
+
+
+@pytest.mark.parametrize("part", ["ops", "nn", "data"])
+def test_core_parts_import_only_core_dependencies_when_loaded(part):
+    for path in sorted((SOURCE / part).rglob("*.py")):
+        for name, when_loaded in imports(path):
+            top = name.partition(".")[0]
+            if when_loaded and top not in sys.stdlib_module_names:
+                assert top in CORE, f"{path.relative_to(REPOSITORY)} imports {name}"
+
+
+def test_every_package_that_is_imported_is_declared():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = project["dependencies"] + [line for lines in project["optional-dependencies"].values() for line in lines]
+    distributions = {re.match(r"[\w-]+", line)[0] for line in lines}
+    renamed = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    declared = {renamed.get(name, name.replace("-", "_")) for name in distributions}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for name, _ in imports(path):
+            top = name.partition(".")[0]
+            assert top in declared | sys.stdlib_module_names, f"{path.relative_to(REPOSITORY)} imports {name}"
+
+
+COLD_IMPORT = f"""
+import builtins
+original, culprits = builtins.__import__, []
+
+def spy(name, globals=None, locals=None, fromlist=(), level=0):
+    importer = (globals or {{}}).get("__name__", "")
+    if importer.partition(".")[0] == "mea_graph" and level == 0 and name.partition(".")[0] in {OPTIONAL}:
+        culprits.append((importer, name))
+    return original(name, globals, locals, fromlist, level)
+
+builtins.__import__ = spy
+import mea_graph, mea_graph.nn, mea_graph.data, mea_graph.ops
+print(culprits)
+"""
+
+
+def test_a_cold_import_asks_for_no_optional_package(tmp_path):
+    """Counts what our own files ask for: torch_geometric tries some of these packages itself, where they are installed."""
+    assert run_python(COLD_IMPORT, cwd=tmp_path) == "[]\n"
+
+
+NO_NETWORK = """
+import importlib, sys
+reached = []
+REMOTE = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request")
+sys.addaudithook(lambda event, args: reached.append((event, args)) if event in REMOTE else None)
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+print(reached)
+"""
+
+
+def test_importing_reaches_for_no_network(tmp_path):
+    assert run_python(NO_NETWORK, *modules(), cwd=tmp_path) == "[]\n"
+
+
+# Public names
+
+
+def takes_tensors(value: object) -> bool:
+    """Whether a layer or function has shapes to state; a NamedTuple states them at its fields."""
+    if inspect.isclass(value):
+        return not issubclass(value, tuple)
+    return any("Tensor" in str(p.annotation) for p in inspect.signature(value).parameters.values())
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_public_names_are_documented_with_an_example(part):
+    package = importlib.import_module(f"mea_graph.{part}")
+    missing = []
+    for name in package.__all__:
+        value = getattr(package, name)
+        documented = value if inspect.isclass(value) or inspect.isroutine(value) else type(value)
+        text = inspect.getdoc(documented) or ""
+        if not documented.__module__.startswith("mea_graph.") or ">>>" not in text:
+            missing.append(f"{name}: no doctest")
+        if part in ("ops", "nn") and takes_tensors(value) and "Shape:" not in text:
+            missing.append(f"{name}: no Shape section")
+    assert not missing
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_a_part_lists_its_classes_and_functions(part):
+    """The lists feed the documentation, so nothing public may be missing from them, nor stand in the wrong one."""
+    package = importlib.import_module(f"mea_graph.{part}")
+    classes, functions = getattr(package, "classes", []), getattr(package, "functions", [])
+    assert len(set(package.__all__)) == len(package.__all__)
+    assert set(classes) | set(functions) <= set(package.__all__)
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert (name in classes) == inspect.isclass(value), name
+        assert (name in functions) == inspect.isroutine(value), name
+    imported = {name for name, value in vars(package).items() if inspect.isclass(value) or inspect.isfunction(value)}
+    ours = {name for name in imported if getattr(package, name).__module__.startswith("mea_graph.") and not name.startswith("_")}
+    assert ours <= set(package.__all__)

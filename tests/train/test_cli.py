@@ -1,0 +1,293 @@
+"""The command line, end to end, inside this process."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from mea_graph.__main__ import main
+from mea_graph.train import packaged_configs
+
+SMALL = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
+
+
+def words(source):
+    return ["--data.source", source["source"], "--data.reader.split", "split"]
+
+
+def run(*arguments, expect=0):
+    assert main([str(argument) for argument in arguments]) == expect
+
+
+def read_csv(path):
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_logs(folder):
+    """Everything that was logged, by epoch; the parts of a resumed run joined."""
+    numbers = {}
+    for path in sorted(Path(folder, "logs").glob("version_*/metrics.csv")):
+        for row in read_csv(path):
+            numbers |= {(int(row["epoch"]), name): value for name, value in row.items() if "/" in name and value}
+    return numbers
+
+
+@pytest.fixture
+def fitted(classes_source):
+    run("fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 2, "--run_dir", "run", "--model.mu", 0.3)
+    return Path("run")
+
+
+def test_fit_writes_what_the_other_commands_need(fitted):
+    config = yaml.safe_load((fitted / "config.yaml").read_text())
+    assert config["model"]["init_args"]["mu"] == 0.3
+    for name in ("best", "last"):
+        checkpoint = torch.load(fitted / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        assert checkpoint["hyper_parameters"]["mu"] == 0.3
+    logged = read_logs(fitted)
+    assert {name for _, name in logged} >= {"train/disparity", "valid/loss", "valid/accuracy"}
+    assert {epoch for epoch, _ in logged} == {0, 1}
+
+
+def test_test_and_predict_agree_and_are_right(fitted, classes_source, capsys):
+    run("test", "--config", fitted / "config.yaml")
+    table = capsys.readouterr().out
+    run("predict", "--config", fitted / "config.yaml")
+    record = json.loads((fitted / "metrics.json").read_text())
+    rows = read_csv(fitted / "predictions.csv")
+    target = np.array([int(row["target"]) for row in rows])
+    predicted = np.array([int(row["prediction"]) for row in rows])
+    expected = {
+        "accuracy": accuracy_score(target, predicted),
+        "f1_macro": f1_score(target, predicted, average="macro"),
+        "f1_weighted": f1_score(target, predicted, average="weighted"),
+        "auc": roc_auc_score(target, [float(row["probability_1"]) for row in rows]),
+    }
+    assert record["metrics"]["model"] == pytest.approx(expected, abs=1e-6)
+    arrays = np.load(classes_source["source"])
+    majority = np.bincount(arrays["label"][arrays["split"] == "train"]).argmax()
+    assert record["metrics"]["constant"] == pytest.approx(
+        {
+            "accuracy": accuracy_score(target, np.full(12, majority)),
+            "f1_macro": f1_score(target, np.full(12, majority), average="macro"),
+            "f1_weighted": f1_score(target, np.full(12, majority), average="weighted"),
+            "auc": 0.5,
+        },
+        abs=1e-6,
+    )
+    assert [row["id"] for row in rows] == sorted((row["id"] for row in rows), key=int)
+    assert len(rows) == record["samples"]["test"] == 12
+    assert record["seed"] == 0
+    assert record["config"]["model"]["init_args"]["mu"] == 0.3
+    assert set(record["versions"]) >= {"torch", "mea-graph"}
+    assert len(record["data_hash"]) == 64
+    for name, value in expected.items():
+        assert any(name in line and f"{value:.3f}" in line for line in table.splitlines())
+
+
+def test_validate_prints_the_numbers_of_training(fitted, capsys):
+    logged = read_logs(fitted)
+    best = min(range(2), key=lambda epoch: float(logged[epoch, "valid/task"]))
+    run("validate", "--config", fitted / "config.yaml")
+    line = next(line for line in capsys.readouterr().out.splitlines() if "auc" in line)
+    assert f"{float(logged[best, 'valid/auc']):.3f}" in line
+
+
+def test_a_resumed_run_equals_one_never_interrupted(classes_source):
+    options = [*words(classes_source), *SMALL, "--model.dropout", 0.2, "--model.cosine_decay", "true", "--data.batch_size", 8]
+    run("fit", *options, "--trainer.max_epochs", 4, "--run_dir", "whole")
+    run("fit", *options, "--trainer.max_epochs", 4, "--run_dir", "other", "--seed_everything", 1)
+    stop = ["--trainer.callbacks+", "stop_early.StopAfterTwo"]
+    Path("stop_early.py").write_text(
+        "import lightning as L\n"
+        "class StopAfterTwo(L.Callback):\n"
+        "    def on_train_epoch_end(self, trainer, module):\n"
+        "        trainer.should_stop = trainer.current_epoch == 1\n"
+    )
+    run("fit", *options, "--trainer.max_epochs", 4, "--run_dir", "parts", *stop)
+    assert {epoch for epoch, _ in read_logs("parts")} == {0, 1}
+    run("fit", *options, "--trainer.max_epochs", 4, "--run_dir", "parts", "--ckpt_path", "last")
+    whole, parts, other = (read_logs(name) for name in ("whole", "parts", "other"))
+    assert parts == whole
+    assert other != whole  # another seed is another run, so the line above can fail
+    states = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True) for name in ("whole", "parts")]
+    assert states[0]["epoch"] == states[1]["epoch"] == 3
+    assert all(torch.equal(a, b) for a, b in zip(states[0]["state_dict"].values(), states[1]["state_dict"].values(), strict=True))
+
+
+def test_runs_are_numbered_and_the_latest_is_evaluated():
+    for _ in range(2):
+        run("fit", "--config", "events", "--data.events", "{num_samples: 40}", *SMALL, "--trainer.max_epochs", 1)
+    assert sorted(path.name for path in Path("runs/events").iterdir()) == ["0", "1"]
+    run("test", "--config", "events", "--data.events", "{num_samples: 40}", *SMALL)
+    assert (Path("runs/events/1") / "metrics.json").exists()
+
+
+def test_configurations_compose_and_print(capsys):
+    Path("mine.yaml").write_text("model: {init_args: {mu: 0.9}}\ntrainer: {max_epochs: 7}\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "mosi", "--config", "mine.yaml", "--model.beta", "0.5", "--print_config"])
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    options = config["model"]["init_args"]
+    assert (options["mu"], options["beta"], options["alpha"], config["trainer"]["max_epochs"]) == (0.9, 0.5, 0.02, 7)
+
+
+@pytest.mark.parametrize("name", sorted(packaged_configs()))
+def test_every_packaged_configuration_is_valid(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", name, "--print_config"])
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "mea_graph.train.MEAModule"
+
+
+TABLE_I = {
+    "mosi": (32, 60, 1e-3, 8, {"text": 3, "vision": 3, "audio": 3}, 0.25, 2e-2, 3e-2),
+    "mosei": (64, 100, 2e-3, 10, {"text": 3, "vision": 3, "audio": 3}, 0.15, 3e-2, 5e-2),
+    "iemocap": (32, 60, 1e-3, 8, {"text": 3, "vision": 3, "audio": 5}, 0.2, 1e-2, 2e-2),
+}
+
+
+@pytest.mark.parametrize("name", TABLE_I)
+def test_table_one(name):
+    config = yaml.safe_load(packaged_configs()[name].read_text())
+    options = config["model"]["init_args"]
+    found = (
+        config["data"]["batch_size"],
+        config["trainer"]["max_epochs"],
+        *(options[key] for key in ("learning_rate", "heads", "kernel_size", "mu", "alpha", "beta")),
+    )
+    assert found == TABLE_I[name]
+    assert (options["channels"], options["hidden_channels"], options["num_predictive_layers"], options["num_cross_modal_layers"]) == (
+        40,
+        64,
+        3,
+        2,
+    )
+
+
+def test_another_module_by_short_name(classes_source):
+    run(
+        "fit",
+        *words(classes_source),
+        "--model",
+        "LateFusionGRUModule",
+        "--model.hidden_channels",
+        4,
+        "--trainer.max_epochs",
+        1,
+        "--run_dir",
+        "gru",
+    )
+    assert yaml.safe_load(Path("gru/config.yaml").read_text())["model"]["class_path"].endswith("LateFusionGRUModule")
+    run("test", "--config", "gru/config.yaml")
+
+
+def test_a_module_of_the_users_own(scores_source):
+    Path("my_module.py").write_text(
+        "import torch\n"
+        "from mea_graph.train import TaskModule\n"
+        "class Zero(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.value = torch.nn.Parameter(torch.zeros(1))\n"
+        "    def forward(self, x_dict, batch_dict, batch_size):\n"
+        "        return self.value.expand(batch_size, 1)\n"
+        "class Mine(TaskModule):\n"
+        "    def __init__(self, task, out_channels, learning_rate: float = 0.5):\n"
+        "        super().__init__(Zero(), task, out_channels, learning_rate=learning_rate)\n"
+        "        self.save_hyperparameters()\n"
+    )
+    run("fit", *words(scores_source), "--model", "my_module.Mine", "--trainer.max_epochs", 1, "--run_dir", "mine")
+    run("test", "--config", "mine/config.yaml")
+    assert json.loads(Path("mine/metrics.json").read_text())["metrics"]["model"]["corr"] is None  # a constant has none; strict JSON
+
+
+def test_sentiment_and_labels(scores_source, labels_source):
+    run("fit", *words(scores_source), *SMALL, "--model.sentiment", "true", "--trainer.max_epochs", 1, "--run_dir", "scores")
+    run("test", "--config", "scores/config.yaml")
+    assert {"acc7", "acc2_pos", "f1_nonneg"} <= set(json.loads(Path("scores/metrics.json").read_text())["metrics"]["model"])
+    run("fit", *words(labels_source), *SMALL, "--data.label_names", "[happy, sad, angry]", "--trainer.max_epochs", 1, "--run_dir", "labels")
+    run("predict", "--config", "labels/config.yaml")
+    assert {"target_happy", "prediction_sad", "probability_angry"} <= set(read_csv("labels/predictions.csv")[0])
+
+
+def test_bfloat16(classes_source):
+    run("fit", *words(classes_source), *SMALL, "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", 1, "--run_dir", "run")
+    assert all(np.isfinite(float(value)) for value in read_logs("run").values())
+
+
+class TestMistakes:
+    """Each is told in one line, with exit code 2."""
+
+    def check(self, capsys, message, *arguments):
+        capsys.readouterr()
+        run(*arguments, expect=2)
+        error = capsys.readouterr().err
+        assert error.startswith("mea-graph: error: ")
+        assert error.count("\n") == 1
+        assert message in error
+
+    def test_in_the_command(self, capsys):
+        self.check(capsys, "invalid choice: 'fot'", "fot")
+        self.check(capsys, "fit,validate,test,predict")
+        self.check(capsys, "unrecognized arguments: --modle", "fit", "--modle", 3)
+
+    def test_in_the_configuration(self, capsys, classes_source):
+        self.check(capsys, "config: expected a file or one of avletters, events", "fit", "--config", "mosy")
+        Path("broken.yaml").write_text("model: [")
+        self.check(capsys, "config", "fit", "--config", "broken.yaml")
+        Path("unknown.yaml").write_text("models: 3")
+        self.check(capsys, "models", "fit", "--config", "unknown.yaml")
+
+    def test_in_the_model(self, capsys, classes_source):
+        source = words(classes_source)
+        self.check(capsys, "Option 'muu' is not accepted", "fit", *source, "--model.muu", 3)
+        self.check(capsys, "mu: Expected a <class 'float'>. Got value: x", "fit", *source, "--model.mu", "x")
+        self.check(capsys, "heads: expected a divisor of channels = 40, got 7", "fit", *source, "--model.heads", 7)
+        self.check(capsys, "Nope", "fit", *source, "--model", "Nope")
+
+    def test_in_the_data(self, capsys, classes_source):
+        self.check(capsys, "nix.npz", "fit", "--data.source", "nix.npz")
+        self.check(capsys, "expected data.source", "fit")
+        self.check(capsys, "which is classification; got task='regression'", "fit", *words(classes_source), "--data.task", "regression")
+        no_valid = ["--data.split", "{by: subject, train: [0, 1], test: [2]}"]
+        self.check(capsys, "no sample is in part 'valid'", "fit", *words(classes_source), *SMALL, *no_valid)
+
+    def test_in_the_run(self, capsys, fitted, classes_source):
+        config = fitted / "config.yaml"
+        self.check(capsys, "run holds a run; resume it with --ckpt_path last", "fit", "--config", config)
+        self.check(capsys, "there is no run in runs/default yet", "test", *words(classes_source))
+        self.check(capsys, "there is no checkpoint nix.ckpt", "test", "--config", config, "--ckpt_path", "nix.ckpt")
+        self.check(capsys, "model.mu: the checkpoint run/checkpoints/best.ckpt has 0.3", "test", "--config", config, "--model.mu", 0.4)
+        self.check(capsys, "expected a checkpoint of plain tensors", "test", "--config", config, "--ckpt_path", classes_source["source"])
+        folds = "{by: subject, folds: 2}"
+        self.check(capsys, "of 30 test samples trained this checkpoint", "test", "--config", config, "--data.split", folds)
+        gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 8]
+        self.check(capsys, "the checkpoint run/checkpoints/best.ckpt has", "test", *words(classes_source), *gru, "--run_dir", "run")
+
+    def test_in_training(self, capsys, classes_source):
+        self.check(capsys, "samples of the batch: ", "fit", *words(classes_source), *SMALL, "--model.learning_rate", 1e30)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(fitted, capsys):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (Path("sprung"),)
+
+    state = torch.load(fitted / "checkpoints/best.ckpt", weights_only=True)
+    torch.save({**state, "trap": Trap()}, "trap.ckpt")
+    run("test", "--config", fitted / "config.yaml", "--ckpt_path", "trap.ckpt", expect=2)
+    assert "expected a checkpoint of plain tensors" in capsys.readouterr().err
+    assert not Path("sprung").exists()
+
+
+def test_version(capsys):
+    run("--version")
+    assert capsys.readouterr().out.startswith("mea-graph 0")

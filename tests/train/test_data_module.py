@@ -1,0 +1,209 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from lightning.pytorch.trainer.states import TrainerFn
+
+from mea_graph.data import DataError, open_dataset
+from mea_graph.train import SequenceDataModule, SplitPolicy
+from mea_graph.train.targets import check_targets
+
+LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
+
+def ids_of(loader):
+    return [id_ for batch in loader for id_ in batch.id]
+
+
+def attach(data, rank=0, processes=1, fn=TrainerFn.FITTING):
+    """What the data module asks of a trainer."""
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, state=SimpleNamespace(fn=fn))
+    return data
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_embedded_events(task):
+    data = SequenceDataModule(events={"num_samples": 40, "task": task, "num_modalities": 2}, batch_size=16)
+    assert data.task == task
+    assert set(data.in_channels) == {"text", "audio"}
+    assert data.out_channels == (3 if task == "classification" else 1)
+    assert len(ids_of(data.train_dataloader())) == 24
+
+
+def test_sizes_are_known_before_setup(classes_source, scores_source, labels_source):
+    for source, task, out_channels in (
+        (classes_source, "classification", 2),
+        (scores_source, "regression", 1),
+        (labels_source, "multilabel", 3),
+    ):
+        data = SequenceDataModule(**source)
+        assert (data.in_channels, data.task, data.out_channels) == ({"audio": 4, "lips": 3}, task, out_channels)
+
+
+def test_modalities_are_chosen_and_ordered(classes_source):
+    assert list(SequenceDataModule(**classes_source, modalities=["lips", "audio"]).in_channels) == ["lips", "audio"]
+
+
+@pytest.mark.parametrize("split", [SplitPolicy(), SplitPolicy(by="subject", folds=5, fold=3, valid_fraction=0.25, valid_by="subject")])
+def test_the_parts_share_no_sample(classes_source, split):
+    data = SequenceDataModule(**classes_source, split=split, batch_size=7)
+    found = [id_ for loader in LOADERS for id_ in ids_of(getattr(data, loader)())]
+    assert sorted(found) == sorted(data.dataset.ids)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_evaluation_sees_every_sample_once_whatever_the_number_of_processes(classes_source, processes):
+    seen = []
+    for rank in range(processes):
+        data = attach(SequenceDataModule(**classes_source, batch_size=2), rank, processes)
+        seen += ids_of(data.test_dataloader())
+    assert sorted(seen) == sorted(data.dataset.subset(data.parts["test"]).ids)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_training_is_shared_in_equal_numbers_of_batches(classes_source, processes):
+    loaders = [attach(SequenceDataModule(**classes_source, batch_size=3), rank, processes).train_dataloader() for rank in range(processes)]
+    assert len({len(loader) for loader in loaders}) == 1
+    data = SequenceDataModule(**classes_source)
+    assert {id_ for loader in loaders for id_ in ids_of(loader)} == set(data.dataset.subset(data.parts["train"]).ids)
+
+
+def test_more_processes_than_samples_is_an_error(classes_source):
+    data = attach(SequenceDataModule(**classes_source), 0, 13)
+    with pytest.raises(DataError, match="'test' has 12 samples, fewer than the 13 processes"):
+        data.test_dataloader()
+
+
+def test_the_order_of_training_depends_on_seed_and_epoch(classes_source):
+    def order(seed, epoch):
+        loader = SequenceDataModule(**classes_source, seed=seed, batch_size=4).train_dataloader()
+        loader.batch_sampler.set_epoch(epoch)
+        return ids_of(loader)
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_workers_give_the_same_batches(classes_source):
+    orders = [ids_of(SequenceDataModule(**classes_source, num_workers=workers).train_dataloader()) for workers in (0, 1)]
+    assert orders[0] == orders[1]
+
+
+def test_standardisation_uses_the_statistics_of_the_training_samples_only(classes_source):
+    data = SequenceDataModule(**classes_source, standardize="train", batch_size=100)
+    raw = data.dataset
+    train = np.concatenate([raw[i]["audio"].x.numpy() for i in data.parts["train"]]).astype(np.float64)
+    (batch,) = data.test_dataloader()
+    place = {id_: i for i, id_ in enumerate(raw.ids)}
+    test = np.concatenate([raw[place[id_]]["audio"].x.numpy() for id_ in batch.id])
+    assert np.allclose(batch["audio"].x.numpy(), (test - train.mean(0)) / train.std(0), atol=1e-5)
+
+
+def test_standardisation_per_value_of_a_field(classes_source):
+    data = SequenceDataModule(
+        **classes_source, standardize="subject", split=SplitPolicy(by="subject", train=[0, 1], test=[4]), batch_size=100
+    )
+    (batch,) = data.test_dataloader()
+    assert np.allclose(batch["audio"].x.mean(0), 0, atol=1e-5)
+    assert np.allclose(batch["audio"].x.std(0, correction=0), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(("part", "count"), [("test", 12), ("valid", 12), ("train", 36), ("all", 60)])
+def test_the_part_to_predict_is_chosen(classes_source, part, count):
+    assert len(ids_of(SequenceDataModule(**classes_source, predict_split=part).predict_dataloader())) == count
+
+
+def test_a_source_without_targets_or_splits_can_be_predicted(classes_source, tmp_path):
+    arrays = dict(np.load(classes_source["source"]))
+    np.savez(tmp_path / "new.npz", **{name: array for name, array in arrays.items() if name not in ("label", "split")})
+    data = SequenceDataModule(str(tmp_path / "new.npz"), task="classification", num_classes=2, predict_split="all")
+    assert len(ids_of(data.predict_dataloader())) == 60
+    assert data.out_channels == 2
+    with pytest.raises(DataError, match=r"expected data\.task"):
+        SequenceDataModule(str(tmp_path / "new.npz")).task  # noqa: B018
+
+
+def test_a_missing_part_is_an_error(classes_source):
+    data = SequenceDataModule(**classes_source, split=SplitPolicy(by="subject", train=[0, 1], test=[4]))
+    with pytest.raises(DataError, match=r"no sample is in part 'valid'; there are train, test; give data.split.valid_fraction"):
+        data.val_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, r"expected data.source .* or data.events .*, got none"),
+        ({"source": "a.npz", "events": {}}, "got both"),
+        ({"events": {}, "batch_size": 0}, "batch_size >= 1"),
+    ],
+)
+def test_contradicting_options(options, message):
+    with pytest.raises(DataError, match=message):
+        SequenceDataModule(**options)
+
+
+def test_unknown_arguments_of_the_embedded_data_are_named():
+    with pytest.raises(DataError, match=r"data.events: .*num_samplez"):
+        SequenceDataModule(events={"num_samplez": 3}).dataset  # noqa: B018
+
+
+class TestResuming:
+    def test_on_other_data_is_refused(self, classes_source, scores_source):
+        state = SequenceDataModule(**classes_source).state_dict()
+        attach(SequenceDataModule(**classes_source)).load_state_dict(state)
+        for other in (scores_source, {**classes_source, "split": SplitPolicy(by="subject", folds=2)}):
+            with pytest.raises(DataError, match="expected the data and split that the checkpoint was trained on"):
+                attach(SequenceDataModule(**other)).load_state_dict(state)
+
+    def test_testing_on_what_was_trained_is_refused(self, classes_source):
+        def fold(number, fn):
+            return attach(SequenceDataModule(**classes_source, split=SplitPolicy(by="subject", folds=5, fold=number)), fn=fn)
+
+        state = fold(0, TrainerFn.FITTING).state_dict()
+        fold(0, TrainerFn.TESTING).load_state_dict(state)
+        with pytest.raises(DataError, match="12 of 12 test samples trained this checkpoint"):
+            fold(1, TrainerFn.TESTING).load_state_dict(state)
+
+    def test_training_statistics_cannot_come_from_another_source(self, classes_source, scores_source):
+        state = SequenceDataModule(**classes_source, standardize="train").state_dict()
+        data = attach(SequenceDataModule(**scores_source, standardize="train"), fn=TrainerFn.PREDICTING)
+        with pytest.raises(DataError, match="takes its statistics from the training samples"):
+            data.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("y", "task", "num_classes", "message"),
+    [
+        (np.array([0.5, 1.0]), "classification", None, r"float \(2,\), which is regression; got task='classification'"),
+        (np.array([0, 1]), "regression", None, r"integer \(2,\), which is classification"),
+        (np.zeros((2, 3), np.float32), "regression", None, r"2-D \(2, 3\), which is multilabel"),
+        (np.array([0, 3]), None, None, "no sample has class 1 of 0..3"),
+        (np.array([0, 3]), None, 3, r"classes in \[0, 3\), got 0 to 3"),
+        (np.array([0, 0]), None, None, "at least two classes"),
+        (np.array([0.0]), None, 2, "num_classes: expected none for regression"),
+        (np.zeros((2, 3)), None, 2, "num_classes: expected 3"),
+        (np.array([0, 1]), "ranking", None, "task: expected one of"),
+        (None, "classification", None, "data.num_classes"),
+    ],
+)
+def test_targets_that_do_not_fit_the_task(y, task, num_classes, message):
+    with pytest.raises(DataError, match=message):
+        check_targets(y, task, num_classes)
+
+
+def test_classes_that_do_not_occur_are_allowed_when_counted():
+    assert check_targets(np.array([0, 3]), None, 5) == ("classification", 5)
+    assert check_targets(None, "regression", None) == ("regression", 1)
+
+
+def test_the_source_is_read_as_open_dataset_does(classes_source):
+    assert SequenceDataModule(**classes_source).dataset.hash == open_dataset(classes_source["source"], split="split").hash
+
+
+def test_a_preset_says_what_to_place_where_and_what_differs(tmp_path):
+    with pytest.raises(DataError, match=r"(?s)got none.*mosi_data_noalign\.pkl.*mea-graph fit --config mosi"):
+        SequenceDataModule(preset="MOSI")
+    np.savez(tmp_path / "own.npz", text=np.ones((4, 3, 300)), label=np.zeros(4))
+    with pytest.warns(UserWarning, match="does not follow the protocol of MOSI: audio: expected width 5"):
+        assert SequenceDataModule(str(tmp_path / "own.npz"), preset="MOSI").in_channels == {"text": 300}

@@ -1,0 +1,33 @@
+import matplotlib.image
+import pytest
+
+from mea_graph.__main__ import main
+from mea_graph.train import MEAModule, demo
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(demo, "EVENTS", {"num_samples": 40, "num_modalities": 2})
+    monkeypatch.setattr(demo, "MEA_OPTIONS", {"channels": 8, "heads": 2, "hidden_channels": 8})
+    monkeypatch.setattr(demo, "GRU_OPTIONS", {"hidden_channels": 4})
+    monkeypatch.setattr(demo, "EPOCHS", {"MEA": 2, "baseline": 2})
+
+
+@pytest.mark.usefixtures("small")
+def test_the_demo_ends_with_table_margin_checkpoint_and_figure(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    for row in ("constant", "best single modality (GRU ", "late-fusion GRU", "MEA", "points more of the variance than its best rival"):
+        assert row in printed
+    assert matplotlib.image.imread(tmp_path / "out" / "learning_curves.png").std() > 0.05
+    module = MEAModule.load_from_checkpoint(tmp_path / "out" / "checkpoints" / "MEA" / "best.ckpt", weights_only=True)
+    assert module.hparams["channels"] == 8
+
+
+@pytest.mark.usefixtures("small")
+def test_a_missing_extra_is_told_before_the_training(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "mea_graph.viz", None)
+    assert main(["demo"]) == 2
+    captured = capsys.readouterr()
+    assert "mea_graph.viz" in captured.err
+    assert captured.out == ""

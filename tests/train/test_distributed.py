@@ -1,0 +1,46 @@
+"""Two processes (gloo, CPU) give the metrics and predictions of one."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mea_graph.__main__ import main
+
+SMALL = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+ONE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
+
+
+def run(*words):
+    """A process of its own, since the second one is started by repeating the command line."""
+    done = subprocess.run([sys.executable, "-m", "mea_graph", *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def results():
+    metrics = json.loads(Path("run/metrics.json").read_text())["metrics"]
+    return metrics["model"], metrics["constant"], list(csv.DictReader(Path("run/predictions.csv").open(newline="")))
+
+
+@pytest.mark.slow
+def test_two_processes_fit_test_and_predict(classes_source):
+    # 11 test samples and 37 training samples: neither can be shared evenly
+    split = "{by: subject, train: [0, 1, 2, 3, 4, 5], valid: [6, 7], test: [8, 9]}"
+    source = ["--data.source", classes_source["source"], "--data.split", split, "--data.batch_size", "5"]
+    printed = run("fit", *source, *SMALL, *TWO, "--trainer.max_epochs", "1", "--run_dir", "run")
+    assert printed.count("epoch 0: ") == 1
+    for command in ("test", "predict"):
+        run(command, "--config", "run/config.yaml", *TWO)
+    model, constant, rows = results()
+    for command in ("test", "predict"):
+        assert main([command, "--config", "run/config.yaml", *ONE]) == 0
+    alone, alone_constant, alone_rows = results()
+    assert model == pytest.approx(alone, abs=1e-6)
+    assert constant == alone_constant
+    assert [(row["id"], row["target"]) for row in rows] == [(row["id"], row["target"]) for row in alone_rows]
+    assert [float(row["probability_1"]) for row in rows] == pytest.approx([float(row["probability_1"]) for row in alone_rows], abs=1e-5)

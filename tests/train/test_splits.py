@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+
+from mea_graph.data import DataError
+from mea_graph.train import SplitPolicy
+
+SUBJECT = np.repeat(np.arange(11), [3, 9, 1, 4, 7, 2, 8, 5, 6, 3, 2])
+FIELDS = {"subject": SUBJECT, "rep": np.tile([1, 2, 3], 17)[: len(SUBJECT)]}
+Y = np.random.default_rng(0).choice(4, len(SUBJECT), p=[0.5, 0.3, 0.1, 0.1])
+
+
+def check_partition(parts, count):
+    """Every sample in at most one part."""
+    together = np.concatenate(list(parts.values()))
+    assert len(np.unique(together)) == len(together)
+    assert set(together) <= set(range(count))
+
+
+def test_own_splits():
+    parts = SplitPolicy().apply(4, ["train", "test", "valid", "train"])
+    assert {name: part.tolist() for name, part in parts.items()} == {"train": [0, 3], "valid": [2], "test": [1]}
+
+
+def test_values_of_a_field_are_compared_as_text():
+    for values in (FIELDS["rep"], FIELDS["rep"].astype(str)):
+        parts = SplitPolicy(by="rep", train=[1, "2"], test=[3]).apply(len(values), fields={"rep": values})
+        assert (FIELDS["rep"][parts["test"]] == 3).all()
+        assert (FIELDS["rep"][parts["train"]] < 3).all()
+        assert len(parts["test"]) + len(parts["train"]) == len(values)
+
+
+def test_folds_cover_every_sample_once_and_never_cut_a_group():
+    tested = []
+    for fold in range(4):
+        parts = SplitPolicy(by="subject", folds=4, fold=fold).apply(len(SUBJECT), fields=FIELDS)
+        check_partition(parts, len(SUBJECT))
+        assert not set(SUBJECT[parts["train"]]) & set(SUBJECT[parts["test"]])
+        assert abs(len(parts["test"]) - len(SUBJECT) / 4) <= 2
+        tested.append(parts["test"])
+    assert np.array_equal(np.sort(np.concatenate(tested)), np.arange(len(SUBJECT)))
+
+
+def test_folds_do_not_depend_on_the_seed():
+    first, second = (SplitPolicy(by="subject", folds=3, fold=1, seed=seed).apply(len(SUBJECT), fields=FIELDS) for seed in (0, 1))
+    assert np.array_equal(first["test"], second["test"])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_validation_by_group_keeps_groups_together(seed):
+    policy = SplitPolicy(by="subject", folds=4, fold=2, valid_fraction=0.25, valid_by="subject", seed=seed)
+    parts = policy.apply(len(SUBJECT), fields=FIELDS, y=Y)
+    check_partition(parts, len(SUBJECT))
+    groups = [set(SUBJECT[part]) for part in parts.values()]
+    assert len(set.union(*groups)) == sum(len(group) for group in groups)
+    share = len(parts["valid"]) / (len(parts["valid"]) + len(parts["train"]))
+    assert 0.1 < share < 0.4
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5, 0.75])
+def test_validation_is_stratified_by_the_target(fraction):
+    y = np.random.default_rng(1).choice(3, 400, p=[0.6, 0.3, 0.1])
+    parts = SplitPolicy(valid_fraction=fraction).apply(400, ["train"] * 400, y=y)
+    check_partition(parts, 400)
+    assert len(parts["valid"]) == round(400 * fraction)
+    for label in range(3):
+        assert abs((y[parts["valid"]] == label).sum() - fraction * (y == label).sum()) <= 1
+
+
+def test_validation_depends_on_its_seed_only():
+    def valid(seed):
+        return SplitPolicy(valid_fraction=0.2, seed=seed).apply(len(Y), ["train"] * len(Y), y=Y)["valid"].tolist()
+
+    assert valid(0) == valid(0)
+    assert valid(0) != valid(1)
+
+
+def test_test_samples_never_become_validation_samples():
+    policy = SplitPolicy(by="rep", train=[1, 2], test=[3], valid_fraction=0.3)
+    parts = policy.apply(len(SUBJECT), fields=FIELDS, y=Y)
+    check_partition(parts, len(SUBJECT))
+    assert (FIELDS["rep"][parts["test"]] == 3).all()
+    assert (FIELDS["rep"][parts["test"]] == 3).sum() == (FIELDS["rep"] == 3).sum()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": [1]}, "split.by: expected a field name"),
+        ({"folds": 3}, "split.by: expected a field name"),
+        ({"by": "rep"}, "expected split.train and split.test"),
+        ({"by": "rep", "folds": 3, "test": [1]}, "got both"),
+        ({"by": "rep", "folds": 3, "fold": 3}, "0 <= fold < folds"),
+        ({"by": "rep", "folds": 1}, "folds >= 2"),
+        ({"valid_fraction": 1.0}, r"share in \(0, 1\)"),
+        ({"by": "rep", "train": [1], "test": [2], "valid": [3], "valid_fraction": 0.5}, "split.valid or split.valid_fraction"),
+        ({"valid_by": "rep"}, "expected split.valid_fraction with it"),
+    ],
+)
+def test_contradicting_options(options, message):
+    with pytest.raises(DataError, match=message):
+        SplitPolicy(**options)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (SplitPolicy(), "the data has no splits of its own"),
+        (SplitPolicy(by="speaker", folds=2), "expected a field of the data .rep, subject., got 'speaker'"),
+        (SplitPolicy(by="rep", train=[1], test=[4]), "rep has no value '4'; it has 1, 2, 3"),
+        (SplitPolicy(by="rep", train=[1, 2], test=[2]), "given for train and for test"),
+        (SplitPolicy(by="rep", folds=4), "at most 3 folds"),
+        (SplitPolicy(by="rep", train=[1], test=[3], valid_fraction=0.001), "leaves one of the two parts empty"),
+    ],
+)
+def test_policies_that_the_data_does_not_allow(policy, message):
+    with pytest.raises(DataError, match=message):
+        policy.apply(len(SUBJECT), None, FIELDS, Y)
+
+
+def test_a_validation_split_of_the_file_is_not_silently_replaced():
+    with pytest.raises(DataError, match="has a valid split of its own"):
+        SplitPolicy(valid_fraction=0.5).apply(4, ["train", "train", "valid", "test"])

@@ -1,0 +1,161 @@
+import math
+from typing import NamedTuple
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mea_graph.nn import MEALoss
+from mea_graph.train import LateFusionGRUModule, LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
+
+TINY = {"channels": 8, "heads": 2, "hidden_channels": 8}
+
+
+class Output(NamedTuple):
+    prediction: torch.Tensor
+    mean: torch.Tensor
+
+
+class MeanOfAudio(nn.Module):
+    """A network whose output is more than the prediction."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+        self.scale = scale
+
+    def forward(self, x_dict, batch_dict, batch_size):
+        mean = torch.zeros(batch_size, 4).index_add(0, batch_dict["audio"], x_dict["audio"])
+        return Output(self.linear(mean) * self.scale, mean)
+
+
+def fit(module, data, epochs=1, **options):
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+    trainer.fit(module, data)
+    return trainer
+
+
+def test_any_network_with_a_prediction_can_be_trained(scores_source):
+    trainer = fit(TaskModule(MeanOfAudio(), "regression", 1, sentiment=True), SequenceDataModule(**scores_source))
+    logged = {name for name in trainer.callback_metrics if name.startswith("valid/")}
+    names = ("loss", "task", "mae", "corr", "acc7", "acc5", "acc2_nonneg", "f1_nonneg", "acc2_pos", "f1_pos")
+    assert logged == {f"valid/{name}" for name in names}
+
+
+def test_every_term_of_the_objective_is_logged(classes_source):
+    data = SequenceDataModule(**classes_source)
+    trainer = fit(MEAModule(data.in_channels, data.task, data.out_channels, **TINY, alpha=0.5, beta=0.25), data)
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    for part in ("train", "valid"):
+        terms = {name: logged[f"{part}/{name}"] for name in ("task", "disparity", "agnostic", "exclusive", "importance")}
+        assert min(terms.values()) > 0
+        expected = terms["task"] + 0.5 * terms["disparity"] + 0.25 * (terms["agnostic"] + terms["exclusive"] + terms["importance"])
+        assert logged[f"{part}/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("source", ["classes_source", "labels_source", "scores_source"])
+def test_validation_loss_and_metrics_are_those_of_all_samples_at_once(source, request):
+    data = SequenceDataModule(**request.getfixturevalue(source), batch_size=5)
+    module = LateFusionGRUModule(data.in_channels, data.task, data.out_channels, hidden_channels=4)
+    trainer = fit(module, data, limit_train_batches=1)
+    data.batch_size = 12
+    (batch,) = data.val_dataloader()
+    with torch.no_grad():
+        prediction = module.eval()(batch.x_dict, batch.batch_dict, batch_size=batch.num_graphs)
+    expected = module.valid_metrics.scores(prediction.double(), batch.y)
+    for name, value in expected.items():
+        assert trainer.callback_metrics[f"valid/{name}"].item() == pytest.approx(value.item(), abs=1e-5)
+    assert trainer.callback_metrics["valid/task"].item() == pytest.approx(
+        MEALoss(data.task).task_loss(prediction, batch.y).item(), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("module_class", [MEAModule, LateFusionGRUModule])
+def test_training_learns(module_class, classes_source):
+    data = SequenceDataModule(**classes_source)
+    options = TINY if module_class is MEAModule else {"hidden_channels": 8}
+    module = module_class(data.in_channels, data.task, data.out_channels, learning_rate=1e-2, **options)
+    trainer = fit(module, data, epochs=15)
+    assert trainer.callback_metrics["train/task"] < 0.5 * math.log(2)  # half of what a coin reaches
+    assert trainer.callback_metrics["valid/accuracy"] > 0.8
+
+
+def test_a_loss_that_is_not_finite_names_the_samples(scores_source):
+    data = SequenceDataModule(**scores_source, batch_size=4)
+    with pytest.raises(
+        NonFiniteLossError, match=r"train loss: expected a finite number, got loss nan, task nan; samples of the batch: \w+, \w+"
+    ):
+        fit(TaskModule(MeanOfAudio(scale=float("nan")), "regression", 1), data)
+
+
+@pytest.mark.parametrize("module_class", [MEAModule, LateFusionGRUModule])
+def test_a_module_comes_back_from_its_checkpoint_safely(module_class, tmp_path, classes_source):
+    data = SequenceDataModule(**classes_source)
+    options = {**TINY, "mu": 0.4, "alpha": 0.3} if module_class is MEAModule else {"hidden_channels": 8, "modalities": ["lips"]}
+    module = module_class(data.in_channels, data.task, data.out_channels, learning_rate=0.005, **options)
+    trainer = fit(module, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    again = module_class.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert dict(again.hparams) == dict(module.hparams)
+    assert again.learning_rate == 0.005
+    batch = next(iter(data.val_dataloader()))
+    outputs = [m.eval().predict_step(batch, 0)["prediction"] for m in (module, again)]
+    assert torch.equal(*outputs)
+
+
+def test_optimiser_and_schedule(scores_source):
+    data = SequenceDataModule(**scores_source, batch_size=9)  # 4 steps an epoch
+    plain = TaskModule(MeanOfAudio(), "regression", 1)
+    assert type(plain.configure_optimizers()) is torch.optim.Adam
+    module = TaskModule(MeanOfAudio(), "regression", 1, learning_rate=0.1, weight_decay=0.01, warmup=0.5, cosine_decay=True)
+    rates = []
+
+    class Rates(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer = fit(module, data, epochs=2, callbacks=[Rates()])
+    assert type(trainer.optimizers[0]) is torch.optim.AdamW
+    expected = [0.025, 0.05, 0.075, 0.1, *(0.05 * (1 + np.cos(np.pi * k / 4)) for k in range(4))]
+    assert rates == pytest.approx(expected)
+
+
+def test_schedule_needs_an_end(scores_source):
+    module = TaskModule(MeanOfAudio(), "regression", 1, cosine_decay=True)
+    with pytest.raises(ValueError, match=r"expected trainer.max_epochs or trainer.max_steps with them, got an endless run"):
+        fit(module, SequenceDataModule(**scores_source), epochs=-1)
+
+
+def test_schedule_without_parts_is_constant():
+    assert {LearningRateSchedule(10, 0.0, False)(step) for step in range(11)} == {1.0}
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"weight_decay": -1.0}, {"warmup": 1.0}])
+def test_options_outside_their_range(options):
+    with pytest.raises(ValueError, match="learning_rate, weight_decay, warmup: expected > 0, >= 0 and in"):
+        TaskModule(MeanOfAudio(), "regression", 1, **options)
+
+
+def test_mea_module_takes_every_option_of_its_parts_and_no_other():
+    import inspect
+
+    from mea_graph.nn import MEA
+
+    visible = inspect.signature(MEAModule).parameters
+    for part in (MEA, MEALoss, TaskModule):
+        for name, parameter in inspect.signature(part).parameters.items():
+            if name != "network":
+                assert visible[name].default == parameter.default or name == "task"
+    with pytest.raises(TypeError, match="unknown option colour; options are those of MEA, MEALoss and TaskModule"):
+        MEAModule({"a": 1, "b": 1}, "regression", 1, colour="red")
