@@ -1,11 +1,13 @@
-"""What every test runs under: one thread, a fixed seed, no display."""
+"""What every test runs under: one thread, a fixed seed, no display, Triton interpreted."""
 
 import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton: kernels run in its interpreter, on the CPU
 
 import pytest
 import torch
 
-os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
 
 

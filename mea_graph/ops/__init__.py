@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401 (ruff does not see through `functions` below)
 
+from mea_graph.ops.backends import Explanation, explain
 from mea_graph.ops.cross_modal_attention import cross_modal_attention, cross_modal_attention_map
 from mea_graph.ops.edge_attention import edge_attention
 from mea_graph.ops.masking import masked_softmax
@@ -12,6 +13,7 @@ functions = [
     "cross_modal_attention",
     "cross_modal_attention_map",
     "edge_attention",
+    "explain",
     "has_torch_scatter",
     "masked_softmax",
     "predictive_attention",
@@ -20,4 +22,5 @@ functions = [
     "segment_softmax",
     "segment_sum",
 ]
-__all__ = functions
+classes = ["Explanation"]
+__all__ = [*classes, *functions]

@@ -1,0 +1,120 @@
+"""Which implementation of an op runs: `explain` says it, and why each other one does not."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+functions = ["explain"]
+__all__ = ["Backend", "Explanation", "Op", "explain"]
+
+_OPS: dict[str, "Op"] = {}
+
+
+class Backend(NamedTuple):
+    """One implementation of an op."""
+
+    run: Callable[..., Any]  # takes the op's arguments by keyword
+    refuse: Callable[..., str | None]  # takes the same; says why it cannot run on them, or None
+    prefers: str | None = None  # "auto" takes it only on this type of device; None: on any
+
+
+class Explanation(NamedTuple):
+    """Which backend of an op runs, and why each other one does not."""
+
+    op: str
+    chosen: str
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        width = max(map(len, [self.chosen, *self.refused]))
+        lines = [f"{self.op}", f"  {self.chosen:<{width}}  runs"]
+        return "\n".join(lines + [f"  {name:<{width}}  {reason}" for name, reason in self.refused.items()])
+
+
+class Op:
+    """An op's backends, the preferred ones first. `signature` is that of the public function, which `explain` takes arguments by."""
+
+    def __init__(self, function: Callable[..., Any], backends: Mapping[str, Backend]) -> None:
+        self.name, self.backends = function.__name__, dict(backends)
+        self.signature = inspect.signature(function)
+        _OPS[self.name] = self
+
+    def select(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Callable[..., Any]:
+        """What runs for these arguments; one asked for by name runs or raises."""
+        if backend == "auto":
+            return self.backends[self._automatic(device, arguments)[0]].run
+        if backend not in self.backends:
+            raise ValueError(f"backend: expected one of {['auto', *self.backends]}, got {backend!r}")
+        reason = self.backends[backend].refuse(**arguments)
+        if reason is not None:
+            raise ValueError(f"backend: {self.name} cannot run on {backend!r} here: {reason}")
+        return self.backends[backend].run
+
+    def explain(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Explanation:
+        if backend == "auto":
+            return Explanation(self.name, *self._automatic(device, arguments, every=True))
+        self.select(backend, device, arguments)
+        return Explanation(self.name, backend, {name: f"{backend!r} was asked for" for name in self.backends if name != backend})
+
+    def _automatic(self, device: torch.device, arguments: Mapping[str, Any], every: bool = False) -> tuple[str, dict[str, str]]:
+        chosen, refused = None, {}
+        for name, candidate in self.backends.items():
+            reason = candidate.refuse(**arguments)
+            if reason is None and name != "reference" and torch.onnx.is_in_onnx_export():
+                reason = "ONNX has no such operator"
+            if reason is None and candidate.prefers not in (None, device.type):
+                reason = f"taken only when asked for by name, since the tensors are on {device.type}"
+            if reason is None and chosen is not None:
+                reason = f"could run, but {chosen!r} is preferred"
+            if reason is not None:
+                refused[name] = reason
+            else:
+                chosen = name
+                if not every:
+                    break
+        if chosen is None:
+            raise ValueError(f"{self.name}: no backend can run: " + "; ".join(f"{n}: {r}" for n, r in refused.items()))
+        return chosen, refused
+
+
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    r"""Says which backend an op would run on, given its arguments, and why each other one would not.
+
+    Nothing is computed. The result prints as a table; `chosen` is the backend's name and `refused` maps the others to their reasons.
+
+    Args:
+        op: The function or its name, for example "predictive_attention".
+        args, kwargs: The arguments the op would be called with, `backend` included.
+
+    Shape:
+        - args, kwargs: as the op's
+
+    Raises:
+        ValueError: An unknown op, or a `backend` asked for by name that cannot run.
+
+    >>> import torch
+    >>> from mea_graph.ops import explain, predictive_attention
+    >>> q = torch.randn(1, 2, 3, 4)
+    >>> explain(predictive_attention, q, q, q).chosen
+    'cpu'
+    """
+    name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
+    if name not in _OPS:
+        raise ValueError(f"op: expected one of {sorted(_OPS)}, got {name!r}")
+    bound = _OPS[name].signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    backend = arguments.pop("backend")
+    return _OPS[name].explain(backend, device_of(arguments), arguments)
+
+
+def device_of(arguments: Mapping[str, Any]) -> torch.device:
+    """The device of the first tensor, inside sequences too."""
+    for value in arguments.values():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, Tensor):
+                return item.device
+    return torch.device("cpu")

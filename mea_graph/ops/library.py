@@ -1,0 +1,62 @@
+"""Registers implementations with `torch.library`, so that `torch.compile` and `torch.export` treat each as one operator.
+
+An operator is defined and implemented directly on a `Library`: a call costs 2-5 microseconds, against 9-20 through `custom_op`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_LIBRARY = torch.library.Library("mea_graph", "FRAGMENT")
+
+
+def register(
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Defines `mea_graph::name` for every device and returns it.
+
+    Args:
+        name: Of the operator.
+        schema: "(Tensor x, ...) -> Tensor".
+        run: Computes it. Runs with autocast switched off, on the dtypes that came.
+        fake: Shapes and dtypes of the results, for tracing.
+        setup_context, backward: As for `torch.library.register_autograd`. Without `backward` the operator is itself a backward pass, and
+            differentiating it again raises.
+    """
+    qualified = f"mea_graph::{name}"
+    torch.library.define(qualified, schema, lib=_LIBRARY, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(qualified, "CompositeExplicitAutograd", _without_autocast(run), lib=_LIBRARY)
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    if backward is None:
+        backward = _refuse_second_derivative
+    torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+    return getattr(torch.ops.mea_graph, name).default
+
+
+def _without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any) -> Any:
+        device = next(a.device.type for a in _flat(args) if isinstance(a, torch.Tensor))
+        if not torch.is_autocast_enabled(device):
+            return run(*args)
+        with torch.autocast(device, enabled=False):
+            return run(*args)
+
+    return wrapped
+
+
+def _flat(args: tuple[Any, ...]) -> Any:
+    for a in args:
+        if isinstance(a, list | tuple):
+            yield from a
+        else:
+            yield a
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError('second derivatives are available with backend="reference" only')
