@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.cross_modal_attention import padded, reference
+from mea_graph.ops.cross_modal_attention import cpu, padded, reference
 
 __all__ = ["cross_modal_attention", "cross_modal_attention_map"]
 
@@ -64,7 +64,8 @@ def cross_modal_attention(
         keys, values: One of each a source.
         key_masks: One a source, True at real steps. None: all are real. A sample whose sources are all empty gives zeros.
         query_mask: True at the target's real steps; the others give zeros. None: all are real.
-        backend: "auto", "sdpa" (PyTorch's kernels on the padded batch, masked) or "reference".
+        backend: "cpu" attends on each sample's true steps, by flash attention, for tensors on a CPU; "sdpa" hands the padded batch and
+            its mask to PyTorch, on any device and without waiting for it; "reference". "auto" takes the first of these that can run.
 
     Shape:
         - query: :math:`(B, K, T, D)`; keys[s]: :math:`(B, K, T_s, D)`; values[s]: :math:`(B, K, T_s, D_v)`
@@ -108,6 +109,7 @@ def _accept(**arguments: Any) -> None:
 _OP = Op(
     cross_modal_attention,
     {
+        "cpu": Backend(cpu.run, cpu.refuse, prefers="cpu"),
         "sdpa": Backend(padded.run_sdpa, _accept),
         "reference": Backend(padded.run_reference, _accept),
     },
