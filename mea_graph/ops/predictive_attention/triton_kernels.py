@@ -1,0 +1,290 @@
+"""Triton kernels of predictive attention: the forward loop over keys, and the backward loops over keys and over queries.
+
+Their operands are the aligned, zero-filled copies that `triton_fold.py` writes. Everything is in base 2, so that an exponential is one
+instruction: with s the inner logits (in units of ln 2), u = conv(A_pre) before GELU, and row statistics `inner` and `outer`
+
+    p = 2^(s - inner)                                       the inner softmax
+    z = mu log2(e) GELU(u) + (1 - mu) log2(e) p             the outer logits
+    P = 2^(z - outer)                                       the outer softmax, times V
+
+Backward, with delta = rowsum(dO o O) and g = rowsum(p o dz):
+
+    dz = P o (dO V^T - delta)      du = mu GELU'(u) o dz      ds = (1 - mu) p o (dz - g)
+
+Nothing is accumulated across programs: the results are the same on every run.
+"""
+
+import triton
+import triton.language as tl
+
+from mea_graph.ops.predictive_attention.triton_fold import real_steps, sample_length
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+LOWEST = tl.constexpr(-1e30)  # a running maximum before its first element: finite, for -inf - -inf is NaN
+
+
+@triton.jit
+def _normal_tail(t, EXACT: tl.constexpr):
+    """Probability that a standard normal variable exceeds t >= 0, as 2^polynomial(t), which needs one exponential and no branch.
+
+    Fitted on [0, 5.5] to the least error of GELU; beyond, both are zero to rounding. Errors: degree 8, below float32's rounding; degree 5,
+    8e-7. The leading coefficients are negative, so that it falls to zero.
+    """
+    if EXACT:
+        power = -2.2759882085665595e-06 * t + 3.296929207863286e-05
+        power = power * t - 0.00015728428843431175
+        power = power * t - 0.00020246696658432484
+        power = power * t + 0.007142767775803804
+        power = power * t - 0.052546426653862
+        power = power * t - 0.45919305086135864
+        power = power * t - 1.1511069536209106
+        power = power * t - 0.9999999403953552
+    else:
+        power = -0.0005002740654163063 * t + 0.007282455451786518
+        power = power * t - 0.052343375980854034
+        power = power * t - 0.45941397547721863
+        power = power * t - 1.1510521173477173
+        power = power * t - 1.0000019073486328
+    return tl.exp2(power)
+
+
+@triton.jit
+def _gelu(u, EXACT: tl.constexpr):
+    t = tl.abs(u)
+    return tl.maximum(u, 0.0) - t * _normal_tail(t, EXACT)
+
+
+@triton.jit
+def _gelu_and_slope(u, EXACT: tl.constexpr):
+    t = tl.abs(u)
+    tail = _normal_tail(t, EXACT)
+    density = 0.3989422804014327 * tl.exp2(u * u * -0.7213475204444817)  # log2(e) / 2
+    return tl.maximum(u, 0.0) - t * tail, tl.where(u >= 0.0, 1.0 - tail, tail) + u * density
+
+
+@triton.jit
+def _tile(source, rows, WIDTH: tl.constexpr):
+    return tl.load(source + rows[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :])
+
+
+@triton.jit
+def _store_tile(target, rows, steps_total, tile, width, WIDTH: tl.constexpr):
+    """Into the caller's tensor, whose rows are `width` long."""
+    columns = tl.arange(0, WIDTH)[None, :]
+    inside = (rows < steps_total)[:, None] & (columns < width)
+    tl.store(target + rows[:, None] * width + columns, tile.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def predictive_attention_fwd_kernel(
+    query, key, value, folded_query, folded_key, bias, mask, lengths,
+    out, inner, outer,
+    heads, steps_total, steps_padded, value_width, scale, mu,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Program (t, b heads + o): a block of rows of one head. `scale` has log2(e) in it."""
+    pair = tl.program_id(1).to(tl.int64)
+    sample = pair // heads
+    length = sample_length(lengths, sample, steps_total, HAS_MASK)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    out += pair * steps_total * value_width
+    if tl.program_id(0) * ROWS >= length:
+        _store_tile(out, rows, steps_total, tl.zeros([ROWS, VALUE_WIDTH], tl.float32), value_width, VALUE_WIDTH)
+        tl.store(inner + pair * steps_total + rows, tl.zeros([ROWS], tl.float32), mask=rows < steps_total)
+        tl.store(outer + pair * steps_total + rows, tl.zeros([ROWS], tl.float32), mask=rows < steps_total)
+        return
+
+    key += pair * steps_padded * WIDTH
+    value += pair * steps_padded * VALUE_WIDTH
+    folded_key += sample * steps_padded * FOLDED
+    queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
+    folded_queries = _tile(folded_query + pair * steps_padded * FOLDED, rows, FOLDED)
+    offset = 0.0
+    if HAS_BIAS:
+        offset = tl.load(bias + pair % heads).to(tl.float32)
+
+    top = tl.full([ROWS], LOWEST, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    for start in range(0, length, COLUMNS):  # statistics of the inner softmax
+        columns = start + tl.arange(0, COLUMNS)
+        real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)
+        logits = tl.dot(queries, tl.trans(_tile(key, columns, WIDTH)), input_precision=PRECISION) * scale
+        logits = tl.where(real[None, :], logits, -float("inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(logits - higher[:, None]), 1)
+        top = higher
+    inner_rows = top + tl.log2(total)
+
+    top = tl.full([ROWS], LOWEST, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+    for start in range(0, length, COLUMNS):  # the outer softmax, its maximum found on the way, times V
+        columns = start + tl.arange(0, COLUMNS)
+        real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)
+        logits = tl.dot(queries, tl.trans(_tile(key, columns, WIDTH)), input_precision=PRECISION) * scale
+        share = tl.exp2(logits - inner_rows[:, None])
+        folded = tl.dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), input_precision=PRECISION) + offset
+        mixed = (mu * LOG2_E) * _gelu(folded, EXACT) + ((1.0 - mu) * LOG2_E) * share
+        mixed = tl.where(real[None, :], mixed, -float("inf"))
+        higher = tl.maximum(top, tl.max(mixed, 1))
+        shrink = tl.exp2(top - higher)
+        weights = tl.exp2(mixed - higher[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        values = _tile(value, columns, VALUE_WIDTH)
+        sums = sums * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        top = higher
+
+    real = real_steps(mask, sample, rows, length, steps_total, HAS_MASK)
+    sums = tl.where(real[:, None], sums / total[:, None], 0.0)
+    _store_tile(out, rows, steps_total, sums, value_width, VALUE_WIDTH)
+    tl.store(inner + pair * steps_total + rows, inner_rows, mask=rows < steps_total)
+    tl.store(outer + pair * steps_total + rows, top + tl.log2(total), mask=rows < steps_total)
+
+
+@triton.jit
+def predictive_attention_bwd_query_kernel(
+    query, key, value, folded_query, folded_key, grad, bias, mask, lengths, inner, outer, delta,
+    query_grad, folded_query_grad, bias_parts, inner_delta,
+    heads, steps_total, steps_padded, width, scale, mu,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Program (t, b heads + o): gradients of a block of queries and folded queries, and g = rowsum(p o dz) for the other loop.
+
+    One pass: the gradient of a query, sum_j p_j (dz_j - g) k_j, is split into sum_j p_j dz_j k_j and g sum_j p_j k_j, since g is known
+    only at the end.
+    """
+    pair = tl.program_id(1).to(tl.int64)
+    sample = pair // heads
+    length = sample_length(lengths, sample, steps_total, HAS_MASK)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    query_grad += pair * steps_total * width
+    bias_parts += pair * tl.num_programs(0) + tl.program_id(0)
+    if tl.program_id(0) * ROWS >= length:
+        _store_tile(query_grad, rows, steps_total, tl.zeros([ROWS, WIDTH], tl.float32), width, WIDTH)
+        tl.store(bias_parts, 0.0)
+        return
+
+    key += pair * steps_padded * WIDTH
+    value += pair * steps_padded * VALUE_WIDTH
+    folded_key += sample * steps_padded * FOLDED
+    queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
+    folded_queries = _tile(folded_query + pair * steps_padded * FOLDED, rows, FOLDED)
+    grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
+    offset = 0.0
+    if HAS_BIAS:
+        offset = tl.load(bias + pair % heads).to(tl.float32)
+    inside = rows < length
+    inner_rows = tl.load(inner + pair * steps_total + rows, mask=inside, other=float("inf"))
+    outer_rows = tl.load(outer + pair * steps_total + rows, mask=inside, other=float("inf"))
+    delta_rows = tl.load(delta + pair * steps_padded + rows)
+
+    inner_deltas = tl.zeros([ROWS], tl.float32)
+    bias_grads = tl.zeros([ROWS], tl.float32)
+    weighted = tl.zeros([ROWS, WIDTH], tl.float32)
+    mean_keys = tl.zeros([ROWS, WIDTH], tl.float32)
+    folded_grads = tl.zeros([ROWS, FOLDED], tl.float32)
+    for start in range(0, length, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)[None, :]
+        keys = _tile(key, columns, WIDTH)
+        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale - inner_rows[:, None]
+        share = tl.exp2(tl.where(real, logits, -float("inf")))
+        folded_keys = _tile(folded_key, columns, FOLDED)
+        folded = tl.dot(folded_queries, tl.trans(folded_keys), input_precision=PRECISION) + offset
+        gelu, slope = _gelu_and_slope(folded, EXACT)
+        mixed = (mu * LOG2_E) * gelu + ((1.0 - mu) * LOG2_E) * share - outer_rows[:, None]
+        weights = tl.exp2(tl.where(real, mixed, -float("inf")))
+        products = tl.dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), input_precision=PRECISION)
+        mixed_grads = weights * (products - delta_rows[:, None])
+        shared_grads = share * mixed_grads
+        inner_deltas += tl.sum(shared_grads, 1)
+        weighted += tl.dot(shared_grads.to(keys.dtype), keys, input_precision=PRECISION)
+        mean_keys += tl.dot(share.to(keys.dtype), keys, input_precision=PRECISION)
+        mixed_grads *= mu * slope
+        bias_grads += tl.sum(mixed_grads, 1)
+        folded_grads += tl.dot(mixed_grads.to(folded_keys.dtype), folded_keys, input_precision=PRECISION)
+
+    # ln 2 takes the log2(e) out of `scale` again.
+    query_grads = (weighted - inner_deltas[:, None] * mean_keys) * ((1.0 - mu) * scale * LN_2)
+    real = real_steps(mask, sample, rows, length, steps_total, HAS_MASK)
+    _store_tile(query_grad, rows, steps_total, tl.where(real[:, None], query_grads, 0.0), width, WIDTH)
+    folded_query_grad += pair * steps_padded * FOLDED
+    tl.store(folded_query_grad + rows[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads)
+    tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)
+    tl.store(bias_parts, tl.sum(bias_grads, 0))
+
+
+@triton.jit
+def predictive_attention_bwd_key_kernel(
+    query, key, value, folded_query, folded_key, grad, bias, mask, lengths, inner, outer, delta, inner_delta,
+    key_grad, value_grad, folded_key_grad,
+    heads, groups, steps_total, steps_padded, width, value_width, scale, mu,
+    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """Program (t, b groups + g): gradients of a block of keys and values for a group of heads, one head after the other.
+
+    All heads share the folded keys: their gradient is summed over the group here, over the groups when it is unfolded. Tiles are
+    transposed, (keys, queries), so that each is the left operand of the products that follow.
+    """
+    sample = (tl.program_id(1) // groups).to(tl.int64)
+    group = tl.program_id(1) % groups
+    first = group * heads // groups
+    last = (group + 1) * heads // groups
+    length = sample_length(lengths, sample, steps_total, HAS_MASK)
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    if tl.program_id(0) * COLUMNS >= length:
+        for head in range(first, last):
+            at = (sample * heads + head) * steps_total
+            _store_tile(key_grad + at * width, columns, steps_total, tl.zeros([COLUMNS, WIDTH], tl.float32), width, WIDTH)
+            nothing = tl.zeros([COLUMNS, VALUE_WIDTH], tl.float32)
+            _store_tile(value_grad + at * value_width, columns, steps_total, nothing, value_width, VALUE_WIDTH)
+        return
+
+    real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)[:, None]
+    folded_keys = _tile(folded_key + sample * steps_padded * FOLDED, columns, FOLDED)
+    folded_grads = tl.zeros([COLUMNS, FOLDED], tl.float32)
+    for head in range(first, last):
+        pair = sample * heads + head
+        keys = _tile(key + pair * steps_padded * WIDTH, columns, WIDTH)
+        values = _tile(value + pair * steps_padded * VALUE_WIDTH, columns, VALUE_WIDTH)
+        offset = 0.0
+        if HAS_BIAS:
+            offset = tl.load(bias + head).to(tl.float32)
+        key_grads = tl.zeros([COLUMNS, WIDTH], tl.float32)
+        value_grads = tl.zeros([COLUMNS, VALUE_WIDTH], tl.float32)
+        for start in range(0, length, ROWS):
+            rows = start + tl.arange(0, ROWS)
+            inside = rows < length
+            inner_rows = tl.load(inner + pair * steps_total + rows, mask=inside, other=float("inf"))
+            outer_rows = tl.load(outer + pair * steps_total + rows, mask=inside, other=float("inf"))
+            delta_rows = tl.load(delta + pair * steps_padded + rows, mask=inside, other=0.0)
+            inner_deltas = tl.load(inner_delta + pair * steps_padded + rows, mask=inside, other=0.0)
+            queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
+            logits = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * scale - inner_rows[None, :]
+            share = tl.exp2(tl.where(real, logits, -float("inf")))
+            folded_queries = _tile(folded_query + pair * steps_padded * FOLDED, rows, FOLDED)
+            folded = tl.dot(folded_keys, tl.trans(folded_queries), input_precision=PRECISION) + offset
+            gelu, slope = _gelu_and_slope(folded, EXACT)
+            mixed = (mu * LOG2_E) * gelu + ((1.0 - mu) * LOG2_E) * share - outer_rows[None, :]
+            weights = tl.exp2(tl.where(real, mixed, -float("inf")))
+            grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
+            value_grads += tl.dot(weights.to(grads.dtype), grads, input_precision=PRECISION)
+            products = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+            mixed_grads = weights * (products - delta_rows[None, :])
+            logit_grads = share * (mixed_grads - inner_deltas[None, :])
+            key_grads += tl.dot(logit_grads.to(queries.dtype), queries, input_precision=PRECISION)
+            mixed_grads *= mu * slope
+            folded_grads += tl.dot(mixed_grads.to(folded_queries.dtype), folded_queries, input_precision=PRECISION)
+        # ln 2 takes the log2(e) out of `scale` again.
+        key_grads *= (1.0 - mu) * scale * LN_2
+        _store_tile(key_grad + pair * steps_total * width, columns, steps_total, key_grads, width, WIDTH)
+        _store_tile(value_grad + pair * steps_total * value_width, columns, steps_total, value_grads, value_width, VALUE_WIDTH)
+    folded_key_grad += (sample * groups + group) * steps_padded * FOLDED
+    tl.store(folded_key_grad + columns[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads)
