@@ -4,7 +4,7 @@
 
 from mea_graph.ops.backends import Explanation, explain
 from mea_graph.ops.cross_modal_attention import cross_modal_attention, cross_modal_attention_map
-from mea_graph.ops.edge_attention import edge_attention
+from mea_graph.ops.edge_attention import InEdges, edge_attention, sort_edges
 from mea_graph.ops.masking import masked_softmax
 from mea_graph.ops.predictive_attention import predictive_attention, predictive_attention_map
 from mea_graph.ops.segment import has_torch_scatter, segment_max, segment_softmax, segment_sum
@@ -21,6 +21,7 @@ functions = [
     "segment_max",
     "segment_softmax",
     "segment_sum",
+    "sort_edges",
 ]
-classes = ["Explanation"]
+classes = ["Explanation", "InEdges"]
 __all__ = [*classes, *functions]

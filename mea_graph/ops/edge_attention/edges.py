@@ -1,0 +1,91 @@
+"""The edges of a graph in the order that the kernels read them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["InEdges", "sort_edges"]
+
+
+class InEdges(NamedTuple):
+    """Edges sorted by destination, as `sort_edges` makes them; a graph that stays the same is sorted once and used for many calls.
+
+    `source[k]` and `target[k]` are the ends of the k-th edge in that order, and `order[k]` is its column in `edge_index`. The in-edges of
+    node i are those from `start[i]` to `start[i + 1]`. For the backward pass, `by_source` visits the same edges by source instead:
+    the out-edges of node j are `by_source[k]` for k from `source_start[j]` to `source_start[j + 1]`.
+
+    Shape:
+        - source, target, order, by_source: :math:`(E,)`; start: :math:`(N_{dst} + 1,)`; source_start: :math:`(N_{src} + 1,)`; all int64
+
+    >>> import torch
+    >>> from mea_graph.ops import sort_edges
+    >>> edges = sort_edges(torch.tensor([[0, 1, 1], [1, 0, 1]]), num_sources=2, num_targets=2)
+    >>> edges.source.tolist(), edges.start.tolist()
+    ([1, 0, 1], [0, 1, 3])
+    """
+
+    source: Tensor
+    target: Tensor
+    order: Tensor
+    start: Tensor
+    by_source: Tensor
+    source_start: Tensor
+
+    def edge_index(self) -> Tensor:
+        """The edges as they were before the sort, (2, E)."""
+        sorted_edges = torch.stack([self.source, self.target])
+        return torch.empty_like(sorted_edges).index_copy_(1, self.order, sorted_edges)
+
+
+def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdges:
+    """Sorts edges by destination, for `edge_attention`.
+
+    The sort is stable, runs on the device of `edge_index` and does not wait for it.
+
+    Args:
+        edge_index: Row 0 holds sources, row 1 destinations, in any order; parallel edges count separately.
+        num_sources, num_targets: How many nodes there are on each side; in a graph that is not bipartite the same number twice.
+
+    Shape:
+        - edge_index: :math:`(2, E)`, integers in :math:`[0, N_{src})` and :math:`[0, N_{dst})`
+        - result: `InEdges`
+
+    Raises:
+        ValueError: `edge_index` is not as above, or a number is negative.
+
+    >>> import torch
+    >>> from mea_graph.ops import edge_attention, sort_edges
+    >>> edges = sort_edges(torch.tensor([[0, 1], [0, 0]]), num_sources=2, num_targets=3)
+    >>> y, weights = edge_attention(torch.ones(2, 1, 4), torch.zeros(3, 1), torch.zeros(2, 1), edges)
+    >>> y.shape, weights.flatten().tolist()
+    (torch.Size([3, 1, 4]), [0.5, 0.5])
+    """
+    check_edge_index(edge_index)
+    for name, number in (("num_sources", num_sources), ("num_targets", num_targets)):
+        if number < 0:
+            raise ValueError(f"{name}: expected at least 0, got {number}")
+    source, target, order, start = sort_by_target(edge_index, num_targets)
+    return InEdges(source, target, order, start, *sort_by_source(source, num_sources))
+
+
+def check_edge_index(edge_index: Tensor) -> None:
+    if edge_index.dim() != 2 or edge_index.size(0) != 2 or edge_index.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"edge_index: expected integers (2, E), got {edge_index.dtype} {tuple(edge_index.shape)}")
+
+
+def sort_by_target(edge_index: Tensor, num_targets: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first four fields of `InEdges`."""
+    source, target = edge_index.long().unbind(0)
+    target, order = torch.sort(target, stable=True)
+    return source.index_select(0, order), target, order, _starts(target, num_targets)
+
+
+def sort_by_source(source: Tensor, num_sources: int) -> tuple[Tensor, Tensor]:
+    """The last two fields of `InEdges`; only a backward pass needs them."""
+    source, by_source = torch.sort(source, stable=True)
+    return by_source, _starts(source, num_sources)
+
+
+def _starts(sorted_index: Tensor, nodes: int) -> Tensor:
+    return torch.searchsorted(sorted_index, torch.arange(nodes + 1, device=sorted_index.device))
