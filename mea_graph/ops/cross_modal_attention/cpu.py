@@ -3,13 +3,15 @@
 Steps are taken by their index, so that a hole in a mask is as good as padding.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mea_graph.ops.cross_modal_attention.packed import attend, attend_backward
+from mea_graph.ops.cross_modal_attention.packed import attend, attend_backward, compute_dtype
 from mea_graph.ops.library import register
 
 
@@ -90,7 +92,8 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     packed = _pack(query, keys, values, key_masks, query_mask)
     out, logsumexp = attend(packed.query, packed.key, packed.value, *packed.lengths)
-    return _put(out, packed.target, query), _put(logsumexp.unsqueeze(-1), packed.target, query)
+    idle = math.prod(query.shape[:3]) - logsumexp.numel()  # so that the size does not depend on the masks
+    return _put(out, packed.target, query), F.pad(logsumexp, (0, idle))
 
 
 def _run_backward(
@@ -104,10 +107,8 @@ def _run_backward(
     logsumexp: Tensor,
 ) -> list[Tensor]:
     packed = _pack(query, keys, values, key_masks, query_mask)
-    of_target = [_take(t, packed.target) for t in (grad, out, logsumexp)]
-    d_query, *d_pair = attend_backward(
-        of_target[0], packed.query, packed.key, packed.value, of_target[1], of_target[2].squeeze(-1), *packed.lengths
-    )
+    grad, out = (_take(t, packed.target) for t in (grad, out))
+    d_query, *d_pair = attend_backward(grad, packed.query, packed.key, packed.value, out, logsumexp, *packed.lengths)
     gradients = [_put(d_query, packed.target, query)]
     for rows, parts in zip(d_pair, (keys, values), strict=True):
         by_source = _separate(rows, [s.lengths for s in packed.sources])
@@ -116,8 +117,8 @@ def _run_backward(
 
 
 def _fake(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
-    wide = any(t.dtype == torch.float64 for t in (query, *keys, *values))
-    return _empty(query, values[0].size(-1), values[0].dtype), _empty(query, 1, torch.float64 if wide else torch.float32)
+    sums = query.new_empty(math.prod(query.shape[:3]), dtype=compute_dtype(query, *keys, *values))
+    return _empty(query, values[0].size(-1), values[0].dtype), sums
 
 
 def _fake_backward(grad: Tensor, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], *_: Any) -> list[Tensor]:

@@ -4,7 +4,7 @@ Every sample is one call of PyTorch's flash attention on its own steps, all head
 lengths, small matrix products with a softmax, and a mask over the padded batch, for short sequences as for long ones.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,64 +13,68 @@ from torch import Tensor
 
 from mea_graph.ops.library import register
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-# Matrix products with fewer columns than this leave most of a CPU's vector lanes empty: zeros up to it halve the time at a head width of 5.
+# Matrix products with fewer columns than this leave most of a CPU's vector lanes empty. Zeros up to it halve the time at a head width of 5,
+# except where there are so few pairs for each step that adding the zeros costs more.
 _NARROW = 16
+_PAIRS_PER_STEP = 24
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """Of everything but the result."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _widen(x: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    return F.pad(x.to(dtype), (0, width - x.size(-1))).contiguous()
+class _Calls:
+    """Which calls of flash attention are made: one a sample, or one for the whole batch where all samples are of one length."""
 
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, query_lengths: Sequence[int], key_lengths: Sequence[int]) -> None:
+        self.dtype, self.scale = compute_dtype(query, key, value), query.size(-1) ** -0.5
+        self.heads, self.batch, self.lengths = query.size(1), 1, (list(query_lengths), list(key_lengths))
+        if len(set(query_lengths)) == 1 and len(set(key_lengths)) == 1:
+            self.batch, self.lengths = len(query_lengths), ([query_lengths[0]], [key_lengths[0]])
+        width = max(query.size(-1), value.size(-1))
+        widest = max(width, _NARROW) if self.dtype == torch.float32 else width
+        # By call: how wide all its tensors are made; 0 where there is nothing to attend with or to.
+        self.widths = [
+            0 if not n * m else widest if n * m > _PAIRS_PER_STEP * (n + m) else width for n, m in zip(*self.lengths, strict=True)
+        ]
 
-def _narrow(x: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_widen`."""
-    return x[..., : like.size(-1)].to(like.dtype).contiguous()
+    def views(self, x: Tensor, of_key: bool = False) -> Iterator[Tensor]:
+        """What each call reads of a packed tensor, (B, K, T, width)."""
+        lengths = self.lengths[of_key]
+        if x.stride(-1) != 1 or min(x.stride()[:2]) < x.size(-1):  # flash attention trusts that rows are dense and do not overlap
+            x = x.contiguous()
+        x = x.view(self.batch, -1, *x.shape[1:]).transpose(1, 2)
+        width, same = x.size(-1), x.dtype == self.dtype
+        parts = x.split_with_sizes(lengths, 2) if len(lengths) > 1 else [x]
+        for t, wide in zip(parts, self.widths, strict=True):  # one at a time: a copy is gone once its call is made
+            yield t if same and wide <= width else F.pad(t.to(self.dtype), (0, max(wide - width, 0)))
 
-
-def _width(query: Tensor, value: Tensor, dtype: torch.dtype) -> int:
-    """One width for all, as flash attention wants it."""
-    return max(query.size(-1), value.size(-1), _NARROW if dtype == torch.float32 else 1)
-
-
-def _samples(x: Tensor, lengths: Sequence[int], together: bool) -> Iterable[Tensor]:
-    """Views (1, K, T, width) of each sample, or one of the whole batch (B, K, T, width)."""
-    if together:
-        return [x.view(len(lengths), lengths[0], *x.shape[1:]).transpose(1, 2)]
-    return x.unsqueeze(0).transpose(1, 2).split_with_sizes(list(lengths), 2)
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.transpose(1, 2).flatten(0, 1)  # (B, K, T, width) -> (B T, K, width)
-
-
-def _alike(query_lengths: Sequence[int], key_lengths: Sequence[int]) -> bool:
-    return len(set(query_lengths)) == 1 and len(set(key_lengths)) == 1
+    def pack(self, results: Sequence[Tensor], like: Tensor) -> Tensor:
+        """The inverse of `views`."""
+        width = like.size(-1)
+        rows = [r.transpose(1, 2) if r.size(-1) == width else r.transpose(1, 2)[..., :width] for r in results]
+        return torch.cat(rows, 1).view(like.shape).to(like.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, query_lengths: Sequence[int], key_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Result (N, K, D_v) in the dtype of the values, and each row's logsumexp (N, K), which the backward pass recomputes the map from."""
-    dtype = _compute_dtype(query, key, value)
+    """The result (N, K, D_v) in the dtype of the values, and what the backward pass recomputes the maps from, (N K,)."""
+    out = value.new_empty(query.size(0), query.size(1), value.size(-1))
     if query.size(0) == 0 or key.size(0) == 0:
-        return value.new_zeros(*query.shape[:2], value.size(-1)), value.new_zeros(query.shape[:2], dtype=dtype)
-    width, scale, together = _width(query, value, dtype), query.size(-1) ** -0.5, _alike(query_lengths, key_lengths)
-    q, k, v = (_widen(t, width, dtype) for t in (query, key, value))
+        return out.zero_(), value.new_zeros(query.size(0) * query.size(1), dtype=compute_dtype(query, key, value))
+    calls = _Calls(query, key, value, query_lengths, key_lengths)
     outs, sums = [], []
-    for q_b, k_b, v_b in zip(
-        _samples(q, query_lengths, together), _samples(k, key_lengths, together), _samples(v, key_lengths, together), strict=True
-    ):
-        if q_b.size(2) and k_b.size(2):
-            out_b, sum_b = _flash(q_b, k_b, v_b, scale=scale)
+    for q, k, v, width in zip(calls.views(query), calls.views(key, True), calls.views(value, True), calls.widths, strict=True):
+        if width:
+            out_b, sum_b = _flash(q, k, v, scale=calls.scale)
         else:
-            out_b, sum_b = torch.zeros_like(q_b), q_b.new_zeros(q_b.shape[:3])
-        outs.append(_rows(out_b))
-        sums.append(_rows(sum_b))
-    return _narrow(torch.cat(outs), value), torch.cat(sums)
+            out_b, sum_b = q.new_zeros(*q.shape[:3], out.size(-1)), q.new_zeros(q.shape[:3])
+        outs.append(out_b)
+        sums.append(sum_b.flatten())
+    return calls.pack(outs, out), torch.cat(sums)
 
 
 def attend_backward(
@@ -86,24 +90,23 @@ def attend_backward(
     """Gradients of `query`, `key` and `value`."""
     if query.size(0) == 0 or key.size(0) == 0:
         return query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
-    dtype = _compute_dtype(query, key, value)
-    width, scale, together = _width(query, value, dtype), query.size(-1) ** -0.5, _alike(query_lengths, key_lengths)
-    wide = [_widen(t, width, dtype) for t in (grad, query, key, value, out)] + [logsumexp]
-    lengths = [query_lengths, query_lengths, key_lengths, key_lengths, query_lengths, query_lengths]
-    parts = []
-    for grad_b, q_b, k_b, v_b, out_b, sum_b in zip(*(_samples(t, n, together) for t, n in zip(wide, lengths, strict=True)), strict=True):
-        if q_b.size(2) and k_b.size(2):
-            found = _flash_backward(grad_b, q_b, k_b, v_b, out_b, sum_b.contiguous(), 0.0, False, scale=scale)
-        else:
-            found = tuple(torch.zeros_like(t) for t in (q_b, k_b, v_b))
-        parts.append([_rows(t) for t in found])
-    d_query, d_key, d_value = (torch.cat(part) for part in zip(*parts, strict=True))
-    return _narrow(d_query, query), _narrow(d_key, key), _narrow(d_value, value)
+    calls = _Calls(query, key, value, query_lengths, key_lengths)
+    views = [calls.views(grad), calls.views(query), calls.views(key, True), calls.views(value, True), calls.views(out)]
+    sums = logsumexp[: query.shape[:2].numel()].split_with_sizes([calls.batch * calls.heads * n for n in calls.lengths[0]])
+    found = [
+        _flash_backward(*tensors, sum_b.view(tensors[1].shape[:3]), 0.0, False, scale=calls.scale)
+        if width
+        else [torch.zeros_like(t) for t in tensors[1:4]]
+        for *tensors, sum_b, width in zip(*views, sums, calls.widths, strict=True)
+    ]
+    d_query, d_key, d_value = zip(*found, strict=True)
+    return calls.pack(d_query, query), calls.pack(d_key, key), calls.pack(d_value, value)
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, query_lengths: Sequence[int], key_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    dtype = _compute_dtype(query, key, value)
-    return value.new_empty(*query.shape[:2], value.size(-1)), value.new_empty(query.shape[:2], dtype=dtype)
+    heads = query.size(1)
+    sums = value.new_empty(query.size(0) * heads, dtype=compute_dtype(query, key, value))
+    return value.new_empty(query.size(0), heads, value.size(-1)), sums
 
 
 def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
