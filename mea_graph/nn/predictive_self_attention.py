@@ -1,6 +1,6 @@
 """One layer of predictive self-attention, [MEA] Eq. 2-4."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -100,7 +100,7 @@ class PredictiveSelfAttention(nn.Module):
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
         normalized = self.norm(x)
         query, key, value = (split_heads(t, self.heads) for t in zero_padding(self.query_key_value(normalized), mask).chunk(3, -1))
-        guide: dict[str, Tensor | None] = {}
+        guide: dict[str, Any] = {}
         if prior is not None and self.predictor is not None:
             guide = {"prior_query": prior.query, "prior_key": prior.key, "weight": self.predictor.weight, "bias": self.predictor.bias}
         attended = predictive_attention(query, key, value, mu=self.mu, mask=mask, **guide)

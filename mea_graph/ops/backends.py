@@ -98,7 +98,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     >>> import torch
     >>> from mea_graph.ops import explain, predictive_attention
     >>> q = torch.randn(1, 2, 3, 4)
-    >>> explain(predictive_attention, q, q, q).chosen
+    >>> explain(predictive_attention, q, q, q, prior_query=q, prior_key=q, weight=torch.randn(2, 2, 3, 3)).chosen
     'cpu'
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))

@@ -1,9 +1,12 @@
 """Predictive attention, [MEA] Eq. 2: attention whose map is guided by a convolution over the previous layer's maps."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from mea_graph.ops.predictive_attention import reference
+from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.predictive_attention import cpu, padded, reference, triton
 
 __all__ = ["predictive_attention", "predictive_attention_map"]
 
@@ -55,6 +58,7 @@ def predictive_attention(
     bias: Tensor | None = None,
     mu: float = 0.25,
     mask: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     r"""Attention guided by the previous layer's logits ([MEA] Eq. 2, times V).
 
@@ -66,20 +70,26 @@ def predictive_attention(
     The convolution mixes the K heads as channels of a T x T image that is zero outside the sample's valid block (R1); both softmaxes run
     over the keys that exist. Without a prior the result is plain attention.
 
+    The backends other than the reference never store a map: the convolution is folded into one more dot product of width 3 K D, rows are
+    computed block by block, and again in the backward pass. They take O(B K T D) memory, and time that follows the true lengths (a sample
+    ends with its last real step). Sums are taken in float32, or in float64 where an input is float64, and repeat bit for bit.
+
     Args:
         query, key, value: This layer's projections, split into heads.
         prior_query, prior_key: The previous layer's query and key; both or neither.
         weight, bias: Of the convolution, as `torch.nn.Conv2d(K, K, 3)` holds them; `weight` goes with the prior.
         mu: Share of the prediction, in [0, 1].
-        mask: True at real steps. A sample without any gives zeros.
+        mask: True at real steps; the others give zeros, and what stands there reaches no result and no gradient. None: all are real.
+        backend: "auto", "plain" (without a prior: `cross_modal_attention` of the sequence over itself), "triton" (CUDA), "cpu" (plain
+            torch, on any device) or "reference" (stores the maps; the only one with second derivatives).
 
     Shape:
-        - query, key, prior_query, prior_key: :math:`(B, K, T, D)`; value: :math:`(B, K, T, D_v)`
+        - query, key: :math:`(B, K, T, D)`; prior_query, prior_key: :math:`(B, K, T, D_{pre})`; value: :math:`(B, K, T, D_v)`
         - weight: :math:`(K, K, 3, 3)`; bias: :math:`(K,)`; mask: :math:`(B, T)`, bool
-        - result: :math:`(B, K, T, D_v)`
+        - result: :math:`(B, K, T, D_v)`, of the dtype of `value`
 
     Raises:
-        ValueError: A shape, `mu` or the type of the mask is not as above.
+        ValueError: A shape, `mu` or the type of the mask is not as above, or the backend cannot run.
 
     >>> import torch
     >>> q, k, v = torch.randn(3, 2, 4, 6, 5).unbind()  # B = 2, K = 4, T = 6, D = 5
@@ -88,9 +98,18 @@ def predictive_attention(
     torch.Size([2, 4, 6, 5])
     """
     _check(query, key, value, prior_query, prior_key, weight, bias, mu, mask)
-    if query.size(2) == 0:  # no step: nothing to attend to, and conv2d refuses empty maps
-        return value
-    return reference.predictive_attention(query, key, value, prior_query, prior_key, weight, bias, mu, mask)
+    arguments = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "prior_query": prior_query,
+        "prior_key": prior_key,
+        "weight": weight,
+        "bias": bias,
+        "mu": mu,
+        "mask": mask,
+    }
+    return _OP.select(backend, query.device, arguments)(**arguments)
 
 
 def predictive_attention_map(
@@ -120,3 +139,22 @@ def predictive_attention_map(
     if query.size(2) == 0:
         return query @ key.mT
     return reference.attention_map(query, key, prior_query, prior_key, weight, bias, mu, mask)
+
+
+def _accept(**_: Any) -> None:
+    """For the backend that runs on anything."""
+
+
+def _refuse_cpu(prior_query: Tensor | None, **_: Any) -> str | None:
+    return "without a prior it is plain attention" if prior_query is None else None
+
+
+_OP = Op(
+    predictive_attention,
+    {
+        "plain": Backend(padded.run_plain, padded.refuse_plain),
+        "triton": Backend(triton.run, triton.refuse, prefers="cuda"),
+        "cpu": Backend(cpu.run, _refuse_cpu),
+        "reference": Backend(padded.run_reference, _accept),
+    },
+)
