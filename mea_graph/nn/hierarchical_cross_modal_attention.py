@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
+from mea_graph.nn._packed_steps import can_pack, join, pack, unpack
 from mea_graph.nn._sequences import check_modalities, check_sequences, zero_padding
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
 
@@ -93,6 +94,8 @@ class HierarchicalCrossModalAttention(nn.Module):
         """Returns the reinforced sequences."""
         z, valid = check_sequences(x, mask, self.modalities, self.channels)
         maps: dict[tuple[str, str, str], Tensor] = {}
+        if not return_attention_weights and all(can_pack(v) for v in z.values()):
+            return CrossModalOutput(self._on_steps(z, valid), maps)
 
         def reinforce(unit: nn.Module, arrow: tuple[str, str, str], sources: list[str], target: Tensor) -> Tensor:
             t = arrow[2]
@@ -112,9 +115,36 @@ class HierarchicalCrossModalAttention(nn.Module):
                 present = torch.stack([valid[s].any(1) for s in others])[..., None, None]  # (M - 1, B, 1, 1)
                 units = cast(nn.ModuleDict, self.fine[t])
                 parts = torch.stack([reinforce(units[s], ("fine", s, t), [s], current) for s in others])
-                current = torch.where(present.any(0), parts.masked_fill(~present, 0).sum(0), current)
+                current = _sum_of_present(parts, present, current)
             out[t] = zero_padding(current, valid[t])
         return CrossModalOutput(out, maps)
+
+    def _on_steps(self, z: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same without the padding."""
+        steps = {m: pack(z[m], valid[m]) for m in self.modalities}
+        everything = join(list(steps.values())) if self.mixed is not None else None
+        out = {}
+        for t in self.modalities:
+            current, others = steps[t], self._others(t)
+            if self.mixed is not None:
+                current = current._replace(x=self.mixed[t](everything, current))
+            if self.coarse is not None:
+                current = current._replace(x=self.coarse[t](join([steps[s] for s in others]), current))
+            if self.fine is not None:
+                units = cast(nn.ModuleDict, self.fine[t])
+                parts = torch.stack([units[s](steps[s], current) for s in others])  # (M - 1, N, d)
+                if all(min(steps[s].lengths, default=0) for s in others):  # no sample lacks any of them
+                    current = current._replace(x=parts.sum(0))
+                else:
+                    present = torch.stack([valid[s].any(1)[current.sample] for s in others]).unsqueeze(-1)  # (M - 1, N, 1)
+                    current = current._replace(x=_sum_of_present(parts, present, current.x))
+            out[t] = unpack(current.x, valid[t])
+        return out
+
+
+def _sum_of_present(parts: Tensor, present: Tensor, instead: Tensor) -> Tensor:
+    """The sum over the sources that are there; `instead` where none is."""
+    return torch.where(present.any(0), parts.masked_fill(~present, 0).sum(0), instead)
 
 
 class CrossModalEncoder(nn.Module):

@@ -1,13 +1,15 @@
 """One sequence reinforced by others, [MEA] Eq. 7."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import check_heads, check_sequence, merge_heads, split_heads, zero_padding
+from mea_graph.nn._packed_steps import Steps, can_pack, join, pack, unpack
+from mea_graph.nn._sequences import check_batch, check_heads, check_sequence, merge_heads, split_heads, zero_padding
 from mea_graph.nn.feed_forward import FeedForward
 from mea_graph.ops import cross_modal_attention, cross_modal_attention_map
+from mea_graph.ops.cross_modal_attention.packed import packed_attention
 
 
 class ModalityReinforcementUnit(nn.Module):
@@ -72,20 +74,50 @@ class ModalityReinforcementUnit(nn.Module):
         return_attention_weights: bool = False,
     ):
         """Returns the reinforced target; on request also the map, (B, K, T, sum of T_s)."""
+        if isinstance(source, Steps) and isinstance(target, Steps):  # how `HierarchicalCrossModalAttention` calls it
+            return self._on_steps(source, target)
         target, target_mask = check_sequence(target, target_mask, self.channels, "target")
         sources = [source] if isinstance(source, Tensor) else list(source)
         masks = [source_mask] * len(sources) if source_mask is None or isinstance(source_mask, Tensor) else list(source_mask)
         if len(masks) != len(sources) or (isinstance(source_mask, Tensor) and len(sources) > 1):
             raise ValueError(f"source_mask: expected one mask for each of the {len(sources)} sources, got {len(masks)}")
+        if not sources:
+            raise ValueError("source: expected at least one, got none")
         checked = [check_sequence(s, m, self.channels, f"source[{i}]") for i, (s, m) in enumerate(zip(sources, masks, strict=True))]
-        normalized = self.norm_target(target)
-        query = split_heads(self.query(normalized), self.heads)
-        pairs = [[split_heads(t, self.heads) for t in self.key_value(self.norm_source(s)).chunk(2, -1)] for s, _ in checked]
-        keys, values, key_masks = [k for k, _ in pairs], [v for _, v in pairs], [m for _, m in checked]
-        attended = cross_modal_attention(query, keys, values, key_masks)
-        carried = normalized if self.residual == "normalized" else target
-        z = carried + self.dropout(self.out(merge_heads(attended)))
-        result = zero_padding(self.feed_forward(z), target_mask)
+        sources, masks = [s for s, _ in checked], [m for _, m in checked]
+        check_batch({"target": target, **{f"source[{i}]": s for i, s in enumerate(sources)}}, "target, source")
+        if can_pack(target):
+            result = unpack(self._on_steps(join([pack(*c) for c in checked]), pack(target, target_mask)), target_mask)
+        else:
+            result = self._on_padded(sources, target, masks, target_mask)
         if return_attention_weights:
-            return result, cross_modal_attention_map(query, keys, key_masks)
+            query = split_heads(self.query(self.norm_target(target)), self.heads)
+            return result, cross_modal_attention_map(query, [self._key_value(s)[0] for s in sources], masks)
         return result
+
+    def _on_steps(self, source: Steps, target: Steps) -> Tensor:
+        """The reinforced steps, (N, d)."""
+        width = self.channels // self.heads
+
+        def attend(query: Tensor) -> Tensor:
+            key, value = self.key_value(self.norm_source(source.x)).unflatten(1, (2, self.heads, width)).unbind(1)
+            return packed_attention(query.unflatten(1, (self.heads, width)), key, value, target.lengths, source.lengths).flatten(1)
+
+        return self._reinforced(target.x, attend)
+
+    def _on_padded(self, sources: Sequence[Tensor], target: Tensor, masks: Sequence[Tensor], target_mask: Tensor) -> Tensor:
+        """The reinforced sequences, (B, T, d)."""
+
+        def attend(query: Tensor) -> Tensor:
+            keys, values = zip(*map(self._key_value, sources), strict=True)
+            return merge_heads(cross_modal_attention(split_heads(query, self.heads), keys, values, masks, target_mask))
+
+        return zero_padding(self._reinforced(target, attend), target_mask)
+
+    def _key_value(self, source: Tensor) -> list[Tensor]:
+        return [split_heads(t, self.heads) for t in self.key_value(self.norm_source(source)).chunk(2, -1)]
+
+    def _reinforced(self, target: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        normalized = self.norm_target(target)
+        carried = normalized if self.residual == "normalized" else target
+        return self.feed_forward(carried + self.dropout(self.out(attend(self.query(normalized)))))

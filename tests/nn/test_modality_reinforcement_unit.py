@@ -110,5 +110,7 @@ def test_bad_input_is_named() -> None:
         unit([x, x], x, [mask])
     with pytest.raises(ValueError, match="source_mask: expected one mask for each of the 2 sources"):
         unit([x, x], x, mask)
-    with pytest.raises(ValueError, match="keys: expected at least one source, got none"):
+    with pytest.raises(ValueError, match="source: expected at least one, got none"):
         unit([], x)
+    with pytest.raises(ValueError, match=r"target, source: expected the same number of samples .*, got .*'source\[0\]': 1"):
+        unit(x[:1], x)
