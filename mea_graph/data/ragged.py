@@ -94,10 +94,13 @@ def _common_width(name: str, parts: Sequence[np.ndarray | None], ids: Sequence[s
 def _pack_time(name: str, time: Sequence[Any], ptr: np.ndarray, ids: Sequence[str]) -> np.ndarray:
     out = np.empty(int(ptr[-1]), np.float32)
     for i, sample in enumerate(ids):
-        part = np.asarray(() if time[i] is None else time[i], dtype=np.float64)
-        if part.shape != (ptr[i + 1] - ptr[i],):
-            raise DataError(f"{name}: sample {sample!r}: expected {ptr[i + 1] - ptr[i]} times, one a step, got shape {part.shape}")
-        out[ptr[i] : ptr[i + 1]] = part
+        part = np.asarray(() if time[i] is None else time[i])
+        if part.shape != (ptr[i + 1] - ptr[i],) or (part.size and part.dtype.kind not in "biuf"):
+            raise DataError(
+                f"{name}: sample {sample!r}: expected {ptr[i + 1] - ptr[i]} times, one a step, got {part.dtype} of shape {part.shape}"
+            )
+        with np.errstate(over="ignore"):  # what overflows becomes inf, which check_finite reports
+            out[ptr[i] : ptr[i + 1]] = part
     return out
 
 

@@ -93,9 +93,9 @@ def check_modality_name(name: Any) -> None:
 
 
 def _checked_ids(ids: Sequence[Any] | None, samples: int) -> list[str]:
+    if ids is not None and len(ids) != samples:
+        raise DataError(f"ids: expected {samples}, one a sample, got {len(ids)}")
     names = [str(i) for i in (range(samples) if ids is None else ids)]
-    if len(names) != samples:
-        raise DataError(f"ids: expected {samples}, one a sample, got {len(names)}")
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -110,6 +110,9 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
         raise DataError(f"y: expected numbers, got {array.dtype}")
     if array.ndim not in (1, 2) or len(array) != len(ids) or (array.ndim == 2 and array.shape[1] < 2):
         raise DataError(f"y: expected shape ({len(ids)},), or ({len(ids)}, K) for K >= 2 binary labels, got {array.shape}")
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # what overflows becomes inf, which is refused with its sample
+            array = array.astype(np.float32)
     if not (finite := np.isfinite(array.reshape(len(array), -1)).all(axis=1)).all():
         raise DataError(f"y: sample {ids[int(np.argmin(finite))]!r}: expected finite numbers, got {array[int(np.argmin(finite))]}")
     if array.ndim == 2:
@@ -118,7 +121,7 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
             raise DataError(f"y: sample {ids[worst]!r}: expected binary labels (0 or 1) in a matrix of labels, got {array[worst].tolist()}")
         return array.astype(np.float32)
     if array.dtype.kind == "f":
-        return array.astype(np.float32)
+        return array
     labels = array.astype(np.int64)
     if len(labels) and labels.min() < 0:
         worst = int(np.argmin(labels))

@@ -16,6 +16,7 @@ import numpy as np
 
 from mea_graph.data.errors import DataError
 
+_MOST_SHARING = 64
 _DTYPE = re.compile(r"([biufSUO])(\d*)$")
 
 
@@ -41,8 +42,11 @@ def load_pickle(path: str | Path) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            _check_memo(file)
-            return _resolve(_Restricted(file, encoding="latin1").load(), {})
+            size = os.fstat(file.fileno()).st_size
+            _check_opcodes(file, size)
+            value = _Restricted(file, encoding="latin1").load()
+            _check_sharing(value, size)
+            return _resolve(value, {})
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except RecursionError as error:
@@ -53,13 +57,45 @@ def load_pickle(path: str | Path) -> Any:
         raise DataError(f"{path}: not a whole pickle of arrays and plain containers ({type(error).__name__}: {error})") from error
 
 
-def _check_memo(file: BinaryIO) -> None:
-    """Refuses a memo number larger than the file has bytes: C's unpickler would allocate (and fill) as many places."""
-    size = os.fstat(file.fileno()).st_size
-    for opcode, argument, _ in pickletools.genops(file):
+class _Clamped:
+    """A file that is asked for no more than it has: `read(2**60)` on a plain one takes the memory first."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, self._size))
+
+
+def _check_opcodes(file: BinaryIO, size: int) -> None:
+    """Walks through the program before it runs: every length must fit into the file, and so must every memo number.
+
+    C's unpickler takes memory for both before it looks at the data.
+    """
+    for opcode, argument, _ in pickletools.genops(_Clamped(file, size)):  # type: ignore[arg-type]
         if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > size:
             raise DataError(f"refused: memo number {argument} in a file of {size} bytes")
     file.seek(0)
+
+
+def _check_sharing(value: Any, size: int) -> None:
+    """Refuses lists of the same lists of the same lists: a few bytes that numpy would write out as a terabyte."""
+    limit = _MOST_SHARING * max(size, 1 << 16)
+    weights: dict[int, int] = {}
+
+    def weight(item: Any) -> int:
+        if not isinstance(item, list | tuple | dict | set | frozenset):
+            return 1
+        if id(item) not in weights:
+            weights[id(item)] = 1  # of one that holds itself, which is refused later
+            children = [*item.keys(), *item.values()] if isinstance(item, dict) else item
+            weights[id(item)] = 1 + sum(map(weight, children))
+            if weights[id(item)] > limit:
+                raise DataError(f"refused: containers that hold the same containers more than {_MOST_SHARING} times over")
+        return weights[id(item)]
+
+    weight(value)
 
 
 class _Restricted(pickle.Unpickler):

@@ -5,6 +5,7 @@ import os
 import pickle
 import pickletools
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +218,32 @@ def test_real_misa_pickle_loads_as_pickle_does(recording):
         assert a[2] == b[2]
         for left, right in zip([*a[0][:3], a[1]], [*b[0][:3], b[1]], strict=True):
             np.testing.assert_array_equal(left, right)
+
+
+def shared_lists(depth: int) -> bytes:
+    """A list of twice the same list of twice the same list ..."""
+    value: list = [1, 1]
+    for _ in range(depth):
+        value = [value, value]
+    return pickle.dumps(value)
+
+
+def test_a_few_bytes_that_stand_for_a_terabyte_are_refused(tmp_path):
+    (tmp_path / "a.pkl").write_bytes(shared_lists(60))
+    with pytest.raises(DataError, match=r"a\.pkl: refused: containers that hold the same containers"):
+        load_pickle(tmp_path / "a.pkl")
+    (tmp_path / "b.pkl").write_bytes(shared_lists(4))
+    assert np.asarray(load_pickle(tmp_path / "b.pkl")).shape == (2,) * 5
+
+
+@pytest.mark.parametrize("opcode", [b"\x8e", b"\x8d", b"\x96", b"T", b"X", b"B", b"\x8b"], ids=repr)
+def test_a_length_beyond_the_end_takes_no_memory(tmp_path, opcode):
+    """The opcodes with a length of their own: bytes, text, bytearray, numbers; the length asks for 2**60, or what four bytes can say."""
+    length = (2**60).to_bytes(8, "little") if opcode in (b"\x8e", b"\x8d", b"\x96") else b"\xff\xff\xff\x7f"
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x05" + opcode + length + b"ab.")
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"a\.pkl"):
+        load_pickle(tmp_path / "a.pkl")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20

@@ -11,6 +11,7 @@ import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
+from mea_graph.data.readers.checks import check_claimed_size
 
 _SEGMENT = re.compile(r"(.+)\[\d+\]$")
 
@@ -92,17 +93,32 @@ def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             if len(roots) != 1:
                 raise DataError(f"{path}: expected one group with 'data', as the CMU-MultimodalSDK writes, got {list(file)}")
             data = file[roots[0]]["data"]
-            out = {str(key): (np.asarray(data[key]["features"]), np.asarray(data[key]["intervals"], dtype=np.float64)) for key in data}
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
+            out = {str(key): (_array(path, data, key, "features"), _array(path, data, key, "intervals").astype(np.float64)) for key in data}
+    except (DataError, ImportError):
+        raise
+    except Exception as error:  # HDF5 reports a corrupt file as nearly anything
         raise DataError(f"{path}: cannot be read as a .csd file ({error})") from error
     for key, (features, intervals) in out.items():
-        if features.dtype.kind not in "biuf":
-            raise DataError(f"{path}: {key!r}: expected numbers as features, got {features.dtype} (words need the file with their vectors)")
         if features.ndim != 2 or intervals.shape != (len(features), 2):
             raise DataError(f"{path}: {key!r}: expected features (T, d) and intervals (T, 2), got {features.shape} and {intervals.shape}")
     return out
+
+
+def _array(path: Path, data: Any, key: str, name: str) -> np.ndarray:
+    """An array of one video, once it is sure that it stands in this file and is no larger than it can be."""
+    from h5py import Dataset, HardLink
+
+    where = f"{path}: {key!r}"
+    if not all(isinstance(group.get(n, getlink=True), HardLink) for group, n in ((data, key), (data[key], name))):
+        raise DataError(f"{where}: expected {name} in this very file, got a link")
+    array = data[key][name]
+    if not isinstance(array, Dataset) or array.external or array.is_virtual:
+        raise DataError(f"{where}: expected {name} as an array in this very file, got {array!r}")
+    if array.dtype.kind not in "biuf":
+        hint = " (words need the file with their vectors)" if name == "features" else ""
+        raise DataError(f"{where}: expected numbers as {name}, got {array.dtype}{hint}")
+    check_claimed_size(f"{where}: {name}", array.size * array.dtype.itemsize, path.stat().st_size)
+    return np.asarray(array)
 
 
 def _segments(labels: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> list[tuple[str, str, float, float, np.ndarray]]:
@@ -161,4 +177,4 @@ def _targets(rows: Sequence[np.ndarray], label_column: int | None, path: Path) -
         raise DataError(f"{path}: {labels.shape[1]} labels a segment; say with label_column= which one to use")
     if not 0 <= (label_column or 0) < labels.shape[1]:
         raise DataError(f"{path}: label_column: expected an integer in [0, {labels.shape[1]}), got {label_column}")
-    return labels[:, label_column or 0].astype(np.float32)
+    return labels[:, label_column or 0].astype(np.float64)

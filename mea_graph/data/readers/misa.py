@@ -72,7 +72,7 @@ def misa_dataset(
         fields["raw_text"] = raw
     try:
         return MultimodalDataset.from_arrays(
-            x, np.array(y, np.float32), ids=ids, split=splits if None not in parts else None, fields=fields, notes=notes
+            x, np.array(y, np.float64), ids=ids, split=splits if None not in parts else None, fields=fields, notes=notes
         )
     except DataError as error:
         raise DataError(f"{source}: {error}") from error

@@ -9,7 +9,7 @@ import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
-from mea_graph.data.readers.padded_splits import MODALITIES, as_text, column, left_out, read_splits
+from mea_graph.data.readers.padded_splits import MODALITIES, as_text, column, left_out, one_a_sample, read_splits
 from mea_graph.data.unpickle import load_pickle
 
 _LABELS = {"regression": "regression_labels", "classification": "classification_labels"}
@@ -55,10 +55,10 @@ def mmsa_dataset(source: Path, payload: Any, label: str = "regression", lengths:
     fields = splits.fields
     for key in (*_LABELS.values(), *_EXTRA):
         if key != _LABELS[label] and has(key):
-            fields[key] = column(source, payload, key).reshape(len(y))
+            fields[key] = one_a_sample(source, payload, key, len(y))
     for key, name in (("raw_text", "raw_text"), ("annotations", "annotation")):
         if has(key):
-            fields[name] = np.array([as_text(value) for value in column(source, payload, key).reshape(len(y))])
+            fields[name] = np.array([as_text(value) for value in one_a_sample(source, payload, key, len(y))])
     used = {*MODALITIES, *_LABELS.values(), *_EXTRA, "raw_text", "annotations", "id", *(f"{m}_lengths" for m in MODALITIES)}
     splits.notes += left_out(payload, used)
     labels = y[:, 0]
@@ -67,7 +67,7 @@ def mmsa_dataset(source: Path, payload: Any, label: str = "regression", lengths:
             labels = _whole_numbers(labels)
         return MultimodalDataset.from_arrays(
             splits.x,
-            labels if label == "classification" else labels.astype(np.float32),
+            labels if label == "classification" else labels.astype(np.float64),
             ids=splits.ids,
             split=splits.split,
             fields=fields,

@@ -49,7 +49,7 @@ def _labels(source: Path, labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind not in "biuf":
         raise DataError(f"{source}: labels: expected numbers, got {labels.dtype}")
     if math.prod(labels.shape[1:]) == 1:
-        return labels.reshape(len(labels)).astype(np.float32)
+        return labels.reshape(len(labels)).astype(np.float64)
     if labels.ndim != 3 or labels.shape[2] != 2:
         raise DataError(f"{source}: labels: expected shape (N, 1, 1) or (N, K, 2), got {labels.shape}")
     if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=2) == 1).all()):

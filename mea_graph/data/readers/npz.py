@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
+from mea_graph.data.readers.checks import check_claimed_size, check_lengths
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def read_npz(
@@ -45,6 +49,8 @@ def read_npz(
             raise DataError(f"{source}: {what}: expected one of the arrays {sorted(arrays)}, got {name!r}")
         if len(found) > 1:
             raise DataError(f"{source}: {what}: expected one array, got {found}; say which with {what}=")
+        if found and not arrays[found[0]].ndim:
+            raise DataError(f"{source}: {what}: expected an array with one value a sample in {found[0]!r}, got a single value")
         taken.update(found)
         return arrays[found[0]] if found else None
 
@@ -73,19 +79,35 @@ def read_npz(
 
 
 def _load(source: Path) -> dict[str, np.ndarray]:
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     try:
-        with np.load(source, allow_pickle=False) as file:
-            for name in file.files:
-                arrays[name] = file[name]
-                if not isinstance(arrays[name], np.ndarray):
-                    raise DataError(f"{source}: {name}: expected an array in .npy form")
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(source) as archive:
+            check_claimed_size(source, sum(member.file_size for member in archive.infolist()), source.stat().st_size)
+            for member in archive.infolist():
+                arrays[member.filename.removesuffix(".npy")] = _read_member(archive, member)
+    except Exception as error:  # a corrupt archive can raise nearly anything
         if isinstance(error, DataError):
-            raise
+            raise DataError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error
         where = f" (array {len(arrays) + 1}, after {list(arrays)[-1:]})" if arrays else ""
         raise DataError(f"{source}: cannot be read as .npz without unpickling{where}: {error}") from error
     return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array. numpy takes the memory that a header asks for before it looks at the data; here the two must fit first."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{member.filename}: expected a member stored or deflated, as numpy writes, got type {member.compress_type}")
+    with archive.open(member) as file:
+        if (version := np.lib.format.read_magic(file)) not in _HEADERS:
+            raise DataError(f"{member.filename}: expected .npy version 1 or 2, got {version}")
+        shape, _, dtype = _HEADERS[version](file)
+        count, there = math.prod(map(int, shape)), member.file_size - file.tell()
+        if dtype.hasobject:
+            raise DataError(f"{member.filename}: cannot be read without unpickling: it holds Python objects")
+        if count * dtype.itemsize != there or (not dtype.itemsize and count):
+            raise DataError(f"{member.filename}: expected {count * dtype.itemsize} bytes for {dtype} of shape {shape}, got {there}")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _lengths(source: Path, name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -93,9 +115,7 @@ def _lengths(source: Path, name: str, arrays: dict[str, np.ndarray]) -> np.ndarr
     lengths = arrays.get(f"{name}_len")
     if lengths is None:
         return np.full(samples, steps)
-    if lengths.shape != (samples,) or lengths.dtype.kind not in "iu" or (samples and not 0 <= lengths.min() <= lengths.max() <= steps):
-        got = f"{lengths.dtype} of shape {lengths.shape}" + (f" from {lengths.min()} to {lengths.max()}" if lengths.size else "")
-        raise DataError(f"{source}: {name}_len: expected integers in [0, {steps}] of shape ({samples},), got {got}")
+    check_lengths(f"{source}: {name}_len", lengths, samples, steps)
     return lengths
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.errors import DataError
+from mea_graph.data.readers.checks import check_lengths
 
 MODALITIES = ("text", "audio", "vision")
 
@@ -74,7 +75,20 @@ def column(source: Path, payload: Mapping[str, Mapping[str, Any]], key: str) -> 
     parts = [_array(source, split, part, key) for split, part in payload.items()]
     if len({part.shape[1:] for part in parts}) != 1:
         raise DataError(f"{source}: {key}: expected the same shape in every split, got {[p.shape for p in parts]}")
-    return np.concatenate(parts)
+    if len({part.dtype.kind in "biuf" for part in parts}) != 1:
+        raise DataError(f"{source}: {key}: expected the same kind of values in every split, got {[str(p.dtype) for p in parts]}")
+    try:
+        return np.concatenate(parts)
+    except UnicodeError as error:  # text in one split, bytes that are none in another
+        raise DataError(f"{source}: {key}: expected the same kind of values in every split ({error})") from error
+
+
+def one_a_sample(source: Path, payload: Mapping[str, Mapping[str, Any]], key: str, samples: int) -> np.ndarray:
+    """The values of `key` of all splits, `(N,)`."""
+    values = column(source, payload, key)
+    if values.size != samples:
+        raise DataError(f"{source}: {key}: expected one value for each of {samples} samples, got shape {values.shape}")
+    return values.reshape(samples)
 
 
 def make_unique(ids: list[str], notes: list[str]) -> None:
@@ -113,16 +127,14 @@ def _array(source: Path, split: Any, part: Mapping[str, Any], key: str) -> np.nd
 
 def _stored_lengths(source: Path, split: Any, part: Mapping[str, Any], name: str, array: np.ndarray) -> np.ndarray:
     lengths = _array(source, split, part, f"{name}_lengths")
-    samples, steps = array.shape[:2]
-    if lengths.shape != (samples,) or lengths.dtype.kind not in "iu" or (samples and not 0 <= lengths.min() <= lengths.max() <= steps):
-        got = f"{lengths.dtype} of shape {lengths.shape}" + (f" from {lengths.min()} to {lengths.max()}" if lengths.size else "")
-        raise DataError(f"{source}: {split}/{name}_lengths: expected {samples} integers in [0, {steps}], got {got}")
+    check_lengths(f"{source}: {split}/{name}_lengths", lengths, *array.shape[:2])
     return lengths
 
 
 def _span(x: np.ndarray) -> tuple[int, int]:
     """The first and one past the last row that is not zero throughout."""
-    real = np.flatnonzero(x.any(axis=1))
+    with np.errstate(invalid="ignore"):  # NaN counts as a value here, and is refused with its sample later
+        real = np.flatnonzero(x.any(axis=1))
     return (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
 
 
@@ -148,8 +160,9 @@ def _ids(source: Path, split: str, ids: Any, samples: int) -> list[str]:
     """Names as text: `video[start,end]` where three parts are stored, split and number where nothing is."""
     if ids is None:
         return [f"{split}_{i}" for i in range(samples)]
-    if len(ids) != samples:
-        raise DataError(f"{source}: {split}/id: expected {samples} names, got {len(ids)}")
+    several = isinstance(ids, list | tuple) or (isinstance(ids, np.ndarray) and ids.ndim)
+    if not several or len(ids) != samples:
+        raise DataError(f"{source}: {split}/id: expected {samples} names, got {len(ids) if several else type(ids).__name__}")
     return [_id(value) for value in ids]
 
 

@@ -136,3 +136,30 @@ def test_without_h5py_one_error_names_the_extra(folder, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r"mea-graph\[hdf5\]"):
         open_dataset(folder)
+
+
+@pytest.mark.parametrize("kind", ["soft", "external", "group", "raw"])
+def test_arrays_must_stand_in_the_file_itself(folder, kind):
+    """A link could bring any file of the reader's into the data set."""
+    (folder / "secret.txt").write_bytes(bytes(8 * 3 * 40))
+    with h5py.File(folder / "COVAREP.csd", "a") as file:
+        video = file["COVAREP/data/vidA"]
+        del video["features"]
+        if kind == "soft":
+            video["features"] = h5py.SoftLink("/COVAREP/data/vidB/features")
+        elif kind == "external":
+            video["features"] = h5py.ExternalLink("glove.csd", "/glove_vectors/data/vidA/features")
+        elif kind == "raw":
+            video.create_dataset("features", (40, 3), "f8", external=[(str(folder / "secret.txt"), 0, h5py.h5f.UNLIMITED)])
+        else:
+            video.create_group("features")
+    with pytest.raises(DataError, match=r"COVAREP\.csd: 'vidA': expected features .*in this very file"):
+        open_dataset(folder)
+
+
+def test_an_array_that_claims_more_than_the_file_can_hold_takes_no_memory(folder):
+    with h5py.File(folder / "COVAREP.csd", "a") as file:
+        del file["COVAREP/data/vidA/features"]
+        file.create_dataset("COVAREP/data/vidA/features", (2**40, 2**10), "f8", chunks=(1, 1024))  # nothing of it is ever written
+    with pytest.raises(DataError, match=r"COVAREP\.csd: 'vidA': features: expected at most 1032 bytes of arrays for a byte"):
+        open_dataset(folder)

@@ -81,7 +81,7 @@ def test_without_lengths_zero_rows_tell(tmp_path, parts):
     ("change", "options", "message"),
     [
         (lambda p: p["test"]["audio"].__setitem__((0, 4), 1), {}, "test/audio: sample 0: its stored length is 3, but rows 0 to 4"),
-        (lambda p: p["test"].update(audio_lengths=[3, 7, 1]), {}, r"test/audio_lengths: expected 3 integers in \[0, 6\]"),
+        (lambda p: p["test"].update(audio_lengths=[3, 7, 1]), {}, r"test/audio_lengths: expected integers in \[0, 6\] of shape \(3,\)"),
         (lambda p: p["test"].update(audio_lengths=[3]), {}, "test/audio_lengths"),
         (lambda p: p["test"].update(regression_labels=np.ones((3, 2))), {}, "regression_labels: expected the same shape"),
         (lambda p: p["test"].update(classification_labels=np.array([0.5, 1, 1])), {"label": "classification"}, "whole numbers"),
@@ -94,3 +94,22 @@ def test_a_wrong_file_is_refused_by_field(tmp_path, parts, change, options, mess
     change(parts)
     with pytest.raises(DataError, match=message):
         open_dataset(write(tmp_path / "a.pkl", parts), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p["test"].update(audio_lengths=["3", "6", "1"]), "test/audio_lengths: expected integers"),
+        (lambda p: p["test"].update(audio_lengths=[3, None, 1]), "test/audio_lengths: expected integers"),
+        (lambda p: p["test"].update(id=3), "test/id: expected 3 names, got int"),
+        (lambda p: p["test"].update(annotations=["Positive"]), "annotations: expected one value for each of 9 samples"),
+        (lambda p: p["test"].update(raw_text=np.array([b"\xff"] * 3)), "raw_text: expected the same kind of values in every split"),
+        (lambda p: p["test"]["regression_labels"].__setitem__(0, 1e300), "y: sample 'test.*expected finite numbers, got inf"),
+    ],
+)
+def test_what_fuzzing_found_is_refused_by_field(tmp_path, parts, change, message):
+    for part in parts.values():
+        part["raw_text"] = np.array(["so good", "bad", "fine"])
+    change(parts)
+    with pytest.raises(DataError, match=message):
+        open_dataset(write(tmp_path / "a.pkl", parts))

@@ -1,3 +1,6 @@
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -112,3 +115,39 @@ def test_real_recordings(recording, tmp_path):
     scaled = stress.standardize(by="subject").where("subject", isin=[stress.fields["subject"][0]])
     steps = np.concatenate([scaled[i]["hr"].x.numpy() for i in range(len(scaled))])
     assert (steps.mean(), steps.std()) == pytest.approx((0, 1), abs=1e-4)
+
+
+def header(shape, dtype="<f4"):
+    """The beginning of an .npy file that says it holds this much."""
+    text = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((4, 2**58, 3), "<f4", "audio.npy: expected 13835058055282163712 bytes .* got 16"),
+        ((4, 2**30, 3), "<f4", "audio.npy: expected 51539607552 bytes"),
+        ((2**60,), "<U0", "audio.npy: expected 0 bytes for <U0"),
+        ((2, 1), "|O", "without unpickling"),
+    ],
+)
+def test_an_array_that_claims_more_than_it_holds_takes_no_memory(tmp_path, shape, dtype, message):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("audio.npy", header(shape, dtype) + bytes(16))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"a\.npz: {message}|a\.npz: .*{message}"):
+        open_dataset(tmp_path / "a.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_an_archive_that_claims_more_than_deflate_can_shrink_is_refused(tmp_path):
+    path = write(tmp_path / "a.npz")
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\x01\x02")  # the directory's last entry: compressed and true size at 20 and 24
+    data[at + 24 : at + 28] = (2**32 - 2).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.npz: expected at most 1032 bytes of arrays for a byte of the file, got 429"):
+        open_dataset(path)
