@@ -11,7 +11,7 @@ from torch import Tensor
 from mea_graph.ops import cross_modal_attention, explain
 from mea_graph.ops.cross_modal_attention import cpu, packed, padded, reference
 
-# By case: B, K, D, D_v, the target's lengths, and each source's. 16 and more pairs a step make the "cpu" backend widen narrow heads.
+# By case: B, K, D, D_v, the target's lengths, and each source's. Many pairs a step make "cpu" widen narrow heads.
 CASES = {
     "ragged": (4, 2, 5, 5, [3, 70, 1, 20], [[60, 80, 2, 0], [5, 63, 0, 90]]),
     "one length": (3, 2, 5, 5, [40] * 3, [[60] * 3]),
@@ -310,7 +310,22 @@ def test_nothing_is_computed_on_padding(monkeypatch: pytest.MonkeyPatch) -> None
     seen = calls(monkeypatch, lambda: cross_modal_attention(*inputs))
     lengths = [(q.numel() // (2 * q[-1]), k.numel() // (2 * k[-1])) for q, k in seen]
     assert lengths == [(3, 65), (70, 143), (1, 2), (20, 90)]
-    assert [q[-1] for q, _ in seen] == [5, 16, 5, 5], "narrow heads are widened where there are many pairs a step"
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype", "width"),
+    [
+        ("ragged", torch.float32, 16),
+        ("ragged", torch.bfloat16, 16),
+        ("ragged", torch.float64, 5),
+        ("one short length", torch.float32, 5),
+        ("wide heads", torch.float32, 24),
+        ("values wider", torch.float64, 7),
+    ],
+)
+def test_narrow_heads_are_widened_where_it_pays(monkeypatch: pytest.MonkeyPatch, case: str, dtype: torch.dtype, width: int) -> None:
+    inputs = draw(case, dtype)
+    assert {q[-1] for q, _ in calls(monkeypatch, lambda: cross_modal_attention(*inputs))} == {width}
 
 
 def test_samples_of_one_length_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:

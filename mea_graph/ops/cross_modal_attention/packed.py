@@ -4,7 +4,7 @@ Every sample is one call of PyTorch's flash attention on its own steps, all head
 lengths, small matrix products with a softmax, and a mask over the padded batch, for short sequences as for long ones.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,9 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 # Matrix products with fewer columns than this leave most of a CPU's vector lanes empty. Zeros up to it halve the time at a head width of 5,
-# except where there are so few pairs for each step that adding the zeros costs more.
+# except where there are so few pairs for each step that adding the zeros costs as much.
 _NARROW = 16
-_PAIRS_PER_STEP = 24
+_PAIRS_PER_STEP = 16
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -35,46 +35,42 @@ class _Calls:
         self.heads, self.batch, self.lengths = query.size(1), 1, (list(query_lengths), list(key_lengths))
         if len(set(query_lengths)) == 1 and len(set(key_lengths)) == 1:
             self.batch, self.lengths = len(query_lengths), ([query_lengths[0]], [key_lengths[0]])
-        width = max(query.size(-1), value.size(-1))
-        widest = max(width, _NARROW) if self.dtype == torch.float32 else width
-        # By call: how wide all its tensors are made; 0 where there is nothing to attend with or to.
-        self.widths = [
-            0 if not n * m else widest if n * m > _PAIRS_PER_STEP * (n + m) else width for n, m in zip(*self.lengths, strict=True)
-        ]
+        self.pairs = [n * m for n, m in zip(*self.lengths, strict=True)]
+        self.width = max(query.size(-1), value.size(-1))  # of all tensors of a call
+        if self.dtype == torch.float32 and self.batch * sum(self.pairs) > _PAIRS_PER_STEP * (query.size(0) + key.size(0)):
+            self.width = max(self.width, _NARROW)
 
-    def views(self, x: Tensor, of_key: bool = False) -> Iterator[Tensor]:
+    def views(self, x: Tensor, of_key: bool = False) -> Sequence[Tensor]:
         """What each call reads of a packed tensor, (B, K, T, width)."""
-        lengths = self.lengths[of_key]
+        lengths, x = self.lengths[of_key], x.to(self.dtype)
+        if x.size(-1) < self.width:
+            x = F.pad(x, (0, self.width - x.size(-1)))
         if x.stride(-1) != 1 or min(x.stride()[:2]) < x.size(-1):  # flash attention trusts that rows are dense and do not overlap
             x = x.contiguous()
         x = x.view(self.batch, -1, *x.shape[1:]).transpose(1, 2)
-        width, same = x.size(-1), x.dtype == self.dtype
-        parts = x.split_with_sizes(lengths, 2) if len(lengths) > 1 else [x]
-        for t, wide in zip(parts, self.widths, strict=True):  # one at a time: a copy is gone once its call is made
-            yield t if same and wide <= width else F.pad(t.to(self.dtype), (0, max(wide - width, 0)))
+        return x.split_with_sizes(lengths, 2) if len(lengths) > 1 else [x]
 
     def pack(self, results: Sequence[Tensor], like: Tensor) -> Tensor:
-        """The inverse of `views`."""
-        width = like.size(-1)
-        rows = [r.transpose(1, 2) if r.size(-1) == width else r.transpose(1, 2)[..., :width] for r in results]
-        return torch.cat(rows, 1).view(like.shape).to(like.dtype)
+        """The inverse of `views`: rows of the width and dtype of `like`."""
+        rows = torch.cat([r.transpose(1, 2) for r in results], 1).flatten(0, 1)
+        return rows[..., : like.size(-1)].to(like.dtype).contiguous()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, query_lengths: Sequence[int], key_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The result (N, K, D_v) in the dtype of the values, and what the backward pass recomputes the maps from, (N K,)."""
-    out = value.new_empty(query.size(0), query.size(1), value.size(-1))
     if query.size(0) == 0 or key.size(0) == 0:
-        return out.zero_(), value.new_zeros(query.size(0) * query.size(1), dtype=compute_dtype(query, key, value))
+        sums = value.new_zeros(query.size(0) * query.size(1), dtype=compute_dtype(query, key, value))
+        return value.new_zeros(*query.shape[:2], value.size(-1)), sums
     calls = _Calls(query, key, value, query_lengths, key_lengths)
-    outs, sums = [], []
-    for q, k, v, width in zip(calls.views(query), calls.views(key, True), calls.views(value, True), calls.widths, strict=True):
-        if width:
+    outs, sums_of = [], []
+    for q, k, v, pairs in zip(calls.views(query), calls.views(key, True), calls.views(value, True), calls.pairs, strict=True):
+        if pairs:
             out_b, sum_b = _flash(q, k, v, scale=calls.scale)
         else:
-            out_b, sum_b = q.new_zeros(*q.shape[:3], out.size(-1)), q.new_zeros(q.shape[:3])
+            out_b, sum_b = torch.zeros_like(q), q.new_zeros(q.shape[:3])
         outs.append(out_b)
-        sums.append(sum_b.flatten())
-    return calls.pack(outs, out), torch.cat(sums)
+        sums_of.append(sum_b.flatten())
+    return calls.pack(outs, value), torch.cat(sums_of)
 
 
 def attend_backward(
@@ -95,9 +91,9 @@ def attend_backward(
     sums = logsumexp[: query.shape[:2].numel()].split_with_sizes([calls.batch * calls.heads * n for n in calls.lengths[0]])
     found = [
         _flash_backward(*tensors, sum_b.view(tensors[1].shape[:3]), 0.0, False, scale=calls.scale)
-        if width
+        if pairs
         else [torch.zeros_like(t) for t in tensors[1:4]]
-        for *tensors, sum_b, width in zip(*views, sums, calls.widths, strict=True)
+        for *tensors, sum_b, pairs in zip(*views, sums, calls.pairs, strict=True)
     ]
     d_query, d_key, d_value = zip(*found, strict=True)
     return calls.pack(d_query, query), calls.pack(d_key, key), calls.pack(d_value, value)
