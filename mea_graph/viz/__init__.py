@@ -1,4 +1,4 @@
-"""Figures (extra ``viz``): functions that take plain arrays and return a matplotlib figure."""
+"""Figures (extra ``viz``): functions that take plain arrays or the model's own output and return a matplotlib figure."""
 
 # ruff: noqa: F401 (ruff does not see through the sum below)
 
@@ -7,8 +7,12 @@ try:
 except ImportError as error:
     raise ImportError(f"mea_graph.viz needs {error.name}, which is not installed: pip install 'mea-graph[viz]'") from error
 
+from mea_graph.viz.attention_map import attention_map
+from mea_graph.viz.embedding_scatter import embedding_scatter
+from mea_graph.viz.fusion_graph import fusion_graph
 from mea_graph.viz.learning_curves import learning_curves
+from mea_graph.viz.modality_weights import modality_weights
 
 classes: list[str] = []
-functions = ["learning_curves"]
+functions = ["attention_map", "embedding_scatter", "fusion_graph", "learning_curves", "modality_weights"]
 __all__ = classes + functions

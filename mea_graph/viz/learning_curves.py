@@ -9,9 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, told apart by colour-blind readers; markers and grey levels tell them apart in print
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+from mea_graph.viz._style import COLOURS, MARKERS
 
 
 def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarray]], title: str | None = None) -> Figure:

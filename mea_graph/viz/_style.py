@@ -1,0 +1,25 @@
+"""What all figures share: colours, markers and hatches that can be told apart by everybody and in print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+# Okabe and Ito's colours, told apart by colour-blind readers; markers, hatches and grey levels tell them apart in print
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
+
+
+def check_sample(present: Mapping[str, Tensor], sample: int) -> None:
+    """Refuses a sample that the batch does not have."""
+    size = len(next(iter(present.values())))
+    if not 0 <= sample < size:
+        raise ValueError(f"sample: expected a number in [0, {size}), got {sample}")
+
+
+def check_count(names: Mapping[str, object], what: str) -> None:
+    """Refuses more things than can be told apart."""
+    if len(names) > len(COLOURS):
+        raise ValueError(f"{what}: expected at most {len(COLOURS)} that can be told apart, got {len(names)}: {', '.join(names)}")

@@ -1,0 +1,116 @@
+"""Figure of the exclusive and the agnostic representations, [MEA] Fig. 5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mea_graph.nn import MEAOutput
+from mea_graph.viz._style import COLOURS, MARKERS, check_count
+
+Outputs = MEAOutput | Sequence[MEAOutput]
+
+
+def embedding_scatter(
+    panels: Mapping[str, Outputs],
+    method: Literal["pca", "tsne"] = "pca",
+    samples: int = 200,
+    seed: int = 0,
+) -> Figure:
+    """Draws exclusive representations (filled) and agnostic ones (hollow) of every modality in the plane ([MEA] Fig. 5).
+
+    Each panel is a plane of its own: the two first principal components of all its representations, or t-SNE.
+
+    Args:
+        panels: title -> the output for one batch, or those for several; two titles show a model with and without the constraints.
+        method: ``pca``, where distances mean what they seem to; or ``tsne``, where only neighbourhood does.
+        samples: how many samples to draw at most, evenly spaced, >= 1.
+        seed: of t-SNE.
+
+    Returns a figure that is not shown; save it with ``figure.savefig("scatter.png")``.
+
+    Shape: a modality that a sample lacks is not drawn.
+
+    Raises:
+        ValueError: where there is no panel, an option is not as above, or an output has fewer than three representations.
+
+    Example:
+        >>> import torch
+        >>> from mea_graph.nn import MEA
+        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
+        >>> output = model.forward_dense({"text": torch.randn(6, 4, 5), "audio": torch.randn(6, 9, 3)})
+        >>> len(embedding_scatter({"untrained": output}).axes)
+        1
+    """
+    if not panels:
+        raise ValueError("panels: expected at least one, got none")
+    if method not in ("pca", "tsne") or samples < 1:
+        raise ValueError(f"method, samples: expected 'pca' or 'tsne' and at least 1, got {method!r} and {samples}")
+    figure = Figure(figsize=(4.4 * len(panels), 4.4), dpi=150, layout="constrained")
+    for axis, (title, outputs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _draw(axis, _groups([outputs] if isinstance(outputs, MEAOutput) else list(outputs), samples), method, seed)
+        axis.set_title(title)
+    handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    by_modality = dict(sorted(handles.items(), key=lambda item: item[0].rpartition(", ")[0]))
+    modalities = len({label.rpartition(", ")[0] for label in by_modality})
+    figure.legend(by_modality.values(), by_modality.keys(), loc="outside lower center", ncols=modalities, frameon=False, fontsize=8)
+    return figure
+
+
+def _groups(outputs: Sequence[MEAOutput], samples: int) -> dict[tuple[str, str], np.ndarray]:
+    """Representations by space and modality, of the samples that have the modality."""
+    if not outputs:
+        raise ValueError("panels: expected at least one output in each, got none")
+    present = {m: np.concatenate([output.present[m].cpu().numpy() for output in outputs]) for m in outputs[0].present}
+    check_count(present, "modalities")
+    count = len(next(iter(present.values())))
+    chosen = np.unique(np.linspace(0, count - 1, min(samples, count)).astype(int)) if count else np.arange(0)
+    groups = {}
+    for space in ("exclusive", "agnostic"):
+        if getattr(outputs[0], space) is None:
+            continue
+        for modality, there in present.items():
+            h = np.concatenate([getattr(output, space)[modality].detach().double().cpu().numpy() for output in outputs])
+            groups[space, modality] = h[chosen][there[chosen]]
+    if sum(map(len, groups.values())) < 3:
+        raise ValueError(f"panels: expected at least three representations in each, got {sum(map(len, groups.values()))}")
+    return groups
+
+
+def _draw(axis: Axes, groups: Mapping[tuple[str, str], np.ndarray], method: str, seed: int) -> None:
+    points = _plane(np.concatenate(list(groups.values())), method, seed)
+    modalities = list(dict.fromkeys(modality for _, modality in groups))
+    pieces = np.split(points, np.cumsum([len(h) for h in groups.values()])[:-1])
+    for (space, modality), piece in zip(groups, pieces, strict=True):
+        number = modalities.index(modality)
+        axis.scatter(
+            piece[:, 0],
+            piece[:, 1],
+            s=18,
+            marker=MARKERS[number],
+            facecolors=COLOURS[number] if space == "exclusive" else "none",
+            edgecolors=COLOURS[number],
+            linewidths=0.9,
+            alpha=0.75,
+            label=f"{modality}, {space}",
+        )
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.set_xlabel("1st component" if method == "pca" else "t-SNE 1")
+    axis.set_ylabel("2nd component" if method == "pca" else "t-SNE 2")
+
+
+def _plane(h: np.ndarray, method: str, seed: int) -> np.ndarray:
+    """(n, d_h) to (n, 2)."""
+    centred = h - h.mean(0)
+    if method == "pca":
+        u, s, _ = np.linalg.svd(centred, full_matrices=False)
+        plane = (u * s)[:, :2]
+        return plane if plane.shape[1] == 2 else np.pad(plane, ((0, 0), (0, 2 - plane.shape[1])))
+    from sklearn.manifold import TSNE
+
+    return TSNE(init="pca", perplexity=min(30.0, (len(h) - 1) / 3), random_state=seed).fit_transform(centred)

@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from mea_graph.viz import embedding_scatter
+
+
+def points(axis):
+    return {group.get_label(): np.asarray(group.get_offsets()) for group in axis.collections}
+
+
+def test_principal_components_keep_the_distances_that_fit_in_a_plane(output):
+    flat = {m: h.detach() * 0 for m, h in output.exclusive.items()}
+    for number, h in enumerate(flat.values()):
+        h[:, 3] = number
+        h[:, 7] = h.new_tensor([0.0, 1.0, 2.0, 5.0])
+    drawn = points(embedding_scatter({"flat": output._replace(exclusive=flat, agnostic=None)}).axes[0])
+    text, audio = drawn["text, exclusive"], drawn["audio, exclusive"]
+    assert np.linalg.norm(text[0] - audio[0]) == pytest.approx(1)
+    assert np.linalg.norm(text[0] - audio[3]) == pytest.approx(np.hypot(1, 5))
+
+
+def test_only_modalities_that_are_there_are_drawn(output):
+    drawn = points(embedding_scatter({"": output}).axes[0])
+    assert {label: len(place) for label, place in drawn.items()} == {
+        "text, exclusive": 3,
+        "audio, exclusive": 4,
+        "vision, exclusive": 2,
+        "text, agnostic": 3,
+        "audio, agnostic": 4,
+        "vision, agnostic": 2,
+    }
+
+
+def test_spaces_are_told_apart_by_filling_and_modalities_by_marker(output):
+    groups = {group.get_label(): group for group in embedding_scatter({"": output}).axes[0].collections}
+    assert len(groups["text, exclusive"].get_facecolors()) == 1
+    assert len(groups["text, agnostic"].get_facecolors()) == 0
+    outlines = {tuple(groups[f"{m}, agnostic"].get_paths()[0].vertices.ravel()[:8]) for m in ("text", "audio", "vision")}
+    assert len(outlines) == 3
+
+
+def test_several_batches_and_panels(output):
+    axes = embedding_scatter({"with": [output, output], "without": output}).axes
+    assert [axis.get_title() for axis in axes] == ["with", "without"]
+    assert len(points(axes[0])["audio, agnostic"]) == 8
+    assert len(points(embedding_scatter({"": [output] * 5}, samples=3).axes[0])["audio, agnostic"]) == 3
+
+
+def test_neighbour_embedding_is_repeatable(output):
+    first, again, other = (
+        points(embedding_scatter({"": [output] * 3}, method="tsne", seed=seed).axes[0])["audio, exclusive"] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.isfinite(first).all()
+    assert first.shape == other.shape == (12, 2)
+
+
+@pytest.mark.parametrize(
+    ("panels", "options", "message"),
+    [
+        ({}, {}, "panels: expected at least one, got none"),
+        ({"": []}, {}, "expected at least one output in each"),
+        ({"": None}, {"samples": 0}, "at least 1, got 'pca' and 0"),
+        ({"": None}, {"method": "umap"}, "expected 'pca' or 'tsne'.*got 'umap'"),
+    ],
+)
+def test_errors(output, panels, options, message):
+    with pytest.raises(ValueError, match=message):
+        embedding_scatter({name: output if value is None else value for name, value in panels.items()}, **options)
