@@ -1,4 +1,4 @@
-# make demo | test | lint | types | wheel | clean. Each needs only Python 3.11 or newer, make and gcc; .venv is made once.
+# make demo | test | lint | types | docs | wheel | clean. Each needs only Python 3.11 or newer, make and gcc; .venv is made once.
 #
 # TORCH=2.12.1 make test    another version of torch (the environment is brought to it)
 # PYTHON=python3.12 make demo    another Python, when .venv is made
@@ -20,7 +20,7 @@ TOOLS_READY := $(STAMPS)/tools-$(TORCH)
 SCATTER_READY := $(STAMPS)/scatter-$(TORCH)
 BUILD_READY := $(STAMPS)/build
 
-.PHONY: help demo test lint types wheel clean
+.PHONY: help demo test lint types docs wheel clean
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "make test    lint, types and all tests; the first run builds torch-scatter (about six minutes)"
 	@echo "make lint    ruff"
 	@echo "make types   mypy"
+	@echo "make docs    the site, in docs/_build/html"
 	@echo "make wheel   wheel and sdist, in dist/"
 	@echo "make clean   remove what the above made, except .venv"
 
@@ -35,7 +36,7 @@ demo: $(DEMO_READY)
 	$(BIN)/mea-graph demo
 
 # Two test processes with one thread each: more would fight over the cores.
-test: lint types $(SCATTER_READY)
+test: lint types docs $(SCATTER_READY)
 	OMP_NUM_THREADS=1 MEA_GRAPH_REQUIRE_SCATTER=1 $(BIN)/python -m pytest -n 2 --dist loadscope --doctest-modules mea_graph tests
 
 lint: $(TOOLS_READY)
@@ -45,11 +46,15 @@ lint: $(TOOLS_READY)
 types: $(TOOLS_READY)
 	$(BIN)/mypy
 
+# Warnings are errors. No network is used.
+docs: $(TOOLS_READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 wheel: $(BUILD_READY)
 	$(BIN)/python -m build
 
 clean:
-	rm -rf dist build demo .pytest_cache .mypy_cache .ruff_cache .benchmarks
+	rm -rf dist build demo docs/_build docs/api .pytest_cache .mypy_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -69,7 +74,7 @@ $(DEMO_READY): $(TORCH_READY) pyproject.toml
 	@touch $@
 
 $(TOOLS_READY): $(TORCH_READY) pyproject.toml
-	$(PIP) install --constraint $(CONSTRAINTS) --editable ".[all,test]"
+	$(PIP) install --constraint $(CONSTRAINTS) --editable ".[all,test,docs]"
 	@touch $@
 
 # pip's cache does not know which torch a torch-scatter was built for, hence --no-cache-dir.

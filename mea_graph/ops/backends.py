@@ -22,11 +22,17 @@ class Backend(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """Which backend of an op runs, and why each other one does not."""
+    """Which backend of an op runs, and why each other one does not.
+
+    >>> print(Explanation("edge_attention", "cpu", {"reference": "could run, but 'cpu' is preferred"}))
+    edge_attention
+      cpu        runs
+      reference  could run, but 'cpu' is preferred
+    """
 
     op: str
-    chosen: str
-    refused: dict[str, str]
+    chosen: str  # name of the backend
+    refused: dict[str, str]  # the others, by name, and why
 
     def __str__(self) -> str:
         width = max(map(len, [self.chosen, *self.refused]))

@@ -1,0 +1,82 @@
+"""Writes the pages of the reference, one for each public name, into `docs/api` before Sphinx reads them."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+from docstrings import PARTS, with_links
+from sphinx.application import Sphinx
+
+READERS = ("npz", "mult", "mmsa", "misa", "csd")
+
+
+def _heading(text: str) -> str:
+    return f"{text}\n{'=' * len(text)}\n"
+
+
+def _object(part: str, name: str) -> str:
+    package = importlib.import_module(f"mea_graph.{part}")
+    value, full = getattr(package, name), f"mea_graph.{part}.{name}"
+    page = f"{_heading(name)}\n.. code-block:: python\n\n   from mea_graph.{part} import {name}\n\n.. currentmodule:: mea_graph.{part}\n\n"
+    if inspect.isclass(value):
+        fields = ", ".join(getattr(value, "_fields", ()))  # of a NamedTuple: the docstring has them
+        return f"{page}.. autoclass:: {name}\n   :members:\n   :show-inheritance:\n   :exclude-members: {fields}\n"
+    if inspect.isroutine(value):
+        return f"{page}.. autofunction:: {name}\n"
+    return f"{page}.. autodata:: {full}\n   :no-value:\n"
+
+
+def _summary(value: object) -> str:
+    """First paragraph of a docstring."""
+    first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
+    return with_links(first)
+
+
+def _package(part: str) -> str:
+    package = importlib.import_module(f"mea_graph.{part}")
+    lists = {title: getattr(package, title.lower(), []) for title in ("Classes", "Functions", "Presets")}
+    page = [_heading(f"mea_graph.{part}"), f".. py:module:: mea_graph.{part}", "", _summary(package), ""]
+    for title, names in lists.items():
+        if names:
+            page += [title, "-" * len(title), "", ".. list-table::", "   :widths: 35 65", "   :class: summary", ""]
+            for name in sorted(names):
+                value = getattr(package, name)
+                page += [f"   * - :py:obj:`~mea_graph.{part}.{name}`", f"     - {_summary(value if callable(value) else type(value))}"]
+            page.append("")
+    page += [".. toctree::", "   :hidden:", "", *(f"   mea_graph.{part}.{name}" for name in sorted(package.__all__))]
+    if part == "data":
+        page.append("   mea_graph.data.readers")
+    return "\n".join(page) + "\n"
+
+
+def _readers() -> str:
+    page = [_heading("mea_graph.data.readers"), ".. py:module:: mea_graph.data.readers", ""]
+    page += ["Their options are those of :py:obj:`mea_graph.data.open_dataset`.", ""]
+    return "\n".join(page + [f".. autofunction:: mea_graph.data.readers.{name}.read_{name}\n" for name in READERS])
+
+
+def pages() -> dict[str, str]:
+    """Contents of every page by file name."""
+    out = {"mea_graph.data.readers.rst": _readers()}
+    for part in PARTS:
+        out[f"mea_graph.{part}.rst"] = _package(part)
+        for name in importlib.import_module(f"mea_graph.{part}").__all__:
+            out[f"mea_graph.{part}.{name}.rst"] = _object(part, name)
+    return out
+
+
+def _write(app: Sphinx) -> None:
+    folder, wanted = Path(app.srcdir) / "api", pages()
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("*.rst"):
+        if path.name not in wanted:
+            path.unlink()
+    for name, text in wanted.items():
+        path = folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:  # an unchanged page is not read again
+            path.write_text(text, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("builder-inited", _write)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,89 @@
+"""The directive `backends`: which backend each op takes, asked of the ops themselves when the site is built.
+
+A GPU is not needed for it: the tensors on "cuda" have a device, a shape and a dtype, but no values (fake tensors), and the GPU is said to
+have compute capability 9.0.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.nodes import nested_parse_with_titles
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mea_graph.ops import backends
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _predictive(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
+    q = torch.empty(2, 8, 50, 5, device=device, dtype=dtype)
+    prior = {"prior_query": q, "prior_key": q, "weight": torch.empty(8, 8, 3, 3, device=device, dtype=dtype)}
+    bias, mask = torch.empty(8, device=device, dtype=dtype), torch.empty(2, 50, device=device, dtype=torch.bool)
+    call = {"query": q, "key": q, "value": q, **prior, "bias": bias, "mu": 0.25, "mask": mask}
+    yield "with a prior", call
+    yield "first layer, no prior", call | dict.fromkeys(["prior_query", "prior_key", "weight", "bias"])
+
+
+def _cross_modal(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
+    q = torch.empty(2, 8, 50, 5, device=device, dtype=dtype)
+    mask = torch.empty(2, 50, device=device, dtype=torch.bool)
+    call: dict[str, Any] = {"query": q, "keys": [q, q], "values": [q, q], "key_masks": [mask, mask], "query_mask": mask}
+    yield "lengths that differ (masks)", call
+    yield "all steps real (no masks)", call | {"key_masks": None, "query_mask": None}
+
+
+def _edge(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
+    x, score = torch.empty(6, 1, 64, device=device, dtype=dtype), torch.empty(6, 1, device=device, dtype=dtype)
+    yield "any graph", {"x": x, "score_dst": score, "score_src": score, "edge_index": torch.empty(2, 30, device=device, dtype=torch.long)}
+
+
+CASES = {"predictive_attention": _predictive, "cross_modal_attention": _cross_modal, "edge_attention": _edge}
+
+
+def explanations(op: str, device: str) -> dict[tuple[str, torch.dtype], backends.Explanation]:
+    """What `explain` says of each case and dtype."""
+    out = {}
+    with FakeTensorMode(), patch("torch.cuda.get_device_capability", lambda *_: (9, 0)):
+        for dtype in DTYPES:
+            for case, arguments in CASES[op](device, dtype):
+                out[case, dtype] = backends.explain(op, **arguments)
+    return out
+
+
+def table(op: str) -> list[str]:
+    """One line a device and case; where the dtypes differ, each with its own backend."""
+    lines = [".. list-table::", "   :header-rows: 1", "", "   * - Device", "     - Case", "     - Runs on", "     - Not taken, and why"]
+    for device in ("cpu", "cuda"):
+        found = explanations(op, device)
+        for case in dict.fromkeys(case for case, _ in found):
+            per_dtype = {dtype: found[case, dtype] for dtype in DTYPES}
+            chosen: dict[str, list[str]] = {}
+            for dtype, explanation in per_dtype.items():
+                chosen.setdefault(explanation.chosen, []).append(str(dtype).removeprefix("torch."))
+            runs = " ".join(f"``{name}``" + (f" ({', '.join(dtypes)})" if len(chosen) > 1 else "") for name, dtypes in chosen.items())
+            why = "; ".join(f"``{name}``: {reason}" for name, reason in per_dtype[torch.float32].refused.items())
+            lines += [f"   * - {device}", f"     - {case}", f"     - {runs}", f"     - {why or 'nothing else there'}"]
+    return lines
+
+
+class Backends(Directive):
+    """`{backends} op` shows the table of an op."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        section = nodes.section()
+        section.document = self.state.document
+        nested_parse_with_titles(self.state, StringList(table(self.arguments[0]), source=__file__), section)
+        return section.children
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("backends", Backends)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,33 @@
+"""The directive `drawing`: puts an SVG into the page itself, so that its lines and letters take the colour of the page's theme."""
+
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+
+class Drawing(Directive):
+    """`{drawing} name` shows `drawings/name.svg`; the directive's content is the caption."""
+
+    required_arguments = 1
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        environment = self.state.document.settings.env
+        path = Path(environment.srcdir) / "drawings" / f"{self.arguments[0]}.svg"
+        environment.note_dependency(str(path))
+        if not path.is_file():
+            raise self.error(f"drawing: expected {path}, got no such file")
+        caption = nodes.paragraph(classes=["drawing-caption"])
+        children, messages = self.state.inline_text("\n".join(self.content), self.lineno)
+        caption += children
+        figure = nodes.container(classes=["drawing"])
+        figure += nodes.raw("", path.read_text(encoding="utf-8"), format="html")
+        figure += caption
+        return [figure, *messages]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("drawing", Drawing)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

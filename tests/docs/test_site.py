@@ -1,0 +1,156 @@
+"""The built site: `make docs` makes it, which `make test` does first. Every public name has a page, every link leads somewhere."""
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+SITE = DOCS / "_build" / "html"
+PARTS = ("nn", "ops", "data", "train", "viz")
+PUBLIC = [f"mea_graph.{part}.{name}" for part in PARTS for name in importlib.import_module(f"mea_graph.{part}").__all__]
+
+
+class Page(HTMLParser):
+    """What a page links to, loads, and offers as anchors; and the words of its article."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.depth, self.words = 0, ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
+        if tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+        if tag in ("script", "img", "iframe") and found.get("src"):
+            self.loads.append(found["src"])
+        if tag == "link" and found.get("href") and found.get("rel") != "canonical":
+            self.loads.append(found["href"])
+        self.depth += tag == "article"
+
+    def handle_endtag(self, tag):
+        self.depth -= tag == "article"
+
+    def handle_data(self, data):
+        if self.depth:
+            self.words += data
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[Path, Page]:
+    if not (SITE / "index.html").is_file():
+        pytest.skip("the site is not built: make docs")
+    return {path: Page(path) for path in sorted(SITE.rglob("*.html")) if "_modules" not in path.parts}
+
+
+def test_every_public_name_has_a_page(pages):
+    missing = []
+    for name in PUBLIC:
+        path = SITE / "api" / f"{name}.html"
+        if path not in pages or name not in pages[path].anchors:
+            missing.append(name)
+    assert not missing
+
+
+def test_a_page_of_the_reference_says_what_it_has_to(pages):
+    for name in PUBLIC:
+        value = getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+        words = pages[SITE / "api" / f"{name}.html"].words
+        assert ">>>" in words, f"{name}: no example"
+        if inspect.isclass(value) or inspect.isroutine(value):
+            assert "[source]" in words, f"{name}: no link to its source"
+        for section in ("Shape", "Raises"):
+            if re.search(rf"^\s*{section}:\s*$", inspect.getdoc(value) or "", re.MULTILINE):
+                assert section in words, f"{name}: no {section}"
+
+
+def test_every_local_link_leads_somewhere(pages):
+    dead = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.is_file() or (parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors):
+                dead.append(f"{path.relative_to(SITE)}: {link}")
+    assert not dead
+
+
+def test_nothing_is_loaded_from_elsewhere(pages):
+    for path, page in pages.items():
+        assert not [load for load in page.loads if "//" in load], path
+
+
+def test_no_page_is_empty_and_no_markup_shows(pages):
+    for path, page in pages.items():
+        if path.parent == SITE and path.stem not in ("genindex", "search", "py-modindex"):
+            assert len(page.words.split()) > 40, f"{path.name}: nearly empty"
+        assert not re.search(r"\{py:|:math:|:py:|(?<!`)``(?!`)", page.words), f"{path.name}: markup shows"
+
+
+def drawings() -> list[Path]:
+    return sorted((DOCS / "drawings").glob("*.svg"))
+
+
+def test_every_drawing_stands_on_a_page():
+    text = "".join(path.read_text() for path in DOCS.glob("*.md"))
+    assert drawings()
+    for path in drawings():
+        assert f"```{{drawing}} {path.stem}\n" in text, path.name
+
+
+@pytest.mark.parametrize("path", drawings(), ids=lambda path: path.stem)
+def test_a_drawing_takes_the_colour_of_the_page_and_says_what_it_shows(path):
+    svg = path.read_text()
+    assert "<title " in svg
+    colours = set(re.findall(r'(?:fill|stroke)="([^"]+)"', svg))
+    assert colours <= {"none", "currentColor", f"url(#{path.stem}-padding)"}
+
+
+@pytest.fixture
+def extension(monkeypatch):
+    """A module of docs/_extensions; skips where Sphinx is not installed."""
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(str(DOCS / "_extensions"))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if (DOCS / "_extensions" / f"{name}.py").is_file():
+            del sys.modules[name]
+
+
+def test_a_name_in_backticks_becomes_a_link_where_it_is_public(extension):
+    with_links = extension("docstrings").with_links
+    assert with_links("see `hsic`.") == "see :py:obj:`hsic <mea_graph.nn.hsic>`."
+    assert with_links("`MEA`s and `x`", own="mea_graph.nn.MEA") == "``MEA``\\ s and ``x``"
+    assert with_links(":math:`(B, T)`, bool; ``x``; :math:`(B,)`") == ":math:`(B, T)`, bool; ``x``; :math:`(B,)`"
+
+
+def test_formulas_become_mathml(extension):
+    convert = extension("mathml").convert
+    assert "<mi>softmax</mi>" in convert(r"\mathrm{softmax}\big(x_1, \dots, x_n\big)", as_block=True)
+    with pytest.raises(Exception, match="Unknown LaTeX command"):
+        convert(r"\nosuchcommand", as_block=False)
+
+
+def test_the_tables_of_backends_name_backends_that_exist(extension):
+    tables = extension("backend_tables")
+    from mea_graph.ops.backends import _OPS
+
+    assert set(tables.CASES) == set(_OPS)
+    for op in _OPS:
+        text = "\n".join(tables.table(op))
+        assert set(re.findall(r"     - ``(\w+)``", text)) <= set(_OPS[op].backends)
+        assert f"```{{backends}} {op}\n" in (DOCS / "backends.md").read_text()
