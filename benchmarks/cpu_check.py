@@ -48,12 +48,11 @@ CASES: dict[str, tuple[Callable[[], cases.Case], Callable[[], cases.Case]]] = {
 
 
 def check(case: cases.Case) -> dict[str, float]:
-    """The relative error of every checked contender; one that is wrong ends the run."""
+    """The relative error of every checked contender; the library's own being above the budget ends the run."""
     truth = case.truth()
     errors = {name: measure.error(case.contenders[name](), truth) for name in case.checked}
-    wrong = {name: e for name, e in errors.items() if not e <= BUDGET}
-    if wrong:
-        raise SystemExit(f"{case.name}: error above {BUDGET:g}, so nothing is timed: {wrong}")
+    if not errors["mea_graph"] <= BUDGET:
+        raise SystemExit(f"{case.name}: error {errors['mea_graph']:.1e} is above {BUDGET:g}, so nothing is timed")
     return errors
 
 
