@@ -15,6 +15,7 @@ from torch_geometric.data import Batch
 
 from mea_graph.nn import MEALoss
 from mea_graph.train.metrics import Task, TaskMetrics
+from mea_graph.train.missing_modalities import draw_missing, without_modalities
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -48,6 +49,8 @@ class TaskModule(L.LightningModule):
         weight_decay: decoupled weight decay, >= 0; 0 is plain Adam.
         warmup: share of all steps over which the learning rate rises linearly, in [0, 1).
         cosine_decay: whether the learning rate then falls to 0 along half a cosine.
+        label_smoothing: of the cross-entropy, in [0, 1].
+        modality_dropout: probability with which each modality of a training sample is left out, in [0, 1); each sample keeps one.
 
     Shape:
         - batch: as PyG's ``DataLoader`` makes it of a `MultimodalDataset`.
@@ -77,20 +80,25 @@ class TaskModule(L.LightningModule):
         weight_decay: float = 0.0,
         warmup: float = 0.0,
         cosine_decay: bool = False,
+        label_smoothing: float = 0.0,
+        modality_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup < 1:
             raise ValueError(
                 f"learning_rate, weight_decay, warmup: expected > 0, >= 0 and in [0, 1), got {learning_rate}, {weight_decay} and {warmup}"
             )
+        if not 0 <= modality_dropout < 1:
+            raise ValueError(f"modality_dropout: expected a probability in [0, 1), got {modality_dropout}")
         self.network = network
-        self.loss = MEALoss(task)
+        self.loss = MEALoss(task, label_smoothing=label_smoothing)
         self.task = task
         self.sentiment = sentiment
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.cosine_decay = cosine_decay
+        self.modality_dropout = modality_dropout
         self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self._seed: int | None = None
@@ -156,7 +164,11 @@ class TaskModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"}}
 
     def _run(self, batch: Batch) -> Any:
-        return self(batch.x_dict, batch.batch_dict, batch_size=batch.num_graphs)
+        x_dict, batch_dict = batch.x_dict, batch.batch_dict
+        if self.training and self.modality_dropout > 0:
+            missing = draw_missing(batch_dict, batch.num_graphs, self.modality_dropout)
+            x_dict, batch_dict = without_modalities(x_dict, batch_dict, missing)
+        return self(x_dict, batch_dict, batch_size=batch.num_graphs)
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         output = self._run(batch)
