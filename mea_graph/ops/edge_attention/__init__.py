@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.edge_attention import cpu, reference
+from mea_graph.ops.edge_attention import cpu, cuda, reference
 from mea_graph.ops.edge_attention.edges import InEdges, check_edge_index, sort_edges
 
 __all__ = ["InEdges", "edge_attention", "sort_edges"]
@@ -72,4 +72,11 @@ def _run_reference(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: 
     return y.to(x.dtype), weights
 
 
-_OP = Op(edge_attention, {"cpu": Backend(cpu.run, _accept), "reference": Backend(_run_reference, _accept)})
+_OP = Op(
+    edge_attention,
+    {
+        "cuda": Backend(cuda.run, cuda.refuse, prefers="cuda"),
+        "cpu": Backend(cpu.run, _accept),
+        "reference": Backend(_run_reference, _accept),
+    },
+)

@@ -5,21 +5,12 @@ bit for bit. With several heads, node i of head h is row `i * H + h` of the valu
 next: the values of one head at a time fit the cache better.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mea_graph.ops.edge_attention.edges import InEdges, sort_by_source, sort_by_target
-from mea_graph.ops.library import register
-
-
-def run(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:
-    if isinstance(edge_index, InEdges):
-        return _edge_attention(x, score_dst, score_src, *edge_index)
-    # The order by source is left to the backward pass, which not every call has.
-    return _edge_attention(x, score_dst, score_src, *sort_by_target(edge_index, score_dst.size(0)), None, None)
+from mea_graph.ops.edge_attention.edges import sort_by_source
+from mea_graph.ops.edge_attention.operator import define, weights_dtype
 
 
 def _wide(*tensors: Tensor) -> torch.dtype:
@@ -83,18 +74,9 @@ def _forward(
     weight.sub_(_segments("max", weight, start).index_select(0, target)).exp_()
     weight.div_(_segments("sum", weight, start).index_select(0, target))
     y = _weighted_sums(_rows(x, wide), source, start, weight)
-    weights = torch.empty(source.size(0), heads, dtype=_weights_dtype(score_dst, score_src), device=x.device)
+    weights = torch.empty(source.size(0), heads, dtype=weights_dtype(score_dst, score_src), device=x.device)
     weights.index_copy_(0, order, weight.view(-1, heads).to(weights.dtype))
     return y.to(x.dtype).contiguous(), weights
-
-
-def _weights_dtype(score_dst: Tensor, score_src: Tensor) -> torch.dtype:
-    return torch.promote_types(score_dst.dtype, score_src.dtype)
-
-
-def _fake(x: Tensor, score_dst: Tensor, score_src: Tensor, source: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-    y = torch.empty(score_dst.size(0), x.size(1), x.size(2), dtype=x.dtype, device=x.device)
-    return y, torch.empty(source.size(0), x.size(1), dtype=_weights_dtype(score_dst, score_src), device=x.device)
 
 
 def _backward(
@@ -135,38 +117,4 @@ def _backward(
     return grad_x.to(x.dtype).contiguous(), grad_dst.to(score_dst.dtype), grad_src.to(score_src.dtype)
 
 
-def _fake_backward(
-    grad_y: Tensor | None, grad_weights: Tensor | None, x: Tensor, score_dst: Tensor, score_src: Tensor, *_: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, score_dst, score_src))  # type: ignore[return-value]
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, score_dst, score_src, *edges = inputs
-    ctx.save_for_backward(x, score_dst, score_src, output[1], *edges)
-    ctx.set_materialize_grads(False)
-
-
-def _autograd(ctx: Any, grad_y: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
-    grads: tuple[Tensor | None, ...] = (None, None, None)
-    if grad_y is not None or grad_weights is not None:
-        grads = _edge_attention_backward(grad_y, grad_weights, *ctx.saved_tensors)
-    return (*grads, None, None, None, None, None, None)
-
-
-_EDGES = "Tensor source, Tensor target, Tensor order, Tensor start, Tensor? by_source, Tensor? source_start"
-_edge_attention_backward = register(
-    "edge_attention_cpu_backward",
-    f"(Tensor? grad_y, Tensor? grad_weights, Tensor x, Tensor score_dst, Tensor score_src, Tensor weights, {_EDGES})"
-    " -> (Tensor, Tensor, Tensor)",
-    _backward,
-    _fake_backward,
-)
-_edge_attention = register(
-    "edge_attention_cpu",
-    f"(Tensor x, Tensor score_dst, Tensor score_src, {_EDGES}) -> (Tensor, Tensor)",
-    _forward,
-    _fake,
-    _setup_context,
-    _autograd,
-)
+run = define("cpu", _forward, _backward)

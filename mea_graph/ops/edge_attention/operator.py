@@ -1,0 +1,67 @@
+"""Registers an implementation of edge attention over sorted edges as operators that autograd and the compiler know."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.edge_attention.edges import InEdges, sort_by_target
+from mea_graph.ops.library import register
+
+# The fields of `InEdges`. The last two may be left to the backward pass, which not every call has.
+_EDGES = "Tensor source, Tensor target, Tensor order, Tensor start, Tensor? by_source, Tensor? source_start"
+
+
+def define(backend: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Defines `mea_graph::edge_attention_<backend>` and its `_backward`, and returns what runs the former on the public arguments."""
+    differentiate = register(
+        f"edge_attention_{backend}_backward",
+        f"(Tensor? grad_y, Tensor? grad_weights, Tensor x, Tensor score_dst, Tensor score_src, Tensor weights, {_EDGES})"
+        " -> (Tensor, Tensor, Tensor)",
+        backward,
+        _fake_backward,
+    )
+
+    def autograd(ctx: Any, grad_y: Tensor | None, grad_weights: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads: tuple[Tensor | None, ...] = (None, None, None)
+        if grad_y is not None or grad_weights is not None:
+            grads = differentiate(grad_y, grad_weights, *ctx.saved_tensors)
+        return (*grads, None, None, None, None, None, None)
+
+    compute = register(
+        f"edge_attention_{backend}",
+        f"(Tensor x, Tensor score_dst, Tensor score_src, {_EDGES}) -> (Tensor, Tensor)",
+        forward,
+        _fake,
+        _setup_context,
+        autograd,
+    )
+
+    def run(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:
+        if isinstance(edge_index, InEdges):
+            return compute(x, score_dst, score_src, *edge_index)
+        return compute(x, score_dst, score_src, *sort_by_target(edge_index, score_dst.size(0)), None, None)
+
+    return run
+
+
+def weights_dtype(score_dst: Tensor, score_src: Tensor) -> torch.dtype:
+    return torch.promote_types(score_dst.dtype, score_src.dtype)
+
+
+def _fake(x: Tensor, score_dst: Tensor, score_src: Tensor, source: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    y = torch.empty(score_dst.size(0), x.size(1), x.size(2), dtype=x.dtype, device=x.device)
+    return y, torch.empty(source.size(0), x.size(1), dtype=weights_dtype(score_dst, score_src), device=x.device)
+
+
+def _fake_backward(
+    grad_y: Tensor | None, grad_weights: Tensor | None, x: Tensor, score_dst: Tensor, score_src: Tensor, *_: Tensor | None
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, score_dst, score_src))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, score_dst, score_src, *edges = inputs
+    ctx.save_for_backward(x, score_dst, score_src, output[1], *edges)
+    ctx.set_materialize_grads(False)
