@@ -10,7 +10,20 @@ try:
 except ImportError as error:
     raise ImportError(f"mea_graph.train needs {error.name}, which is not installed: pip install 'mea-graph[train]'") from error
 
-from mea_graph.train.baselines import LateFusionGRU, LateFusionGRUModule, constant_prediction
+from mea_graph.train.baselines import (
+    ConcatenationTransformer,
+    ConcatenationTransformerModule,
+    EarlyFusionGRU,
+    EarlyFusionGRUModule,
+    LateFusionGRU,
+    LateFusionGRUModule,
+    PairwiseTransformer,
+    PairwiseTransformerModule,
+    SharedPrivateEncoders,
+    SharedPrivateEncodersModule,
+    SharedPrivateOutput,
+    constant_prediction,
+)
 from mea_graph.train.config_files import find_config, packaged_configs
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.mea_module import MEAModule
@@ -26,12 +39,21 @@ from mea_graph.train.task_module import LearningRateSchedule, NonFiniteLossError
 from mea_graph.train.versions import versions
 
 classes = [
+    "ConcatenationTransformer",
+    "ConcatenationTransformerModule",
+    "EarlyFusionGRU",
+    "EarlyFusionGRUModule",
     "LateFusionGRU",
     "LateFusionGRUModule",
     "LearningRateSchedule",
     "MEAModule",
     "NonFiniteLossError",
+    "PairwiseTransformer",
+    "PairwiseTransformerModule",
     "SequenceDataModule",
+    "SharedPrivateEncoders",
+    "SharedPrivateEncodersModule",
+    "SharedPrivateOutput",
     "SplitPolicy",
     "TaskMetrics",
     "TaskModule",

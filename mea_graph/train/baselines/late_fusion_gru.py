@@ -1,4 +1,4 @@
-"""What MEA has to beat: a late-fusion GRU, its single-modality form, and a constant prediction."""
+"""`LateFusionGRU`: modalities that meet only after pooling; on one modality, the rival that hears nothing else."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.utils import to_dense_batch
 
+from mea_graph.train.baselines.parts import chosen_modalities, mean_gru_state, prediction_head, reset_all
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
 
@@ -42,23 +42,15 @@ class LateFusionGRU(nn.Module):
         self.grus = nn.ModuleDict(
             {m: nn.GRU(width, hidden_channels, batch_first=True, bidirectional=True) for m, width in in_channels.items()}
         )
-        self.head = nn.Sequential(
-            nn.Dropout(dropout),
-            nn.Linear(self.pooled_channels * len(in_channels), hidden_channels),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_channels, out_channels),
-        )
+        self.head = prediction_head(self.pooled_channels * len(in_channels), hidden_channels, out_channels, dropout)
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
-        for module in self.modules():
-            if isinstance(module, nn.GRU | nn.Linear):
-                module.reset_parameters()
+        reset_all(self)
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Tensor:
         """Returns the prediction of each sample."""
-        pooled = [_mean_state(gru, x_dict[m], batch_dict[m], batch_size, self.pooled_channels) for m, gru in self.grus.items()]
+        pooled = [mean_gru_state(gru, x_dict[m], batch_dict[m], batch_size, self.pooled_channels) for m, gru in self.grus.items()]
         return self.head(torch.cat(pooled, dim=-1))
 
 
@@ -93,47 +85,6 @@ class LateFusionGRUModule(TaskModule):
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        unknown = sorted(set(modalities or ()) - set(in_channels))
-        if unknown:
-            raise ValueError(f"modalities: expected some of {', '.join(in_channels)}, got {', '.join(unknown)}")
-        chosen = {modality: width for modality, width in in_channels.items() if modalities is None or modality in modalities}
+        chosen = chosen_modalities(in_channels, modalities)
         super().__init__(LateFusionGRU(chosen, out_channels, hidden_channels, dropout), task=task, out_channels=out_channels, **kwargs)
         self.save_hyperparameters()
-
-
-def constant_prediction(y: Tensor, task: Task, out_channels: int) -> Tensor:
-    """Returns the one prediction that fits the training targets best without looking at the input.
-
-    The mean for regression, the log class frequencies for classification (so the majority class wins), and the log odds of
-    each label for several labels.
-
-    Args:
-        y: training targets.
-        task: what the target is.
-        out_channels: width of the prediction.
-
-    Shape: ``y`` is ``(N,)`` or ``(N, K)``; returns ``(out_channels,)`` float64.
-
-    Example:
-        >>> constant_prediction(torch.tensor([0, 1, 1]), "classification", 2).argmax().item()
-        1
-    """
-    if task == "regression":
-        return y.double().mean().reshape(1)
-    if task == "classification":
-        return torch.bincount(y.long(), minlength=out_channels).double().div(len(y)).log()
-    return torch.logit(y.double().mean(0))
-
-
-def _mean_state(gru: nn.Module, x: Tensor, batch: Tensor, batch_size: int, width: int) -> Tensor:
-    """Mean GRU state of each sample's real steps (B, width); packing keeps the backward direction out of the padding."""
-    dense, mask = to_dense_batch(x, batch, batch_size=batch_size)  # (B, T, d), (B, T)
-    lengths = mask.sum(1)
-    present = lengths > 0
-    pooled = x.new_zeros(batch_size, width)
-    if not present.any():
-        return pooled
-    packed = nn.utils.rnn.pack_padded_sequence(dense[present], lengths[present].cpu(), batch_first=True, enforce_sorted=False)
-    states, _ = nn.utils.rnn.pad_packed_sequence(gru(packed)[0], batch_first=True)  # (B', T, width), zeros in the padding
-    pooled[present] = (states.float().sum(1) / lengths[present, None]).to(pooled.dtype)
-    return pooled

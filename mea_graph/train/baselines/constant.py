@@ -1,0 +1,32 @@
+"""The prediction that looks at nothing: what every model has to beat."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mea_graph.train.metrics import Task
+
+
+def constant_prediction(y: Tensor, task: Task, out_channels: int) -> Tensor:
+    """Returns the one prediction that fits the training targets best without looking at the input.
+
+    The mean for regression, the log class frequencies for classification (so the majority class wins), and the log odds of
+    each label for several labels.
+
+    Args:
+        y: training targets.
+        task: what the target is.
+        out_channels: width of the prediction.
+
+    Shape: ``y`` is ``(N,)`` or ``(N, K)``; returns ``(out_channels,)`` float64.
+
+    Example:
+        >>> constant_prediction(torch.tensor([0, 1, 1]), "classification", 2).argmax().item()
+        1
+    """
+    if task == "regression":
+        return y.double().mean().reshape(1)
+    if task == "classification":
+        return torch.bincount(y.long(), minlength=out_channels).double().div(len(y)).log()
+    return torch.logit(y.double().mean(0))
