@@ -164,7 +164,7 @@ def _launch(name: str, x: Tensor, rows: int, tensors: list[Tensor | None], nodes
     heads, channels = x.shape[1:]
     variant = variant_for(x.dtype, max(channels, 1))
     tiles = max(1, -(-channels // (variant.vector * variant.lanes))) if name != "edge_attention_bwd_target_kernel" else 1
-    sizes = [ctypes.c_int64(nodes[0]), ctypes.c_int64(nodes[1]), ctypes.c_int(heads), ctypes.c_int(channels)]
+    sizes: list[Argument] = [ctypes.c_int64(nodes[0]), ctypes.c_int64(nodes[1]), ctypes.c_int(heads), ctypes.c_int(channels)]
     kernels(variant, x.device).launch(name, (-(-rows // WARPS), tiles), [*tensors, *sizes])
 
 

@@ -57,8 +57,8 @@ def compare(found: list[Tensor], expected: list[Tensor], budget: float) -> None:
         assert error < budget, f"{name}: {error:.1e}"  # NaN fails too
 
 
-# By dtype: what float32 arithmetic costs, or the rounding of results to bfloat16 (2^-9) and of the gradients on the way.
-BUDGET = {torch.float32: 2e-6, torch.bfloat16: 8e-3}
+# By dtype: what sums of up to 1100 terms cost in float32 (the reference itself is off by 7e-6), or the rounding of results to bfloat16.
+BUDGET = {torch.float32: 5e-6, torch.bfloat16: 8e-3}
 CASES = [  # heads, channels, dtype: reads of 16, 8, 4 and 2 bytes, rows of one lane to several tiles
     (1, 64, torch.float32),
     (3, 1, torch.float32),
