@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import Pass
+from benchmarks.measure import Pass, error
 from mea_graph.nn import GraphFusionConv
 from mea_graph.ops import cross_modal_attention, edge_attention, predictive_attention
 
@@ -17,19 +17,33 @@ HEADS, WIDTH, MU = 8, 5, 0.25  # d = 40, Table I
 
 
 class Case(NamedTuple):
-    """Contenders over the same input. Those in `checked` must return `truth`; the others compute something else of the same size."""
+    """Contenders over the same input. Those in `checked` must return `truth`; the others compute something else of the same size.
+
+    What is compared with the truth is what a contender returns, unless `seen` has something else for it (the gradients of a whole model
+    on a few samples, say). `about` goes into the results.
+    """
 
     name: str
     contenders: dict[str, Pass]
     checked: list[str]
     truth: Pass
     dtype: torch.dtype
+    seen: dict[str, Pass] = {}
+    about: dict[str, Any] = {}
+
+    def errors(self) -> dict[str, float]:
+        """The relative error of every checked contender."""
+        truth = self.truth()
+        return {name: error(self.seen.get(name, self.contenders[name])(), truth) for name in self.checked}
 
 
-def step(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor) -> Pass:
-    """A forward and backward pass that returns the output and the gradients of `inputs`."""
+def step(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor | None) -> Pass:
+    """A forward and backward pass that returns the output and the gradients of `inputs`; without `grad` the forward pass alone."""
 
     def run() -> list[Tensor]:
+        if grad is None:
+            with torch.no_grad():
+                return [function(*inputs)]
         out = function(*inputs)
         return [out.detach(), *torch.autograd.grad(out, inputs, grad)]
 

@@ -1,0 +1,159 @@
+"""Each public layer over a batch of MOSI, checked against float64; the graph layers beside PyG's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases import HEADS as K
+from benchmarks.cases import WIDTH, Case, graph, step
+from benchmarks.measure import Pass
+from benchmarks.models import references
+from benchmarks.samples import CHANNELS, Kind, Samples, Shape, draw
+from mea_graph import nn as mea
+
+D, D_H = K * WIDTH, 64
+MODALITIES = tuple(CHANNELS)
+Inputs = dict[str, Tensor]
+Layer = tuple[nn.Module, Callable[[nn.Module, Inputs, Inputs], list[Tensor]]]  # the layer, and how it is called: its outputs
+
+
+def _sequences(samples: Samples) -> Inputs:
+    generator = torch.Generator().manual_seed(7)
+    return {m: torch.randn(*mask.shape, D, generator=generator) * mask.unsqueeze(-1) for m, mask in samples.mask.items()}
+
+
+def _fuse(layer: nn.Module, x: Inputs, mask: Inputs) -> list[Tensor]:
+    h = {m: v[:, 0] for m, v in x.items()}
+    made = mea.fusion_graph(h, h)
+    return [t for t in layer(made.x_dict, made.edge_index_dict, made.batch_dict, next(iter(h.values())).size(0))[:2] if t is not None]
+
+
+def _chain(layer: nn.Module, x: Inputs, mask: Inputs) -> list[Tensor]:
+    first, prior = layer(x["vision"], mask["vision"])
+    return [layer(first, mask["vision"], prior)[0]]
+
+
+# by name: the layer at the paper's widths, and its call. Vision is the longest sequence.
+LAYERS: dict[str, Callable[[], Layer]] = {
+    "UnimodalExtractor": lambda: (mea.UnimodalExtractor(D, D), lambda f, x, mask: [f(x["vision"], mask["vision"])]),
+    "FeedForward": lambda: (mea.FeedForward(D), lambda f, x, mask: [f(x["vision"])]),
+    "PredictiveSelfAttention, two in a chain": lambda: (mea.PredictiveSelfAttention(D, K), _chain),
+    "WeightedAttention": lambda: (
+        mea.WeightedAttention(D, MODALITIES),
+        lambda f, x, mask: list(f(x, mask)[0].values()),
+    ),
+    "PredictiveEncoder": lambda: (mea.PredictiveEncoder(D, MODALITIES, K), lambda f, x, mask: list(f(x, mask)[0].values())),
+    "ModalityReinforcementUnit": lambda: (
+        mea.ModalityReinforcementUnit(D, K),
+        lambda f, x, mask: [f([x["text"], x["audio"]], x["vision"], [mask["text"], mask["audio"]], mask["vision"])],
+    ),
+    "HierarchicalCrossModalAttention": lambda: (
+        mea.HierarchicalCrossModalAttention(D, MODALITIES, K),
+        lambda f, x, mask: list(f(x, mask)[0].values()),
+    ),
+    "CrossModalEncoder": lambda: (mea.CrossModalEncoder(D, MODALITIES, K), lambda f, x, mask: list(f(x, mask)[0].values())),
+    "ExclusiveEncoder": lambda: (mea.ExclusiveEncoder(D, D_H), lambda f, x, mask: [f(x["vision"], mask["vision"])]),
+    "AgnosticEncoder": lambda: (mea.AgnosticEncoder(D, D_H), lambda f, x, mask: [f(v, mask[m]) for m, v in x.items()]),
+    "DoubleDiscriminator": lambda: (
+        mea.DoubleDiscriminator(D, MODALITIES),
+        lambda f, x, mask: [t for t in f({m: v[:, 0] for m, v in x.items()}, {m: v[:, 1] for m, v in x.items()}) if t is not None],
+    ),
+    "DecoupledGraphFusion": lambda: (mea.DecoupledGraphFusion(D), _fuse),
+}
+
+
+def layer(name: str, shape: Shape, title: str, size: int, kind: Kind) -> Case:
+    """Forward and backward of one layer. There is no rival: it shows what each part of MEA costs."""
+    torch.manual_seed(0)
+    samples = draw(shape, size, kind)
+    x = {m: v.requires_grad_() for m, v in _sequences(samples).items()}
+    module, call = LAYERS[name]()
+
+    def run(f: nn.Module, inputs: Inputs) -> list[Tensor]:
+        f.zero_grad()
+        outs = [o for o in call(f, inputs, samples.mask) if o.requires_grad]
+        leaves = [*inputs.values(), *f.parameters()]
+        generator = torch.Generator().manual_seed(8)
+        grads = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
+        found = torch.autograd.grad(outs, leaves, grads, allow_unused=True)
+        used = [g.flatten() for g in found[len(inputs) :] if g is not None]
+        return [*(o.detach() for o in outs), *(g for g in found[: len(inputs)] if g is not None), *([torch.cat(used)] if used else [])]
+
+    def truth() -> list[Tensor]:
+        with references():
+            return run(deepcopy(module).double(), {m: v.detach().double().requires_grad_() for m, v in x.items()})
+
+    about = {"padding_share": round(samples.padding_share, 4), "samples": size}
+    return Case(f"{name}, {title}, B {size}, {kind}", {"mea_graph": lambda: run(module, x)}, ["mea_graph"], truth, torch.float32, {}, about)
+
+
+def _joined(run: Pass, inputs: int) -> list[Tensor]:
+    """The output, the gradients of the inputs, and those of all parameters as one vector: the one of a score's bias is next to nothing."""
+    found = run()
+    return [*found[: 1 + inputs], torch.cat([g.flatten() for g in found[1 + inputs :]])]
+
+
+def fusion(size: int) -> Case:
+    """`DecoupledGraphFusion` over the fusion graph of a batch beside PyG's layers for heterogeneous graphs, of the same width."""
+    from torch_geometric.nn import GATConv, HeteroConv, HGTConv
+
+    torch.manual_seed(0)
+    h = {m: torch.randn(size, D_H) for m in MODALITIES}
+    made = mea.fusion_graph(h, h)
+    leaves = {n: v.detach().clone().requires_grad_() for n, v in made.x_dict.items()}
+    edges, batch = made.edge_index_dict, made.batch_dict
+    ours = mea.DecoupledGraphFusion(D_H)
+    gat = HeteroConv({t: GATConv((D_H, D_H), D_H, add_self_loops=False) for t in edges})
+    hgt = HGTConv(D_H, D_H, (list(leaves), list(edges)))
+    cotangent = torch.randn(size, D_H)
+
+    def fused(f: nn.Module, x: Inputs) -> Tensor:
+        return torch.stack(f(x, edges, batch, size)[:2]).sum(0)
+
+    def summed(f: nn.Module) -> Callable[..., Tensor]:  # the rivals return nodes; every modality has one a sample
+        return lambda *_: torch.stack(list(f(leaves, edges).values())).sum(0)
+
+    def passes(f: nn.Module, forward: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:
+        return step(forward, [*leaves.values(), *(p for p in f.parameters())], cotangent)
+
+    def truth() -> list[Tensor]:
+        wide = deepcopy(ours).double()
+        x = {n: v.detach().double().requires_grad_() for n, v in leaves.items()}
+        with references():
+            return _joined(step(lambda *_: fused(wide, x), [*x.values(), *wide.parameters()], cotangent.double()), len(x))
+
+    contenders = {
+        "mea_graph": passes(ours, lambda *_: fused(ours, leaves)),
+        "HeteroConv of GATConv": passes(gat, summed(gat)),
+        "HGTConv": step(summed(hgt), [*leaves.values(), *(p for n, p in hgt.named_parameters() if "k_rel" not in n)], cotangent),
+    }
+    name = f"DecoupledGraphFusion, fusion graph of {size} samples with 6 nodes, d {D_H}"
+    seen = {"mea_graph": lambda: _joined(contenders["mea_graph"], len(leaves))}
+    return Case(name, contenders, ["mea_graph"], truth, torch.float32, seen, {"samples": size})
+
+
+def conv(name: str, heads: int, channels: int = D_H) -> Case:
+    """`GraphFusionConv` beside PyG's attention layers of the same width and heads."""
+    from torch_geometric.nn import GATConv, TransformerConv
+
+    torch.manual_seed(0)
+    edge_index, nodes = graph(name)
+    x, cotangent = torch.randn(nodes, channels).requires_grad_(), torch.randn(nodes, heads * channels)
+    ours = mea.GraphFusionConv(channels, channels, heads, activation="none")
+    layers = {
+        "mea_graph": ours,
+        "GATConv": GATConv(channels, channels, heads, add_self_loops=False),
+        "TransformerConv": TransformerConv(channels, channels, heads),
+    }
+    contenders = {n: step(lambda *_, f=f: f(x, edge_index), [x, *f.parameters()], cotangent) for n, f in layers.items()}
+
+    def truth() -> list[Tensor]:
+        wide, leaf = deepcopy(ours).double(), x.detach().double().requires_grad_()
+        with references():
+            return step(lambda *_: wide(leaf, edge_index), [leaf, *wide.parameters()], cotangent.double())()
+
+    return Case(f"GraphFusionConv, {name}, {heads} x {channels}", contenders, ["mea_graph"], truth, torch.float32)

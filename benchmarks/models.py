@@ -1,0 +1,136 @@
+"""MEA as a whole: its training step and its prediction, beside the rivals' over the same samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import cache, partial
+from typing import Literal
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import rivals
+from benchmarks.cases import Case
+from benchmarks.measure import Pass
+from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
+from mea_graph.nn import MEA, MEALoss, graph_fusion_conv, modality_reinforcement_unit, predictive_self_attention
+
+Mode = Literal["train", "predict"]
+# Where the layers hold the ops: the truth is computed with the references in these places.
+_PLACES = (
+    (predictive_self_attention, "predictive_attention"),
+    (modality_reinforcement_unit, "cross_modal_attention"),
+    (graph_fusion_conv, "edge_attention"),
+)
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """The layers compute with the ops' references, whatever `auto` would choose."""
+    with ExitStack() as stack:
+        for module, name in _PLACES:
+            op = getattr(module, name)
+            stack.enter_context(patch.object(module, name, partial(op, backend="reference")))
+        yield
+
+
+def mea(seed: int = 0) -> MEA:
+    """MEA at the paper's settings for MOSI (Table I), which are its defaults, with the embedding width of the samples."""
+    torch.manual_seed(seed)
+    return MEA(CHANNELS, 1)
+
+
+def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Pass:
+    """Zeroes the gradients, computes the loss, goes back, and lets Adam step. The rate is zero: every step does the same work."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
+
+    def run() -> list[Tensor]:
+        network.train()
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        return [value.detach()]
+
+    return run
+
+
+def prediction(network: nn.Module, predict: Callable[[], Tensor]) -> Pass:
+    def run() -> list[Tensor]:
+        network.eval()
+        with torch.inference_mode():
+            return [predict()]
+
+    return run
+
+
+def passes_of_mea(network: MEA, samples: Samples, mode: Mode) -> Pass:
+    """Reads the ragged batch, as `MEAModule` does: putting it into dense tensors is part of the time."""
+    objective = MEALoss("regression").to(samples.y)
+    forward = lambda: network(samples.x_dict, samples.batch_dict, samples.size)  # noqa: E731
+    if mode == "predict":
+        return prediction(network, lambda: forward().prediction.squeeze(1))
+    return training_step(network, lambda: objective(forward(), samples.y).total)
+
+
+def passes_of_rival(name: str, samples: Samples, mode: Mode) -> Pass:
+    torch.manual_seed(0)
+    rival = rivals.build(name, samples)
+    return prediction(rival.network, rival.predict) if mode == "predict" else training_step(rival.network, rival.loss)
+
+
+def outputs(network: MEA, samples: Samples) -> list[Tensor]:
+    """The prediction, the loss, and the gradients of each part: what is compared with float64."""
+    network.train()
+    network.zero_grad()
+    out = network(samples.x_dict, samples.batch_dict, samples.size)
+    loss = MEALoss("regression")(out, samples.y).total
+    loss.backward()
+    gradients = [[p.grad.flatten() for p in part.parameters() if p.grad is not None] for part in network.children()]
+    return [out.prediction.detach(), loss.detach(), *(torch.cat(g) for g in gradients if g)]
+
+
+def case(shape: Shape, name: str, size: int, kind: Kind, mode: Mode, against: Iterable[str] = (), device: str = "cpu") -> Case:
+    """MEA and the rivals named over one batch. MEA is checked on two samples of the same kind."""
+    samples = draw(shape, size, kind, device=device)
+    network = mea().to(device)
+    contenders = {"mea_graph": passes_of_mea(network, samples, mode)}
+    for rival in [name for name in rivals.available() if name in against]:  # those that are not there stand in the results as absent
+        contenders[rival] = passes_of_rival(rival, samples, mode)
+    few = draw(shape, min(size, 2), kind, device=device)
+
+    def truth() -> list[Tensor]:
+        with references():
+            return outputs(deepcopy(network).double(), _wide(few))
+
+    about = {
+        "padding_share": round(samples.padding_share, 4),
+        "samples": size,
+        "steps": {m: sum(n) for m, n in samples.lengths.items()},
+        "longest": {m: max(n) for m, n in samples.lengths.items()},
+        "mean": {m: round(sum(n) / size, 1) for m, n in samples.lengths.items()},
+    }
+    title = f"MEA, {'training step' if mode == 'train' else 'prediction'}, {name}, B {size}, {kind}"
+    return Case(title, contenders, ["mea_graph"], truth, torch.float32, {"mea_graph": lambda: outputs(network, few)}, about)
+
+
+def _wide(samples: Samples) -> Samples:
+    return samples._replace(
+        x_dict={m: x.double() for m, x in samples.x_dict.items()},
+        padded={m: x.double() for m, x in samples.padded.items()},
+        y=samples.y.double(),
+    )
+
+
+@cache
+def tiny(mode: Mode, against: tuple[str, ...] = ()) -> Case:
+    """One of the same kind on little input: warms a process up, and is what `make bench-smoke` runs."""
+    # TFR-Net takes lengths that its 25 heads divide.
+    little = Shape({"text": 25, "audio": 25, "vision": 25}, {"text": 9, "audio": 9, "vision": 9})
+    return case(little, "tiny", 2, "true lengths", mode, against)
+
+
+MOSI, MOSEI, LONG = SHAPES["MOSI"], SHAPES["MOSEI"], SHAPES["long"]
