@@ -1,7 +1,7 @@
 """Attention over packed steps: the real steps of all samples one after the other, no padding anywhere.
 
-Every sample is one call of PyTorch's flash attention on its own steps, all heads at once: measured on a CPU, that beats buckets of similar
-lengths, small matrix products with a softmax, and a mask over the padded batch, for short sequences as for long ones.
+Every sample is one call of PyTorch's flash attention on its own steps, all heads at once. Measured on one CPU thread, that beats buckets of
+similar lengths and small matrix products with a softmax at every length, and the padded batch with a mask unless sequences are very short.
 """
 
 from collections.abc import Sequence
