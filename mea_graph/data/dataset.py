@@ -13,7 +13,7 @@ from torch_geometric.data import HeteroData
 
 from mea_graph.data.description import describe
 from mea_graph.data.errors import DataError
-from mea_graph.data.scaling import Scaling, fit_scaling
+from mea_graph.data.scaling import Scaling, fit_scaling, given_scaling
 from mea_graph.data.store import Store, build_store
 
 
@@ -89,7 +89,7 @@ class MultimodalDataset(Dataset):
         for name in self._modalities:
             ragged = store.sequences[name]
             first, last = int(ragged.ptr[row]), int(ragged.ptr[row + 1])
-            x = ragged.values[first:last]
+            x = ragged.steps(first, last)
             node = sample[name]
             # a copy: the store may be a read-only file, and a sample must not drag the whole array along when it is pickled
             node.x = torch.from_numpy(x.copy() if self._scaling is None else self._scaling.apply(name, row, x))
@@ -231,7 +231,20 @@ class MultimodalDataset(Dataset):
             raise DataError(f"modalities: expected different ones among {list(self._modalities)}, got {wanted}{hint}")
         return MultimodalDataset(self._store, self._rows, wanted, self._scaling)
 
-    def standardize(self, by: str | None = None, fit_on: Sequence[int] | np.ndarray | None = None) -> MultimodalDataset:
+    @property
+    def statistics(self) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+        """Mean and standard deviation `(d,)` of every modality that `standardize` uses; None without it, or where groups have their own."""
+        scaling = self._scaling
+        if scaling is None or any(len(mean) != 1 for mean in scaling.mean.values()):
+            return None
+        return {name: (scaling.mean[name][0], scaling.std[name][0]) for name in self._modalities}
+
+    def standardize(
+        self,
+        by: str | None = None,
+        fit_on: Sequence[int] | np.ndarray | None = None,
+        statistics: Mapping[str, tuple[Any, Any]] | None = None,
+    ) -> MultimodalDataset:
         """A view whose `x` are z-scored per channel, computed when a sample is read.
 
         Statistics are means over steps, in float64, of the named samples only, so that nothing leaks from the others. A channel
@@ -240,9 +253,10 @@ class MultimodalDataset(Dataset):
         Args:
             by: a field: each of its values (such as a subject) has statistics of its own.
             fit_on: indices or mask of the samples that the statistics come from; all of this data set's where None.
+            statistics: those to use instead of taking any, by modality: `statistics` of the data set that a model was trained on.
 
         Raises:
-            DataError: where the data set is standardized already, or a value of `by` has no sample in `fit_on`.
+            DataError: where the data set is standardized already, a value of `by` has no sample in `fit_on`, or `statistics` do not fit.
 
         Example:
             >>> dataset = MultimodalDataset.from_arrays({"a": [np.array([[1.0], [3.0]]), np.array([[5.0]])]})
@@ -251,6 +265,12 @@ class MultimodalDataset(Dataset):
         """
         if self._scaling is not None:
             raise DataError("standardize: this data set is standardized already; start from the raw one")
+        sequences = {name: self._store.sequences[name] for name in self._modalities}
+        if statistics is not None:
+            if by is not None or fit_on is not None:
+                raise DataError("standardize: expected statistics, or by and fit_on to take them, got both")
+            scaling = given_scaling(sequences, statistics, len(self._store.ids))
+            return MultimodalDataset(self._store, self._rows, self._modalities, scaling)
         fit = (self if fit_on is None else self.subset(fit_on))._rows
         if not len(fit):
             raise DataError("fit_on: expected at least one sample, got none")
@@ -263,7 +283,6 @@ class MultimodalDataset(Dataset):
                 raise DataError(
                     f"standardize by {by!r}: expected samples of every value in fit_on, got none of {values[lacking].tolist()[:5]}"
                 )
-        sequences = {name: self._store.sequences[name] for name in self._modalities}
         return MultimodalDataset(self._store, self._rows, self._modalities, fit_scaling(sequences, group, fit))
 
     def describe(self) -> str:

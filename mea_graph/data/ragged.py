@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from mea_graph.data.errors import DataError
 
+_KEPT_MAPPED = 32 << 20  # bytes of a mapped file that may stay in a process's memory
 _CHUNK = 1 << 18  # rows looked at in one go: bounds the memory needed to check or sum a file larger than memory
 
 
@@ -20,6 +22,7 @@ class Ragged:
 
     def __init__(self, values: np.ndarray, ptr: np.ndarray, time: np.ndarray | None = None) -> None:
         self._backing = (values, time)
+        self._touched = 0
         self.values = np.asarray(values)  # a plain view: slicing np.memmap itself costs several times as much
         self.ptr = ptr
         self.time = None if time is None else np.asarray(time)
@@ -31,6 +34,20 @@ class Ragged:
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.ptr)
+
+    def steps(self, first: int, last: int) -> np.ndarray:
+        """The steps `[first, last)` of all samples' steps, as a view to be copied at once.
+
+        Pages of a mapped file that were read count as this process's memory until the system needs them elsewhere. They are handed
+        back every so often, so that a process's size does not grow with the data it has seen; they stay in the system's own cache.
+        """
+        mapped = getattr(self._backing[0], "_mmap", None)
+        if mapped is not None:
+            if self._touched > _KEPT_MAPPED and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
+                self._touched = 0
+            self._touched += (last - first) * self.width * self.values.itemsize
+        return self.values[first:last]
 
     def __getstate__(self) -> tuple[Any, ...]:
         return tuple(map(_to_reference, (self._backing[0], self.ptr, self._backing[1])))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
 
 _CHUNK = 1 << 16  # steps summed in one go, in float64
@@ -31,6 +34,23 @@ def fit_scaling(sequences: dict[str, Ragged], group: np.ndarray, fit_rows: np.nd
     for name, ragged in sequences.items():
         mean[name], std[name] = _moments(ragged, group, np.sort(fit_rows), groups)
     return Scaling(mean, std, group)
+
+
+def given_scaling(sequences: dict[str, Ragged], statistics: Mapping[str, tuple[Any, Any]], samples: int) -> Scaling:
+    """Statistics that were taken elsewhere, the same for every sample."""
+    if missing := [name for name in sequences if name not in statistics]:
+        raise DataError(f"statistics: expected those of {list(sequences)}, got none of {missing}")
+    mean, std = {}, {}
+    for name, ragged in sequences.items():
+        pair = [np.asarray(part, dtype=np.float32) for part in statistics[name]]
+        if [part.shape for part in pair] != [(ragged.width,)] * 2:
+            raise DataError(
+                f"statistics: {name}: expected a mean and a standard deviation of shape ({ragged.width},), got {[p.shape for p in pair]}"
+            )
+        if not (np.isfinite(pair).all() and (pair[1] > 0).all()):
+            raise DataError(f"statistics: {name}: expected finite means and standard deviations above 0")
+        mean[name], std[name] = pair[0][None], pair[1][None]
+    return Scaling(mean, std, np.zeros(samples, np.int64))
 
 
 def _moments(ragged: Ragged, group: np.ndarray, rows: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,4 +79,4 @@ def _moments(ragged: Ragged, group: np.ndarray, rows: np.ndarray, groups: int) -
 def _chunks(ragged: Ragged, row: int):
     """The steps of one stored sample in float64, a bounded piece at a time."""
     for first in range(int(ragged.ptr[row]), int(ragged.ptr[row + 1]), _CHUNK):
-        yield ragged.values[first : min(first + _CHUNK, int(ragged.ptr[row + 1]))].astype(np.float64)
+        yield ragged.steps(first, min(first + _CHUNK, int(ragged.ptr[row + 1]))).astype(np.float64)

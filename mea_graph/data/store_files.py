@@ -33,13 +33,13 @@ def write_store(store: Store, folder: Path) -> None:
         raise DataError(f"{folder.parent}: cannot be written ({error.strerror}); pass cache_dir= a folder that can") from error
     try:
         _write_files(store, temporary)
-        _sync_folder(temporary)
+        sync_folder(temporary)
         try:
             os.rename(temporary, folder)
         except OSError:
             if not (folder / "meta.json").is_file():  # otherwise another process was faster with the same contents
                 raise
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise DataError(f"{folder}: the cache could not be written ({error}); pass cache_dir= a folder with room") from error
     finally:
@@ -118,7 +118,8 @@ def _sync(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk, after the files themselves."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,9 +15,11 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
+from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.train.config_files import packaged_configs, with_config_paths
 from mea_graph.train.data_module import SequenceDataModule
@@ -30,6 +32,7 @@ from mea_graph.train.reports import constant_scores, plain, scores_table, write_
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.task_module import NonFiniteLossError, TaskModule
 from mea_graph.train.versions import versions
+from mea_graph.train.whole_checkpoints import WholeCheckpoints
 
 LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
@@ -112,6 +115,8 @@ class CommandLine(LightningCLI):
             kwargs["default_root_dir"] = str(self.folder.path)
         if self.subcommand != "fit" and config.enable_checkpointing is None:
             kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in config.callbacks or [])
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins(config.plugins)):
+            kwargs["plugins"] = [*plugins(config.plugins), WholeCheckpoints()]
         kwargs["callbacks"] = [*(config.callbacks or []), *self._callbacks(config.fast_dev_run)]
         if config.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
@@ -196,6 +201,11 @@ class CommandLine(LightningCLI):
             print(message, flush=True)
 
 
+def plugins(given: Any) -> list[Any]:
+    """Returns the trainer's plugins, of which there may be none, one or several, as a list."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+
+
 def check_same_options(path: Path, model: TaskModule) -> None:
     """Refuses a checkpoint whose model was made with other options than the configuration has, or has other parameters.
 
@@ -212,9 +222,13 @@ def check_same_options(path: Path, model: TaskModule) -> None:
     except Exception as error:
         raise DataError(f"ckpt_path: expected a checkpoint of plain tensors and containers, got {path}: {one_line(error)[:200]}") from error
     hint = "use the run's own config.yaml"
+    if (written_by := str(saved.get("mea_graph_version", __version__))) != __version__:
+        hint += f", or mea-graph {written_by}, which wrote the checkpoint (this is {__version__})"
     for name, value in model.hparams.items():
         if name in options and options[name] != value:
             raise DataError(f"model.{name}: the checkpoint {path} has {options[name]!r}, the configuration {value!r}; {hint}")
+    if unknown := sorted(options.keys() - model.hparams.keys()):
+        raise DataError(f"model: the checkpoint {path} has an option {unknown[0]!r}, {type(model).__name__} has none; {hint}")
     shapes, found = ({name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), weights))
     for name in sorted(shapes.keys() | found.keys()):
         if shapes.get(name) != found.get(name):

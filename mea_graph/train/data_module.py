@@ -48,8 +48,8 @@ class SequenceDataModule(L.LightningDataModule):
         num_classes: number of classes where not all of them occur.
         label_names: names of the classes or labels where the data has none.
         split: which samples train, validate and test.
-        standardize: z-scores per channel: ``train`` (statistics of the training samples), or the name of a field, such as
-            ``subject`` (statistics of each of its values); raw features where it is ``None``.
+        standardize: z-scores per channel: ``train`` (statistics of the training samples; the checkpoint keeps them for other data),
+            or the name of a field, such as ``subject`` (statistics of each of its values); raw features where it is ``None``.
         batch_size: samples per batch and process, >= 1.
         seed: decides the order of the training samples, with the epoch.
         num_workers: processes that read samples, >= 0.
@@ -105,6 +105,7 @@ class SequenceDataModule(L.LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.predict_split = predict_split
+        self._statistics: dict[str, Any] | None = None  # of the training samples, from a checkpoint
 
     @cached_property
     def dataset(self) -> MultimodalDataset:
@@ -173,12 +174,21 @@ class SequenceDataModule(L.LightningDataModule):
         return self._evaluation_loader(self.predict_split)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later run needs to know to resume exactly and never to test on what was trained."""
-        return {"data_hash": self.dataset.hash, "train": torch.as_tensor(self.parts.get("train", np.arange(0)))}
+        """What a later run needs to resume exactly, never to test on what was trained, and to scale other data as the training data."""
+        scaled = self._prepared.statistics if self.standardize == "train" else None
+        tensors = None if scaled is None else {name: [torch.as_tensor(part) for part in parts] for name, parts in scaled.items()}
+        return {
+            "data_hash": self.dataset.hash,
+            "train": torch.as_tensor(self.parts.get("train", np.arange(0))),
+            "standardize": self.standardize,
+            "statistics": tensors,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.trainer is not None:
             check_same_data(state_dict, self, self.trainer.state.fn)
+        self._statistics = state_dict.get("statistics")
+        self.__dict__.pop("_prepared", None)  # what was scaled before the checkpoint was known
 
     @cached_property
     def _target(self) -> tuple[Task, int]:
@@ -190,6 +200,8 @@ class SequenceDataModule(L.LightningDataModule):
         if self.standardize is None:
             return self.dataset
         if self.standardize == "train":
+            if self._statistics is not None:
+                return self.dataset.standardize(statistics=self._statistics)
             return self.dataset.standardize(fit_on=self._part("train"))
         return self.dataset.standardize(by=self.standardize)
 
@@ -227,8 +239,10 @@ def check_same_data(state: dict[str, Any], data: SequenceDataModule, stage: str 
     trained = state["train"].numpy()
     if stage == TrainerFn.FITTING and not (same_source and np.array_equal(trained, data.parts.get("train", np.arange(0)))):
         raise DataError("ckpt_path: expected the data and split that the checkpoint was trained on; resume with the run's config.yaml")
-    if not same_source and data.standardize == "train":
-        raise DataError("standardize: 'train' takes its statistics from the training samples, which this source does not hold")
+    if (used := state.get("standardize", data.standardize)) != data.standardize:
+        raise DataError(f"data.standardize: the checkpoint was trained with {used!r}, the configuration has {data.standardize!r}")
+    if not same_source and data.standardize == "train" and state.get("statistics") is None:
+        raise DataError("standardize: this checkpoint lacks the statistics of its training samples, which this source does not hold")
     if same_source and stage == TrainerFn.TESTING:
         overlap = np.intersect1d(trained, data.parts["test"])
         if len(overlap):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from mea_graph.nn import MEA, MEALoss, MEAOutput
+from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -48,5 +49,21 @@ class MEAModule(TaskModule):
 
     def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
         """Returns the whole objective as ``loss`` and each of its terms, unweighted, by name."""
-        terms = self.loss(output, target)._asdict()
+        gather = self.gatherer(target)
+        terms = self.loss(_joined(output, gather), gather(target))._asdict()
         return {"loss": terms.pop("total"), **terms}
+
+
+def _joined(output: MEAOutput, gather: Callable[[Tensor], Tensor]) -> MEAOutput:
+    """The output with the rows of all processes in every part that the loss reads: HSIC is no mean over samples."""
+
+    def each(h: dict[str, Tensor] | None) -> Any:
+        return None if h is None else {m: gather(v) for m, v in h.items()}
+
+    return output._replace(
+        prediction=gather(output.prediction),
+        exclusive=each(output.exclusive),
+        agnostic=each(output.agnostic),
+        present=each(output.present),
+        discrimination=Discrimination(*(None if part is None else gather(part) for part in output.discrimination)),
+    )

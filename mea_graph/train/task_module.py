@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.data import Batch
 
+from mea_graph import __version__
 from mea_graph.nn import MEALoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
+from mea_graph.train.row_gatherer import row_gatherer
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -36,8 +38,9 @@ class TaskModule(L.LightningModule):
 
     Adam as in the paper (AdamW where weight decay is asked for); optionally a linear warm-up and a cosine decay to 0, both counted
     in optimiser steps. Random numbers start anew from (seed, epoch, batch, rank) with every training batch, so that a resumed run
-    equals one never interrupted. Logs ``train/<term>``, ``valid/<term>`` and ``test/<term>`` for each term of the loss, and
-    ``valid/<metric>`` and ``test/<metric>`` for each of `TaskMetrics`.
+    equals one never interrupted. Several processes train on the loss of their joint batch, as one process with that batch would.
+    Logs ``train/<term>``, ``valid/<term>`` and ``test/<term>`` for each term of the loss, and ``valid/<metric>`` and
+    ``test/<metric>`` for each of `TaskMetrics`.
 
     Args:
         network: called as ``network(x_dict, batch_dict, batch_size)``; returns the prediction or a NamedTuple that has one.
@@ -109,8 +112,13 @@ class TaskModule(L.LightningModule):
 
     def loss_terms(self, output: Any, target: Tensor) -> dict[str, Tensor]:
         """Returns the loss to minimise as ``loss`` and each of its terms by name; ``task`` is the term every module has."""
-        task = self.loss.task_loss(prediction_of(output), target)
+        gather = self.gatherer(target)
+        task = self.loss.task_loss(gather(prediction_of(output)), gather(target))
         return {"loss": task, "task": task}
+
+    def gatherer(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """Returns what makes one batch of those of all processes while training; in evaluation each process keeps its own."""
+        return row_gatherer(len(target), target.device) if self.training else lambda x: x
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Returns the loss of one batch."""
@@ -141,6 +149,7 @@ class TaskModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_seed"] = self._seed
+        checkpoint["mea_graph_version"] = __version__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seed = checkpoint.get("random_seed", self._seed)

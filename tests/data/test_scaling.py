@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mea_graph.data import MultimodalDataset
+from mea_graph.data import DataError, MultimodalDataset
 
 
 def all_steps(dataset, name, indices=None):
@@ -75,3 +75,31 @@ def test_samples_longer_than_a_chunk(monkeypatch):
     x = np.random.default_rng(0).normal(size=(50, 2))
     scaled = MultimodalDataset.from_arrays({"a": [x]}).standardize()
     np.testing.assert_allclose(scaled[0]["a"].x.numpy(), (x - x.mean(0)) / x.std(0), rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_taken_elsewhere_scale_as_there(dataset):
+    fitted = dataset.standardize(fit_on=[0, 2])
+    again = dataset.subset([4, 5]).standardize(statistics=fitted.statistics)
+    for i, j in ((0, 4), (1, 5)):
+        for name in dataset.modalities:
+            np.testing.assert_array_equal(again[i][name].x.numpy(), fitted[j][name].x.numpy())
+    assert dataset.statistics is None
+    assert dataset.standardize(by="subject").statistics is None
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"audio": (np.zeros(3), np.ones(3))}, r"expected those of \['audio', 'video'\], got none of \['video'\]"),
+        (
+            {"audio": (np.zeros(3), np.ones(3)), "video": (np.zeros(5), np.ones(5))},
+            r"video: expected .* shape \(2,\), got \[\(5,\)",
+        ),
+        ({"audio": (np.zeros(3), np.zeros(3)), "video": (np.zeros(2), np.ones(2))}, "audio: expected finite means and standard deviations"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(dataset, statistics, message):
+    with pytest.raises(DataError, match=message):
+        dataset.standardize(statistics=statistics)
+    with pytest.raises(DataError, match="got both"):
+        dataset.standardize(fit_on=[0], statistics=statistics)

@@ -85,7 +85,7 @@ def _own_folder(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def arrays() -> dict[str, np.ndarray]:
     """40 samples of two modalities in two classes; the lips are missing now and then. 24 train, 8 validate, 8 test."""
     rng = np.random.default_rng(0)
@@ -105,11 +105,17 @@ def source(tmp_path, arrays) -> Path:
     return tmp_path / "clips.npz"
 
 
+@pytest.fixture(scope="session")
+def small_model() -> list[str]:
+    """Options of a command line for a small MEA on the file that `source` writes."""
+    model = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8", "--model.num_predictive_layers", "1"]
+    return ["--data.reader.split", "part", "--trainer.accelerator", "cpu", *model, "--model.num_cross_modal_layers", "1"]
+
+
 @pytest.fixture
-def small_fit(source) -> list[str]:
+def small_fit(source, small_model) -> list[str]:
     """Words of a command line that trains a small MEA on `source`; give it `--run_dir` and `--trainer.max_epochs`."""
-    model = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
-    return ["fit", "--data.source", str(source), "--data.reader.split", "part", "--trainer.accelerator", "cpu", *model]
+    return ["fit", "--data.source", str(source), *small_model]
 
 
 @pytest.fixture

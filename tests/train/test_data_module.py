@@ -165,10 +165,29 @@ class TestResuming:
         with pytest.raises(DataError, match="12 of 12 test samples trained this checkpoint"):
             fold(1, TrainerFn.TESTING).load_state_dict(state)
 
-    def test_training_statistics_cannot_come_from_another_source(self, classes_source, scores_source):
-        state = SequenceDataModule(**classes_source, standardize="train").state_dict()
+    def test_other_data_are_scaled_by_the_statistics_of_the_training_samples(self, classes_source, scores_source):
+        trained = SequenceDataModule(**classes_source, standardize="train")
+        state = trained.state_dict()
+        data = attach(SequenceDataModule(**scores_source, standardize="train", batch_size=100), fn=TrainerFn.PREDICTING)
+        next(iter(data.predict_dataloader()))  # scaled before the checkpoint is known: must not matter
+        data.load_state_dict(state)
+        (batch,) = data.predict_dataloader()
+        steps = np.concatenate([trained.dataset[i]["audio"].x.numpy() for i in trained.parts["train"]]).astype(np.float64)
+        place = {id_: i for i, id_ in enumerate(data.dataset.ids)}
+        raw = np.concatenate([data.dataset[place[id_]]["audio"].x.numpy() for id_ in batch.id])
+        assert np.allclose(batch["audio"].x.numpy(), (raw - steps.mean(0)) / steps.std(0), atol=1e-5)
+
+    def test_a_checkpoint_without_its_statistics_cannot_scale_other_data(self, classes_source, scores_source):
+        state = {**SequenceDataModule(**classes_source, standardize="train").state_dict(), "statistics": None}
         data = attach(SequenceDataModule(**scores_source, standardize="train"), fn=TrainerFn.PREDICTING)
-        with pytest.raises(DataError, match="takes its statistics from the training samples"):
+        with pytest.raises(DataError, match="lacks the statistics of its training samples"):
+            data.load_state_dict(state)
+
+    @pytest.mark.parametrize(("trained", "now"), [("train", None), (None, "train"), ("subject", "train")])
+    def test_another_scaling_than_the_checkpoints_is_refused(self, classes_source, trained, now):
+        state = SequenceDataModule(**classes_source, standardize=trained).state_dict()
+        data = attach(SequenceDataModule(**classes_source, standardize=now), fn=TrainerFn.PREDICTING)
+        with pytest.raises(DataError, match=f"the checkpoint was trained with {trained!r}, the configuration has {now!r}"):
             data.load_state_dict(state)
 
 
