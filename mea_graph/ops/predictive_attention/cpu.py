@@ -24,6 +24,7 @@ from mea_graph.ops.predictive_attention.folding import fold_weight, shift_steps,
 
 _LOG2E = math.log2(math.e)
 _HIDDEN = -1e30  # the logit of a hidden key, whose power of two is zero
+_STEEP = 60.0  # base-2 logits up to this size need no shift before they become powers of two
 _BLOCK = 2**18  # entries of a block's map: all heads, some rows, all columns
 _LOOSE = 0.8  # a sample joins a group whose length it has at least this share of
 
@@ -54,14 +55,21 @@ def groups(mask: Tensor | None, batch: int, length: int, heads: int) -> list[Gro
     return found
 
 
+def _index(samples: list[int], device: torch.device) -> slice | Tensor:
+    """Takes the samples out of a batch, by a view where they lie side by side."""
+    if samples == list(range(samples[0], samples[0] + len(samples))):
+        return slice(samples[0], samples[0] + len(samples))
+    return torch.tensor(samples, device=device)
+
+
 class Inputs:
     """A group's tensors in the dtype of the computation, with zeros in the padding, laid out so that every product is a plain GEMM."""
 
     def __init__(self, group: Group, tensors: tuple[Tensor, ...], mask: Tensor | None, mu: float) -> None:
         query, key, value, prior_query, prior_key, weight, bias = tensors
         self.dtype, self.mu, self.length = compute_dtype(tensors), mu, group.length
-        self.samples = torch.tensor(group.samples, device=query.device)
-        real = None if mask is None else mask[:, : self.length].index_select(0, self.samples)
+        self.count, self.samples = len(group.samples), _index(group.samples, query.device)
+        real = None if mask is None else mask[self.samples, : self.length]
         self.hidden = None if real is None or bool(real.all()) else ~real  # (n, L)
         self.heads, self.width, self.width_prior = query.size(1), query.size(3), prior_query.size(3)
         q, k, v, q_prior, k_prior = (self.take(t) for t in (query, key, value, prior_query, prior_key))
@@ -73,13 +81,13 @@ class Inputs:
         self.k_and_hidden = torch.cat([k, (1 - visible) * _HIDDEN, ones], 1)  # (n K, D + 2, L), the last row for a shift
         self.v_and_one = torch.cat([v, visible], 1)  # (n K, D_v + 1, L)
         self.q_steps = shift_steps(q_prior / math.sqrt(self.width_prior))  # (n K D, 3, L)
-        self.k_hat = shift_steps(k_prior).view(len(group.samples), -1, self.length)  # (n, 3 K D, L)
-        self.fold = fold_weight(weight.to(self.dtype), self.width_prior, len(group.samples))  # (n K D, 3 K, 3)
+        self.k_hat = shift_steps(k_prior).view(self.count, -1, self.length)  # (n, 3 K D, L)
+        self.fold = fold_weight(weight.to(self.dtype), self.width_prior, self.count)  # (n K D, 3 K, 3)
         self.bias = bias.to(self.dtype).view(-1, 1, 1)
 
     def take(self, x: Tensor) -> Tensor:
         """The group's samples of a (B, K, T, D) tensor: (n K, D, L), zeros in the padding."""
-        x = x.mT[..., : self.length].index_select(0, self.samples).to(self.dtype)
+        x = x.mT[self.samples, ..., : self.length].to(self.dtype).contiguous()
         if self.hidden is not None:
             x = x.masked_fill(self.hidden[:, None, None], 0)
         return x.flatten(0, 1)
@@ -89,35 +97,48 @@ class Inputs:
         x = x.unflatten(0, (-1, self.heads))
         if self.hidden is not None:
             x = x.masked_fill(self.hidden[:, None, None], 0)
-        result.mT[..., : self.length].index_copy_(0, self.samples, x.to(result.dtype))
+        result.mT[self.samples, ..., : self.length] = x.to(result.dtype)
+
+    def steep(self) -> bool:
+        """Whether a power of two of this layer's logits could overflow, by the longest query and key."""
+        longest = [(x * x).sum(1).max() for x in (self.q_and_one[:, :-1], self.k_and_hidden[:, :-2])]
+        return not float(longest[0] * longest[1]) <= _STEEP**2
 
     def blocks(self) -> Iterator[slice]:
         """Rows that are computed together: as many as keep a map within `_BLOCK` entries, in equal parts."""
-        rows = max(1, _BLOCK // (len(self.samples) * self.heads * self.length))
+        rows = max(1, _BLOCK // (self.count * self.heads * self.length))
         rows = math.ceil(self.length / math.ceil(self.length / rows))
         for start in range(0, self.length, rows):
             yield slice(start, min(start + rows, self.length))
 
-    def predicted(self, rows: slice, out: Tensor) -> Tensor:
+    def predicted(self, rows: slice, out: Tensor, scratch: "Scratch") -> Tensor:
         """Writes the convolved logits with the bias, (n K, R, L); returns the folded queries they are the product of, (n, 3 K D, K R)."""
-        q_hat = torch.bmm(self.fold, self.q_steps[..., rows]).view(len(self.samples), self.k_hat.size(1), -1)
-        torch.bmm(q_hat.mT, self.k_hat, out=out.view(len(self.samples), -1, self.length))
+        q_hat = scratch("q_hat", len(self.fold), self.fold.size(1), out.size(1))
+        q_hat = torch.bmm(self.fold, self.q_steps[..., rows], out=q_hat).view(self.count, self.k_hat.size(1), -1)
+        torch.bmm(q_hat.mT, self.k_hat, out=out.view(self.count, -1, self.length))
         out.view(-1, self.heads, *out.shape[1:]).add_(self.bias)
         return q_hat
 
 
+def _lower(logits: Tensor) -> Tensor:
+    """Subtracts each row's maximum, in place, and returns the maxima."""
+    top = logits.amax(-1, keepdim=True)
+    logits.sub_(top)
+    return top
+
+
 class Scratch:
-    """Memory for the maps of one block, used again by the next."""
+    """Memory by name, used again by the next block: fresh memory costs more time than what is written to it."""
 
-    def __init__(self, count: int, like: Tensor, dtype: torch.dtype) -> None:
-        self.count, self.device, self.dtype = count, like.device, dtype
-        self.memory = torch.empty(count, 0, dtype=dtype, device=like.device)
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.memory: dict[str, Tensor] = {}
 
-    def maps(self, *shape: int) -> tuple[Tensor, ...]:
+    def __call__(self, name: str, *shape: int) -> Tensor:
         size = math.prod(shape)
-        if self.memory.size(1) < size:
-            self.memory = torch.empty(self.count, size, dtype=self.dtype, device=self.device)
-        return tuple(m[:size].view(shape) for m in self.memory)
+        if name not in self.memory or self.memory[name].numel() < size:
+            self.memory[name] = self.like.new_empty(size)
+        return self.memory[name][:size].view(shape)
 
 
 def compute_dtype(tensors: tuple[Tensor | None, ...]) -> torch.dtype:
@@ -140,31 +161,29 @@ def _forward(
     dtype = compute_dtype(tensors)
     result = value.new_zeros(value.shape)
     statistics = query.new_zeros(2, batch, heads, length, dtype=dtype)  # log2 of the sums of both softmaxes
-    scratch = Scratch(2, query, dtype)
+    scratch = Scratch(statistics)
     for group in groups(mask, batch, length, heads):
         inputs = Inputs(group, tensors, mask, mu)
         out = torch.empty_like(inputs.v_and_one)
         sums = statistics.new_empty(2, len(out), group.length)
         inner, outer = sums.unbind()
+        steep = inputs.steep()
         for rows in inputs.blocks():
-            p, z = scratch.maps(len(out), rows.stop - rows.start, group.length)
+            p, z = (scratch(name, len(out), rows.stop - rows.start, group.length) for name in ("p", "z"))
             torch.bmm(inputs.q_and_one[..., rows].mT, inputs.k_and_hidden[:, :-1], out=p)
-            top = p.amax(-1, keepdim=True)
-            total = p.sub_(top).exp2_().sum(-1, keepdim=True)
-            p.div_(total)
+            top = _lower(p) if steep else 0
+            total = p.exp2_().sum(-1, keepdim=True)
             inner[:, rows] = (top + total.log2()).squeeze(-1)
-            inputs.predicted(rows, out=z)
+            inputs.predicted(rows, z, scratch)
             torch.ops.aten.gelu.out(z, out=z)
-            torch.lerp(z, p, 1 - mu, out=z)
-            # z is at least -0.17, also at hidden keys: their share of the maximum can neither overflow nor drown the others.
-            top = z.amax(-1, keepdim=True).mul_(-_LOG2E)
-            torch.add(top, z, alpha=_LOG2E, out=z).exp2_()
-            out[..., rows] = torch.bmm(inputs.v_and_one, z.mT)
-            outer[:, rows] = top.squeeze(-1)
+            # z in base 2. It is at least -0.25, also at hidden keys: their share of the maximum can neither overflow nor drown the others.
+            torch.add(p.mul_((1 - mu) * _LOG2E / total), z, alpha=mu * _LOG2E, out=z)
+            outer[:, rows] = _lower(z).squeeze(-1) if float(z.max()) > _STEEP else 0
+            out[..., rows] = torch.bmm(inputs.v_and_one, z.exp2_().mT)
         total = out[:, -1]
         inputs.put(out[:, :-1] / total[:, None], result)
-        outer.neg_().add_(total.log2())
-        statistics[..., : group.length].index_copy_(1, inputs.samples, sums.unflatten(1, (-1, heads)))
+        outer += total.log2()
+        statistics[:, inputs.samples, :, : group.length] = sums.unflatten(1, (-1, heads))
     return result, statistics
 
 
@@ -187,12 +206,12 @@ def _backward(
     dtype = compute_dtype(tensors)
     d_query, d_key, d_value, d_prior_query, d_prior_key = (t.new_zeros(t.shape) for t in tensors[:5])
     d_weight, d_bias = weight.new_zeros(weight.shape, dtype=dtype), weight.new_zeros(heads, dtype=dtype)
-    scratch = Scratch(4, query, dtype)
+    scratch = Scratch(d_weight)
     for group in groups(mask, batch, length, heads):
         inputs = Inputs(group, tensors, mask, mu)
         d_out, out = inputs.take(grad), inputs.take(result)
         d_out_and_delta = torch.cat([d_out, -(d_out * out).sum(1, keepdim=True)], 1)
-        inner, outer = statistics[..., : group.length].index_select(1, inputs.samples).flatten(1, 2).neg_().unbind()
+        inner, outer = statistics[:, inputs.samples, :, : group.length].flatten(1, 2).neg().unbind()
         q_and_shift = torch.cat([inputs.q_and_one, inner[:, None]], 1)
         q, k = inputs.q_and_one[:, :-1], inputs.k_and_hidden[:, :-2]
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(d_out)
@@ -203,9 +222,9 @@ def _backward(
         )
         for rows in inputs.blocks():
             shape = (len(q), rows.stop - rows.start, group.length)
-            p, f, z, d_z = scratch.maps(*shape)
+            p, f, z, d_z = (scratch(name, *shape) for name in ("p", "f", "z", "d_z"))
             torch.bmm(q_and_shift[..., rows].mT, inputs.k_and_hidden, out=p).exp2_()
-            q_hat = inputs.predicted(rows, out=f)
+            q_hat = inputs.predicted(rows, f, scratch)
             torch.ops.aten.gelu.out(f, out=z)
             torch.lerp(z, p, 1 - mu, out=z)
             torch.add(outer[:, rows, None], z, alpha=_LOG2E, out=z).exp2_()
@@ -217,9 +236,11 @@ def _backward(
             d_k.baddbmm_(q[..., rows], d_c)
             d_f = torch.ops.aten.gelu_backward.grad_input(d_z, f, grad_input=f)
             d_bias += d_f.view(-1, heads, *shape[1:]).sum((0, 2, 3))
-            flat = d_f.view(len(group.samples), -1, group.length)  # (n, K R, L)
+            flat = d_f.view(inputs.count, -1, group.length)  # (n, K R, L)
             d_k_hat.baddbmm_(q_hat, flat)
-            d_q_hat = torch.bmm(inputs.k_hat, flat.mT).view(len(inputs.fold), -1, shape[1])  # (n K D, 3 K, R)
+            d_q_hat = torch.bmm(inputs.k_hat, flat.mT, out=scratch("d_q_hat", *q_hat.shape)).view(
+                len(inputs.fold), -1, shape[1]
+            )  # (n K D, 3 K, R)
             d_q_steps[..., rows] = torch.bmm(inputs.fold.mT, d_q_hat)
             d_fold.baddbmm_(inputs.q_steps[..., rows], d_q_hat.mT)
         inputs.put(d_q.mul_((1 - mu) / math.sqrt(inputs.width)), d_query)

@@ -33,4 +33,4 @@ def fold_weight(weight: Tensor, width: int, samples: int) -> Tensor:
 
 def unfold_weight(folded: Tensor, width: int, heads: int) -> Tensor:
     """Back to (o, h, x, y), summed over samples and (within a head) channels: the adjoint of `fold_weight`."""
-    return folded.reshape(-1, heads, width, 3, heads, 3).sum((0, 2)).permute(2, 0, 3, 1)
+    return folded.reshape(-1, heads, width, 3, heads, 3).sum(0).sum(1).permute(2, 0, 3, 1)

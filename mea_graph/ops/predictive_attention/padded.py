@@ -31,7 +31,7 @@ def run_reference(
         return x.to(dtype) if padding is None else x.to(dtype).masked_fill(padding, 0)
 
     arguments: list[Any] = [None if t is None else clean(t) if i < 5 else t.to(dtype) for i, t in enumerate(tensors)]
-    out = reference.predictive_attention(*arguments, mu, mask)
+    out = reference.predictive_attention(*arguments, mu=mu, mask=mask)
     return (out if padding is None else out.masked_fill(padding, 0)).to(value.dtype)
 
 
