@@ -10,17 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.edge_attention.edges import sort_by_source
-from mea_graph.ops.edge_attention.operator import define, weights_dtype
-
-
-def _wide(*tensors: Tensor) -> torch.dtype:
-    """The dtype of the arithmetic."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+from mea_graph.ops.edge_attention.operator import define, wide_dtype
 
 
 def _rows(values: Tensor, wide: torch.dtype) -> Tensor:
-    """(N, H, C) as (N H, C)."""
-    return values.to(wide).flatten(0, 1)
+    """(N, H, C) as (N H, C), contiguous: `embedding_bag` is slow otherwise."""
+    return values.to(wide).flatten(0, 1).contiguous()
 
 
 def _per_head(values: Tensor, wide: torch.dtype) -> Tensor:
@@ -69,13 +64,13 @@ def _forward(
     by_source: Tensor | None,
     source_start: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    heads, wide = x.size(1), _wide(x, score_dst, score_src)
+    heads, wide = x.size(1), wide_dtype(x, score_dst, score_src)
     weight = F.gelu(_logits(score_dst, score_src, target, source, wide))
     weight.sub_(_segments("max", weight, start).index_select(0, target)).exp_()
     weight.div_(_segments("sum", weight, start).index_select(0, target))
     y = _weighted_sums(_rows(x, wide), source, start, weight)
-    weights = torch.empty(source.size(0), heads, dtype=weights_dtype(score_dst, score_src), device=x.device)
-    weights.index_copy_(0, order, weight.view(-1, heads).to(weights.dtype))
+    weights = torch.empty(source.size(0), heads, dtype=wide, device=x.device)
+    weights.index_copy_(0, order, weight.view(-1, heads))
     return y.to(x.dtype).contiguous(), weights
 
 
@@ -93,7 +88,7 @@ def _backward(
     by_source: Tensor | None,
     source_start: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    heads, wide = x.size(1), _wide(x, score_dst, score_src)
+    heads, wide = x.size(1), wide_dtype(x, score_dst, score_src)
     if by_source is None or source_start is None:
         by_source, source_start = sort_by_source(source, x.size(0))
     weight = _per_head(weights.index_select(0, order), wide)

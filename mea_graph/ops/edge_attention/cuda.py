@@ -12,7 +12,7 @@ from torch import Tensor
 from mea_graph.ops.edge_attention import driver, nvrtc
 from mea_graph.ops.edge_attention.driver import Argument
 from mea_graph.ops.edge_attention.edges import InEdges, sort_by_source
-from mea_graph.ops.edge_attention.operator import define, weights_dtype
+from mea_graph.ops.edge_attention.operator import define
 
 WARP, WARPS = 32, 8  # threads in a warp and warps in a block, as in kernel.cu
 _VALUES = (torch.float32, torch.bfloat16)
@@ -113,7 +113,7 @@ def _forward(
         [_aligned(x), _scores(score_dst), _scores(score_src), source.contiguous(), order.contiguous(), start.contiguous(), y, weights],
         (num_sources, num_targets),
     )
-    return y, weights.to(weights_dtype(score_dst, score_src))
+    return y, weights
 
 
 def _backward(
@@ -136,7 +136,7 @@ def _backward(
     source, target, order, start = source.contiguous(), target.contiguous(), order.contiguous(), start.contiguous()
     grad_y = x.new_zeros(num_targets, heads, channels) if grad_y is None else _aligned(grad_y)
     grad_weights = None if grad_weights is None else _scores(grad_weights)
-    dst, src, weights = _scores(score_dst), _scores(score_src), _scores(weights)
+    dst, src, weights = _scores(score_dst), _scores(score_src), weights.contiguous()
     grad_x = x.new_empty(x.shape)
     grad_logit, grad_dst, grad_src = torch.empty_like(weights), torch.empty_like(dst), torch.empty_like(src)
     nodes = (num_sources, num_targets)

@@ -39,20 +39,21 @@ def define(backend: str, forward: Callable[..., Any], backward: Callable[..., An
     )
 
     def run(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:
-        if isinstance(edge_index, InEdges):
-            return compute(x, score_dst, score_src, *edge_index)
-        return compute(x, score_dst, score_src, *sort_by_target(edge_index, score_dst.size(0)), None, None)
+        edges = edge_index if isinstance(edge_index, InEdges) else (*sort_by_target(edge_index, score_dst.size(0)), None, None)
+        y, weights = compute(x, score_dst, score_src, *edges)
+        return y, weights.to(torch.promote_types(score_dst.dtype, score_src.dtype))
 
     return run
 
 
-def weights_dtype(score_dst: Tensor, score_src: Tensor) -> torch.dtype:
-    return torch.promote_types(score_dst.dtype, score_src.dtype)
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of the arithmetic, and of the weights that an operator returns: the backward pass needs them unrounded."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def _fake(x: Tensor, score_dst: Tensor, score_src: Tensor, source: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
     y = torch.empty(score_dst.size(0), x.size(1), x.size(2), dtype=x.dtype, device=x.device)
-    return y, torch.empty(source.size(0), x.size(1), dtype=weights_dtype(score_dst, score_src), device=x.device)
+    return y, torch.empty(source.size(0), x.size(1), dtype=wide_dtype(x, score_dst, score_src), device=x.device)
 
 
 def _fake_backward(
