@@ -60,9 +60,10 @@ def run_sdpa(
     if mask is not None:
         # A sample without any key looks at its padding, where the values are zeros: not every kernel survives a row without keys.
         mask = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
-    wide = [F.pad(t, (0, -t.size(-1) % 8)) for t in (q, k, v)]  # the fast kernels of CUDA take widths that are multiples of 8 only
-    out = F.scaled_dot_product_attention(*wide, attn_mask=mask, scale=q.size(-1) ** -0.5)
-    return finish(out[..., : v.size(-1)], query_mask, values[0].dtype)
+    scale, width_value = q.size(-1) ** -0.5, v.size(-1)
+    q, k, v = (F.pad(t, (0, -t.size(-1) % 8)) for t in (q, k, v))  # the fast kernels of CUDA take widths that are multiples of 8 only
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return finish(out[..., :width_value], query_mask, values[0].dtype)
 
 
 def _common(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> torch.dtype:
