@@ -34,7 +34,6 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False  # those of torch and Lightning speak of their own documentation
 maximum_signature_line_length = 70
 python_display_short_literal_types = True

@@ -47,33 +47,44 @@ CASES = {"predictive_attention": _predictive, "cross_modal_attention": _cross_mo
 
 
 def explanations(op: str, device: str) -> dict[tuple[str, torch.dtype], backends.Explanation]:
-    """What `explain` says of each case and dtype."""
+    """What `explain` says of each case and dtype, were there a GPU with all that its kernels need."""
     out = {}
-    with FakeTensorMode(), patch("torch.cuda.get_device_capability", lambda *_: (9, 0)):
+    with (
+        FakeTensorMode(),
+        patch("torch.cuda.get_device_capability", lambda *_: (9, 0)),
+        patch("mea_graph.ops.edge_attention.cuda._what_is_missing", lambda device: None),
+    ):
         for dtype in DTYPES:
             for case, arguments in CASES[op](device, dtype):
                 out[case, dtype] = backends.explain(op, **arguments)
     return out
 
 
+def _by_dtype(said: dict[torch.dtype, str]) -> str:
+    """What is said, with the dtypes it is said of where they differ."""
+    groups: dict[str, list[str]] = {}
+    for dtype, text in said.items():
+        groups.setdefault(text, []).append(str(dtype).removeprefix("torch."))
+    return ", ".join(text + (f" ({', '.join(dtypes)})" if len(groups) > 1 else "") for text, dtypes in groups.items())
+
+
 def table(op: str) -> list[str]:
-    """One line a device and case; where the dtypes differ, each with its own backend."""
-    lines = [".. list-table::", "   :header-rows: 1", "", "   * - Device", "     - Case", "     - Runs on", "     - Not taken, and why"]
+    """The lines of a Markdown table, one a device and case."""
+    lines = ["| Device | Case | Runs on | Could run, by name | Cannot, and why |", "|---|---|---|---|---|"]
     for device in ("cpu", "cuda"):
         found = explanations(op, device)
         for case in dict.fromkeys(case for case, _ in found):
             per_dtype = {dtype: found[case, dtype] for dtype in DTYPES}
-            chosen: dict[str, list[str]] = {}
-            for dtype, explanation in per_dtype.items():
-                chosen.setdefault(explanation.chosen, []).append(str(dtype).removeprefix("torch."))
-            runs = " ".join(f"``{name}``" + (f" ({', '.join(dtypes)})" if len(chosen) > 1 else "") for name, dtypes in chosen.items())
-            why = "; ".join(f"``{name}``: {reason}" for name, reason in per_dtype[torch.float32].refused.items())
-            lines += [f"   * - {device}", f"     - {case}", f"     - {runs}", f"     - {why or 'nothing else there'}"]
+            runs = _by_dtype({dtype: f"`{e.chosen}`" for dtype, e in per_dtype.items()})
+            refused = per_dtype[torch.float32].refused
+            could = [name for name, reason in refused.items() if reason.startswith(("could run", "taken only when asked"))]
+            cannot = "; ".join(f"`{name}`: {reason}" for name, reason in refused.items() if name not in could)
+            lines.append(f"| {device} | {case} | {runs} | {', '.join(f'`{name}`' for name in could)} | {cannot} |")
     return lines
 
 
 class Backends(Directive):
-    """`{backends} op` shows the table of an op."""
+    """`{backends} op` shows the table of an op, on a page in Markdown."""
 
     required_arguments = 1
 

@@ -20,7 +20,8 @@ def public_names() -> dict[str, str]:
     names = dict(zip(packages, packages, strict=True))
     for part in PARTS:
         for name in importlib.import_module(f"mea_graph.{part}").__all__:
-            names[name] = names[f"mea_graph.{part}.{name}"] = f"mea_graph.{part}.{name}"
+            names[f"mea_graph.{part}.{name}"] = f"mea_graph.{part}.{name}"
+            names.setdefault(name, f"mea_graph.{part}.{name}")  # one of `viz` may have the name of what it draws
     return names
 
 

@@ -19,13 +19,15 @@ class Drawing(Directive):
         environment.note_dependency(str(path))
         if not path.is_file():
             raise self.error(f"drawing: expected {path}, got no such file")
-        caption = nodes.paragraph(classes=["drawing-caption"])
+        caption = nodes.inline()
         children, messages = self.state.inline_text("\n".join(self.content), self.lineno)
         caption += children
-        figure = nodes.container(classes=["drawing"])
-        figure += nodes.raw("", path.read_text(encoding="utf-8"), format="html")
-        figure += caption
-        return [figure, *messages]
+
+        def html(text: str) -> nodes.Node:
+            return nodes.raw("", text, format="html")
+
+        svg = path.read_text(encoding="utf-8")
+        return [html(f'<figure class="drawing">{svg}<figcaption>'), caption, html("</figcaption></figure>"), *messages]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -10,12 +10,14 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 _LOG = logging.getLogger(__name__)
+_ACCENT = re.compile(r"(\\(?:hat|check|bar|tilde)(?: \w|\{\w\}))_")
 _BIG = re.compile(r"\\(big|Big)([()\[\]|])")
 
 
 def convert(formula: str, as_block: bool) -> str:
     """MathML of a formula in LaTeX; `\\big(` becomes `\\bigl(`, `\\dots` `\\ldots`: what docutils knows."""
     formula = _BIG.sub(lambda found: f"\\{found[1]}{'l' if found[2] in '([' else 'r'}{found[2]}", formula.strip())
+    formula = _ACCENT.sub(r"\1{}_", formula)  # docutils would set the index below the letter
     return tex2mathml(formula.replace(r"\dots", r"\ldots"), as_block=as_block)
 
 
