@@ -9,6 +9,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
+from mea_graph.nn._packed_steps import can_pack
 from mea_graph.nn._sequences import check_keys, check_modalities, check_sequences, check_sizes
 from mea_graph.nn.decoupled_graph_fusion import DecoupledGraphFusion
 from mea_graph.nn.dense_sequences import dense_sequences
@@ -197,6 +198,8 @@ class MEA(nn.Module):
     ) -> MEAOutput:
         """Predicts for padded sequences, (B, T_m, d_m) by modality, and their masks, (B, T_m)."""
         features, real = check_sequences(x, mask, self.modalities, self.in_channels)
+        if mask is not None and not return_attention_weights:  # maps are as wide as the caller's padding
+            features, real = self._trim(features, real)
         z = {m: self.extractors[m](features[m], real[m]) for m in self.modalities}
         valid = {m: cast(UnimodalExtractor, self.extractors[m]).output_mask(real[m]) for m in self.modalities}
         present = {m: valid[m].any(1) for m in self.modalities}
@@ -236,6 +239,16 @@ class MEA(nn.Module):
             predictive_maps,
             cross_modal_maps,
         )
+
+    @staticmethod
+    def _trim(features: dict[str, Tensor], real: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Without the steps that no sample has, where lengths can be read for nothing."""
+        length: dict[str, int] = {}
+        for m, mask in real.items():
+            if can_pack(mask):
+                steps = mask.any(0).nonzero()
+                length[m] = int(steps[-1]) + 1 if len(steps) else 0
+        return {m: x[:, : length.get(m)] for m, x in features.items()}, {m: mask[:, : length.get(m)] for m, mask in real.items()}
 
     def _combine(self, h: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """The alternatives to the graph; a missing modality's vector is zero, and one where it would be a factor."""

@@ -324,3 +324,22 @@ def test_bad_input_is_named(x: dict[str, Tensor]) -> None:
         model.forward_dense(x, gap)
     with pytest.raises(ValueError, match=r"text: expected a bool mask \(4, 4\), got torch.bool \(4, 3\)"):
         model.forward_dense(x, MASK | {"text": MASK["text"][:, 1:]})
+
+
+def test_steps_that_no_sample_has_cost_nothing_and_change_nothing(x):
+    model = make({}).double()
+    expected = model.forward_dense(x, MASK).prediction
+    seen = []
+    model.extractors["audio"].register_forward_hook(lambda module, inputs, output: seen.append(output.size(1)))
+    wide = {m: torch.cat([v, v.new_full((4, 20, v.size(2)), torch.nan)], 1) for m, v in x.items()}
+    mask = {m: torch.cat([v, v.new_zeros(4, 20)], 1) for m, v in MASK.items()}
+    torch.testing.assert_close(model.forward_dense(wide, mask).prediction, expected)
+    maps = model.forward_dense(wide, mask, return_attention_weights=True).predictive_attention["audio"]
+    assert seen == [6, 26]  # the widths that the extractor saw
+    assert maps[0].shape == (4, 2, 26, 26)  # maps keep the caller's padding
+
+
+def test_a_hole_in_a_mask_is_still_refused(x):
+    mask = MASK | {"audio": torch.ones(4, 6, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)}
+    with pytest.raises(ValueError, match="mask"):
+        make({}).double().forward_dense(x, mask)
