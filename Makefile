@@ -1,10 +1,12 @@
-# make demo | test | lint | types | docs | wheel | clean. Each needs only Python 3.11 or newer, make and gcc; .venv is made once.
+# make demo | test | lint | types | docs | bench | wheel | clean. Each needs only Python 3.11 or newer, make and gcc; .venv is made once.
 #
 # TORCH=2.12.1 make test    another version of torch (the environment is brought to it)
 # PYTHON=python3.12 make demo    another Python, when .venv is made
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
+THREADS ?= 1
+REF ?= HEAD
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -17,10 +19,11 @@ STAMPS := $(VENV)/stamps
 TORCH_READY := $(STAMPS)/torch-$(TORCH)
 DEMO_READY := $(STAMPS)/demo-$(TORCH)
 TOOLS_READY := $(STAMPS)/tools-$(TORCH)
+RIVALS_READY := $(STAMPS)/rivals-$(TORCH)
 SCATTER_READY := $(STAMPS)/scatter-$(TORCH)
 BUILD_READY := $(STAMPS)/build
 
-.PHONY: help demo test lint types docs wheel clean
+.PHONY: help demo test lint types docs wheel clean bench bench-full bench-smoke bench-compare rivals
 .DELETE_ON_ERROR:
 
 help:
@@ -29,6 +32,8 @@ help:
 	@echo "make lint    ruff"
 	@echo "make types   mypy"
 	@echo "make docs    the site, in docs/_build/html"
+	@echo "make bench   times of ops, layers and models beside their rivals (ten minutes); THREADS=2 for two threads"
+	@echo "make bench-compare REF=main   this tree's times beside those of a git ref"
 	@echo "make wheel   wheel and sdist, in dist/"
 	@echo "make clean   remove what the above made, except .venv"
 
@@ -36,7 +41,7 @@ demo: $(DEMO_READY)
 	$(BIN)/mea-graph demo
 
 # Two test processes with one thread each: more would fight over the cores.
-test: lint types docs $(SCATTER_READY)
+test: lint types docs bench-smoke $(SCATTER_READY)
 	OMP_NUM_THREADS=1 MEA_GRAPH_REQUIRE_SCATTER=1 $(BIN)/python -m pytest -n 2 --dist loadscope --doctest-modules mea_graph tests
 
 lint: $(TOOLS_READY)
@@ -49,6 +54,36 @@ types: $(TOOLS_READY)
 # Warnings are errors. No network is used.
 docs: $(TOOLS_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+BENCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest benchmarks/bench_ops.py benchmarks/bench_layers.py \
+	benchmarks/bench_model.py benchmarks/bench_data.py --quiet -p no:cacheprovider
+BENCH_FILE = benchmarks/results/$(1)-$(THREADS)-thread-$(shell date -u +%Y-%m-%d).json
+
+# Both write JSON, then make docs/performance.md of it. With `make rivals` before, the field's own models are timed too.
+bench: $(TOOLS_READY)
+	@mkdir -p benchmarks/results
+	$(BENCH) --quick --benchmark-json=$(call BENCH_FILE,quick)
+	$(BIN)/python -m benchmarks.report
+
+bench-full: $(TOOLS_READY)
+	@mkdir -p benchmarks/results
+	$(BENCH) --benchmark-json=$(call BENCH_FILE,full)
+	$(BIN)/python -m benchmarks.report
+
+# Each case once, checked against float64, on little input; no time is taken.
+bench-smoke: THREADS = 1
+bench-smoke: $(TOOLS_READY)
+	$(BENCH) --benchmark-disable
+
+bench-compare: $(TOOLS_READY)
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.compare $(REF)
+
+rivals: $(RIVALS_READY)
+
+$(RIVALS_READY): $(TOOLS_READY) benchmarks/rivals-requirements.txt
+	$(PIP) install --constraint $(CONSTRAINTS) --requirement benchmarks/rivals-requirements.txt
+	$(PIP) install --no-deps "linmult==1.8.1"
+	@touch $@
 
 wheel: $(BUILD_READY)
 	$(BIN)/python -m build

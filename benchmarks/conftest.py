@@ -16,7 +16,7 @@ import torch
 from benchmarks import measure, memory, rivals
 from benchmarks.catalogue import DEVICE, SUITES, Entry
 
-SECONDS = float(os.environ.get("MEA_GRAPH_BENCH_SECONDS", 5))  # to spend on timing each case; five turns are taken in any case
+SECONDS = float(os.environ.get("MEA_GRAPH_BENCH_SECONDS", 5))  # to spend on timing each case; a few turns are taken in any case
 BUDGET = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # relative error against float64 of the output and of every gradient
 _START = time.monotonic()
 
@@ -76,10 +76,13 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[str, st
 
         rounds = 1
         if not benchmark.disabled:
+            rivals_first()  # warms up
+            timed()
             start = time.perf_counter()
-            rivals_first(), timed()  # warms up
-            start, _ = time.perf_counter(), (rivals_first(), timed())
-            rounds = max(5, min(200, round(SECONDS / (time.perf_counter() - start))))
+            rivals_first()
+            timed()
+            turn_seconds = time.perf_counter() - start
+            rounds = max(5 if turn_seconds < 2 * SECONDS else 3, min(200, round(SECONDS / turn_seconds)))
             for times in taken.values():
                 times.clear()
         benchmark.pedantic(timed, setup=rivals_first, rounds=rounds)

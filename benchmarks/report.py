@@ -1,12 +1,13 @@
-"""Makes docs/performance.md of the JSON files in benchmarks/results: `python -m benchmarks.report`."""
+"""Makes docs/performance.md, and its figures, of the JSON files in benchmarks/results: `python -m benchmarks.report`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from benchmarks import results, rivals
+from benchmarks.aims import CPU_AIMS, GPU_AIMS, SUITE_AIMS, Aim
 from benchmarks.measure import Timing, ratio
 
 RESULTS = Path(__file__).parent / "results"
@@ -16,10 +17,10 @@ HEAD = """# Performance
 
 <!-- Made by `python -m benchmarks.report` from the files in benchmarks/results. Do not edit. -->
 
-Every figure is one forward and backward pass. The library's result was compared with float64 first; one that is wrong is not timed.
-Rivals ran in the same process, in turn, so that what disturbs one disturbs the others: trust ratios more than times. A ratio is that of
-the medians; in brackets, the least and the most that the quartiles allow. Memory is the peak beyond what the inputs take.
-[How the kernels work](kernels.md) says what bounds them.
+Every figure is one forward and backward pass, unless it says otherwise. The library's result was compared with float64 first; one that is
+wrong is not timed. Rivals ran in the same process, in turn, so that what disturbs one disturbs the others: trust ratios more than times.
+A ratio is that of the medians; in brackets, the least and the most that the quartiles allow. Memory is the peak beyond what the inputs
+take. [How the kernels work](kernels.md) says what bounds them.
 """
 NO_GPU = """
 ## GPU
@@ -28,99 +29,66 @@ No figure: no kernel of the library has run on a GPU yet. Without one, Triton's 
 numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine with a GPU, `python -m benchmarks.gpu_check` checks every
 kernel against float64, times it beside its rivals and writes the file that this page is made of.
 """
+MODELS = """
+All models read the same samples: random features of MOSI's widths (text 768, audio 5, vision 20) and lengths (at most 50 / 375 / 500
+steps). A training step is: zero the gradients, forward, the model's own loss, backward, Adam. No time has a text encoder in it: each
+model reads the same stored text features.
+
+- *full padding*: every sample has 50 / 375 / 500 real steps.
+- *true lengths*: lengths drawn about the means of MOSI, 12 / 50 / 60.
+- *one long clip*: the same means, but one clip of the batch has 50 / 375 / 500 steps.
+
+| Model | settings, and what it makes of lengths |
+|---|---|
+| MEA | the paper's Table I (d 40, 8 heads, 3 predictive and 2 cross-modal layers); walks true lengths |
+"""
 
 
-class Aim(NamedTuple):
-    """A figure to reach, and how to read it off the cases of a run; None where the run lacks the case."""
-
-    what: str
-    aim: str
-    found: Callable[[dict[str, Any]], float | None]
-    reached: Callable[[float], bool]
-
-
-def _quotient(case: str, field: str, over: str, under: str) -> Callable[[dict[str, Any]], float | None]:
-    def read(run: dict[str, Any]) -> float | None:
-        for c in run["cases"]:
-            if c["case"].startswith(case) and over in c["contenders"] and under in c["contenders"]:
-                return c["contenders"][over][field] / c["contenders"][under][field]
-        return None
-
-    return read
-
-
-def _times(what: str, case: str, rival: str, least: float) -> Aim:
-    return Aim(
-        f"{what}: times faster than {rival}", f"at least {least:g}", _quotient(case, "median", rival, "mea_graph"), lambda x: x >= least
-    )
-
-
-def _memory(what: str, case: str, rival: str, most: float) -> Aim:
-    return Aim(
-        f"{what}: share of the memory of {rival}",
-        f"at most {most:g}",
-        _quotient(case, "peak_bytes", "mea_graph", rival),
-        lambda x: x <= most,
-    )
-
-
-_FULL, _TRUE = "predictive attention, B 8, K 8, T 500, d 40", "predictive attention, B 32, K 8, T 500, d 40, true lengths"
-_SMALL, _LARGE = "graph layer, 32 graphs of 6 nodes", "graph layer, 20k nodes, 400k edges"
-CPU_AIMS = [
-    _times("predictive attention, B 8, T 500", _FULL, "eager formula", 4),
-    _memory("predictive attention, B 8, T 500", _FULL, "eager formula", 0.1),
-    _times("predictive attention, true lengths", _TRUE, "eager formula", 10),
-    Aim(
-        "predictive attention: time at T 2000 over that at T 1000",
-        "at most 4.4",
-        _quotient("predictive attention, B 1, growth", "median", "T 2000", "T 1000"),
-        lambda x: x <= 4.4,
-    ),
-    *(_times(f"{case}, {heads} head(s)", f"{case}, {heads} x", "GATConv", 2) for case in (_SMALL, _LARGE) for heads in (1, 4)),
-    *(_memory(f"{case}, {heads} head(s)", f"{case}, {heads} x", "GATConv", 0.5) for case in (_SMALL, _LARGE) for heads in (1, 4)),
-]
-_GPU = "predictive attention, B 32, K 8, T 500, d 40"
-GPU_AIMS = [
-    _times("predictive attention, B 32, T 500", _GPU, "eager formula", 6),
-    _times("predictive attention, B 32, T 500", _GPU, "torch.compile of the formula", 2),
-    _times("graph layer, 20k nodes, 400k edges", _LARGE, "GATConv", 5),
-]
-
-
-def page(files: list[Path]) -> str:
-    """The whole page, from the newest file of each device."""
-    newest = {path.stem[:-11]: json.loads(path.read_text(encoding="utf-8")) for path in sorted(files)}
+def page(files: Iterable[Path]) -> str:
+    """The whole page, from the newest file of each device or suite."""
+    newest = {path.stem[:-11]: results.load(path) for path in sorted(files)}
+    suites = {name: found for name, found in newest.items() if name.startswith(("full-", "quick-"))}
+    checks = {name: found for name, found in newest.items() if name not in suites}
     parts = [HEAD]
-    if not any(name != "cpu" for name in newest):
+    for name, found in sorted(suites.items()):
+        if name.startswith("full-") or name.replace("quick-", "full-") not in suites:
+            parts += [_suite(run, found["command"], name) for run in found["runs"]]
+    if not any(name != "cpu" for name in checks):
         parts.append(NO_GPU)
-    for name, found in sorted(newest.items(), key=lambda item: item[0] == "cpu"):
+    for name, found in sorted(checks.items(), key=lambda item: item[0] == "cpu"):
         aims = CPU_AIMS if name == "cpu" else GPU_AIMS
         for run in found["runs"]:
-            parts.append(_section(run, found["command"], aims))
+            parts.append("\n".join([*_heading(run, found["command"]), *_aims(run, aims), *_table(run["cases"])]) + "\n")
     return "\n".join(parts)
 
 
-def _section(run: dict[str, Any], command: str, aims: list[Aim]) -> str:
+def _heading(run: dict[str, Any], command: str, what: str = "") -> list[str]:
     threads = f", {run['threads']} thread{'s' * (run['threads'] > 1)}" if "cuda" not in run else ""
     versions = ", ".join(f"{n} {run[n]}" for n in ("python", "torch", "torch_geometric", "triton", "cuda", "mea_graph") if n in run)
-    lines = [
-        f"\n## {run['device']}{threads}\n",
+    return [
+        f"\n## {what}{run['device']}{threads}\n",
         f"`{command}`, {run['date']} UTC; {versions}; {run['cores']} cores, load {run['load'][0]} at the end.\n",
     ]
+
+
+def _aims(run: dict[str, Any], aims: list[Aim]) -> list[str]:
     rows = [(a, a.found(run)) for a in aims]
-    lines += ["| Aim | asked | found | reached |", "|---|---|---|---|"]
-    lines += [f"| {a.what} | {a.aim} | {x:.2f} | {'yes' if a.reached(x) else '**no**'} |" for a, x in rows if x is not None]
-    lines += ["", "| Case | contender | ms (quartiles) | times ours | peak MB | error |", "|---|---|---|---|---|---|"]
-    for case in run["cases"]:
+    lines = ["| Aim | asked | found | reached |", "|---|---|---|---|"]
+    return [*lines, *(f"| {a.what} | {a.aim} | {x:.2f} | {'yes' if a.reached(x) else '**no**'} |" for a, x in rows if x is not None), ""]
+
+
+def _table(cases: list[dict[str, Any]]) -> list[str]:
+    lines = ["| Case | contender | ms (quartiles) | times ours | peak MB | error |", "|---|---|---|---|---|---|"]
+    for case in cases:
         if "not_timed" in case:
             lines.append(f"| {case['case']}, {case['dtype']} | not timed: {case['not_timed'].splitlines()[-1]} | | | | |")
         first = None
         for name, c in case["contenders"].items():
             timing = Timing(*(c[field] for field in Timing._fields))
             first = first or timing
-            label = f"{case['case']}, {case['dtype']}" if timing is first else ""
+            label = f"{case['case']}{'' if case['dtype'] in case['case'] else ', ' + case['dtype']}" if timing is first else ""
             lines.append(f"| {label} | {name} | {_row(c, timing, first)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _row(c: dict[str, Any], timing: Timing, first: Timing) -> str:
@@ -131,8 +99,54 @@ def _row(c: dict[str, Any], timing: Timing, first: Timing) -> str:
     return f"{1e3 * timing.median:.2f} ({1e3 * timing.lower:.2f}-{1e3 * timing.upper:.2f}) | {times} | {peak} | {error}"
 
 
+def _suite(run: dict[str, Any], command: str, name: str) -> str:
+    from benchmarks import figures
+
+    of = lambda suite: [c for c in run["cases"] if c["suite"] == suite and not c["curve"]]  # noqa: E731
+    lines = _heading(run, command, "The suites: ")
+    lines += [f"Took {run['minutes']:.0f} minutes.\n", *_aims(run, SUITE_AIMS)]
+    if of("model"):
+        lines += ["### Whole models", MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""]
+        lines += [f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else []
+        lines += _models(of("model"))
+    drawn = [c for c in figures.captions(run) if c]
+    if drawn:
+        lines += ["", "### Growth, memory, throughput", ""]
+        lines += [f"![{caption}](figures/{figures.file_name(name, key)})\n\n{caption}\n" for key, caption in drawn]
+    for suite, title in (("layers", "Layers"), ("ops", "Ops"), ("data", "Data")):
+        if of(suite):
+            lines += [f"\n### {title}\n", *_padding(of(suite)), *_table(of(suite))]
+    return "\n".join(lines) + "\n"
+
+
+def _models(cases: list[dict[str, Any]]) -> list[str]:
+    """Model by model, with samples a second: what a user waits for."""
+    lines = ["| Case | model | samples/s | ms (quartiles) | times ours | peak MB |", "|---|---|---|---|---|---|"]
+    for case in cases:
+        first = None
+        for name, c in case["contenders"].items():
+            timing = Timing(*(c[field] for field in Timing._fields))
+            first = first or timing
+            label = f"{case['case'].removeprefix('MEA, ')} ({100 * case['padding_share']:.0f} % padding)" if timing is first else ""
+            row = _row(c, timing, first).rsplit(" | ", 1)[0]
+            lines.append(f"| {label} | {'**MEA**' if timing is first else name} | {case['samples'] / timing.median:.1f} | {row} |")
+    return lines
+
+
+def _padding(cases: list[dict[str, Any]]) -> list[str]:
+    left = [c for c in cases if c["padding_share_random"] is not None]
+    if not left:
+        return []
+    lines = ["| Batches | padding left by length buckets | in random batches |", "|---|---|---|"]
+    return [*lines, *(f"| {c['case']} | {c['padding_share']:.1%} | {c['padding_share_random']:.1%} |" for c in left), ""]
+
+
 def main() -> None:
-    PAGE.write_text(page(list(RESULTS.glob("*.json"))), encoding="utf-8")
+    from benchmarks import figures
+
+    files = sorted(RESULTS.glob("*.json"))
+    figures.draw({path.stem[:-11]: results.load(path) for path in files}, PAGE.parent / "figures")
+    PAGE.write_text(page(files), encoding="utf-8")
     print(f"wrote {PAGE}")
 
 

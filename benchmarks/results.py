@@ -1,0 +1,30 @@
+"""Reads the JSON files of the checks and of the suites into one form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+Run = dict[str, Any]  # what `measure.environment()` names, and "cases"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The command that made a file, and its runs; for a suite's file also the rivals that were absent."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if "benchmarks" not in found:
+        return found
+    run = {**found["machine_info"], "date": found["datetime"], "absent": found["absent"], "minutes": found["minutes"]}
+    return {"command": found["command"], "runs": [{**run, "cases": [_case(one) for one in found["benchmarks"]]}]}
+
+
+def _case(one: dict[str, Any]) -> dict[str, Any]:
+    info, stats = one["extra_info"], one["stats"]
+    ours = {"median": stats["median"], "lower": stats["q1"], "upper": stats["q3"], "passes": stats["rounds"]}
+    contenders = {"mea_graph": ours, **info["rivals"]}
+    for name, c in contenders.items():
+        c["error"] = info["errors"].get(name)
+        if name in info.get("peak_bytes", {}):
+            c["peak_bytes"] = info["peak_bytes"][name]
+    kept = {k: info.get(k) for k in ("case", "dtype", "key", "curve", "samples", "padding_share", "padding_share_random", "mean", "load")}
+    return {**kept, "suite": one["group"], "contenders": contenders}
