@@ -25,10 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         from mea_graph.train import cli, demo
+        from mea_graph.train.study import command as study
     except ImportError as error:
         print(f"mea-graph: error: {error}", file=sys.stderr)
         return 2
-    return demo.main(words[1:]) if words[:1] == ["demo"] else cli.main(words)
+    programs = {"demo": demo.main, "study": study.main}
+    return programs[words[0]](words[1:]) if words and words[0] in programs else cli.main(words)
 
 
 if __name__ == "__main__":

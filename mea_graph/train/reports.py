@@ -75,7 +75,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         TypeError: where a value is none of these.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_defined(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(defined(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def cell(value: float) -> str:
@@ -83,9 +83,18 @@ def cell(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}"
 
 
-def _defined(value: Any) -> Any:
+def defined(value: Any) -> Any:
+    """Returns nested dicts and lists with null for every number that is not finite, as strict JSON wants it.
+
+    Args:
+        value: the containers, or what stands in them.
+
+    Example:
+        >>> defined({"auc": math.nan, "accuracy": 1.0})
+        {'auc': None, 'accuracy': 1.0}
+    """
     if isinstance(value, Mapping):
-        return {name: _defined(entry) for name, entry in value.items()}
+        return {name: defined(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_defined(entry) for entry in value]
+        return [defined(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

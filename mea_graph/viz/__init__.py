@@ -12,7 +12,19 @@ from mea_graph.viz.embedding_scatter import embedding_scatter
 from mea_graph.viz.fusion_graph import fusion_graph
 from mea_graph.viz.learning_curves import learning_curves
 from mea_graph.viz.modality_weights import modality_weights
+from mea_graph.viz.score_bars import score_bars
+from mea_graph.viz.score_curves import score_curves
+from mea_graph.viz.score_map import score_map
 
 classes: list[str] = []
-functions = ["attention_map", "embedding_scatter", "fusion_graph", "learning_curves", "modality_weights"]
+functions = [
+    "attention_map",
+    "embedding_scatter",
+    "fusion_graph",
+    "learning_curves",
+    "modality_weights",
+    "score_bars",
+    "score_curves",
+    "score_map",
+]
 __all__ = classes + functions

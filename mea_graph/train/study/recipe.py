@@ -1,0 +1,143 @@
+"""What all runs of a study share: the data, MEA's options, the training; read from the files that `mea-graph fit` reads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mea_graph.data import DataError
+from mea_graph.train.config_files import find_config
+from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.splits import SplitPolicy
+
+SECTIONS = ("data", "model", "trainer", "early_stopping", "seed_everything")
+EMBEDDED = "events"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One configuration, as plain containers.
+
+    Args:
+        name: of the configuration; names the study's folder.
+        data: arguments of `SequenceDataModule`, the split as a dict.
+        model: options of `MEAModule`.
+        trainer: arguments of Lightning's ``Trainer``.
+        monitor: the validation metric that chooses the epoch, such as ``valid/accuracy``.
+        mode: ``min`` or ``max``: which of its values is best.
+        patience: epochs without a better value after which a run ends.
+    """
+
+    name: str
+    data: dict[str, Any]
+    model: dict[str, Any]
+    trainer: dict[str, Any]
+    monitor: str
+    mode: str
+    patience: int
+
+    def data_for(self, seed: int) -> dict[str, Any]:
+        """Returns the data's options for one seed.
+
+        The seed decides the order of the samples and which of them validate; where the data has folds, run n tests fold n modulo folds.
+        """
+        data = copy.deepcopy(self.data) | {"seed": seed}
+        split = data.get("split")
+        if split and split.get("valid_fraction") is not None:
+            split["seed"] = seed
+        if split and split.get("folds") is not None:
+            split["fold"] = seed % split["folds"]
+        return data
+
+
+def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Recipe:
+    """Returns the recipe of a study.
+
+    Args:
+        source: a data file or folder, or ``events`` for the embedded data.
+        configs: configurations, by packaged name or path; a later one overrides an earlier one. Needed unless ``source`` is ``events``.
+        epochs: replaces the configuration's number of epochs.
+
+    Raises:
+        DataError: where a file is not a configuration of MEA, or none is given.
+
+    Example:
+        >>> read_recipe("events", [], epochs=2).trainer["max_epochs"]
+        2
+    """
+    names = list(configs)
+    if not names:
+        if source != EMBEDDED:
+            raise DataError(f"config: expected --config with the options for {source}, such as --config avletters; got none")
+        names = [EMBEDDED]
+    merged: dict[str, Any] = {}
+    for name in names:
+        merged = _merge(merged, _read(find_config(name)))
+    data, trainer, stopping = (dict(merged.get(section) or {}) for section in ("data", "trainer", "early_stopping"))
+    if source != EMBEDDED:
+        data.pop("events", None)
+        data["source"] = source
+    if epochs is not None:
+        trainer["max_epochs"] = epochs
+    trainer.setdefault("max_epochs", 60)
+    return Recipe(
+        Path(names[0]).stem,
+        data,
+        _model_options(merged.get("model") or {}),
+        trainer,
+        stopping.get("monitor", "valid/task"),
+        stopping.get("mode", "min"),
+        stopping.get("patience", 20),
+    )
+
+
+def open_data(options: Mapping[str, Any]) -> SequenceDataModule:
+    """Returns the data of a run.
+
+    Args:
+        options: of `SequenceDataModule`, the split as a dict.
+
+    Raises:
+        DataError: where an option does not exist, or the data is not as they say.
+
+    Example:
+        >>> open_data({"events": {"num_samples": 40}, "batch_size": 8}).task
+        'regression'
+    """
+    try:
+        split = {"split": SplitPolicy(**options["split"])} if options.get("split") else {}
+        return SequenceDataModule(**{**options, **split})
+    except TypeError as error:
+        raise DataError(f"data: {error}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"config: expected sections {', '.join(SECTIONS)} in {path}, got {type(found).__name__}")
+    if unknown := sorted(set(found) - set(SECTIONS)):
+        raise DataError(f"config: expected sections {', '.join(SECTIONS)} in {path}, got {', '.join(unknown)}")
+    return found
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged
+
+
+def _model_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    kind = str(model.get("class_path", "MEAModule")).rpartition(".")[2]
+    if kind != "MEAModule" or set(model) - {"class_path", "init_args"}:
+        raise DataError("config: expected model.class_path MEAModule with model.init_args; the rivals take their options from MEA's")
+    return dict(model.get("init_args") or {})

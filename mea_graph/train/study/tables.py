@@ -1,0 +1,125 @@
+"""Means, standard deviations, paired t-tests, and Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from mea_graph.train.metrics import Task
+
+LOWER_IS_BETTER = ("mae", "rmse", "loss", "task")
+Values = dict[int, float]  # by seed
+
+
+def shown_metrics(task: Task, names: Iterable[str], monitor: str) -> list[str]:
+    """Returns the metrics of a table, the main one first: that which chose the epochs, where it is one of the task's.
+
+    Args:
+        task: what the target is.
+        names: of all test metrics.
+        monitor: the validation metric that chose the epochs.
+
+    Example:
+        >>> shown_metrics("regression", ["mae", "rmse", "corr", "r2"], "valid/r2")
+        ['r2', 'mae', 'rmse', 'corr']
+        >>> shown_metrics("classification", ["accuracy", "f1_macro"], "valid/task")
+        ['accuracy', 'f1_macro']
+    """
+    known = list(names)
+    main = monitor.rpartition("/")[2]
+    if main not in known:
+        main = {"regression": "mae", "classification": "accuracy", "multilabel": "f1"}[task]
+    return [main, *(name for name in known if name != main)]
+
+
+def mean_and_sd(values: Sequence[float]) -> str:
+    """Returns "mean ± sd" (of the sample, n - 1); the mean alone for one value, a dash for none or an undefined one.
+
+    Args:
+        values: one a seed.
+
+    Example:
+        >>> mean_and_sd([0.5, 0.7]), mean_and_sd([0.5]), mean_and_sd([])
+        ('0.600 ± 0.141', '0.500', '-')
+    """
+    if not len(values) or not np.isfinite(values).all():
+        return "-"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+def paired_p(ours: Values, theirs: Values) -> float:
+    """Returns the p-value of a two-sided paired t-test over the seeds that both have; NaN for fewer than two, or where nothing varies.
+
+    Args:
+        ours: one value a seed.
+        theirs: another model's.
+
+    Example:
+        >>> round(paired_p({0: 1.0, 1: 1.2, 2: 1.4}, {0: 0.5, 1: 0.8, 2: 0.9}), 4)
+        0.0051
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    difference = np.array([ours[seed] - theirs[seed] for seed in seeds])
+    if len(seeds) < 2 or not np.isfinite(difference).all() or np.ptp(difference) == 0:
+        return math.nan
+    return float(stats.ttest_1samp(difference, 0.0).pvalue)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table.
+
+    Args:
+        header: of the columns.
+        rows: one cell a column.
+
+    Example:
+        >>> print(markdown(["model", "r2"], [["MEA", "0.6"]]))
+        | model | r2 |
+        |---|---|
+        | MEA | 0.6 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("|" + "|".join(line) + "|" if line is lines[1] else "| " + " | ".join(line) + " |" for line in lines)
+
+
+def scores_by_row(records: Iterable[Mapping], part: str = "test") -> dict[str, dict[str, Values]]:
+    """Returns row -> metric -> seed -> value; an undefined value is NaN.
+
+    Args:
+        records: of runs, each with its name.
+        part: ``test`` or ``valid``.
+    """
+    found: dict[str, dict[str, Values]] = {}
+    for record in records:
+        for metric, value in record[part].items():
+            found.setdefault(record["name"], {}).setdefault(metric, {})[record["seed"]] = math.nan if value is None else value
+    return found
+
+
+def comparison_table(scores: Mapping[str, Mapping[str, Values]], metrics: Sequence[str], reference: str, extra: Mapping[str, str]) -> str:
+    """Returns the table of models: metrics, the distance of the main one to the reference's, its p-value, and one more column.
+
+    Args:
+        scores: row -> metric -> seed -> value.
+        metrics: the columns, the main one first.
+        reference: the row that the others are tested against.
+        extra: what the last column says of each row.
+    """
+    main = metrics[0]
+    rows = []
+    for name, found in scores.items():
+        away, p = "", ""
+        if name != reference and reference in scores:
+            ours, theirs = scores[reference][main], found[main]
+            seeds = sorted(ours.keys() & theirs.keys())
+            difference = [theirs[seed] - ours[seed] for seed in seeds]
+            away = f"{np.mean(difference):+.3f}" if seeds and np.isfinite(difference).all() else "-"
+            value = paired_p(ours, theirs)
+            p = "-" if math.isnan(value) else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
+        seeds_of = found[main]
+        cells = [mean_and_sd([found.get(metric, {}).get(seed, math.nan) for seed in seeds_of]) for metric in metrics]
+        rows.append([name, str(len(seeds_of)), *cells, away, p, extra.get(name, "")])
+    return markdown(["model", "n", *metrics, f"{main} against {reference}", "p", "parameters"], rows)

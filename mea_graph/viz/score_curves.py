@@ -1,0 +1,74 @@
+"""Figure of a metric along an option or a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from mea_graph.viz._style import COLOURS, MARKERS, check_count
+
+Curve = Mapping[float, Sequence[float]]
+
+
+def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: str | None = None) -> Figure:
+    """Draws one panel per option or condition and in it a curve per model: means over seeds, bars of one standard deviation.
+
+    Args:
+        panels: label of the horizontal axis -> model -> place on that axis -> one value a seed.
+        metric: label of the vertical axis, common to all panels.
+        title: above the figure.
+
+    Returns a figure that is not shown; save it with ``figure.savefig("curves.png")``.
+
+    Shape: any number of seeds at each place, at least one.
+
+    Raises:
+        ValueError: where there is no panel, a place without values or one that is not finite, or more models than can be told apart.
+
+    Example:
+        >>> figure = score_curves({"share without audio": {"MEA": {0.0: [0.9, 0.92], 1.0: [0.5, 0.52]}}}, "accuracy")
+        >>> figure.axes[0].lines[0].get_xdata().tolist()
+        [0.0, 1.0]
+    """
+    if not panels:
+        raise ValueError("panels: expected at least one, got none")
+    names = {name: None for curves in panels.values() for name in curves}
+    check_count(names, "panels")
+    order = list(names)
+    figure = Figure(figsize=(max(3.5 * len(panels), 4.6), 3.7), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.05))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (label, curves) in zip(axes, panels.items(), strict=True):
+        places = sorted({place for curve in curves.values() for place in curve})
+        step = min(np.diff(places), default=1.0)
+        for name, curve in curves.items():
+            number = order.index(name)
+            x = np.array(sorted(curve), dtype=float)
+            values = [np.asarray(curve[place], dtype=float) for place in sorted(curve)]
+            if any(not len(found) or not np.isfinite(found).all() for found in values):
+                raise ValueError(f"{name}: expected finite values at every place, got {[found.tolist() for found in values]}")
+            spread = [found.std(ddof=1) if len(found) > 1 else 0.0 for found in values]
+            axis.errorbar(
+                x + (number - (len(order) - 1) / 2) * 0.02 * step * (len(order) > 1),  # so that bars do not hide each other
+                [found.mean() for found in values],
+                yerr=spread,
+                label=name,
+                color=COLOURS[number],
+                marker=MARKERS[number],
+                markerfacecolor="white" if number % 2 else COLOURS[number],
+                linestyle="--" if number % 2 else "-",
+                linewidth=2.0 if number == 0 else 1.3,
+                markersize=5,
+                capsize=2,
+            )
+        axis.set_xlabel(label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", linewidth=0.5, color="0.88")
+    axes[0].set_ylabel(metric)
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 2 * len(panels)), frameon=False)
+    if title is not None:
+        figure.suptitle(title)
+    return figure
