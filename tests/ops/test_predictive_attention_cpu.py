@@ -1,5 +1,6 @@
 """The folded, blocked, recomputing backend against the formula in float64: values and gradients, layouts, tracing, memory."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mea_graph.ops import explain, predictive_attention
-from mea_graph.ops.predictive_attention import cpu
+from mea_graph.ops.predictive_attention import cpu, layout, prediction
 
 FLOAT64 = torch.float64
 
@@ -53,12 +54,26 @@ def assert_equal_to_reference(arguments: dict[str, Any], **rest: Any) -> None:
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.fixture(params=["folded", "stored"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Both ways to the predicted logits, whatever the length; the test fails unless it went that way alone."""
+    monkeypatch.setattr(prediction, "SHORT", {"folded": 0, "stored": 10**6}[request.param])
+    used = []
+    for name in ("Folded", "Stored"):
+        kind = getattr(prediction, name)
+        monkeypatch.setattr(prediction, name, lambda *args, kind=kind: used.append(kind) or kind(*args))
+    yield request.param
+    assert {kind.__name__.lower() for kind in used} == {request.param}
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("heads", [1, 2, 3, 7, 10])
 @pytest.mark.parametrize("width", [1, 4, 5, 8])
 def test_equals_the_reference(heads: int, width: int) -> None:
     assert_equal_to_reference(make(3, heads, 13, width), mask=prefix([13, 6, 1], 13))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("length", [1, 2, 3, 63, 64, 65, 127])
 def test_equals_the_reference_at_any_length(length: int) -> None:
     assert_equal_to_reference(make(2, 4, length, 5))
@@ -69,12 +84,14 @@ def test_equals_the_reference_at_ragged_lengths(lengths: list[int]) -> None:
     assert_equal_to_reference(make(5, 2, 131, 5), mask=prefix(lengths, 131))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("mu", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("bias", [True, False])
 def test_equals_the_reference_with_other_widths(mu: float, bias: bool) -> None:
     assert_equal_to_reference(make(2, 3, 19, 4, width_prior=7, width_value=2, bias=bias), mu=mu, mask=prefix([19, 11], 19))
 
 
+@pytest.mark.usefixtures("way")
 def test_a_mask_may_have_holes() -> None:
     mask = torch.rand(6, 40) < 0.6
     mask[0], mask[1, :30], mask[2, -1], mask[3, 0] = False, False, True, False
@@ -84,15 +101,16 @@ def test_a_mask_may_have_holes() -> None:
 @pytest.mark.parametrize("entries", [1, 700, 5000])
 def test_the_size_of_the_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
     """One row a block; some rows, with a shorter last block; some samples of similar length a block."""
-    monkeypatch.setattr(cpu, "_BLOCK", entries)
+    monkeypatch.setattr(layout, "BLOCK", entries)
     mask = prefix([23, 22, 21, 9, 8, 8, 1], 23)
-    shapes = [(len(group.samples), group.length) for group in cpu.groups(mask, 7, 23, 2)]
+    shapes = [(len(group.samples), group.length) for group in layout.groups(mask, 7, 23, 2)]
     assert shapes == {1: [(1, n) for n in (23, 22, 21, 9, 8, 8, 1)], 700: [(1, 23), (1, 22), (1, 21), (3, 9), (1, 1)]}.get(
         entries, [(3, 23), (3, 9), (1, 1)]
     )
     assert_equal_to_reference(make(7, 2, 23, 5), mask=mask)
 
 
+@pytest.mark.usefixtures("way")
 def test_large_logits_neither_overflow_nor_vanish() -> None:
     arguments = make(2, 3, 21, 5)
     arguments["query"] *= 100
@@ -102,6 +120,7 @@ def test_large_logits_neither_overflow_nor_vanish() -> None:
     assert all(value.isfinite().all() for value in found.values())
 
 
+@pytest.mark.usefixtures("way")
 def test_logits_far_below_zero_at_every_real_key() -> None:
     """A hidden key has the logit zero before it is masked, which must not drown the real ones."""
     arguments = make(1, 2, 9, 3)
@@ -112,6 +131,7 @@ def test_logits_far_below_zero_at_every_real_key() -> None:
     assert run("cpu", arguments, torch.float32, mask=mask)["result"].isfinite().all()
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, 1e30])
 @pytest.mark.parametrize("dtype", [FLOAT64, torch.float32, torch.bfloat16])
 def test_junk_in_the_padding_reaches_nothing(junk: float, dtype: torch.dtype) -> None:
@@ -126,6 +146,7 @@ def test_junk_in_the_padding_reaches_nothing(junk: float, dtype: torch.dtype) ->
             assert not value.masked_select(~mask[:, None, :, None]).any(), name
 
 
+@pytest.mark.usefixtures("way")
 def test_gradcheck() -> None:
     arguments = make(3, 2, 6, 3, width_prior=2, width_value=4)
     names, mask = list(arguments), prefix([6, 4, 0], 6)
@@ -133,6 +154,14 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(
         lambda *tensors: predictive_attention(**dict(zip(names, tensors, strict=True)), mask=mask, backend="cpu"), leaves, fast_mode=True
     )
+
+
+def test_short_samples_store_their_map_and_long_ones_fold() -> None:
+    used = lambda length, whole: type(prediction.predict(x[..., :length], x[..., :length], weight, bias, scratch, whole))  # noqa: E731
+    x, weight, bias = torch.randn(2, 3, 99), torch.randn(2, 2, 3, 3), torch.randn(2)
+    scratch = layout.Scratch([], 2, 3, 2, x)
+    assert used(64, True) is prediction.Stored
+    assert used(64, False) is used(65, True) is prediction.Folded
 
 
 def test_one_sample_at_a_time_gives_the_same() -> None:
@@ -145,9 +174,10 @@ def test_one_sample_at_a_time_gives_the_same() -> None:
 
 # Relative error in the 2-norm, against the formula in float64 on the same rounded inputs.
 @pytest.mark.parametrize(("dtype", "budget"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-3), (torch.float16, 7e-4)])
-def test_error_budget(dtype: torch.dtype, budget: float) -> None:
-    arguments = {n: t.to(dtype).double() for n, t in make(3, 8, 100, 5).items()}
-    mask = prefix([100, 90, 31], 100)
+@pytest.mark.parametrize("length", [prediction.SHORT, 100])  # the longest that is stored, and one that is folded
+def test_error_budget(length: int, dtype: torch.dtype, budget: float) -> None:
+    arguments = {n: t.to(dtype).double() for n, t in make(3, 8, length, 5).items()}
+    mask = prefix([length, length - 10, 31], length)
     found, expected = run("cpu", arguments, dtype, mask=mask), run("reference", arguments, mask=mask)
     for name, value in found.items():
         assert value.dtype == dtype, name
@@ -189,6 +219,7 @@ def test_views_of_any_strides() -> None:
         torch.testing.assert_close(grad, expected[name], rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.usefixtures("way")
 def test_the_same_bits_twice() -> None:
     arguments, mask = make(3, 8, 90, 5), prefix([90, 88, 12], 90)
     first, second = (run("cpu", arguments, torch.float32, mask=mask) for _ in range(2))
@@ -277,7 +308,7 @@ def test_no_map_is_ever_stored(backend: str, share: float | None) -> None:
 
 def test_blocks_never_visit_what_lies_beyond_a_sample() -> None:
     mask = prefix([3, 500, 3, 3, 0], 500)
-    found = cpu.groups(mask, 5, 500, 8)
+    found = layout.groups(mask, 5, 500, 8)
     assert [(g.samples, g.length) for g in found] == [([1], 500), ([0, 2, 3], 3)]
 
 

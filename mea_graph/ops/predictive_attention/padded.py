@@ -30,8 +30,9 @@ def run_reference(
     def clean(x: Tensor) -> Tensor:
         return x.to(dtype) if padding is None else x.to(dtype).masked_fill(padding, 0)
 
-    arguments: list[Any] = [None if t is None else clean(t) if i < 5 else t.to(dtype) for i, t in enumerate(tensors)]
-    out = reference.predictive_attention(*arguments, mu=mu, mask=mask)
+    sequences: Any = [None if t is None else clean(t) for t in tensors[:5]]
+    parameters: Any = [None if t is None else t.to(dtype) for t in tensors[5:]]
+    out = reference.predictive_attention(*[*sequences, *parameters, mu, mask])
     return (out if padding is None else out.masked_fill(padding, 0)).to(value.dtype)
 
 
