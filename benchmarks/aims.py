@@ -35,7 +35,7 @@ def _times(what: str, case: str, rival: str, least: float) -> Aim:
 def _memory(what: str, case: str, rival: str, most: float) -> Aim:
     return Aim(
         f"{what}: share of the memory of {rival}",
-        f"at most {most:g}",
+        f"at most {most:.3g}",
         _quotient(case, "peak_bytes", "mea_graph", rival),
         lambda x: x <= most,
     )

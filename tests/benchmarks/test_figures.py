@@ -1,0 +1,69 @@
+"""What a suite's file becomes: rows, aims and figures that show what was measured."""
+
+import json
+
+import pytest
+
+from benchmarks import figures, report, results
+
+pytest.importorskip("matplotlib")
+STEP = "MEA, training step, MOSI, B 16, full padding"
+
+
+def entry(case, ours, curve=None, group="model", peaks=None, **rivals):
+    times = {n: {"median": t, "lower": 0.9 * t, "upper": 1.1 * t, "passes": 5} for n, t in rivals.items()}
+    info = {"key": case, "case": case, "dtype": "float32", "errors": {"mea_graph": 1e-7}, "rivals": times, "curve": curve, "load": [0.1]}
+    info |= {"samples": 16, "padding_share": 0.5, **({"peak_bytes": peaks} if peaks else {})}
+    return {"group": group, "extra_info": info, "stats": {"median": ours, "q1": 0.9 * ours, "q3": 1.1 * ours, "rounds": 5}}
+
+
+@pytest.fixture
+def suite(tmp_path):
+    head = {"device": "Processor X", "threads": 1, "cores": 2, "load": [0.5], "date": "2026-01-02 03:04", "python": "3.11", "torch": "2.13"}
+    cases = [entry(STEP, 0.5, MulT=1.5, peaks={"mea_graph": 10**8, "MulT": 4 * 10**8})]
+    cases += [entry(f"growth {n}", n / 1e3, ["steps", "T", n], MulT=n / 500) for n in (125, 250)]
+    found = {"benchmarks": cases, "machine_info": head, "datetime": "2026-01-02 03:04", "absent": {"ALMT": "not published"}, "minutes": 3}
+    path = tmp_path / "quick-1-thread-2026-01-02.json"
+    path.write_text(json.dumps(found | {"command": "make bench THREADS=1"}))
+    return path
+
+
+def test_a_suite_becomes_rows_aims_and_figures(suite):
+    text = report.page([suite])
+    assert "| training step, full padding: times faster than MulT | at least 2 | 3.00 | yes |" in text
+    assert "| training step, full padding: share of the memory of MulT | at most 0.333 | 0.25 | yes |" in text
+    assert "| | MulT | 10.7 | 1500.00 (1350.00-1650.00) | 3.00 (2.45-3.67) | 400.0 |" in text.replace("|  |", "| |")
+    assert "ALMT (not published)" in text
+    assert "figures/performance-quick-1-thread-throughput.svg" in text
+
+
+def test_a_full_run_takes_the_place_of_a_quick_one(suite, tmp_path):
+    full = tmp_path / "full-1-thread-2026-01-01.json"
+    full.write_text(suite.read_text().replace("make bench ", "make bench-full "))
+    text = report.page([suite, full])
+    assert "`make bench-full THREADS=1`" in text
+    assert "`make bench THREADS=1`" not in text
+
+
+def test_every_figure_of_the_page_is_drawn_and_the_same_when_drawn_again(suite, tmp_path):
+    newest = {suite.stem[:-11]: results.load(suite)}
+    for folder in ("one", "two"):
+        figures.draw(newest, tmp_path / folder)
+    drawn = sorted(p.name for p in (tmp_path / "one").iterdir())
+    assert drawn == sorted(figures.file_name("quick-1-thread", key) for key, _ in figures.captions(newest["quick-1-thread"]["runs"][0]))
+    assert len(drawn) == 3  # throughput, memory, one curve
+    for name in drawn:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_curve_has_a_line_for_every_contender(suite, tmp_path):
+    run = results.load(suite)["runs"][0]
+    points = figures._points(run, "steps")
+    assert [c["curve"][2] for c in points] == [125, 250]
+    assert [c["contenders"]["MulT"]["median"] for c in points] == [0.25, 0.5]
+
+
+def test_every_figure_that_the_committed_page_shows_is_committed():
+    text = report.PAGE.read_text(encoding="utf-8")
+    for part in text.split("](figures/")[1:]:
+        assert (report.PAGE.parent / "figures" / part.split(")")[0]).is_file()

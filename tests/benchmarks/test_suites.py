@@ -1,0 +1,120 @@
+"""The suites' cases: what they time is right, what is missing is said, and a wrong result is not timed."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import compare, models, op_cases, rivals, samples
+from benchmarks.catalogue import SUITES
+from mea_graph.ops import predictive_attention
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import sys, torch
+from benchmarks import catalogue, op_cases
+wrong = op_cases.predictive([3, 2], 3)
+wrong = wrong._replace(contenders={**wrong.contenders, "mea_graph": lambda: [2 * t for t in wrong.contenders["eager formula"]()]})
+catalogue.SUITES["ops"] = {"wrong": catalogue.Entry(lambda: wrong, lambda: wrong)}
+import pytest
+sys.exit(pytest.main(["benchmarks/bench_ops.py", "-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["full padding", "true lengths", "one long clip"])
+def test_samples_have_the_lengths_they_claim(kind):
+    shape = samples.SHAPES["MOSI"]
+    batch = samples.draw(shape, 16, kind)
+    for m, longest in shape.longest.items():
+        lengths = batch.lengths[m]
+        assert batch.mask[m].sum(1).tolist() == lengths
+        assert torch.equal(batch.padded[m][batch.mask[m]], batch.x_dict[m])
+        assert not batch.padded[m][~batch.mask[m]].any()
+        assert batch.batch_dict[m].bincount(minlength=16).tolist() == lengths
+        assert (max(lengths) == longest) == (kind != "true lengths")
+        if kind != "full padding":
+            assert sum(lengths) / 16 == pytest.approx(shape.mean[m], rel=0.05)
+    assert (batch.padding_share == 0) == (kind == "full padding")
+
+
+def test_trimming_leaves_the_samples_as_they_are():
+    batch = samples.draw(samples.SHAPES["MOSI"], 4, "true lengths")
+    trimmed = batch.trimmed()
+    for m, lengths in batch.lengths.items():
+        assert trimmed.padded[m].shape[1] == max(lengths) < batch.padded[m].shape[1]
+        assert torch.equal(trimmed.padded[m][trimmed.mask[m]], batch.x_dict[m])
+
+
+def test_shapes_without_known_means_have_no_true_lengths():
+    with pytest.raises(ValueError, match="full padding"):
+        samples.draw(samples.SHAPES["MOSEI"], 2, "true lengths")
+
+
+def test_the_truth_of_the_layers_is_computed_by_the_references(monkeypatch):
+    asked = []
+
+    def spy(*args, backend="auto", **kwargs):
+        asked.append(backend)
+        return predictive_attention(*args, backend=backend, **kwargs)
+
+    monkeypatch.setattr(models.predictive_self_attention, "predictive_attention", spy)
+    case = models.tiny("train")
+    case.errors()
+    assert {"reference", "auto"} <= set(asked)
+    assert len(asked) % 2 == 0
+    assert asked.count("reference") == len(asked) / 2
+
+
+def test_a_training_step_changes_no_weight_and_computes_every_gradient():
+    network = models.mea()
+    batch = samples.of_lengths({m: [3, 2] for m in samples.CHANNELS}, dict.fromkeys(samples.CHANNELS, 3))
+    before = [p.clone() for p in network.parameters()]
+    loss = models.passes_of_mea(network, batch, "train")()
+    assert math.isfinite(loss[0].item())
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_every_backend_that_takes_the_input_is_timed():
+    case = op_cases.predictive([4, 2], 4)
+    assert case.about["auto"] == "cpu"
+    assert {"mea_graph", "eager formula"} <= set(case.contenders)
+    assert "eager formula" not in op_cases.predictive([4], 4, eager=False).contenders
+    assert max(case.errors().values()) < 1e-5
+
+
+def test_a_rival_that_is_not_there_is_named_with_the_reason(monkeypatch):
+    def refuse(name, *_):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(rivals.importlib, "import_module", refuse)
+    found = rivals.absent()
+    assert set(rivals.NOTES) <= set(found)
+    assert "make rivals" in found["MulT"]
+    assert rivals.available() == []
+    assert list(models.case(samples.Shape({"text": 3, "audio": 3, "vision": 3}), "", 2, "full padding", "train", ("MulT",)).contenders) == [
+        "mea_graph"
+    ]
+
+
+def test_keys_are_told_apart_and_the_ten_minutes_cover_every_suite():
+    for suite in SUITES.values():
+        assert any(entry.quick for entry in suite.values())
+    assert {(suite, key) for suite, key in compare.SELECTION} <= {(s, k) for s, suite in SUITES.items() for k in suite}
+
+
+@pytest.mark.parametrize("options", [["--benchmark-disable"], ["--benchmark-json={folder}/out.json"]])
+def test_a_suite_times_nothing_that_is_wrong(tmp_path, options):
+    command = [sys.executable, "-c", PROGRAM, *(o.format(folder=tmp_path) for o in options)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "so nothing is timed" in done.stdout
+    assert not (tmp_path / "out.json").exists() or '"benchmarks": []' in (tmp_path / "out.json").read_text()
+
+
+def test_compare_names_a_ref_that_does_not_exist(tmp_path):
+    with pytest.raises(SystemExit, match="no-such-ref"):
+        compare.trees("no-such-ref", tmp_path)
