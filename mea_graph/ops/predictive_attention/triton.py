@@ -19,34 +19,41 @@ from mea_graph.ops.library import register
 _INSTALLED = importlib.util.find_spec("triton") is not None
 _HALF = (torch.bfloat16, torch.float16)
 _WIDEST, _WIDEST_FOLDED = 64, 256  # columns that a tile of queries and one of folded queries may have
-_FOLD_ROWS, _UNFOLD_ROWS = 64, 32
+_FOLD_ROWS, _UNFOLD_ROWS = 32, 32
 _PROGRAMS = 512  # the loop over queries is split by heads into at least so many programs, to fill the largest GPUs
 
 
 class Tiles(NamedTuple):
-    """How a loop is cut: rows are queries, columns are keys."""
+    """How a loop is cut."""
 
-    rows: int
-    columns: int
+    rows: int  # queries
+    columns: int  # keys
+    chunk: int  # channels of the folded width that are multiplied at once
     warps: int
     stages: int
 
 
-# By kernel, precision and whether the folded width 3 K D is at most 128. Chosen so that nothing spills on sm_80 and sm_90, and so that
-# shared memory stays below 99 KiB (sm_86, sm_89): see tests/ops/triton/test_compiled.py.
-TILES = {
-    ("forward", "half", True): Tiles(64, 64, 4, 2),
-    ("forward", "half", False): Tiles(64, 64, 4, 2),
-    ("forward", "float", True): Tiles(64, 32, 4, 2),
-    ("forward", "float", False): Tiles(64, 32, 8, 1),
-    ("query", "half", True): Tiles(64, 64, 4, 2),
-    ("query", "half", False): Tiles(64, 64, 8, 1),
-    ("query", "float", True): Tiles(64, 32, 8, 1),
-    ("query", "float", False): Tiles(64, 32, 8, 1),
-    ("key", "half", True): Tiles(64, 64, 4, 2),
-    ("key", "half", False): Tiles(64, 64, 8, 1),
-    ("key", "float", True): Tiles(32, 64, 8, 1),
-    ("key", "float", False): Tiles(32, 64, 8, 1),
+# By loop, precision and whether the tiles are narrow: heads of at most 16 channels, and a folded width 3 K D of at most 128. Chosen so that
+# nothing spills, and so that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89): see
+# tests/ops/triton/test_compiled.py.
+HOPPER = {
+    ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2),
+    ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
+    ("forward", "float", "narrow"): Tiles(64, 32, 32, 4, 2),
+    ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1),
+    ("query", "half", "narrow"): Tiles(64, 32, 128, 4, 2),
+    ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1),
+    ("query", "float", "narrow"): Tiles(64, 32, 32, 4, 1),
+    ("query", "float", "wide"): Tiles(16, 16, 32, 4, 1),
+    ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 2),
+    ("key", "half", "wide"): Tiles(16, 32, 64, 4, 1),
+    ("key", "float", "narrow"): Tiles(16, 64, 32, 4, 1),
+    ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1),
+}
+AMPERE = HOPPER | {
+    ("query", "float", "narrow"): Tiles(32, 16, 32, 4, 1),
+    ("key", "half", "narrow"): Tiles(16, 64, 128, 4, 2),
+    ("key", "float", "narrow"): Tiles(16, 32, 32, 4, 1),
 }
 
 
@@ -69,9 +76,9 @@ def refuse(
     if query.device.type == "cuda":
         if torch.version.hip is not None:
             return "the kernels are made for NVIDIA GPUs"
-        capability = torch.cuda.get_device_capability(query.device)
-        if capability < (8, 0):
-            return f"the GPU's compute capability is {'.'.join(map(str, capability))}, below 8.0"
+        major, minor = _capability(query)
+        if major < 8:
+            return f"the GPU's compute capability is {major}.{minor}, below 8.0"
     elif not (query.device.type == "cpu" and _interpreted()):
         return f"the tensors are on {query.device.type}, not on cuda"
     for name, tensor in _named(query, key, value, prior_query, prior_key, weight, bias).items():
@@ -88,6 +95,10 @@ def refuse(
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _capability(x: Tensor) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)  # interpreted, as the newest
 
 
 def _named(
@@ -119,9 +130,8 @@ class _Call:
         self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
         self.tiles = {"WIDTH": _power_of_2(self.width), "VALUE_WIDTH": _power_of_2(self.value_width)}
         self.tiles["FOLDED"] = _power_of_2(3 * self.heads * self.prior_width)
-        self.flags = {"HAS_MASK": mask is not None}
-        self.loop_flags: dict[str, Any] = self.flags | {"HAS_BIAS": bias is not None, "EXACT": self.dtype == torch.float32}
-        self.loop_flags["PRECISION"] = "tf32x3" if self.dtype == torch.float32 else "ieee"
+        self.flags: dict[str, Any] = {"HAS_MASK": mask is not None}
+        self.loop_flags = self.flags | {"HAS_BIAS": bias is not None, "EXACT": self.dtype == torch.float32}
 
     def copies(self, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
         """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
@@ -143,16 +153,18 @@ class _Call:
         predictive_attention_fold_kernel[(self.steps_padded // _FOLD_ROWS, self.batch * (self.heads + 1))](
             *strided, self.weight, self.mask, self.lengths, self.value if out is None else out, grad, *grad.stride()[:3], *copies.values(),
             self.heads, self.steps, self.steps_padded, self.width, self.value_width, self.prior_width, self.prior_scale,
-            **self.flags, **self.tiles, BACKWARD=backward, ROWS=_FOLD_ROWS, BLOCK=BLOCK, num_warps=4,
+            **self.flags, **self.tiles, BACKWARD=backward, ROWS=_FOLD_ROWS, BLOCK=BLOCK, num_warps=8,
         )  # fmt: skip
         return copies
 
     def loop(self, name: str) -> tuple[Tiles, dict[str, Any]]:
         """How a loop is cut, and its compile-time arguments."""
         kind = "float" if self.dtype == torch.float32 else "half"
-        tiles = TILES[name, kind, self.tiles["FOLDED"] <= 128]
-        sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns, "num_warps": tiles.warps, "num_stages": tiles.stages}
-        return tiles, self.loop_flags | self.tiles | sizes
+        narrow = max(self.tiles["WIDTH"], self.tiles["VALUE_WIDTH"]) <= 16 and self.tiles["FOLDED"] <= 128
+        table = HOPPER if _capability(self.query) >= (9, 0) else AMPERE
+        tiles = table[name, kind, "narrow" if narrow else "wide"]
+        sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns, "CHUNK": min(tiles.chunk, self.tiles["FOLDED"])}
+        return tiles, self.loop_flags | self.tiles | sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages}
 
     def empty(self, width: str, per_head: bool = True) -> Tensor:
         heads = self.heads if per_head else 1
@@ -241,7 +253,7 @@ def _backward(
             call.prior_query, *call.prior_query.stride()[:3], call.weight, call.mask, call.lengths,
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
             call.heads, groups, call.steps, call.steps_padded, call.prior_width, call.prior_scale,
-            **call.flags, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS, num_warps=4,
+            **call.flags, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS, num_warps=8,
         )  # fmt: skip
         used = weight_parts.sum(0)[..., : call.heads * call.prior_width]
         d_weight.copy_(used.unflatten(3, (call.heads, call.prior_width)).sum(4).movedim(3, 1))
@@ -297,7 +309,12 @@ _BACKWARD = register(
     _fake_backward,
 )
 _FORWARD = register(
-    "predictive_attention_triton", f"({_TENSORS}, float mu) -> (Tensor, Tensor)", _forward, _fake_forward, _setup_context, _autograd
+    "predictive_attention_triton",
+    f"({_TENSORS}, float mu) -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    _setup_context,
+    _autograd,
 )
 
 

@@ -129,7 +129,7 @@ def predictive_attention_bwd_fold_kernel(
     at = sample * prior_query_b + rows[:, None].to(tl.int64) * prior_query_t + (other * prior_query_h + channel)[None, :]
     for head in range(heads):
         part = folded_query_grad + (sample * heads + head) * steps_padded * FOLDED
-        for y in tl.static_range(3):
+        for y in range(3):  # not unrolled, which would keep all loads in registers at once
             inside = (rows < length)[:, None] & used[None, :]
             here = tl.load(part + rows[:, None] * FOLDED + (y * all_heads + columns)[None, :], mask=inside, other=0.0)
             for x in tl.static_range(3):
@@ -146,7 +146,7 @@ def predictive_attention_bwd_fold_kernel(
     key_grads = tl.zeros([ROWS, CHANNELS], tl.float32)
     for group in range(groups):
         part = folded_key_grad + (sample * groups + group) * steps_padded * FOLDED
-        for y in tl.static_range(3):
+        for y in range(3):
             takers = rows - (y - 1)
             inside = ((takers >= 0) & (takers < length))[:, None] & used[None, :]
             key_grads += tl.load(part + takers[:, None] * FOLDED + (y * all_heads + columns)[None, :], mask=inside, other=0.0)

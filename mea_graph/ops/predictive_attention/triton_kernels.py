@@ -69,6 +69,45 @@ def _tile(source, rows, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _halves(x):
+    """A float32 as the sum of two that tf32 holds: the first 10 bits of the mantissa, and the rest."""
+    high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+    return high, x - high
+
+
+@triton.jit
+def _add_dot(total, left, right, EXACT: tl.constexpr):
+    """total + left @ right; float32 as three tf32 products, whose error is that of float32.
+
+    By hand, since `input_precision="tf32x3"` also guards against NaN with a second accumulator, for which there are no registers.
+    """
+    if EXACT:
+        left_high, left_low = _halves(left)
+        right_high, right_low = _halves(right)
+        total = tl.dot(left_low, right_high, total, input_precision="tf32")
+        total = tl.dot(left_high, right_low, total, input_precision="tf32")
+        return tl.dot(left_high, right_high, total, input_precision="tf32")
+    return tl.dot(left.to(right.dtype), right, total)
+
+
+@triton.jit
+def _dot(left, right, EXACT: tl.constexpr):
+    return _add_dot(tl.zeros([left.shape[0], right.shape[1]], tl.float32), left, right, EXACT)
+
+
+@triton.jit
+def _folded_dot(left, left_rows, right, right_rows, FOLDED: tl.constexpr, CHUNK: tl.constexpr, EXACT: tl.constexpr):
+    """left @ right^T, loaded a few channels at a time: in float32 a whole operand, in two halves, does not fit into the registers."""
+    product = tl.zeros([left_rows.shape[0], right_rows.shape[0]], tl.float32)
+    for start in range(0, FOLDED, CHUNK):
+        channels = start + tl.arange(0, CHUNK)[None, :]
+        one = tl.load(left + left_rows[:, None] * FOLDED + channels)
+        other = tl.load(right + right_rows[:, None] * FOLDED + channels)
+        product = _add_dot(product, one, tl.trans(other), EXACT)
+    return product
+
+
+@triton.jit
 def _store_tile(target, rows, steps_total, tile, width, WIDTH: tl.constexpr):
     """Into the caller's tensor, whose rows are `width` long."""
     columns = tl.arange(0, WIDTH)[None, :]
@@ -82,26 +121,29 @@ def predictive_attention_fwd_kernel(
     out, inner, outer,
     heads, steps_total, steps_padded, value_width, scale, mu,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Program (t, b heads + o): a block of rows of one head. `scale` has log2(e) in it."""
     pair = tl.program_id(1).to(tl.int64)
     sample = pair // heads
     length = sample_length(lengths, sample, steps_total, HAS_MASK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    out += pair * steps_total * value_width
     if tl.program_id(0) * ROWS >= length:
-        _store_tile(out, rows, steps_total, tl.zeros([ROWS, VALUE_WIDTH], tl.float32), value_width, VALUE_WIDTH)
+        nothing = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+        _store_tile(out + pair * steps_total * value_width, rows, steps_total, nothing, value_width, VALUE_WIDTH)
         tl.store(inner + pair * steps_total + rows, tl.zeros([ROWS], tl.float32), mask=rows < steps_total)
         tl.store(outer + pair * steps_total + rows, tl.zeros([ROWS], tl.float32), mask=rows < steps_total)
         return
 
+    tl.assume(length > 0)
     key += pair * steps_padded * WIDTH
     value += pair * steps_padded * VALUE_WIDTH
     folded_key += sample * steps_padded * FOLDED
     queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
-    folded_queries = _tile(folded_query + pair * steps_padded * FOLDED, rows, FOLDED)
+    folded_query += pair * steps_padded * FOLDED
+    if CHUNK == FOLDED:
+        folded_queries = _tile(folded_query, rows, FOLDED)
     offset = 0.0
     if HAS_BIAS:
         offset = tl.load(bias + pair % heads).to(tl.float32)
@@ -111,7 +153,7 @@ def predictive_attention_fwd_kernel(
     for start in range(0, length, COLUMNS):  # statistics of the inner softmax
         columns = start + tl.arange(0, COLUMNS)
         real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)
-        logits = tl.dot(queries, tl.trans(_tile(key, columns, WIDTH)), input_precision=PRECISION) * scale
+        logits = _dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale
         logits = tl.where(real[None, :], logits, -float("inf"))
         higher = tl.maximum(top, tl.max(logits, 1))
         total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(logits - higher[:, None]), 1)
@@ -124,9 +166,12 @@ def predictive_attention_fwd_kernel(
     for start in range(0, length, COLUMNS):  # the outer softmax, its maximum found on the way, times V
         columns = start + tl.arange(0, COLUMNS)
         real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)
-        logits = tl.dot(queries, tl.trans(_tile(key, columns, WIDTH)), input_precision=PRECISION) * scale
+        logits = _dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale
         share = tl.exp2(logits - inner_rows[:, None])
-        folded = tl.dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), input_precision=PRECISION) + offset
+        if CHUNK == FOLDED:
+            folded = _dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), EXACT) + offset
+        else:
+            folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT) + offset
         mixed = (mu * LOG2_E) * _gelu(folded, EXACT) + ((1.0 - mu) * LOG2_E) * share
         mixed = tl.where(real[None, :], mixed, -float("inf"))
         higher = tl.maximum(top, tl.max(mixed, 1))
@@ -134,12 +179,12 @@ def predictive_attention_fwd_kernel(
         weights = tl.exp2(mixed - higher[:, None])
         total = total * shrink + tl.sum(weights, 1)
         values = _tile(value, columns, VALUE_WIDTH)
-        sums = sums * shrink[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+        sums = _add_dot(sums * shrink[:, None], weights, values, EXACT)
         top = higher
 
     real = real_steps(mask, sample, rows, length, steps_total, HAS_MASK)
     sums = tl.where(real[:, None], sums / total[:, None], 0.0)
-    _store_tile(out, rows, steps_total, sums, value_width, VALUE_WIDTH)
+    _store_tile(out + pair * steps_total * value_width, rows, steps_total, sums, value_width, VALUE_WIDTH)
     tl.store(inner + pair * steps_total + rows, inner_rows, mask=rows < steps_total)
     tl.store(outer + pair * steps_total + rows, top + tl.log2(total), mask=rows < steps_total)
 
@@ -150,8 +195,8 @@ def predictive_attention_bwd_query_kernel(
     query_grad, folded_query_grad, bias_parts, inner_delta,
     heads, steps_total, steps_padded, width, scale, mu,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Program (t, b heads + o): gradients of a block of queries and folded queries, and g = rowsum(p o dz) for the other loop.
 
@@ -162,18 +207,20 @@ def predictive_attention_bwd_query_kernel(
     sample = pair // heads
     length = sample_length(lengths, sample, steps_total, HAS_MASK)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    query_grad += pair * steps_total * width
-    bias_parts += pair * tl.num_programs(0) + tl.program_id(0)
     if tl.program_id(0) * ROWS >= length:
-        _store_tile(query_grad, rows, steps_total, tl.zeros([ROWS, WIDTH], tl.float32), width, WIDTH)
-        tl.store(bias_parts, 0.0)
+        nothing = tl.zeros([ROWS, WIDTH], tl.float32)
+        _store_tile(query_grad + pair * steps_total * width, rows, steps_total, nothing, width, WIDTH)
+        tl.store(bias_parts + pair * tl.num_programs(0) + tl.program_id(0), 0.0)
         return
 
+    tl.assume(length > 0)
     key += pair * steps_padded * WIDTH
     value += pair * steps_padded * VALUE_WIDTH
     folded_key += sample * steps_padded * FOLDED
     queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
-    folded_queries = _tile(folded_query + pair * steps_padded * FOLDED, rows, FOLDED)
+    folded_query += pair * steps_padded * FOLDED
+    if CHUNK == FOLDED:
+        folded_queries = _tile(folded_query, rows, FOLDED)
     grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
     offset = 0.0
     if HAS_BIAS:
@@ -192,31 +239,37 @@ def predictive_attention_bwd_query_kernel(
         columns = start + tl.arange(0, COLUMNS)
         real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)[None, :]
         keys = _tile(key, columns, WIDTH)
-        logits = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * scale - inner_rows[:, None]
+        logits = _dot(queries, tl.trans(keys), EXACT) * scale - inner_rows[:, None]
         share = tl.exp2(tl.where(real, logits, -float("inf")))
-        folded_keys = _tile(folded_key, columns, FOLDED)
-        folded = tl.dot(folded_queries, tl.trans(folded_keys), input_precision=PRECISION) + offset
+        if CHUNK == FOLDED:
+            folded_keys = _tile(folded_key, columns, FOLDED)
+            folded = _dot(folded_queries, tl.trans(folded_keys), EXACT) + offset
+        else:
+            folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT) + offset
         gelu, slope = _gelu_and_slope(folded, EXACT)
         mixed = (mu * LOG2_E) * gelu + ((1.0 - mu) * LOG2_E) * share - outer_rows[:, None]
         weights = tl.exp2(tl.where(real, mixed, -float("inf")))
-        products = tl.dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), input_precision=PRECISION)
+        products = _dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), EXACT)
         mixed_grads = weights * (products - delta_rows[:, None])
         shared_grads = share * mixed_grads
         inner_deltas += tl.sum(shared_grads, 1)
-        weighted += tl.dot(shared_grads.to(keys.dtype), keys, input_precision=PRECISION)
-        mean_keys += tl.dot(share.to(keys.dtype), keys, input_precision=PRECISION)
+        weighted = _add_dot(weighted, shared_grads, keys, EXACT)
+        mean_keys = _add_dot(mean_keys, share, keys, EXACT)
         mixed_grads *= mu * slope
         bias_grads += tl.sum(mixed_grads, 1)
-        folded_grads += tl.dot(mixed_grads.to(folded_keys.dtype), folded_keys, input_precision=PRECISION)
+        if CHUNK != FOLDED:
+            folded_keys = _tile(folded_key, columns, FOLDED)
+        folded_grads = _add_dot(folded_grads, mixed_grads, folded_keys, EXACT)
 
     # ln 2 takes the log2(e) out of `scale` again.
     query_grads = (weighted - inner_deltas[:, None] * mean_keys) * ((1.0 - mu) * scale * LN_2)
     real = real_steps(mask, sample, rows, length, steps_total, HAS_MASK)
-    _store_tile(query_grad, rows, steps_total, tl.where(real[:, None], query_grads, 0.0), width, WIDTH)
+    query_grads = tl.where(real[:, None], query_grads, 0.0)
+    _store_tile(query_grad + pair * steps_total * width, rows, steps_total, query_grads, width, WIDTH)
     folded_query_grad += pair * steps_padded * FOLDED
     tl.store(folded_query_grad + rows[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads)
     tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)
-    tl.store(bias_parts, tl.sum(bias_grads, 0))
+    tl.store(bias_parts + pair * tl.num_programs(0) + tl.program_id(0), tl.sum(bias_grads, 0))
 
 
 @triton.jit
@@ -225,8 +278,8 @@ def predictive_attention_bwd_key_kernel(
     key_grad, value_grad, folded_key_grad,
     heads, groups, steps_total, steps_padded, width, value_width, scale, mu,
     HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, EXACT: tl.constexpr,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Program (t, b groups + g): gradients of a block of keys and values for a group of heads, one head after the other.
 
@@ -247,8 +300,12 @@ def predictive_attention_bwd_key_kernel(
             _store_tile(value_grad + at * value_width, columns, steps_total, nothing, value_width, VALUE_WIDTH)
         return
 
+    tl.assume(length > 0)
+    tl.assume(last > first)
     real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)[:, None]
-    folded_keys = _tile(folded_key + sample * steps_padded * FOLDED, columns, FOLDED)
+    folded_key += sample * steps_padded * FOLDED
+    if CHUNK == FOLDED:
+        folded_keys = _tile(folded_key, columns, FOLDED)
     folded_grads = tl.zeros([COLUMNS, FOLDED], tl.float32)
     for head in range(first, last):
         pair = sample * heads + head
@@ -267,21 +324,27 @@ def predictive_attention_bwd_key_kernel(
             delta_rows = tl.load(delta + pair * steps_padded + rows, mask=inside, other=0.0)
             inner_deltas = tl.load(inner_delta + pair * steps_padded + rows, mask=inside, other=0.0)
             queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
-            logits = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * scale - inner_rows[None, :]
+            logits = _dot(keys, tl.trans(queries), EXACT) * scale - inner_rows[None, :]
             share = tl.exp2(tl.where(real, logits, -float("inf")))
-            folded_queries = _tile(folded_query + pair * steps_padded * FOLDED, rows, FOLDED)
-            folded = tl.dot(folded_keys, tl.trans(folded_queries), input_precision=PRECISION) + offset
+            folded_rows = folded_query + pair * steps_padded * FOLDED
+            if CHUNK == FOLDED:
+                folded_queries = _tile(folded_rows, rows, FOLDED)
+                folded = _dot(folded_keys, tl.trans(folded_queries), EXACT) + offset
+            else:
+                folded = _folded_dot(folded_key, columns, folded_rows, rows, FOLDED, CHUNK, EXACT) + offset
             gelu, slope = _gelu_and_slope(folded, EXACT)
             mixed = (mu * LOG2_E) * gelu + ((1.0 - mu) * LOG2_E) * share - outer_rows[None, :]
             weights = tl.exp2(tl.where(real, mixed, -float("inf")))
             grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
-            value_grads += tl.dot(weights.to(grads.dtype), grads, input_precision=PRECISION)
-            products = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+            value_grads = _add_dot(value_grads, weights, grads, EXACT)
+            products = _dot(values, tl.trans(grads), EXACT)
             mixed_grads = weights * (products - delta_rows[None, :])
             logit_grads = share * (mixed_grads - inner_deltas[None, :])
-            key_grads += tl.dot(logit_grads.to(queries.dtype), queries, input_precision=PRECISION)
+            key_grads = _add_dot(key_grads, logit_grads, queries, EXACT)
             mixed_grads *= mu * slope
-            folded_grads += tl.dot(mixed_grads.to(folded_queries.dtype), folded_queries, input_precision=PRECISION)
+            if CHUNK != FOLDED:
+                folded_queries = _tile(folded_rows, rows, FOLDED)
+            folded_grads = _add_dot(folded_grads, mixed_grads, folded_queries, EXACT)
         # ln 2 takes the log2(e) out of `scale` again.
         key_grads *= (1.0 - mu) * scale * LN_2
         _store_tile(key_grad + pair * steps_total * width, columns, steps_total, key_grads, width, WIDTH)
