@@ -29,6 +29,10 @@ No figure: no kernel of the library has run on a GPU yet. Without one, Triton's 
 numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine with a GPU, `python -m benchmarks.gpu_check` checks every
 kernel against float64, times it beside its rivals and writes the file that this page is made of.
 """
+CLOCKS = {
+    "processor time": "those that the processor spent on the one thread, so that other programs on the machine count little",
+    "wall time": "those of the clock on the wall",
+}
 MODELS = """
 All models read the same samples: random features of MOSI's widths (text 768, audio 5, vision 20) and lengths (at most 50 / 375 / 500
 steps). A training step is: zero the gradients, forward, the model's own loss, backward, Adam. No time has a text encoder in it: each
@@ -104,7 +108,7 @@ def _suite(run: dict[str, Any], command: str, name: str) -> str:
 
     of = lambda suite: [c for c in run["cases"] if c["suite"] == suite and not c["curve"]]  # noqa: E731
     lines = _heading(run, command, "The suites: ")
-    lines += [f"Took {run['minutes']:.0f} minutes.\n", *_aims(run, SUITE_AIMS)]
+    lines += [f"Took {run['minutes']:.0f} minutes. Times are {CLOCKS[run['clock']]}.\n", *_aims(run, SUITE_AIMS)]
     if of("model"):
         lines += ["### Whole models", MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""]
         lines += [f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else []

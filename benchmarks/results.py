@@ -14,7 +14,13 @@ def load(path: Path) -> dict[str, Any]:
     found = json.loads(path.read_text(encoding="utf-8"))
     if "benchmarks" not in found:
         return found
-    run = {**found["machine_info"], "date": found["datetime"], "absent": found["absent"], "minutes": found["minutes"]}
+    run = {
+        **found["machine_info"],
+        "date": found["datetime"],
+        "absent": found["absent"],
+        "minutes": found["minutes"],
+        "clock": found["clock"],
+    }
     return {"command": found["command"], "runs": [{**run, "cases": [_case(one) for one in found["benchmarks"]]}]}
 
 

@@ -22,7 +22,14 @@ def suite(tmp_path):
     head = {"device": "Processor X", "threads": 1, "cores": 2, "load": [0.5], "date": "2026-01-02 03:04", "python": "3.11", "torch": "2.13"}
     cases = [entry(STEP, 0.5, MulT=1.5, peaks={"mea_graph": 10**8, "MulT": 4 * 10**8})]
     cases += [entry(f"growth {n}", n / 1e3, ["steps", "T", n], MulT=n / 500) for n in (125, 250)]
-    found = {"benchmarks": cases, "machine_info": head, "datetime": "2026-01-02 03:04", "absent": {"ALMT": "not published"}, "minutes": 3}
+    found = {
+        "benchmarks": cases,
+        "machine_info": head,
+        "datetime": "2026-01-02 03:04",
+        "absent": {"ALMT": "not published"},
+        "minutes": 3,
+        "clock": "wall time",
+    }
     path = tmp_path / "quick-1-thread-2026-01-02.json"
     path.write_text(json.dumps(found | {"command": "make bench THREADS=1"}))
     return path
