@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.conv import MessagePassing
 
 from mea_graph.nn._sequences import check_sizes
-from mea_graph.ops import edge_attention
+from mea_graph.ops import InEdges, edge_attention
 
 _ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "none": lambda x: x}
 
@@ -33,7 +33,8 @@ class GraphFusionConv(MessagePassing):
         activation: :math:`\sigma`: "sigmoid" (the paper's), "relu" or "none".
 
     Shape:
-        - x: :math:`(N, C_{in})`, or a pair :math:`((N_s, C_{in}), (N_t, C_{in}))` for a bipartite graph; edge_index: :math:`(2, E)`, int64
+        - x: :math:`(N, C_{in})`, or a pair :math:`((N_s, C_{in}), (N_t, C_{in}))` for a bipartite graph
+        - edge_index: :math:`(2, E)`, int64, or what `mea_graph.ops.sort_edges` makes of it (sooner done on a graph that stays the same)
         - result: :math:`(N_t, H C_{out})`, or :math:`(N_t, C_{out})` without `concat`;
           with `return_attention_weights` also :math:`(edge\_index, \xi)`, :math:`\xi` being :math:`(E, H)`
 
@@ -74,7 +75,7 @@ class GraphFusionConv(MessagePassing):
         for parameter in (self.score_dst, self.score_src, self.score_bias):
             nn.init.uniform_(parameter, -bound, bound)
 
-    def forward(self, x: Tensor | tuple[Tensor, Tensor], edge_index: Tensor, return_attention_weights: bool = False):
+    def forward(self, x: Tensor | tuple[Tensor, Tensor], edge_index: Tensor | InEdges, return_attention_weights: bool = False):
         """Returns the new features of the destination nodes."""
         pair = x if isinstance(x, tuple) else (x, x)
         for name, part in zip(("x", "x[1]"), pair, strict=True):
@@ -83,6 +84,11 @@ class GraphFusionConv(MessagePassing):
         turned = self.flow == "target_to_source"
         if turned and isinstance(x, tuple):
             raise ValueError('x: expected one tensor with flow="target_to_source", got a pair; turn edge_index and the pair round instead')
+        edges = edge_index
+        if turned:
+            if isinstance(edge_index, InEdges):
+                raise ValueError('edge_index: expected (2, E) with flow="target_to_source", got sorted edges; turn them before sorting')
+            edges = edge_index.flip(0)
         source = self.lin(pair[0]).view(-1, self.heads, self.out_channels)  # (N_s, H, C)
         # q^T [W h_i, W h_j] = (q_1^T W) h_i + (q_2^T W) h_j: two narrow products with h instead of passes over W h.
         halves = torch.stack([self.score_dst, self.score_src], 1) @ self.lin.weight.view(self.heads, self.out_channels, -1)
@@ -91,7 +97,7 @@ class GraphFusionConv(MessagePassing):
         else:
             score_dst, score_src = F.linear(pair[1], halves[:, 0]), F.linear(pair[0], halves[:, 1])  # (N_t, H) and (N_s, H)
         score_dst = score_dst + self.score_bias
-        out, weights = edge_attention(source, score_dst, score_src, edge_index.flip(0) if turned else edge_index)
+        out, weights = edge_attention(source, score_dst, score_src, edges)
         out = _ACTIVATIONS[self.activation](out.flatten(1) if self.concat else out.mean(1))
         return (out, (edge_index, weights)) if return_attention_weights else out
 

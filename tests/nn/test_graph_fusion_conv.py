@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 
 from mea_graph.nn import GraphFusionConv
+from mea_graph.ops import sort_edges
 
 C_IN, C_OUT, N = 4, 3, 5
 # Unsorted; nodes 0 and 1 hear each other, node 3 also itself, node 4 hears nobody; the edge 2 -> 1 stands twice.
@@ -119,6 +120,19 @@ def test_the_other_flow_is_refused_on_a_bipartite_graph() -> None:
     conv.flow = "target_to_source"
     with pytest.raises(ValueError, match='x: expected one tensor with flow="target_to_source", got a pair'):
         conv((torch.randn(N, C_IN), torch.randn(3, C_IN)), torch.tensor([[2, 0], [4, 1]]))
+
+
+def test_sorted_edges_give_the_same(randomised) -> None:
+    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads=2))
+    x, edges = torch.randn(N, C_IN, dtype=torch.float64), sort_edges(EDGES, N, N)
+    out, (given, xi) = conv(x, edges, return_attention_weights=True)
+    expected, (_, coefficients) = conv(x, EDGES, return_attention_weights=True)
+    assert torch.equal(out, expected)
+    assert torch.equal(xi, coefficients)
+    assert given is edges
+    conv.flow = "target_to_source"
+    with pytest.raises(ValueError, match='edge_index: expected \\(2, E\\) with flow="target_to_source", got sorted edges'):
+        conv(x, edges)
 
 
 def test_it_is_a_layer_of_pyg() -> None:
