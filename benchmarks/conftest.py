@@ -127,7 +127,8 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     output_json["absent"] = rivals.absent()
     output_json["minutes"] = round((time.monotonic() - _START) / 60, 1)
     output_json["datetime"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    output_json.pop("commit_info", None)
+    commit = output_json.pop("commit_info")
+    output_json["revision"] = str(commit.get("id"))[:7] + (" with changes" if commit.get("dirty") else "")
     for one in output_json["benchmarks"]:
         one["stats"] = {k: one["stats"][k] for k in ("min", "max", "median", "q1", "q3", "rounds")}
         for field in ("fullname", "params", "param", "options", "group_name"):

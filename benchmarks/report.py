@@ -108,7 +108,7 @@ def _suite(run: dict[str, Any], command: str, name: str) -> str:
 
     of = lambda suite: [c for c in run["cases"] if c["suite"] == suite and not c["curve"]]  # noqa: E731
     lines = _heading(run, command, "The suites: ")
-    lines += [f"Took {run['minutes']:.0f} minutes. Times are {CLOCKS[run['clock']]}.\n", *_aims(run, SUITE_AIMS)]
+    lines += [f"Commit {run['revision']}. Took {run['minutes']:.0f} minutes. Times are {CLOCKS[run['clock']]}.\n", *_aims(run, SUITE_AIMS)]
     if of("model"):
         lines += ["### Whole models", MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""]
         lines += [f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else []
