@@ -66,7 +66,8 @@ class CommandLine(LightningCLI):
             },
             parser_kwargs={
                 "prog": "mea-graph",
-                "description": f"Trains and evaluates MEA. Configurations: {', '.join(packaged_configs())}. See also: mea-graph demo, mea-graph study.",
+                "description": f"Trains and evaluates MEA. Configurations: {', '.join(packaged_configs())}. "
+                "See also: mea-graph demo, mea-graph study.",
                 **plain_errors,
                 **{name: dict(plain_errors) for name in self.subcommands()},
             },

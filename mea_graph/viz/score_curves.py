@@ -68,7 +68,7 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
         axis.grid(axis="y", linewidth=0.5, color="0.88")
     axes[0].set_ylabel(metric)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 2 * len(panels)), frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), len(panels) + 1), frameon=False)
     if title is not None:
         figure.suptitle(title)
     return figure

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 Pair = tuple[float, float]
+LEAST_REACH = 0.005  # of the shades: differences that do not show in the numbers are not to show as black and white
 
 
 def score_map(
@@ -44,7 +45,10 @@ def score_map(
         image[rows.index(row), columns.index(column)] = np.mean(values)
     figure = Figure(figsize=(2.4 + 0.8 * len(columns), 1.5 + 0.6 * len(rows)), dpi=150, layout="constrained")
     axis = figure.subplots()
-    drawn = axis.imshow(image, cmap="Greys_r" if lower_is_better else "Greys", aspect="auto")
+    middle = (np.nanmin(image) + np.nanmax(image)) / 2
+    reach = max((np.nanmax(image) - np.nanmin(image)) / 2, LEAST_REACH)
+    shades = {"cmap": "Greys_r" if lower_is_better else "Greys", "vmin": middle - reach, "vmax": middle + reach}
+    drawn = axis.imshow(image, aspect="auto", **shades)
     figure.colorbar(drawn, ax=axis, label=metric, fraction=0.08)
     for (row, column), value in np.ndenumerate(image):
         if np.isfinite(value):

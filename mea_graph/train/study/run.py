@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import tempfile
 import time
@@ -99,7 +100,16 @@ def make_run(
         measured: ``missing`` and ``embeddings``.
     """
     selection = {"monitor": recipe.monitor, "mode": recipe.mode, "patience": recipe.patience, "epoch": epoch}
-    return Run(name, kind, dict(options), seed, recipe.data_for(seed), data_hash, dict(recipe.trainer), selection, **measured)
+    return Run(name, kind, _complete(kind, options), seed, recipe.data_for(seed), data_hash, dict(recipe.trainer), selection, **measured)
+
+
+def _complete(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with every default written out, so that a record says all, and an option named at its default is no other run."""
+    if kind == CONSTANT:
+        return dict(options)
+    parameters = {**inspect.signature(TaskModule).parameters, **inspect.signature(MODULES[kind]).parameters}
+    given = ("network", "in_channels", "task", "out_channels", "label_names", "kwargs")
+    return {name: parameter.default for name, parameter in parameters.items() if name not in given} | dict(options)
 
 
 def build(run: Run, data: SequenceDataModule) -> TaskModule:

@@ -36,7 +36,9 @@ def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, sh
     """
     path = folder / "runs.jsonl"
     records = read_records(path)
-    wanted = {run.id: run for run in runs}
+    wanted: dict[str, Run] = {}
+    for run in runs:
+        wanted.setdefault(run.id, run)
     left = [run for id, run in wanted.items() if id not in records]
     errors = []
     with _Display(len(wanted), len(wanted) - len(left)) as display:

@@ -1,0 +1,70 @@
+"""The figures that studies make."""
+
+import numpy as np
+import pytest
+
+from mea_graph.viz import score_bars, score_curves, score_map
+
+
+def test_bars_are_means_and_every_seed_is_a_dot():
+    axis = score_bars({"MEA": [0.5, 0.7], "GRU": [0.1, 0.2, 0.6]}, "R2", reference="MEA").axes[0]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([0.6, 0.3])
+    dots = [line.get_xdata() for line in axis.lines if line.get_marker() == "o"]
+    assert [list(x) for x in dots] == [[0.5, 0.7], [0.1, 0.2, 0.6]]
+    spread = [collection.get_segments()[0] for collection in axis.collections]
+    assert [(end[1][0] - end[0][0]) / 2 for end in spread] == pytest.approx([np.std([0.5, 0.7], ddof=1), np.std([0.1, 0.2, 0.6], ddof=1)])
+    assert axis.get_xlim()[0] == 0
+
+
+def test_bars_of_like_height_say_that_they_do_not_begin_at_zero():
+    axis = score_bars({"a": [0.95], "b": [0.97]}, "accuracy").axes[0]
+    assert axis.get_xlim()[0] > 0.9
+    assert "does not begin at 0" in axis.get_xlabel()
+
+
+def test_curves_are_means_over_seeds_in_order():
+    figure = score_curves({"mu": {"MEA": {0.5: [3.0, 5.0], 0.1: [1.0]}}, "layers": {"GRU": {1: [2.0]}}}, "R2")
+    assert [axis.get_xlabel() for axis in figure.axes] == ["mu", "layers"]
+    line = figure.axes[0].containers[0].lines[0]
+    np.testing.assert_allclose(line.get_xydata(), [[0.1, 1.0], [0.5, 4.0]], atol=0.02)
+
+
+def test_curves_are_told_apart_without_colour():
+    figure = score_curves({"x": {str(i): {0: [i], 1: [i]} for i in range(7)}}, "y")
+    assert len({container.lines[0].get_marker() for container in figure.axes[0].containers}) == 7
+
+
+def test_map_writes_the_mean_into_each_cell_and_better_is_darker():
+    scores = {(0.1, 1.0): [0.5, 0.7], (0.1, 2.0): [0.2], (0.3, 1.0): [0.9]}
+    axis = score_map(scores, ("alpha", "beta"), "R2").axes[0]
+    assert {text.get_text() for text in axis.texts} == {"0.600", "0.200", "0.900"}
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["0.1", "0.3"]
+
+    def grey(lower_is_better):
+        drawn = score_map(scores, ("alpha", "beta"), "R2", lower_is_better).axes[0].images[0]
+        return drawn.cmap(drawn.norm([0.2, 0.6, 0.9]))[:, 0]
+
+    assert (np.diff(grey(False)) < 0).all()
+    assert (np.diff(grey(True)) > 0).all()
+
+
+def test_map_of_equal_numbers_is_of_one_shade():
+    drawn = score_map({(1, 1): [0.50001], (1, 2): [0.50002]}, ("a", "b"), "R2").axes[0].images[0]
+    assert np.ptp(drawn.cmap(drawn.norm(np.asarray(drawn.get_array())))[..., 0]) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: score_bars({}, "R2"), "expected at least one model"),
+        (lambda: score_bars({"a": [float("nan")]}, "R2"), "a: expected finite values, one a seed"),
+        (lambda: score_curves({}, "R2"), "panels: expected at least one"),
+        (lambda: score_curves({"x": {"a": {0: []}}}, "R2"), "a: expected finite values at every place"),
+        (lambda: score_curves({"x": {str(i): {0: [1]} for i in range(8)}}, "R2"), "at most 7 that can be told apart"),
+        (lambda: score_map({}, ("a", "b"), "R2"), "expected at least one pair"),
+        (lambda: score_map({(1, 2): [float("inf")]}, ("a", "b"), "R2"), "expected finite values"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
