@@ -10,7 +10,7 @@ import numpy as np
 
 from mea_graph.data.errors import DataError
 
-_KEPT_MAPPED = 32 << 20  # bytes of a mapped file that may stay in a process's memory
+_KEPT_MAPPED = 8 << 20  # bytes read of a mapped file after which its pages are handed back; the system may map several times as many
 _CHUNK = 1 << 18  # rows looked at in one go: bounds the memory needed to check or sum a file larger than memory
 
 

@@ -49,8 +49,7 @@ class MEAModule(TaskModule):
 
     def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
         """Returns the whole objective as ``loss`` and each of its terms, unweighted, by name."""
-        gather = self.gatherer(target)
-        terms = self.loss(_joined(output, gather), gather(target))._asdict()
+        terms = self.loss(_joined(output, self.gather), self.gather(target))._asdict()
         return {"loss": terms.pop("total"), **terms}
 
 

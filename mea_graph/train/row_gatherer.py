@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,34 +11,41 @@ import torch.distributed
 from torch import Tensor
 
 
-def row_gatherer(rows: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Returns a function that puts the rows of all processes one after the other; in a single process it returns what it gets.
+class RowGatherer:
+    """Puts the rows of all processes one after the other; in a single process it returns what it gets.
 
     Every process must call it with as many tensors, of the same shapes but for the number of rows. The gradient is that of a
     loss which every process computes alike and whose gradients are then averaged over the processes, as DDP does: exactly the
-    gradient that one process would have on the whole batch.
+    gradient that one process would have on the joint batch.
 
     Args:
-        rows: number of rows of this process; may differ from process to process.
-        device: where the tensors are.
+        counts: number of rows of each process; None: there is one process.
 
     Example:
-        >>> row_gatherer(2, torch.device("cpu"))(torch.ones(2, 3)).shape
+        >>> RowGatherer()(torch.ones(2, 3)).shape
         torch.Size([2, 3])
     """
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    processes = torch.distributed.get_world_size() if distributed else 1
-    if processes == 1:
-        return lambda x: x
-    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(processes)]
-    torch.distributed.all_gather(sizes, torch.tensor([rows], device=device))
-    counts = [int(size) for size in sizes]
-    return lambda x: _Gather.apply(x, counts)
+
+    def __init__(self, counts: Sequence[int] | None = None) -> None:
+        self.counts = counts
+
+    @classmethod
+    def for_rows(cls, rows: int, device: torch.device) -> RowGatherer:
+        """Asks every process for its number of rows; they may differ."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not distributed or torch.distributed.get_world_size() == 1:
+            return cls()
+        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(sizes, torch.tensor([rows], device=device))
+        return cls([int(size) for size in sizes])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x if self.counts is None else _Gather.apply(x, self.counts)
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, counts: Sequence[int]) -> Tensor:
         ctx.first = sum(counts[: torch.distributed.get_rank()])
         ctx.rows, ctx.processes = x.size(0), len(counts)
         flat = x.detach().reshape(x.size(0), math.prod(x.shape[1:])).contiguous().view(torch.uint8)  # bytes: every dtype alike

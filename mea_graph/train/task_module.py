@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -17,7 +17,8 @@ from mea_graph import __version__
 from mea_graph.nn import MEALoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
-from mea_graph.train.row_gatherer import row_gatherer
+from mea_graph.train.row_gatherer import RowGatherer
+from mea_graph.train.term_means import TermMeans
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -104,6 +105,8 @@ class TaskModule(L.LightningModule):
         self.modality_dropout = modality_dropout
         self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
+        self.gather = RowGatherer()
+        self._means = TermMeans()
         self._seed: int | None = None
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Any:
@@ -111,18 +114,20 @@ class TaskModule(L.LightningModule):
         return self.network(x_dict, batch_dict, batch_size=batch_size)
 
     def loss_terms(self, output: Any, target: Tensor) -> dict[str, Tensor]:
-        """Returns the loss to minimise as ``loss`` and each of its terms by name; ``task`` is the term every module has."""
-        gather = self.gatherer(target)
-        task = self.loss.task_loss(gather(prediction_of(output)), gather(target))
-        return {"loss": task, "task": task}
+        """Returns the loss to minimise as ``loss`` and each of its terms by name; ``task`` is the term every module has.
 
-    def gatherer(self, target: Tensor) -> Callable[[Tensor], Tensor]:
-        """Returns what makes one batch of those of all processes while training; in evaluation each process keeps its own."""
-        return row_gatherer(len(target), target.device) if self.training else lambda x: x
+        ``self.gather`` puts the rows of all processes one after the other while training, and changes nothing in evaluation.
+        """
+        task = self.loss.task_loss(self.gather(prediction_of(output)), self.gather(target))
+        return {"loss": task, "task": task}
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Returns the loss of one batch."""
-        return self._step(batch, "train")[1]
+        loss = self._step(batch, "train")[1]
+        if self.gather.counts is not None:
+            # DDP waits for the gradient of every parameter: one of a modality that this process's batch lacks gets zeros
+            loss = loss + torch.cat([parameter.flatten()[:0] for parameter in self.parameters() if parameter.requires_grad]).sum()
+        return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Adds one validation batch to the metrics."""
@@ -138,9 +143,11 @@ class TaskModule(L.LightningModule):
         return {"id": list(batch.id), "prediction": prediction.float().cpu(), "target": batch.y.cpu() if "y" in batch else None}
 
     def on_validation_epoch_end(self) -> None:
+        self._log_means("valid")
         self._log_metrics("valid", self.valid_metrics)
 
     def on_test_epoch_end(self) -> None:
+        self._log_means("test")
         self._log_metrics("test", self.test_metrics)
 
     def setup(self, stage: str) -> None:
@@ -180,23 +187,26 @@ class TaskModule(L.LightningModule):
         return self(x_dict, batch_dict, batch_size=batch.num_graphs)
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
+        self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()
         output = self._run(batch)
         terms = self.loss_terms(output, batch.y)
         if not torch.isfinite(terms["loss"]):
             values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
             raise NonFiniteLossError(f"{stage} loss: expected a finite number, got {values}; samples of the batch: {', '.join(batch.id)}")
-        self.log_dict(
-            {f"{stage}/{name}": value.detach() for name, value in terms.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=batch.num_graphs,
-            sync_dist=True,
-        )
+        if self.training:  # on the joint batch, so each process logs the same value
+            joint = batch.num_graphs if self.gather.counts is None else sum(self.gather.counts)
+            values = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
+            self.log_dict(values, on_step=False, on_epoch=True, batch_size=joint)
+        else:
+            self._means.update(terms, batch.num_graphs)
         return prediction_of(output), terms["loss"]
 
     def _evaluate(self, batch: Batch, stage: str, metrics: TaskMetrics) -> None:
         prediction, _ = self._step(batch, stage)
         metrics.update(prediction, batch.y)
+
+    def _log_means(self, stage: str) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in self._means.compute().items()})
 
     def _log_metrics(self, stage: str, metrics: TaskMetrics) -> None:
         # computed over all processes already, so each of them logs the same value

@@ -1,5 +1,6 @@
 """Processes to kill, limit and measure; and small data with a signal."""
 
+import csv
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 START = """
 import os, runpy, sys
 os.chdir(folder)
+os.environ.pop("MEA_GRAPH_RUN_DIR", None)  # of a run in the process of the tests
 os.environ.update(environment)
 for number in (1, 2):
     os.dup2(os.open(f"child-{name}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -124,6 +126,21 @@ def command() -> Path:
     import mea_graph.__main__
 
     return Path(mea_graph.__main__.__file__)
+
+
+@pytest.fixture(scope="session")
+def read_logs() -> Callable[[str | Path], dict[tuple[int, str], str]]:
+    """Reads everything that a run logged, by epoch and name; the parts of a resumed run joined."""
+
+    def read(folder: str | Path) -> dict[tuple[int, str], str]:
+        numbers = {}
+        for path in sorted(Path(folder, "logs").glob("version_*/metrics.csv")):
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    numbers |= {(int(row["epoch"]), name): value for name, value in row.items() if "/" in name and value}
+        return numbers
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """`kill -9` at the worst moments: what is resumed equals what was never interrupted, and no half-written file is ever picked up."""
 
-import csv
 import json
 import os
 import signal
@@ -45,15 +44,6 @@ def die():
 """
 
 
-def read_logs(folder):
-    numbers = {}
-    for path in sorted(Path(folder, "logs").glob("version_*/metrics.csv")):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                numbers |= {(int(row["epoch"]), name): value for name, value in row.items() if "/" in name and value}
-    return numbers
-
-
 def final(folder):
     assert main(["test", "--config", f"{folder}/config.yaml"]) == 0
     return json.loads(Path(folder, "metrics.json").read_text())["metrics"]
@@ -78,7 +68,7 @@ def whole(tmp_path_factory, arrays, small_model):
 
 
 @pytest.mark.parametrize("moment", KILLERS)
-def test_a_killed_run_goes_on_as_if_it_had_not_been(child, command, fit, whole, moment):
+def test_a_killed_run_goes_on_as_if_it_had_not_been(child, command, fit, whole, read_logs, moment):
     lines = [line[8:] for line in KILLERS[moment].splitlines()]
     Path("killer.py").write_text(PROLOGUE + "\n".join(lines))
     killed = child(command, *fit, "--run_dir", "killed", "--trainer.callbacks+", "killer.Kill")
