@@ -41,6 +41,15 @@ REASONS = {
     "runs the tests themselves",
     "takes minutes",
 }
+CAMEL = re.compile(r"(?<!`)`(?P<name>[A-Z][a-z]+(?:[A-Z]\w*)+|MEA(?:[A-Z][a-z]\w*)?)(?:\([^`]*\))?`(?!`)")
+PUBLIC = {name for part in ("nn", "ops", "data", "train", "viz") for name in pkgutil.resolve_name(f"mea_graph.{part}").__all__}
+ELSEWHERE = {
+    "DataLoader": "torch_geometric.loader.DataLoader",
+    "HeteroData": "torch_geometric.data.HeteroData",
+    "ImportError": "builtins.ImportError",
+    "TypeError": "builtins.TypeError",
+    "ValueError": "builtins.ValueError",
+}
 NAME = re.compile(r"`(?P<name>mea_graph(?:\.\w+)+)`")
 
 
@@ -98,7 +107,7 @@ def run_shell(block: Block) -> None:
             assert code == 0, f"{block.document.name}: {line}"
         else:
             assert words[0] in PROGRAMS, f"{block.document.name}: {words[0]} is not run here; give the block a reason"
-            done = subprocess.run([*PROGRAMS[words[0]], *words[1:]], capture_output=True, text=True, timeout=300, check=False)
+            done = subprocess.run([*PROGRAMS[words[0]], *words[1:]], capture_output=True, text=True, timeout=900, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -133,7 +142,7 @@ def test_blocks_run(document, tmp_path, monkeypatch):
 
 def test_blocks_that_are_not_run_are_few_and_say_why():
     every = [block for document in DOCUMENTS for block in blocks(document)]
-    assert {block.language for block in every} <= {"", "python", "yaml", "bibtex", "toctree", "drawing", "backends", "admonition", *SHELL}
+    assert {block.language for block in every} <= {"", "text", "python", "yaml", "bibtex", "toctree", "drawing", "backends", "admonition", *SHELL}
     not_run = [block for block in every if block.reason]
     for block in not_run:
         if block.language == "python":
@@ -175,6 +184,18 @@ def test_paths_and_tests_exist(document):
 def test_dotted_names_resolve(document):
     for found in NAME.finditer(prose(document)):
         pkgutil.resolve_name(found["name"])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=DOCUMENT_IDS)
+def test_class_names_are_those_of_the_code(document):
+    """`CamelCase` in backticks is public here, a class of another library, or one that the page itself writes."""
+    own = "".join(block.code for block in blocks(document, "python"))
+    for found in CAMEL.finditer(prose(document)):
+        name = found["name"]
+        if name in ELSEWHERE:
+            pkgutil.resolve_name(ELSEWHERE[name])
+        elif f"class {name}" not in own:
+            assert name in PUBLIC, f"`{name}` is no public class"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=DOCUMENT_IDS)
