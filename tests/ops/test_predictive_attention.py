@@ -185,8 +185,8 @@ def test_empty_sizes_are_legal(attend: Attend, batch: int, length: int) -> None:
 def test_gradcheck(attend: Attend, inputs: dict[str, Tensor], mu: float) -> None:
     names = list(inputs)
     values = tuple(v.requires_grad_() for v in inputs.values())
-    rows = MASK[:, None, :, None]
-    assert torch.autograd.gradcheck(lambda *tensors: attend(**dict(zip(names, tensors, strict=True)), mu=mu, mask=MASK) * rows, values)
+    run = lambda *tensors: attend(**dict(zip(names, tensors, strict=True)), mu=mu, mask=MASK)  # noqa: E731
+    assert torch.autograd.gradcheck(run, values, fast_mode=attend.keywords["backend"] != "reference")
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 LOG2E = math.log2(math.e)
-BLOCK = 2**18  # entries of a block's map: all heads, some rows, all columns
+BLOCK = 2**19  # entries of a block's map: all heads, some rows, all columns
 _HIDDEN = -1e30  # the logit of a hidden key, whose power of two is zero
-_LOOSE = 0.8  # a sample joins a group whose length it has at least this share of
+_WASTE = 2**15  # entries: what a group may compute in vain, about what the calls of one more group would cost
 
 
 class Group(NamedTuple):
@@ -33,15 +33,18 @@ def groups(mask: Tensor | None, batch: int, length: int, heads: int) -> list[Gro
         places = torch.arange(1, length + 1, device=mask.device)
         lengths = (mask * places).amax(1).tolist() if length else [0] * batch
     found: list[Group] = []
+    waste = 0  # of the last group
     for b in sorted(range(batch), key=lambda b: -lengths[b]):  # a stable sort: a batch of equal lengths keeps its order
         if lengths[b] == 0:
             break
-        last = found[-1] if found else None
-        fits = last is not None and lengths[b] >= _LOOSE * last.length and (len(last.samples) + 1) * heads * last.length**2 <= BLOCK
-        if last is not None and fits:
-            last.samples.append(b)
-        else:
-            found.append(Group([b], lengths[b]))
+        if found:
+            last = found[-1]
+            waste += heads * (last.length**2 - lengths[b] ** 2)
+            if waste <= _WASTE and (len(last.samples) + 1) * heads * last.length**2 <= BLOCK:
+                last.samples.append(b)
+                continue
+        found.append(Group([b], lengths[b]))
+        waste = 0
     return found
 
 
@@ -74,7 +77,9 @@ class Inputs:
 
     def take(self, x: Tensor) -> Tensor:
         """The group's samples of a (B, K, T, D) tensor: (n K, D, L), zeros in the padding."""
-        x = x.mT[self.samples, ..., : self.length].to(self.dtype).contiguous()
+        x = x.mT[..., : self.length]
+        x = x[self.samples] if isinstance(self.samples, slice) else x.index_select(0, self.samples)  # indexing takes twice as long
+        x = x.to(self.dtype).contiguous()
         if self.hidden is not None:
             x = x.masked_fill(self.hidden[:, None, None], 0)
         return x.flatten(0, 1)
@@ -84,7 +89,11 @@ class Inputs:
         x = x.unflatten(0, (-1, self.heads))
         if self.hidden is not None:
             x = x.masked_fill(self.hidden[:, None, None], 0)
-        result.mT[self.samples, ..., : self.length] = x.to(result.dtype)
+        result, x = result.mT[..., : self.length], x.to(result.dtype)
+        if isinstance(self.samples, slice):
+            result[self.samples] = x
+        else:
+            result.index_copy_(0, self.samples, x)
 
 
 class Scratch:
