@@ -91,7 +91,7 @@ class GraphFusionConv(MessagePassing):
             edges = edge_index.flip(0)
         source = self.lin(pair[0]).view(-1, self.heads, self.out_channels)  # (N_s, H, C)
         # q^T [W h_i, W h_j] = (q_1^T W) h_i + (q_2^T W) h_j: two narrow products with h instead of passes over W h.
-        halves = torch.stack([self.score_dst, self.score_src], 1) @ self.lin.weight.view(self.heads, self.out_channels, -1)
+        halves = torch.bmm(torch.stack([self.score_dst, self.score_src], 1), self.lin.weight.view(self.heads, self.out_channels, -1))
         if pair[1] is pair[0]:
             score_dst, score_src = F.linear(pair[0], halves.flatten(0, 1)).view(-1, self.heads, 2).unbind(-1)  # (N, H) each
         else:
