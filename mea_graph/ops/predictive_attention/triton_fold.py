@@ -107,6 +107,19 @@ def predictive_attention_fold_kernel(
 
 
 @triton.jit
+def _gather(at, stride, steps, used, mask, sample, length, steps_total, HAS_MASK: tl.constexpr):
+    """Steps of a prior, all heads side by side; zero where no step exists."""
+    inside = real_steps(mask, sample, steps, length, steps_total, HAS_MASK)[:, None] & used[None, :]
+    return tl.load(at + steps[:, None].to(tl.int64) * stride, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _rows(at, rows, length, used, FOLDED: tl.constexpr):
+    inside = ((rows >= 0) & (rows < length))[:, None] & used[None, :]
+    return tl.load(at + rows[:, None] * FOLDED, mask=inside, other=0.0)
+
+
+@triton.jit
 def predictive_attention_bwd_fold_kernel(
     prior_query, prior_query_b, prior_query_h, prior_query_t, weight, mask, lengths,
     folded_query_grad, folded_key_grad, prior_query_grad, prior_key_grad, weight_parts,
@@ -125,36 +138,47 @@ def predictive_attention_bwd_fold_kernel(
     channel = columns % prior_width
 
     weight_parts += (sample * tl.num_programs(0) + tl.program_id(0)) * heads * 9 * CHANNELS + columns
+    at = (sample * heads + other)[None, :] * steps_total + rows[:, None]
+    inside = (rows < steps_total)[:, None] & used[None, :]
+    prior_query_grad += at * prior_width + channel[None, :]
+    prior_key_grad += at * prior_width + channel[None, :]
+    if tl.program_id(0) * ROWS >= length:
+        nothing = tl.zeros([ROWS, CHANNELS], tl.float32)
+        tl.store(prior_query_grad, nothing.to(prior_query_grad.dtype.element_ty), mask=inside)
+        tl.store(prior_key_grad, nothing.to(prior_key_grad.dtype.element_ty), mask=inside)
+        for part in range(heads * 9):
+            tl.store(weight_parts + part * CHANNELS, tl.zeros([CHANNELS], tl.float32))
+        return
+
+    # The queries that row i of qhat took with the taps x = 0, 1, 2: q'(i - 1), q'(i), q'(i + 1).
+    at = prior_query + sample * prior_query_b + (other * prior_query_h + channel)[None, :]
+    before = _gather(at, prior_query_t, rows - 1, used, mask, sample, length, steps_total, HAS_MASK)
+    here = _gather(at, prior_query_t, rows, used, mask, sample, length, steps_total, HAS_MASK)
+    after = _gather(at, prior_query_t, rows + 1, used, mask, sample, length, steps_total, HAS_MASK)
     query_grads = tl.zeros([ROWS, CHANNELS], tl.float32)
-    at = sample * prior_query_b + rows[:, None].to(tl.int64) * prior_query_t + (other * prior_query_h + channel)[None, :]
     for head in range(heads):
-        part = folded_query_grad + (sample * heads + head) * steps_padded * FOLDED
         for y in range(3):  # not unrolled, which would keep all loads in registers at once
-            inside = (rows < length)[:, None] & used[None, :]
-            here = tl.load(part + rows[:, None] * FOLDED + (y * all_heads + columns)[None, :], mask=inside, other=0.0)
-            for x in tl.static_range(3):
-                steps = rows + x - 1  # the query that row i of qhat took with this tap
-                there = real_steps(mask, sample, steps, length, steps_total, HAS_MASK)[:, None] & used[None, :]
-                queries = tl.load(prior_query + at + (x - 1) * prior_query_t, mask=there, other=0.0).to(tl.float32)
-                tl.store(weight_parts + ((head * 3 + x) * 3 + y) * CHANNELS, tl.sum(here * queries, 0) * prior_scale)
-                takers = rows - (x - 1)  # the row of qhat that took query i with this tap
-                inside = ((takers >= 0) & (takers < length))[:, None] & used[None, :]
-                grads = tl.load(part + takers[:, None] * FOLDED + (y * all_heads + columns)[None, :], mask=inside, other=0.0)
-                share = tl.load(weight + ((head * heads + other) * 3 + x) * 3 + y, mask=used, other=0.0).to(tl.float32)
-                query_grads += share[None, :] * grads
+            # The gradients of the rows of qhat that took query i with the taps x = 2, 1, 0: i - 1, i, i + 1.
+            part = folded_query_grad + (sample * heads + head) * steps_padded * FOLDED + (y * all_heads + columns)[None, :]
+            by_last = _rows(part, rows - 1, length, used, FOLDED)
+            by_middle = _rows(part, rows, length, used, FOLDED)
+            by_first = _rows(part, rows + 1, length, used, FOLDED)
+            share = weight + (head * heads + other) * 9 + y
+            query_grads += tl.load(share, mask=used, other=0.0).to(tl.float32)[None, :] * by_first
+            query_grads += tl.load(share + 3, mask=used, other=0.0).to(tl.float32)[None, :] * by_middle
+            query_grads += tl.load(share + 6, mask=used, other=0.0).to(tl.float32)[None, :] * by_last
+            target = weight_parts + (head * 9 + y) * CHANNELS
+            tl.store(target, tl.sum(by_middle * before, 0) * prior_scale)
+            tl.store(target + 3 * CHANNELS, tl.sum(by_middle * here, 0) * prior_scale)
+            tl.store(target + 6 * CHANNELS, tl.sum(by_middle * after, 0) * prior_scale)
 
     key_grads = tl.zeros([ROWS, CHANNELS], tl.float32)
     for group in range(groups):
         part = folded_key_grad + (sample * groups + group) * steps_padded * FOLDED
         for y in range(3):
-            takers = rows - (y - 1)
-            inside = ((takers >= 0) & (takers < length))[:, None] & used[None, :]
-            key_grads += tl.load(part + takers[:, None] * FOLDED + (y * all_heads + columns)[None, :], mask=inside, other=0.0)
+            key_grads += _rows(part + (y * all_heads + columns)[None, :], rows - (y - 1), length, used, FOLDED)
 
-    at = (sample * heads + other)[None, :] * steps_total + rows[:, None]
-    at = at * prior_width + channel[None, :]
-    inside = (rows < steps_total)[:, None] & used[None, :]
     query_grads = tl.where(real[:, None], query_grads * prior_scale, 0.0)
-    tl.store(prior_query_grad + at, query_grads.to(prior_query_grad.dtype.element_ty), mask=inside)
+    tl.store(prior_query_grad, query_grads.to(prior_query_grad.dtype.element_ty), mask=inside)
     key_grads = tl.where(real[:, None], key_grads, 0.0)
-    tl.store(prior_key_grad + at, key_grads.to(prior_key_grad.dtype.element_ty), mask=inside)
+    tl.store(prior_key_grad, key_grads.to(prior_key_grad.dtype.element_ty), mask=inside)

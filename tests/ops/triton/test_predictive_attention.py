@@ -43,15 +43,21 @@ CASES = {
     "three steps": Case(2, 3, (4, 6, 5), (3, 0, 1)),
     "no step at all": Case(1, 3, (4, 4, 4), (0, 0)),
     "63": Case(1, 63, (8, 8, 8), (63,)),
-    "65, ragged": Case(2, 65, (5, 5, 5), (65, 0, 64)),
-    "127, ragged": Case(1, 127, (16, 24, 40), (127, 65, 1)),
-    "gaps": Case(2, 70, (5, 7, 5), (70, 33), gaps=True),
+    "65, ragged": Case(2, 65, (5, 5, 5), (65, 64)),
+    "127, ragged": Case(1, 127, (16, 24, 40), (127, 0, 65)),
+    "gaps": Case(2, 70, (5, 7, 5), (70,), gaps=True),
     "ten heads": Case(10, 6, (4, 4, 4), (6,)),
-    "wide": Case(4, 33, (20, 20, 20), (33, 20)),  # 3 K D = 240
-    "widest": Case(1, 17, (64, 64, 64), (17,)),
-    "mu 0": Case(2, 20, (5, 5, 5), (20, 11), mu=0.0),
-    "mu 1": Case(2, 20, (5, 5, 5), (20, 11), mu=1.0, bias=False),
+    "wide": Case(4, 20, (20, 20, 20), (20,)),  # 3 K D = 240
+    "mu 0": Case(2, 20, (5, 5, 5), (20,), mu=0.0),
+    "mu 1": Case(2, 20, (5, 5, 5), (20,), mu=1.0, bias=False),
 }
+SHIPPED = {"narrow": Case(2, 66, (5, 5, 5), (66, 20)), "wide": Case(1, 34, (64, 64, 64), (34,))}
+
+
+@pytest.fixture
+def coarse_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time goes with the number of tiles."""
+    monkeypatch.setattr(backend, "HOPPER", dict.fromkeys(backend.HOPPER, backend.Tiles(64, 64, 256, 4, 1)))
 
 
 def attend(tensors: dict[str, Tensor | None], mask: Tensor | None, mu: float, grad: Tensor, run: Any = backend.run) -> dict[str, Tensor]:
@@ -85,28 +91,44 @@ def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, f
     return {n: float(d / expected[n].norm() if expected[n].any() else d) for n, d in distances.items()}
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_equals_float64(case: Case) -> None:
+def check_float32(case: Case) -> None:
     tensors, mask = case.tensors(), case.mask()
     grad = torch.randn_like(tensors["value"])
     found = attend(spoil(tensors, mask), mask, case.mu, spoil({"value": grad}, mask)["value"])
-    wrong = {n: e for n, e in errors(found, truth(tensors, mask, case.mu, grad)).items() if not e < 2e-6}
+    # The bias's gradient is one number for a head, a sum of T^2 terms of both signs.
+    bounds = dict.fromkeys(found, 2e-6) | {"bias": 1e-5}
+    wrong = {n: e for n, e in errors(found, truth(tensors, mask, case.mu, grad)).items() if not e < bounds[n]}
     assert not wrong
     for name in ("result", *NAMES[:5]):
         assert not found[name].masked_select(~mask[:, None, :, None]).any(), f"{name} is not zero in the padding"
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.usefixtures("coarse_tiles")
+def test_equals_float64(case: Case) -> None:
+    check_float32(case)
+
+
+@pytest.mark.parametrize("table", ["HOPPER", "AMPERE"])
+@pytest.mark.parametrize("case", SHIPPED.values(), ids=SHIPPED)
+def test_equals_float64_in_the_tiles_that_ship(case: Case, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if case is SHIPPED["wide"] and table == "AMPERE":
+        assert all(backend.AMPERE[n] == backend.HOPPER[n] for n in backend.HOPPER if n[2] == "wide")
+        return
+    monkeypatch.setattr(backend, "_capability", lambda x: (9, 0) if table == "HOPPER" else (8, 0))
+    check_float32(case)
+
+
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)], ids=str)
-@pytest.mark.parametrize("case", ["65, ragged", "wide"])
-def test_half_precision(case: str, dtype: torch.dtype, bound: float) -> None:
+@pytest.mark.parametrize("case", SHIPPED.values(), ids=SHIPPED)
+def test_half_precision(case: Case, dtype: torch.dtype, bound: float) -> None:
     """Inputs of half precision with float32 weights, as autocast makes them. A few roundings of 2^-9 (bfloat16) or 2^-12 (float16)."""
-    size = CASES[case]
-    tensors = {n: t.to(dtype) if t is not None and n in NAMES[:5] else t for n, t in size.tensors().items()}
-    mask = size.mask()
+    tensors = {n: t.to(dtype) if t is not None and n in NAMES[:5] else t for n, t in case.tensors().items()}
+    mask = case.mask()
     grad = torch.randn_like(tensors["value"])
-    found = attend(tensors, mask, size.mu, grad)
+    found = attend(tensors, mask, case.mu, grad)
     assert [t.dtype for t in found.values()] == [dtype] * 6 + [torch.float32] * 2
-    wrong = {n: e for n, e in errors(found, truth(tensors, mask, size.mu, grad)).items() if not e < bound}
+    wrong = {n: e for n, e in errors(found, truth(tensors, mask, case.mu, grad)).items() if not e < bound}
     assert not wrong
 
 
@@ -116,25 +138,26 @@ def test_mixed_precision_is_computed_in_float32() -> None:
     tensors["key"], tensors["value"] = tensors["key"].bfloat16(), tensors["value"].half()
     grad = torch.randn_like(tensors["value"])
     found = attend(tensors, mask, case.mu, grad)
-    assert found["result"].dtype == found["value"].dtype == torch.float16
-    assert found["key"].dtype == torch.bfloat16
-    expected = truth(tensors, mask, case.mu, grad)
-    rounded = {n: expected[n].to(t.dtype).double() for n, t in found.items()}  # exact, but for the last rounding
-    assert all(e < 1e-3 for e in errors(found, rounded).values())
-    assert all(e < 2e-6 for n, e in errors(found, expected).items() if found[n].dtype == torch.float32)
+    dtypes = {n: t.dtype for n, t in found.items() if t.dtype != torch.float32}
+    assert dtypes == {"result": torch.float16, "key": torch.bfloat16, "value": torch.float16}
+    # What has a dtype of half precision is rounded to it at the end; and the backward pass reads the result, which is rounded to float16.
+    bounds = {torch.float32: 2**-11, torch.float16: 2**-11, torch.bfloat16: 2**-8}
+    wrong = {n: e for n, e in errors(found, truth(tensors, mask, case.mu, grad)).items() if not e < bounds[found[n].dtype]}
+    assert not wrong
 
 
+@pytest.mark.usefixtures("coarse_tiles")
 def test_no_mask_means_that_all_steps_are_real() -> None:
-    case = Case(2, 66, (5, 5, 5), (66,))
-    tensors, grad = case.tensors(), torch.randn(1, 2, 66, 5)
+    case = Case(1, 66, (5, 5, 5), (66,))
+    tensors, grad = case.tensors(), torch.randn(1, 1, 66, 5)
     found, masked = attend(tensors, None, 0.25, grad), attend(tensors, case.mask(), 0.25, grad)
     assert all(torch.equal(found[n], masked[n]) for n in found)
 
 
 def test_the_same_bits_on_every_run_and_in_any_company() -> None:
     """A sample's result and gradients do not depend on the padding or on the other samples: not even in the last bit."""
-    case = Case(2, 70, (5, 5, 5), (41, 70))
-    tensors, mask, grad = case.tensors(), case.mask(), torch.randn(2, 2, 70, 5)
+    case = Case(1, 70, (5, 5, 5), (41, 70))
+    tensors, mask, grad = case.tensors(), case.mask(), torch.randn(2, 1, 70, 5)
     first, second = (attend(tensors, mask, 0.25, grad) for _ in range(2))
     assert all(torch.equal(first[n], second[n]) for n in first)
     alone = {n: t[:1, :, :41] if n in NAMES[:5] and t is not None else t for n, t in tensors.items()}
@@ -144,8 +167,8 @@ def test_the_same_bits_on_every_run_and_in_any_company() -> None:
 
 @pytest.mark.usefixtures("checked_memory")
 def test_no_wrong_address_and_no_race() -> None:
-    case = Case(2, 66, (5, 7, 5), (66, 3, 0))
-    attend(case.tensors(), case.mask(), 0.25, torch.randn(3, 2, 66, 7))
+    case = Case(2, 66, (5, 7, 5), (66, 0))
+    attend(case.tensors(), case.mask(), 0.25, torch.randn(2, 2, 66, 7))
 
 
 @pytest.mark.parametrize(("batch", "steps"), [(0, 3), (2, 0), (0, 0)])
@@ -159,7 +182,7 @@ def test_empty_sizes_are_legal(batch: int, steps: int) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_operators_are_well_defined(bias: bool) -> None:
-    case = Case(1, 3, (4, 5, 4), (3, 2), bias=bias)
+    case = Case(1, 2, (4, 5, 4), (2,), bias=bias)
     tensors = [t if t is None else t.detach().requires_grad_() for t in case.tensors().values()]
     torch.library.opcheck(torch.ops.mea_graph.predictive_attention_triton.default, (*tensors, case.mask(), 0.25))
     plain = [t if t is None else t.detach() for t in tensors]
@@ -196,6 +219,18 @@ def test_needs_a_gpu_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None
     assert backend.refuse(**tensors, mu=0.25, mask=None) == "triton is not installed"
 
 
-def test_triton_is_imported_at_the_first_call() -> None:
-    code = "import sys, mea_graph.ops.predictive_attention.triton; assert 'triton' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_needs_no_triton_to_be_imported() -> None:
+    code = """
+import importlib.machinery, sys
+
+class Finder(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, *rest):
+        return None if name.split(".")[0] == "triton" else super().find_spec(name, *rest)
+
+sys.meta_path[:] = [Finder if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+from mea_graph.ops.predictive_attention import triton
+print(triton.refuse(None, None, None, None, None, None, None, 0.25, None))
+"""
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said == "triton is not installed\n"

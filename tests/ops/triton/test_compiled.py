@@ -1,0 +1,43 @@
+"""Every Triton kernel in every configuration that ships, compiled for GPUs that are not here: nothing spills, and shared memory fits."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).parent / "compile_kernels.py"
+SHARED = 99 * 1024  # bytes that a block may have on sm_86 and sm_89; 163 KiB on sm_80, 227 KiB on sm_90
+LOOPS = {"fwd_kernel", "bwd_query_kernel", "bwd_key_kernel"}
+KERNELS = LOOPS | {"fold_kernel", "fold_kernel (backward)", "bwd_fold_kernel"}
+HEAD = (
+    f"{'kernel':<24} {'dtype':<9} {'tiles':<14} {'registers':>9} {'stack':>6} {'LDL':>4} {'STL':>4} {'shared':>7} {'HGMMA':>6} {'HMMA':>5}"
+)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    numbers = ("registers:>9", "stack:>6", "LDL:>4", "STL:>4", "shared:>7", "HGMMA:>6", "HMMA:>5")
+    line = "{kernel:<24} {dtype:<9} {tiles!s:<14} " + " ".join(f"{{{n}}}" for n in numbers)
+    return "\n".join([HEAD, *(line.format(**row) for row in rows)])
+
+
+@pytest.mark.parametrize("capability", [90, 80])
+@pytest.mark.parametrize("shape", [pytest.param("8x5", id="narrow"), pytest.param("1x64", id="wide", marks=pytest.mark.slow)])
+def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """`narrow` is the model's own size, 8 heads of 5 channels; `wide` has the widest head that is accepted."""
+    command = [sys.executable, SCRIPT, str(capability), shape, "float32", "bfloat16"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    with capsys.disabled():
+        print(f"\nsm_{capability}, heads x width {shape}", table(rows), sep="\n")
+    assert {(row["dtype"], row["kernel"]) for row in rows} == {(d, k) for d in ("float32", "bfloat16") for k in KERNELS}
+    for row in rows:
+        assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
+        assert row["shared"] <= SHARED, f"too much shared memory: {row}"
+        if row["kernel"] in LOOPS:
+            assert row["HGMMA"] + row["HMMA"] > 0, f"not on the tensor cores: {row}"
+            if (shape, capability) == ("8x5", 90):
+                assert row["HGMMA"] > 0, f"not on Hopper's own tensor core instructions: {row}"
