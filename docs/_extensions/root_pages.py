@@ -6,20 +6,25 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 PAGES = {"contracts": "DESIGN.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
-_LINK = re.compile(r"\]\((?P<target>[\w./-]+\.md)")
+PAGE_OF = {file: f"{page}.md" for page, file in PAGES.items()}
+_DOWN = re.compile(r"\]\((?P<file>[\w./-]+\.md)")
+_UP = re.compile(r"\[(?P<text>[^\]]*)\]\(\.\./(?P<file>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 
 
-def _target(found: re.Match[str]) -> str:
-    """Where a link of the root leads on the site."""
-    page_of = {file: f"{page}.md" for page, file in PAGES.items()}
-    return f"]({page_of.get(found['target'], found['target'].removeprefix('docs/'))}"
+def _up(found: re.Match[str]) -> str:
+    """A link out of `docs` leads to the page that shows the file; without one, only its words are left."""
+    page = PAGE_OF.get(found["file"])
+    return found["text"] if page is None else f"[{found['text']}]({page}{found['anchor'] or ''})"
 
 
 def _read(app: Sphinx, page: str, source: list[str]) -> None:
     if page in PAGES:
         path = Path(app.srcdir).parent / PAGES[page]
         app.env.note_dependency(str(path))
-        source[0] = _LINK.sub(_target, path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        source[0] = _DOWN.sub(lambda found: f"]({PAGE_OF.get(found['file'], found['file'].removeprefix('docs/'))}", text)
+    else:
+        source[0] = _UP.sub(_up, source[0])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
