@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _draw_bars(run: Run, key: str, path: Path) -> None:
     cases = _bars(run, "train")
     names = list(dict.fromkeys(n for case in cases for n in case["contenders"]))
     figure, axes = _axes(7.5, 1.2 + 0.22 * len(names) * len(cases))
-    fills, step = ["0.15", "0.55", "0.85"], 0.8 / len(cases)
+    fills, step, least = ["0.15", "0.55", "0.85"], 0.8 / len(cases), math.inf
     for number, case in enumerate(cases):
         for place, name in enumerate(names):
             c = case["contenders"].get(name)
@@ -98,13 +99,14 @@ def _draw_bars(run: Run, key: str, path: Path) -> None:
             where = place + (number - (len(cases) - 1) / 2) * step
             kind = case["case"].rsplit(", ", 1)[-1] if place == 0 or name == names[0] else None
             axes.barh(where, value, 0.9 * step, color=fills[number % 3], edgecolor="black", linewidth=0.6, label=kind)
-            axes.text(value * 1.05, where, f"{value:.3g}", va="center", fontsize=8)
+            axes.text(value * 1.05, where, f"{value:,.0f}" if value >= 100 else f"{value:.2g}", va="center", fontsize=8)
+            least = min(least, value)
     axes.set_yticks(range(len(names)), ["MEA" if n == "mea_graph" else n for n in names])
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(right=axes.get_xlim()[1] * 1.6)
+    axes.set_xlim(10 ** math.floor(math.log10(least)), axes.get_xlim()[1] * 1.6)  # a bar begins at a power of ten
     axes.set_xlabel("samples a second" if key == "throughput" else "MB at the peak")
-    axes.legend(frameon=False, loc="best", fontsize=9)
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=9)
     _save(figure, path)
 
 
@@ -119,7 +121,7 @@ def _draw_curve(run: Run, curve: str, memory: bool, path: Path) -> None:
         x, one = [c["curve"][2] for c in seen], [c["contenders"][name] for c in seen]
         y = [c["peak_bytes"] / 1e6 if memory else 1e3 * c["median"] for c in one]
         marker, dash = _STYLES[number % len(_STYLES)]
-        label = "mea_graph" if name == "mea_graph" else name
+        label = "MEA" if name == "mea_graph" and points[0]["suite"] == "model" else name
         axes.plot(x, y, marker=marker, linestyle=dash, color=_GREYS[number % len(_GREYS)], label=label, markersize=5)
         if not memory:
             axes.fill_between(x, [1e3 * c["lower"] for c in one], [1e3 * c["upper"] for c in one], color="0.8", linewidth=0)
