@@ -42,6 +42,7 @@ MODULES: dict[str, Callable[..., TaskModule]] = {
         baselines.SharedPrivateEncodersModule,
     )
 }
+PLACES = ("source", "cache_dir", "num_workers")  # options of the data that change no outcome
 CONSTANT = "constant"  # the kind of a run that trains nothing
 
 
@@ -80,8 +81,9 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Short name of the configuration."""
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:16]
+        """Short name of the configuration; where the data lies does not matter, its hash says what it is."""
+        data = {name: value for name, value in self.data.items() if name not in PLACES}
+        return hashlib.sha256(json.dumps(self.config | {"data": data}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def make_run(

@@ -118,6 +118,8 @@ def test_modality_dropout_doubles_the_rows():
 def test_the_id_follows_from_all_but_the_name():
     run = Run("a", "MEAModule", {"mu": 0.1}, 0, {"events": {}}, "hash", {"max_epochs": 1}, {"monitor": "valid/r2"})
     assert replace(run, name="b").id == run.id
+    elsewhere = [replace(run, data={"source": f"{folder}/clips.npz", "batch_size": 4}).id for folder in "ab"]
+    assert elsewhere[0] == elsewhere[1] != run.id
     changes = [{"options": {"mu": 0.2}}, {"seed": 1}, {"data_hash": "other"}, {"trainer": {}}, {"missing": [0.5]}, {"embeddings": True}]
     assert len({run.id, *(replace(run, **change).id for change in changes)}) == 7
 
