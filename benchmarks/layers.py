@@ -69,7 +69,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
 def layer(name: str, shape: Shape, title: str, size: int, kind: Kind) -> Case:
     """Forward and backward of one layer. There is no rival: it shows what each part of MEA costs."""
     torch.manual_seed(0)
-    samples = draw(shape, size, kind)
+    samples = draw(shape, size, kind).trimmed()  # as `dense_sequences` would give them
     x = {m: v.requires_grad_() for m, v in _sequences(samples).items()}
     module, call = LAYERS[name]()
 
