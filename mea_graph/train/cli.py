@@ -136,6 +136,7 @@ class CommandLine(LightningCLI):
         self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
 
     def before_fit(self) -> None:
+        self.datamodule.check_parts("train", *(["valid"] if self.trainer.limit_val_batches else []))
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
         if self.trainer.is_global_zero and not self.config["fit"].trainer.fast_dev_run:
             self.folder.path.mkdir(parents=True, exist_ok=True)

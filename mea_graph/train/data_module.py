@@ -147,6 +147,15 @@ class SequenceDataModule(L.LightningDataModule):
         """Sample numbers of each part, ``train``, ``valid`` and ``test`` where they exist."""
         return self.split.apply(len(self.dataset), self.dataset.split, self.dataset.fields, self.dataset.y)
 
+    def check_parts(self, *names: str) -> None:
+        """Says which of the parts has no sample, before anything is written.
+
+        Args:
+            names: parts that are needed.
+        """
+        for name in names:
+            self._part(name)
+
     def targets(self, part: str) -> torch.Tensor:
         """Returns the targets of one part.
 

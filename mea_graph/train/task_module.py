@@ -195,8 +195,8 @@ class TaskModule(L.LightningModule):
             raise NonFiniteLossError(f"{stage} loss: expected a finite number, got {values}; samples of the batch: {', '.join(batch.id)}")
         if self.training:  # on the joint batch, so each process logs the same value
             joint = batch.num_graphs if self.gather.counts is None else sum(self.gather.counts)
-            values = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
-            self.log_dict(values, on_step=False, on_epoch=True, batch_size=joint)
+            logged = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
+            self.log_dict(logged, on_step=False, on_epoch=True, batch_size=joint)
         else:
             self._means.update(terms, batch.num_graphs)
         return prediction_of(output), terms["loss"]

@@ -109,6 +109,8 @@ def _array(path: Path, data: Any, key: str, name: str) -> np.ndarray:
     from h5py import Dataset, HardLink
 
     where = f"{path}: {key!r}"
+    if name not in data[key]:
+        raise DataError(f"{where}: expected features and intervals, got {list(data[key])}")
     if not all(isinstance(group.get(n, getlink=True), HardLink) for group, n in ((data, key), (data[key], name))):
         raise DataError(f"{where}: expected {name} in this very file, got a link")
     array = data[key][name]
