@@ -1,5 +1,6 @@
-"""Pages whose text stands in the repository's root, where it is looked for: the page here is a pointer that is replaced on reading."""
+"""Pages whose text stands in the repository's root: here is a pointer that is replaced on reading. And links between the two."""
 
+import posixpath
 import re
 from pathlib import Path
 
@@ -7,24 +8,27 @@ from sphinx.application import Sphinx
 
 PAGES = {"contracts": "DESIGN.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
 PAGE_OF = {file: f"{page}.md" for page, file in PAGES.items()}
-_DOWN = re.compile(r"\]\((?P<file>[\w./-]+\.md)")
-_UP = re.compile(r"\[(?P<text>[^\]]*)\]\(\.\./(?P<file>[^)#\s]+)(?P<anchor>#[^)]*)?\)")
+_LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<file>[\w./-]+)(?P<anchor>#[^)]*)?\)")
 
 
-def _up(found: re.Match[str]) -> str:
-    """A link out of `docs` leads to the page that shows the file; without one, only its words are left."""
-    page = PAGE_OF.get(found["file"])
-    return found["text"] if page is None else f"[{found['text']}]({page}{found['anchor'] or ''})"
+def _to_site(text: str, folder: str) -> str:
+    """Turns the links of a document in `folder` of the repository; a link to what is no page leaves its words only."""
+
+    def turn(found: re.Match[str]) -> str:
+        file = posixpath.normpath(posixpath.join(folder, found["file"]))
+        page = PAGE_OF.get(file, file.removeprefix("docs/") if file.startswith("docs/") else None)
+        return found["text"] if page is None else f"[{found['text']}]({page}{found['anchor'] or ''})"
+
+    return _LINK.sub(turn, text)
 
 
 def _read(app: Sphinx, page: str, source: list[str]) -> None:
     if page in PAGES:
         path = Path(app.srcdir).parent / PAGES[page]
         app.env.note_dependency(str(path))
-        text = path.read_text(encoding="utf-8")
-        source[0] = _DOWN.sub(lambda found: f"]({PAGE_OF.get(found['file'], found['file'].removeprefix('docs/'))}", text)
-    else:
-        source[0] = _UP.sub(_up, source[0])
+        source[0] = _to_site(path.read_text(encoding="utf-8"), "")
+    elif not page.startswith("api/"):
+        source[0] = _to_site(source[0], "docs")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
