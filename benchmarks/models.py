@@ -48,7 +48,8 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Pass:
     optimizer = torch.optim.Adam(network.parameters(), lr=0.0)
 
     def run() -> list[Tensor]:
-        network.train()
+        if not network.training:  # to say it again walks through all submodules
+            network.train()
         optimizer.zero_grad()
         value = loss()
         value.backward()
@@ -60,7 +61,8 @@ def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Pass:
 
 def prediction(network: nn.Module, predict: Callable[[], Tensor]) -> Pass:
     def run() -> list[Tensor]:
-        network.eval()
+        if network.training:
+            network.eval()
         with torch.inference_mode():
             return [predict()]
 
