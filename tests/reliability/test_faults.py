@@ -67,6 +67,7 @@ def whole(tmp_path_factory, arrays, small_model):
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", KILLERS)
 def test_a_killed_run_goes_on_as_if_it_had_not_been(child, command, fit, whole, read_logs, moment):
     lines = [line[8:] for line in KILLERS[moment].splitlines()]

@@ -29,6 +29,7 @@ def two(child, command):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["even", "uneven, and a process without lips"])
 def test_two_processes_have_the_loss_curve_of_one(two, small_model, arrays, read_logs, data):
     """Every term of the objective, the batch statistics HSIC and discrimination among them, and the weights at the end."""
