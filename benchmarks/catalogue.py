@@ -116,7 +116,7 @@ def _models() -> dict[str, Entry]:
         if kind != "one long clip":
             add(f"training step, MOSI, {kind}", "MOSI", 16, kind, "train", MODELS, memory=True)
             add(f"prediction, MOSI, {kind}", "MOSI", 16, kind, "predict", MODELS)
-        add(f"training step, MOSI, {kind}, leaders", "MOSI", 16, kind, "train", LEADERS, quick=True, memory=kind != "one long clip")
+        add(f"training step, MOSI, {kind}, leaders", "MOSI", 16, kind, "train", LEADERS, quick=True, memory=kind == "full padding")
     add("training step, MOSI, true lengths, alone", "MOSI", 16, "true lengths", "train", ())
     add("prediction, MOSI, one sample", "MOSI", 1, "true lengths", "predict", MODELS, quick=True)
     add("training step, MOSEI, full padding", "MOSEI", 16, "full padding", "train", LEADERS)
