@@ -35,6 +35,7 @@ PROGRAMS = {
 }
 REASONS = {
     "installs packages",
+    "it asks a data base of weaknesses over the network",
     "makes an environment and takes minutes",
     "needs recordings that are not in the repository",
     "needs two machines with GPUs",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-PAGES = {"contracts": "DESIGN.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+PAGES = {"contracts": "DESIGN.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md", "security": "SECURITY.md"}
 PAGE_OF = {file: f"{page}.md" for page, file in PAGES.items()}
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<file>[\w./-]+)(?P<anchor>#[^)]*)?\)")
 
