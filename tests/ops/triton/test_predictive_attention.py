@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mea_graph.ops import explain, predictive_attention
 from mea_graph.ops.predictive_attention import reference
 from mea_graph.ops.predictive_attention import triton as backend
 
@@ -217,6 +218,24 @@ def test_needs_a_gpu_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None
     assert backend.refuse(**tensors, mu=0.25, mask=None) == "the tensors are on cpu, not on cuda"
     monkeypatch.setattr(backend, "_INSTALLED", False)
     assert backend.refuse(**tensors, mu=0.25, mask=None) == "triton is not installed"
+
+
+def test_runs_when_asked_for_by_name() -> None:
+    case = CASES["three steps"]
+    tensors, mask = case.tensors(), case.mask()
+    explanation = explain(predictive_attention, **tensors, mask=mask, backend="triton")
+    assert explanation.chosen == "triton"
+    found = predictive_attention(**tensors, mask=mask, backend="triton")
+    assert torch.equal(found, backend.run(**tensors, mu=0.25, mask=mask))
+    assert explain(predictive_attention, **tensors, mask=mask).chosen == "cpu"  # on the CPU, never of its own accord
+
+
+def test_a_second_derivative_is_refused() -> None:
+    case = Case(1, 2, (4, 4, 4), (2,))
+    tensors = {n: t if t is None else t.detach().requires_grad_() for n, t in case.tensors().items()}
+    (grad,) = torch.autograd.grad(backend.run(**tensors, mu=0.25, mask=None).sum(), tensors["query"], create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivatives are available"):
+        grad.sum().backward()
 
 
 def test_needs_no_triton_to_be_imported() -> None:
