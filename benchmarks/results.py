@@ -19,6 +19,7 @@ def load(path: Path) -> dict[str, Any]:
         "date": found["datetime"],
         "absent": found["absent"],
         "minutes": found["minutes"],
+        "revision": found["revision"],
         "clock": found["clock"],
     }
     return {"command": found["command"], "runs": [{**run, "cases": [_case(one) for one in found["benchmarks"]]}]}

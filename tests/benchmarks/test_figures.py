@@ -28,6 +28,7 @@ def suite(tmp_path):
         "datetime": "2026-01-02 03:04",
         "absent": {"ALMT": "not published"},
         "minutes": 3,
+        "revision": "abcdef1",
         "clock": "wall time",
     }
     path = tmp_path / "quick-1-thread-2026-01-02.json"

@@ -16,8 +16,9 @@ import sys
 import tempfile
 from typing import Any
 
-os.environ.pop("TRITON_INTERPRET", None)
-os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"  # the default until Triton 3.9, which warns where it is unset
+if __name__ == "__main__":  # not where pytest looks for examples: there, what comes after is interpreted
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"  # the default until Triton 3.9, which warns where it is unset
 
 import torch
 import triton
