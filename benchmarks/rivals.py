@@ -44,7 +44,7 @@ NOTES = {
 NOT_PUBLISHED = {
     "MMSA ALMT": "not in MMSA 2.2.1, the newest release on PyPI",
     "LinMulT, flash form": "not in linmult 1.8.1, the newest release for Python 3.11",
-    "GraphCAGE, DMD": "no package on PyPI holds them",
+    "GraphCAGE, DMD": "not compared here",
 }
 
 
