@@ -247,7 +247,7 @@ class MEA(nn.Module):
         for m, mask in real.items():
             if can_pack(mask):
                 steps = mask.any(0).nonzero()
-                length[m] = int(steps[-1]) + 1 if len(steps) else 0
+                length[m] = int(steps[-1]) + 1 if len(steps) else 1  # one step left: parameters get a gradient of zero, not None
         return {m: x[:, : length.get(m)] for m, x in features.items()}, {m: mask[:, : length.get(m)] for m, mask in real.items()}
 
     def _combine(self, h: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:

@@ -343,3 +343,11 @@ def test_a_hole_in_a_mask_is_still_refused(x):
     mask = MASK | {"audio": torch.ones(4, 6, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)}
     with pytest.raises(ValueError, match="mask"):
         make({}).double().forward_dense(x, mask)
+
+
+def test_a_modality_that_a_whole_batch_lacks_gives_its_parameters_zero_gradients(x):
+    model = make({}).double()
+    output = model.forward_dense(x, MASK | {"audio": torch.zeros(4, 6, dtype=torch.bool)})
+    output.prediction.sum().backward()
+    gradients = [p.grad for p in model.extractors["audio"].parameters()]
+    assert all(g is not None and not g.any() for g in gradients)
