@@ -116,7 +116,7 @@ def _gather(at, stride, steps, used, mask, sample, length, steps_total, HAS_MASK
 @triton.jit
 def _rows(at, rows, length, used, FOLDED: tl.constexpr):
     inside = ((rows >= 0) & (rows < length))[:, None] & used[None, :]
-    return tl.load(at + rows[:, None] * FOLDED, mask=inside, other=0.0)
+    return tl.load(at + rows[:, None] * FOLDED, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit

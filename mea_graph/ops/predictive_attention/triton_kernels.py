@@ -261,13 +261,13 @@ def predictive_attention_bwd_query_kernel(
             folded_keys = _tile(folded_key, columns, FOLDED)
         folded_grads = _add_dot(folded_grads, mixed_grads, folded_keys, EXACT)
 
+    folded_query_grad += pair * steps_padded * FOLDED + rows[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :]
+    tl.store(folded_query_grad, folded_grads.to(folded_query_grad.dtype.element_ty))
     # ln 2 takes the log2(e) out of `scale` again.
     query_grads = (weighted - inner_deltas[:, None] * mean_keys) * ((1.0 - mu) * scale * LN_2)
     real = real_steps(mask, sample, rows, length, steps_total, HAS_MASK)
     query_grads = tl.where(real[:, None], query_grads, 0.0)
     _store_tile(query_grad + pair * steps_total * width, rows, steps_total, query_grads, width, WIDTH)
-    folded_query_grad += pair * steps_padded * FOLDED
-    tl.store(folded_query_grad + rows[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads)
     tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)
     tl.store(bias_parts + pair * tl.num_programs(0) + tl.program_id(0), tl.sum(bias_grads, 0))
 
