@@ -12,6 +12,7 @@ from benchmarks.cases import HEADS, MU, WIDTH, Case, graph, prefix_mask, step
 from mea_graph.ops import cross_modal_attention, edge_attention, explain, predictive_attention
 
 Inputs = Sequence[Tensor]
+COMPILED = "torch.compile of the formula"
 
 
 def _case(
@@ -24,8 +25,12 @@ def _case(
     backward: bool,
     eager: bool,
     about: dict[str, Any],
+    compiled: bool = False,
 ) -> Case:
-    """A contender for each backend; the reference is the paper's eager formula. `auto` is named mea_graph, with the backend it takes."""
+    """A contender for each backend; the reference is the paper's eager formula. `auto` is named mea_graph, with the backend it takes.
+
+    On request also what `torch.compile` makes of the reference: the first pass takes the compiler's time, so no memory is read of it.
+    """
     chosen = explain(op, **arguments(inputs)).chosen
     cotangent = grad if backward else None
     contenders = {"mea_graph": step(lambda *parts: call(*parts, backend="auto"), inputs, cotangent)}
@@ -33,6 +38,8 @@ def _case(
         if backend != chosen and (eager or backend != "reference"):
             label = "eager formula" if backend == "reference" else f"backend {backend}"
             contenders[label] = step(lambda *parts, backend=backend: call(*parts, backend=backend), inputs, cotangent)
+    if compiled:
+        contenders[COMPILED] = step(torch.compile(lambda *parts: call(*parts, backend="reference")), inputs, cotangent)
     wide = [t.detach().double().requires_grad_() for t in inputs]
     truth = step(lambda *parts: call(*parts, backend="reference"), wide, cotangent.double() if cotangent is not None else None)
     title = f"{name}, {'forward and backward' if backward else 'forward'}"
@@ -57,6 +64,7 @@ def predictive(
     eager: bool = True,
     device: str = "cpu",
     title: str = "",
+    compiled: bool = False,
 ) -> Case:
     """Predictive attention with a prior."""
     batch = len(lengths)
@@ -77,7 +85,7 @@ def predictive(
 
     name = f"predictive attention, B {batch}, T {longest}{title}, {_name(dtype)}"
     about = {"padding_share": _share(lengths, longest=[longest]), "T": longest}
-    return _case(predictive_attention, call, inputs, arguments, grad, name, backward, eager, about)
+    return _case(predictive_attention, call, inputs, arguments, grad, name, backward, eager, about, compiled)
 
 
 def crossing(
