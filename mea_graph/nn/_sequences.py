@@ -67,7 +67,8 @@ def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: 
 
 def check_batch(values: Mapping[str, Tensor], name: str) -> None:
     sizes = {m: v.size(0) for m, v in values.items()}
-    if len(set(sizes.values())) > 1:
+    first = next(iter(sizes.values()))
+    if any(size != first for size in sizes.values()):  # a set would need numbers, which sizes are not while a graph is exported
         raise ValueError(f"{name}: expected the same number of samples in every modality, got {sizes}")
 
 

@@ -65,7 +65,7 @@ def fusion_graph(
             graph[f"{m}_{space}"].x = h[m][keep]
             graph[f"{m}_{space}"].batch = samples[keep]
         for (s, t), edge_index in edges.items():
-            graph[f"{s}_{space}", "to", f"{t}_{space}"].edge_index = edge_index
+            graph[f"{s}_{space}", "to", f"{t}_{space}"]["edge_index"] = edge_index  # Dynamo cannot trace the attribute's setter
     return graph
 
 

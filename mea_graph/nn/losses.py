@@ -1,5 +1,7 @@
 """The terms of the objective as functions, [MEA] Eq. 13-16."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +10,12 @@ from torch import Tensor
 def at_least_float32(x: Tensor) -> Tensor:
     """Losses of half-precision outputs are summed in float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Not every device has an autocast to switch off."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def _rows(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,7 +53,7 @@ def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     >>> hsic(x, x).item(), hsic(x, torch.ones(2, 1)).item()
     (4.0, 0.0)
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
         x, y, count = _rows(at_least_float32(x), at_least_float32(y), mask)
         n = count.sum()
         x, y = ((v - v.sum(0) / n.clamp(min=1)) * count for v in (x, y))
@@ -71,7 +79,7 @@ def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     >>> orthogonality(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0]])).item()
     1.0
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _no_autocast(x):
         x, y, _ = _rows(at_least_float32(x), at_least_float32(y), mask)
         return (F.normalize(x, dim=1).mT @ F.normalize(y, dim=1)).square().sum()
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mea_graph.nn._lstm import LSTM
 from mea_graph.nn._sequences import check_prefix, check_sequence, check_sizes, zero_padding
 
 
@@ -59,8 +60,8 @@ class UnimodalExtractor(nn.Module):
         check_sizes(in_channels=in_channels, kernel_size=kernel_size, stride=stride)
         self.in_channels, self.channels, self.kernel_size, self.stride, self.skip = in_channels, channels, kernel_size, stride, skip
         self.conv = nn.Conv1d(in_channels, channels, kernel_size, stride)
-        self.forward_lstm = nn.LSTM(channels, channels // 2, batch_first=True)
-        self.backward_lstm = nn.LSTM(channels, channels // 2, batch_first=True)
+        self.forward_lstm = LSTM(channels, channels // 2)
+        self.backward_lstm = LSTM(channels, channels // 2)
         self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
@@ -84,12 +85,12 @@ class UnimodalExtractor(nn.Module):
         z = self.conv(F.pad(x.mT, (left, self.kernel_size - 1 - left))).mT  # (B, T, d)
         mask = self.output_mask(mask)
         z = self.dropout(z + sinusoidal_positions(z.size(1), self.channels, z))
-        ahead, _ = self.forward_lstm(z)
+        ahead = self.forward_lstm(z)
         # Step t of a sequence of length n is read from n - 1 - t; padding keeps its place, after everything real.
         step = torch.arange(z.size(1), device=z.device)
         turned = mask.sum(1, keepdim=True) - 1 - step  # (B, T)
         turned = torch.where(turned >= 0, turned, step).unsqueeze(-1)
-        back, _ = self.backward_lstm(z.gather(1, turned.expand_as(z)))
+        back = self.backward_lstm(z.gather(1, turned.expand_as(z)))
         back = back.gather(1, turned.expand_as(back))
         out = torch.cat([ahead, back], -1)
         return zero_padding(out + z if self.skip else out, mask)

@@ -55,7 +55,8 @@ def define(backend: str, forward: Callable[..., Any], backward: Callable[..., An
             return gradients(differentiate if torch.is_grad_enabled() else without_autocast(backward), ctx, *grads)
 
     def run(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:
-        eager = type(x) in (Tensor, torch.nn.Parameter) and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        plain = type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
+        eager = plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         # Edges are sorted by source in the backward pass, which not every call has.
         edges = edge_index if isinstance(edge_index, InEdges) else (*sort_by_target(edge_index, score_dst.size(0)), None, None)
         y, weights = (Eager.apply if eager else compute)(x, score_dst, score_src, *edges)
