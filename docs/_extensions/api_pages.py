@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 
 from docstrings import PARTS, with_links
+from example_figures import draw
 from sphinx.application import Sphinx
 
 READERS = ("npz", "mult", "mmsa", "misa", "csd")
@@ -22,7 +23,8 @@ def _object(part: str, name: str) -> str:
         fields = ", ".join(getattr(value, "_fields", ()))  # of a NamedTuple: the docstring has them
         return f"{page}.. autoclass:: {name}\n   :members:\n   :show-inheritance:\n   :exclude-members: {fields}\n"
     if inspect.isroutine(value):
-        return f"{page}.. autofunction:: {name}\n"
+        figure = f"\nWhat the example draws:\n\n.. image:: {name}.svg\n   :alt: {name} of the example\n" if part == "viz" else ""
+        return f"{page}.. autofunction:: {name}\n{figure}"
     return f"{page}.. autodata:: {full}\n   :no-value:\n"
 
 
@@ -75,6 +77,9 @@ def _write(app: Sphinx) -> None:
         path = folder / name
         if not path.is_file() or path.read_text(encoding="utf-8") != text:  # an unchanged page is not read again
             path.write_text(text, encoding="utf-8")
+    viz = importlib.import_module("mea_graph.viz")
+    for name in viz.functions:
+        draw(getattr(viz, name), folder)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

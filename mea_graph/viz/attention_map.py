@@ -46,11 +46,11 @@ def attention_map(
     Example:
         >>> import torch
         >>> from mea_graph.nn import MEA
-        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
+        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2, kernel_size=1, skip=True)
         >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3)}
         >>> output = model.forward_dense(x, return_attention_weights=True)
-        >>> figure = attention_map(output, "text", words={"text": ["what", "a", "fine", "film"]})
-        >>> attention_map(output, ("fine", "audio", "text")).axes[0].get_xlabel()
+        >>> figure = attention_map(output, ("fine", "audio", "text"), words={"text": ["what", "a", "fine", "film"]})
+        >>> figure.axes[0].get_xlabel()
         'audio (step)'
     """
     check_sample(output.present, sample)

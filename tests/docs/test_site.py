@@ -155,3 +155,45 @@ def test_the_tables_of_backends_name_backends_that_exist(extension):
             named = set(re.findall(r"`(\w+)`", line))
             assert named == set(_OPS[op].backends), line
         assert f"```{{backends}} {op}\n" in (DOCS / "backends.md").read_text()
+
+
+def numbered(column: list[str], kind: str) -> set[int]:
+    """The numbers that cells such as "Eq. 7-10" or "Fig. 3, 4" name."""
+    found: set[int] = set()
+    for cell in column:
+        if cell.startswith(kind):
+            for first, last in re.findall(r"(\d+)(?:-(\d+))?", cell):
+                found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def test_the_paper_map_has_every_equation_figure_table_and_reading():
+    text = (DOCS / "paper.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    column = [row[0] for row in rows]
+    assert numbered(column, "Eq.") == set(range(1, 21))
+    assert numbered(column, "Fig.") == set(range(1, 10))
+    assert {"Table I", "Table II-IV", "Table V"} <= set(column)
+    readings = {f"R{i}" for i in range(1, 9)}
+    assert readings <= set(column)
+    for row in rows:
+        if row[0].startswith(("Eq.", "L_sep", "Section", "all")):
+            symbol, where, reading = row[2:5]
+            assert "`mea_graph." in symbol, row[0]
+            assert "`mea_graph/" in where, row[0]
+            assert "`tests/" in where, row[0]
+            assert reading in {"", *readings}, row[0]
+
+
+def test_the_page_of_a_figure_shows_it(pages):
+    for name in importlib.import_module("mea_graph.viz").functions:
+        path = SITE / "api" / f"mea_graph.viz.{name}.html"
+        (image,) = [load for load in pages[path].loads if load.endswith(f"{name}.svg")]
+        assert (path.parent / image).resolve().stat().st_size > 2000
+
+
+def test_a_long_name_breaks_at_its_joints_only(extension):
+    pieces = extension("tables").pieces
+    assert pieces("ops/edge_attention/cpu.py::test") == ["ops/", "edge_", "attention/", "cpu.py::", "test"]
+    assert pieces("mea_graph.nn.PredictiveEncoder") == ["mea_", "graph.", "nn.", "Predictive", "Encoder"]
+    assert pieces("mean_over_time") == ["mean_over_time"]
