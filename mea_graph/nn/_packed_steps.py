@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Steps(NamedTuple):
@@ -47,3 +47,8 @@ def join(parts: Sequence[Steps]) -> Steps:
     sample, order = torch.cat([p.sample for p in parts]).sort(stable=True)
     lengths = [sum(n) for n in zip(*(p.lengths for p in parts), strict=True)]
     return Steps(torch.cat([p.x for p in parts]).index_select(0, order), lengths, sample)
+
+
+def linear_steps_last(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer's result with the steps last, as packed attention wants them: (N, d) to (d', N)."""
+    return torch.addmm(layer.bias.unsqueeze(1), layer.weight, x.mT)

@@ -1,11 +1,11 @@
 """One sequence reinforced by others, [MEA] Eq. 7."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-from mea_graph.nn._packed_steps import Steps, can_pack, join, pack, unpack
+from mea_graph.nn._packed_steps import Steps, can_pack, join, linear_steps_last, pack, unpack
 from mea_graph.nn._sequences import check_batch, check_heads, check_sequence, merge_heads, split_heads, zero_padding
 from mea_graph.nn.feed_forward import FeedForward
 from mea_graph.ops import cross_modal_attention, cross_modal_attention_map
@@ -97,27 +97,23 @@ class ModalityReinforcementUnit(nn.Module):
 
     def _on_steps(self, source: Steps, target: Steps) -> Tensor:
         """The reinforced steps, (N, d)."""
-        width = self.channels // self.heads
-
-        def attend(query: Tensor) -> Tensor:
-            key, value = self.key_value(self.norm_source(source.x)).unflatten(1, (2, self.heads, width)).unbind(1)
-            return packed_attention(query.unflatten(1, (self.heads, width)), key, value, target.lengths, source.lengths).flatten(1)
-
-        return self._reinforced(target.x, attend)
+        by_head = (self.heads, self.channels // self.heads)
+        normalized = self.norm_target(target.x)
+        query = linear_steps_last(self.query, normalized).unflatten(0, by_head)
+        key, value = linear_steps_last(self.key_value, self.norm_source(source.x)).unflatten(0, (2, *by_head)).unbind()
+        attended = packed_attention(query, key, value, target.lengths, source.lengths)
+        return self._add(target.x, normalized, attended.flatten(0, 1).mT)
 
     def _on_padded(self, sources: Sequence[Tensor], target: Tensor, masks: Sequence[Tensor], target_mask: Tensor) -> Tensor:
         """The reinforced sequences, (B, T, d)."""
-
-        def attend(query: Tensor) -> Tensor:
-            keys, values = zip(*map(self._key_value, sources), strict=True)
-            return merge_heads(cross_modal_attention(split_heads(query, self.heads), keys, values, masks, target_mask))
-
-        return zero_padding(self._reinforced(target, attend), target_mask)
+        normalized = self.norm_target(target)
+        keys, values = zip(*map(self._key_value, sources), strict=True)
+        attended = cross_modal_attention(split_heads(self.query(normalized), self.heads), keys, values, masks, target_mask)
+        return zero_padding(self._add(target, normalized, merge_heads(attended)), target_mask)
 
     def _key_value(self, source: Tensor) -> list[Tensor]:
         return [split_heads(t, self.heads) for t in self.key_value(self.norm_source(source)).chunk(2, -1)]
 
-    def _reinforced(self, target: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        normalized = self.norm_target(target)
+    def _add(self, target: Tensor, normalized: Tensor, attended: Tensor) -> Tensor:
         carried = normalized if self.residual == "normalized" else target
-        return self.feed_forward(carried + self.dropout(self.out(attend(self.query(normalized)))))
+        return self.feed_forward(carried + self.dropout(self.out(attended)))

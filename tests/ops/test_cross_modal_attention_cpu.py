@@ -11,7 +11,7 @@ from torch import Tensor
 from mea_graph.ops import cross_modal_attention, explain
 from mea_graph.ops.cross_modal_attention import cpu, packed, padded, reference
 
-# By case: B, K, D, D_v, the target's lengths, and each source's. Many pairs a step make "cpu" widen narrow heads.
+# By case: B, K, D, D_v, the target's lengths, and each source's.
 CASES = {
     "ragged": (4, 2, 5, 5, [3, 70, 1, 20], [[60, 80, 2, 0], [5, 63, 0, 90]]),
     "one length": (3, 2, 5, 5, [40] * 3, [[60] * 3]),
@@ -297,40 +297,48 @@ def test_other_devices_take_sdpa_and_refuse_cpu() -> None:
         cross_modal_attention(*inputs, backend="cuda")
 
 
-def calls(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> list[tuple[torch.Size, torch.Size]]:
-    """The shapes of query and key in every call of flash attention that `run` makes."""
-    seen, flash = [], packed._flash
-    monkeypatch.setattr(packed, "_flash", lambda q, k, v, **o: seen.append((q.shape, k.shape)) or flash(q, k, v, **o))
+def maps(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> list[tuple[int, int]]:
+    """How many queries and keys each map has that `run` computes, a block each."""
+    seen, blocks = [], packed._blocks
+
+    def watched(of_queries: Any, query_lengths: Any, of_keys: Any, key_lengths: Any) -> Any:
+        for block in blocks(of_queries, query_lengths, of_keys, key_lengths):
+            seen.append((block[0].size(2), block[-1].size(2)))
+            yield block
+
+    monkeypatch.setattr(packed, "_blocks", watched)
     run()
     return seen
 
 
 def test_nothing_is_computed_on_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw("ragged", torch.float32)
-    seen = calls(monkeypatch, lambda: cross_modal_attention(*inputs))
-    lengths = [(q.numel() // (2 * q[-1]), k.numel() // (2 * k[-1])) for q, k in seen]
-    assert lengths == [(3, 65), (70, 143), (1, 2), (20, 90)]
+    expected = [(3, 65), (70, 143), (1, 2), (20, 90)]
+    assert maps(monkeypatch, lambda: outcome(inputs, "cpu")) == expected * 2  # both passes
+    assert maps(monkeypatch, lambda: cross_modal_attention(*draw("empty sources"))) == [(2, 3)]
 
 
-@pytest.mark.parametrize(
-    ("case", "dtype", "width"),
-    [
-        ("ragged", torch.float32, 16),
-        ("ragged", torch.bfloat16, 16),
-        ("ragged", torch.float64, 5),
-        ("one short length", torch.float32, 5),
-        ("wide heads", torch.float32, 24),
-        ("values wider", torch.float64, 7),
-    ],
-)
-def test_narrow_heads_are_widened_where_it_pays(monkeypatch: pytest.MonkeyPatch, case: str, dtype: torch.dtype, width: int) -> None:
-    inputs = draw(case, dtype)
-    assert {q[-1] for q, _ in calls(monkeypatch, lambda: cross_modal_attention(*inputs))} == {width}
+def test_a_long_map_is_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw("ragged")
+    grad = gradient_for(inputs)
+    monkeypatch.setattr(packed, "_BLOCK", 2 * 143 * 31)
+    assert maps(monkeypatch, lambda: cross_modal_attention(*inputs)) == [(3, 65), (24, 143), (24, 143), (22, 143), (1, 2), (20, 90)]
+    torch.testing.assert_close(outcome(inputs, "cpu", grad), truth(inputs, grad), rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(packed, "_BLOCK", 1)  # less than one row
+    torch.testing.assert_close(outcome(inputs, "cpu", grad), truth(inputs, grad), rtol=1e-10, atol=1e-12)
 
 
-def test_samples_of_one_length_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = draw("one length", torch.float32)
-    assert [q[0] for q, _ in calls(monkeypatch, lambda: cross_modal_attention(*inputs))] == [3]
+@pytest.mark.parametrize("scale", [1.0, 30.0, 1e4])
+def test_logits_may_be_of_any_size(scale: float) -> None:
+    """Powers of two need a shift where they could overflow: from thousands on, a map has zeros and ones only."""
+    inputs = draw("ragged")
+    steep = inputs._replace(query=inputs.query * scale)
+    grad = gradient_for(inputs)
+    assert packed._steep(steep.query.permute(1, 3, 0, 2).flatten(2), steep.keys[0].permute(1, 3, 0, 2).flatten(2)) == (scale > 1)
+    torch.testing.assert_close(outcome(steep, "cpu", grad), truth(steep, grad), rtol=1e-8, atol=1e-8 * scale)
+    narrow = outcome(steep.map(Tensor.float), "cpu", grad.float())
+    assert all(t.isfinite().all() for t in narrow)
+    assert (narrow[0].double() - truth(steep, grad)[0]).norm() <= 1e-6 * scale * narrow[0].norm()
 
 
 def peak(run: Callable[[], Any]) -> int:

@@ -64,7 +64,7 @@ def cross_modal_attention(
         keys, values: One of each a source.
         key_masks: One a source, True at real steps. None: all are real. A sample whose sources are all empty gives zeros.
         query_mask: True at the target's real steps; the others give zeros. None: all are real.
-        backend: "cpu" attends on each sample's true steps, by flash attention, for tensors on a CPU; "sdpa" hands the padded batch and
+        backend: "cpu" attends on each sample's true steps, block by block, for tensors on a CPU; "sdpa" hands the padded batch and
             its mask to PyTorch, on any device and without waiting for it; "reference". "auto" takes the first of these that can run.
 
     Shape:

@@ -33,17 +33,18 @@ def _steps(x: Tensor, mask: Tensor | None) -> _Steps:
 
 
 def _take(x: Tensor, steps: _Steps) -> Tensor:
-    """(B, K, T, D) -> (N, K, D)."""
+    """(B, K, T, D) -> (K, D, N)."""
     rows = x.transpose(1, 2).flatten(0, 1)
-    return rows if steps.rows is None else rows.index_select(0, steps.rows)
+    return (rows if steps.rows is None else rows.index_select(0, steps.rows)).permute(1, 2, 0)
 
 
-def _put(rows: Tensor, steps: _Steps, like: Tensor) -> Tensor:
-    """(N, K, D) -> (B, K, T, D), zeros in the padding; strides as of `_empty`."""
+def _put(packed: Tensor, steps: _Steps, like: Tensor) -> Tensor:
+    """(K, D, N) -> (B, K, T, D), zeros in the padding; strides as of `_empty`."""
     batch, heads, length, _ = like.shape
+    rows = packed.permute(2, 0, 1)
     if steps.rows is not None:
         rows = rows.new_zeros(batch * length, *rows.shape[1:]).index_copy_(0, steps.rows, rows)
-    return rows.view(batch, length, heads, rows.size(-1)).transpose(1, 2)
+    return rows.contiguous().view(batch, length, heads, rows.size(-1)).transpose(1, 2)
 
 
 def _empty(like: Tensor, width: int, dtype: torch.dtype) -> Tensor:
@@ -52,20 +53,20 @@ def _empty(like: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 
 
 def _join(parts: Sequence[Tensor], lengths: Sequence[list[int]]) -> Tensor:
-    """The sources' rows, sample after sample: all sources of the first, then all of the second."""
+    """The sources' steps, sample after sample: all sources of the first, then all of the second."""
     if len(parts) == 1:
         return parts[0]
-    pieces = [part.split_with_sizes(n) for part, n in zip(parts, lengths, strict=True)]
+    pieces = [part.split_with_sizes(n, 2) for part, n in zip(parts, lengths, strict=True)]
     joined = [piece for sample in zip(*pieces, strict=True) for piece in sample]
-    return torch.cat(joined) if joined else parts[0]  # an empty batch has nothing to join
+    return torch.cat(joined, 2) if joined else parts[0]  # an empty batch has nothing to join
 
 
-def _separate(rows: Tensor, lengths: Sequence[list[int]]) -> list[Tensor]:
+def _separate(packed: Tensor, lengths: Sequence[list[int]]) -> list[Tensor]:
     """The inverse of `_join`."""
     if len(lengths) == 1:
-        return [rows]
-    pieces = rows.split_with_sizes([n for sample in zip(*lengths, strict=True) for n in sample])
-    return [torch.cat(pieces[s :: len(lengths)]) if pieces else rows.new_zeros(rows.shape) for s in range(len(lengths))]
+        return [packed]
+    pieces = packed.split_with_sizes([n for sample in zip(*lengths, strict=True) for n in sample], 2)
+    return [torch.cat(pieces[s :: len(lengths)], 2) if pieces else packed.new_zeros(packed.shape) for s in range(len(lengths))]
 
 
 class _Packed(NamedTuple):
@@ -110,9 +111,9 @@ def _run_backward(
     grad, out = (_take(t, packed.target) for t in (grad, out))
     d_query, *d_pair = attend_backward(grad, packed.query, packed.key, packed.value, out, logsumexp, *packed.lengths)
     gradients = [_put(d_query, packed.target, query)]
-    for rows, parts in zip(d_pair, (keys, values), strict=True):
-        by_source = _separate(rows, [s.lengths for s in packed.sources])
-        gradients += [_put(r, s, part) for r, s, part in zip(by_source, packed.sources, parts, strict=True)]
+    for joined, parts in zip(d_pair, (keys, values), strict=True):
+        by_source = _separate(joined, [s.lengths for s in packed.sources])
+        gradients += [_put(d, s, part) for d, s, part in zip(by_source, packed.sources, parts, strict=True)]
     return gradients
 
 

@@ -1,25 +1,25 @@
 """Attention over packed steps: the real steps of all samples one after the other, no padding anywhere.
 
-Every sample is one call of PyTorch's flash attention on its own steps, all heads at once. Measured on one CPU thread, that beats buckets of
-similar lengths and small matrix products with a softmax at every length, and the padded batch with a mask unless sequences are very short.
+Steps lie along the last dimension, (K, D, N): a sample is then a view, and products with heads of a few numbers still fill a CPU's vector
+lanes. Each sample is computed on its own, all heads at once, by plain matrix products over blocks of its map that stay in the cache; the
+backward pass computes the maps again. Powers of two replace exponentials: `exp2` is inlined and vectorised, `exp` is a library call at many
+times its cost. Sums over a row, and what is subtracted from one, are a further row of the factors:
+
+    [q, -lse]^T [k, 1] = logits - lse        [v, 1] P^T = [out, sum]        [d_out, -delta]^T [v, 1] = dP - delta
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.library import register
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-
-# Matrix products with fewer columns than this leave most of a CPU's vector lanes empty. Zeros up to it halve the time at a head width of 5,
-# except where there are so few pairs for each step that adding the zeros costs as much.
-_NARROW = 16
-_PAIRS_PER_STEP = 16
+_BLOCK = 2**18  # entries of a map that are computed at once: a map that leaves the cache costs half as much again
+_LOG2E = math.log2(math.e)
+_STEEP = 60.0  # base-2 logits up to this size need no shift before they become powers of two
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -27,50 +27,69 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-class _Calls:
-    """Which calls of flash attention are made: one a sample, or one for the whole batch where all samples are of one length."""
+def _with_row(x: Tensor, row: Tensor | float) -> Tensor:
+    """(K, D, N) with one row more, (K, N) or a number."""
+    out = x.new_empty(x.size(0), x.size(1) + 1, x.size(2))
+    out[:, :-1] = x
+    out[:, -1] = row
+    return out
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, query_lengths: Sequence[int], key_lengths: Sequence[int]) -> None:
-        self.dtype, self.scale = compute_dtype(query, key, value), query.size(-1) ** -0.5
-        self.heads, self.batch, self.lengths = query.size(1), 1, (list(query_lengths), list(key_lengths))
-        if len(set(query_lengths)) == 1 and len(set(key_lengths)) == 1:
-            self.batch, self.lengths = len(query_lengths), ([query_lengths[0]], [key_lengths[0]])
-        self.pairs = [n * m for n, m in zip(*self.lengths, strict=True)]
-        self.width = max(query.size(-1), value.size(-1))  # of all tensors of a call
-        if self.dtype == torch.float32 and self.batch * sum(self.pairs) > _PAIRS_PER_STEP * (query.size(0) + key.size(0)):
-            self.width = max(self.width, _NARROW)
 
-    def views(self, x: Tensor, of_key: bool = False) -> Sequence[Tensor]:
-        """What each call reads of a packed tensor, (B, K, T, width)."""
-        lengths, x = self.lengths[of_key], x.to(self.dtype)
-        if x.size(-1) < self.width:
-            x = F.pad(x, (0, self.width - x.size(-1)))
-        if x.stride(-1) != 1 or min(x.stride()[:2]) < x.size(-1):  # flash attention trusts that rows are dense and do not overlap
-            x = x.contiguous()
-        x = x.view(self.batch, -1, *x.shape[1:]).transpose(1, 2)
-        return x.split_with_sizes(lengths, 2) if len(lengths) > 1 else [x]
+def _steep(query: Tensor, key: Tensor) -> bool:
+    """Whether a power of two of their products could overflow, by the longest query and key."""
+    if query.numel() == 0 or key.numel() == 0:
+        return False
+    longest = [torch.linalg.vecdot(x, x, dim=1).max() for x in (query, key)]
+    return not float(longest[0] * longest[1]) <= _STEEP**2
 
-    def pack(self, results: Sequence[Tensor], like: Tensor) -> Tensor:
-        """The inverse of `views`: rows of the width and dtype of `like`."""
-        rows = torch.cat([r.transpose(1, 2) for r in results], 1).flatten(0, 1)
-        return rows[..., : like.size(-1)].to(like.dtype).contiguous()
+
+def _blocks(
+    of_queries: Sequence[Tensor], query_lengths: Sequence[int], of_keys: Sequence[Tensor], key_lengths: Sequence[int]
+) -> Iterator[tuple[Tensor, ...]]:
+    """What is computed at once: a block of a sample's queries, and all its keys, as views of every tensor.
+
+    The parts of a sample are equal, with maps of at most `_BLOCK` entries. Samples without queries or without keys are passed over.
+    """
+    sides = ((of_queries, query_lengths), (of_keys, key_lengths))
+    queries, keys = ([x.split_with_sizes(list(lengths), 2) for x in tensors] for tensors, lengths in sides)
+    for n, m, sample, own_keys in zip(query_lengths, key_lengths, zip(*queries, strict=True), zip(*keys, strict=True), strict=True):
+        parts = math.ceil(n / max(_BLOCK // (len(sample[0]) * m), 1)) if m else 0
+        if parts == 1:  # most are; to split them once more would take as long as one of their products
+            yield *sample, *own_keys
+        elif parts:
+            for block in zip(*(x.split(math.ceil(n / parts), 2) for x in sample), strict=True):
+                yield *block, *own_keys
+
+
+class _Maps:
+    """Memory for the maps of a block, used again by every block: fresh memory costs more time than what is written to it."""
+
+    def __init__(self, count: int, like: Tensor, query_lengths: Sequence[int], key_lengths: Sequence[int]) -> None:
+        self.heads = like.size(0)
+        row_and_map = ((self.heads * m, self.heads * m * n) for n, m in zip(query_lengths, key_lengths, strict=True))
+        self.memory = like.new_empty(count, max((max(row, min(_BLOCK, whole)) for row, whole in row_and_map), default=0))
+
+    def __call__(self, i: int, rows: int, columns: int) -> Tensor:
+        return self.memory[i, : self.heads * rows * columns].view(self.heads, rows, columns)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, query_lengths: Sequence[int], key_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The result (N, K, D_v) in the dtype of the values, and what the backward pass recomputes the maps from, (N K,)."""
-    if query.size(0) == 0 or key.size(0) == 0:
-        sums = value.new_zeros(query.size(0) * query.size(1), dtype=compute_dtype(query, key, value))
-        return value.new_zeros(*query.shape[:2], value.size(-1)), sums
-    calls = _Calls(query, key, value, query_lengths, key_lengths)
-    outs, sums_of = [], []
-    for q, k, v, pairs in zip(calls.views(query), calls.views(key, True), calls.views(value, True), calls.pairs, strict=True):
-        if pairs:
-            out_b, sum_b = _flash(q, k, v, scale=calls.scale)
-        else:
-            out_b, sum_b = torch.zeros_like(q), q.new_zeros(q.shape[:3])
-        outs.append(out_b)
-        sums_of.append(sum_b.flatten())
-    return calls.pack(outs, value), torch.cat(sums_of)
+    """The result (K, D_v, N) in the dtype of the values, and what the backward pass recomputes the maps from, (K N,)."""
+    (heads, width, steps), dtype = query.shape, compute_dtype(query, key, value)
+    q_all, k_all = (query.to(dtype) * (_LOG2E * width**-0.5)).contiguous(), key.to(dtype).contiguous()
+    v_all = _with_row(value.to(dtype), 1)
+    out, top = q_all.new_zeros(heads, value.size(1) + 1, steps), q_all.new_zeros(heads, 1, steps)
+    steep, maps = _steep(q_all, k_all), _Maps(1, q_all, query_lengths, key_lengths)
+    for q, o, t, k, v in _blocks((q_all, out, top), query_lengths, (k_all, v_all), key_lengths):
+        p = torch.bmm(k.mT, q, out=maps(0, k.size(2), q.size(2)))  # keys first: the values meet its rows as they lie
+        if steep:
+            t.copy_(p.amax(1, keepdim=True))
+            p.sub_(t)
+        o.copy_(torch.bmm(v, p.exp2_()))
+    total = out[:, -1:]
+    if 0 in key_lengths:
+        total = total.masked_fill(total == 0, 1)
+    return (out[:, :-1] / total).to(value.dtype), top.add_(total.log2()).flatten()
 
 
 def attend_backward(
@@ -84,25 +103,27 @@ def attend_backward(
     key_lengths: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `query`, `key` and `value`."""
-    if query.size(0) == 0 or key.size(0) == 0:
-        return query.new_zeros(query.shape), key.new_zeros(key.shape), value.new_zeros(value.shape)
-    calls = _Calls(query, key, value, query_lengths, key_lengths)
-    views = [calls.views(grad), calls.views(query), calls.views(key, True), calls.views(value, True), calls.views(out)]
-    sums = logsumexp[: query.shape[:2].numel()].split_with_sizes([calls.batch * calls.heads * n for n in calls.lengths[0]])
-    found = [
-        _flash_backward(*tensors, sum_b.view(tensors[1].shape[:3]), 0.0, False, scale=calls.scale)
-        if pairs
-        else [torch.zeros_like(t) for t in tensors[1:4]]
-        for *tensors, sum_b, pairs in zip(*views, sums, calls.pairs, strict=True)
-    ]
-    d_query, d_key, d_value = zip(*found, strict=True)
-    return calls.pack(d_query, query), calls.pack(d_key, key), calls.pack(d_value, value)
+    heads, steps, scale = query.size(0), query.size(2), query.size(1) ** -0.5
+    q_all, k_all, v_all, g_all = (t.to(compute_dtype(query, key, value)) for t in (query, key, value, grad))
+    g_all = _with_row(g_all, -torch.linalg.vecdot(g_all, out.to(g_all.dtype), dim=1))
+    q_all = _with_row(q_all * (_LOG2E * scale), -logsumexp[: heads * steps].view(heads, steps))
+    k_all, v_all = _with_row(k_all, 1), _with_row(v_all, 1)
+    d_query, d_key, d_value = (x.new_zeros(x.size(0), x.size(1) - 1, x.size(2)) for x in (q_all, k_all, v_all))
+    maps = _Maps(2, q_all, query_lengths, key_lengths)
+    for g, q, d_q, k, v, d_k, d_v in _blocks((g_all, q_all, d_query), query_lengths, (k_all, v_all, d_key, d_value), key_lengths):
+        p, d_logits = (maps(i, q.size(2), k.size(2)) for i in range(2))
+        torch.bmm(q.mT, k, out=p).exp2_()
+        torch.bmm(g.mT, v, out=d_logits).mul_(p)
+        d_v.add_(torch.bmm(g[:, :-1], p))
+        d_k.add_(torch.bmm(q[:, :-1], d_logits))
+        d_q.copy_(torch.bmm(k[:, :-1], d_logits.mT))
+    return d_query.mul_(scale).to(query.dtype), d_key.mul_(1 / _LOG2E).to(key.dtype), d_value.to(value.dtype)
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, query_lengths: Sequence[int], key_lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-    heads = query.size(1)
-    sums = value.new_empty(query.size(0) * heads, dtype=compute_dtype(query, key, value))
-    return value.new_empty(query.size(0), heads, value.size(-1)), sums
+    heads, _, steps = query.shape
+    sums = value.new_empty(heads * steps, dtype=compute_dtype(query, key, value))
+    return value.new_empty(heads, value.size(1), steps), sums
 
 
 def _fake_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
@@ -140,13 +161,13 @@ _operator = register(
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, query_lengths: list[int], key_lengths: list[int]) -> Tensor:
-    """`cross_modal_attention` on packed steps, on a CPU: sample b has `query_lengths[b]` rows of `query`, `key_lengths[b]` of `key`.
+    """`cross_modal_attention` on packed steps, on a CPU: sample b has `query_lengths[b]` steps of `query`, `key_lengths[b]` of `key`.
 
     Args:
-        query: (N, K, D).
-        key, value: (N_s, K, D) and (N_s, K, D_v).
-        query_lengths, key_lengths: Each sums to the number of rows.
+        query: (K, D, N).
+        key, value: (K, D, N_s) and (K, D_v, N_s).
+        query_lengths, key_lengths: Each sums to the number of steps.
 
-    Returns the result (N, K, D_v).
+    Returns the result (K, D_v, N).
     """
     return _operator(query, key, value, query_lengths, key_lengths)[0]
