@@ -93,7 +93,8 @@ def predictive(
     wide = [t.detach().double().requires_grad_() for t in inputs]
     kind = "" if lengths is None else f", true lengths (mean {sum(lengths) / batch:.0f})"
     name = f"predictive attention, B {batch}, K {HEADS}, T {length}, d {HEADS * WIDTH}{kind}"
-    return Case(name, contenders, list(contenders), step(attend("reference"), wide, grad.double()), dtype)
+    about = {"lengths": [length] * batch if lengths is None else list(lengths), "longest": length, "heads": HEADS, "width": WIDTH}
+    return Case(name, contenders, list(contenders), step(attend("reference"), wide, grad.double()), dtype, {}, {"attention": about})
 
 
 def graph(name: str, device: str = "cpu") -> tuple[Tensor, int]:

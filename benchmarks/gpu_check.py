@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import cases, measure
+from benchmarks import cases, measure, roofline
 from benchmarks.cpu_check import show
 from mea_graph.ops import explain
 
@@ -81,9 +81,17 @@ def timed(build: Callable[[str], cases.Case], seconds: float, device: str) -> di
             name: {**timing._asdict(), "error": errors.get(name), "peak_bytes": measure.peak_cuda_memory(case.contenders[name])}
             for name, timing in timings.items()
         }
-        return {"case": case.name, "dtype": _name(case.dtype), "contenders": results}
+        return {"case": case.name, "dtype": _name(case.dtype), "contenders": results, **_share(case, timings["mea_graph"].median, device)}
     except Exception:
         return {"case": case.name, "dtype": _name(case.dtype), "contenders": {}, "not_timed": traceback.format_exc()}
+
+
+def _share(case: cases.Case, seconds: float, device: str) -> dict[str, Any]:
+    """What predictive attention achieves of the bound on paper, on a GPU whose figures are known."""
+    if "attention" not in case.about or device != "cuda":
+        return {}
+    found = roofline.achieved(roofline.work(**case.about["attention"], dtype=case.dtype), measure.device_name(), case.dtype, seconds)
+    return {} if found is None else {"roofline": found}
 
 
 def _good(errors: dict[str, float], dtype: torch.dtype) -> bool:
@@ -142,6 +150,9 @@ def main() -> None:
     path.write_text(json.dumps({"command": "python -m benchmarks.gpu_check", "runs": [found]}, indent=1) + "\n", encoding="utf-8")
     show({**found, "cases": [c for c in found["cases"] if c["contenders"]]})
     for c in found["cases"]:
+        if "roofline" in c:
+            r = c["roofline"]
+            print(f"{c['case']}, {c['dtype']}: {r['share']:.0%} of the roofline, {1e6 * r['bound']:.0f} us")
         if "not_timed" in c:
             print(f"not timed: {c['case']}, {c['dtype']}: {c['not_timed']}")
     print(f"wrote {path} after {time.monotonic() - start:.0f} s")

@@ -112,7 +112,7 @@ def environment() -> dict[str, Any]:
 
     found: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load": [round(x, 1) for x in os.getloadavg()],
@@ -126,6 +126,10 @@ def environment() -> dict[str, Any]:
 
         found |= {"triton": triton.__version__, "cuda": torch.version.cuda, "capability": list(torch.cuda.get_device_capability())}
     return found
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
 
 
 def _processor() -> str:

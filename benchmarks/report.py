@@ -62,7 +62,9 @@ def page(files: Iterable[Path]) -> str:
     for name, found in sorted(checks.items(), key=lambda item: item[0] == "cpu"):
         aims = CPU_AIMS if name == "cpu" else GPU_AIMS
         for run in found["runs"]:
-            parts.append("\n".join([*_heading(run, found["command"]), *_aims(run, aims), *_table(run["cases"])]) + "\n")
+            parts.append(
+                "\n".join([*_heading(run, found["command"]), *_aims(run, aims), *_roofline(run["cases"]), *_table(run["cases"])]) + "\n"
+            )
     return "\n".join(parts)
 
 
@@ -79,6 +81,15 @@ def _aims(run: dict[str, Any], aims: list[Aim]) -> list[str]:
     rows = [(a, a.found(run)) for a in aims]
     lines = ["| Aim | asked | found | reached |", "|---|---|---|---|"]
     return [*lines, *(f"| {a.what} | {a.aim} | {x:.2f} | {'yes' if a.reached(x) else '**no**'} |" for a, x in rows if x is not None), ""]
+
+
+def _roofline(cases: list[dict[str, Any]]) -> list[str]:
+    """What the kernels achieve of the bound that was computed beforehand, where one was."""
+    found = [(c, c["roofline"]) for c in cases if "roofline" in c]
+    if not found:
+        return []
+    lines = ["| Case | [bound on paper](kernels.md#bounds-on-paper), ms | achieved share |", "|---|---|---|"]
+    return [*lines, *(f"| {c['case']}, {c['dtype']} | {1e3 * r['bound']:.3f} | {r['share']:.0%} |" for c, r in found), ""]
 
 
 def _table(cases: list[dict[str, Any]]) -> list[str]:

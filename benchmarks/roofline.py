@@ -1,0 +1,173 @@
+"""What the Triton kernels of predictive attention must compute and move, and the least time that takes: `python -m benchmarks.roofline`.
+
+Counted by kernel, for every pair of a query and a key of a head, as `triton_kernels.py` is written: heads of D channels run as max(16, D)
+rounded up to a power of two, the folded width 3 K D likewise, lengths as whole tiles, and a product in float32 as three in TF32. A kernel
+takes no less than its busiest unit does, and the kernels run one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from mea_graph.ops.predictive_attention.triton import HOPPER, Tiles
+
+
+class Device(NamedTuple):
+    """Operations and bytes a second that a GPU's maker promises."""
+
+    half: float  # FLOPs of dense bfloat16 products
+    tf32: float
+    special: float  # exponentials
+    plain: float  # float32 instructions; a multiplication with an addition is one
+    memory: float
+
+
+def _hopper(memory: float) -> Device:
+    """NVIDIA's data sheets of H100 and H200 SXM. An SM does 16 special functions and 128 float32 instructions a clock (CUDA's guide)."""
+    sms, clock = 132, 1.98e9
+    return Device(989.4e12, 494.7e12, 16 * sms * clock, 128 * sms * clock, memory)
+
+
+DEVICES = {"H200": _hopper(4.8e12), "H100 80GB HBM3": _hopper(3.35e12)}
+
+
+def _up(n: int, to: int) -> int:
+    return -(-n // to) * to
+
+
+def _padded(width: int) -> int:
+    return max(16, 1 << (width - 1).bit_length())
+
+
+class Loop(NamedTuple):
+    """A loop's work for one pair: products over D, over the folded width, exponentials, other instructions in bfloat16 and in float32.
+
+    GELU's tail probability, in place of an error function, is one exponential of a polynomial, of degree 5 in bfloat16, 8 in float32.
+    """
+
+    products: int
+    folded: int
+    exponentials: int
+    half: int
+    float: int
+
+
+LOOPS = {"forward": Loop(3, 1, 4, 20, 23), "query": Loop(4, 2, 4, 27, 30), "key": Loop(4, 2, 4, 26, 29)}
+
+
+class Work(NamedTuple):
+    """Of one kernel: FLOPs that the formula has, FLOPs that tensor cores execute, exponentials, other instructions, bytes."""
+
+    kernel: str
+    useful: float
+    executed: float
+    exponentials: float
+    instructions: float
+    bytes: float
+
+    def seconds(self, device: Device, dtype: torch.dtype) -> dict[str, float]:
+        """By unit."""
+        flops = device.tf32 if dtype == torch.float32 else device.half
+        times = (self.executed / flops, self.exponentials / device.special, self.instructions / device.plain, self.bytes / device.memory)
+        return dict(zip(("tensor cores", "exponentials", "instructions", "memory"), times, strict=True))
+
+
+def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: torch.dtype) -> list[Work]:
+    """Every kernel of a forward and a backward pass, on samples of these lengths in a batch padded to `longest`.
+
+    Each kernel reads and writes a tensor once: what caches cannot hold and is read again is not counted.
+    """
+    exact = dtype == torch.float32
+    size, folded_size = (4, 4) if exact else (2, 2)
+    wide, folded = _padded(width), _padded(3 * heads * width)
+    narrow = "narrow" if wide <= 16 and folded <= 128 else "wide"
+    pairs = heads * sum(n * n for n in lengths)
+    steps = heads * sum(lengths)
+    copied = heads * sum(_up(n, 64) for n in lengths)  # rows of the aligned copies
+    tensor = steps * width * size
+    copies = copied * (3 * wide + folded) * size + copied // heads * folded * size
+    copies_grad = copies + copied * (wide * size + 4)
+    row = 4 * steps  # a float32 a row
+    tiles = {name: HOPPER[name, "float" if exact else "half", narrow] for name in LOOPS}
+    groups = min(heads, -(-512 // (len(lengths) * -(-longest // tiles["key"].columns))))
+    query_grad, key_grad = copied * folded * folded_size, copied // heads * groups * folded * 4
+    parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // 16)
+    moved = {
+        "forward": copies + tensor + 2 * row,
+        "query": copies_grad + 2 * row + query_grad + tensor + row,
+        "key": copies_grad + 3 * row + 2 * tensor + key_grad,
+    }
+    loops = {name: _loop(name, pairs, lengths, heads, width, (wide, folded), tiles[name], exact, moved[name]) for name in LOOPS}
+    return [
+        Work("fold", 0, 0, 0, 0, 5 * tensor + copies),
+        loops["forward"],
+        Work("fold, backward", 0, 0, 0, 0, 7 * tensor + copies_grad),
+        loops["query"],
+        loops["key"],
+        Work("unfold", 0, 0, 0, 0, tensor + query_grad + key_grad + 2 * tensor + 2 * parts),
+    ]
+
+
+def _loop(
+    name: str,
+    pairs: int,
+    lengths: Sequence[int],
+    heads: int,
+    width: int,
+    padded: tuple[int, int],
+    tiles: Tiles,
+    exact: bool,
+    moved: float,
+) -> Work:
+    loop = LOOPS[name]
+    computed = heads * sum(_up(n, tiles.rows) * _up(n, tiles.columns) for n in lengths)
+    useful = 2 * pairs * (loop.products * width + loop.folded * 3 * heads * width)
+    executed = 2 * computed * (loop.products * padded[0] + loop.folded * padded[1]) * (3 if exact else 1)
+    instructions = computed * (loop.float if exact else loop.half)
+    return Work(f"{name} loop", useful, executed, computed * loop.exponentials, instructions, moved)
+
+
+def bound(kernels: Sequence[Work], device: Device, dtype: torch.dtype) -> float:
+    """The least seconds, forward and backward."""
+    return sum(max(kernel.seconds(device, dtype).values()) for kernel in kernels)
+
+
+def known(name: str) -> Device | None:
+    """By what torch calls the GPU; None if its figures are not in the table."""
+    return next((device for part, device in DEVICES.items() if part in name), None)
+
+
+def achieved(kernels: Sequence[Work], name: str, dtype: torch.dtype, seconds: float) -> dict[str, float] | None:
+    """What goes into a result: the bound, and its share of the time taken."""
+    device = known(name)
+    if device is None:
+        return None
+    least = bound(kernels, device, dtype)
+    return {"bound": least, "share": least / seconds}
+
+
+def table(name: str = "H200", batch: int = 32, longest: int = 500, heads: int = 8, width: int = 5) -> str:
+    """The bound by kernel, in Markdown."""
+    lines = [
+        "| Kernel | dtype | useful GFLOP | executed GFLOP | exponentials, 1e6 | instructions, 1e9 | MB | bound, us | by |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for dtype, label in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32, 3 x TF32")):
+        kernels = work([longest] * batch, longest, heads, width, dtype)
+        for k in kernels:
+            times = k.seconds(DEVICES[name], dtype)
+            unit = max(times, key=lambda u: times[u])
+            numbers = f"{k.useful / 1e9:.1f} | {k.executed / 1e9:.1f} | {k.exponentials / 1e6:.0f} | {k.instructions / 1e9:.2f}"
+            lines.append(f"| {k.kernel} | {label} | {numbers} | {k.bytes / 1e6:.0f} | {1e6 * times[unit]:.0f} | {unit} |")
+        whole = 1e6 * bound(kernels, DEVICES[name], dtype)
+        numbers = f"{sum(k.useful for k in kernels) / 1e9:.1f} | {sum(k.executed for k in kernels) / 1e9:.1f}"
+        numbers += f" | {sum(k.exponentials for k in kernels) / 1e6:.0f} | {sum(k.instructions for k in kernels) / 1e9:.2f}"
+        lines.append(f"| **sum** | {label} | {numbers} | {sum(k.bytes for k in kernels) / 1e6:.0f} | **{whole:.0f}** | |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

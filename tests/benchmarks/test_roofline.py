@@ -1,0 +1,99 @@
+"""The bounds on paper count what the kernels are written to do, and the page of the kernels shows those very bounds."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cases, gpu_check, measure, report, roofline
+from mea_graph.ops.predictive_attention import triton as launcher
+
+KERNELS = ast.parse((Path(launcher.__file__).parent / "triton_kernels.py").read_text(encoding="utf-8"))
+NAMES = {"forward": "fwd_kernel", "query": "bwd_query_kernel", "key": "bwd_key_kernel"}
+PER_ROW = {"top - higher"}  # exponentials of a row, not of a pair
+
+
+def _innermost(node: ast.AST) -> list[ast.For]:
+    loops = [n for n in ast.walk(node) if isinstance(n, ast.For)]
+    return [n for n in loops if not any(isinstance(m, ast.For) for m in ast.walk(n) if m is not n)]
+
+
+def _calls(statements: list[ast.stmt]) -> list[ast.Call]:
+    """Of loop bodies; of two branches, those of the first: both compute the same."""
+    found: list[ast.Call] = []
+    for statement in statements:
+        if isinstance(statement, ast.If):
+            found += _calls(statement.body)
+        else:
+            found += [n for n in ast.walk(statement) if isinstance(n, ast.Call)]
+    return found
+
+
+def _function(name: str) -> ast.FunctionDef:
+    return next(n for n in ast.walk(KERNELS) if isinstance(n, ast.FunctionDef) and n.name == name)
+
+
+def _exponentials(calls: list[ast.Call]) -> int:
+    total = 0
+    for call in calls:
+        name = ast.unparse(call.func)
+        if name == "tl.exp2" and ast.unparse(call.args[0]) not in PER_ROW:
+            total += 1
+        elif name in ("_gelu", "_gelu_and_slope", "_normal_tail"):
+            total += _exponentials(_calls(_function(name).body))
+    return total
+
+
+@pytest.mark.parametrize("loop", roofline.LOOPS)
+def test_products_and_exponentials_are_those_of_the_kernel(loop):
+    calls = [c for body in _innermost(_function(f"predictive_attention_{NAMES[loop]}")) for c in _calls(body.body)]
+    products = [ast.unparse(c) for c in calls if ast.unparse(c.func) in ("_dot", "_add_dot")]
+    # The folded operands are of width 3 K D, all others of a head's.
+    folded = [p for p in products if "folded" in p]
+    assert (len(products) - len(folded), len(folded)) == roofline.LOOPS[loop][:2]
+    # `_normal_tail` has its exponential after both branches of its `if`.
+    assert _exponentials(calls) == roofline.LOOPS[loop].exponentials
+
+
+def test_work_by_hand_on_one_tile():
+    kernels = {k.kernel: k for k in roofline.work([64], 64, heads=8, width=5, dtype=torch.bfloat16)}
+    pairs = 8 * 64 * 64
+    assert kernels["forward loop"].useful == pairs * 2 * (3 * 5 + 120)
+    assert kernels["forward loop"].executed == pairs * 2 * (3 * 16 + 128)
+    assert kernels["key loop"].exponentials == 4 * pairs
+    copies = 8 * 64 * (3 * 16 + 128) * 2 + 64 * 128 * 2
+    assert kernels["fold"].bytes == 5 * 8 * 64 * 5 * 2 + copies
+    assert kernels["forward loop"].bytes == copies + 8 * 64 * 5 * 2 + 2 * 8 * 64 * 4
+
+
+def test_float32_executes_three_products_and_padding_nothing():
+    half, exact = (roofline.work([64, 10], 64, 8, 5, dtype)[1] for dtype in (torch.bfloat16, torch.float32))
+    assert half.useful == exact.useful == 8 * (64**2 + 10**2) * 270
+    assert exact.executed == 3 * 8 * (64 * 64 + 64 * 32) * 352
+    assert half.executed == 8 * 2 * 64 * 64 * 352
+
+
+def test_no_unit_is_faster_than_the_bound():
+    device, kernels = roofline.DEVICES["H200"], roofline.work([500] * 32, 500, 8, 5, torch.bfloat16)
+    least = roofline.bound(kernels, device, torch.bfloat16)
+    times = [k.seconds(device, torch.bfloat16) for k in kernels]
+    assert all(least >= sum(t[unit] for t in times) for unit in times[0])
+    assert roofline.achieved(kernels, "NVIDIA H200", torch.bfloat16, 2 * least) == {"bound": least, "share": 0.5}
+    assert roofline.achieved(kernels, "some other GPU", torch.bfloat16, 1.0) is None
+
+
+def test_the_gpu_check_stores_the_share_and_the_report_shows_it(monkeypatch):
+    monkeypatch.setattr(measure, "device_name", lambda: "NVIDIA H200")
+    case = cases.predictive(2, 9, [9, 4])
+    found = gpu_check._share(case, 1e-3, "cuda")["roofline"]
+    assert found["share"] == found["bound"] / 1e-3 > 0
+    lines = report._roofline([{"case": "attention", "dtype": "float32", "roofline": {"bound": 2e-4, "share": 0.25}}, {"case": "edges"}])
+    assert lines[2:] == ["| attention, float32 | 0.200 | 25% |", ""]
+    assert gpu_check._share(cases.crossing(1, [3], [[2]], [3, 2]), 1e-3, "cuda") == {}
+
+
+def test_the_page_of_the_kernels_shows_these_bounds():
+    page = (report.PAGE.parent / "kernels.md").read_text(encoding="utf-8")
+    assert roofline.table() in page
+    assert "## Bounds on paper" in page  # the report links to it
