@@ -120,7 +120,7 @@ class MultimodalDataset(Dataset):
 
     @cached_property
     def y(self) -> np.ndarray | None:
-        """Labels: float32 `(N,)`, int64 `(N,)` or float32 `(N, K)`; None where there are none."""
+        """Labels, float32 `(N,)`, int64 `(N,)` or float32 `(N, K)`; None where there are none."""
         return None if self._store.y is None else self._store.y[self._rows]
 
     @cached_property

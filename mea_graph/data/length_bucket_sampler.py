@@ -84,7 +84,7 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> LengthBucketBatchSampler:
-        """Itself: where Lightning looks for `set_epoch`."""
+        """Itself, where Lightning looks for `set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:

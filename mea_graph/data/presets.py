@@ -17,7 +17,7 @@ _SENTIMENT_METRICS = ("acc7", "acc2_nonneg", "f1_nonneg", "acc2_pos", "f1_pos", 
 
 @dataclass(frozen=True)
 class Preset:
-    """The protocol of a benchmark: shapes, splits, task, metrics, and Table I of the paper.
+    """The protocol of a benchmark, with shapes, splits, task, metrics, and Table I of the paper.
 
     The data themselves must be asked for from their owners; `instructions` says which file goes where and `check` tells whether a
     data set is the one that published figures are about.

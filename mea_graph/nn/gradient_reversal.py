@@ -32,6 +32,9 @@ class GradientReversal(nn.Module):
     Shape:
         - x: any; result: the same
 
+    Raises:
+        ValueError: A scale out of its range.
+
     >>> import torch
     >>> x = torch.ones(2, requires_grad=True)
     >>> GradientReversal(0.5)(x).sum().backward()

@@ -30,9 +30,9 @@ class HierarchicalCrossModalAttention(nn.Module):
     r"""Reinforces each modality by all, by the others together, then by each other one, finer and finer ([MEA] Eq. 7-10).
 
     .. math::
-        \hat Z_t = \mathrm{MRU}([Z_1, \dots, Z_M], Z_t), \qquad
-        \check Z_t = \mathrm{MRU}([Z_s]_{s \neq t}, \hat Z_t), \qquad
-        Z_t \leftarrow \sum_{s \neq t} \mathrm{MRU}_{st}(Z_s, \check Z_t)
+        \hat Z_t &= \mathrm{MRU}([Z_1, \dots, Z_M], Z_t) \\
+        \check Z_t &= \mathrm{MRU}([Z_s]_{s \neq t}, \hat Z_t) \\
+        Z_t &\leftarrow \sum_{s \neq t} \mathrm{MRU}_{st}(Z_s, \check Z_t)
 
     Every arrow is a `ModalityReinforcementUnit` of its own. A source that a sample lacks takes no part in that sample's sum; a target
     that has no other modality at all passes the fine stage unchanged.
@@ -159,7 +159,10 @@ class CrossModalEncoder(nn.Module):
 
     Shape:
         - x: dict of :math:`(B, T_m, d)`; mask: dict of :math:`(B, T_m)`, bool, or None
-        - result: `CrossModalOutput`; the maps are a list, one dict a layer, empty unless asked for
+        - result: the sequences, as `x`; and the maps of each layer, as of `HierarchicalCrossModalAttention`, none unless asked for
+
+    Raises:
+        ValueError: Less than one layer or two modalities; modalities or shapes other than those given.
 
     >>> import torch
     >>> encoder = CrossModalEncoder(8, ["a", "b"], heads=2)

@@ -109,6 +109,9 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
     Shape:
         - logits: :math:`(B, M, M)`; omega, present: :math:`(B, M)`; result: a scalar
 
+    Raises:
+        ValueError: Logits that are not :math:`(B, M, M)`.
+
     >>> import torch
     >>> round(agnostic_adversarial(torch.zeros(4, 2, 2), torch.ones(4, 2)).item(), 4)  # 2 log 2
     1.3863
@@ -127,6 +130,9 @@ def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tens
 
     Shape:
         - logits: :math:`(B, M, M)`; present: :math:`(B, M)`, bool; result: a scalar
+
+    Raises:
+        ValueError: Logits that are not :math:`(B, M, M)`.
 
     >>> import torch
     >>> round(exclusive_adversarial(torch.zeros(4, 3, 3)).item(), 4)  # 3 log 3

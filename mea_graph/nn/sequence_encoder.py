@@ -101,6 +101,9 @@ class AgnosticEncoder(ExclusiveEncoder):
         - x: :math:`(B, T, d)`; mask: :math:`(B, T)`, bool
         - result: :math:`(B, d_h)`, zeros for a sample without a real step
 
+    Raises:
+        ValueError: As for `ExclusiveEncoder`.
+
     >>> import torch
     >>> encoder = AgnosticEncoder(40, 64)
     >>> [encoder(torch.randn(2, length, 40)).shape for length in (50, 375)]

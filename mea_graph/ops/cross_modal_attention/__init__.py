@@ -94,6 +94,9 @@ def cross_modal_attention_map(query: Tensor, keys: Sequence[Tensor], key_masks: 
     Shape:
         - result: :math:`(B, K, T, \sum_s T_s)`, the sources' steps in the order given.
 
+    Raises:
+        ValueError: As for `cross_modal_attention`.
+
     >>> import torch
     >>> cross_modal_attention_map(torch.randn(1, 2, 3, 4), [torch.randn(1, 2, 5, 4), torch.randn(1, 2, 6, 4)]).shape
     torch.Size([1, 2, 3, 11])

@@ -130,6 +130,9 @@ def predictive_attention_map(
     Shape:
         - result: :math:`(B, K, T, T)`; rows of real steps sum to one over the real keys, columns of padding are zero.
 
+    Raises:
+        ValueError: As for `predictive_attention`.
+
     >>> import torch
     >>> q, k = torch.randn(2, 1, 2, 3, 4).unbind()
     >>> predictive_attention_map(q, k).sum(-1).allclose(torch.ones(1, 2, 3))

@@ -37,6 +37,9 @@ class ConcatenationTransformer(nn.Module):
         - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
         - returns ``(B, out_channels)``.
 
+    Raises:
+        ValueError: where an argument is out of its range.
+
     Example:
         >>> model = ConcatenationTransformer({"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2)
         >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
