@@ -3,12 +3,12 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.conv import MessagePassing
 
 from mea_graph.nn._sequences import check_sizes
-from mea_graph.ops import InEdges, edge_attention
+from mea_graph.ops import InEdges
+from mea_graph.ops.edge_attention.linear import linear_edge_attention
 
 _ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "none": lambda x: x}
 
@@ -89,15 +89,9 @@ class GraphFusionConv(MessagePassing):
             if isinstance(edge_index, InEdges):
                 raise ValueError('edge_index: expected (2, E) with flow="target_to_source", got sorted edges; turn them before sorting')
             edges = edge_index.flip(0)
-        source = self.lin(pair[0]).view(-1, self.heads, self.out_channels)  # (N_s, H, C)
-        # q^T [W h_i, W h_j] = (q_1^T W) h_i + (q_2^T W) h_j: two narrow products with h instead of passes over W h.
-        halves = torch.bmm(torch.stack([self.score_dst, self.score_src], 1), self.lin.weight.view(self.heads, self.out_channels, -1))
-        if pair[1] is pair[0]:
-            score_dst, score_src = F.linear(pair[0], halves.flatten(0, 1)).view(-1, self.heads, 2).unbind(-1)  # (N, H) each
-        else:
-            score_dst, score_src = F.linear(pair[1], halves[:, 0]), F.linear(pair[0], halves[:, 1])  # (N_t, H) and (N_s, H)
-        score_dst = score_dst + self.score_bias
-        out, weights = edge_attention(source, score_dst, score_src, edges)
+        out, weights = linear_edge_attention(
+            pair, self.lin.weight, self.score_dst, self.score_src, self.score_bias, edges, return_attention_weights
+        )
         out = _ACTIVATIONS[self.activation](out.flatten(1) if self.concat else out.mean(1))
         return (out, (edge_index, weights)) if return_attention_weights else out
 

@@ -10,6 +10,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from mea_graph.nn import GraphFusionConv
 from mea_graph.ops import sort_edges
+from mea_graph.ops.edge_attention import linear
 
 C_IN, C_OUT, N = 4, 3, 5
 # Unsorted; nodes 0 and 1 hear each other, node 3 also itself, node 4 hears nobody; the edge 2 -> 1 stands twice.
@@ -153,7 +154,12 @@ def test_gradcheck(randomised) -> None:
 
 
 def test_an_empty_graph_is_legal() -> None:
-    assert GraphFusionConv(C_IN, C_OUT, heads=2)(torch.randn(0, C_IN), EDGES[:, :0]).shape == (0, 2 * C_OUT)
+    conv, x = GraphFusionConv(C_IN, C_OUT, heads=2), torch.randn(0, C_IN, requires_grad=True)
+    out = conv(x, EDGES[:, :0])
+    assert out.shape == (0, 2 * C_OUT)
+    out.sum().backward()
+    assert x.grad.shape == (0, C_IN)
+    assert not any(p.grad.any() for p in conv.parameters())
 
 
 def test_bad_input_is_named() -> None:
@@ -170,3 +176,61 @@ def test_bad_input_is_named() -> None:
         conv((x, x[:, 0]), EDGES)
     with pytest.raises(ValueError, match=r"edge_index: expected integers \(2, E\), got torch.int64 \(7, 2\)"):
         conv(x, EDGES.T)
+
+
+REGULAR = torch.tensor([[0, 1, 2, 3, 4, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 0, 1, 2, 3, 4]])  # two in-edges for every node
+
+
+def passes(conv: GraphFusionConv, edges: Any, need: bool, monkeypatch: pytest.MonkeyPatch, one_step: bool) -> list[Tensor]:
+    """Outputs and gradients; asserts which way was taken."""
+    with monkeypatch.context() as patch:
+        if not one_step:
+            patch.setattr(linear, "_takes_one_step", lambda *_: False)
+        x = torch.randn(N, C_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        out = conv(x, edges, return_attention_weights=need)
+        outputs = [out[0], out[1][1]] if need else [out]
+    taken = outputs[-1].grad_fn.name() if need else outputs[0].grad_fn.next_functions[0][0].next_functions[0][0].name()
+    assert ("OneStep" in taken) == one_step
+    generator = torch.Generator().manual_seed(1)
+    given = [torch.randn(o.shape, dtype=o.dtype, generator=generator) for o in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, [x, *conv.parameters()], given)]
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("need", [False, True])
+@pytest.mark.parametrize("presorted", [False, True])
+@pytest.mark.parametrize("edge_index", [EDGES, REGULAR, EDGES[:, :0]], ids=["graph", "one in-degree", "no edge"])
+def test_one_step_equals_products_and_op(
+    randomised, monkeypatch: pytest.MonkeyPatch, heads: int, need: bool, presorted: bool, edge_index: Tensor
+) -> None:
+    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads))
+    edges = sort_edges(edge_index, N, N) if presorted else edge_index
+    found = passes(conv, edges, need, monkeypatch, True)
+    for f, expected in zip(found, passes(conv, edges, need, monkeypatch, False), strict=True):
+        same(f, expected)
+    assert all(map(torch.equal, found, passes(conv, edges, need, monkeypatch, True)))
+
+
+def test_the_coefficients_alone_have_gradients(randomised) -> None:
+    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads=2))
+
+    def coefficients(x: Tensor) -> Tensor:
+        return conv(x, EDGES, return_attention_weights=True)[1][1]
+
+    assert torch.autograd.gradcheck(coefficients, torch.randn(N, C_IN, dtype=torch.float64, requires_grad=True))
+
+
+def test_one_step_refuses_second_derivatives_and_edges_of_another_graph(randomised) -> None:
+    conv = randomised(GraphFusionConv(C_IN, C_OUT))
+    x = torch.randn(N, C_IN, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(conv(x, EDGES).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+    with pytest.raises(ValueError, match=r"edge_index: expected edges sorted for \(5, 5\) nodes, got \(6, 6\)"):
+        conv(x, sort_edges(EDGES, 6, 6))
+
+
+def test_autocast_takes_the_op() -> None:
+    conv = GraphFusionConv(C_IN, C_OUT)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(torch.randn(N, C_IN), EDGES).dtype == torch.bfloat16

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from mea_graph.ops import edge_attention, explain, sort_edges
+from mea_graph.ops.edge_attention import flat
 
 H, C, N_SRC, N_DST = 2, 3, 4, 5
 EDGES = torch.tensor([[0, 3, 1, 1, 2, 0, 3], [1, 1, 0, 4, 1, 4, 3]])  # bipartite, unsorted; destination 2 hears nobody
@@ -137,6 +138,38 @@ def test_the_cpu_backend_runs_by_default() -> None:
 def test_cpu_equals_the_reference(heads: int, channels: int, outputs: slice) -> None:
     case = random_case(heads, channels, torch.float64)
     for found, expected in zip(results(case, "cpu", outputs), results(case, "reference", outputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def regular_case(heads: int, dtype: torch.dtype, degree: int = 3, targets: int = 7) -> dict[str, Tensor]:
+    """Every destination has the same number of in-edges, the first of them twice the same."""
+    case = random_case(heads, 5, dtype, 6, targets, degree * targets)
+    source = torch.randint(6, (degree, targets))
+    source[-1] = source[0]
+    edges = torch.stack([source.flatten(), torch.arange(targets).repeat(degree)])
+    return {**case, "edge_index": edges[:, torch.randperm(edges.size(1))]}
+
+
+@pytest.mark.parametrize(("heads", "degree"), [(1, 1), (1, 4), (3, 3)])
+@pytest.mark.parametrize("outputs", [slice(2), slice(1), slice(1, 2)], ids=["both", "y", "weights"])
+def test_one_in_degree_for_all_nodes(heads: int, degree: int, outputs: slice) -> None:
+    case = regular_case(heads, torch.float64, degree)
+    edges = sort_edges(case["edge_index"], 6, 7)
+    assert flat.all_heads(*edges[:2], edges.start, 6, heads).degree == degree
+    for found, expected in zip(results(case, "cpu", outputs), results(case, "reference", outputs), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    single = {**case, "x": case["x"].float(), "score_dst": case["score_dst"].float(), "score_src": case["score_src"].float()}
+    for found, expected in zip(results(single, "cpu", outputs), results(wide(single), "reference", outputs), strict=True):
+        assert (found.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_in_degrees_that_differ_are_seen() -> None:
+    """As many edges as with one in-degree, but one of them elsewhere."""
+    case = regular_case(2, torch.float64)
+    case["edge_index"][1, case["edge_index"][1] == 6] = torch.tensor([6, 6, 5])
+    edges = sort_edges(case["edge_index"], 6, 7)
+    assert flat.all_heads(*edges[:2], edges.start, 6, 2).degree == 0
+    for found, expected in zip(results(case), results(case, "reference"), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
 from mea_graph.ops.edge_attention import cpu, cuda, reference
-from mea_graph.ops.edge_attention.edges import InEdges, check_edge_index, sort_edges
+from mea_graph.ops.edge_attention.edges import InEdges, check_edges, sort_edges
 
 __all__ = ["InEdges", "edge_attention", "sort_edges"]
 
@@ -53,12 +53,7 @@ def _check(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor |
         raise ValueError(f"score_src: expected {tuple(x.shape[:2])}, got {tuple(score_src.shape)}")
     if score_dst.dim() != 2 or score_dst.size(1) != x.size(1):
         raise ValueError(f"score_dst: expected (N, {x.size(1)}), got {tuple(score_dst.shape)}")
-    if not isinstance(edge_index, InEdges):
-        check_edge_index(edge_index)
-        return
-    sorted_for = (edge_index.source_start.size(0) - 1, edge_index.start.size(0) - 1)
-    if sorted_for != (x.size(0), score_dst.size(0)):
-        raise ValueError(f"edge_index: expected edges sorted for {(x.size(0), score_dst.size(0))} nodes, got {sorted_for}")
+    check_edges(edge_index, x.size(0), score_dst.size(0))
 
 
 def _accept(**arguments: object) -> None:

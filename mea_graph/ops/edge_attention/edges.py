@@ -74,6 +74,15 @@ def check_edge_index(edge_index: Tensor) -> None:
         raise ValueError(f"edge_index: expected integers (2, E), got {edge_index.dtype} {tuple(edge_index.shape)}")
 
 
+def check_edges(edges: Tensor | InEdges, num_sources: int, num_targets: int) -> None:
+    if not isinstance(edges, InEdges):
+        check_edge_index(edges)
+        return
+    sorted_for = (edges.source_start.size(0) - 1, edges.start.size(0) - 1)
+    if sorted_for != (num_sources, num_targets):
+        raise ValueError(f"edge_index: expected edges sorted for {(num_sources, num_targets)} nodes, got {sorted_for}")
+
+
 def sort_by_target(edge_index: Tensor, num_targets: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The first four fields of `InEdges`."""
     source, target = edge_index.long().unbind(0)
