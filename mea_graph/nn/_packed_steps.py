@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 
 class Steps(NamedTuple):
@@ -24,19 +25,45 @@ def can_pack(x: Tensor) -> bool:
     return x.device.type == "cpu" and not traced
 
 
+class _Take(torch.autograd.Function):
+    """Rows by an index that names each at most once: going back they are put, where torch's own indexing would add, row by row."""
+
+    @staticmethod
+    def forward(x: Tensor, rows: Tensor) -> Tensor:
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.size = len(inputs[0])  # type: ignore[attr-defined]
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _put(grads[0], rows, ctx.size), None  # type: ignore[attr-defined]
+
+
+def _put(x: Tensor, rows: Tensor, size: int) -> Tensor:
+    return x.new_zeros(size, *x.shape[1:]).index_copy(0, rows, x)
+
+
+def take(x: Tensor, mask: Tensor) -> Tensor:
+    """The real steps of (B, T, d), one sample after the other: (N, d)."""
+    rows = mask.flatten().nonzero().squeeze(1)
+    x = x.flatten(0, 1)
+    return x if len(rows) == len(x) else _Take.apply(x, rows)
+
+
 def pack(x: Tensor, mask: Tensor) -> Steps:
     """(B, T, d) and (B, T) to steps; `unpack` puts them back."""
-    sample, step = mask.nonzero(as_tuple=True)
-    rows = x.flatten(0, 1)
-    if len(sample) < len(rows):
-        rows = rows.index_select(0, sample * x.size(1) + step)
-    return Steps(rows, mask.sum(1).tolist(), sample)
+    lengths = mask.sum(1)
+    return Steps(take(x, mask), lengths.tolist(), torch.arange(len(mask)).repeat_interleave(lengths))
 
 
 def unpack(x: Tensor, mask: Tensor) -> Tensor:
-    """(N, d) to (B, T, d), zeros in the padding."""
+    """(N, d) to (B, T, d), zeros in the padding: the inverse of `take`."""
     if x.size(0) < mask.numel():
-        x = x.new_zeros(mask.numel(), x.size(1)).index_copy(0, mask.flatten().nonzero().squeeze(1), x)
+        x = _put(x, mask.flatten().nonzero().squeeze(1), mask.numel())
     return x.view(*mask.shape, x.size(1))
 
 
@@ -46,7 +73,7 @@ def join(parts: Sequence[Steps]) -> Steps:
         return parts[0]
     sample, order = torch.cat([p.sample for p in parts]).sort(stable=True)
     lengths = [sum(n) for n in zip(*(p.lengths for p in parts), strict=True)]
-    return Steps(torch.cat([p.x for p in parts]).index_select(0, order), lengths, sample)
+    return Steps(_Take.apply(torch.cat([p.x for p in parts]), order), lengths, sample)
 
 
 def linear_steps_last(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from mea_graph.nn._packed_steps import can_pack, take, unpack
 from mea_graph.nn._sequences import check_heads, check_sequence, merge_heads, split_heads, zero_padding
 from mea_graph.nn.feed_forward import FeedForward
 from mea_graph.ops import predictive_attention, predictive_attention_map
@@ -98,15 +99,18 @@ class PredictiveSelfAttention(nn.Module):
         x, mask = check_sequence(x, mask, self.channels)
         if prior is not None and self.predictor is None:
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
-        normalized = self.norm(x)
-        query, key, value = (split_heads(t, self.heads) for t in zero_padding(self.query_key_value(normalized), mask).chunk(3, -1))
+        steps = can_pack(x)  # then all but the attention itself works on real steps alone
+        fill = unpack if steps else zero_padding
+        real = take(x, mask) if steps else x
+        normalized = self.norm(real)
+        query, key, value = (split_heads(t, self.heads) for t in fill(self.query_key_value(normalized), mask).chunk(3, -1))
         guide: dict[str, Any] = {}
         if prior is not None and self.predictor is not None:
             guide = {"prior_query": prior.query, "prior_key": prior.key, "weight": self.predictor.weight, "bias": self.predictor.bias}
-        attended = predictive_attention(query, key, value, mu=self.mu, mask=mask, **guide)
-        carried = normalized if self.residual == "normalized" else x
-        z = carried + self.dropout(self.out(merge_heads(attended)))
-        result = zero_padding(self.feed_forward(z), mask), Prior(query, key)
+        attended = merge_heads(predictive_attention(query, key, value, mu=self.mu, mask=mask, **guide))
+        carried = normalized if self.residual == "normalized" else real
+        z = carried + self.dropout(self.out(take(attended, mask) if steps else attended))
+        result = fill(self.feed_forward(z), mask), Prior(query, key)
         if return_attention_weights:
             return *result, predictive_attention_map(query, key, mu=self.mu, mask=mask, **guide)
         return result
