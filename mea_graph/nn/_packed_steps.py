@@ -1,7 +1,7 @@
 """The real steps of a padded batch without the padding, so that what works step by step is not paid for on padding.
 
 Packing reads lengths from the mask, so it happens on the CPU only, where that costs nothing, and never while a graph is traced: elsewhere
-the layers work on the padded batch.
+the layers work on the padded batch. An encoder packs once: its layers, given `Steps`, give `Steps`.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,13 @@ class Steps(NamedTuple):
     x: Tensor  # (N, d)
     lengths: list[int]  # by sample
     sample: Tensor  # (N,), whose each step is
+    mask: Tensor | None  # (B, T), of the padded batch; None of joined sequences
+
+    def padded(self) -> Tensor:
+        """(B, T, d), zeros in the padding."""
+        if self.mask is None:
+            raise ValueError("joined sequences have no padded form")
+        return unpack(self.x, self.mask)
 
 
 def can_pack(x: Tensor) -> bool:
@@ -57,7 +64,7 @@ def take(x: Tensor, mask: Tensor) -> Tensor:
 def pack(x: Tensor, mask: Tensor) -> Steps:
     """(B, T, d) and (B, T) to steps; `unpack` puts them back."""
     lengths = mask.sum(1)
-    return Steps(take(x, mask), lengths.tolist(), torch.arange(len(mask)).repeat_interleave(lengths))
+    return Steps(take(x, mask), lengths.tolist(), torch.arange(len(mask)).repeat_interleave(lengths), mask)
 
 
 def unpack(x: Tensor, mask: Tensor) -> Tensor:
@@ -71,9 +78,9 @@ def join(parts: Sequence[Steps]) -> Steps:
     """Several sequences of each sample as one: all steps of the first sample, then all of the second."""
     if len(parts) == 1:
         return parts[0]
+    x, lengths = torch.cat([p.x for p in parts]), [sum(n) for n in zip(*(p.lengths for p in parts), strict=True)]
     sample, order = torch.cat([p.sample for p in parts]).sort(stable=True)
-    lengths = [sum(n) for n in zip(*(p.lengths for p in parts), strict=True)]
-    return Steps(_Take.apply(torch.cat([p.x for p in parts]), order), lengths, sample)
+    return Steps(x if len(lengths) == 1 else _Take.apply(x, order), lengths, sample, None)
 
 
 def linear_steps_last(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Mixed, coarse and fine reinforcement of every modality by the others, [MEA] Eq. 7-10."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._packed_steps import can_pack, join, pack, unpack
+from mea_graph.nn._packed_steps import Steps, can_pack, join, pack
 from mea_graph.nn._sequences import check_modalities, check_sequences, zero_padding
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
 
@@ -92,10 +92,12 @@ class HierarchicalCrossModalAttention(nn.Module):
         self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, return_attention_weights: bool = False
     ) -> CrossModalOutput:
         """Returns the reinforced sequences."""
+        if all(isinstance(z, Steps) for z in x.values()):  # how `CrossModalEncoder` calls it on a CPU
+            return CrossModalOutput(self._on_steps(cast(Mapping[str, Steps], x)), {})
         z, valid = check_sequences(x, mask, self.modalities, self.channels)
         maps: dict[tuple[str, str, str], Tensor] = {}
         if not return_attention_weights and all(can_pack(v) for v in z.values()):
-            return CrossModalOutput(self._on_steps(z, valid), maps)
+            return CrossModalOutput(_padded(self._on_steps({m: pack(z[m], valid[m]) for m in self.modalities})), maps)
 
         def reinforce(unit: nn.Module, arrow: tuple[str, str, str], sources: list[str], target: Tensor) -> Tensor:
             t = arrow[2]
@@ -119,10 +121,9 @@ class HierarchicalCrossModalAttention(nn.Module):
             out[t] = zero_padding(current, valid[t])
         return CrossModalOutput(out, maps)
 
-    def _on_steps(self, z: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _on_steps(self, steps: Mapping[str, Steps]) -> dict[str, Any]:
         """The same without the padding."""
-        steps = {m: pack(z[m], valid[m]) for m in self.modalities}
-        everything = join(list(steps.values())) if self.mixed is not None else None
+        everything = join([steps[m] for m in self.modalities]) if self.mixed is not None else None
         out = {}
         for t in self.modalities:
             current, others = steps[t], self._others(t)
@@ -136,10 +137,15 @@ class HierarchicalCrossModalAttention(nn.Module):
                 if all(min(steps[s].lengths, default=0) for s in others):  # no sample lacks any of them
                     current = current._replace(x=parts.sum(0))
                 else:
-                    present = torch.stack([valid[s].any(1)[current.sample] for s in others]).unsqueeze(-1)  # (M - 1, N, 1)
+                    there = [torch.tensor(steps[s].lengths) > 0 for s in others]
+                    present = torch.stack([t[current.sample] for t in there]).unsqueeze(-1)  # (M - 1, N, 1)
                     current = current._replace(x=_sum_of_present(parts, present, current.x))
-            out[t] = unpack(current.x, valid[t])
+            out[t] = current
         return out
+
+
+def _padded(steps: Mapping[str, Steps]) -> dict[str, Tensor]:
+    return {m: s.padded() for m, s in steps.items()}
 
 
 def _sum_of_present(parts: Tensor, present: Tensor, instead: Tensor) -> Tensor:
@@ -199,9 +205,15 @@ class CrossModalEncoder(nn.Module):
         self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, return_attention_weights: bool = False
     ) -> tuple[dict[str, Tensor], list[dict[tuple[str, str, str], Tensor]]]:
         """Returns the sequences after the last layer and each layer's maps."""
-        current, maps = dict(x), []
+        current: dict[str, Any] = dict(x)
+        maps = []
+        first = cast(HierarchicalCrossModalAttention, self.layers[0])
+        packed = not return_attention_weights and all(can_pack(z) for z in x.values())
+        if packed:
+            clean, valid = check_sequences(x, mask, first.modalities, first.channels)
+            current = {m: pack(clean[m], valid[m]) for m in first.modalities}
         for layer in self.layers:
             current, attention = layer(current, mask, return_attention_weights)
             if return_attention_weights:
                 maps.append(attention)
-        return current, maps
+        return (_padded(current) if packed else current), maps

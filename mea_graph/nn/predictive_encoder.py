@@ -1,11 +1,12 @@
 """The predictive branch: stacks of predictive self-attention with weighted attention between, [MEA] Eq. 2-6."""
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
+from mea_graph.nn._packed_steps import can_pack, pack
 from mea_graph.nn._sequences import check_modalities, check_sequences
 from mea_graph.nn.predictive_self_attention import PredictiveSelfAttention, Prior
 from mea_graph.nn.weighted_attention import WeightedAttention
@@ -87,7 +88,9 @@ class PredictiveEncoder(nn.Module):
         self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, return_attention_weights: bool = False
     ) -> PredictiveEncoderOutput:
         """Returns the sequences after the last layer."""
-        current, valid = check_sequences(x, mask, self.modalities, self.channels)
+        clean, valid = check_sequences(x, mask, self.modalities, self.channels)
+        packed = all(can_pack(z) for z in clean.values())
+        current: dict[str, Any] = {m: pack(z, valid[m]) for m, z in clean.items()} if packed else clean
         weights = []
         priors: dict[str, Prior | None] = dict.fromkeys(self.modalities)
         maps: dict[str, list[Tensor]] = {m: [] for m in self.modalities} if return_attention_weights else {}
@@ -102,4 +105,4 @@ class PredictiveEncoder(nn.Module):
             if self.weighted:
                 current, psi = self.weighted[i](current, valid)
                 weights.append(psi)
-        return PredictiveEncoderOutput(current, weights, maps)
+        return PredictiveEncoderOutput({m: z.padded() for m, z in current.items()} if packed else current, weights, maps)

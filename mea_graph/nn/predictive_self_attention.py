@@ -1,10 +1,10 @@
 """One layer of predictive self-attention, [MEA] Eq. 2-4."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from mea_graph.nn._packed_steps import can_pack, take, unpack
+from mea_graph.nn._packed_steps import Steps, can_pack, take, unpack
 from mea_graph.nn._sequences import check_heads, check_sequence, merge_heads, split_heads, zero_padding
 from mea_graph.nn.feed_forward import FeedForward
 from mea_graph.ops import predictive_attention, predictive_attention_map
@@ -96,21 +96,31 @@ class PredictiveSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, prior: Prior | None = None, return_attention_weights: bool = False):
         """Returns the sequence and the prior for the next layer; on request also the map A, (B, K, T, T)."""
-        x, mask = check_sequence(x, mask, self.channels)
         if prior is not None and self.predictor is None:
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
-        steps = can_pack(x)  # then all but the attention itself works on real steps alone
-        fill = unpack if steps else zero_padding
-        real = take(x, mask) if steps else x
-        normalized = self.norm(real)
+        if isinstance(x, Steps):  # how `PredictiveEncoder` calls it on a CPU
+            rows, *further = self._attend(x.x, cast(Tensor, x.mask), prior, return_attention_weights)
+            return x._replace(x=rows), *further
+        x, mask = check_sequence(x, mask, self.channels)
+        if can_pack(x):
+            rows, *further = self._attend(take(x, mask), mask, prior, return_attention_weights)
+            return unpack(rows, mask), *further
+        z, *further = self._attend(x, mask, prior, return_attention_weights)
+        return zero_padding(z, mask), *further
+
+    def _attend(self, x: Tensor, mask: Tensor, prior: Prior | None, return_attention_weights: bool) -> tuple[Any, ...]:
+        """Of real steps alone, (N, d), or of the padded batch, (B, T, d); the attention itself always reads the padded batch."""
+        packed = x.dim() == 2
+        fill = unpack if packed else zero_padding
+        normalized = self.norm(x)
         query, key, value = (split_heads(t, self.heads) for t in fill(self.query_key_value(normalized), mask).chunk(3, -1))
         guide: dict[str, Any] = {}
         if prior is not None and self.predictor is not None:
             guide = {"prior_query": prior.query, "prior_key": prior.key, "weight": self.predictor.weight, "bias": self.predictor.bias}
         attended = merge_heads(predictive_attention(query, key, value, mu=self.mu, mask=mask, **guide))
-        carried = normalized if self.residual == "normalized" else real
-        z = carried + self.dropout(self.out(take(attended, mask) if steps else attended))
-        result = fill(self.feed_forward(z), mask), Prior(query, key)
+        carried = normalized if self.residual == "normalized" else x
+        z = carried + self.dropout(self.out(take(attended, mask) if packed else attended))
+        result = self.feed_forward(z), Prior(query, key)
         if return_attention_weights:
             return *result, predictive_attention_map(query, key, mu=self.mu, mask=mask, **guide)
         return result

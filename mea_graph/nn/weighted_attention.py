@@ -1,14 +1,16 @@
 """How much each modality counts for a sample, [MEA] Eq. 5-6."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
+from mea_graph.nn._packed_steps import Steps
 from mea_graph.nn._sequences import check_modalities, check_sequences, check_sizes
 from mea_graph.nn.sequence_encoder import masked_mean
-from mea_graph.ops import masked_softmax
+from mea_graph.ops import masked_softmax, segment_sum
 
 
 class WeightedAttention(nn.Module):
@@ -53,8 +55,23 @@ class WeightedAttention(nn.Module):
 
     def forward(self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the scaled sequences and the weights."""
+        if all(isinstance(z, Steps) for z in x.values()):  # how `PredictiveEncoder` calls it on a CPU
+            return self._on_steps(cast(Mapping[str, Steps], x))
         clean, valid = check_sequences(x, mask, self.modalities, self.channels)
         scores = [self.score[m](masked_mean(torch.tanh(self.transform[m](clean[m])), valid[m])) for m in self.modalities]  # (B, 1) each
         present = [valid[m].any(1) for m in self.modalities]
         weights = masked_softmax(torch.cat(scores, 1), torch.stack(present, 1))  # (B, M)
         return {m: clean[m] * weights[:, i, None, None] for i, m in enumerate(self.modalities)}, weights
+
+    def _on_steps(self, steps: Mapping[str, Steps]) -> tuple[Any, Tensor]:
+        """The same without the padding."""
+        scores, present = [], []
+        for m in self.modalities:
+            own = steps[m]
+            lengths = torch.tensor(own.lengths).unsqueeze(1)
+            total = segment_sum(torch.tanh(self.transform[m](own.x)), own.sample, len(lengths))
+            scores.append(self.score[m](total / lengths.clamp(min=1)))  # (B, 1)
+            present.append(lengths > 0)
+        weights = masked_softmax(torch.cat(scores, 1), torch.cat(present, 1))  # (B, M)
+        of_steps = (weights.index_select(0, steps[m].sample)[:, i : i + 1] for i, m in enumerate(self.modalities))
+        return {m: steps[m]._replace(x=steps[m].x * w) for m, w in zip(self.modalities, of_steps, strict=True)}, weights

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.library import register
@@ -27,12 +28,9 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _with_row(x: Tensor, row: Tensor | float) -> Tensor:
-    """(K, D, N) with one row more, (K, N) or a number."""
-    out = x.new_empty(x.size(0), x.size(1) + 1, x.size(2))
-    out[:, :-1] = x
-    out[:, -1] = row
-    return out
+def _with_row(x: Tensor, row: Tensor | None = None) -> Tensor:
+    """(K, D, N) with one row more, (K, N) or of ones."""
+    return F.pad(x, (0, 0, 0, 1), value=1.0) if row is None else torch.cat([x, row.unsqueeze(1)], 1)
 
 
 def _steep(query: Tensor, key: Tensor) -> bool:
@@ -77,19 +75,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, query_lengths: Sequence[in
     """The result (K, D_v, N) in the dtype of the values, and what the backward pass recomputes the maps from, (K N,)."""
     (heads, width, steps), dtype = query.shape, compute_dtype(query, key, value)
     q_all, k_all = (query.to(dtype) * (_LOG2E * width**-0.5)).contiguous(), key.to(dtype).contiguous()
-    v_all = _with_row(value.to(dtype), 1)
-    out, top = q_all.new_zeros(heads, value.size(1) + 1, steps), q_all.new_zeros(heads, 1, steps)
-    steep, maps = _steep(q_all, k_all), _Maps(1, q_all, query_lengths, key_lengths)
-    for q, o, t, k, v in _blocks((q_all, out, top), query_lengths, (k_all, v_all), key_lengths):
+    v_all = _with_row(value.to(dtype))
+    out, maps = q_all.new_zeros(heads, value.size(1) + 1, steps), _Maps(1, q_all, query_lengths, key_lengths)
+    shifts = [q_all.new_zeros(heads, 1, steps)] if _steep(q_all, k_all) else []
+    for q, o, *shift, k, v in _blocks((q_all, out, *shifts), query_lengths, (k_all, v_all), key_lengths):
         p = torch.bmm(k.mT, q, out=maps(0, k.size(2), q.size(2)))  # keys first: the values meet its rows as they lie
-        if steep:
-            t.copy_(p.amax(1, keepdim=True))
-            p.sub_(t)
+        if shift:
+            p.sub_(shift[0].copy_(p.amax(1, keepdim=True)))
         o.copy_(torch.bmm(v, p.exp2_()))
     total = out[:, -1:]
     if 0 in key_lengths:
         total = total.masked_fill(total == 0, 1)
-    return (out[:, :-1] / total).to(value.dtype), top.add_(total.log2()).flatten()
+    return (out[:, :-1] / total).to(value.dtype), sum(shifts, total.log2()).flatten()
 
 
 def attend_backward(
@@ -107,7 +104,7 @@ def attend_backward(
     q_all, k_all, v_all, g_all = (t.to(compute_dtype(query, key, value)) for t in (query, key, value, grad))
     g_all = _with_row(g_all, -torch.linalg.vecdot(g_all, out.to(g_all.dtype), dim=1))
     q_all = _with_row(q_all * (_LOG2E * scale), -logsumexp[: heads * steps].view(heads, steps))
-    k_all, v_all = _with_row(k_all, 1), _with_row(v_all, 1)
+    k_all, v_all = _with_row(k_all), _with_row(v_all)
     d_query, d_key, d_value = (x.new_zeros(x.size(0), x.size(1) - 1, x.size(2)) for x in (q_all, k_all, v_all))
     maps = _Maps(2, q_all, query_lengths, key_lengths)
     for g, q, d_q, k, v, d_k, d_v in _blocks((g_all, q_all, d_query), query_lengths, (k_all, v_all, d_key, d_value), key_lengths):
