@@ -7,10 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn import HierarchicalCrossModalAttention, ModalityReinforcementUnit
-from mea_graph.nn import hierarchical_cross_modal_attention as layer_module
-from mea_graph.nn import modality_reinforcement_unit as unit_module
+from mea_graph.nn import (
+    CrossModalEncoder,
+    HierarchicalCrossModalAttention,
+    ModalityReinforcementUnit,
+    PredictiveEncoder,
+    PredictiveSelfAttention,
+    hierarchical_cross_modal_attention,
+    modality_reinforcement_unit,
+    predictive_encoder,
+    predictive_self_attention,
+)
 from mea_graph.nn._packed_steps import can_pack, join, pack, unpack
+
+PACKING = (predictive_encoder, predictive_self_attention, hierarchical_cross_modal_attention, modality_reinforcement_unit)
 
 D, HEADS = 4, 2
 LENGTHS = {"text": [3, 0, 1, 2], "audio": [5, 4, 0, 0], "vision": [2, 0, 4, 0]}  # no sample has all, the last has text alone
@@ -87,8 +97,31 @@ def layer() -> tuple[nn.Module, Callable[..., list[Tensor]]]:
     return HierarchicalCrossModalAttention(D, LENGTHS, HEADS), lambda module, x, mask: list(module(x, mask).x.values())
 
 
+def stack() -> tuple[nn.Module, Callable[..., list[Tensor]]]:
+    return CrossModalEncoder(D, LENGTHS, HEADS), lambda module, x, mask: list(module(x, mask)[0].values())
+
+
+def self_attention() -> tuple[nn.Module, Callable[..., list[Tensor]]]:
+    def call(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+        out = []
+        for m in LENGTHS:
+            z, prior = module(x[m], mask[m])
+            out += [module(z, mask[m], prior)[0], *prior]
+        return out
+
+    return PredictiveSelfAttention(D, HEADS), call
+
+
+def predictive() -> tuple[nn.Module, Callable[..., list[Tensor]]]:
+    def call(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+        out = module(x, mask)
+        return [*out.x.values(), *out.modality_weights]
+
+    return PredictiveEncoder(D, LENGTHS, HEADS), call
+
+
 @pytest.mark.parametrize("present", [False, True], ids=["missing modalities", "all there"])
-@pytest.mark.parametrize("build", [unit, layer])
+@pytest.mark.parametrize("build", [unit, layer, stack, self_attention, predictive])
 def test_packed_equals_padded(build: Any, present: bool, randomised: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module, call = build()
     randomised(module)
@@ -108,7 +141,7 @@ def test_packed_equals_padded(build: Any, present: bool, randomised: Any, monkey
 
     packed = run()
     assert set(seen) == {2}, "a block saw padding"
-    for place in (unit_module, layer_module):
+    for place in PACKING:
         monkeypatch.setattr(place, "can_pack", lambda _: False)
     seen.clear()
     padded = run()
