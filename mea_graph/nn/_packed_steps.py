@@ -4,8 +4,8 @@ Packing reads lengths from the mask, so it happens on the CPU only, where that c
 the layers work on the padded batch. An encoder packs once: its layers, given `Steps`, give `Steps`.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ class Steps(NamedTuple):
         if self.mask is None:
             raise ValueError("joined sequences have no padded form")
         return unpack(self.x, self.mask)
+
+
+def are_steps(x: Mapping[str, Tensor] | Mapping[str, Steps]) -> TypeGuard[Mapping[str, Steps]]:
+    """Whether an encoder hands on what it packed."""
+    return bool(x) and all(isinstance(z, Steps) for z in x.values())
 
 
 def can_pack(x: Tensor) -> bool:

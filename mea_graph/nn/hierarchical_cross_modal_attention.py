@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._packed_steps import Steps, can_pack, join, pack
+from mea_graph.nn._packed_steps import Steps, are_steps, can_pack, join, pack
 from mea_graph.nn._sequences import check_modalities, check_sequences, zero_padding
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
 
@@ -92,8 +92,8 @@ class HierarchicalCrossModalAttention(nn.Module):
         self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, return_attention_weights: bool = False
     ) -> CrossModalOutput:
         """Returns the reinforced sequences."""
-        if all(isinstance(z, Steps) for z in x.values()):  # how `CrossModalEncoder` calls it on a CPU
-            return CrossModalOutput(self._on_steps(cast(Mapping[str, Steps], x)), {})
+        if are_steps(x):  # how `CrossModalEncoder` calls it on a CPU
+            return CrossModalOutput(self._on_steps(x), {})
         z, valid = check_sequences(x, mask, self.modalities, self.channels)
         maps: dict[tuple[str, str, str], Tensor] = {}
         if not return_attention_weights and all(can_pack(v) for v in z.values()):
@@ -137,8 +137,8 @@ class HierarchicalCrossModalAttention(nn.Module):
                 if all(min(steps[s].lengths, default=0) for s in others):  # no sample lacks any of them
                     current = current._replace(x=parts.sum(0))
                 else:
-                    there = [torch.tensor(steps[s].lengths) > 0 for s in others]
-                    present = torch.stack([t[current.sample] for t in there]).unsqueeze(-1)  # (M - 1, N, 1)
+                    there = torch.tensor([steps[s].lengths for s in others]) > 0  # (M - 1, B)
+                    present = there[:, current.sample].unsqueeze(-1)  # (M - 1, N, 1)
                     current = current._replace(x=_sum_of_present(parts, present, current.x))
             out[t] = current
         return out

@@ -1,13 +1,13 @@
 """How much each modality counts for a sample, [MEA] Eq. 5-6."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._packed_steps import Steps
+from mea_graph.nn._packed_steps import Steps, are_steps
 from mea_graph.nn._sequences import check_modalities, check_sequences, check_sizes
 from mea_graph.nn.sequence_encoder import masked_mean
 from mea_graph.ops import masked_softmax, segment_sum
@@ -55,8 +55,8 @@ class WeightedAttention(nn.Module):
 
     def forward(self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the scaled sequences and the weights."""
-        if all(isinstance(z, Steps) for z in x.values()):  # how `PredictiveEncoder` calls it on a CPU
-            return self._on_steps(cast(Mapping[str, Steps], x))
+        if are_steps(x):  # how `PredictiveEncoder` calls it on a CPU
+            return self._on_steps(x)
         clean, valid = check_sequences(x, mask, self.modalities, self.channels)
         scores = [self.score[m](masked_mean(torch.tanh(self.transform[m](clean[m])), valid[m])) for m in self.modalities]  # (B, 1) each
         present = [valid[m].any(1) for m in self.modalities]
