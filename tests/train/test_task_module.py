@@ -118,6 +118,7 @@ def test_optimiser_and_schedule(scores_source):
     data = SequenceDataModule(**scores_source, batch_size=9)  # 4 steps an epoch
     plain = TaskModule(MeanOfAudio(), "regression", 1)
     assert type(plain.configure_optimizers()) is torch.optim.Adam
+    assert plain.configure_optimizers().defaults["fused"], "hundreds of small tensors want one call on a CPU"
     module = TaskModule(MeanOfAudio(), "regression", 1, learning_rate=0.1, weight_decay=0.01, warmup=0.5, cosine_decay=True)
     rates = []
 
@@ -127,6 +128,7 @@ def test_optimiser_and_schedule(scores_source):
 
     trainer = fit(module, data, epochs=2, callbacks=[Rates()])
     assert type(trainer.optimizers[0]) is torch.optim.AdamW
+    assert trainer.optimizers[0].defaults["fused"]
     expected = [0.025, 0.05, 0.075, 0.1, *(0.05 * (1 + np.cos(np.pi * k / 4)) for k in range(4))]
     assert rates == pytest.approx(expected)
 
