@@ -19,21 +19,28 @@ from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
 from mea_graph.nn import (
     MEA,
     MEALoss,
-    graph_fusion_conv,
     hierarchical_cross_modal_attention,
     modality_reinforcement_unit,
     predictive_encoder,
     predictive_self_attention,
 )
+from mea_graph.ops.edge_attention import linear
 
 Mode = Literal["train", "predict"]
 # Where the layers hold the ops: the truth is computed with the references in these places.
 _PLACES = (
     (predictive_self_attention, "predictive_attention"),
     (modality_reinforcement_unit, "cross_modal_attention"),
-    (graph_fusion_conv, "edge_attention"),
+    (linear, "edge_attention"),
 )
-_PACKING = (predictive_encoder, predictive_self_attention, hierarchical_cross_modal_attention, modality_reinforcement_unit)
+# What layers take another way for, on a CPU.
+_SHORTCUTS = (
+    (predictive_encoder, "can_pack"),
+    (predictive_self_attention, "can_pack"),
+    (hierarchical_cross_modal_attention, "can_pack"),
+    (modality_reinforcement_unit, "can_pack"),
+    (linear, "_takes_one_step"),
+)
 
 
 @contextmanager
@@ -43,8 +50,8 @@ def references() -> Iterator[None]:
         for module, name in _PLACES:
             op = getattr(module, name)
             stack.enter_context(patch.object(module, name, partial(op, backend="reference")))
-        for module in _PACKING:
-            stack.enter_context(patch.object(module, "can_pack", lambda _: False))
+        for module, name in _SHORTCUTS:
+            stack.enter_context(patch.object(module, name, lambda *_: False))
         yield
 
 
