@@ -14,6 +14,7 @@ from mea_graph.nn.losses import agnostic_adversarial, exclusive_adversarial, hsi
 from mea_graph.nn.mea import MEA, MEAOutput
 from mea_graph.nn.mea_loss import LossTerms, MEALoss
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
+from mea_graph.nn.onnx_export import export_onnx
 from mea_graph.nn.predictive_encoder import PredictiveEncoder, PredictiveEncoderOutput
 from mea_graph.nn.predictive_self_attention import PredictiveSelfAttention, Prior
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
@@ -45,5 +46,5 @@ classes = [
     "UnimodalExtractor",
     "WeightedAttention",
 ]
-functions = ["agnostic_adversarial", "dense_sequences", "exclusive_adversarial", "fusion_graph", "hsic", "orthogonality"]
+functions = ["agnostic_adversarial", "dense_sequences", "exclusive_adversarial", "export_onnx", "fusion_graph", "hsic", "orthogonality"]
 __all__ = classes + functions

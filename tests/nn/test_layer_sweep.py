@@ -1,4 +1,4 @@
-"""What every public layer promises beyond its equation: seeds, copies, precision, dropout, compilation."""
+"""What every public layer promises beyond its equation: seeds, copies, precision, dropout, gradients, meta tensors, compilation, export."""
 
 import copy
 import io
@@ -22,7 +22,19 @@ class Case(NamedTuple):
     build: Callable[..., nn.Module]  # takes dropout=, where the layer has it
     call: Callable[[Any, dict[str, Tensor], dict[str, Tensor]], list[Tensor]]  # the outputs for sequences and masks
     dropout: bool = True
-    compiles: bool = False
+    nodes: bool = False  # which samples have which modality decides how many nodes there are: sizes inside follow from values
+    differentiable: int | None = None  # so many outputs first; the others stem from detached tensors on purpose
+
+
+class Called(nn.Module):
+    """A layer and how it is called, as one module from tensors to tensors."""
+
+    def __init__(self, case: Case, module: nn.Module) -> None:
+        super().__init__()
+        self.call, self.module = case.call, module
+
+    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+        return self.call(self.module, x, mask)
 
 
 def sequence(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
@@ -43,8 +55,8 @@ def vectors(x: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fused(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
-    graph = mea.fusion_graph(vectors(x), vectors(x), {m: v.any(1) for m, v in mask.items()})
-    return list(module(graph.x_dict, graph.edge_index_dict, graph.batch_dict, 3)[:2])
+    graph = mea.fusion_graph(vectors(x), vectors(x), mask and {m: v.any(1) for m, v in mask.items()})
+    return list(module(graph.x_dict, graph.edge_index_dict, graph.batch_dict, x["text"].size(0))[:2])
 
 
 def whole(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
@@ -55,7 +67,7 @@ def whole(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> l
 
 def objective(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
     present, h = {m: v.any(1) for m, v in mask.items()}, vectors(x)
-    ones = x["text"].new_ones(3, 3)
+    ones = x["text"].new_ones(x["text"].size(0), 3)
     seen = mea.Discrimination(torch.stack([v[:, :3] for v in h.values()], 1), torch.stack([v[:, 3:6] for v in h.values()], 1), None, ones)
     output = mea.MEAOutput(x["text"][:, 0, :1], h, h, present, mea.fusion_graph(h, h), seen, {}, [], {}, [])
     return list(module(output, x["audio"][:, 0, 0]))
@@ -66,34 +78,34 @@ CASES = {
     "CrossModalEncoder": Case(
         lambda **o: mea.CrossModalEncoder(D, NAMES, HEADS, **o), lambda module, x, mask: list(module(x, mask)[0].values())
     ),
-    "DecoupledGraphFusion": Case(lambda: mea.DecoupledGraphFusion(D, D_H, HEADS), fused, dropout=False),
+    "DecoupledGraphFusion": Case(lambda: mea.DecoupledGraphFusion(D, D_H, HEADS), fused, dropout=False, nodes=True),
     "DoubleDiscriminator": Case(
         lambda: mea.DoubleDiscriminator(D, NAMES),
         lambda module, x, mask: list(module(vectors(x), vectors(x))),
         dropout=False,
-        compiles=True,
+        differentiable=2,
     ),
-    "ExclusiveEncoder": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, **o), sequence, compiles=True),
-    "ExclusiveEncoder segments": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "segments", **o), sequence, compiles=True),
-    "ExclusiveEncoder max": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "max", **o), sequence, compiles=True),
-    "FeedForward": Case(lambda **o: mea.FeedForward(D, **o), lambda module, x, mask: [module(x["text"])], compiles=True),
-    "GradientReversal": Case(lambda: mea.GradientReversal(0.5), lambda module, x, mask: [module(x["text"])], dropout=False, compiles=True),
+    "ExclusiveEncoder": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, **o), sequence),
+    "ExclusiveEncoder segments": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "segments", **o), sequence),
+    "ExclusiveEncoder max": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "max", **o), sequence),
+    "FeedForward": Case(lambda **o: mea.FeedForward(D, **o), lambda module, x, mask: [module(x["text"])]),
+    "GradientReversal": Case(lambda: mea.GradientReversal(0.5), lambda module, x, mask: [module(x["text"])], dropout=False),
     "GraphFusionConv": Case(
-        lambda: mea.GraphFusionConv(D, D_H, HEADS), lambda module, x, mask: [module(x["text"][:, 0], EDGES)], dropout=False, compiles=True
+        lambda: mea.GraphFusionConv(D, D_H, HEADS), lambda module, x, mask: [module(x["text"][:, 0], EDGES)], dropout=False
     ),
     "HierarchicalCrossModalAttention": Case(
         lambda **o: mea.HierarchicalCrossModalAttention(D, NAMES, HEADS, **o), lambda module, x, mask: list(module(x, mask).x.values())
     ),
-    "MEA": Case(lambda **o: mea.MEA(NAMES, 2, D, D_H, HEADS, **o), whole),
+    "MEA": Case(lambda **o: mea.MEA(NAMES, 2, D, D_H, HEADS, num_predictive_layers=2, num_cross_modal_layers=1, **o), whole, nodes=True),
     "MEALoss": Case(lambda: mea.MEALoss(alpha=0.5, beta=0.5), objective, dropout=False),
-    "ModalityReinforcementUnit": Case(lambda **o: mea.ModalityReinforcementUnit(D, HEADS, **o), unit, compiles=True),
+    "ModalityReinforcementUnit": Case(lambda **o: mea.ModalityReinforcementUnit(D, HEADS, **o), unit),
     "PredictiveEncoder": Case(
         lambda **o: mea.PredictiveEncoder(D, NAMES, HEADS, **o), lambda module, x, mask: list(module(x, mask).x.values())
     ),
-    "PredictiveSelfAttention": Case(lambda **o: mea.PredictiveSelfAttention(D, HEADS, **o), predictive, compiles=True),
-    "UnimodalExtractor": Case(lambda **o: mea.UnimodalExtractor(D, D, **o), sequence),  # Dynamo traces no LSTM
+    "PredictiveSelfAttention": Case(lambda **o: mea.PredictiveSelfAttention(D, HEADS, **o), predictive),
+    "UnimodalExtractor": Case(lambda **o: mea.UnimodalExtractor(D, D, **o), sequence),
     "WeightedAttention": Case(
-        lambda: mea.WeightedAttention(D, NAMES), lambda module, x, mask: list(module(x, mask)[0].values()), dropout=False, compiles=True
+        lambda: mea.WeightedAttention(D, NAMES), lambda module, x, mask: list(module(x, mask)[0].values()), dropout=False
     ),
 }
 every_layer = pytest.mark.parametrize("name", CASES)
@@ -215,20 +227,64 @@ def test_dropout_acts_in_training_alone(name: str, x: dict[str, Tensor], mask: d
     equal(case.call(module.eval(), x, mask), case.call(plain, x, mask))
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.compiles])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "GradientReversal"])  # its gradient is wrong on purpose
+def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
+    """For the inputs, and for all parameters at once along one direction; with a smooth activation, since differences cross the kinks of ReLU."""
+    monkeypatch.setattr(mea.GradientReversal, "forward", lambda self, x: x)
+    case = CASES[name]
+    called = Called(case, case.build()).double()
+    for block in called.modules():
+        if isinstance(block, mea.FeedForward):
+            block.activation = nn.SiLU()
+    parameters = {n: (p.detach(), torch.randn_like(p)) for n, p in called.named_parameters()}
+
+    def outputs(step: Tensor, *sequences: Tensor) -> tuple[Tensor, ...]:
+        moved = {n: p + step * direction for n, (p, direction) in parameters.items()}
+        found = torch.func.functional_call(called, moved, (dict(zip(x, sequences, strict=True)), mask))[: case.differentiable]
+        return tuple(found)
+
+    leaves = [torch.zeros((), dtype=torch.float64), *(v.double() for v in x.values())]
+    assert torch.autograd.gradcheck(outputs, [v.requires_grad_() for v in leaves], fast_mode=True)
+
+
+@every_layer
+def test_meta_tensors_give_the_shapes(name: str, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
+    """Without a mask where nodes are counted: meta tensors hold no values to count."""
+    case = CASES[name]
+    given = None if case.nodes else mask
+    expected = case.call(case.build(), x, given)
+    with torch.device("meta"):
+        module = case.build()
+    on_meta = [{m: v.to("meta") for m, v in d.items()} if d else None for d in (x, given)]
+    for actual, wanted in zip(case.call(module, *on_meta), expected, strict=True):
+        assert (actual.device.type, actual.shape, actual.dtype) == ("meta", wanted.shape, wanted.dtype)
+
+
+@every_layer
 def test_compiles_into_one_graph(name: str, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
-    """Values and gradients are those of the eager layer, for another length too."""
+    """Values and gradients are those of the eager layer. Where nodes are counted, Dynamo must be told to count."""
     torch.compiler.reset()
     case = CASES[name]
-    module = case.build()
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    for drop in (0, 1):
-        results = []
-        for f in (module, compiled):
-            part = {m: v[:, : v.size(1) - drop].clone().requires_grad_() for m, v in x.items()}
-            outputs = case.call(f, part, {m: v[:, : v.size(1) - drop] for m, v in mask.items()})
-            module.zero_grad()
-            torch.stack([v.square().sum() for v in outputs if v.requires_grad]).sum().backward()
-            gradients = [v.grad for v in part.values() if v.grad is not None]
-            results.append((outputs, gradients, [p.grad for p in module.parameters()]))
-        torch.testing.assert_close(results[1], results[0])
+    called = Called(case, case.build())
+    results = []
+    for f in (called, torch.compile(called, fullgraph=True, backend="aot_eager")):
+        sequences = {m: v.clone().requires_grad_() for m, v in x.items()}
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=case.nodes):
+            outputs = f(sequences, mask)
+        called.zero_grad()
+        torch.stack([v.square().sum() for v in outputs if v.requires_grad]).sum().backward()
+        gradients = [v.grad for v in sequences.values() if v.grad is not None]
+        results.append((outputs, gradients, [p.grad for p in called.parameters()]))
+    torch.testing.assert_close(results[1], results[0])
+
+
+@every_layer
+def test_exports_for_any_batch_and_lengths(name: str, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
+    called = Called(CASES[name], CASES[name].build()).eval()
+    batch = torch.export.Dim("batch")
+    sizes = {m: {0: batch, 1: torch.export.Dim(f"steps_{m}")} for m in x}
+    exported = torch.export.export(called, (x, mask), dynamic_shapes=(sizes, sizes)).module()
+    for longest, samples in ((9, 5), (5, 4)):
+        x = {m: torch.randn(samples, longest + i, D) for i, m in enumerate(x)}
+        mask = {m: torch.arange(v.size(1)) < torch.randint(0, v.size(1) + 1, (samples, 1)) for m, v in x.items()}
+        torch.testing.assert_close(exported(x, mask), called(x, mask))

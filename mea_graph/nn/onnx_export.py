@@ -1,0 +1,89 @@
+"""The model as a file for other runtimes."""
+
+from os import PathLike, fspath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mea_graph.nn._lstm import OPERATOR
+from mea_graph.nn.mea import MEA
+
+
+class _Prediction(nn.Module):
+    """What is exported: tensors in, one tensor out."""
+
+    def __init__(self, model: MEA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> Tensor:
+        return self.model.forward_dense(x, mask).prediction
+
+
+def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
+    r"""Writes a trained `MEA` as ONNX, for ONNX Runtime and whatever else reads it.
+
+    The file's inputs are named as the modalities, `text`, and their masks, `text_mask`; its output is `prediction`. Samples and steps may be
+    as many as you like; a modality that no sample has is one step of padding. Needs the extra `onnx` and takes about a minute.
+
+    Args:
+        model: Exported as in evaluation, without dropout, and left as it is.
+        file: Where to write.
+
+    Shape:
+        - <modality>: :math:`(B, T_m, d_m)`, :math:`T_m \ge 1`, of the parameters' type; <modality>_mask: :math:`(B, T_m)`, bool, real steps
+          first; prediction: :math:`(B, C)`
+
+    Raises:
+        ImportError: The extra is not installed.
+
+    >>> import onnxruntime  # doctest: +SKIP
+    >>> export_onnx(model, "mea.onnx")  # doctest: +SKIP
+    >>> session = onnxruntime.InferenceSession("mea.onnx")  # doctest: +SKIP
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'export_onnx needs the extra "onnx": pip install "mea-graph[onnx]" ({error})') from error
+    like = next(model.parameters())
+    # Any sizes will do, but no two alike, and none of 1: those would be taken for constants.
+    x = {m: like.new_zeros(2, 3 + i, width) for i, (m, width) in enumerate(model.in_channels.items())}
+    mask = {m: torch.ones(v.shape[:2], dtype=torch.bool, device=like.device) for m, v in x.items()}
+    batch = torch.export.Dim("batch")
+    sizes = {m: {0: batch, 1: torch.export.Dim(f"steps_{i}")} for i, m in enumerate(x)}
+    same = {m: dict.fromkeys((0, 1), torch.export.Dim.AUTO) for m in x}  # a mask has the sizes of its sequence
+    training = {module: module.training for module in model.modules()}
+    try:
+        torch.onnx.export(
+            _Prediction(model).eval(),
+            f=fspath(file),
+            kwargs={"x": x, "mask": mask},
+            dynamic_shapes={"x": sizes, "mask": same},
+            input_names=[*x, *(f"{m}_mask" for m in x)],
+            output_names=["prediction"],
+            custom_translation_table={OPERATOR: _lstm},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _lstm(x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
+    """torch holds the gates in the order input, forget, cell, output, a row each; ONNX as input, output, forget, cell, and time first."""
+    from onnxscript import opset18 as op
+
+    width = weight_hh.shape[1]
+    zero = op.Constant(value_ints=[0])
+
+    def gates(rows: Any) -> Any:
+        parts = [op.Slice(rows, op.Constant(value_ints=[k * width]), op.Constant(value_ints=[(k + 1) * width]), zero) for k in (0, 3, 1, 2)]
+        return op.Concat(*parts, axis=0)
+
+    weights = [op.Unsqueeze(rows, zero) for rows in (gates(weight_ih), gates(weight_hh), op.Concat(gates(bias_ih), gates(bias_hh), axis=0))]
+    hidden, _, _ = op.LSTM(op.Transpose(x, perm=[1, 0, 2]), *weights, hidden_size=width)
+    return op.Transpose(op.Squeeze(hidden, op.Constant(value_ints=[1])), perm=[1, 0, 2])
