@@ -24,8 +24,8 @@ class _Prediction(nn.Module):
 def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     r"""Writes a trained `MEA` as ONNX, for ONNX Runtime and whatever else reads it.
 
-    The file's inputs are named as the modalities, `text`, and their masks, `text_mask`; its output is `prediction`. Samples and steps may be
-    as many as you like; a modality that no sample has is one step of padding. Needs the extra `onnx` and takes about a minute.
+    The file's inputs are named as the modalities, say `text`, and their masks, `text_mask`; its output is `prediction`. It takes any number
+    of samples and of steps; a modality that no sample has is one step of padding. Needs the extra `onnx`, and a minute or more.
 
     Args:
         model: Exported as in evaluation, without dropout, and left as it is.

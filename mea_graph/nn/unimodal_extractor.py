@@ -80,7 +80,7 @@ class UnimodalExtractor(nn.Module):
         x, mask = check_sequence(x, mask, self.in_channels)
         check_prefix(mask, "mask")
         if x.size(1) == 0:
-            return x.new_zeros(x.size(0), 0, self.channels)
+            return F.linear(x, self.conv.weight[..., 0])  # as empty as x, and a gradient can flow
         left = (self.kernel_size - 1) // 2
         z = self.conv(F.pad(x.mT, (left, self.kernel_size - 1 - left))).mT  # (B, T, d)
         mask = self.output_mask(mask)

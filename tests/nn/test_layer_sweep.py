@@ -108,6 +108,7 @@ CASES = {
         lambda: mea.WeightedAttention(D, NAMES), lambda module, x, mask: list(module(x, mask)[0].values()), dropout=False
     ),
 }
+MANY_LAYERS = ("CrossModalEncoder", "HierarchicalCrossModalAttention", "MEA", "PredictiveEncoder")  # AOTAutograd takes minutes over them
 every_layer = pytest.mark.parametrize("name", CASES)
 
 
@@ -229,7 +230,7 @@ def test_dropout_acts_in_training_alone(name: str, x: dict[str, Tensor], mask: d
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "GradientReversal"])  # its gradient is wrong on purpose
 def test_gradcheck(name: str, monkeypatch: pytest.MonkeyPatch, x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
-    """For the inputs, and for all parameters at once along one direction; with a smooth activation, since differences cross the kinks of ReLU."""
+    """For the inputs, and for all parameters at once along one direction. Differences cross the kinks of ReLU, so it is replaced."""
     monkeypatch.setattr(mea.GradientReversal, "forward", lambda self, x: x)
     case = CASES[name]
     called = Called(case, case.build()).double()
@@ -267,7 +268,8 @@ def test_compiles_into_one_graph(name: str, x: dict[str, Tensor], mask: dict[str
     case = CASES[name]
     called = Called(case, case.build())
     results = []
-    for f in (called, torch.compile(called, fullgraph=True, backend="aot_eager")):
+    backend = "eager" if name in MANY_LAYERS else "aot_eager"
+    for f in (called, torch.compile(called, fullgraph=True, backend=backend)):
         sequences = {m: v.clone().requires_grad_() for m, v in x.items()}
         with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=case.nodes):
             outputs = f(sequences, mask)

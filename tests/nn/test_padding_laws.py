@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mea_graph import nn as mea
@@ -299,3 +301,67 @@ def test_attention_maps_do_not_see_the_padding(maps: Callable[..., list[tuple[Te
         assert torch.equal(actual, expected)
         assert not actual.masked_select(~keys[:, None, None]).any()
         assert actual[keys.any(1)].any(), "the map is empty"
+
+
+LAYERS = [name for name in CASES if " " not in name or name.endswith("mean")]  # each once, without its variants
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("without", [["text"], ["text", "audio", "vision"]], ids=["of one modality", "at all"])
+def test_no_step(name: str, without: list[str]) -> None:
+    """T = 0 is legal, forward and backward."""
+    case = CASES[name]
+    x, mask = batch(case)
+    for m in without:
+        x[m], mask[m] = x[m][:, :0], mask[m][:, :0]
+    outputs, inputs, parameters = run(case, x, mask)
+    for k, v in {**outputs, **inputs, **parameters}.items():
+        assert v.isfinite().all(), k
+    for k, v in outputs.items():
+        assert v.shape[:1] == (B,), k
+        assert k in without or k.startswith("-") or v.size(1) == x[k].size(1), k
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_one_sequence_of_4000_steps_changes_none_of_three(name: str) -> None:
+    case = CASES[name]
+    torch.manual_seed(1)
+    module = case.build().double()
+    x, mask = batch(case, lengths={m: [3, 2, 3] for m in MODALITIES})
+    expected = case.call(module, x, mask)
+    long = {m: v.new_zeros(4, 4000 if m == "text" else 3, v.size(2)) for m, v in x.items()}
+    for m, v in x.items():
+        long[m][1:, :3] = v
+    long["text"][0].normal_()
+    real = {m: torch.zeros(v.shape[:2], dtype=torch.bool) for m, v in long.items()}
+    for m, v in mask.items():
+        real[m][1:, :3] = v
+        real[m][0] = True
+    for k, v in case.call(module, long, real).items():
+        assert v.isfinite().all(), k
+        close(v[1:] if k.startswith("-") else v[1:, :3], expected[k], k)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@settings(max_examples=5, derandomize=True, deadline=None)
+@given(data=st.data())
+@torch.no_grad()
+def test_any_lengths_padded_one_by_one_and_permuted(name: str, data: st.DataObject) -> None:
+    """The whole law, without gradients, for lengths that nobody chose."""
+    samples = data.draw(st.integers(1, 4), "samples")
+    lengths = {m: data.draw(st.lists(st.integers(0, 12), min_size=samples, max_size=samples), m) for m in MODALITIES}
+    order = torch.tensor(data.draw(st.permutations(range(samples)), "order"))
+    case = CASES[name]
+    torch.manual_seed(1)
+    module = case.build().double()
+    x, mask = batch(case, extra=data.draw(st.integers(0, 3), "padding"), lengths=lengths)
+    dirty = {m: v.masked_fill(~mask[m][..., None], torch.nan) for m, v in x.items()}
+    together = case.call(module, dirty, mask)
+    turned = case.call(module, {m: v[order] for m, v in dirty.items()}, {m: v[order] for m, v in mask.items()})
+    for k, v in together.items():
+        close(turned[k], v[order], f"{k}, permuted")
+    for b in range(samples):
+        one = {m: v[b : b + 1, : lengths[m][b]] for m, v in x.items()}
+        for k, v in case.call(module, one, {m: v[b : b + 1, : lengths[m][b]] for m, v in mask.items()}).items():
+            close(v[0], together[k][b] if k.startswith("-") else together[k][b, : v.size(1)], f"{k} of sample {b}")

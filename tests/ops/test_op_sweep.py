@@ -18,7 +18,7 @@ class Case(NamedTuple):
 
 
 def sequences(*names: str) -> Callable[[int, int], dict[str, tuple[int, ...]]]:
-    return lambda b, t: {name: (b, HEADS, t, WIDTH) for name in names}
+    return lambda b, t: dict.fromkeys(names, (b, HEADS, t, WIDTH))
 
 
 def prior(b: int, t: int) -> dict[str, tuple[int, ...]]:
