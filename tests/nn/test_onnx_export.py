@@ -15,7 +15,9 @@ WIDTHS = {"audio": 3, "vision": 4}
 @pytest.fixture
 def model() -> MEA:
     """Every kind of layer, the prediction chain included; weights so large that predictions differ."""
-    model = MEA(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, num_predictive_layers=2, num_cross_modal_layers=1, dropout=0.5)
+    model = MEA(
+        WIDTHS, 1, channels=4, hidden_channels=4, heads=2, num_predictive_layers=2, num_cross_modal_layers=1, head_norm=True, dropout=0.5
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
@@ -46,7 +48,7 @@ def test_onnxruntime_predicts_the_same(model: MEA, tmp_path: Path) -> None:
         (prediction,) = session.run(["prediction"], inputs)
         expected = model.forward_dense(x, mask).prediction.detach()
         torch.testing.assert_close(torch.from_numpy(prediction), expected, rtol=1e-5, atol=1e-6)
-        assert len(lengths["audio"]) == 1 or expected.std() > 1e-3
+        assert len(lengths["audio"]) == 1 or expected.std() > 5e-3
 
 
 def test_a_missing_extra_is_named(model: MEA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

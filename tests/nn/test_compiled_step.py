@@ -1,0 +1,33 @@
+"""`torch.compile` of a whole training step, loss included: the eager losses and gradients, and how often Dynamo breaks it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mea_graph.nn import MEA, MEALoss
+
+LENGTHS = {"audio": [5, 2, 0], "vision": [3, 6, 4]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "breaks"), [(True, 0), (False, 3)], ids=["told to count", "by default"])
+def test_equals_the_eager_step(count: bool, breaks: int) -> None:
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    mask = {m: torch.arange(max(n)) < torch.tensor(n)[:, None] for m, n in LENGTHS.items()}
+    x = {m: torch.randn(*v.shape, 3).double() for m, v in mask.items()}
+    model = MEA(dict.fromkeys(LENGTHS, 3), 1, channels=4, hidden_channels=4, heads=2, num_predictive_layers=2, num_cross_modal_layers=1)
+    model, loss, target = model.double(), MEALoss("regression", alpha=0.5, beta=0.5), torch.randn(3).double()
+
+    def step(x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+        return list(loss(model.forward_dense(x, mask), target))
+
+    results = []
+    for f in (step, torch.compile(step, backend="eager", fullgraph=breaks == 0)):
+        model.zero_grad()
+        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=count):
+            terms = f(x, mask)
+        terms[0].backward()
+        results.append((terms, [p.grad for p in model.parameters()]))
+    torch.testing.assert_close(results[1], results[0])
+    assert sum(torch._dynamo.utils.counters["graph_break"].values()) == breaks
