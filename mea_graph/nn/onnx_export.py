@@ -75,8 +75,9 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
 
 def _lstm(x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
     """torch holds the gates in the order input, forget, cell, output, a row each; ONNX as input, output, forget, cell, and time first."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # its annotations are narrower than what it takes
     width = weight_hh.shape[1]
     zero = op.Constant(value_ints=[0])
 
