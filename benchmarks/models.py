@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cache, partial
@@ -27,6 +27,8 @@ from mea_graph.nn import (
 from mea_graph.ops.edge_attention import linear
 
 Mode = Literal["train", "predict"]
+Forward = Callable[[], Tensor]
+COMPILED = {"MEA, torch.compile": {}, "MEA, CUDA graphs": {"mode": "reduce-overhead"}}
 # Where the layers hold the ops: the truth is computed with the references in these places.
 _PLACES = (
     (predictive_self_attention, "predictive_attention"),
@@ -89,13 +91,29 @@ def prediction(network: nn.Module, predict: Callable[[], Tensor]) -> Pass:
     return run
 
 
-def passes_of_mea(network: MEA, samples: Samples, mode: Mode) -> Pass:
-    """Reads the ragged batch, as `MEAModule` does: putting it into dense tensors is part of the time."""
+def passes_of_mea(network: MEA, samples: Samples, mode: Mode, wrap: Callable[[Forward], Forward] = lambda f: f) -> Pass:
+    """Reads the ragged batch, as `MEAModule` does: putting it into dense tensors is part of the time. `wrap` may compile."""
     objective = MEALoss("regression").to(samples.y)
     forward = lambda: network(samples.x_dict, samples.batch_dict, samples.size)  # noqa: E731
     if mode == "predict":
-        return prediction(network, lambda: forward().prediction.squeeze(1))
-    return training_step(network, lambda: objective(forward(), samples.y).total)
+        return prediction(network, wrap(lambda: forward().prediction.squeeze(1)))
+    return training_step(network, wrap(lambda: objective(forward(), samples.y).total))
+
+
+def compiled(
+    network: MEA, samples: Samples, mode: Mode, options: Mapping[str, Mapping[str, str]]
+) -> tuple[dict[str, Pass], dict[str, str]]:
+    """The passes by `torch.compile` with each of the options, and why those that do not run do not."""
+    passes, refused = {}, {}
+    for name, chosen in options.items():
+        try:
+            one = passes_of_mea(network, samples, mode, partial(torch.compile, **chosen))
+            one()
+        except Exception as error:  # a compiler that gives up must not hide what the others take
+            refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        else:
+            passes[name] = one
+    return passes, refused
 
 
 def passes_of_rival(name: str, samples: Samples, mode: Mode) -> Pass:
@@ -116,10 +134,12 @@ def outputs(network: MEA, samples: Samples) -> list[Tensor]:
 
 
 def case(shape: Shape, name: str, size: int, kind: Kind, mode: Mode, against: Iterable[str] = (), device: str = "cpu") -> Case:
-    """MEA and the rivals named over one batch. MEA is checked on two samples of the same kind."""
+    """MEA, on a GPU also compiled, and the rivals named over one batch. MEA is checked on two samples of the same kind."""
     samples = draw(shape, size, kind, device=device)
     network = mea().to(device)
     contenders = {"mea_graph": passes_of_mea(network, samples, mode)}
+    more, refused = compiled(network, samples, mode, COMPILED if device == "cuda" and against else {})
+    contenders |= more
     for rival in [name for name in rivals.available() if name in against]:  # those that are not there stand in the results as absent
         contenders[rival] = passes_of_rival(rival, samples, mode)
     few = draw(shape, min(size, 2), kind, device=device)
@@ -129,6 +149,7 @@ def case(shape: Shape, name: str, size: int, kind: Kind, mode: Mode, against: It
             return outputs(deepcopy(network).double(), _wide(few))
 
     about = {
+        "refused": refused,
         "padding_share": round(samples.padding_share, 4),
         "samples": size,
         "steps": {m: sum(n) for m, n in samples.lengths.items()},

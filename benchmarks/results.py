@@ -33,5 +33,6 @@ def _case(one: dict[str, Any]) -> dict[str, Any]:
         c["error"] = info["errors"].get(name)
         if name in info.get("peak_bytes", {}):
             c["peak_bytes"] = info["peak_bytes"][name]
-    kept = {k: info.get(k) for k in ("case", "dtype", "key", "curve", "samples", "padding_share", "padding_share_random", "mean", "load")}
+    names = ("case", "dtype", "key", "curve", "samples", "padding_share", "padding_share_random", "mean", "load", "refused")
+    kept = {k: info.get(k) for k in names}
     return {**kept, "suite": one["group"], "contenders": contenders}

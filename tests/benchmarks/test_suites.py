@@ -78,6 +78,16 @@ def test_a_training_step_changes_no_weight_and_computes_every_gradient():
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_a_compiled_step_computes_the_same_and_one_that_cannot_be_compiled_is_named():
+    network = models.MEA(samples.CHANNELS, 1, num_predictive_layers=1, agnostic=False, fusion="addition")  # little for the compiler to do
+    batch = samples.of_lengths({m: [3, 2] for m in samples.CHANNELS}, dict.fromkeys(samples.CHANNELS, 3))
+    passes, refused = models.compiled(network, batch, "predict", {"eager": {"backend": "eager"}, "none": {"backend": "no such backend"}})
+    assert list(passes) == ["eager"]
+    assert list(refused) == ["none"]
+    assert "no such backend" in refused["none"]
+    torch.testing.assert_close(passes["eager"](), models.passes_of_mea(network, batch, "predict")())
+
+
 def test_every_backend_that_takes_the_input_is_timed():
     case = op_cases.predictive([4, 2], 4)
     assert case.about["auto"] == "cpu"
