@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -115,7 +116,8 @@ def main() -> None:
         show(runs[-1])
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"cpu-{datetime.now(UTC):%Y-%m-%d}.json"
-    path.write_text(json.dumps({"command": "python -m benchmarks.cpu_check", "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    command = shlex.join(["python", "-m", "benchmarks.cpu_check", *sys.argv[1:]])
+    path.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
 
 
