@@ -1,6 +1,9 @@
 """The suites' cases: what they time is right, what is missing is said, and a wrong result is not timed."""
 
+import json
 import math
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -123,6 +126,16 @@ def test_a_suite_times_nothing_that_is_wrong(tmp_path, options):
     assert done.returncode == 1
     assert "so nothing is timed" in done.stdout
     assert not (tmp_path / "out.json").exists() or '"benchmarks": []' in (tmp_path / "out.json").read_text()
+
+
+def test_a_timed_case_is_filed_under_its_suite_with_its_command(tmp_path):
+    arguments = ["-k", "wrong", f"--benchmark-json={tmp_path / 'out.json'}"]
+    command = [sys.executable, "-c", PROGRAM.replace("2 * t", "1 * t"), *arguments]
+    env = {k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}  # in a worker pytest-benchmark writes no file
+    subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert [one["group"] for one in found["benchmarks"]] == ["ops"]
+    assert found["command"].endswith(shlex.join(arguments))
 
 
 def test_compare_names_a_ref_that_does_not_exist(tmp_path):
