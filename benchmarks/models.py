@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks import rivals
 from benchmarks.cases import Case
-from benchmarks.measure import Pass
+from benchmarks.measure import Pass, error
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
 from mea_graph.nn import (
     MEA,
@@ -28,7 +28,8 @@ from mea_graph.ops.edge_attention import linear
 
 Mode = Literal["train", "predict"]
 Forward = Callable[[], Tensor]
-COMPILED = {"MEA, torch.compile": {}, "MEA, CUDA graphs": {"mode": "reduce-overhead"}}
+COMPILERS = {"MEA, torch.compile": {}, "MEA, CUDA graphs": {"mode": "reduce-overhead"}}
+BUDGET = 1e-4  # relative error that a compiled step may have against the eager one, result and gradients, in float32
 # Where the layers hold the ops: the truth is computed with the references in these places.
 _PLACES = (
     (predictive_self_attention, "predictive_attention"),
@@ -103,16 +104,25 @@ def passes_of_mea(network: MEA, samples: Samples, mode: Mode, wrap: Callable[[Fo
 def compiled(
     network: MEA, samples: Samples, mode: Mode, options: Mapping[str, Mapping[str, str]]
 ) -> tuple[dict[str, Pass], dict[str, str]]:
-    """The passes by `torch.compile` with each of the options, and why those that do not run do not."""
+    """The passes by `torch.compile` with each of the options, and why those that fail, or compute something else, are not timed."""
+
+    def seen(run: Pass) -> list[Tensor]:
+        out = [t.clone() for t in run()]
+        gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None] if mode == "train" else []
+        return [*out, torch.cat(gradients)] if gradients else out
+
     passes, refused = {}, {}
     for name, chosen in options.items():
         try:
             one = passes_of_mea(network, samples, mode, partial(torch.compile, **chosen))
-            one()
-        except Exception as error:  # a compiler that gives up must not hide what the others take
-            refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        else:
+            away = error(seen(one), seen(passes_of_mea(network, samples, mode)))
+        except Exception as raised:  # a compiler that gives up must not hide what the others take
+            refused[name] = f"{type(raised).__name__}: {str(raised).splitlines()[0] if str(raised) else ''}"
+            continue
+        if away <= BUDGET:
             passes[name] = one
+        else:
+            refused[name] = f"error {away:.1e} against the eager step, above {BUDGET:g}"
     return passes, refused
 
 
@@ -138,7 +148,7 @@ def case(shape: Shape, name: str, size: int, kind: Kind, mode: Mode, against: It
     samples = draw(shape, size, kind, device=device)
     network = mea().to(device)
     contenders = {"mea_graph": passes_of_mea(network, samples, mode)}
-    more, refused = compiled(network, samples, mode, COMPILED if device == "cuda" and against else {})
+    more, refused = compiled(network, samples, mode, COMPILERS if device == "cuda" and against else {})
     contenders |= more
     for rival in [name for name in rivals.available() if name in against]:  # those that are not there stand in the results as absent
         contenders[rival] = passes_of_rival(rival, samples, mode)

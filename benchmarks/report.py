@@ -145,7 +145,7 @@ def _models(cases: list[dict[str, Any]]) -> list[str]:
             label = f"{case['case'].removeprefix('MEA, ')} ({100 * case['padding_share']:.0f} % padding)" if timing is first else ""
             row = _row(c, timing, first).rsplit(" | ", 1)[0]
             lines.append(f"| {label} | {'**MEA**' if timing is first else name} | {case['samples'] / timing.median:.1f} | {row} |")
-        lines += [f"| | {name} | did not run: {why} | | | |" for name, why in (case.get("refused") or {}).items()]
+        lines += [f"| | {name} | not timed: {why} | | | |" for name, why in (case.get("refused") or {}).items()]
     return lines
 
 

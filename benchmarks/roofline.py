@@ -26,7 +26,7 @@ class Device(NamedTuple):
 
 
 def _hopper(memory: float) -> Device:
-    """NVIDIA's data sheets of H100 and H200 SXM. An SM does 16 special functions and 128 float32 instructions a clock (CUDA's guide)."""
+    """NVIDIA's data sheets of H100 and H200 SXM. An SM is taken to do 16 special functions and 128 float32 instructions a clock."""
     sms, clock = 132, 1.98e9
     return Device(989.4e12, 494.7e12, 16 * sms * clock, 128 * sms * clock, memory)
 
