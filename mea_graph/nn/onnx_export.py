@@ -38,9 +38,14 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     Raises:
         ImportError: The extra is not installed.
 
-    >>> import onnxruntime  # doctest: +SKIP
-    >>> export_onnx(model, "mea.onnx")  # doctest: +SKIP
-    >>> session = onnxruntime.InferenceSession("mea.onnx")  # doctest: +SKIP
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from mea_graph.nn import MEA, export_onnx
+    >>> model = MEA({"text": 3, "audio": 2}, 1, channels=4, heads=2, num_predictive_layers=1, agnostic=False)
+    >>> with TemporaryDirectory() as folder:
+    ...     export_onnx(model, Path(folder) / "mea.onnx")
+    ...     (Path(folder) / "mea.onnx").exists()
+    True
     """
     try:
         import onnx  # noqa: F401
