@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from mea_graph.train import ConcatenationTransformer, EarlyFusionGRU, PairwiseTransformer, SharedPrivateEncodersModule, SharedPrivateOutput
+from mea_graph.train import (
+    ConcatenationTransformer,
+    EarlyFusionGRU,
+    LateFusionGRU,
+    PairwiseTransformer,
+    SharedPrivateEncodersModule,
+    SharedPrivateOutput,
+)
 from mea_graph.train.baselines.early_fusion_gru import side_by_side
-from mea_graph.train.baselines.parts import Projection, by_modality
+from mea_graph.train.baselines.parts import Projection, by_modality, window_means
 from mea_graph.train.baselines.shared_private_encoders import auxiliary_losses
 
 
@@ -26,6 +33,22 @@ def test_early_fusion_reads_the_stretched_steps_with_one_gru():
     states, _ = model.gru(torch.cat([a, b.repeat_interleave(2, 0)], 1)[None])
     where = {"a": torch.zeros(4, dtype=torch.long), "b": torch.zeros(2, dtype=torch.long)}
     torch.testing.assert_close(model({"a": a, "b": b}, where, batch_size=1), states.mean(1))
+
+
+def test_windows_end_with_their_sample():
+    x = torch.tensor([[1.0], [2.0], [6.0], [4.0], [9.0], [5.0], [7.0]])
+    batch = torch.tensor([0, 0, 0, 0, 2, 3, 3])
+    means, sample = window_means(x, batch, 5, 3)
+    assert means.flatten().tolist() == [3, 4, 9, 6]
+    assert sample.tolist() == [0, 0, 2, 3]
+
+
+def test_a_gru_with_a_stride_reads_means_as_steps():
+    model = LateFusionGRU({"a": 2}, 1, hidden_channels=3, stride=2)
+    model.head = nn.Identity()
+    a = torch.randn(5, 2)
+    states, _ = model.grus["a"](torch.stack([(a[0] + a[1]) / 2, (a[2] + a[3]) / 2, a[4]])[None])
+    torch.testing.assert_close(model({"a": a}, {"a": torch.zeros(5, dtype=torch.long)}, batch_size=1), states.mean(1))
 
 
 def test_the_projection_strides_and_leaves_the_padding_zero():

@@ -25,7 +25,10 @@ NETWORKS = {
     "late": (LateFusionGRU, {"hidden_channels": 6}),
     "early": (EarlyFusionGRU, {"hidden_channels": 6}),
     "concatenation": (ConcatenationTransformer, {"channels": 8, "heads": 2, "hidden_channels": 6}),
-    "strided": (
+    "late, strided": (LateFusionGRU, {"hidden_channels": 6, "stride": {"audio": 2, "lips": 1, "pulse": 3}}),
+    "early, strided": (EarlyFusionGRU, {"hidden_channels": 6, "stride": {"audio": 2, "lips": 1, "pulse": 3}}),
+    "shared, strided": (SharedPrivateEncoders, {"hidden_channels": 6, "stride": 2}),
+    "concatenation, strided": (
         ConcatenationTransformer,
         {"channels": 8, "heads": 2, "kernel_size": 5, "stride": {"audio": 2, "lips": 1, "pulse": 3}, "pooling": "segments"},
     ),
@@ -74,7 +77,7 @@ def test_every_modality_counts_and_every_parameter_learns(name):
     x, batch, count = batch_of({m: [3, 4, 2] for m in WIDTHS})
     x = {m: value.requires_grad_() for m, value in x.items()}
     output = model(x, batch, batch_size=count)
-    (prediction_of(output).square().sum() + (output.rebuilt.sum() if name == "shared" else 0)).backward()
+    (prediction_of(output).square().sum() + (output.rebuilt.sum() if name.startswith("shared") else 0)).backward()
     for m, value in x.items():
         assert (value.grad.abs().sum(1) > 0).all(), m
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mea_graph.train.baselines.parts import RivalModule, mean_gru_state, prediction_head, reset_all, sample_lengths
+from mea_graph.train.baselines.parts import (
+    RivalModule,
+    by_modality,
+    mean_gru_state,
+    prediction_head,
+    reset_all,
+    sample_lengths,
+    window_means,
+)
 from mea_graph.train.keyword_arguments import takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -24,6 +32,7 @@ class EarlyFusionGRU(nn.Module):
         out_channels: width of the prediction.
         hidden_channels: width of each GRU direction and of the perceptron.
         dropout: share of pooled values dropped in training, in [0, 1).
+        stride: how many steps are read as one, their mean, before the stretching; one for all or by modality, >= 1.
 
     Shape:
         - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
@@ -36,8 +45,16 @@ class EarlyFusionGRU(nn.Module):
         torch.Size([2, 2])
     """
 
-    def __init__(self, in_channels: dict[str, int], out_channels: int, hidden_channels: int = 64, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_channels: dict[str, int],
+        out_channels: int,
+        hidden_channels: int = 64,
+        dropout: float = 0.0,
+        stride: int | dict[str, int] = 1,
+    ) -> None:
         super().__init__()
+        self.strides = by_modality(stride, in_channels, "stride")
         self.modalities = tuple(in_channels)
         self.gru = nn.GRU(sum(in_channels.values()), hidden_channels, batch_first=True, bidirectional=True)
         self.head = prediction_head(2 * hidden_channels, hidden_channels, out_channels, dropout)
@@ -48,7 +65,8 @@ class EarlyFusionGRU(nn.Module):
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Tensor:
         """Returns the prediction of each sample."""
-        x, batch = side_by_side({m: x_dict[m] for m in self.modalities}, {m: batch_dict[m] for m in self.modalities}, batch_size)
+        shorter = {m: window_means(x_dict[m], batch_dict[m], batch_size, self.strides[m]) for m in self.modalities}
+        x, batch = side_by_side({m: s[0] for m, s in shorter.items()}, {m: s[1] for m, s in shorter.items()}, batch_size)
         return self.head(mean_gru_state(self.gru, x, batch, batch_size, 2 * self.gru.hidden_size))
 
 

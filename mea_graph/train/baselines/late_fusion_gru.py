@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mea_graph.train.baselines.parts import chosen_modalities, mean_gru_state, prediction_head, reset_all
+from mea_graph.train.baselines.parts import by_modality, chosen_modalities, mean_gru_state, prediction_head, reset_all
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
 
@@ -24,6 +24,7 @@ class LateFusionGRU(nn.Module):
         out_channels: width of the prediction.
         hidden_channels: width of each GRU direction and of the perceptron.
         dropout: share of pooled values dropped in training, in [0, 1).
+        stride: how many steps a GRU reads as one, their mean; one for all or by modality. It shortens long signals, >= 1.
 
     Shape:
         - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
@@ -36,8 +37,16 @@ class LateFusionGRU(nn.Module):
         torch.Size([2, 2])
     """
 
-    def __init__(self, in_channels: dict[str, int], out_channels: int, hidden_channels: int = 64, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        in_channels: dict[str, int],
+        out_channels: int,
+        hidden_channels: int = 64,
+        dropout: float = 0.0,
+        stride: int | dict[str, int] = 1,
+    ) -> None:
         super().__init__()
+        self.strides = by_modality(stride, in_channels, "stride")
         self.pooled_channels = 2 * hidden_channels
         self.grus = nn.ModuleDict(
             {m: nn.GRU(width, hidden_channels, batch_first=True, bidirectional=True) for m, width in in_channels.items()}
@@ -50,7 +59,9 @@ class LateFusionGRU(nn.Module):
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Tensor:
         """Returns the prediction of each sample."""
-        pooled = [mean_gru_state(gru, x_dict[m], batch_dict[m], batch_size, self.pooled_channels) for m, gru in self.grus.items()]
+        pooled = [
+            mean_gru_state(gru, x_dict[m], batch_dict[m], batch_size, self.pooled_channels, self.strides[m]) for m, gru in self.grus.items()
+        ]
         return self.head(torch.cat(pooled, dim=-1))
 
 
@@ -64,6 +75,7 @@ class LateFusionGRUModule(TaskModule):
         modalities: the modalities to read; all where it is ``None``.
         hidden_channels: width of each GRU direction and of the perceptron.
         dropout: share of pooled values dropped in training, in [0, 1).
+        stride: how many steps a GRU reads as one, one for all or by modality, >= 1.
         kwargs: options of `TaskModule`.
 
     Raises:
@@ -83,8 +95,10 @@ class LateFusionGRUModule(TaskModule):
         modalities: Sequence[str] | None = None,
         hidden_channels: int = 64,
         dropout: float = 0.0,
+        stride: int | dict[str, int] = 1,
         **kwargs: Any,
     ) -> None:
         chosen = chosen_modalities(in_channels, modalities)
-        super().__init__(LateFusionGRU(chosen, out_channels, hidden_channels, dropout), task=task, out_channels=out_channels, **kwargs)
+        network = LateFusionGRU(chosen, out_channels, hidden_channels, dropout, stride)
+        super().__init__(network, task=task, out_channels=out_channels, **kwargs)
         self.save_hyperparameters()

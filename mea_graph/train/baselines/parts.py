@@ -128,7 +128,34 @@ class Projection(nn.Module):
         return z.masked_fill(~mask.unsqueeze(-1), 0), mask
 
 
-def mean_gru_state(gru: nn.Module, x: Tensor, batch: Tensor, batch_size: int, width: int) -> Tensor:
+def window_means(x: Tensor, batch: Tensor, batch_size: int, stride: int) -> tuple[Tensor, Tensor]:
+    """Returns sequences that are ``stride`` times shorter: the means of successive windows, of which a sample's last may be shorter.
+
+    Args:
+        x: the steps of all samples.
+        batch: the sample number of each step, sorted.
+        batch_size: number of samples B.
+        stride: steps a window, >= 1.
+
+    Shape: ``(sum T, d)`` and ``(sum T,)``; returns ``(sum ceil(T / stride), d)`` and its sample numbers.
+
+    Example:
+        >>> x, batch = window_means(torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2)
+        >>> x.flatten().tolist(), batch.tolist()
+        ([2.0, 5.0, 7.0], [0, 0, 2])
+    """
+    if stride == 1:
+        return x, batch
+    lengths = sample_lengths(batch, batch_size)
+    windows = (lengths + stride - 1) // stride
+    sample = torch.repeat_interleave(torch.arange(batch_size, device=x.device), windows)
+    step = torch.arange(len(x), device=x.device) - (lengths.cumsum(0) - lengths)[batch]
+    window = (windows.cumsum(0) - windows)[batch] + step // stride
+    total = x.new_zeros(len(sample), x.size(1)).index_add_(0, window, x)
+    return total / sample_lengths(window, len(sample)).unsqueeze(1).to(x.dtype), sample
+
+
+def mean_gru_state(gru: nn.Module, x: Tensor, batch: Tensor, batch_size: int, width: int, stride: int = 1) -> Tensor:
     """Returns the mean GRU state over each sample's real steps; zeros where it has none.
 
     Packing keeps the backward direction out of the padding.
@@ -139,9 +166,11 @@ def mean_gru_state(gru: nn.Module, x: Tensor, batch: Tensor, batch_size: int, wi
         batch: the sample number of each step.
         batch_size: number of samples B.
         width: of a state, both directions.
+        stride: how many steps the GRU reads as one, their mean, >= 1.
 
     Shape: x ``(sum T, d)``, batch ``(sum T,)``; returns ``(B, width)``.
     """
+    x, batch = window_means(x, batch, batch_size, stride)
     dense, mask = to_dense_batch(x, batch, batch_size=batch_size)  # (B, T, d), (B, T)
     lengths = mask.sum(1)
     present = lengths > 0

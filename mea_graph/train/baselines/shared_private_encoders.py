@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn import ModalityReinforcementUnit
-from mea_graph.train.baselines.parts import RivalModule, mean_gru_state, prediction_head, reset_all, sample_lengths
+from mea_graph.train.baselines.parts import RivalModule, by_modality, mean_gru_state, prediction_head, reset_all, sample_lengths
 from mea_graph.train.keyword_arguments import takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -47,6 +47,7 @@ class SharedPrivateEncoders(nn.Module):
         hidden_channels: width of each GRU direction, of the vectors and of the perceptron; even.
         fusion_heads: attention heads of the block, a divisor of ``hidden_channels``.
         dropout: share of values dropped in training, in [0, 1).
+        stride: how many steps a GRU reads as one, their mean; one for all or by modality, >= 1.
 
     Shape:
         - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
@@ -60,9 +61,16 @@ class SharedPrivateEncoders(nn.Module):
     """
 
     def __init__(
-        self, in_channels: dict[str, int], out_channels: int, hidden_channels: int = 64, fusion_heads: int = 2, dropout: float = 0.0
+        self,
+        in_channels: dict[str, int],
+        out_channels: int,
+        hidden_channels: int = 64,
+        fusion_heads: int = 2,
+        dropout: float = 0.0,
+        stride: int | dict[str, int] = 1,
     ) -> None:
         super().__init__()
+        self.strides = by_modality(stride, in_channels, "stride")
         self.modalities = tuple(in_channels)
         self.pooled_channels = 2 * hidden_channels
         self.grus = nn.ModuleDict({m: nn.GRU(d, hidden_channels, batch_first=True, bidirectional=True) for m, d in in_channels.items()})
@@ -86,7 +94,7 @@ class SharedPrivateEncoders(nn.Module):
         """Returns the prediction of each sample, and its vectors."""
         whole = torch.stack(
             [
-                self.projections[m](mean_gru_state(gru, x_dict[m], batch_dict[m], batch_size, self.pooled_channels))
+                self.projections[m](mean_gru_state(gru, x_dict[m], batch_dict[m], batch_size, self.pooled_channels, self.strides[m]))
                 for m, gru in self.grus.items()
             ],
             1,

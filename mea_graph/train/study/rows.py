@@ -38,8 +38,8 @@ TABLE_V: dict[str, dict[str, Any]] = {
 def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Row]:
     """Returns the rows of Tables II-IV: MEA and its rivals, each with the widths, depth and training of MEA's options.
 
-    The GRUs are as wide as the representations in each direction; the Transformers as wide as MEA's attention, and as deep as its
-    predictive and cross-modal layers together, with its pooling.
+    The GRUs are as wide as the representations in each direction, and read as one step what MEA's convolution strides over. The
+    Transformers are as wide as MEA's attention, and as deep as its predictive and cross-modal layers together, with its pooling.
 
     Args:
         model: MEA's options.
@@ -51,7 +51,7 @@ def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, R
     """
     training = arguments_for(TaskModule, model)
     given = {name: parameter.default for name, parameter in inspect.signature(MEA).parameters.items()} | dict(model)
-    narrow = {name: given[name] for name in ("hidden_channels", "dropout")} | training
+    narrow = {name: given[name] for name in ("hidden_channels", "dropout", "stride")} | training
     attention = {
         name: given[name] for name in ("channels", "hidden_channels", "heads", "kernel_size", "stride", "pooling", "segments", "dropout")
     }

@@ -81,9 +81,24 @@ class Run:
 
     @property
     def id(self) -> str:
-        """Short name of the configuration; where the data lies does not matter, its hash says what it is."""
+        """Short name of the configuration; where the data lies does not matter, its hash says what it is.
+
+        An option of the module that has its default is left out, so that a run stays the same when a later version has one option more.
+        """
         data = {name: value for name, value in self.data.items() if name not in PLACES}
-        return hashlib.sha256(json.dumps(self.config | {"data": data}, sort_keys=True).encode()).hexdigest()[:16]
+        default = defaults(self.kind)
+        options = {name: value for name, value in self.options.items() if name not in default or value != default[name]}
+        whole = self.config | {"data": data, "options": options}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+    def is_recorded_by(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of this run: it has the ``id``, and no default has changed since.
+
+        Args:
+            record: of a finished run.
+        """
+        known, own = record.get("config", {}).get("options", {}), json.loads(json.dumps(self.options))
+        return record["id"] == self.id and all(value == known.get(name, value) for name, value in own.items())
 
 
 def make_run(
@@ -102,16 +117,27 @@ def make_run(
         measured: ``missing`` and ``embeddings``.
     """
     selection = {"monitor": recipe.monitor, "mode": recipe.mode, "patience": recipe.patience, "epoch": epoch}
-    return Run(name, kind, _complete(kind, options), seed, recipe.data_for(seed), data_hash, dict(recipe.trainer), selection, **measured)
+    # with every default written out, so that a record says all
+    return Run(
+        name, kind, defaults(kind) | dict(options), seed, recipe.data_for(seed), data_hash, dict(recipe.trainer), selection, **measured
+    )
 
 
-def _complete(kind: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with every default written out, so that a record says all, and an option named at its default is no other run."""
+def defaults(kind: str) -> dict[str, Any]:
+    """Returns the options of a module that have a default, with it.
+
+    Args:
+        kind: name of the module's class, or ``constant``, which has none.
+
+    Example:
+        >>> defaults("MEAModule")["mu"]
+        0.25
+    """
     if kind == CONSTANT:
-        return dict(options)
+        return {}
     parameters = {**inspect.signature(TaskModule).parameters, **inspect.signature(MODULES[kind]).parameters}
     given = ("network", "in_channels", "task", "out_channels", "label_names", "kwargs")
-    return {name: parameter.default for name, parameter in parameters.items() if name not in given} | dict(options)
+    return {name: parameter.default for name, parameter in parameters.items() if name not in given}
 
 
 def build(run: Run, data: SequenceDataModule) -> TaskModule:

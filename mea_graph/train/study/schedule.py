@@ -39,7 +39,7 @@ def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, sh
     wanted: dict[str, Run] = {}
     for run in runs:
         wanted.setdefault(run.id, run)
-    left = [run for id, run in wanted.items() if id not in records]
+    left = [run for id, run in wanted.items() if id not in records or not run.is_recorded_by(records[id])]
     errors = []
     with _Display(len(wanted), len(wanted) - len(left)) as display:
         for run, record, error in _outcomes(left, workers, accelerator, folder / "embeddings"):

@@ -132,6 +132,22 @@ def test_options_are_written_out_so_that_a_default_that_is_named_is_no_other_run
     assert {"modalities": None, "hidden_channels": 4, "modality_dropout": 0.0}.items() <= gru.items()
 
 
+def test_an_option_that_a_later_version_adds_leaves_finished_runs_as_they_are():
+    run = runs_of({"MEA": ("MEAModule", SMALL)})[0]
+    later = replace(run, options=run.options | {"mu": 0.25})
+    earlier = replace(run, options={name: value for name, value in run.options.items() if name != "mu"})
+    assert earlier.id == later.id
+    assert later.is_recorded_by({"id": earlier.id, "config": earlier.config})
+    assert replace(run, options=run.options | {"mu": 0.5}).id != run.id
+
+
+def test_a_record_under_another_default_is_of_another_run():
+    run = runs_of({"MEA": ("MEAModule", SMALL)})[0]
+    record = {"id": run.id, "config": run.config | {"options": run.options | {"mu": 0.1}}}  # mu was 0.1 by default when it was made
+    assert not run.is_recorded_by(record)
+    assert run.is_recorded_by({"id": run.id, "config": run.config})
+
+
 def test_a_mistake_in_an_option_is_told_before_any_training():
     for options, message in (({"muu": 1}, "MEA: MEAModule: unknown option muu"), ({"heads": 3}, "MEA: heads: expected a divisor")):
         with pytest.raises(DataError, match=message):
