@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 from unittest.mock import patch
 
@@ -19,6 +21,7 @@ from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
 from mea_graph.nn import (
     MEA,
     MEALoss,
+    export_onnx,
     hierarchical_cross_modal_attention,
     modality_reinforcement_unit,
     predictive_encoder,
@@ -126,6 +129,29 @@ def compiled(
     return passes, refused
 
 
+def in_onnx_runtime(network: MEA, samples: Samples) -> tuple[dict[str, Pass], dict[str, str]]:
+    """The prediction of the exported model in ONNX Runtime, as `compiled` gives passes; it reads the batch padded to its own longest."""
+    name = "MEA, ONNX Runtime"
+    try:
+        import onnxruntime
+
+        with TemporaryDirectory() as folder:
+            export_onnx(network.eval(), Path(folder) / "mea.onnx")
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            session = onnxruntime.InferenceSession(Path(folder) / "mea.onnx", options, providers=["CPUExecutionProvider"])
+    except ImportError as missing:
+        return {}, {name: str(missing)}
+
+    def run() -> list[Tensor]:
+        own = samples.trimmed()
+        feed = {m: x.numpy() for m, x in own.padded.items()} | {f"{m}_mask": mask.numpy() for m, mask in own.mask.items()}
+        return [torch.from_numpy(session.run(["prediction"], feed)[0]).squeeze(1)]
+
+    away = error(run(), passes_of_mea(network, samples, "predict")())
+    return ({name: run}, {}) if away <= BUDGET else ({}, {name: f"error {away:.1e} against the eager prediction, above {BUDGET:g}"})
+
+
 def passes_of_rival(name: str, samples: Samples, mode: Mode) -> Pass:
     torch.manual_seed(0)
     rival = rivals.build(name, samples)
@@ -144,11 +170,15 @@ def outputs(network: MEA, samples: Samples) -> list[Tensor]:
 
 
 def case(shape: Shape, name: str, size: int, kind: Kind, mode: Mode, against: Iterable[str] = (), device: str = "cpu") -> Case:
-    """MEA, on a GPU also compiled, and the rivals named over one batch. MEA is checked on two samples of the same kind."""
+    """MEA, on a GPU also compiled, for one sample on a CPU also in ONNX Runtime, and the rivals named over one batch.
+
+    MEA is checked on two samples of the same kind."""
     samples = draw(shape, size, kind, device=device)
     network = mea().to(device)
     contenders = {"mea_graph": passes_of_mea(network, samples, mode)}
     more, refused = compiled(network, samples, mode, COMPILERS if device == "cuda" and against else {})
+    if mode == "predict" and device == "cpu" and size == 1 and against:
+        more, refused = in_onnx_runtime(network, samples)
     contenders |= more
     for rival in [name for name in rivals.available() if name in against]:  # those that are not there stand in the results as absent
         contenders[rival] = passes_of_rival(rival, samples, mode)

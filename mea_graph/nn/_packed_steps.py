@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from mea_graph.ops.eager import is_traced
+
 
 class Steps(NamedTuple):
     """The real steps of all samples, one sample after the other."""
@@ -33,8 +35,7 @@ def are_steps(x: Mapping[str, Tensor] | Mapping[str, Steps]) -> TypeGuard[Mappin
 
 
 def can_pack(x: Tensor) -> bool:
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-    return x.device.type == "cpu" and not traced
+    return x.device.type == "cpu" and not is_traced()
 
 
 class _Take(torch.autograd.Function):

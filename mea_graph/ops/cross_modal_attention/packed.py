@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mea_graph.ops.eager import only_evaluated
 from mea_graph.ops.library import register
 
 _BLOCK = 2**18  # entries of a map that are computed at once: a map that leaves the cache costs half as much again
@@ -167,4 +168,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, query_lengths: l
 
     Returns the result (K, D_v, N).
     """
+    if len(query_lengths) == 1 and query.size(0) * query_lengths[0] * key_lengths[0] <= _BLOCK and only_evaluated(query, key, value):
+        weights = torch.bmm(key.mT, query).mul_(query.size(1) ** -0.5).softmax(1)  # one sample, one block: a fifth of the operator's calls
+        return torch.bmm(value, weights)
     return _operator(query, key, value, query_lengths, key_lengths)[0]

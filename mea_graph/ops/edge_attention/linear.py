@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mea_graph.ops.eager import is_traced
 from mea_graph.ops.edge_attention import edge_attention
 from mea_graph.ops.edge_attention.edges import InEdges, check_edges, sort_by_target
 from mea_graph.ops.edge_attention.flat import (
@@ -72,8 +73,7 @@ def _takes_one_step(x: tuple[Tensor, Tensor], parameters: tuple[Tensor, ...]) ->
         return False
     if not all(type(t) in (Tensor, torch.nn.Parameter) and t.dtype == nodes.dtype for t in (nodes, *parameters)):
         return False
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-    return not traced and not torch.is_autocast_enabled("cpu")
+    return not is_traced() and not torch.is_autocast_enabled("cpu")
 
 
 class _OneStep(torch.autograd.Function):

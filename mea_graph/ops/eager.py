@@ -1,0 +1,21 @@
+"""What an op may do where nothing is traced and nothing differentiated: on little data each call that is saved counts."""
+
+import torch
+from torch import Tensor
+
+
+def is_traced() -> bool:
+    """Whether a graph is being recorded, in which Python must not decide by values."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
+def only_evaluated(*tensors: Tensor | None) -> bool:
+    """Whether these are plain float32 or float64 tensors on a CPU, all of one dtype, that no gradient will be asked of."""
+    given = [t for t in tensors if t is not None]
+    first = given[0]
+    if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.float64):
+        return False
+    if any(t.dtype != first.dtype or type(t) not in (Tensor, torch.nn.Parameter) for t in given):
+        return False
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in given)
+    return not (differentiated or torch.is_autocast_enabled("cpu") or is_traced())
