@@ -10,6 +10,7 @@ try:
 except ImportError as error:
     raise ImportError(f"mea_graph.train needs {error.name}, which is not installed: pip install 'mea-graph[train]'") from error
 
+from mea_graph.train.augmentation import augment
 from mea_graph.train.baselines import (
     ConcatenationTransformer,
     ConcatenationTransformerModule,
@@ -59,6 +60,7 @@ classes = [
     "TaskModule",
 ]
 functions = [
+    "augment",
     "classification_metrics",
     "constant_prediction",
     "find_config",

@@ -15,6 +15,7 @@ from torch_geometric.data import Batch
 
 from mea_graph import __version__
 from mea_graph.nn import MEALoss
+from mea_graph.train.augmentation import augment
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.row_gatherer import RowGatherer
@@ -55,6 +56,7 @@ class TaskModule(L.LightningModule):
         cosine_decay: whether the learning rate then falls to 0 along half a cosine.
         label_smoothing: of the cross-entropy, in [0, 1].
         modality_dropout: probability with which each modality of a training sample is left out, in [0, 1); each sample keeps one.
+        time_stretch, time_mask, feature_noise: how far training samples are changed, see `mea_graph.train.augment`; 0 is not at all.
 
     Shape:
         - batch: as PyG's ``DataLoader`` makes it of a `MultimodalDataset`.
@@ -86,6 +88,9 @@ class TaskModule(L.LightningModule):
         cosine_decay: bool = False,
         label_smoothing: float = 0.0,
         modality_dropout: float = 0.0,
+        time_stretch: float = 0.0,
+        time_mask: float = 0.0,
+        feature_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup < 1:
@@ -94,6 +99,9 @@ class TaskModule(L.LightningModule):
             )
         if not 0 <= modality_dropout < 1:
             raise ValueError(f"modality_dropout: expected a probability in [0, 1), got {modality_dropout}")
+        if time_stretch < 0 or not 0 <= time_mask <= 1 or feature_noise < 0:
+            got = f"{time_stretch}, {time_mask} and {feature_noise}"
+            raise ValueError(f"time_stretch, time_mask, feature_noise: expected >= 0, in [0, 1] and >= 0, got {got}")
         self.network = network
         self.loss = MEALoss(task, label_smoothing=label_smoothing)
         self.task = task
@@ -103,6 +111,7 @@ class TaskModule(L.LightningModule):
         self.warmup = warmup
         self.cosine_decay = cosine_decay
         self.modality_dropout = modality_dropout
+        self.augmentation = {"time_stretch": time_stretch, "time_mask": time_mask, "feature_noise": feature_noise}
         self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.gather = RowGatherer()
@@ -185,6 +194,8 @@ class TaskModule(L.LightningModule):
 
     def _run(self, batch: Batch) -> Any:
         x_dict, batch_dict = batch.x_dict, batch.batch_dict
+        if self.training and any(self.augmentation.values()):
+            x_dict, batch_dict = augment(x_dict, batch_dict, batch.num_graphs, **self.augmentation)
         if self.training and self.modality_dropout > 0:
             missing = draw_missing(batch_dict, batch.num_graphs, self.modality_dropout)
             x_dict, batch_dict = without_modalities(x_dict, batch_dict, missing)

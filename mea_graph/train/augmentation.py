@@ -1,0 +1,112 @@
+"""Changes to training samples that leave their meaning as it is: another pace, hidden spans, noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+Sequences = dict[str, Tensor]
+
+
+def augment(
+    x_dict: Mapping[str, Tensor],
+    batch_dict: Mapping[str, Tensor],
+    batch_size: int,
+    time_stretch: float = 0.0,
+    time_mask: float = 0.0,
+    feature_noise: float = 0.0,
+) -> tuple[Sequences, Sequences]:
+    r"""Draws another form of each sample of a batch.
+
+    1. Each sample is played at a pace of its own, :math:`T_m \to \mathrm{round}(T_m \, e^{u})` with
+       :math:`u \sim U(-\mathrm{stretch}, \mathrm{stretch})`, steps between two others by linear interpolation. All modalities of a sample
+       share the pace, so that what happens at one time still does.
+    2. One span of each sequence is hidden: zeros, the mean of standardised features. Its share of the steps is drawn from
+       :math:`U(0, \mathrm{mask})` (the time mask of SpecAugment, Park et al. 2019), for each modality anew.
+    3. Each value gets Gaussian noise.
+
+    Args:
+        x_dict: the steps of all samples, one sample after the other, by modality.
+        batch_dict: the sample number of each step, sorted.
+        batch_size: number of samples B.
+        time_stretch: largest logarithm of the pace, >= 0.
+        time_mask: largest share of a sequence that is hidden, in [0, 1].
+        feature_noise: standard deviation of the noise, >= 0.
+
+    Shape: ``x_dict[m]`` ``(sum T_m, d_m)``, ``batch_dict[m]`` ``(sum T_m,)``; the result as the arguments, at other lengths.
+
+    Example:
+        >>> x, batch = augment({"audio": torch.ones(100, 2)}, {"audio": torch.zeros(100, dtype=torch.long)}, 1, time_stretch=0.2)
+        >>> 81 <= len(batch["audio"]) <= 123, bool((x["audio"] == 1).all())
+        (True, True)
+    """
+    x, batch = dict(x_dict), dict(batch_dict)
+    # drawn on the CPU, so that every device trains on the same
+    pace = ((2 * torch.rand(batch_size) - 1) * time_stretch).exp() if time_stretch > 0 else None
+    for m in x:
+        if pace is not None:
+            x[m], batch[m] = at_pace(x[m], batch[m], pace.to(x[m].device))
+        if time_mask > 0:
+            width, start = torch.rand(2, batch_size).to(x[m].device)
+            x[m] = hide_span(x[m], batch[m], width * time_mask, start)
+        if feature_noise > 0:
+            x[m] = x[m] + feature_noise * torch.randn(x[m].shape).to(x[m])
+    return x, batch
+
+
+def at_pace(x: Tensor, batch: Tensor, pace: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns sequences of other lengths, by linear interpolation; one that has a step keeps at least one.
+
+    Args:
+        x: the steps of all samples, one sample after the other.
+        batch: the sample number of each step, sorted.
+        pace: by which each length is multiplied, > 0.
+
+    Shape: ``x`` ``(sum T, d)``, ``batch`` ``(sum T,)``, ``pace`` ``(B,)``; returns ``(sum T', d)`` and ``(sum T',)``.
+
+    Example:
+        >>> x, batch = at_pace(torch.tensor([[0.0], [2.0], [7.0]]), torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0]))
+        >>> x.flatten().tolist(), batch.tolist()
+        ([0.0, 0.5, 1.5, 2.0, 7.0], [0, 0, 0, 0, 1])
+    """
+    first, length = _extent(batch, len(pace))
+    new = torch.where(length > 0, (length * pace).round().long().clamp(min=1), 0)
+    sample = torch.repeat_interleave(torch.arange(len(pace), device=x.device), new)
+    step = torch.arange(len(sample), device=x.device) - (new.cumsum(0) - new)[sample]
+    position = (step + 0.5) * (length / new.clamp(min=1))[sample] - 0.5
+    position = torch.minimum(position.clamp(min=0), (length[sample] - 1).to(position.dtype))
+    below = position.floor().long()
+    above = torch.minimum(below + 1, length[sample] - 1)
+    share = (position - below).unsqueeze(1).to(x.dtype)
+    return torch.lerp(x[first[sample] + below], x[first[sample] + above], share), sample
+
+
+def hide_span(x: Tensor, batch: Tensor, width: Tensor, start: Tensor) -> Tensor:
+    """Returns sequences of which one span is zero.
+
+    Args:
+        x: the steps of all samples, one sample after the other.
+        batch: the sample number of each step, sorted.
+        width: share of each sample's steps to hide, in [0, 1], rounded down to whole steps.
+        start: where the span lies: 0 at the sample's beginning, 1 at its end.
+
+    Shape: ``x`` ``(sum T, d)``, ``batch`` ``(sum T,)``, ``width`` and ``start`` ``(B,)``; returns ``(sum T, d)``.
+
+    Example:
+        >>> hide_span(torch.ones(4, 1), torch.zeros(4, dtype=torch.long), torch.tensor([0.5]), torch.tensor([1.0])).flatten().tolist()
+        [1.0, 1.0, 0.0, 0.0]
+    """
+    first, length = _extent(batch, len(width))
+    hidden = (width * length).floor().long()
+    begin = (start * (length - hidden)).floor().long()
+    step = torch.arange(len(x), device=x.device) - first[batch]
+    gone = (step >= begin[batch]) & (step < (begin + hidden)[batch])
+    return x.masked_fill(gone.unsqueeze(1), 0)
+
+
+def _extent(batch: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """First row and number of rows of each sample."""
+    length = torch.bincount(batch, minlength=batch_size)
+    return length.cumsum(0) - length, length

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import nn
+
+from mea_graph.train import TaskModule, augment
+from mea_graph.train.augmentation import at_pace, hide_span
+
+LENGTHS = {"audio": torch.tensor([8, 0, 3, 20]), "lips": torch.tensor([4, 5, 1, 0])}
+
+
+def sequences():
+    """Ramps, so that a wrong row or a wrong sample shows: sample + step / 100."""
+    batch = {m: torch.repeat_interleave(torch.arange(4), lengths) for m, lengths in LENGTHS.items()}
+    x = {m: torch.cat([s + torch.arange(int(t)) / 100 for s, t in enumerate(lengths)])[:, None] for m, lengths in LENGTHS.items()}
+    return x, batch
+
+
+def counts(batch):
+    return torch.bincount(batch, minlength=4)
+
+
+def test_nothing_asked_for_changes_nothing():
+    x, batch = sequences()
+    same, same_batch = augment(x, batch, 4)
+    assert all(torch.equal(same[m], x[m]) and torch.equal(same_batch[m], batch[m]) for m in x)
+
+
+def test_pace_one_is_the_identity_and_others_stay_inside_the_sample():
+    x, batch = sequences()
+    for m in x:
+        same, same_batch = at_pace(x[m], batch[m], torch.ones(4))
+        torch.testing.assert_close(same, x[m])
+        assert torch.equal(same_batch, batch[m])
+        slow, slow_batch = at_pace(x[m], batch[m], torch.tensor([1.5, 2.0, 0.1, 0.5]))
+        assert counts(slow_batch).tolist() == [
+            round(t * p) or int(t > 0) for t, p in zip(LENGTHS[m].tolist(), (1.5, 2, 0.1, 0.5), strict=True)
+        ]
+        for s in slow_batch.unique().tolist():
+            old, new = x[m][batch[m] == s, 0], slow[slow_batch == s, 0]
+            assert old.min() <= new.min() and new.max() <= old.max()
+            assert bool((new.diff() >= 0).all())  # in order
+
+
+def test_modalities_of_a_sample_share_the_pace():
+    torch.manual_seed(0)
+    x = {m: torch.randn(600, 2) for m in ("a", "b")}
+    batch = {m: torch.arange(6).repeat_interleave(100) for m in x}
+    _, found = augment(x, batch, 6, time_stretch=0.3)
+    lengths = torch.bincount(found["a"])
+    assert torch.equal(lengths, torch.bincount(found["b"]))
+    assert len(lengths.unique()) > 3
+    assert bool(((lengths >= 74) & (lengths <= 135)).all())
+
+
+def test_a_hidden_span_is_one_piece_of_the_share_asked_for():
+    x, batch = sequences()
+    hidden = hide_span(x["audio"] + 1, batch["audio"], torch.full((4,), 0.5), torch.tensor([0.0, 0.3, 1.0, 0.5]))[:, 0] == 0
+    assert hidden[batch["audio"] == 0].tolist() == [True] * 4 + [False] * 4
+    assert hidden[batch["audio"] == 2].tolist() == [False, False, True]
+    assert hidden[batch["audio"] == 3].tolist() == [False] * 5 + [True] * 10 + [False] * 5
+
+
+def test_noise_has_the_spread_asked_for():
+    torch.manual_seed(0)
+    x, _ = augment({"a": torch.zeros(5000, 4)}, {"a": torch.zeros(5000, dtype=torch.long)}, 1, feature_noise=0.3)
+    assert x["a"].std().item() == pytest.approx(0.3, rel=0.02)
+
+
+class Sum(nn.Module):
+    def forward(self, x_dict, batch_dict, batch_size):
+        self.steps = len(x_dict["audio"])
+        return x_dict["audio"].sum().expand(batch_size, 1)
+
+
+def test_only_training_samples_change():
+    from torch_geometric.data import Batch, HeteroData
+
+    sample = HeteroData()
+    sample["audio"].x, sample.y, sample.id = torch.ones(40, 1), torch.zeros(1), "a"
+    batch = Batch.from_data_list([sample] * 3)
+    module = TaskModule(Sum(), "regression", 1, time_mask=1.0)
+    torch.manual_seed(0)
+    assert module.train()._run(batch)[0].item() < 120
+    assert module.eval()._run(batch)[0].item() == 120
+
+
+@pytest.mark.parametrize("option", [{"time_stretch": -0.1}, {"time_mask": 1.5}, {"feature_noise": -1.0}])
+def test_options_out_of_range(option):
+    with pytest.raises(ValueError, match=r"time_stretch, time_mask, feature_noise: expected >= 0, in \[0, 1\] and >= 0, got"):
+        TaskModule(nn.Identity(), "regression", 1, **option)
