@@ -168,7 +168,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, query_lengths: l
 
     Returns the result (K, D_v, N).
     """
-    if len(query_lengths) == 1 and query.size(0) * query_lengths[0] * key_lengths[0] <= _BLOCK and only_evaluated(query, key, value):
+    if len(query_lengths) == 1 and only_evaluated(query, key, value) and query.size(0) * query_lengths[0] * key_lengths[0] <= _BLOCK:
         weights = torch.bmm(key.mT, query).mul_(query.size(1) ** -0.5).softmax(1)  # one sample, one block: a fifth of the operator's calls
         return torch.bmm(value, weights)
     return _operator(query, key, value, query_lengths, key_lengths)[0]

@@ -182,9 +182,9 @@ _BACKWARD = register(
 _FORWARD = register("predictive_attention_cpu", f"({_INPUTS}) -> (Tensor, Tensor)", _forward, _fake_forward, _setup_context, _autograd)
 
 
-def _map_size(query: Tensor) -> int:
+def _is_short(query: Tensor) -> bool:
     batch, heads, length, _ = query.shape
-    return batch * heads * length * length
+    return 0 < length <= SHORT and batch * heads * length * length <= BLOCK
 
 
 def run(
@@ -199,7 +199,7 @@ def run(
     mask: Tensor | None,
 ) -> Tensor:
     tensors = (query, key, value, prior_query, prior_key, weight, bias)
-    if 0 < query.size(2) <= SHORT and _map_size(query) <= BLOCK and only_evaluated(*tensors) and (mask is None or bool(mask.all())):
-        # Short sequences without padding, and no gradient: the formula as it stands has a fifth of the calls, and one block holds its maps.
+    if only_evaluated(*tensors) and _is_short(query) and (mask is None or bool(mask.all())):
+        # No gradient, short sequences and no padding: the formula as it stands has a fifth of the calls, and one block holds its maps.
         return reference.predictive_attention(*tensors, mu, None)
     return _FORWARD(query, key, value, prior_query, prior_key, weight, bias, mask, mu)[0]
