@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,40 +17,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
-from mea_graph.train.baselines import LateFusionGRUModule
 from mea_graph.train.data_module import SequenceDataModule
-from mea_graph.train.mea_module import MEAModule
+from mea_graph.train.history import History
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import cell, constant_scores, plain
+from mea_graph.train.study.recipe import EMBEDDED, open_data, read_recipe
+from mea_graph.train.study.rows import FULL, compared
+from mea_graph.train.study.run import MODULES
 from mea_graph.train.task_module import TaskModule
 
-EVENTS = {"num_samples": 6000, "task": "regression", "num_modalities": 2, "seed": 0}
-MEA_OPTIONS: dict[str, Any] = {
-    "channels": 32,
-    "hidden_channels": 64,
-    "heads": 4,
-    "kernel_size": 1,
-    "skip": True,
-    "num_predictive_layers": 1,
-    "num_cross_modal_layers": 1,
-    "residual": "input",
-    "head_norm": True,
-}
-GRU_OPTIONS: dict[str, Any] = {"hidden_channels": 64}
-TRAINING: dict[str, Any] = {"learning_rate": 2e-3, "warmup": 0.05, "cosine_decay": True, "weight_decay": 1e-4}  # the same for every model
-EPOCHS = {"MEA": 12, "baseline": 12}
 SHOWN = ("r2", "corr", "mae")
-
-
-class History(L.Callback):
-    """Keeps every number that was logged, per epoch."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, list[float]] = {}
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for name, value in trainer.callback_metrics.items():
-            self.values.setdefault(name, []).append(float(value))
+FUSED = "late fusion GRU"
+PAIRWISE = "pairwise Transformer (MulT)"
 
 
 @dataclass(frozen=True)
@@ -63,25 +41,24 @@ class Outcome:
     checkpoint: Path
 
 
-def train(name: str, make: Callable[[], TaskModule], data: SequenceDataModule, epochs: int, folder: Path) -> Outcome:
+def train(name: str, make: Callable[[], TaskModule], data: SequenceDataModule, options: Mapping[str, Any], folder: Path) -> Outcome:
     """Trains one model and tests the epoch that was best on the validation samples.
 
     Args:
         name: names its folder.
         make: makes the module, after the seed is set.
         data: the samples, the same for every model.
-        epochs: number of epochs, >= 1.
+        options: of Lightning's ``Trainer``.
         folder: where checkpoints go.
     """
     L.seed_everything(0, verbose=False)
     history = History()
     best = ModelCheckpoint(folder / name, "best", monitor="valid/r2", mode="max", enable_version_counter=False)
     trainer = L.Trainer(
-        max_epochs=epochs,
+        **options,
         accelerator="cpu",
         logger=False,
         callbacks=[history, best],
-        gradient_clip_val=1.0,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -95,7 +72,9 @@ def train(name: str, make: Callable[[], TaskModule], data: SequenceDataModule, e
 
 
 def run(folder: Path) -> dict[str, Outcome]:
-    """Trains MEA, a GRU on each modality and a late-fusion GRU on all; prints the table and saves checkpoints and the figure.
+    """Trains MEA, a GRU on each modality, a late-fusion GRU and a pairwise Transformer; prints the table, saves checkpoints and the figure.
+
+    The options are those of the configuration ``events``, the models those of ``mea-graph study compare``.
 
     Args:
         folder: where ``checkpoints/`` and ``learning_curves.png`` go.
@@ -103,19 +82,19 @@ def run(folder: Path) -> dict[str, Outcome]:
     from mea_graph.viz import learning_curves  # first of all, so that a missing extra is told before the training
 
     console = Console()
-    data = SequenceDataModule(events=EVENTS, batch_size=32)
-    shared: dict[str, Any] = {"in_channels": data.in_channels, "task": data.task, "out_channels": data.out_channels, **TRAINING}
-    plans: dict[str, Callable[[], TaskModule]] = {"MEA": partial(MEAModule, **shared, **MEA_OPTIONS)}
-    for modality in data.in_channels:
-        plans[f"GRU {modality}"] = partial(LateFusionGRUModule, **shared, **GRU_OPTIONS, modalities=[modality])
-    plans["GRU late fusion"] = partial(LateFusionGRUModule, **shared, **GRU_OPTIONS)
+    recipe = read_recipe(EMBEDDED, [], None)
+    data = open_data(recipe.data_for(0))
+    sizes: dict[str, Any] = {"in_channels": data.in_channels, "task": data.task, "out_channels": data.out_channels}
+    rows = compared(recipe.model, list(data.in_channels))
 
     console.print(data.dataset.describe(), highlight=False)
     outcomes = {}
-    for name, make in plans.items():
-        epochs = EPOCHS["MEA" if name == "MEA" else "baseline"]
-        outcomes[name] = train(name.replace(" ", "_"), make, data, epochs, folder / "checkpoints")
-        console.print(f"{name}: {epochs} epochs in {outcomes[name].seconds:.0f} s, valid R2 {max(outcomes[name].history['valid/r2']):.3f}")
+    for name in (FULL, *(f"GRU {modality}" for modality in data.in_channels), FUSED, PAIRWISE):
+        kind, options = rows[name]
+        make = partial(MODULES[kind], **sizes, **options)
+        outcomes[name] = train(name.replace(" ", "_"), make, data, recipe.trainer, folder / "checkpoints")
+        valid = outcomes[name].history["valid/r2"]
+        console.print(f"{name}: {len(valid)} epochs in {outcomes[name].seconds:.0f} s, valid R2 {max(valid):.3f}")
 
     figure = learning_curves(
         {
@@ -125,27 +104,26 @@ def run(folder: Path) -> dict[str, Outcome]:
     )
     figure.savefig(folder / "learning_curves.png")
     console.print(results_table(outcomes, constant_scores(data, "test")))
-    rival = max((name for name in outcomes if name != "MEA"), key=lambda name: outcomes[name].scores["r2"])
-    margin = outcomes["MEA"].scores["r2"] - outcomes[rival].scores["r2"]
+    rival = max((name for name in outcomes if name != FULL), key=lambda name: outcomes[name].scores["r2"])
+    margin = outcomes[FULL].scores["r2"] - outcomes[rival].scores["r2"]
     console.print(f"MEA explains {100 * margin:+.1f} points more of the variance than its best rival ({rival}).")
     console.print(f"checkpoint {outcomes['MEA'].checkpoint}, figure {folder / 'learning_curves.png'}", highlight=False, soft_wrap=True)
     return outcomes
 
 
 def results_table(outcomes: dict[str, Outcome], constant: dict[str, float]) -> Table:
-    """Returns the test table: MEA beside the constant, the best single modality and the late-fusion GRU.
+    """Returns the test table: MEA beside the constant, the best single modality and both rivals that read all.
 
     Args:
         outcomes: by model; single modalities are named ``GRU <modality>``.
         constant: metrics of the constant predictor.
     """
-    single = [name for name in outcomes if name.startswith("GRU ") and name != "GRU late fusion"]
+    single = [name for name in outcomes if name.startswith("GRU ")]
     best = max(single, key=lambda name: outcomes[name].scores["r2"])
     rows = {
         "constant": constant,
         f"best single modality ({best})": outcomes[best].scores,
-        "late-fusion GRU": outcomes["GRU late fusion"].scores,
-        "MEA": outcomes["MEA"].scores,
+        **{name: outcomes[name].scores for name in (FUSED, PAIRWISE, FULL)},
     }
     table = Table("test", *SHOWN)
     for name, scores in rows.items():

@@ -1,23 +1,33 @@
+from dataclasses import replace
+
 import matplotlib.image
 import pytest
 
 from mea_graph.__main__ import main
 from mea_graph.train import MEAModule, demo
+from mea_graph.train.study.recipe import read_recipe
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(demo, "EVENTS", {"num_samples": 40, "num_modalities": 2})
-    monkeypatch.setattr(demo, "MEA_OPTIONS", {"channels": 8, "heads": 2, "hidden_channels": 8})
-    monkeypatch.setattr(demo, "GRU_OPTIONS", {"hidden_channels": 4})
-    monkeypatch.setattr(demo, "EPOCHS", {"MEA": 2, "baseline": 2})
+    recipe = read_recipe("events", [], 2)
+    data = {"events": {"num_samples": 40, "num_modalities": 2}, "batch_size": 8}
+    smaller = replace(recipe, data=data, model=recipe.model | {"channels": 8, "heads": 2, "hidden_channels": 8})
+    monkeypatch.setattr(demo, "read_recipe", lambda *_: smaller)
 
 
 @pytest.mark.usefixtures("small")
 def test_the_demo_ends_with_table_margin_checkpoint_and_figure(tmp_path, capsys):
     assert main(["demo", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    for row in ("constant", "best single modality (GRU ", "late-fusion GRU", "MEA", "points more of the variance than its best rival"):
+    for row in (
+        "constant",
+        "best single modality (GRU ",
+        "late fusion GRU",
+        "pairwise Transformer (MulT)",
+        "MEA",
+        "points more of the variance than its best rival",
+    ):
         assert row in printed
     assert matplotlib.image.imread(tmp_path / "out" / "learning_curves.png").std() > 0.05
     module = MEAModule.load_from_checkpoint(tmp_path / "out" / "checkpoints" / "MEA" / "best.ckpt", weights_only=True)

@@ -20,8 +20,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from mea_graph.data import DataError
 from mea_graph.train import baselines
 from mea_graph.train.data_module import SequenceDataModule
-from mea_graph.train.demo import History
 from mea_graph.train.error_message import one_line
+from mea_graph.train.history import History
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores
