@@ -23,7 +23,7 @@ RIVALS_READY := $(STAMPS)/rivals-$(TORCH)
 SCATTER_READY := $(STAMPS)/scatter-$(TORCH)
 BUILD_READY := $(STAMPS)/build
 
-.PHONY: help demo test lint types docs wheel clean bench bench-full bench-smoke bench-compare rivals
+.PHONY: help demo test lint types docs wheel clean bench bench-growth bench-full bench-smoke bench-compare rivals
 .DELETE_ON_ERROR:
 
 help:
@@ -65,6 +65,12 @@ BENCH_FILE = benchmarks/results/$(1)-$(THREADS)-thread-$(shell date -u +%Y-%m-%d
 bench: $(TOOLS_READY)
 	@mkdir -p benchmarks/results
 	$(BENCH) $(CLOCK) --quick --benchmark-json=$(call BENCH_FILE,quick)
+	$(BIN)/python -m benchmarks.report
+
+# Of the models alone: sequences of up to 4000 steps, batches of up to 128.
+bench-growth: $(TOOLS_READY)
+	@mkdir -p benchmarks/results
+	$(BENCH) $(CLOCK) -k "growth of the training step" --benchmark-json=$(call BENCH_FILE,growth)
 	$(BIN)/python -m benchmarks.report
 
 bench-full: $(TOOLS_READY)

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import SUITES
+
 Run = dict[str, Any]
 _STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", (0, (5, 1))), ("x", (0, (1, 1))), ("P", (0, (3, 1, 1, 1)))]
 _GREYS = ["black", "0.35", "0.55", "0.25", "0.45", "0.6", "0.3"]
@@ -35,7 +37,7 @@ def draw(newest: dict[str, Any], folder: Path) -> None:
     """Draws every figure of every suite's file; the newest file of a name comes last and wins."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, found in newest.items():
-        if not name.startswith(("full-", "quick-")):
+        if not name.startswith(SUITES):
             continue
         for run in found["runs"]:
             for key, _ in captions(run):
@@ -59,7 +61,7 @@ def _bars(run: Run, mode: str) -> list[dict[str, Any]]:
 
 def _curves(run: Run) -> list[str]:
     names = [c["curve"][0] for c in run["cases"] if c["curve"]]
-    return [n for n in dict.fromkeys(names) if names.count(n) > 1]
+    return [n for n in dict.fromkeys(names) if names.count(n) > 2]  # two points are no curve
 
 
 def _points(run: Run, curve: str) -> list[dict[str, Any]]:

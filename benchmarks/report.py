@@ -51,11 +51,11 @@ model reads the same stored text features.
 def page(files: Iterable[Path]) -> str:
     """The whole page, from the newest file of each device or suite."""
     newest = {path.stem[:-11]: results.load(path) for path in sorted(files)}
-    suites = {name: found for name, found in newest.items() if name.startswith(("full-", "quick-"))}
+    suites = {name: found for name, found in newest.items() if name.startswith(results.SUITES)}
     checks = {name: found for name, found in newest.items() if name not in suites}
     parts = [HEAD]
     for name, found in sorted(suites.items()):
-        if name.startswith("full-") or name.replace("quick-", "full-") not in suites:
+        if name.startswith("full-") or name.replace("quick-", "full-").replace("growth-", "full-") not in suites:
             parts += [_suite(run, found["command"], name) for run in found["runs"]]
     if not any(name != "cpu" for name in checks):
         parts.append(NO_GPU)
@@ -118,7 +118,7 @@ def _suite(run: dict[str, Any], command: str, name: str) -> str:
     from benchmarks import figures
 
     of = lambda suite: [c for c in run["cases"] if c["suite"] == suite and not c["curve"]]  # noqa: E731
-    lines = _heading(run, command, "The suites: ")
+    lines = _heading(run, command, "Growth curves: " if name.startswith("growth-") else "The suites: ")
     lines += [f"Commit {run['revision']}. Took {run['minutes']:.0f} minutes. Times are {CLOCKS[run['clock']]}.\n", *_aims(run, SUITE_AIMS)]
     if of("model"):
         lines += ["### Whole models", MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+SUITES = ("full-", "growth-", "quick-")  # how the name of a suite's file begins: all of it, its growth curves, what `make bench` runs
 Run = dict[str, Any]  # what `measure.environment()` names, and "cases"
 
 

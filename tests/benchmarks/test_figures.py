@@ -21,7 +21,7 @@ def entry(case, ours, curve=None, group="model", peaks=None, **rivals):
 def suite(tmp_path):
     head = {"device": "Processor X", "threads": 1, "cores": 2, "load": [0.5], "date": "2026-01-02 03:04", "python": "3.11", "torch": "2.13"}
     cases = [entry(STEP, 0.5, MulT=1.5, peaks={"mea_graph": 10**8, "MulT": 4 * 10**8})]
-    cases += [entry(f"growth {n}", n / 1e3, ["steps", "T", n], MulT=n / 500) for n in (125, 250)]
+    cases += [entry(f"growth {n}", n / 1e3, ["steps", "T", n], MulT=n / 500) for n in (125, 250, 500)]
     found = {
         "benchmarks": cases,
         "machine_info": head,
@@ -53,6 +53,20 @@ def test_a_full_run_takes_the_place_of_a_quick_one(suite, tmp_path):
     assert "`make bench THREADS=1`" not in text
 
 
+def test_growth_curves_stand_beside_a_quick_run(suite, tmp_path):
+    growth = tmp_path / "growth-1-thread-2026-01-01.json"
+    growth.write_text(suite.read_text().replace("make bench ", "make bench-growth "))
+    text = report.page([suite, growth])
+    assert text.index("Growth curves: Processor X") < text.index("The suites: Processor X")
+    assert "figures/performance-growth-1-thread-steps.svg" in text
+
+
+def test_two_points_are_no_curve(suite):
+    run = results.load(suite)["runs"][0]
+    run["cases"] = [c for c in run["cases"] if not c["curve"] or c["curve"][2] < 500]
+    assert figures._curves(run) == []
+
+
 def test_every_figure_of_the_page_is_drawn_and_the_same_when_drawn_again(suite, tmp_path):
     newest = {suite.stem[:-11]: results.load(suite)}
     for folder in ("one", "two"):
@@ -67,8 +81,8 @@ def test_every_figure_of_the_page_is_drawn_and_the_same_when_drawn_again(suite, 
 def test_a_curve_has_a_line_for_every_contender(suite, tmp_path):
     run = results.load(suite)["runs"][0]
     points = figures._points(run, "steps")
-    assert [c["curve"][2] for c in points] == [125, 250]
-    assert [c["contenders"]["MulT"]["median"] for c in points] == [0.25, 0.5]
+    assert [c["curve"][2] for c in points] == [125, 250, 500]
+    assert [c["contenders"]["MulT"]["median"] for c in points] == [0.25, 0.5, 1.0]
 
 
 def test_every_figure_that_the_committed_page_shows_is_committed():
