@@ -21,6 +21,10 @@ class Shape(NamedTuple):
     longest: dict[str, int]
     mean: dict[str, int] | None = None
 
+    def at_most(self, steps: int) -> Shape:
+        """The same with no sequence above a number of steps."""
+        return self._replace(longest={m: min(n, steps) for m, n in self.longest.items()})
+
 
 SHAPES = {
     "MOSI": Shape({"text": 50, "audio": 375, "vision": 500}, {"text": 12, "audio": 50, "vision": 60}),
