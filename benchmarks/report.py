@@ -54,7 +54,7 @@ def page(files: Iterable[Path]) -> str:
     suites = {name: found for name, found in newest.items() if name.startswith(results.SUITES)}
     checks = {name: found for name, found in newest.items() if name not in suites}
     parts = [HEAD]
-    for name, found in sorted(suites.items()):
+    for name, found in sorted(suites.items(), key=lambda item: (item[0].startswith("growth-"), item[0])):
         if name.startswith("full-") or name.replace("quick-", "full-").replace("growth-", "full-") not in suites:
             parts += [_suite(run, found["command"], name) for run in found["runs"]]
     if not any(name != "cpu" for name in checks):
@@ -79,6 +79,8 @@ def _heading(run: dict[str, Any], command: str, what: str = "") -> list[str]:
 
 def _aims(run: dict[str, Any], aims: list[Aim]) -> list[str]:
     rows = [(a, a.found(run)) for a in aims]
+    if all(x is None for _, x in rows):
+        return []
     lines = ["| Aim | asked | found | reached |", "|---|---|---|---|"]
     return [*lines, *(f"| {a.what} | {a.aim} | {x:.2f} | {'yes' if a.reached(x) else '**no**'} |" for a, x in rows if x is not None), ""]
 
@@ -118,7 +120,8 @@ def _suite(run: dict[str, Any], command: str, name: str) -> str:
     from benchmarks import figures
 
     of = lambda suite: [c for c in run["cases"] if c["suite"] == suite and not c["curve"]]  # noqa: E731
-    lines = _heading(run, command, "Growth curves: " if name.startswith("growth-") else "The suites: ")
+    growth = name.rsplit("-", 2)[0].replace("-", ", ").capitalize()  # of growth-batch-1-thread: "Growth, batch"
+    lines = _heading(run, command, f"{growth}: " if name.startswith("growth-") else "The suites: ")
     lines += [f"Commit {run['revision']}. Took {run['minutes']:.0f} minutes. Times are {CLOCKS[run['clock']]}.\n", *_aims(run, SUITE_AIMS)]
     if of("model"):
         lines += ["### Whole models", MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""]
