@@ -32,7 +32,7 @@ help:
 	@echo "make lint    ruff"
 	@echo "make types   mypy"
 	@echo "make docs    the site, in docs/_build/html"
-	@echo "make bench   times of ops, layers and models beside their rivals (a quarter of an hour); THREADS=2 for two threads"
+	@echo "make bench   times of ops, layers and models beside their rivals (ten minutes); THREADS=2 for two threads"
 	@echo "make bench-compare REF=main   this tree's times beside those of a git ref"
 	@echo "make wheel   wheel and sdist, in dist/"
 	@echo "make clean   remove what the above made, except .venv"

@@ -1,37 +1,40 @@
-"""Prints the peak memory of one contender's first pass: `python -m benchmarks.memory SUITE KEY CONTENDER`, a process of its own."""
+"""Peak memory of one contender's first pass, in a process of its own: `python -m benchmarks.memory SUITE KEY CONTENDER` prints it."""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import multiprocessing
 import sys
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing.context import BaseContext
 
 import torch
 
-from benchmarks import measure
+from benchmarks import measure, rivals
 
-ROOT = Path(__file__).parent.parent
+
+@cache
+def _processes() -> BaseContext:
+    """Processes that are fresh, but forked from one that has imported everything, which takes longer than most passes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.catalogue", *rivals.PACKAGES])
+    return context
 
 
 def peak(suite: str, key: str, contender: str) -> int:
     """Bytes, read in a fresh process: what an earlier pass left with the allocator would hide a peak."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", suite, key, contender]
-    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return int(done.stdout.splitlines()[-1])
+    with ProcessPoolExecutor(1, mp_context=_processes()) as pool:
+        return pool.submit(_peak, suite, key, contender, torch.get_num_threads()).result()
 
 
-def main() -> None:
+def _peak(suite: str, key: str, contender: str, threads: int) -> int:
     from benchmarks.catalogue import SUITES
 
-    suite, key, contender = sys.argv[1:]
+    torch.set_num_threads(threads)
     entry = SUITES[suite][key]
     big, small = entry.build(), entry.small()
-    print(measure.peak_cpu_memory(big.contenders[contender], small.contenders[contender]))
+    return measure.peak_cpu_memory(big.contenders[contender], small.contenders[contender])
 
 
 if __name__ == "__main__":
-    main()
+    print(_peak(*sys.argv[1:], threads=torch.get_num_threads()))

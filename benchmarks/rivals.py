@@ -59,6 +59,9 @@ class StoredText(nn.Module):
         return self.features
 
 
+PACKAGES = ("MMSA", "linmult")
+
+
 def build(name: str, samples: Samples) -> Rival:
     """The rival, ready for `samples`; ImportError where its package is missing."""
     return _BUILDERS[name](samples)
