@@ -17,7 +17,7 @@ import torch
 from benchmarks import measure, memory, op_cases, rivals
 from benchmarks.catalogue import DEVICE, SUITES, Entry
 
-SECONDS = float(os.environ.get("MEA_GRAPH_BENCH_SECONDS", 5))  # to spend on timing each case; a few turns are taken in any case
+SECONDS = os.environ.get("MEA_GRAPH_BENCH_SECONDS")  # to spend on timing each case; a few turns are taken in any case
 BUDGET = {torch.float32: 1e-5, torch.bfloat16: 3e-2}  # relative error against float64 of the output and of every gradient
 _START = time.monotonic()
 
@@ -44,6 +44,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("key", keys, ids=keys)
 
 
+def _seconds(config: pytest.Config) -> float:
+    return float(SECONDS or (3 if config.getoption("quick") else 5))
+
+
 def _clock(config: pytest.Config) -> Callable[[], float]:
     """The clock that pytest-benchmark was told to use, for the rivals too."""
     return time.process_time if str(config.getoption("benchmark_timer")).endswith("process_time") else time.perf_counter
@@ -62,7 +66,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[str, st
         ours = case.contenders["mea_graph"]
         others = {name: one for name, one in case.contenders.items() if name != "mea_graph"}
         taken: dict[str, list[float]] = {name: [] for name in others}
-        turn, clock = 0, _clock(request.config)
+        turn, clock, seconds = 0, _clock(request.config), _seconds(request.config)
 
         def rivals_first() -> None:
             nonlocal turn
@@ -86,7 +90,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[str, st
             rivals_first()  # warms up
             timed()
             turn_seconds = clock() - start
-            rounds = max(5 if turn_seconds < 2 * SECONDS else 3, min(200, round(SECONDS / turn_seconds)))
+            rounds = max(5 if turn_seconds < 2 * seconds else 3, min(200, round(seconds / turn_seconds)))
             for times in taken.values():
                 times.clear()
         benchmark.group = suite  # read when the timing begins
@@ -124,9 +128,10 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     """Adds how the file was made and which rivals were not there; leaves out single times, and what says nothing about the figures."""
     threads = torch.get_num_threads()
     whole = f"make bench{'' if config.getoption('quick') else '-full'} THREADS={threads}"
-    part = f"MEA_GRAPH_BENCH_SECONDS={SECONDS:g} OMP_NUM_THREADS={threads} python -m pytest {shlex.join(config.invocation_params.args)}"
+    variables = f"MEA_GRAPH_BENCH_SECONDS={_seconds(config):g} OMP_NUM_THREADS={threads}"
+    part = f"{variables} python -m pytest {shlex.join(config.invocation_params.args)}"
     everything = len(config.getoption("file_or_dir")) == len(SUITES) and not config.getoption("keyword")
-    output_json["command"] = whole if everything and "MEA_GRAPH_BENCH_SECONDS" not in os.environ else part
+    output_json["command"] = whole if everything and not SECONDS else part
     output_json["clock"] = "processor time" if _clock(config) is time.process_time else "wall time"
     output_json["absent"] = rivals.absent()
     output_json["minutes"] = round((time.monotonic() - _START) / 60, 1)

@@ -169,15 +169,17 @@ def outputs(network: MEA, samples: Samples) -> list[Tensor]:
     return [out.prediction.detach(), loss.detach(), *(torch.cat(g) for g in gradients if g)]
 
 
-def case(shape: Shape, name: str, size: int, kind: Kind, mode: Mode, against: Iterable[str] = (), device: str = "cpu") -> Case:
-    """MEA, on a GPU also compiled, for one sample on a CPU also in ONNX Runtime, and the rivals named over one batch.
+def case(
+    shape: Shape, name: str, size: int, kind: Kind, mode: Mode, against: Iterable[str] = (), device: str = "cpu", exported: bool = False
+) -> Case:
+    """MEA, on a GPU also compiled, and the rivals named over one batch; `exported`, also in ONNX Runtime.
 
     MEA is checked on two samples of the same kind, of at most 250 steps."""
     samples = draw(shape, size, kind, device=device)
     network = mea().to(device)
     contenders = {"mea_graph": passes_of_mea(network, samples, mode)}
     more, refused = compiled(network, samples, mode, COMPILERS if device == "cuda" and against else {})
-    if mode == "predict" and device == "cpu" and size == 1 and against:
+    if exported:
         more, refused = in_onnx_runtime(network, samples)
     contenders |= more
     for rival in [name for name in rivals.available() if name in against]:  # those that are not there stand in the results as absent
