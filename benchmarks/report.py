@@ -120,12 +120,14 @@ def _suite(run: dict[str, Any], command: str, name: str) -> str:
     from benchmarks import figures
 
     of = lambda suite: [c for c in run["cases"] if c["suite"] == suite and not c["curve"]]  # noqa: E731
-    growth = name.rsplit("-", 2)[0].replace("-", ", ").capitalize()  # of growth-batch-1-thread: "Growth, batch"
-    lines = _heading(run, command, f"{growth}: " if name.startswith("growth-") else "The suites: ")
+    longer = name.startswith("growth-")
+    part = name.rsplit("-", 2)[0].replace("-", ", ").replace("growth", "Longer runs")  # of growth-batch-1-thread: "Longer runs, batch"
+    lines = _heading(run, command, f"{part}: " if longer else "The suites: ")
     lines += [f"Commit {run['revision']}. Took {run['minutes']:.0f} minutes. Times are {CLOCKS[run['clock']]}.\n", *_aims(run, SUITE_AIMS)]
     if of("model"):
-        lines += ["### Whole models", MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""]
-        lines += [f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else []
+        if not longer:
+            lines += ["### Whole models", MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""]
+            lines += [f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else []
         lines += _models(of("model"))
     drawn = [c for c in figures.captions(run) if c]
     if drawn:

@@ -57,7 +57,7 @@ def test_growth_curves_stand_beside_a_quick_run(suite, tmp_path):
     growth = tmp_path / "growth-1-thread-2026-01-01.json"
     growth.write_text(suite.read_text().replace("make bench ", "make bench-growth "))
     text = report.page([suite, growth])
-    assert text.index("The suites: Processor X") < text.index("Growth: Processor X")
+    assert text.index("The suites: Processor X") < text.index("Longer runs: Processor X")
     assert "figures/performance-growth-1-thread-steps.svg" in text
 
 
