@@ -11,6 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from mea_graph.viz._style import COLOURS, MARKERS, check_count
 
 Curve = Mapping[float, Sequence[float]]
+LEAST_REACH = 0.01  # of the vertical axis: what one more seed would change is not to look like a slope
 
 
 def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: str | None = None) -> Figure:
@@ -63,9 +64,13 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
                 markersize=5,
                 capsize=2,
             )
+        axis.set_xticks(places, [f"{place:g}" for place in places])
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", linewidth=0.5, color="0.88")
+    low, high = axes[0].get_ylim()
+    if high - low < 2 * LEAST_REACH:
+        axes[0].set_ylim((low + high) / 2 - LEAST_REACH, (low + high) / 2 + LEAST_REACH)
     axes[0].set_ylabel(metric)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), len(panels) + 1), frameon=False)

@@ -34,6 +34,14 @@ def test_curves_are_told_apart_without_colour():
     assert len({container.lines[0].get_marker() for container in figure.axes[0].containers}) == 7
 
 
+def test_curves_have_ticks_where_values_are_and_no_slope_where_they_are_level():
+    axis = score_curves({"layers": {"MEA": {1: [0.951], 2: [0.953], 4: [0.952]}}}, "R2").axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2", "4"]
+    low, high = axis.get_ylim()
+    assert high - low == pytest.approx(0.02)
+    assert (low + high) / 2 == pytest.approx(0.952, abs=1e-3)
+
+
 def test_map_writes_the_mean_into_each_cell_and_better_is_darker():
     scores = {(0.1, 1.0): [0.5, 0.7], (0.1, 2.0): [0.2], (0.3, 1.0): [0.9]}
     axis = score_map(scores, ("alpha", "beta"), "R2").axes[0]

@@ -91,7 +91,7 @@ def _sensitivity_report(results: Results, folder: Path, words: Namespace) -> Rep
         names = {value: f"{option} = {value:g}" for value in values}
         curves = {part: {v: scores[name] for v, name in names.items() if name in scores} for part, scores in parts.items()}
         if curves["test"]:
-            figures[label.replace(" ", "_")] = score_curves({label: curves}, results.main)
+            figures[option.removeprefix("num_")] = score_curves({label: curves}, results.main)
     names = {(a, b): f"alpha = {a:g}, beta = {b:g}" for a, b in itertools.product(words.alpha, words.beta)}
     for part, scores in parts.items():
         found = {pair: scores[name] for pair, name in names.items() if name in scores}

@@ -116,13 +116,13 @@ def test_ablate():
 
 
 def test_sensitivity():
-    options = ["--mu", 0.25, 0.5, "--alpha", 0.02, "--beta", 0.001, 0.3, "--predictive-layers", 2, "--cross-modal-layers"]
+    options = ["--mu", 0.25, 0.5, "--alpha", 0.02, "--beta", 0.001, 0.3, "--predictive-layers", 2, "--cross-modal-layers", 1]
     study("sensitivity", *options)
     points = {r["name"]: r["config"]["options"] for r in records()}
     # mu, alpha, beta and the layers as the configuration has them are the same run as MEA itself
     assert {(p["mu"], p["alpha"], p["beta"]) for p in points.values()} == {(0.25, 0.02, 0.001), (0.5, 0.02, 0.001), (0.25, 0.02, 0.3)}
     assert list(points) == ["MEA", "mu = 0.5", "alpha = 0.02, beta = 0.3"]
-    assert figures() == {"mu", "predictive_layers", "alpha_beta_validation", "alpha_beta_test"}
+    assert figures() == {"mu", "predictive_layers", "cross_modal_layers", "alpha_beta_validation", "alpha_beta_test"}
     table = Path("out/table.md").read_text()
     assert all(f"| {name} |" in table for name in ("MEA", "mu = 0.25", "mu = 0.5", "alpha = 0.02, beta = 0.3", "num_predictive_layers = 2"))
 
