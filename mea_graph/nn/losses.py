@@ -88,6 +88,8 @@ def _own_modality(logits: Tensor, present: Tensor | None) -> Tensor:
     """log D[true modality], (B, M); zero where the modality is missing."""
     if logits.dim() != 3 or logits.size(1) != logits.size(2):
         raise ValueError(f"logits: expected (B, M, M), got {tuple(logits.shape)}")
+    if present is not None and present.shape != logits.shape[:2]:  # (B,) would be spread over the modalities where B = M
+        raise ValueError(f"present: expected (B, M) = {tuple(logits.shape[:2])}, got {tuple(present.shape)}")
     log_likelihood = (
         logits.float().log_softmax(-1).diagonal(dim1=1, dim2=2)
         if logits.dtype.itemsize < 4
@@ -110,13 +112,16 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
         - logits: :math:`(B, M, M)`; omega, present: :math:`(B, M)`; result: a scalar
 
     Raises:
-        ValueError: Logits that are not :math:`(B, M, M)`.
+        ValueError: A wrong shape.
 
     >>> import torch
     >>> round(agnostic_adversarial(torch.zeros(4, 2, 2), torch.ones(4, 2)).item(), 4)  # 2 log 2
     1.3863
     """
-    return -(omega * _own_modality(logits, present)).sum() / max(logits.size(0), 1)
+    own = _own_modality(logits, present)
+    if omega.shape != own.shape:
+        raise ValueError(f"omega: expected (B, M) = {tuple(own.shape)}, got {tuple(omega.shape)}")
+    return -(omega * own).sum() / max(logits.size(0), 1)
 
 
 def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tensor:
@@ -132,7 +137,7 @@ def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tens
         - logits: :math:`(B, M, M)`; present: :math:`(B, M)`, bool; result: a scalar
 
     Raises:
-        ValueError: Logits that are not :math:`(B, M, M)`.
+        ValueError: A wrong shape.
 
     >>> import torch
     >>> round(exclusive_adversarial(torch.zeros(4, 3, 3)).item(), 4)  # 3 log 3

@@ -132,6 +132,8 @@ def test_an_empty_batch_is_legal() -> None:
         (orthogonality, (random(3, 2), random(3, 2), torch.ones(2).bool()), r"mask: expected bool \(3,\), got torch.bool \(2,\)"),
         (exclusive_adversarial, (random(3, 2),), r"logits: expected \(B, M, M\), got \(3, 2\)"),
         (agnostic_adversarial, (random(3, 2, 4), random(3, 2)), r"logits: expected \(B, M, M\), got \(3, 2, 4\)"),
+        (agnostic_adversarial, (random(2, 2, 2), random(2)), r"omega: expected \(B, M\) = \(2, 2\), got \(2,\)"),
+        (exclusive_adversarial, (random(2, 2, 2), torch.ones(2, dtype=torch.bool)), r"present: expected \(B, M\) = \(2, 2\), got \(2,\)"),
     ],
 )
 def test_bad_input_is_named(loss: Callable, arguments: tuple[Any, ...], message: str) -> None:
