@@ -10,7 +10,7 @@ from mea_graph.nn.fusion_graph import fusion_graph
 from mea_graph.nn.gradient_reversal import GradientReversal
 from mea_graph.nn.graph_fusion_conv import GraphFusionConv
 from mea_graph.nn.hierarchical_cross_modal_attention import CrossModalEncoder, CrossModalOutput, HierarchicalCrossModalAttention
-from mea_graph.nn.losses import agnostic_adversarial, exclusive_adversarial, hsic, orthogonality
+from mea_graph.nn.losses import agnostic_adversarial, exclusive_adversarial, hsic, modality_confusion, orthogonality
 from mea_graph.nn.mea import MEA, MEAOutput
 from mea_graph.nn.mea_loss import LossTerms, MEALoss
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
@@ -46,5 +46,14 @@ classes = [
     "UnimodalExtractor",
     "WeightedAttention",
 ]
-functions = ["agnostic_adversarial", "dense_sequences", "exclusive_adversarial", "export_onnx", "fusion_graph", "hsic", "orthogonality"]
+functions = [
+    "agnostic_adversarial",
+    "dense_sequences",
+    "exclusive_adversarial",
+    "export_onnx",
+    "fusion_graph",
+    "hsic",
+    "modality_confusion",
+    "orthogonality",
+]
 __all__ = classes + functions

@@ -1,5 +1,6 @@
 """The terms of the objective as functions, [MEA] Eq. 13-16."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -84,12 +85,17 @@ def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return (F.normalize(x, dim=1).mT @ F.normalize(y, dim=1)).square().sum()
 
 
-def _own_modality(logits: Tensor, present: Tensor | None) -> Tensor:
-    """log D[true modality], (B, M); zero where the modality is missing."""
+def _check_discrimination(logits: Tensor, omega: Tensor | None, present: Tensor | None) -> None:
     if logits.dim() != 3 or logits.size(1) != logits.size(2):
         raise ValueError(f"logits: expected (B, M, M), got {tuple(logits.shape)}")
-    if present is not None and present.shape != logits.shape[:2]:  # (B,) would be spread over the modalities where B = M
-        raise ValueError(f"present: expected (B, M) = {tuple(logits.shape[:2])}, got {tuple(present.shape)}")
+    for name, value in (("omega", omega), ("present", present)):
+        if value is not None and value.shape != logits.shape[:2]:  # (B,) would be spread over the modalities where B = M
+            raise ValueError(f"{name}: expected (B, M) = {tuple(logits.shape[:2])}, got {tuple(value.shape)}")
+
+
+def _own_modality(logits: Tensor, present: Tensor | None) -> Tensor:
+    """log D[true modality], (B, M); zero where the modality is missing."""
+    _check_discrimination(logits, None, present)
     log_likelihood = (
         logits.float().log_softmax(-1).diagonal(dim1=1, dim2=2)
         if logits.dtype.itemsize < 4
@@ -118,10 +124,38 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
     >>> round(agnostic_adversarial(torch.zeros(4, 2, 2), torch.ones(4, 2)).item(), 4)  # 2 log 2
     1.3863
     """
-    own = _own_modality(logits, present)
-    if omega.shape != own.shape:
-        raise ValueError(f"omega: expected (B, M) = {tuple(own.shape)}, got {tuple(omega.shape)}")
-    return -(omega * own).sum() / max(logits.size(0), 1)
+    _check_discrimination(logits, omega, present)
+    return -(omega * _own_modality(logits, present)).sum() / max(logits.size(0), 1)
+
+
+def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = None) -> Tensor:
+    r"""How far a modality discriminator is from being undecided about the agnostic representations (Tzeng et al., arXiv 1510.02192).
+
+    .. math:: L_{con} = \frac{1}{n} \sum_m \sum_k \omega_{km} \, \mathrm{KL}\big(U_M \,\|\, D_m(h_{a,km})\big)
+
+    :math:`U_M` gives each of the M modalities the same probability. At least 0, unlike the reversed loss, which has no bound.
+
+    Args:
+        logits: Of the modality discriminator, whose weights get no gradient from it.
+        omega: The degrees :math:`\omega` of the importance discriminator, detached.
+        present: Which modalities the samples have. None: all.
+
+    Shape:
+        - logits: :math:`(B, M, M)`; omega, present: :math:`(B, M)`; result: a scalar
+
+    Raises:
+        ValueError: A wrong shape.
+
+    >>> import torch
+    >>> modality_confusion(torch.zeros(4, 2, 2), torch.ones(4, 2)).item()
+    0.0
+    >>> round(modality_confusion(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.ones(1, 2)).item(), 4)  # log cosh 1
+    0.4338
+    """
+    _check_discrimination(logits, omega, present)
+    away = -at_least_float32(logits).log_softmax(-1).mean(-1) - math.log(logits.size(-1))
+    weight = omega if present is None else omega.masked_fill(~present, 0)
+    return (weight * away).sum() / max(logits.size(0), 1)
 
 
 def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tensor:

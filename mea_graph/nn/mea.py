@@ -77,6 +77,7 @@ class MEA(nn.Module):
         residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
         pooling, segments: Of the encoders, see `ExclusiveEncoder` (R5).
         reversal: Scale of the gradient reversal.
+        adversary: "reversal", as printed, or "confusion", which has a bound; see `DoubleDiscriminator`.
         dropout: Probability, in every block.
 
     Shape:
@@ -124,6 +125,7 @@ class MEA(nn.Module):
         pooling: Literal["mean", "segments", "max"] = "mean",
         segments: int = 4,
         reversal: float = 1.0,
+        adversary: Literal["reversal", "confusion"] = "reversal",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -155,7 +157,7 @@ class MEA(nn.Module):
                     channels, self.modalities, heads, num_cross_modal_layers, mixed, coarse, fine, residual, dropout
                 )
             self.agnostic_encoder = AgnosticEncoder(channels, hidden_channels, pooling, segments, dropout)
-        self.discriminator = DoubleDiscriminator(hidden_channels, self.modalities, importance and agnostic, reversal)
+        self.discriminator = DoubleDiscriminator(hidden_channels, self.modalities, importance and agnostic, reversal, adversary)
         spaces = [name for name, there in (("exclusive", exclusive), ("agnostic", agnostic)) if there]
         if fusion == "graph":
             self.graph_fusion = DecoupledGraphFusion(hidden_channels, spaces=spaces)

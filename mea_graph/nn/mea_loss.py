@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_graph.nn.losses import agnostic_adversarial, at_least_float32, exclusive_adversarial, hsic, orthogonality
+from mea_graph.nn.losses import agnostic_adversarial, at_least_float32, exclusive_adversarial, hsic, modality_confusion, orthogonality
 from mea_graph.nn.mea import MEAOutput
 
 
@@ -15,7 +15,7 @@ class LossTerms(NamedTuple):
     """The objective and its terms, each unweighted but the total.
 
     >>> LossTerms._fields
-    ('total', 'task', 'disparity', 'agnostic', 'exclusive', 'importance')
+    ('total', 'task', 'disparity', 'agnostic', 'exclusive', 'importance', 'confusion')
     """
 
     total: Tensor
@@ -24,6 +24,7 @@ class LossTerms(NamedTuple):
     agnostic: Tensor
     exclusive: Tensor
     importance: Tensor
+    confusion: Tensor
 
 
 class MEALoss(nn.Module):
@@ -33,7 +34,8 @@ class MEALoss(nn.Module):
 
     :math:`L_{task}` is the mean squared error (regression), cross-entropy (classification) or binary cross-entropy (multilabel).
     :math:`L_{dis}` is the mean over modalities of `hsic` between exclusive and agnostic representations. :math:`L_{imp}` trains the
-    importance discriminator, on detached representations (R6): it changes nothing else.
+    importance discriminator, on detached representations (R6): it changes nothing else. A model with `adversary="confusion"` adds
+    :math:`\beta L_{con}` (`modality_confusion`); its :math:`L_{agn}` trains the modality discriminator alone.
 
     Args:
         task: Kind of target.
@@ -101,7 +103,7 @@ class MEALoss(nn.Module):
         """Returns the objective and its terms."""
         task = self.task_loss(output.prediction, target)
         zero = task.new_zeros(())
-        disparity = agnostic = exclusive = importance = zero
+        disparity = agnostic = exclusive = importance = confusion = zero
         # A term of weight zero is still computed: it is worth a look, and no parameter is left without a gradient.
         if output.exclusive is not None and output.agnostic is not None:
             term = hsic if self.disparity == "hsic" else orthogonality
@@ -109,12 +111,14 @@ class MEALoss(nn.Module):
         seen, present = output.discrimination, torch.stack(list(output.present.values()), 1)  # (B, M)
         if seen.agnostic is not None and seen.omega is not None:
             agnostic = agnostic_adversarial(seen.agnostic, seen.omega, present)
+            if seen.confusion is not None:
+                confusion = modality_confusion(seen.confusion, seen.omega, present)
         if seen.exclusive is not None:
             exclusive = exclusive_adversarial(seen.exclusive, present)
         if seen.importance is not None:
             importance = exclusive_adversarial(seen.importance, present)
-        total = task + self.alpha * disparity + self.beta * (agnostic + exclusive + importance)
-        return LossTerms(total, task, disparity, agnostic, exclusive, importance)
+        total = task + self.alpha * disparity + self.beta * (agnostic + exclusive + importance + confusion)
+        return LossTerms(total, task, disparity, agnostic, exclusive, importance, confusion)
 
 
 def _check_classes(target: Tensor, classes: int) -> None:

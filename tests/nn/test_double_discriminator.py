@@ -51,6 +51,23 @@ def test_only_the_agnostic_gradient_is_reversed(randomised, agnostic, reversal: 
     assert all(g.any() for g in (*to_layer, *to_h))
 
 
+def test_with_confusion_the_discriminator_and_the_representations_learn_apart(randomised, exclusive, agnostic) -> None:
+    layer = randomised(DoubleDiscriminator(D_H, NAMES, adversary="confusion"))
+    found = layer(exclusive, agnostic)
+    torch.testing.assert_close(found.confusion, found.agnostic, rtol=1e-12, atol=1e-14)
+    weights, h = list(layer.hidden.parameters()) + list(layer.out.parameters()), list(agnostic.values())
+    both = [*weights, *h]
+    to_discriminator = torch.autograd.grad(found.agnostic.square().sum(), both, allow_unused=True, retain_graph=True)
+    to_representations = torch.autograd.grad(found.confusion.square().sum(), both, allow_unused=True)
+    assert [g is None for g in to_discriminator] == [False] * len(weights) + [True] * len(h)
+    assert [g is None for g in to_representations] == [True] * len(weights) + [False] * len(h)
+    plain = randomised(DoubleDiscriminator(D_H, NAMES))
+    plain.load_state_dict(layer.state_dict())
+    expected = torch.autograd.grad(plain(agnostic, None).exclusive.square().sum(), h)  # unreversed
+    torch.testing.assert_close(to_representations[len(weights) :], expected, rtol=1e-12, atol=1e-14)
+    assert plain(exclusive, agnostic).confusion is None
+
+
 def test_the_importance_discriminator_trains_itself_alone(randomised, exclusive, agnostic) -> None:
     layer = randomised(DoubleDiscriminator(D_H, NAMES))
     found = layer(exclusive, agnostic)
@@ -73,8 +90,8 @@ def test_without_importance_every_degree_is_one(randomised, exclusive, agnostic)
 def test_a_space_that_is_not_there_is_none(exclusive, agnostic) -> None:
     layer = DoubleDiscriminator(D_H, NAMES).double()
     only_exclusive, only_agnostic = layer(exclusive, None), layer(None, agnostic)
-    assert [part is None for part in only_exclusive] == [False, True, True, True]
-    assert [part is None for part in only_agnostic] == [True, False, False, False]
+    assert [part is None for part in only_exclusive] == [False, True, True, True, True]
+    assert [part is None for part in only_agnostic] == [True, False, False, False, True]
 
 
 @pytest.mark.parametrize("count", [2, 4, 5])
@@ -97,3 +114,5 @@ def test_bad_input_is_named(exclusive, agnostic) -> None:
         DoubleDiscriminator(D_H, ["text"])
     with pytest.raises(ValueError, match="scale: expected a finite number of at least 0, got -1"):
         DoubleDiscriminator(D_H, NAMES, reversal=-1)
+    with pytest.raises(ValueError, match="adversary: expected 'reversal' or 'confusion', got 'entropy'"):
+        DoubleDiscriminator(D_H, NAMES, adversary="entropy")

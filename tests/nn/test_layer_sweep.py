@@ -81,9 +81,15 @@ CASES = {
     "DecoupledGraphFusion": Case(lambda: mea.DecoupledGraphFusion(D, D_H, HEADS), fused, dropout=False, nodes=True),
     "DoubleDiscriminator": Case(
         lambda: mea.DoubleDiscriminator(D, NAMES),
-        lambda module, x, mask: list(module(vectors(x), vectors(x))),
+        lambda module, x, mask: list(module(vectors(x), vectors(x)))[:4],
         dropout=False,
         differentiable=2,
+    ),
+    "DoubleDiscriminator confusion": Case(
+        lambda: mea.DoubleDiscriminator(D, NAMES, adversary="confusion"),
+        lambda module, x, mask: list(module(vectors(x), vectors(x))),
+        dropout=False,
+        differentiable=1,
     ),
     "ExclusiveEncoder": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, **o), sequence),
     "ExclusiveEncoder segments": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "segments", **o), sequence),

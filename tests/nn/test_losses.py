@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mea_graph.nn import agnostic_adversarial, exclusive_adversarial, hsic, orthogonality
+from mea_graph.nn import agnostic_adversarial, exclusive_adversarial, hsic, modality_confusion, orthogonality
 
 N = 7
 MASKS = {
@@ -112,6 +112,28 @@ def test_adversarial_losses_by_hand(modalities: int, missing: bool) -> None:
     assert agnostic_adversarial(logits, torch.ones_like(omega), given).item() == pytest.approx(plain, rel=1e-10)
 
 
+@pytest.mark.parametrize("modalities", [2, 3, 5])
+@pytest.mark.parametrize("missing", [False, True])
+def test_confusion_by_hand(modalities: int, missing: bool) -> None:
+    n = 4
+    logits, omega = random(n, modalities, modalities), torch.rand(n, modalities, dtype=torch.float64)
+    present = torch.rand(n, modalities) < 0.5 if missing else torch.ones(n, modalities, dtype=torch.bool)
+    divergence = 0.0
+    for k in range(n):
+        for m in range(modalities):
+            p = [math.exp(z) for z in logits[k, m].tolist()]
+            uniform = 1 / modalities
+            terms = [uniform * math.log(uniform * sum(p) / value) for value in p]
+            divergence += omega[k, m].item() * present[k, m].item() * sum(terms) / n
+    assert modality_confusion(logits, omega, present if missing else None).item() == pytest.approx(divergence, rel=1e-10)
+
+
+def test_confusion_is_least_where_the_discriminator_is_undecided() -> None:
+    undecided, ones = random(5, 3, 1).expand(5, 3, 3), torch.ones(5, 3, dtype=torch.float64)
+    assert modality_confusion(undecided, ones).item() == pytest.approx(0, abs=1e-12)
+    assert modality_confusion(random(5, 3, 3), ones).item() > 0.01
+
+
 def test_a_missing_modality_gives_no_gradient() -> None:
     logits, present = random(3, 2, 2).requires_grad_(), torch.tensor([[True, False], [False, False], [True, True]])
     (gradient,) = torch.autograd.grad(exclusive_adversarial(logits, present), logits)
@@ -121,6 +143,7 @@ def test_a_missing_modality_gives_no_gradient() -> None:
 def test_an_empty_batch_is_legal() -> None:
     assert exclusive_adversarial(random(0, 3, 3)).item() == 0
     assert agnostic_adversarial(random(0, 3, 3), random(0, 3)).item() == 0
+    assert modality_confusion(random(0, 3, 3), random(0, 3)).item() == 0
 
 
 @pytest.mark.parametrize(
@@ -132,6 +155,7 @@ def test_an_empty_batch_is_legal() -> None:
         (orthogonality, (random(3, 2), random(3, 2), torch.ones(2).bool()), r"mask: expected bool \(3,\), got torch.bool \(2,\)"),
         (exclusive_adversarial, (random(3, 2),), r"logits: expected \(B, M, M\), got \(3, 2\)"),
         (agnostic_adversarial, (random(3, 2, 4), random(3, 2)), r"logits: expected \(B, M, M\), got \(3, 2, 4\)"),
+        (modality_confusion, (random(2, 2, 2), random(2)), r"omega: expected \(B, M\) = \(2, 2\), got \(2,\)"),
         (agnostic_adversarial, (random(2, 2, 2), random(2)), r"omega: expected \(B, M\) = \(2, 2\), got \(2,\)"),
         (exclusive_adversarial, (random(2, 2, 2), torch.ones(2, dtype=torch.bool)), r"present: expected \(B, M\) = \(2, 2\), got \(2,\)"),
     ],

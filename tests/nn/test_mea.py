@@ -34,6 +34,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 FURTHER: dict[str, dict[str, Any]] = {
     "self loops": {"self_loops": True},
+    "confusion": {"adversary": "confusion"},
     "head norm": {"head_norm": True},
     "skip": {"skip": True},
     "input residual": {"residual": "input", "mu": 0.9},

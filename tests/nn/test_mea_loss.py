@@ -19,10 +19,10 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-def make_output(channels: int = 1, exclusive: bool = True, agnostic: bool = True, importance: bool = True) -> MEAOutput:
+def make_output(channels: int = 1, exclusive: bool = True, agnostic: bool = True, importance: bool = True, **options: Any) -> MEAOutput:
     """What a model might return; a missing modality's representation is zero, as the encoders make it."""
     spaces = [{m: leaf(B, D_H) * PRESENT[:, i, None] for i, m in enumerate(NAMES)} if there else None for there in (exclusive, agnostic)]
-    discriminator = DoubleDiscriminator(D_H, NAMES, importance).double()
+    discriminator = DoubleDiscriminator(D_H, NAMES, importance, **options).double()
     present = {m: PRESENT[:, i] for i, m in enumerate(NAMES)}
     return MEAOutput(leaf(B, channels), *spaces, present, HeteroData(), discriminator(*spaces), {}, [], {}, [])
 
@@ -100,13 +100,28 @@ def test_terms_and_their_weighted_sum(task: Any, disparity: Any, literal: Any, a
 )
 def test_the_terms_of_what_is_not_there_are_zero(options: dict[str, bool], off: set[str]) -> None:
     terms = MEALoss(alpha=0.5, beta=0.5)(make_output(**options), TARGETS["regression"])
-    assert {name for name in LossTerms._fields if getattr(terms, name).item() == 0} == off
+    assert {name for name in LossTerms._fields if getattr(terms, name).item() == 0} == off | {"confusion"}
     same(terms.total, terms.task + 0.5 * sum(getattr(terms, name) for name in ("disparity", "agnostic", "exclusive", "importance")))
 
 
 def test_without_importance_the_adversarial_loss_is_unweighted() -> None:
     output = make_output(importance=False)
     same(MEALoss()(output, TARGETS["regression"]).agnostic, adversarial(output.discrimination.agnostic, torch.ones(B, 3)))
+
+
+@pytest.mark.parametrize("importance", [True, False])
+def test_confusion_is_one_more_term_of_the_adversary(importance: bool) -> None:
+    output = make_output(adversary="confusion", importance=importance)
+    terms = MEALoss(alpha=0.5, beta=0.5)(output, TARGETS["regression"])
+    seen = output.discrimination
+    expected = torch.tensor(0.0, dtype=torch.float64)
+    for k in range(B):
+        for m in range(3):
+            if PRESENT[k, m]:
+                expected = expected + seen.omega[k, m] * (seen.confusion[k, m].softmax(0).log().mean() + math.log(3)) * -1 / B
+    same(terms.confusion, expected)
+    others = terms.agnostic + terms.exclusive + terms.importance
+    same(terms.total, terms.task + 0.5 * (terms.disparity + others + terms.confusion))
 
 
 def test_the_importance_loss_changes_the_importance_discriminator_alone() -> None:
