@@ -45,6 +45,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _seconds(config: pytest.Config) -> float:
+    """What to spend on timing each case; `make bench` has ten minutes for all."""
     return float(SECONDS or (3 if config.getoption("quick") else 5))
 
 

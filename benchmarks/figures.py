@@ -88,7 +88,7 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _draw_bars(run: Run, key: str, path: Path) -> None:
-    cases = _bars(run, "train")
+    cases = [case for case in _bars(run, "train") if key != "memory" or any("peak_bytes" in c for c in case["contenders"].values())]
     names = list(dict.fromkeys(n for case in cases for n in case["contenders"]))
     figure, axes = _axes(7.5, 1.2 + 0.22 * len(names) * len(cases))
     fills, step, least = ["0.15", "0.55", "0.85"], 0.8 / len(cases), math.inf

@@ -47,7 +47,7 @@ class DoubleDiscriminator(nn.Module):
         channels: Width d_h of the representations.
         modalities: Names of the modalities, at least two.
         importance: Whether to weigh by omega; without, omega is 1 (Table V, "w/o omega").
-        reversal: Scale of the gradient reversal.
+        reversal: Scale of the gradient reversal; without effect where the adversary is "confusion".
         adversary: What agnostic representations are trained for: "reversal", as printed, raises the loss of :math:`D_m`; or "confusion".
 
     Shape:

@@ -76,7 +76,7 @@ class MEA(nn.Module):
             weights are young; the norm makes that little visible, and training far faster. The paper has none.
         residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
         pooling, segments: Of the encoders, see `ExclusiveEncoder` (R5).
-        reversal: Scale of the gradient reversal.
+        reversal: Scale of the gradient reversal; without effect where the adversary is "confusion".
         adversary: "reversal", as printed, or "confusion", which has a bound; see `DoubleDiscriminator`.
         dropout: Probability, in every block.
 
