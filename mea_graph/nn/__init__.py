@@ -13,6 +13,7 @@ from mea_graph.nn.hierarchical_cross_modal_attention import CrossModalEncoder, C
 from mea_graph.nn.losses import agnostic_adversarial, exclusive_adversarial, hsic, modality_confusion, orthogonality
 from mea_graph.nn.mea import MEA, MEAOutput
 from mea_graph.nn.mea_loss import LossTerms, MEALoss
+from mea_graph.nn.modality_centering import ModalityCentering
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
 from mea_graph.nn.onnx_export import export_onnx
 from mea_graph.nn.predictive_encoder import PredictiveEncoder, PredictiveEncoderOutput
@@ -38,6 +39,7 @@ classes = [
     "LossTerms",
     "MEALoss",
     "MEAOutput",
+    "ModalityCentering",
     "ModalityReinforcementUnit",
     "PredictiveEncoder",
     "PredictiveEncoderOutput",

@@ -16,6 +16,7 @@ from mea_graph.nn.dense_sequences import dense_sequences
 from mea_graph.nn.double_discriminator import Discrimination, DoubleDiscriminator
 from mea_graph.nn.fusion_graph import fusion_graph
 from mea_graph.nn.hierarchical_cross_modal_attention import CrossModalEncoder
+from mea_graph.nn.modality_centering import ModalityCentering
 from mea_graph.nn.predictive_encoder import PredictiveEncoder
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
@@ -78,6 +79,8 @@ class MEA(nn.Module):
         pooling, segments: Of the encoders, see `ExclusiveEncoder` (R5).
         reversal: Scale of the gradient reversal; without effect where the adversary is "confusion".
         adversary: "reversal", as printed, or "confusion", which has a bound; see `DoubleDiscriminator`.
+        center_agnostic: Whether agnostic representations lose the mean of their modality, so that no linear classifier tells it; see
+            `ModalityCentering`. The paper has none.
         dropout: Probability, in every block.
 
     Shape:
@@ -126,6 +129,7 @@ class MEA(nn.Module):
         segments: int = 4,
         reversal: float = 1.0,
         adversary: Literal["reversal", "confusion"] = "reversal",
+        center_agnostic: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -142,7 +146,7 @@ class MEA(nn.Module):
         self.extractors = nn.ModuleDict(
             {m: UnimodalExtractor(in_channels[m], channels, kernels[m], strides[m], skip, dropout) for m in self.modalities}
         )
-        self.predictive = self.cross_modal = self.exclusive_encoders = self.agnostic_encoder = self.graph_fusion = None
+        self.predictive = self.cross_modal = self.exclusive_encoders = self.agnostic_encoder = self.centering = self.graph_fusion = None
         if exclusive:
             if predictive_attention:
                 self.predictive = PredictiveEncoder(
@@ -157,6 +161,8 @@ class MEA(nn.Module):
                     channels, self.modalities, heads, num_cross_modal_layers, mixed, coarse, fine, residual, dropout
                 )
             self.agnostic_encoder = AgnosticEncoder(channels, hidden_channels, pooling, segments, dropout)
+            if center_agnostic:
+                self.centering = ModalityCentering(hidden_channels, self.modalities)
         self.discriminator = DoubleDiscriminator(hidden_channels, self.modalities, importance and agnostic, reversal, adversary)
         spaces = [name for name, there in (("exclusive", exclusive), ("agnostic", agnostic)) if there]
         if fusion == "graph":
@@ -219,6 +225,8 @@ class MEA(nn.Module):
             if self.cross_modal is not None:
                 z_a, cross_modal_maps = self.cross_modal(z, valid, return_attention_weights)
             agnostic = {m: self.agnostic_encoder(z_a[m], valid[m]) for m in self.modalities}
+            if self.centering is not None:
+                agnostic = self.centering(agnostic, None if complete else present)
 
         graph = fusion_graph(exclusive, agnostic, None if complete else present, self.self_loops)
         transfer: dict[EdgeType, Tensor] = {}

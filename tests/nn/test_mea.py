@@ -35,6 +35,7 @@ ABLATIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
 FURTHER: dict[str, dict[str, Any]] = {
     "self loops": {"self_loops": True},
     "confusion": {"adversary": "confusion"},
+    "centred": {"center_agnostic": True},
     "head norm": {"head_norm": True},
     "skip": {"skip": True},
     "input residual": {"residual": "input", "mu": 0.9},
@@ -74,6 +75,9 @@ def recompute(model: MEA, x: dict[str, Tensor], options: dict[str, Any]) -> dict
         for layer in model.cross_modal.layers if model.cross_modal is not None else []:
             z_a = layer(z_a, mask).x
         h["agnostic"] = {m: model.agnostic_encoder(z_a[m], mask[m]) for m in WIDTHS}
+        if model.centering is not None:  # the first batch is all that the means know
+            means = {m: v[present[m]].mean(0) for m, v in h["agnostic"].items()}
+            h["agnostic"] = {m: (v - means[m]) * present[m][:, None] for m, v in h["agnostic"].items()}
     vectors = []
     for space, values in h.items():
         if values is None:

@@ -63,6 +63,21 @@ def whole(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> d
     return outputs
 
 
+def centred(module: nn.Module) -> nn.Module:
+    """With means of their own. In training they are the batch's, whose samples then depend on one another."""
+    for name, buffer in module.named_buffers():
+        if name.endswith("mean"):
+            buffer.normal_(generator=torch.Generator().manual_seed(3))
+    return module.eval()
+
+
+def sums(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor | None]) -> dict[str, Tensor]:
+    real = {m: torch.ones(v.shape[:2], dtype=torch.bool) if mask[m] is None else mask[m] for m, v in x.items()}
+    h = {m: v.masked_fill(~real[m].unsqueeze(-1), 0).sum(1) for m, v in x.items()}
+    present = None if any(v is None for v in mask.values()) else {m: v.any(1) for m, v in real.items()}
+    return {"-" + m: v for m, v in module(h, present).items()}
+
+
 def model(**options: object) -> Case:
     return Case(lambda: mea.MEA(MODALITIES, 3, channels=D, hidden_channels=6, heads=HEADS, **options), whole, raw=True)
 
@@ -96,6 +111,7 @@ CASES = {
     "ExclusiveEncoder segments": Case(lambda: mea.ExclusiveEncoder(D, 6, pooling="segments", segments=3), pooled),
     "ExclusiveEncoder max": Case(lambda: mea.ExclusiveEncoder(D, 6, pooling="max"), pooled),
     "AgnosticEncoder": Case(lambda: mea.AgnosticEncoder(D, 6), pooled),
+    "ModalityCentering": Case(lambda: centred(mea.ModalityCentering(D, MODALITIES)), sums),
     "MEA": model(),
     "MEA stride": model(stride={"text": 1, "audio": 2, "vision": 3}, pooling="segments", head_norm=True),
     "MEA skip": model(skip=True, head_norm=True),
@@ -105,6 +121,9 @@ CASES = {
     "MEA multiplication": model(fusion="multiplication", fine=False),
     "MEA exclusive only": model(agnostic=False, prediction_chain=False),
     "MEA agnostic only": model(exclusive=False),
+    "MEA centred": Case(
+        lambda: centred(mea.MEA(MODALITIES, 3, channels=D, hidden_channels=6, heads=HEADS, center_agnostic=True)), whole, raw=True
+    ),
     "MEA bare": model(predictive_attention=False, cross_modal_attention=False),
     "MEA no omega, no WAL": model(importance=False, weighted_attention=False),
 }

@@ -146,11 +146,18 @@ def _loss(curve: Mapping[float, Sequence[float]], shares: Sequence[float], lower
     return f"{(last - first) if lower_is_better else (first - last):.3f}"
 
 
-# disentangle: with and without what drives the two spaces apart
+# disentangle: with and without what drives the two spaces apart, and with the modality's mean taken away
 
 
 def _disentangle_rows(model: Mapping[str, Any], modalities: Sequence[str], words: Namespace) -> dict[str, Row]:
-    return {"with constraints": ("MEAModule", dict(model)), "without": ("MEAModule", {**model, "alpha": 0.0, "beta": 0.0})}
+    changes: dict[str, dict[str, Any]] = {
+        "with constraints": {},
+        "without": {"alpha": 0.0, "beta": 0.0},
+        "centred": {"center_agnostic": True},  # left out where the configuration has it anyway: it is the first row then
+    }
+    if model.get("center_agnostic"):
+        del changes["centred"]
+    return {name: ("MEAModule", {**model, **change}) for name, change in changes.items()}
 
 
 def _disentangle_report(results: Results, folder: Path, words: Namespace) -> Report:

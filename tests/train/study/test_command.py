@@ -147,8 +147,10 @@ def test_missing_is_never_undefined():
 def test_disentangle():
     study("disentangle", "--seeds", 2)
     found = records()
-    assert [r["name"] for r in found] == ["with constraints", "without"] * 2
-    assert [r["config"]["options"]["alpha"] for r in found[:2]] == [0.02, 0.0]
+    assert [r["name"] for r in found] == ["with constraints", "without", "centred"] * 2
+    assert [r["config"]["options"]["alpha"] for r in found[:3]] == [0.02, 0.0, 0.02]
+    assert [r["config"]["options"]["center_agnostic"] for r in found[:3]] == [False, False, True]
+    assert found[2]["disentanglement"] != found[0]["disentanglement"]
     for record in found:
         assert {"modality_from_agnostic", "modality_from_exclusive", "hsic", "alignment", "shared_from_agnostic"} <= set(
             record["disentanglement"]

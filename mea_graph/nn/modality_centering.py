@@ -1,0 +1,93 @@
+"""Takes the modality's mean from representations, so that no linear classifier tells the modality."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mea_graph.nn._sequences import check_batch, check_keys, check_modalities, check_sizes
+
+
+class ModalityCentering(nn.Module):
+    r"""Subtracts from the representations of each modality their mean.
+
+    .. math:: h_m \leftarrow h_m - \mathrm{E}[h_m]
+
+    A linear classifier cannot tell classes better than by their frequencies exactly where their means are equal (Belrose et al.,
+    arXiv 2306.03819). An adversary only aims at that; this does it, and leaves everything else that a representation holds. A
+    classifier that is not linear is not stopped.
+
+    The means run along with training as in batch normalisation, and hold still in evaluation; they are not differentiated. In training
+    mode they include the batch at hand. Samples that lack a modality do not count and get zeros.
+
+    Args:
+        channels: Width d_h of the representations.
+        modalities: Names of the modalities, at least two.
+        momentum: Weight of a batch in the running mean, in (0, 1]; `None` averages over all samples since `reset_parameters`.
+
+    Shape:
+        - h: dict of :math:`(B, d_h)`; present: dict of :math:`(B,)`, bool, all present where it is None
+        - result: dict of :math:`(B, d_h)`
+
+    Raises:
+        ValueError: Other modalities than those named, a wrong shape, or a momentum out of its range.
+
+    >>> import torch
+    >>> layer = ModalityCentering(2, ["text", "audio"], momentum=None)
+    >>> h = {"text": torch.tensor([[1.0, 2.0], [3.0, 2.0]]), "audio": torch.zeros(2, 2)}
+    >>> layer(h)["text"]
+    tensor([[-1.,  0.],
+            [ 1.,  0.]])
+    >>> layer.eval()(h, {"text": torch.tensor([True, False]), "audio": torch.ones(2, dtype=torch.bool)})["text"]
+    tensor([[-1.,  0.],
+            [ 0.,  0.]])
+    """
+
+    mean: Tensor
+    seen: Tensor
+
+    def __init__(self, channels: int, modalities: Iterable[str], momentum: float | None = 0.01) -> None:
+        super().__init__()
+        check_sizes(channels=channels)
+        if momentum is not None and not 0 < momentum <= 1:
+            raise ValueError(f"momentum: expected a number in (0, 1] or None, got {momentum}")
+        self.modalities, self.channels, self.momentum = check_modalities(modalities, at_least=2), channels, momentum
+        self.register_buffer("mean", torch.zeros(len(self.modalities), channels))
+        self.register_buffer("seen", torch.zeros(len(self.modalities), dtype=torch.long))  # samples that count, by modality
+
+    def reset_parameters(self) -> None:
+        """Forgets the means."""
+        self.mean.zero_()
+        self.seen.zero_()
+
+    def forward(self, h: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Returns the representations without the mean of their modality."""
+        check_keys(h, self.modalities, "h")
+        check_batch(h, "h")
+        for m in self.modalities:
+            if h[m].dim() != 2 or h[m].size(1) != self.channels:
+                raise ValueError(f"h[{m!r}]: expected (B, {self.channels}), got {tuple(h[m].shape)}")
+        stacked = torch.stack([h[m] for m in self.modalities])  # (M, B, d_h)
+        if present is None:
+            there = torch.ones_like(stacked[..., :1], dtype=torch.bool)
+        else:
+            check_keys(present, self.modalities, "present")
+            for m, there in present.items():
+                if there.shape != h[m].shape[:1] or there.dtype != torch.bool:
+                    raise ValueError(f"present[{m!r}]: expected bool {tuple(h[m].shape[:1])}, got {there.dtype} {tuple(there.shape)}")
+            there = torch.stack([present[m] for m in self.modalities]).unsqueeze(-1)  # (M, B, 1)
+        if self.training:
+            self._update(stacked.detach().to(self.mean.dtype), there)
+        centred = (stacked - self.mean.unsqueeze(1).to(stacked.dtype)).masked_fill(~there, 0)
+        return dict(zip(self.modalities, centred.unbind(0), strict=True))
+
+    def _update(self, h: Tensor, there: Tensor) -> None:
+        count = there.sum((1, 2))
+        share = count.to(h.dtype)
+        batch_mean = h.masked_fill(~there, 0).sum(1) / share.clamp(min=1).unsqueeze(1)
+        if self.momentum is None:
+            weight = share / (self.seen + count).clamp(min=1)
+        else:  # the first samples are all the mean there is
+            weight = torch.full_like(share, self.momentum).masked_fill(self.seen == 0, 1) * (count > 0)
+        self.mean.add_(weight.unsqueeze(1) * (batch_mean - self.mean))
+        self.seen.add_(count)
