@@ -1,6 +1,7 @@
 """Takes the modality's mean from representations, so that no linear classifier tells the modality."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,12 @@ class ModalityCentering(nn.Module):
     The means run along with training as in batch normalisation, and hold still in evaluation; they are not differentiated. In training
     mode they include the batch at hand. Samples that lack a modality do not count and get zeros.
 
+    Dropout and noise shift the means of training, and a probe sees the smallest shift: `measuring` replaces them by those of evaluation.
+
     Args:
         channels: Width d_h of the representations.
         modalities: Names of the modalities, at least two.
-        momentum: Weight of a batch in the running mean, in (0, 1]; `None` averages over all samples since `reset_parameters`.
+        momentum: Weight of a batch in the running mean, in (0, 1].
 
     Shape:
         - h: dict of :math:`(B, d_h)`; present: dict of :math:`(B,)`, bool, all present where it is None
@@ -33,7 +36,7 @@ class ModalityCentering(nn.Module):
         ValueError: Other modalities than those named, a wrong shape, or a momentum out of its range.
 
     >>> import torch
-    >>> layer = ModalityCentering(2, ["text", "audio"], momentum=None)
+    >>> layer = ModalityCentering(2, ["text", "audio"])
     >>> h = {"text": torch.tensor([[1.0, 2.0], [3.0, 2.0]]), "audio": torch.zeros(2, 2)}
     >>> layer(h)["text"]
     tensor([[-1.,  0.],
@@ -41,17 +44,24 @@ class ModalityCentering(nn.Module):
     >>> layer.eval()(h, {"text": torch.tensor([True, False]), "audio": torch.ones(2, dtype=torch.bool)})["text"]
     tensor([[-1.,  0.],
             [ 0.,  0.]])
+
+    >>> with layer.measuring():  # in a model: after `model.eval()`, under `torch.no_grad()`
+    ...     for batch in ({m: v[:1] for m, v in h.items()}, {m: v[1:] for m, v in h.items()}):
+    ...         _ = layer(batch)
+    >>> layer.mean[0]
+    tensor([2., 2.])
     """
 
     mean: Tensor
     seen: Tensor
 
-    def __init__(self, channels: int, modalities: Iterable[str], momentum: float | None = 0.01) -> None:
+    def __init__(self, channels: int, modalities: Iterable[str], momentum: float = 0.01) -> None:
         super().__init__()
         check_sizes(channels=channels)
-        if momentum is not None and not 0 < momentum <= 1:
-            raise ValueError(f"momentum: expected a number in (0, 1] or None, got {momentum}")
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum: expected a number in (0, 1], got {momentum}")
         self.modalities, self.channels, self.momentum = check_modalities(modalities, at_least=2), channels, momentum
+        self._measuring = False
         self.register_buffer("mean", torch.zeros(len(self.modalities), channels))
         self.register_buffer("seen", torch.zeros(len(self.modalities), dtype=torch.long))  # samples that count, by modality
 
@@ -59,6 +69,16 @@ class ModalityCentering(nn.Module):
         """Forgets the means."""
         self.mean.zero_()
         self.seen.zero_()
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Within it, the means become those of all samples that pass, each with the same weight, whatever the mode."""
+        self.reset_parameters()
+        self._measuring = True
+        try:
+            yield
+        finally:
+            self._measuring = False
 
     def forward(self, h: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Returns the representations without the mean of their modality."""
@@ -76,7 +96,7 @@ class ModalityCentering(nn.Module):
                 if there.shape != h[m].shape[:1] or there.dtype != torch.bool:
                     raise ValueError(f"present[{m!r}]: expected bool {tuple(h[m].shape[:1])}, got {there.dtype} {tuple(there.shape)}")
             there = torch.stack([present[m] for m in self.modalities]).unsqueeze(-1)  # (M, B, 1)
-        if self.training:
+        if self.training or self._measuring:
             self._update(stacked.detach().to(self.mean.dtype), there)
         centred = (stacked - self.mean.unsqueeze(1).to(stacked.dtype)).masked_fill(~there, 0)
         return dict(zip(self.modalities, centred.unbind(0), strict=True))
@@ -85,7 +105,7 @@ class ModalityCentering(nn.Module):
         count = there.sum((1, 2))
         share = count.to(h.dtype)
         batch_mean = h.masked_fill(~there, 0).sum(1) / share.clamp(min=1).unsqueeze(1)
-        if self.momentum is None:
+        if self._measuring:
             weight = share / (self.seen + count).clamp(min=1)
         else:  # the first samples are all the mean there is
             weight = torch.full_like(share, self.momentum).masked_fill(self.seen == 0, 1) * (count > 0)

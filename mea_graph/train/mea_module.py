@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
+import torch
 from torch import Tensor
+from torch_geometric.data import Batch
 
-from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput
+from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -51,6 +53,25 @@ class MEAModule(TaskModule):
         """Returns the whole objective as ``loss`` and each of its terms, unweighted, by name."""
         terms = self.loss(_joined(output, self.gather), self.gather(target))._asdict()
         return {"loss": terms.pop("total"), **terms}
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """At the end of an epoch, before anyone looks: the means of `ModalityCentering` as evaluation has them."""
+        centering: ModalityCentering | None = cast(MEA, self.network).centering
+        if centering is None or not self.trainer.is_last_batch:
+            return
+        modes = {part: part.training for part in self.network.modules()}
+        self.network.eval()
+        with torch.no_grad(), centering.measuring():
+            for part in cast(Iterable[Batch], self.trainer.train_dataloader):
+                given = part.to(self.device)
+                self.network(given.x_dict, given.batch_dict, batch_size=given.num_graphs)
+        for module, training in modes.items():
+            module.training = training
+        if self.trainer.world_size > 1:
+            total = self.trainer.strategy.reduce(centering.mean * centering.seen.unsqueeze(1), reduce_op="sum")
+            seen = self.trainer.strategy.reduce(centering.seen, reduce_op="sum")
+            centering.mean.copy_(total / seen.clamp(min=1).unsqueeze(1))
+            centering.seen.copy_(seen)
 
 
 def _joined(output: MEAOutput, gather: Callable[[Tensor], Tensor]) -> MEAOutput:

@@ -21,17 +21,22 @@ def batches() -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     return found
 
 
-def test_without_a_momentum_it_is_the_mean_of_all_samples_that_are_there(batches) -> None:
-    layer = ModalityCentering(D_H, NAMES, momentum=None).double()
-    for h, present in batches:
-        layer(h, present)
+@pytest.mark.parametrize("training", [False, True])
+def test_it_measures_the_mean_of_all_samples_that_are_there(batches, training: bool) -> None:
+    layer = ModalityCentering(D_H, NAMES).double()
+    layer(*batches[0])
+    layer.train(training)
+    with layer.measuring():
+        for h, present in batches:
+            layer(h, present)
+    assert layer.training == training
     for i, m in enumerate(NAMES):
         there = torch.cat([h[m][present[m]] for h, present in batches])
         torch.testing.assert_close(layer.mean[i], there.mean(0), rtol=1e-12, atol=1e-14)
         assert layer.seen[i] == len(there)
 
 
-def test_with_a_momentum_the_first_batch_is_the_mean_and_later_ones_move_it(batches) -> None:
+def test_the_first_batch_is_the_mean_and_later_ones_move_it(batches) -> None:
     layer = ModalityCentering(D_H, NAMES, momentum=0.25).double()
     expected: dict[str, Tensor] = {}
     for h, present in batches:
@@ -89,7 +94,7 @@ def test_no_linear_classifier_beats_chance_afterwards() -> None:
     from sklearn.linear_model import LogisticRegression
 
     torch.manual_seed(0)
-    layer = ModalityCentering(D_H, NAMES, momentum=None)
+    layer = ModalityCentering(D_H, NAMES)
     train, test = ({m: torch.randn(300, D_H) * (1 + i) + 4 * i for i, m in enumerate(NAMES)} for _ in range(2))
     labels = torch.arange(2).repeat_interleave(300)
 
@@ -117,7 +122,7 @@ def test_the_model_centres_agnostic_representations_alone() -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, -0.1, 1.5, float("nan")])
 def test_refuses_a_momentum_out_of_range(momentum: float) -> None:
-    with pytest.raises(ValueError, match=r"momentum: expected a number in \(0, 1\] or None, got"):
+    with pytest.raises(ValueError, match=r"momentum: expected a number in \(0, 1\], got"):
         ModalityCentering(D_H, NAMES, momentum)
 
 

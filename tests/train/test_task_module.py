@@ -64,6 +64,34 @@ def test_every_term_of_the_objective_is_logged(classes_source):
         assert logged[f"{part}/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+class FirstLook(L.Callback):
+    """What validation saw of the means, and who was training."""
+
+    def on_validation_start(self, trainer, pl_module):
+        self.mean = pl_module.network.centering.mean.clone()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.training = [part.training for part in pl_module.network.modules()]
+
+
+def test_means_of_modalities_are_measured_without_dropout_before_validation(classes_source):
+    data = SequenceDataModule(**classes_source, batch_size=5)
+    options = {"dropout": 0.5, "feature_noise": 0.5, "modality_dropout": 0.5, "center_agnostic": True}
+    module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, **options)
+    look = FirstLook()
+    fit(module, data, epochs=2, callbacks=[look])
+    assert all(look.training)
+    centering, module.network.centering = module.network.centering, None
+    module.eval()
+    with torch.no_grad():
+        found = [module(batch.x_dict, batch.batch_dict, batch_size=batch.num_graphs) for batch in data.train_dataloader()]
+    for i, m in enumerate(data.in_channels):
+        h = torch.cat([output.agnostic[m][output.present[m]] for output in found])
+        assert centering.seen[i] == len(h)
+        torch.testing.assert_close(look.mean[i], h.mean(0), rtol=1e-4, atol=1e-6)
+        assert torch.equal(centering.mean[i], look.mean[i])
+
+
 @pytest.mark.parametrize("source", ["classes_source", "labels_source", "scores_source"])
 def test_validation_loss_and_metrics_are_those_of_all_samples_at_once(source, request):
     data = SequenceDataModule(**request.getfixturevalue(source), batch_size=5)
