@@ -11,11 +11,14 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from mea_graph.viz._style import COLOURS, MARKERS, check_count
 
 Curve = Mapping[float, Sequence[float]]
+MOST_IN_A_ROW = 4  # panels; more would be too small on a page
 LEAST_REACH = 0.01  # of the vertical axis: what one more seed would change is not to look like a slope
 
 
 def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: str | None = None) -> Figure:
     """Draws one panel per option or condition and in it a curve per model: means over seeds, bars of one standard deviation.
+
+    More than four panels stand in several rows.
 
     Args:
         panels: label of the horizontal axis -> model -> place on that axis -> one value a seed.
@@ -39,8 +42,13 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     names = {name: None for curves in panels.values() for name in curves}
     check_count(names, "panels")
     order = list(names)
-    figure = Figure(figsize=(max(3.5 * len(panels), 4.6), 3.7), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.05))
-    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    rows = -(-len(panels) // MOST_IN_A_ROW)
+    columns = -(-len(panels) // rows)
+    figure = Figure(figsize=(max(3.5 * columns, 4.6), 0.8 + 2.9 * rows), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.05))
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    axes, spare = grid.ravel()[: len(panels)], grid.ravel()[len(panels) :]
+    for axis in spare:
+        axis.remove()
     for axis, (label, curves) in zip(axes, panels.items(), strict=True):
         places = sorted({place for curve in curves.values() for place in curve})
         step = min(np.diff(places), default=1.0)
@@ -71,9 +79,10 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     low, high = axes[0].get_ylim()
     if high - low < 2 * LEAST_REACH:
         axes[0].set_ylim((low + high) / 2 - LEAST_REACH, (low + high) / 2 + LEAST_REACH)
-    axes[0].set_ylabel(metric)
+    for axis in grid[:, 0]:
+        axis.set_ylabel(metric)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), len(panels) + 1), frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), columns + 1), frameon=False)
     if title is not None:
         figure.suptitle(title)
     return figure

@@ -42,6 +42,15 @@ def test_curves_have_ticks_where_values_are_and_no_slope_where_they_are_level():
     assert (low + high) / 2 == pytest.approx(0.952, abs=1e-3)
 
 
+@pytest.mark.parametrize(("panels", "rows"), [(1, [1]), (4, [4]), (5, [3, 2]), (6, [3, 3]), (9, [3, 3, 3])])
+def test_many_panels_stand_in_rows_each_with_its_label(panels: int, rows: list[int]):
+    figure = score_curves({f"without {i}": {"MEA": {0: [0.5], 1: [0.4]}} for i in range(panels)}, "R2")
+    tops = [round(axis.get_subplotspec().rowspan.start) for axis in figure.axes]
+    assert [tops.count(row) for row in range(len(rows))] == rows
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_subplotspec().colspan.start == 0] == ["R2"] * len(rows)
+    assert [axis.get_xlabel() for axis in figure.axes] == [f"without {i}" for i in range(panels)]
+
+
 def test_map_writes_the_mean_into_each_cell_and_better_is_darker():
     scores = {(0.1, 1.0): [0.5, 0.7], (0.1, 2.0): [0.2], (0.3, 1.0): [0.9]}
     axis = score_map(scores, ("alpha", "beta"), "R2").axes[0]
