@@ -70,7 +70,7 @@ class FirstLook(L.Callback):
     def on_validation_start(self, trainer, pl_module):
         self.mean = pl_module.network.centering.mean.clone()
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+    def on_train_epoch_end(self, trainer, pl_module):
         self.training = [part.training for part in pl_module.network.modules()]
 
 

@@ -83,7 +83,7 @@ def write_report(folder: Path, title: str, command: str, results: Results, text:
         figures: by file name without its ending.
     """
     first = results.records[0]
-    total = sum(record["seconds"] for record in results.records)
+    total = sum({record["id"]: record["seconds"] for record in results.records}.values())  # rows with the same options share a run
     software = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version and name != "mea-graph")
     lines = [
         f"# {title}",

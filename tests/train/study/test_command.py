@@ -122,6 +122,8 @@ def test_sensitivity():
     # mu, alpha, beta and the layers as the configuration has them are the same run as MEA itself
     assert {(p["mu"], p["alpha"], p["beta"]) for p in points.values()} == {(0.25, 0.02, 0.001), (0.5, 0.02, 0.001), (0.25, 0.02, 0.3)}
     assert list(points) == ["MEA", "mu = 0.5", "alpha = 0.02, beta = 0.3"]
+    minutes = sum(r["seconds"] for r in records()) / 60  # each run once, though MEA itself stands in five rows
+    assert f"; {minutes:.1f} minutes of computing in all" in Path("out/table.md").read_text()
     assert figures() == {"mu", "predictive_layers", "cross_modal_layers", "alpha_beta_validation", "alpha_beta_test"}
     table = Path("out/table.md").read_text()
     assert all(f"| {name} |" in table for name in ("MEA", "mu = 0.25", "mu = 0.5", "alpha = 0.02, beta = 0.3", "num_predictive_layers = 2"))
