@@ -92,9 +92,9 @@ class ModalityCentering(nn.Module):
             there = torch.ones_like(stacked[..., :1], dtype=torch.bool)
         else:
             check_keys(present, self.modalities, "present")
-            for m, there in present.items():
-                if there.shape != h[m].shape[:1] or there.dtype != torch.bool:
-                    raise ValueError(f"present[{m!r}]: expected bool {tuple(h[m].shape[:1])}, got {there.dtype} {tuple(there.shape)}")
+            for m, mask in present.items():
+                if mask.shape != h[m].shape[:1] or mask.dtype != torch.bool:
+                    raise ValueError(f"present[{m!r}]: expected bool {tuple(h[m].shape[:1])}, got {mask.dtype} {tuple(mask.shape)}")
             there = torch.stack([present[m] for m in self.modalities]).unsqueeze(-1)  # (M, B, 1)
         if self.training or self._measuring:
             self._update(stacked.detach().to(self.mean.dtype), there)

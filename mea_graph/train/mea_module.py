@@ -18,7 +18,8 @@ from mea_graph.train.task_module import TaskModule
 class MEAModule(TaskModule):
     """Trains `mea_graph.nn.MEA` with `mea_graph.nn.MEALoss` ([MEA] Eq. 20).
 
-    Every option of the model, of the loss and of `TaskModule` is an argument here, with the default its owner gives it.
+    Every option of the model, of the loss and of `TaskModule` is an argument here, with the default its owner gives it. With
+    ``center_agnostic`` each epoch ends with one more pass over the training samples, which measures the means of `ModalityCentering`.
 
     Args:
         in_channels: width of each modality.
@@ -61,7 +62,7 @@ class MEAModule(TaskModule):
             return
         modes = {part: part.training for part in self.network.modules()}
         self.network.eval()
-        with torch.no_grad(), centering.measuring():
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():  # in evaluation's precision
             for part in cast(Iterable[Batch], self.trainer.train_dataloader):
                 given = part.to(self.device)
                 self.network(given.x_dict, given.batch_dict, batch_size=given.num_graphs)

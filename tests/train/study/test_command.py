@@ -162,6 +162,12 @@ def test_disentangle():
     assert "| modality_from_agnostic |" in Path("out/table.md").read_text()
 
 
+def test_disentangle_has_no_row_twice_where_the_configuration_is_centred():
+    Path("centred.yaml").write_text("model: {init_args: {center_agnostic: true}}")
+    study("disentangle", "--config", "centred.yaml")
+    assert [r["name"] for r in records()] == ["with constraints", "without"]
+
+
 def test_data_from_a_file_with_folds(classes_source):
     Path("mine.yaml").write_text(
         "data: {split: {by: subject, folds: 5, valid_fraction: 0.3, valid_by: subject}, standardize: train}\n"
