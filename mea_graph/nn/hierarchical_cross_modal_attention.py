@@ -37,18 +37,11 @@ class HierarchicalCrossModalAttention(nn.Module):
     Every arrow is a `ModalityReinforcementUnit` of its own. A source that a sample lacks takes no part in that sample's sum; a target
     that has no other modality at all passes the fine stage unchanged.
 
-    That is `stages="chained"`, the paper's: what one stage has mixed into the target is what the next one asks with. With
-    `stages="parallel"` every stage asks with the target itself, and their results are summed:
-
-    .. math:: Z_t \leftarrow \mathrm{MRU}([Z_1, \dots, Z_M], Z_t) + \mathrm{MRU}([Z_s]_{s \neq t}, Z_t)
-        + \sum_{s \neq t} \mathrm{MRU}_{st}(Z_s, Z_t)
-
     Args:
         channels: Width d.
         modalities: Names of the modalities, at least two.
         heads: K, a divisor of `channels`.
         mixed, coarse, fine: Which stages to run (Table V, "w/o mixed", "w/o coarse", "w/o fine"); at least one.
-        stages: "chained" or "parallel", see above. With one stage they are the same.
         residual, dropout: As for `ModalityReinforcementUnit`.
 
     Shape:
@@ -56,7 +49,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         - result: `CrossModalOutput`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, no stage, or another way to join them.
+        ValueError: A wrong shape, other modalities than those named, or no stage.
 
     >>> import torch
     >>> layer = HierarchicalCrossModalAttention(40, ["text", "audio", "vision"])
@@ -74,15 +67,11 @@ class HierarchicalCrossModalAttention(nn.Module):
         fine: bool = True,
         residual: Literal["normalized", "input"] = "normalized",
         dropout: float = 0.0,
-        stages: Literal["chained", "parallel"] = "chained",
     ) -> None:
         super().__init__()
         self.channels, self.modalities = channels, check_modalities(modalities, at_least=2)
         if not (mixed or coarse or fine):
             raise ValueError("mixed, coarse, fine: expected at least one stage, got none")
-        if stages not in ("chained", "parallel"):
-            raise ValueError(f"stages: expected 'chained' or 'parallel', got {stages!r}")
-        self.stages = stages
 
         def units(names: Iterable[str]) -> nn.ModuleDict:
             return nn.ModuleDict({m: ModalityReinforcementUnit(channels, heads, residual, dropout) for m in names})
@@ -119,46 +108,39 @@ class HierarchicalCrossModalAttention(nn.Module):
 
         out = {}
         for t in self.modalities:
-            results, others = [z[t]], self._others(t)
+            current, others = z[t], self._others(t)
             if self.mixed is not None:
-                results.append(reinforce(self.mixed[t], ("mixed", "all", t), list(self.modalities), self._asking(results)))
+                current = reinforce(self.mixed[t], ("mixed", "all", t), list(self.modalities), current)
             if self.coarse is not None:
-                results.append(reinforce(self.coarse[t], ("coarse", "others", t), others, self._asking(results)))
+                current = reinforce(self.coarse[t], ("coarse", "others", t), others, current)
             if self.fine is not None:
                 present = torch.stack([valid[s].any(1) for s in others])[..., None, None]  # (M - 1, B, 1, 1)
-                units, target = cast(nn.ModuleDict, self.fine[t]), self._asking(results)
-                parts = torch.stack([reinforce(units[s], ("fine", s, t), [s], target) for s in others])
-                results.append(_sum_of_present(parts, present, target))
-            out[t] = zero_padding(self._joined(results), valid[t])
+                units = cast(nn.ModuleDict, self.fine[t])
+                parts = torch.stack([reinforce(units[s], ("fine", s, t), [s], current) for s in others])
+                current = _sum_of_present(parts, present, current)
+            out[t] = zero_padding(current, valid[t])
         return CrossModalOutput(out, maps)
-
-    def _asking(self, results: list[Tensor]) -> Tensor:
-        """What the next stage has as its target: the target itself is first among the results."""
-        return results[-1 if self.stages == "chained" else 0]
-
-    def _joined(self, results: list[Tensor]) -> Tensor:
-        return results[-1] if self.stages == "chained" else torch.stack(results[1:]).sum(0)
 
     def _on_steps(self, steps: Mapping[str, Steps]) -> dict[str, Any]:
         """The same without the padding."""
         everything = join([steps[m] for m in self.modalities]) if self.mixed is not None else None
         out = {}
         for t in self.modalities:
-            results, others = [steps[t].x], self._others(t)
+            current, others = steps[t], self._others(t)
             if self.mixed is not None:
-                results.append(self.mixed[t](everything, steps[t]._replace(x=self._asking(results))))
+                current = current._replace(x=self.mixed[t](everything, current))
             if self.coarse is not None:
-                results.append(self.coarse[t](join([steps[s] for s in others]), steps[t]._replace(x=self._asking(results))))
+                current = current._replace(x=self.coarse[t](join([steps[s] for s in others]), current))
             if self.fine is not None:
-                units, target = cast(nn.ModuleDict, self.fine[t]), steps[t]._replace(x=self._asking(results))
-                parts = torch.stack([units[s](steps[s], target) for s in others])  # (M - 1, N, d)
+                units = cast(nn.ModuleDict, self.fine[t])
+                parts = torch.stack([units[s](steps[s], current) for s in others])  # (M - 1, N, d)
                 if all(min(steps[s].lengths, default=0) for s in others):  # no sample lacks any of them
-                    results.append(parts.sum(0))
+                    current = current._replace(x=parts.sum(0))
                 else:
                     there = torch.tensor([steps[s].lengths for s in others]) > 0  # (M - 1, B)
-                    present = there[:, target.sample].unsqueeze(-1)  # (M - 1, N, 1)
-                    results.append(_sum_of_present(parts, present, target.x))
-            out[t] = steps[t]._replace(x=self._joined(results))
+                    present = there[:, current.sample].unsqueeze(-1)  # (M - 1, N, 1)
+                    current = current._replace(x=_sum_of_present(parts, present, current.x))
+            out[t] = current
         return out
 
 
@@ -179,7 +161,7 @@ class CrossModalEncoder(nn.Module):
         modalities: Names of the modalities, at least two.
         heads: K, a divisor of `channels`.
         num_layers: N, at least 1.
-        mixed, coarse, fine, residual, dropout, stages: As for `HierarchicalCrossModalAttention`.
+        mixed, coarse, fine, residual, dropout: As for `HierarchicalCrossModalAttention`.
 
     Shape:
         - x: dict of :math:`(B, T_m, d)`; mask: dict of :math:`(B, T_m)`, bool, or None
@@ -206,15 +188,13 @@ class CrossModalEncoder(nn.Module):
         fine: bool = True,
         residual: Literal["normalized", "input"] = "normalized",
         dropout: float = 0.0,
-        stages: Literal["chained", "parallel"] = "chained",
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
         names = check_modalities(modalities, at_least=2)
         self.layers = nn.ModuleList(
-            HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout, stages)
-            for _ in range(num_layers)
+            HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout) for _ in range(num_layers)
         )
 
     def reset_parameters(self) -> None:

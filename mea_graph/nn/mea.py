@@ -70,8 +70,6 @@ class MEA(nn.Module):
         weighted_attention: Table V, "w/o WAL".
         cross_modal_attention: Without, the agnostic encoder reads the extractors (Table V, "w/o HCA").
         mixed, coarse, fine: Stages of the cross-modal attention (Table V, "w/o mixed", "w/o coarse", "w/o fine").
-        stages: "chained", as printed, or "parallel", which helps where there are three modalities and more; see
-            `HierarchicalCrossModalAttention`.
         importance: Whether the adversarial loss is weighed by omega (Table V, "w/o omega").
         fusion: "graph", or the alternatives of Table V to it: "concatenation", "addition", "multiplication" of the representations.
         self_loops: Whether the nodes of the fusion graph also hear themselves (R7).
@@ -122,7 +120,6 @@ class MEA(nn.Module):
         mixed: bool = True,
         coarse: bool = True,
         fine: bool = True,
-        stages: Literal["chained", "parallel"] = "chained",
         importance: bool = True,
         fusion: Literal["graph", "concatenation", "addition", "multiplication"] = "graph",
         self_loops: bool = False,
@@ -161,7 +158,7 @@ class MEA(nn.Module):
         if agnostic:
             if cross_modal_attention:
                 self.cross_modal = CrossModalEncoder(
-                    channels, self.modalities, heads, num_cross_modal_layers, mixed, coarse, fine, residual, dropout, stages
+                    channels, self.modalities, heads, num_cross_modal_layers, mixed, coarse, fine, residual, dropout
                 )
             self.agnostic_encoder = AgnosticEncoder(channels, hidden_channels, pooling, segments, dropout)
             if center_agnostic:

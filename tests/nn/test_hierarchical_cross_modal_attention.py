@@ -27,20 +27,17 @@ def mask() -> dict[str, Tensor]:
 def literal(layer: HierarchicalCrossModalAttention, x: dict[str, Tensor]) -> dict[str, Tensor]:
     """One sample, unpadded, with the modalities that it has: {m: (1, T_m, d)}."""
     out = {}
-    for t, first in x.items():
+    for t, z in x.items():
         others = [s for s in layer.modalities if s != t]
-        z, results = first, []
         if layer.mixed is not None:
-            results.append(layer.mixed[t]([x[s] for s in layer.modalities if s in x], z))
+            z = layer.mixed[t]([x[s] for s in layer.modalities if s in x], z)
         if layer.coarse is not None:
-            z = results[-1] if results and layer.stages == "chained" else first
             # Without any other modality the unit attends to nothing: a source of no step.
-            results.append(layer.coarse[t]([x[s] for s in others if s in x] or [z[:, :0]], z))
-        if layer.fine is not None:
-            z = results[-1] if results and layer.stages == "chained" else first
-            arrows = [s for s in others if s in x]
-            results.append(sum(layer.fine[t][s](x[s], z) for s in arrows) if arrows else z)
-        out[t] = results[-1] if layer.stages == "chained" else sum(results)
+            z = layer.coarse[t]([x[s] for s in others if s in x] or [z[:, :0]], z)
+        arrows = [s for s in others if s in x]
+        if layer.fine is not None and arrows:
+            z = sum(layer.fine[t][s](x[s], z) for s in arrows)
+        out[t] = z
     return out
 
 
@@ -48,26 +45,15 @@ def alone(x: dict[str, Tensor], b: int) -> dict[str, Tensor]:
     return {m: x[m][b : b + 1, : n[b]] for m, n in LENGTHS.items() if n[b]}
 
 
-@pytest.mark.parametrize("on_request", [False, True], ids=["steps", "maps"])  # without padding, and padded
-@pytest.mark.parametrize("stages", ["chained", "parallel"])
-@pytest.mark.parametrize("some", STAGES)
-def test_equals_the_arrows_of_each_sample(randomised, x, mask, some: tuple[bool, bool, bool], stages: Any, on_request: bool) -> None:
-    layer = randomised(HierarchicalCrossModalAttention(D, LENGTHS, HEADS, *some, stages=stages))
-    out = layer(x, mask, on_request).x
+@pytest.mark.parametrize("stages", STAGES)
+def test_equals_the_arrows_of_each_sample(randomised, x, mask, stages: tuple[bool, bool, bool]) -> None:
+    layer = randomised(HierarchicalCrossModalAttention(D, LENGTHS, HEADS, *stages))
+    out = layer(x, mask).x
     for b in range(4):
         for m, expected in literal(layer, alone(x, b)).items():
             n = LENGTHS[m][b]
             torch.testing.assert_close(out[m][b, :n], expected[0], rtol=1e-9, atol=1e-12)
             assert not out[m][b, n:].any()
-
-
-def test_stages_differ_only_where_there_are_several(randomised, x, mask) -> None:
-    for some, same in ((True, True, True), False), ((False, False, True), True):
-        chained, parallel = (
-            randomised(HierarchicalCrossModalAttention(D, LENGTHS, HEADS, *some, stages=s)) for s in ("chained", "parallel")
-        )
-        parallel.load_state_dict(chained.state_dict())
-        assert torch.equal(chained(x, mask).x["text"], parallel(x, mask).x["text"]) == same
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
@@ -109,11 +95,10 @@ def test_every_arrow_has_parameters_of_its_own(count: int) -> None:
 
 
 def test_options_reach_every_unit() -> None:
-    encoder = CrossModalEncoder(D, LENGTHS, HEADS, num_layers=2, mixed=False, residual="input", dropout=0.2, stages="parallel")
+    encoder = CrossModalEncoder(D, LENGTHS, HEADS, num_layers=2, mixed=False, residual="input", dropout=0.2)
     units = [u for u in encoder.modules() if isinstance(u, ModalityReinforcementUnit)]
     assert len(units) == 2 * (3 + 6)
     assert {(u.heads, u.residual, u.dropout.p, u.feed_forward.dropout.p) for u in units} == {(HEADS, "input", 0.2, 0.2)}
-    assert [layer.stages for layer in encoder.layers] == ["parallel", "parallel"]
 
 
 def test_gradcheck(randomised) -> None:
@@ -128,7 +113,6 @@ def test_gradcheck(randomised) -> None:
     ("options", "message"),
     [
         ({"mixed": False, "coarse": False, "fine": False}, "mixed, coarse, fine: expected at least one stage, got none"),
-        ({"stages": "both"}, "stages: expected 'chained' or 'parallel', got 'both'"),
         ({"modalities": ["text"]}, r"modalities: expected at least 2 different names, got \('text',\)"),
         ({"heads": 3}, "heads: expected a divisor of channels = 4, got 3"),
     ],

@@ -38,7 +38,6 @@ FURTHER: dict[str, dict[str, Any]] = {
     "centred": {"center_agnostic": True},
     "head norm": {"head_norm": True},
     "skip": {"skip": True},
-    "parallel stages": {"stages": "parallel"},
     "input residual": {"residual": "input", "mu": 0.9},
     "segments": {"pooling": "segments", "segments": 2},
     "strides": {"stride": {"text": 1, "audio": 2, "vision": 3}, "kernel_size": {"text": 1, "audio": 2, "vision": 5}},

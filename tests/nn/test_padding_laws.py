@@ -118,7 +118,6 @@ CASES = {
     "MEA self loops": model(self_loops=True, residual="input", pooling="max"),
     "MEA concatenation": model(fusion="concatenation", mixed=False),
     "MEA addition": model(fusion="addition", coarse=False),
-    "MEA parallel stages": model(stages="parallel", num_cross_modal_layers=2),
     "MEA multiplication": model(fusion="multiplication", fine=False),
     "MEA exclusive only": model(agnostic=False, prediction_chain=False),
     "MEA agnostic only": model(exclusive=False),
