@@ -68,7 +68,7 @@ def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, R
 
 
 def ablated(model: Mapping[str, Any]) -> dict[str, Row]:
-    """Returns the rows of Table V; one that changes nothing with these options is left out.
+    """Returns the rows of Table V; one that changes nothing with these options, or leaves no branch or no stage, is left out.
 
     Args:
         model: MEA's options.
@@ -76,13 +76,17 @@ def ablated(model: Mapping[str, Any]) -> dict[str, Row]:
     Example:
         >>> "w/o prediction chain" in ablated({}), "w/o prediction chain" in ablated({"num_predictive_layers": 1})
         (True, False)
+        >>> "w/o fine" in ablated({"mixed": False, "coarse": False})  # is "w/o HCA"
+        False
     """
     rows: dict[str, Row] = {FULL: ("MEAModule", dict(model))}
     defaults = {name: p.default for component in (MEA, MODULES["MEAModule"]) for name, p in inspect.signature(component).parameters.items()}
     for name, change in TABLE_V.items():
         idle = name == "w/o prediction chain" and model.get("num_predictive_layers", defaults["num_predictive_layers"]) == 1
-        if not idle and any(model.get(option, defaults[option]) != value for option, value in change.items()):
-            rows[name] = ("MEAModule", {**model, **change})
+        options = {**model, **change}
+        whole = all(any(options.get(part, True) for part in parts) for parts in (("exclusive", "agnostic"), ("mixed", "coarse", "fine")))
+        if not idle and whole and any(model.get(option, defaults[option]) != value for option, value in change.items()):
+            rows[name] = ("MEAModule", options)
     return rows
 
 

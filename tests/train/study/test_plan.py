@@ -8,7 +8,7 @@ import pytest
 from mea_graph.data import DataError
 from mea_graph.train.study.recipe import open_data, read_recipe
 from mea_graph.train.study.rows import FULL, TABLE_V, ablated, chosen, compared, with_dropout
-from mea_graph.train.study.run import CONSTANT, Run, build, check_runs, make_run
+from mea_graph.train.study.run import CONSTANT, MODULES, Run, build, check_runs, make_run
 
 SMALL = {"channels": 8, "hidden_channels": 6, "heads": 2, "num_predictive_layers": 2, "num_cross_modal_layers": 1}
 TRAINING = {"learning_rate": 3e-3, "weight_decay": 0.1, "warmup": 0.1, "cosine_decay": True, "label_smoothing": 0.2, "dropout": 0.1}
@@ -101,6 +101,16 @@ def test_rows_that_change_nothing_are_left_out():
     assert "w/o L_dis" not in ablated({"alpha": 0.0})
     assert "addition" not in ablated({"fusion": "addition"})
     assert "w/o prediction chain" not in ablated({"num_predictive_layers": 1})
+    assert "w/o exclusive" not in ablated({"agnostic": False})
+
+
+@pytest.mark.parametrize("config", ["events_three", "events"])
+def test_every_row_of_a_configuration_can_be_built(config):
+    recipe = read_recipe("events", [config], None)
+    rows = ablated(recipe.model)
+    assert ("w/o fine" in rows) == (config == "events")
+    for kind, options in rows.values():
+        MODULES[kind]({"text": 3, "audio": 2}, "regression", 1, **options)
 
 
 def test_chosen_rows_always_hold_mea():
