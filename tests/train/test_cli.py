@@ -240,7 +240,9 @@ class TestMistakes:
         self.check(capsys, "unrecognized arguments: --modle", "fit", "--modle", 3)
 
     def test_in_the_configuration(self, capsys, classes_source):
-        self.check(capsys, "config: expected a file or one of avletters, avletters_speakers, events, events_three", "fit", "--config", "mosy")
+        self.check(
+            capsys, "config: expected a file or one of avletters, avletters_speakers, events, events_three", "fit", "--config", "mosy"
+        )
         Path("broken.yaml").write_text("model: [")
         self.check(capsys, "config", "fit", "--config", "broken.yaml")
         Path("unknown.yaml").write_text("models: 3")
