@@ -84,7 +84,7 @@ def ablated(model: Mapping[str, Any]) -> dict[str, Row]:
     for name, change in TABLE_V.items():
         idle = name == "w/o prediction chain" and model.get("num_predictive_layers", defaults["num_predictive_layers"]) == 1
         options = {**model, **change}
-        whole = all(any(options.get(part, True) for part in parts) for parts in (("exclusive", "agnostic"), ("mixed", "coarse", "fine")))
+        whole = all(any((defaults | options)[part] for part in parts) for parts in (("exclusive", "agnostic"), ("mixed", "coarse", "fine")))
         if not idle and whole and any(model.get(option, defaults[option]) != value for option, value in change.items()):
             rows[name] = ("MEAModule", options)
     return rows

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mea_graph.data import DataError
+from mea_graph.train.config_files import packaged_configs
 from mea_graph.train.study.recipe import open_data, read_recipe
 from mea_graph.train.study.rows import FULL, TABLE_V, ablated, chosen, compared, with_dropout
 from mea_graph.train.study.run import CONSTANT, MODULES, Run, build, check_runs, make_run
@@ -104,13 +105,13 @@ def test_rows_that_change_nothing_are_left_out():
     assert "w/o exclusive" not in ablated({"agnostic": False})
 
 
-@pytest.mark.parametrize("config", ["events_three", "events"])
+@pytest.mark.parametrize("config", packaged_configs())
 def test_every_row_of_a_configuration_can_be_built(config):
-    recipe = read_recipe("events", [config], None)
+    recipe = read_recipe("clips.npz", [config], None)
     rows = ablated(recipe.model)
-    assert ("w/o fine" in rows) == (config == "events")
+    assert ("w/o fine" in rows) == (config != "events_three")
     for kind, options in rows.values():
-        MODULES[kind]({"text": 3, "audio": 2}, "regression", 1, **options)
+        MODULES[kind](dict.fromkeys(recipe.data.get("modalities") or ["text", "audio"], 3), "regression", 1, **options)
 
 
 def test_chosen_rows_always_hold_mea():
