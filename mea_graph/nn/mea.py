@@ -125,7 +125,7 @@ class MEA(nn.Module):
         self_loops: bool = False,
         head_norm: bool = False,
         residual: Literal["normalized", "input"] = "normalized",
-        pooling: Literal["mean", "segments", "max"] = "mean",
+        pooling: Literal["mean", "segments", "max", "gru"] = "mean",
         segments: int = 4,
         reversal: float = 1.0,
         adversary: Literal["reversal", "confusion"] = "reversal",

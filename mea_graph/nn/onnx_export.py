@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._lstm import OPERATOR
+from mea_graph.nn._recurrent import GRU_OPERATOR, LSTM_OPERATOR
 from mea_graph.nn.mea import MEA
 
 
@@ -68,7 +68,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
             dynamic_shapes={"x": sizes, "mask": same},
             input_names=[*x, *(f"{m}_mask" for m in x)],
             output_names=["prediction"],
-            custom_translation_table={OPERATOR: _lstm},
+            custom_translation_table={LSTM_OPERATOR: _lstm, GRU_OPERATOR: _gru},
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -78,18 +78,29 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
             module.training = mode
 
 
-def _lstm(x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
-    """torch holds the gates in the order input, forget, cell, output, a row each; ONNX as input, output, forget, cell, and time first."""
+def _lstm(x: Any, *weights: Any) -> Any:
+    """torch holds the gates in the order input, forget, cell, output; ONNX as input, output, forget, cell."""
+    return _recurrent("LSTM", (0, 3, 1, 2), x, *weights)
+
+
+def _gru(x: Any, *weights: Any) -> Any:
+    """torch holds the gates in the order reset, update, candidate; ONNX as update, reset, candidate, with a choice of where reset acts."""
+    return _recurrent("GRU", (1, 0, 2), x, *weights, linear_before_reset=1)
+
+
+def _recurrent(name: str, order: tuple[int, ...], x: Any, *weights: Any, **options: int) -> Any:
+    """A gate has a row each for every unit; ONNX has time first."""
     from onnxscript import opset18
 
     op: Any = opset18  # its annotations are narrower than what it takes
+    weight_ih, weight_hh, bias_ih, bias_hh = weights
     width = weight_hh.shape[1]
     zero = op.Constant(value_ints=[0])
 
     def gates(rows: Any) -> Any:
-        parts = [op.Slice(rows, op.Constant(value_ints=[k * width]), op.Constant(value_ints=[(k + 1) * width]), zero) for k in (0, 3, 1, 2)]
+        parts = [op.Slice(rows, op.Constant(value_ints=[k * width]), op.Constant(value_ints=[(k + 1) * width]), zero) for k in order]
         return op.Concat(*parts, axis=0)
 
-    weights = [op.Unsqueeze(rows, zero) for rows in (gates(weight_ih), gates(weight_hh), op.Concat(gates(bias_ih), gates(bias_hh), axis=0))]
-    hidden, _, _ = op.LSTM(op.Transpose(x, perm=[1, 0, 2]), *weights, hidden_size=width)
+    tables = [op.Unsqueeze(rows, zero) for rows in (gates(weight_ih), gates(weight_hh), op.Concat(gates(bias_ih), gates(bias_hh), axis=0))]
+    hidden, *_ = getattr(op, name)(op.Transpose(x, perm=[1, 0, 2]), *tables, hidden_size=width, **options)
     return op.Transpose(op.Squeeze(hidden, op.Constant(value_ints=[1])), perm=[1, 0, 2])

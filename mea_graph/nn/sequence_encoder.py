@@ -4,8 +4,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._sequences import check_sequence, check_sizes
+from mea_graph.nn._recurrent import GRU, both_ways
+from mea_graph.nn._sequences import check_prefix, check_sequence, check_sizes
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -32,16 +34,18 @@ class ExclusiveEncoder(nn.Module):
     Args:
         channels: Width d of the sequence.
         out_channels: Width d_h of the representation.
-        pooling: "mean" over the real steps (R5); "segments": means of `segments` equal parts in order, which keeps a coarse order; "max".
+        pooling: "mean" over the real steps (R5); "segments": means of `segments` equal parts in order, which keeps a coarse order; "max";
+            "gru": the mean over the states of a Bi-GRU, `out_channels` wide in each direction, which carries the order along.
         segments: Number of parts, at least 1, with `pooling="segments"`.
         dropout: Probability, between the two layers.
 
     Shape:
-        - x: :math:`(B, T, d)`; mask: :math:`(B, T)`, bool
+        - x: :math:`(B, T, d)`; mask: :math:`(B, T)`, bool; with "gru" real steps first
         - result: :math:`(B, d_h)`, zeros for a sample without a real step
 
     Raises:
-        ValueError: A wrong shape, a size below 1 or an unknown pooling.
+        ValueError: A wrong shape, a size below 1, an unknown pooling, or a mask with padding before real steps (with "gru", checked on the
+            CPU only).
 
     >>> import torch
     >>> ExclusiveEncoder(40, 64)(torch.randn(2, 9, 40)).shape
@@ -52,16 +56,20 @@ class ExclusiveEncoder(nn.Module):
         self,
         channels: int,
         out_channels: int,
-        pooling: Literal["mean", "segments", "max"] = "mean",
+        pooling: Literal["mean", "segments", "max", "gru"] = "mean",
         segments: int = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if pooling not in ("mean", "segments", "max"):
-            raise ValueError(f"pooling: expected 'mean', 'segments' or 'max', got {pooling!r}")
+        if pooling not in ("mean", "segments", "max", "gru"):
+            raise ValueError(f"pooling: expected 'mean', 'segments', 'max' or 'gru', got {pooling!r}")
         check_sizes(channels=channels, out_channels=out_channels, segments=segments)
         self.channels, self.out_channels, self.pooling, self.segments = channels, out_channels, pooling, segments
-        self.hidden = nn.Linear(channels * (segments if pooling == "segments" else 1), out_channels)
+        self.forward_gru = self.backward_gru = None
+        if pooling == "gru":
+            self.forward_gru, self.backward_gru = GRU(channels, out_channels), GRU(channels, out_channels)
+        width = {"segments": segments * channels, "gru": 2 * out_channels}.get(pooling, channels)
+        self.hidden = nn.Linear(width, out_channels)
         self.out = nn.Linear(out_channels, out_channels)
         self.activation = nn.GELU()
         self.dropout = nn.Dropout(dropout)
@@ -69,8 +77,8 @@ class ExclusiveEncoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
-        self.hidden.reset_parameters()
-        self.out.reset_parameters()
+        for part in (self.forward_gru, self.backward_gru, self.hidden, self.out):
+            reset(part)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Returns one vector per sample."""
@@ -80,6 +88,12 @@ class ExclusiveEncoder(nn.Module):
             pooled = masked_mean(x, mask)
         elif self.pooling == "segments":
             pooled = segment_means(x, mask, self.segments)
+        elif self.forward_gru is not None and self.backward_gru is not None:
+            check_prefix(mask, "mask")
+            if x.size(1) == 0:  # a GRU refuses it
+                pooled = x.new_zeros(x.size(0), self.hidden.in_features)
+            else:
+                pooled = masked_mean(both_ways(self.forward_gru, self.backward_gru, x, mask), mask)
         else:
             lowest = torch.finfo(x.dtype).min
             filled = torch.cat([x.masked_fill(~mask.unsqueeze(-1), lowest), x.new_full((x.size(0), 1, x.size(2)), lowest)], 1)

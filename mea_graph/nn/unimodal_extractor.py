@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_graph.nn._lstm import LSTM
+from mea_graph.nn._recurrent import LSTM, both_ways
 from mea_graph.nn._sequences import check_prefix, check_sequence, check_sizes, zero_padding
 
 
@@ -25,8 +25,7 @@ class UnimodalExtractor(nn.Module):
 
     .. math:: Z = \mathrm{BiLSTM}\big(\mathrm{Conv1d}(X) + \mathrm{PE}\big)
 
-    The two directions are two plain LSTMs; the second reads each sequence reversed within its own length. That needs no packing,
-    hence no host synchronisation, and is several times faster on a CPU than packed sequences.
+    The two directions are two plain LSTMs; the second reads each sequence reversed within its own length.
 
     Args:
         in_channels: Width of the raw features.
@@ -85,12 +84,5 @@ class UnimodalExtractor(nn.Module):
         z = self.conv(F.pad(x.mT, (left, self.kernel_size - 1 - left))).mT  # (B, T, d)
         mask = self.output_mask(mask)
         z = self.dropout(z + sinusoidal_positions(z.size(1), self.channels, z))
-        ahead = self.forward_lstm(z)
-        # Step t of a sequence of length n is read from n - 1 - t; padding keeps its place, after everything real.
-        step = torch.arange(z.size(1), device=z.device)
-        turned = mask.sum(1, keepdim=True) - 1 - step  # (B, T)
-        turned = torch.where(turned >= 0, turned, step).unsqueeze(-1)
-        back = self.backward_lstm(z.gather(1, turned.expand_as(z)))
-        back = back.gather(1, turned.expand_as(back))
-        out = torch.cat([ahead, back], -1)
+        out = both_ways(self.forward_lstm, self.backward_lstm, z, mask)
         return zero_padding(out + z if self.skip else out, mask)

@@ -101,6 +101,7 @@ CASES = {
     "ExclusiveEncoder": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, **o), sequence),
     "ExclusiveEncoder segments": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "segments", **o), sequence),
     "ExclusiveEncoder max": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "max", **o), sequence),
+    "ExclusiveEncoder gru": Case(lambda **o: mea.ExclusiveEncoder(D, D_H, "gru", **o), sequence),
     "FeedForward": Case(lambda **o: mea.FeedForward(D, **o), lambda module, x, mask: [module(x["text"])]),
     "GradientReversal": Case(lambda: mea.GradientReversal(0.5), lambda module, x, mask: [module(x["text"])], dropout=False),
     "GraphFusionConv": Case(

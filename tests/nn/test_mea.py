@@ -40,6 +40,7 @@ FURTHER: dict[str, dict[str, Any]] = {
     "skip": {"skip": True},
     "input residual": {"residual": "input", "mu": 0.9},
     "segments": {"pooling": "segments", "segments": 2},
+    "gru": {"pooling": "gru"},
     "strides": {"stride": {"text": 1, "audio": 2, "vision": 3}, "kernel_size": {"text": 1, "audio": 2, "vision": 5}},
 }
 OPTIONS = {name: options for name, (options, _) in ABLATIONS.items()} | FURTHER
@@ -295,7 +296,7 @@ def test_one_step_on_two_samples_of_five_modalities() -> None:
         ({"mu": 2.0}, r"mu: expected a number in \[0, 1\], got 2.0"),
         ({"num_predictive_layers": 0}, "num_layers: expected at least 1, got 0"),
         ({"mixed": False, "coarse": False, "fine": False}, "mixed, coarse, fine: expected at least one stage, got none"),
-        ({"pooling": "last"}, "pooling: expected 'mean', 'segments' or 'max', got 'last'"),
+        ({"pooling": "last"}, "pooling: expected 'mean', 'segments', 'max' or 'gru', got 'last'"),
         ({"reversal": -1.0}, "scale: expected a finite number of at least 0, got -1.0"),
         ({"kernel_size": 3.0}, "kernel_size: expected an integer, or a dict of one by modality, got 3.0"),
         ({"stride": [1, 1, 1]}, "stride: expected an integer, or a dict of one by modality, got "),

@@ -15,12 +15,11 @@ WIDTHS = {"audio": 3, "vision": 4}
 @pytest.fixture
 def model() -> MEA:
     """Every kind of layer, the prediction chain included; weights so large that predictions differ."""
-    model = MEA(
-        WIDTHS, 1, channels=4, hidden_channels=4, heads=2, num_predictive_layers=2, num_cross_modal_layers=1, head_norm=True, dropout=0.5
-    )
+    layers = {"num_predictive_layers": 2, "num_cross_modal_layers": 1, "pooling": "gru", "head_norm": True}
+    model = MEA(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, dropout=0.5, **layers)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.5)
+            parameter.normal_()
     return model
 
 

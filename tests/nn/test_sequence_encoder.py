@@ -41,27 +41,51 @@ def test_equals_the_formula(formulas, randomised, build: Any, pooling: str, segm
         np.testing.assert_allclose(h[b].detach().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("pooling", "segments"), POOLINGS)
+def test_gru_pooling_is_the_mean_of_the_states_of_torchs_own_bidirectional_gru(randomised) -> None:
+    encoder = randomised(ExclusiveEncoder(D, D_H, "gru"))
+    torchs = torch.nn.GRU(D, D_H, batch_first=True, bidirectional=True, dtype=torch.float64)
+    for suffix, part in ("", encoder.forward_gru), ("_reverse", encoder.backward_gru):
+        for name, parameter in part.named_parameters():
+            getattr(torchs, name + suffix).data.copy_(parameter.data)
+    x = torch.randn(len(LENGTHS), T, D, dtype=torch.float64)
+    h = encoder(x, MASK)
+    assert not h[LENGTHS.index(0)].any()
+    for b, n in enumerate(LENGTHS[:3]):
+        pooled = torchs(x[b : b + 1, :n])[0].mean(1)
+        torch.testing.assert_close(h[b : b + 1], encoder.out(encoder.activation(encoder.hidden(pooled))), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("pooling", "segments"), [*POOLINGS, ("gru", 4)])
 def test_gradcheck(randomised, pooling: Any, segments: int) -> None:
     encoder = randomised(ExclusiveEncoder(D, D_H, pooling, segments))
     x = torch.randn(len(LENGTHS), T, D, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: encoder(x, MASK), x)
 
 
-def test_one_agnostic_encoder_takes_every_length() -> None:
-    encoder = AgnosticEncoder(D, D_H)
+@pytest.mark.parametrize("pooling", ["mean", "gru"])
+def test_one_agnostic_encoder_takes_every_length(pooling: Any) -> None:
+    encoder = AgnosticEncoder(D, D_H, pooling)
     assert [encoder(torch.randn(2, t, D)).shape for t in (0, 1, 50)] == [(2, D_H)] * 3
 
 
-def test_the_mean_forgets_the_order_and_segments_keep_it(randomised) -> None:
+def test_the_mean_forgets_the_order_and_segments_and_gru_keep_it(randomised) -> None:
     x = torch.randn(1, 8, D, dtype=torch.float64)
-    mean, segments = randomised(ExclusiveEncoder(D, D_H)), randomised(ExclusiveEncoder(D, D_H, "segments", 2))
+    mean, *others = (randomised(ExclusiveEncoder(D, D_H, pooling, 2)) for pooling in ("mean", "segments", "gru"))
     torch.testing.assert_close(mean(x), mean(x.flip(1)), rtol=1e-12, atol=1e-14)
-    assert not torch.allclose(segments(x), segments(x.flip(1)))
+    for encoder in others:
+        assert not torch.allclose(encoder(x), encoder(x.flip(1)))
+
+
+def test_gru_pooling_draws_new_weights() -> None:
+    encoder = ExclusiveEncoder(D, D_H, "gru")
+    before = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
+    encoder.reset_parameters()
+    assert len(before) == 12
+    assert not any(torch.equal(before[name], parameter) for name, parameter in encoder.named_parameters())
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="pooling: expected 'mean', 'segments' or 'max', got 'last'"):
+    with pytest.raises(ValueError, match="pooling: expected 'mean', 'segments', 'max' or 'gru', got 'last'"):
         ExclusiveEncoder(D, D_H, pooling="last")
     for sizes in ({"channels": 0}, {"out_channels": 0}, {"segments": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(sizes))}: expected an integer of at least 1, got 0"):
@@ -70,6 +94,8 @@ def test_bad_input_is_named() -> None:
         ExclusiveEncoder(D, D_H)(torch.randn(2, 3, 5))
     with pytest.raises(ValueError, match=r"x: expected a bool mask \(2, 3\), got torch.int64 \(2, 3\)"):
         ExclusiveEncoder(D, D_H)(torch.randn(2, 3, D), torch.ones(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="mask: expected"):
+        ExclusiveEncoder(D, D_H, "gru")(torch.randn(1, 3, D), torch.tensor([[False, True, True]]))
 
 
 def test_segments_of_a_divisible_length_are_its_quarters(randomised) -> None:

@@ -29,7 +29,7 @@ class ConcatenationTransformer(nn.Module):
         num_layers: Transformer blocks, >= 1.
         kernel_size: of the convolution that projects, one for all or by modality.
         stride: of that convolution, one for all or by modality.
-        pooling: ``mean``, ``segments`` or ``max``, as of `mea_graph.nn.ExclusiveEncoder`.
+        pooling: ``mean``, ``segments``, ``max`` or ``gru``, as of `mea_graph.nn.ExclusiveEncoder`.
         segments: number of parts with ``segments``, >= 1.
         dropout: share of values dropped in training, in [0, 1).
 
@@ -57,7 +57,7 @@ class ConcatenationTransformer(nn.Module):
         num_layers: int = 3,
         kernel_size: int | dict[str, int] = 3,
         stride: int | dict[str, int] = 1,
-        pooling: Literal["mean", "segments", "max"] = "mean",
+        pooling: Literal["mean", "segments", "max", "gru"] = "mean",
         segments: int = 4,
         dropout: float = 0.0,
     ) -> None:
