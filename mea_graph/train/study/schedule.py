@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -62,7 +64,7 @@ def _outcomes(runs: Sequence[Run], workers: int, accelerator: str, drawings: Pat
             yield _attempt(run, accelerator, drawings)
         return
     # spawned, not forked: a fork of a process in which torch has threads may hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         waiting: dict[Future[Outcome], Run] = {pool.submit(_attempt, run, accelerator, drawings): run for run in runs}
         while waiting:
@@ -74,7 +76,19 @@ def _outcomes(runs: Sequence[Run], workers: int, accelerator: str, drawings: Pat
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list((getattr(pool, "_processes", None) or {}).values()):
-            process.terminate()  # only after an interruption is any of them still at work
+            process.kill()  # only after an interruption is any of them still at work, and Lightning would outlive a termination
+
+
+def _end_with_parent() -> None:
+    """Where the study is killed, its processes would train on, for records that nobody writes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _attempt(run: Run, accelerator: str, drawings: Path) -> Outcome:

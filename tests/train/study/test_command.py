@@ -1,6 +1,11 @@
 """Each study end to end on data of seconds."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -190,6 +195,38 @@ def test_processes_find_what_one_finds():
     Path("out/runs.jsonl").unlink()
     study("compare", *only, "--workers", 2)
     assert {r["id"]: lasting(r) for r in records()} == alone
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_a_study_that_is_killed(sign):
+    words = ["study", "compare", "--config", "events", "--config", "small.yaml", "--epochs", "1000", "--out", "out", "--workers", "2"]
+    parent = subprocess.Popen([sys.executable, "-m", "mea_graph", *words, "--accelerator", "cpu"])
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+
+    def workers():
+        return [int(child) for child in children.read_text().split() if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+    def at_work(process):
+        try:
+            return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    def wait_until(true):
+        end = time.monotonic() + 120
+        while not true():
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+    try:
+        # the first record is a constant's, by when both have begun their work
+        wait_until(lambda: len(workers()) == 2 and Path("out/runs.jsonl").exists())
+        started = workers()
+    finally:
+        os.kill(parent.pid, sign)
+        parent.wait()
+    wait_until(lambda: not any(at_work(worker) for worker in started))
 
 
 @pytest.mark.parametrize(
