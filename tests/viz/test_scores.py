@@ -20,6 +20,8 @@ def test_bars_of_like_height_say_that_they_do_not_begin_at_zero():
     axis = score_bars({"a": [0.95], "b": [0.97]}, "accuracy").axes[0]
     assert axis.get_xlim()[0] > 0.9
     assert "does not begin at 0" in axis.get_xlabel()
+    left, right = axis.get_xlim()
+    assert axis.dataLim.x1 < right < axis.dataLim.x1 + 0.1 * (right - left)  # no empty half
 
 
 def test_curves_are_means_over_seeds_in_order():

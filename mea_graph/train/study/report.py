@@ -84,7 +84,6 @@ def write_report(folder: Path, title: str, command: str, results: Results, text:
     """
     first = results.records[0]
     total = sum({record["id"]: record["seconds"] for record in results.records}.values())  # rows with the same options share a run
-    software = ", ".join(f"{name} {version}" for name, version in first["versions"].items() if version and name != "mea-graph")
     lines = [
         f"# {title}",
         "",
@@ -93,7 +92,7 @@ def write_report(folder: Path, title: str, command: str, results: Results, text:
         "```",
         "",
         f"{len(results.records)} of {results.planned} runs; {total / 60:.1f} minutes of computing in all. Data {first['data_hash'][:12]}; "
-        f"mea-graph {first['versions']['mea-graph']}, {software}.",
+        f"{software_line(results.records)}.",
         "",
         text,
         "",
@@ -103,3 +102,22 @@ def write_report(folder: Path, title: str, command: str, results: Results, text:
     (folder / "table.md").write_text("\n".join(lines), encoding="utf-8")
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png")
+
+
+def software_line(records: Sequence[Record]) -> str:
+    """Returns the versions of all software the records were made with; a study that was resumed may have several of one package.
+
+    Args:
+        records: of finished runs.
+
+    Example:
+        >>> old, new = {"torch": "2.12.1", "torch-scatter": "2.1.2"}, {"torch": "2.13.0", "torch-scatter": None}
+        >>> software_line([{"versions": old}, {"versions": new}])
+        'torch 2.12.1 or 2.13.0, torch-scatter 2.1.2 or none'
+    """
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, version in record["versions"].items():
+            found.setdefault(name, {})[version or "none"] = None
+    order = sorted(found, key=lambda name: name != "mea-graph")
+    return ", ".join(f"{name} {' or '.join(found[name])}" for name in order if list(found[name]) != ["none"])
