@@ -2,26 +2,30 @@
 
 # ruff: noqa: F401 (ruff does not see through `functions` below)
 
-from mea_graph.ops.backends import Explanation, explain
-from mea_graph.ops.cross_modal_attention import cross_modal_attention, cross_modal_attention_map
+from mea_graph.ops.backends import Explanation, explain, record_calls, use_backend
 from mea_graph.ops.edge_attention import InEdges, edge_attention, sort_edges
+from mea_graph.ops.interval_attention import interval_attention, interval_attention_map
+from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.masking import masked_softmax
+from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive_attention import predictive_attention, predictive_attention_map
 from mea_graph.ops.segment import has_torch_scatter, segment_max, segment_softmax, segment_sum
 
 functions = [
-    "cross_modal_attention",
-    "cross_modal_attention_map",
     "edge_attention",
     "explain",
     "has_torch_scatter",
+    "interval_attention",
+    "interval_attention_map",
     "masked_softmax",
     "predictive_attention",
     "predictive_attention_map",
+    "record_calls",
     "segment_max",
     "segment_softmax",
     "segment_sum",
     "sort_edges",
+    "use_backend",
 ]
-classes = ["Explanation", "InEdges"]
+classes = ["Explanation", "InEdges", "IntervalEdges", "Pointers"]
 __all__ = [*classes, *functions]

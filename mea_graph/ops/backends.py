@@ -1,16 +1,24 @@
-"""Which implementation of an op runs: `explain` says it, and why each other one does not."""
+"""Which implementation of an op runs: `explain` says it, and why each other one does not. `use_backend` forces one."""
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-functions = ["explain"]
-__all__ = ["Backend", "Explanation", "Op", "explain"]
+from mea_graph.ops.eager import is_transformed
+
+functions = ["explain", "record_calls", "use_backend"]
+__all__ = ["Backend", "Explanation", "Op", "explain", "record_calls", "use_backend"]
 
 _OPS: dict[str, "Op"] = {}
+_FORCED: ContextVar[str | None] = ContextVar("mea_graph_backend", default=None)
+_RECORD: ContextVar[Counter[tuple[str, str]] | None] = ContextVar("mea_graph_calls", default=None)
+_PLAIN = ("reference", "listed")  # made of torch's own operations alone, which any transform understands
 
 
 class Backend(NamedTuple):
@@ -48,6 +56,23 @@ class Op:
         self.signature = inspect.signature(function)
         _OPS[self.name] = self
 
+    def run(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Any:
+        """Runs the backend that `select` finds."""
+        backend = self._forced(backend)
+        name = self._automatic(device, arguments)[0] if backend == "auto" else backend
+        run = self.select(name, device, arguments)
+        if not torch.compiler.is_compiling():
+            record = _RECORD.get()
+            if record is not None:
+                record[self.name, name] += 1
+        return run(**arguments)
+
+    def _forced(self, backend: str) -> str:
+        if backend != "auto" or torch.compiler.is_compiling():
+            return backend
+        forced = _FORCED.get()
+        return forced if forced in self.backends else "auto"
+
     def select(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Callable[..., Any]:
         """What runs for these arguments; one asked for by name runs or raises."""
         if backend == "auto":
@@ -60,6 +85,7 @@ class Op:
         return self.backends[backend].run
 
     def explain(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Explanation:
+        backend = self._forced(backend)
         if backend == "auto":
             return Explanation(self.name, *self._automatic(device, arguments, every=True))
         self.select(backend, device, arguments)
@@ -69,8 +95,10 @@ class Op:
         chosen, refused = None, {}
         for name, candidate in self.backends.items():
             reason = candidate.refuse(**arguments)
-            if reason is None and name != "reference" and torch.onnx.is_in_onnx_export():
+            if reason is None and name not in _PLAIN and torch.onnx.is_in_onnx_export():
                 reason = "ONNX has no such operator"
+            if reason is None and name not in _PLAIN and is_transformed():
+                reason = "a transform of torch.func is active"
             if reason is None and candidate.prefers not in (None, device.type):
                 reason = f"taken only when asked for by name, since the tensors are on {device.type}"
             if reason is None and chosen is not None:
@@ -115,6 +143,62 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     arguments = dict(bound.arguments)
     backend = arguments.pop("backend")
     return _OPS[name].explain(backend, device_of(arguments), arguments)
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    r"""Makes every op inside the block run on the backend of that name, where its `backend` is "auto".
+
+    An op that has no backend of that name is left alone; one that has it and cannot run on it raises. The choice holds for the thread (or
+    the asynchronous task) that entered the block. It is not seen by `torch.compile`.
+
+    Args:
+        name: "reference" for the formulas as they stand, or another name that `explain` prints; "auto" takes a choice back.
+
+    Shape:
+        - no tensors
+
+    Raises:
+        ValueError: No op has such a backend.
+
+    >>> import torch
+    >>> from mea_graph.ops import explain, use_backend
+    >>> q = torch.randn(3, 2, 4)
+    >>> with use_backend("reference"):
+    ...     explain("edge_attention", q, q[..., 0], q[..., 0], torch.tensor([[0, 1], [1, 2]])).chosen
+    'reference'
+    """
+    known = sorted({b for op in _OPS.values() for b in op.backends})
+    if name != "auto" and name not in known:
+        raise ValueError(f"name: expected one of {['auto', *known]}, got {name!r}")
+    token = _FORCED.set(None if name == "auto" else name)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+@contextlib.contextmanager
+def record_calls() -> Iterator[Counter[tuple[str, str]]]:
+    r"""Counts the calls of ops inside the block, by op and backend. A backward pass runs on the backend of its forward pass.
+
+    Shape:
+        - no tensors
+
+    >>> import torch
+    >>> from mea_graph.ops import edge_attention, record_calls
+    >>> q = torch.randn(3, 2, 4)
+    >>> with record_calls() as calls:
+    ...     _ = edge_attention(q, q[..., 0], q[..., 0], torch.tensor([[0, 1], [1, 2]]))
+    >>> dict(calls)
+    {('edge_attention', 'cpu'): 1}
+    """
+    calls: Counter[tuple[str, str]] = Counter()
+    token = _RECORD.set(calls)
+    try:
+        yield calls
+    finally:
+        _RECORD.reset(token)
 
 
 def device_of(arguments: Mapping[str, Any]) -> torch.device:

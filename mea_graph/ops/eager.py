@@ -9,6 +9,11 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` is at work: `grad`, `vmap`, `jvp`, and what is made of them."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def only_evaluated(*tensors: Tensor | None) -> bool:
     """Whether these are plain float32 or float64 tensors on a CPU, all of one dtype, that no gradient will be asked of."""
     given = [t for t in tensors if t is not None]

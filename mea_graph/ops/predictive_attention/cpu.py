@@ -7,8 +7,8 @@ nothing of the other rows. With p the inner and P the outer softmax:
 
     dP = dout v^T     dz = P (dP - rowsum(P dP)) = P (dP - <dout, out>)     df = mu gelu'(f + b) dz     dc = softmax'(p, (1 - mu) dz)
 
-A block's maps are written into the same few buffers, which stay in the cache. Hidden keys cost no operation of their own: a further column
-of the products carries the row statistics, and what must become zero at a hidden key. Exponentials are powers of two (`exp2` is inlined
+A tile's maps are written into the same few buffers, which stay in the cache. Keys beyond a sample's end cost no operation of their own: a
+further column of the products carries the row statistics, and what must become zero at such a key. Exponentials are powers of two (`exp2` is inlined
 and vectorised, `exp` is a library call at half the speed), so logits and statistics are in base 2.
 """
 
@@ -19,11 +19,26 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.eager import only_evaluated
-from mea_graph.ops.library import register
-from mea_graph.ops.predictive_attention import reference
-from mea_graph.ops.predictive_attention.layout import BLOCK, LOG2E, Inputs, Scratch, compute_dtype, groups
+from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.library import register, through_reference
+from mea_graph.ops.pointers import Pointers
+from mea_graph.ops.predictive_attention import padded
+from mea_graph.ops.predictive_attention.layout import (
+    BLOCK,
+    LOG2E,
+    Group,
+    Inputs,
+    Rows,
+    Scratch,
+    Tile,
+    compute_dtype,
+    groups,
+    one_by_one,
+    tiles,
+)
 from mea_graph.ops.predictive_attention.prediction import SHORT, predict
 
+_LOWEST = -1e30  # the logit of what is not heard: its power of two is zero
 _STEEP = 60.0  # base-2 logits up to this size need no shift before they become powers of two
 
 
@@ -40,6 +55,12 @@ def _lower(logits: Tensor) -> Tensor:
     return top
 
 
+def _plan(start: Tensor, length: Tensor, begin: Tensor | None, end: Tensor | None, heads: int) -> list[tuple[Group, list[Tile]]]:
+    starts, lengths = start.tolist(), length.tolist()
+    found = groups(starts, lengths, heads) if begin is None else one_by_one(starts, lengths)
+    return [(group, tiles(group, heads, begin, end)) for group in found]
+
+
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -48,42 +69,55 @@ def _forward(
     prior_key: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    mask: Tensor | None,
+    start: Tensor,
+    length: Tensor,
+    begin: Tensor | None,
+    end: Tensor | None,
     mu: float,
 ) -> tuple[Tensor, Tensor]:
     tensors = (query, key, value, prior_query, prior_key)
-    batch, heads, length, _ = query.shape
+    steps, heads, _ = query.shape
     dtype = compute_dtype((*tensors, weight, bias))
     parameters = (weight.to(dtype), weight.new_zeros(heads, dtype=dtype) if bias is None else bias.to(dtype))
     result = value.new_zeros(value.shape)
-    statistics = query.new_zeros(2, batch, heads, length, dtype=dtype)  # log2 of the sums of both softmaxes
-    found = groups(mask, batch, length, heads)
-    scratch = Scratch(found, heads, prior_query.size(3), 2, statistics)
-    for group in found:
+    statistics = query.new_zeros(steps, heads, 2, dtype=dtype)  # log2 of the sums of both softmaxes
+    plan = _plan(start, length, begin, end, heads)
+    scratch = Scratch(plan, heads, prior_query.size(2), 2, statistics)
+    for group, cut in plan:
         scratch.clear()
-        inputs = Inputs(group, tensors, mask, dtype)
-        out = torch.empty_like(inputs.v_and_one)
-        sums = statistics.new_empty(2, len(out), group.length)
-        inner, outer = sums.unbind()
-        blocks = group.blocks(heads)
-        prediction = predict(inputs.q_prior, inputs.k_prior, *parameters, scratch, len(blocks) == 1)
+        rows_of = Rows(group, query.device)
+        inputs = Inputs(rows_of, tensors, dtype)
+        out = torch.zeros_like(inputs.v_and_one)
+        sums = statistics.new_zeros(len(out), 2, group.length)
+        inner, outer = sums.unbind(1)
+        prediction = predict(inputs.q_prior, inputs.k_prior, *parameters, scratch, begin is None and len(cut) == 1)
         steep = _steep(inputs.q_and_one[:, :-1], inputs.k_and_hidden[:, :-2])
-        for rows in blocks:
-            p = scratch("p", len(out), rows.stop - rows.start, group.length)
-            torch.bmm(inputs.q_and_one[..., rows].mT, inputs.k_and_hidden[:, :-1], out=p)
+        for rows, columns, hidden in cut:
+            p = scratch("p", len(out), rows.stop - rows.start, columns.stop - columns.start)
+            torch.bmm(inputs.q_and_one[..., rows].mT, inputs.k_and_hidden[:, :-1, columns], out=p)
+            if hidden is not None:
+                p.masked_fill_(hidden, _LOWEST)
             top = _lower(p) if steep else 0
             total = p.exp2_().sum(-1, keepdim=True)
+            if hidden is not None:
+                total.masked_fill_(total == 0, 1)
             inner[:, rows] = (top + total.log2()).squeeze(-1)
-            z = prediction.logits(rows)
+            z = prediction.logits(rows, columns)
             torch.ops.aten.gelu.out(z, out=z)
-            # z in base 2. It is at least -0.25, also at hidden keys: their share of the maximum can neither overflow nor drown the others.
-            torch.add(p.mul_((1 - mu) * LOG2E / total), z, alpha=mu * LOG2E, out=z)
-            outer[:, rows] = _lower(z).squeeze(-1) if float(z.max()) > _STEEP else 0
-            out[..., rows] = torch.bmm(inputs.v_and_one, z.exp2_().mT)
+            torch.add(p.mul_((1 - mu) * LOG2E / total), z, alpha=mu * LOG2E, out=z)  # z in base 2, at least -0.25
+            if hidden is not None:
+                z.masked_fill_(hidden, _LOWEST)
+            if float(z.max()) > _STEEP:
+                if inputs.hidden is not None:  # the prediction next to a sample's last key may be the largest of all
+                    z.masked_fill_(inputs.hidden, _LOWEST)
+                outer[:, rows] = _lower(z).squeeze(-1)
+            out[..., rows] = torch.bmm(inputs.v_and_one[..., columns], z.exp2_().mT)
         total = out[:, -1]
-        inputs.put(out[:, :-1] / total[:, None], result)
+        if begin is not None:
+            total.masked_fill_(total == 0, 1)
+        rows_of.put(out[:, :-1] / total[:, None], result)
         outer += total.log2()
-        statistics[:, inputs.samples, :, : group.length] = sums.unflatten(1, (-1, heads))
+        rows_of.put(sums, statistics)
     return result, statistics
 
 
@@ -98,48 +132,57 @@ def _backward(
     prior_key: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    mask: Tensor | None,
+    start: Tensor,
+    length: Tensor,
+    begin: Tensor | None,
+    end: Tensor | None,
     mu: float,
 ) -> tuple[Tensor, ...]:
     tensors = (query, key, value, prior_query, prior_key)
-    batch, heads, length, _ = query.shape
+    heads = query.size(1)
     dtype = compute_dtype((*tensors, weight, bias))
     parameters = (weight.to(dtype), weight.new_zeros(heads, dtype=dtype) if bias is None else bias.to(dtype))
     d_query, d_key, d_value, d_prior_query, d_prior_key = (t.new_zeros(t.shape) for t in tensors)
     d_weight, d_bias = weight.new_zeros(weight.shape, dtype=dtype), weight.new_zeros(heads, dtype=dtype)
-    found = groups(mask, batch, length, heads)
-    scratch = Scratch(found, heads, prior_query.size(3), 4, statistics)
-    for group in found:
+    plan = _plan(start, length, begin, end, heads)
+    scratch = Scratch(plan, heads, prior_query.size(2), 4, statistics)
+    for group, cut in plan:
         scratch.clear()
-        inputs = Inputs(group, tensors, mask, dtype)
-        d_out, out = inputs.take(grad), inputs.take(result)
+        rows_of = Rows(group, query.device)
+        inputs = Inputs(rows_of, tensors, dtype)
+        d_out, out = rows_of.take(grad, dtype), rows_of.take(result, dtype)
         d_out_and_delta = torch.cat([d_out, -(d_out * out).sum(1, keepdim=True)], 1)
-        inner, outer = statistics[:, inputs.samples, :, : group.length].flatten(1, 2).neg().unbind()
+        inner, outer = rows_of.take(statistics, dtype).neg().unbind(1)
         q_and_shift = torch.cat([inputs.q_and_one, inner[:, None]], 1)
         q, k = inputs.q_and_one[:, :-1], inputs.k_and_hidden[:, :-2]
-        d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(d_out)
-        blocks = group.blocks(heads)
-        prediction = predict(inputs.q_prior, inputs.k_prior, *parameters, scratch, len(blocks) == 1)
-        for rows in blocks:
-            p, z, d_z = (scratch(name, len(q), rows.stop - rows.start, group.length) for name in ("p", "z", "d_z"))
-            torch.bmm(q_and_shift[..., rows].mT, inputs.k_and_hidden, out=p).exp2_()
-            f = prediction.logits(rows)
+        d_q, d_k, d_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(d_out)
+        prediction = predict(inputs.q_prior, inputs.k_prior, *parameters, scratch, begin is None and len(cut) == 1)
+        for rows, columns, hidden in cut:
+            shape = (len(q), rows.stop - rows.start, columns.stop - columns.start)
+            p, z, d_z = (scratch(name, *shape) for name in ("p", "z", "d_z"))
+            torch.bmm(q_and_shift[..., rows].mT, inputs.k_and_hidden[..., columns], out=p)
+            if hidden is not None:
+                p.masked_fill_(hidden, _LOWEST)
+            f = prediction.logits(rows, columns)
             torch.ops.aten.gelu.out(f, out=z)
-            torch.lerp(z, p, 1 - mu, out=z)
-            torch.add(outer[:, rows, None], z, alpha=LOG2E, out=z).exp2_()
-            d_v.baddbmm_(d_out[..., rows], z)
-            torch.bmm(d_out_and_delta[..., rows].mT, inputs.v_and_one, out=d_z).mul_(z)
+            torch.lerp(z, p.exp2_(), 1 - mu, out=z)
+            torch.add(outer[:, rows, None], z, alpha=LOG2E, out=z)
+            for unheard in (hidden, inputs.hidden):  # there z means nothing, and its power of two may overflow
+                if unheard is not None:
+                    z.masked_fill_(unheard, _LOWEST)
+            d_v[..., columns].baddbmm_(d_out[..., rows], z.exp2_())
+            torch.bmm(d_out_and_delta[..., rows].mT, inputs.v_and_one[..., columns], out=d_z).mul_(z)
             # The factors mu and 1 - mu are applied at the end, to results of size T d.
             d_c = torch._softmax_backward_data(d_z, p, -1, dtype, grad_input=z)
-            d_q[..., rows] = torch.bmm(k, d_c.mT)
-            d_k.baddbmm_(q[..., rows], d_c)
-            prediction.accumulate(rows, torch.ops.aten.gelu_backward.grad_input(d_z, f, grad_input=f))
+            d_q[..., rows] = torch.bmm(k[..., columns], d_c.mT)
+            d_k[..., columns].baddbmm_(q[..., rows], d_c)
+            prediction.accumulate(rows, columns, torch.ops.aten.gelu_backward.grad_input(d_z, f, grad_input=f))
         d_q_prior, d_k_prior, d_w, d_b = prediction.finish()
-        inputs.put(d_q.mul_((1 - mu) / math.sqrt(query.size(3))), d_query)
-        inputs.put(d_k.mul_((1 - mu) / LOG2E), d_key)
-        inputs.put(d_v, d_value)
-        inputs.put(d_q_prior.mul_(mu / math.sqrt(prior_query.size(3))), d_prior_query)
-        inputs.put(d_k_prior.mul_(mu), d_prior_key)
+        rows_of.put(d_q.mul_((1 - mu) / math.sqrt(query.size(2))), d_query)
+        rows_of.put(d_k.mul_((1 - mu) / LOG2E), d_key)
+        rows_of.put(d_v, d_value)
+        rows_of.put(d_q_prior.mul_(mu / math.sqrt(prior_query.size(2))), d_prior_query)
+        rows_of.put(d_k_prior.mul_(mu), d_prior_key)
         d_weight += mu * d_w
         d_bias += mu * d_b
     d_bias = d_bias.to((weight if bias is None else bias).dtype)
@@ -148,8 +191,7 @@ def _backward(
 
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype((query, key, value, *rest[:4]))
-    batch, heads, length, _ = query.shape
-    return value.new_empty(value.shape), query.new_empty(2, batch, heads, length, dtype=dtype)
+    return value.new_empty(value.shape), query.new_empty(query.size(0), query.size(1), 2, dtype=dtype)
 
 
 def _fake_backward(grad: Tensor, result: Tensor, statistics: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -166,12 +208,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     result, statistics, *tensors = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return tuple(through_reference(_again, (*tensors, ctx.mu), grad))
     *grads, d_bias = _BACKWARD(grad, result, statistics, *tensors, ctx.mu)
-    return *grads, None if tensors[6] is None else d_bias, None, None
+    return *grads, None if tensors[6] is None else d_bias, *(None,) * 5
+
+
+def _again(*inputs: Any) -> Tensor:
+    """The same by the reference, for a second derivative."""
+    *tensors, start, length, begin, end, mu = inputs
+    pointers = Pointers(start, length, tensors[0].size(0))
+    edges = None if begin is None else IntervalEdges([pointers], pointers, begin.unsqueeze(1), end.unsqueeze(1))
+    return padded.run_reference(*tensors, mu=mu, pointers=pointers, edges=edges)
 
 
 _INPUTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor prior_query, Tensor prior_key, Tensor weight, Tensor? bias, Tensor? mask, float mu"
+    "Tensor query, Tensor key, Tensor value, Tensor prior_query, Tensor prior_key, Tensor weight, Tensor? bias,"
+    " Tensor start, Tensor length, Tensor? begin, Tensor? end, float mu"
 )
 _BACKWARD = register(
     "predictive_attention_cpu_backward",
@@ -183,8 +236,8 @@ _FORWARD = register("predictive_attention_cpu", f"({_INPUTS}) -> (Tensor, Tensor
 
 
 def _is_short(query: Tensor) -> bool:
-    batch, heads, length, _ = query.shape
-    return 0 < length <= SHORT and batch * heads * length * length <= BLOCK
+    steps, heads, _ = query.shape
+    return 0 < steps <= SHORT and heads * steps * steps <= BLOCK
 
 
 def run(
@@ -196,10 +249,12 @@ def run(
     weight: Tensor,
     bias: Tensor | None,
     mu: float,
-    mask: Tensor | None,
+    pointers: Pointers,
+    edges: IntervalEdges | None,
 ) -> Tensor:
     tensors = (query, key, value, prior_query, prior_key, weight, bias)
-    if only_evaluated(*tensors) and _is_short(query) and (mask is None or bool(mask.all())):
-        # No gradient, short sequences and no padding: the formula as it stands has a fifth of the calls, and one block holds its maps.
-        return reference.predictive_attention(*tensors, mu, None)
-    return _FORWARD(query, key, value, prior_query, prior_key, weight, bias, mask, mu)[0]
+    if edges is None and only_evaluated(*tensors) and pointers.num_samples == 1 and _is_short(query) and pointers.fills_rows():
+        # No gradient and one short sequence: the formula as it stands has a fifth of the calls, and one block holds its maps.
+        return padded.run_reference(*tensors, mu=mu, pointers=pointers, edges=None)
+    begin, end = (None, None) if edges is None or edges.is_complete else (edges.begin[:, 0], edges.end[:, 0])
+    return _FORWARD(*tensors, pointers.start, pointers.length, begin, end, mu)[0]

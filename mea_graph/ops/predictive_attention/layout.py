@@ -9,6 +9,7 @@ from torch import Tensor
 
 LOG2E = math.log2(math.e)
 BLOCK = 2**19  # entries of a block's map: all heads, some rows, all columns
+ROWS = 64  # rows of a tile where each hears a run of its own: what the tile computes in vain grows with them
 _HIDDEN = -1e30  # the logit of a hidden key, whose power of two is zero
 _WASTE = 2**15  # entries: what a group may compute in vain, about what the calls of one more group would cost
 
@@ -16,84 +17,118 @@ _WASTE = 2**15  # entries: what a group may compute in vain, about what the call
 class Group(NamedTuple):
     """Samples of similar length that are computed together."""
 
-    samples: list[int]
-    length: int
-
-    def blocks(self, heads: int) -> list[slice]:
-        """Rows that are computed together: as many as keep a map within `BLOCK` entries, in equal parts."""
-        rows = max(1, BLOCK // (len(self.samples) * heads * self.length))
-        rows = math.ceil(self.length / math.ceil(self.length / rows))
-        return [slice(start, min(start + rows, self.length)) for start in range(0, self.length, rows)]
+    starts: list[int]  # first row of each sample
+    lengths: list[int]
+    length: int  # the longest
 
 
-def groups(mask: Tensor | None, batch: int, length: int, heads: int) -> list[Group]:
-    """Splits a batch by true length, the last real step's place. Samples without any are in no group."""
-    lengths = [length] * batch
-    if mask is not None:
-        places = torch.arange(1, length + 1, device=mask.device)
-        lengths = (mask * places).amax(1).tolist() if length else [0] * batch
+class Tile(NamedTuple):
+    """What is computed at once: some rows of a group's maps, and the columns that they hear."""
+
+    rows: slice
+    columns: slice
+    hidden: Tensor | None  # (rows, columns), bool: True where a row does not hear; None: each hears all
+
+
+def tiles(group: Group, heads: int, begin: Tensor | None = None, end: Tensor | None = None) -> list[Tile]:
+    """Cuts a group's maps into rows, in equal parts that keep a map within `BLOCK` entries; `begin` and `end`, (N,), of one sample."""
+    if begin is None or end is None:
+        rows = max(1, BLOCK // (len(group.starts) * heads * group.length))
+        return [Tile(part, slice(0, group.length), None) for part in _parts(group.length, rows)]
+    (start,) = group.starts
+    found = []
+    for rows in _parts(group.length, ROWS):
+        low, high = (t[start + rows.start : start + rows.stop, None] - start for t in (begin, end))
+        heard = low < high
+        if bool(heard.any()):
+            columns = slice(int(low[heard].min()), int(high[heard].max()))
+            step = torch.arange(columns.start, columns.stop, device=low.device)
+            found.append(Tile(rows, columns, (step < low) | (step >= high)))
+    return found
+
+
+def _parts(length: int, size: int) -> list[slice]:
+    size = math.ceil(length / math.ceil(length / size))
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+def groups(starts: list[int], lengths: list[int], heads: int) -> list[Group]:
+    """Splits a batch by length. Samples without any step are in no group."""
     found: list[Group] = []
     waste = 0  # of the last group
-    for b in sorted(range(batch), key=lambda b: -lengths[b]):  # a stable sort: a batch of equal lengths keeps its order
+    for b in sorted(range(len(lengths)), key=lambda b: -lengths[b]):  # a stable sort: a batch of equal lengths keeps its order
         if lengths[b] == 0:
             break
         if found:
             last = found[-1]
             waste += heads * (last.length**2 - lengths[b] ** 2)
-            if waste <= _WASTE and (len(last.samples) + 1) * heads * last.length**2 <= BLOCK:
-                last.samples.append(b)
+            if waste <= _WASTE and (len(last.starts) + 1) * heads * last.length**2 <= BLOCK:
+                last.starts.append(starts[b])
+                last.lengths.append(lengths[b])
                 continue
-        found.append(Group([b], lengths[b]))
+        found.append(Group([starts[b]], [lengths[b]], lengths[b]))
         waste = 0
     return found
 
 
-def _index(samples: list[int], device: torch.device) -> slice | Tensor:
-    """Takes the samples out of a batch, by a view where they lie side by side."""
-    if samples == list(range(samples[0], samples[0] + len(samples))):
-        return slice(samples[0], samples[0] + len(samples))
-    return torch.tensor(samples, device=device)
+def one_by_one(starts: list[int], lengths: list[int]) -> list[Group]:
+    """A group for each sample."""
+    return [Group([start], [length], length) for start, length in zip(starts, lengths, strict=True) if length]
+
+
+class Rows:
+    """Takes a group's rows out of matrices of rows (N, K, D), and puts results back."""
+
+    def __init__(self, group: Group, device: torch.device) -> None:
+        self.count, self.length = len(group.starts), group.length
+        first, equal = group.starts[0], group.lengths.count(group.length) == self.count
+        self.hidden: Tensor | None = None  # (n, L), True beyond a sample's end
+        self.rows: Tensor | None = None  # (n L,); None where the samples follow each other without gaps
+        if equal and group.starts == [first + i * group.length for i in range(self.count)]:
+            self.whole = slice(first, first + self.count * group.length)
+            return
+        step = torch.arange(group.length, device=device)
+        rows = torch.tensor(group.starts, device=device).unsqueeze(1) + step
+        if not equal:
+            lengths = torch.tensor(group.lengths, device=device).unsqueeze(1)
+            self.hidden = step >= lengths
+            rows = torch.where(self.hidden, rows[:, :1], rows)  # its own first row: whatever stands beyond may be no number
+            self.real = self.hidden.logical_not().flatten().nonzero().squeeze(1)
+        self.rows = rows.flatten()
+
+    def take(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """(N, K, D) to (n K, D, L), zeros beyond a sample's end."""
+        x = x[self.whole] if self.rows is None else x.index_select(0, self.rows)
+        x = x.unflatten(0, (self.count, self.length)).permute(0, 2, 3, 1)  # (n, K, D, L)
+        if self.hidden is not None:
+            x = x.masked_fill(self.hidden[:, None, None], 0)
+        return x.to(dtype).contiguous().flatten(0, 1)
+
+    def put(self, x: Tensor, result: Tensor) -> None:
+        """Writes (n K, D, L) to the group's rows of (N, K, D)."""
+        heads = result.size(1)
+        x = x.unflatten(0, (self.count, heads)).permute(0, 3, 1, 2).to(result.dtype)  # (n, L, K, D)
+        if self.rows is None:
+            result[self.whole].unflatten(0, (self.count, self.length)).copy_(x)
+        elif self.hidden is None:
+            result.index_copy_(0, self.rows, x.flatten(0, 1))
+        else:
+            result.index_copy_(0, self.rows[self.real], x.flatten(0, 1)[self.real])
 
 
 class Inputs:
-    """A group's tensors in the dtype of the computation, with zeros in the padding, laid out so that every product is a plain GEMM."""
+    """A group's tensors in the dtype of the computation, laid out so that every product is a plain GEMM."""
 
-    def __init__(self, group: Group, tensors: Sequence[Tensor], mask: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, rows: Rows, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
         query, key, value, prior_query, prior_key = tensors
-        self.dtype, self.length = dtype, group.length
-        self.count, self.samples = len(group.samples), _index(group.samples, query.device)
-        real = None if mask is None else mask[self.samples, : self.length]
-        self.hidden = None if real is None or bool(real.all()) else ~real  # (n, L)
-        self.heads = query.size(1)
-        q, k, v, q_prior, k_prior = (self.take(t) for t in (query, key, value, prior_query, prior_key))
-        ones = k.new_ones(len(k), 1, self.length)
-        visible = ones
-        if self.hidden is not None:
-            visible = ones.masked_fill(self.hidden.repeat_interleave(self.heads, 0)[:, None], 0)
-        self.q_and_one = torch.cat([q * (LOG2E / math.sqrt(query.size(3))), ones], 1)  # (n K, D + 1, L)
+        q, k, v, q_prior, k_prior = (rows.take(t, dtype) for t in tensors)
+        self.hidden = None if rows.hidden is None else rows.hidden.repeat_interleave(query.size(1), 0)[:, None]  # (n K, 1, L)
+        ones = k.new_ones(len(k), 1, rows.length)
+        visible = ones if self.hidden is None else ones.masked_fill(self.hidden, 0)
+        self.q_and_one = torch.cat([q * (LOG2E / math.sqrt(query.size(2))), ones], 1)  # (n K, D + 1, L)
         self.k_and_hidden = torch.cat([k, (1 - visible) * _HIDDEN, ones], 1)  # (n K, D + 2, L), the last row for a shift
         self.v_and_one = torch.cat([v, visible], 1)  # (n K, D_v + 1, L)
-        self.q_prior, self.k_prior = q_prior / math.sqrt(prior_query.size(3)), k_prior
-
-    def take(self, x: Tensor) -> Tensor:
-        """The group's samples of a (B, K, T, D) tensor: (n K, D, L), zeros in the padding."""
-        x = x.mT[..., : self.length]
-        x = x[self.samples] if isinstance(self.samples, slice) else x.index_select(0, self.samples)  # indexing takes twice as long
-        x = x.to(self.dtype).contiguous()
-        if self.hidden is not None:
-            x = x.masked_fill(self.hidden[:, None, None], 0)
-        return x.flatten(0, 1)
-
-    def put(self, x: Tensor, result: Tensor) -> None:
-        """Writes (n K, D, L) to the group's samples of a (B, K, T, D) tensor, with zeros in the padding."""
-        x = x.unflatten(0, (-1, self.heads))
-        if self.hidden is not None:
-            x = x.masked_fill(self.hidden[:, None, None], 0)
-        result, x = result.mT[..., : self.length], x.to(result.dtype)
-        if isinstance(self.samples, slice):
-            result[self.samples] = x
-        else:
-            result.index_copy_(0, self.samples, x)
+        self.q_prior, self.k_prior = q_prior / math.sqrt(prior_query.size(2)), k_prior
 
 
 class Scratch:
@@ -102,10 +137,13 @@ class Scratch:
     One piece and not several, since an allocator gives many large ones back to the system at every call.
     """
 
-    def __init__(self, found: list[Group], heads: int, width: int, maps: int, like: Tensor) -> None:
-        """Enough for `maps` maps of any block and, for every two of them, folded queries of width 3 K D."""
-        rows = [len(group.samples) * heads * group.blocks(heads)[0].stop for group in found]
-        sizes = [r * (maps * group.length + maps // 2 * 3 * heads * width) for r, group in zip(rows, found, strict=True)]
+    def __init__(self, plan: Sequence[tuple[Group, list[Tile]]], heads: int, width: int, maps: int, like: Tensor) -> None:
+        """Enough for `maps` maps of any tile and, for every two of them, folded queries of width 3 K D."""
+        sizes = []
+        for group, cut in plan:
+            rows = len(group.starts) * heads * max((t.rows.stop - t.rows.start for t in cut), default=0)
+            columns = max((t.columns.stop - t.columns.start for t in cut), default=0)
+            sizes.append(rows * (maps * columns + maps // 2 * 3 * heads * width))
         self.memory = like.new_empty(max(sizes, default=0))
         self.places: dict[str, int] = {}
         self.used = 0

@@ -1,12 +1,34 @@
-"""The backends that compute on the whole padded batch: the reference, and plain attention where there is no prior."""
+"""The reference on padded sequences: the formula as the paper writes it, maps and all."""
 
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from mea_graph.ops.cross_modal_attention import cross_modal_attention
+from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive_attention import reference
+
+
+def padded_arguments(
+    tensors: tuple[Tensor | None, ...], pointers: Pointers, edges: IntervalEdges | None, dtype: torch.dtype
+) -> tuple[list[Any], Tensor, Tensor | None]:
+    """Sequences (B, K, T, D) with zeros in the padding, a weight of zero does not stop a NaN; the mask; and (B, T, T), which hears which."""
+    mask = pointers.mask
+
+    def pad(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        x = pointers.pad(x.to(dtype)).masked_fill(~mask[:, :, None, None], 0)
+        return rearrange(x, "sample step head width -> sample head step width")
+
+    heard = None
+    if edges is not None and not edges.is_complete:
+        begin, end = pointers.pad(edges.begin), pointers.pad(edges.end)  # (B, T, 1)
+        row = (pointers.start[:, None] + torch.arange(pointers.max_length, device=mask.device)).unsqueeze(1)
+        heard = (row >= begin) & (row < end)
+    return [pad(x) for x in tensors], mask, heard
 
 
 def run_reference(
@@ -18,29 +40,16 @@ def run_reference(
     weight: Tensor | None,
     bias: Tensor | None,
     mu: float,
-    mask: Tensor | None,
+    pointers: Pointers,
+    edges: IntervalEdges | None,
 ) -> Tensor:
-    """The formula in float32 or better, on zeros in the padding: a weight of zero does not stop a NaN."""
-    if query.size(2) == 0:  # no step: nothing to attend to, and conv2d refuses empty maps
-        return value
-    tensors = (query, key, value, prior_query, prior_key, weight, bias)
-    dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
-    padding = None if mask is None else ~mask[:, None, :, None]
-
-    def clean(x: Tensor) -> Tensor:
-        return x.to(dtype) if padding is None else x.to(dtype).masked_fill(padding, 0)
-
-    sequences: Any = [None if t is None else clean(t) for t in tensors[:5]]
-    parameters: Any = [None if t is None else t.to(dtype) for t in tensors[5:]]
-    out = reference.predictive_attention(*[*sequences, *parameters, mu, mask])
-    return (out if padding is None else out.masked_fill(padding, 0)).to(value.dtype)
-
-
-def run_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any) -> Tensor:
-    """Without a prior: attention of the sequence over itself."""
-    masks = None if mask is None else [mask]
-    return cross_modal_attention(query, [key], [value], masks, query_mask=mask)
-
-
-def refuse_plain(prior_query: Tensor | None, **_: Any) -> str | None:
-    return None if prior_query is None else "a prior is given, and this computes attention without one"
+    """The formula in float32 or better."""
+    if pointers.max_length == 0 or pointers.num_samples == 0:  # no step: nothing to attend to, and conv2d refuses empty maps
+        return value * 0
+    tensors = (query, key, value, prior_query, prior_key)
+    dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in (*tensors, weight, bias)) else torch.float32
+    sequences, mask, heard = padded_arguments(tensors, pointers, edges, dtype)
+    parameters: Any = [None if t is None else t.to(dtype) for t in (weight, bias)]
+    out = reference.predictive_attention(*sequences, *parameters, mu, mask, heard)
+    out = rearrange(out, "sample head step width -> sample step head width").masked_fill(~mask[:, :, None, None], 0)
+    return pointers.unpad(out).to(value.dtype)

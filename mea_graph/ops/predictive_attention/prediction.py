@@ -33,25 +33,26 @@ class Folded:
         self.bias, self.scratch = bias, scratch
         self.gradients: tuple[Tensor, ...] = ()
 
-    def logits(self, rows: slice) -> Tensor:
-        """(n K, R, L), in memory that the next block uses again."""
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        """(n K, R, C), in memory that the next tile uses again."""
         steps = self.q_steps[..., rows]
         self.q_hat = torch.bmm(self.weight, steps, out=self.scratch("q_hat", len(steps), 3 * self.heads, steps.size(2)))
         self.q_hat = self.q_hat.view(len(self.k_hat), self.k_hat.size(1), -1)  # (n, 3 K D, K R)
-        out = self.scratch("f", len(self.k_hat), self.q_hat.size(2), self.length)
-        torch.bmm(self.q_hat.mT, self.k_hat, out=out).unflatten(1, (self.heads, -1)).add_(self.bias.view(-1, 1, 1))
-        return out.view(-1, steps.size(2), self.length)
+        k_hat = self.k_hat[..., columns]
+        out = self.scratch("f", len(k_hat), self.q_hat.size(2), k_hat.size(2))
+        torch.bmm(self.q_hat.mT, k_hat, out=out).unflatten(1, (self.heads, -1)).add_(self.bias.view(-1, 1, 1))
+        return out.view(-1, steps.size(2), k_hat.size(2))
 
-    def accumulate(self, rows: slice, grad: Tensor) -> None:
-        """Adds what flows back from the block that `logits` computed last."""
+    def accumulate(self, rows: slice, columns: slice, grad: Tensor) -> None:
+        """Adds what flows back from the tile that `logits` computed last."""
         if not self.gradients:
             transposed = self.weight.new_zeros(len(self.weight), 3, 3 * self.heads)
-            self.gradients = (torch.empty_like(self.q_steps), torch.zeros_like(self.k_hat), transposed, torch.zeros_like(self.bias))
+            self.gradients = (torch.zeros_like(self.q_steps), torch.zeros_like(self.k_hat), transposed, torch.zeros_like(self.bias))
         d_steps, d_k_hat, d_weight, d_bias = self.gradients
         steps = self.q_steps[..., rows]
-        grad = grad.view(len(self.k_hat), -1, self.length)  # (n, K R, L)
-        d_k_hat.baddbmm_(self.q_hat, grad)
-        d_q_hat = torch.bmm(self.k_hat, grad.mT, out=self.scratch("d_q_hat", *self.q_hat.shape))
+        grad = grad.view(len(self.k_hat), -1, grad.size(-1))  # (n, K R, C)
+        d_k_hat[..., columns].baddbmm_(self.q_hat, grad)
+        d_q_hat = torch.bmm(self.k_hat[..., columns], grad.mT, out=self.scratch("d_q_hat", *self.q_hat.shape))
         d_q_hat = d_q_hat.view(len(steps), -1, steps.size(2))  # (n K D, 3 K, R)
         d_steps[..., rows] = torch.bmm(self.weight.mT, d_q_hat)
         d_weight.baddbmm_(steps, d_q_hat.mT)
@@ -59,6 +60,9 @@ class Folded:
 
     def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The gradients of query, key, weight and bias."""
+        if not self.gradients:  # no row hears anything
+            folded = self.weight.new_zeros(len(self.weight), 3, 3 * self.heads)
+            self.gradients = (torch.zeros_like(self.q_steps), torch.zeros_like(self.k_hat), folded, torch.zeros_like(self.bias))
         d_steps, d_k_hat, d_weight, d_bias = self.gradients
         d_weight = d_weight.view(-1, self.heads, self.width, 3, 3, self.heads).sum(0).sum(1)  # (h, x, y, o)
         d_query, d_key = (unshift_steps(t.view_as(d_steps), self.width) for t in (d_steps, d_k_hat))
@@ -72,12 +76,12 @@ class Stored:
         self.query, self.key, self.weight, self.bias, self.scratch = query, key, weight, bias, scratch
         self.length = query.size(2)
 
-    def logits(self, rows: slice) -> Tensor:
+    def logits(self, rows: slice, columns: slice) -> Tensor:
         self.map = self.scratch("map", len(self.query), self.length, self.length)
         torch.bmm(self.query.mT, self.key, out=self.map)
         return F.conv2d(self._images(self.map), self.weight, self.bias, padding=1).flatten(0, 1)
 
-    def accumulate(self, rows: slice, grad: Tensor) -> None:
+    def accumulate(self, rows: slice, columns: slice, grad: Tensor) -> None:
         sizes = ([len(self.bias)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True])
         images = (self._images(grad), self._images(self.map))
         self.d_map, self.d_weight, self.d_bias = torch.ops.aten.convolution_backward(*images, self.weight, *sizes)

@@ -17,15 +17,17 @@ def attention_map(
     bias: Tensor | None,
     mu: float,
     mask: Tensor | None,
+    heard: Tensor | None = None,
 ) -> Tensor:
-    """The map A of [MEA] Eq. 2, (B, K, T, T); see `mea_graph.ops.predictive_attention`."""
-    keys = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T)
+    """The map A of [MEA] Eq. 2, (B, K, T, T); `heard`, (B, T, T), narrows both softmaxes. See `mea_graph.ops.predictive_attention`."""
+    real = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T)
+    keys = real if heard is None else heard.unsqueeze(1) if real is None else real & heard.unsqueeze(1)
     current = masked_softmax(query @ key.mT / math.sqrt(query.size(-1)), keys)  # (B, K, T, T)
     if prior_query is None or prior_key is None or weight is None:
         return current
     previous = prior_query @ prior_key.mT / math.sqrt(prior_query.size(-1))
-    if mask is not None and keys is not None:  # zero outside the valid T x T block, so that the convolution's border sees no padding (R1)
-        previous = previous.masked_fill(~(mask[:, None, :, None] & keys), 0)
+    if mask is not None and real is not None:  # zero outside the valid T x T block, so that the convolution's border sees no padding (R1)
+        previous = previous.masked_fill(~(mask[:, None, :, None] & real), 0)
     predicted = F.gelu(F.conv2d(previous, weight, bias, padding=1))
     return masked_softmax(mu * predicted + (1 - mu) * current, keys)
 
@@ -40,6 +42,7 @@ def predictive_attention(
     bias: Tensor | None,
     mu: float,
     mask: Tensor | None,
+    heard: Tensor | None = None,
 ) -> Tensor:
     """[MEA] Eq. 2 times V, (B, K, T, D)."""
-    return attention_map(query, key, prior_query, prior_key, weight, bias, mu, mask) @ value
+    return attention_map(query, key, prior_query, prior_key, weight, bias, mu, mask, heard) @ value

@@ -1,0 +1,23 @@
+"""Attention edge by edge, over any graph: the same formula for edges that no intervals can say."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.segment import segment_softmax, segment_sum
+
+
+def weights(query: Tensor, key: Tensor, edge_index: Tensor) -> Tensor:
+    """The softmax over each target's edges, (E, K)."""
+    source, target = edge_index[0], edge_index[1]
+    logits = (query.index_select(0, target) * key.index_select(0, source)).sum(-1) / math.sqrt(query.size(-1))
+    return segment_softmax(logits, target, query.size(0))
+
+
+def run(query: Tensor, key: Tensor, value: Tensor, edge_index: Tensor) -> Tensor:
+    """(N_t, K, D_v), in time and memory O(E)."""
+    dtype = torch.float64 if torch.float64 in (query.dtype, key.dtype, value.dtype) else torch.float32
+    xi = weights(query.to(dtype), key.to(dtype), edge_index)
+    messages = xi.unsqueeze(-1) * value.to(dtype).index_select(0, edge_index[0])
+    return segment_sum(messages, edge_index[1], query.size(0)).to(value.dtype)

@@ -1,0 +1,265 @@
+"""Edges between sequences that need no list: each target row listens to runs of consecutive source rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.pointers import Pointers
+
+__all__ = ["IntervalEdges"]
+
+
+class IntervalEdges:
+    r"""Edges from runs of source rows to target rows, in memory :math:`O(N)` instead of :math:`O(E)`.
+
+    Every target row i listens to the source rows `begin[i]`, ..., `end[i] - 1`. With several sources, whose rows stand one below the other
+    in one matrix, it listens to one run of each. `complete` joins each target step to all steps of its sample, as the paper does; `window`
+    keeps those that are near, in steps or in seconds.
+
+    Args:
+        sources: Where the samples' rows are, one of each source.
+        target: The same of the target, with as many samples.
+        begin, end: First row and the row after the last of each run, as numbers in the matrix of all sources. None: all of the sample.
+
+    Shape:
+        - begin, end: :math:`(N_t, S)`, int64, inside the sample's rows
+
+    Raises:
+        ValueError: Different numbers of samples, or shapes other than above.
+
+    >>> import torch
+    >>> audio, text = Pointers.from_ptr(torch.tensor([0, 3, 5])), Pointers.from_ptr(torch.tensor([0, 1, 2]))
+    >>> IntervalEdges.complete(audio, text).edge_index().tolist()
+    [[0, 1, 2, 3, 4], [0, 0, 0, 1, 1]]
+    """
+
+    def __init__(self, sources: Sequence[Pointers], target: Pointers, begin: Tensor | None = None, end: Tensor | None = None) -> None:
+        self.sources, self.target, self._begin, self._end = tuple(sources), target, begin, end
+        if not self.sources:
+            raise ValueError("sources: expected at least one, got none")
+        for i, source in enumerate(self.sources):
+            if source.num_samples != target.num_samples:
+                raise ValueError(f"sources[{i}]: expected {target.num_samples} samples as the target has, got {source.num_samples}")
+        if (begin is None) != (end is None):
+            raise ValueError("begin, end: expected both or neither")
+        for name, value in (("begin", begin), ("end", end)):
+            if value is not None and (value.shape != (target.num_rows, len(self.sources)) or value.dtype != torch.int64):
+                expected = (target.num_rows, len(self.sources))
+                raise ValueError(f"{name}: expected int64 {expected}, got {value.dtype} {tuple(value.shape)}")
+        self.num_source_rows = sum(source.num_rows for source in self.sources)
+        self._made: dict[str, Tensor] = {}
+
+    @classmethod
+    def of_runs(
+        cls,
+        source_start: Tensor,
+        source_length: Tensor,
+        num_source_rows: int,
+        target: Pointers,
+        begin: Tensor | None = None,
+        end: Tensor | None = None,
+    ) -> "IntervalEdges":
+        """Edges whose samples have their source rows anywhere in one matrix: `source_start` and `source_length` are (B, S).
+
+        >>> pointers = Pointers.from_ptr(torch.tensor([0, 1]))
+        >>> IntervalEdges.of_runs(torch.tensor([[0, 5]]), torch.tensor([[2, 1]]), 6, pointers).edge_index().tolist()
+        [[0, 1, 5], [0, 0, 0]]
+        """
+        edges = cls.__new__(cls)
+        edges.sources, edges.target, edges._begin, edges._end, edges.num_source_rows = (), target, begin, end, num_source_rows
+        edges._made = {"source_start": source_start, "source_length": source_length}
+        return edges
+
+    @classmethod
+    def complete(cls, source: Pointers | Sequence[Pointers], target: Pointers) -> "IntervalEdges":
+        """Every target step listens to every source step of its sample.
+
+        >>> steps = Pointers.from_ptr(torch.tensor([0, 2]))
+        >>> IntervalEdges.complete(steps, steps).num_edges
+        4
+        """
+        return cls([source] if isinstance(source, Pointers) else source, target)
+
+    @classmethod
+    def window(
+        cls,
+        source: Pointers,
+        target: Pointers,
+        steps: int | None = None,
+        seconds: float | None = None,
+        source_time: Tensor | None = None,
+        target_time: Tensor | None = None,
+        causal: bool = False,
+    ) -> "IntervalEdges":
+        r"""Every target step listens to the source steps of its sample that are near.
+
+        In steps: step i of :math:`L_t` has its place at the source step :math:`c = \lfloor (i + 1/2) L_s / L_t \rfloor` (step i itself,
+        where the lengths are equal), and listens to :math:`c - w, \dots, c + w`. In seconds: it listens to the steps whose time differs by
+        at most `seconds`. With `causal` to none that is later; then neither `steps` nor `seconds` need be given.
+
+        Args:
+            source, target: Where the samples' rows are.
+            steps: w, at least 0.
+            seconds: At least 0.
+            source_time, target_time: Of each row in seconds, rising within a sample; used where both are given.
+            causal: Whether a step hears only itself and what came before.
+
+        Raises:
+            ValueError: Both widths, no limit at all, a negative width, or no times where seconds are asked for.
+
+        >>> steps = Pointers.from_ptr(torch.tensor([0, 3]))
+        >>> IntervalEdges.window(steps, steps, steps=1).edge_index().tolist()
+        [[0, 1, 0, 1, 2, 1, 2], [0, 0, 1, 1, 1, 2, 2]]
+        """
+        timed = source_time is not None and target_time is not None
+        if steps is not None and seconds is not None:
+            raise ValueError(f"steps, seconds: expected one of them, got {steps} and {seconds}")
+        if steps is None and seconds is None and not causal:
+            raise ValueError("steps, seconds, causal: expected a limit, got none; use IntervalEdges.complete")
+        for name, width in (("steps", steps), ("seconds", seconds)):
+            if width is not None and not width >= 0:
+                raise ValueError(f"{name}: expected at least 0, got {width}")
+        if seconds is not None and not timed:
+            raise ValueError("source_time, target_time: expected both with seconds, got None")
+        start = source.start.index_select(0, target.sample)
+        length = source.length.index_select(0, target.sample)
+        if seconds is not None or (timed and steps is None):
+            reach = float("inf") if seconds is None else seconds
+            begin = _place(source, target, source_time, target_time, -reach, right=False)
+            end = _place(source, target, source_time, target_time, 0.0 if causal else reach, right=True)
+        else:
+            own = target.length.index_select(0, target.sample).clamp(min=1)
+            centre = ((2 * target.position + 1) * length).div(2 * own, rounding_mode="floor")
+            begin = torch.zeros_like(centre) if steps is None else centre - steps
+            end = centre + 1 if causal else centre + (steps or 0) + 1
+            if timed and causal:
+                end = torch.minimum(end, _place(source, target, source_time, target_time, 0.0, right=True))
+        begin = torch.minimum(begin.clamp(min=0), length)
+        end = torch.maximum(torch.minimum(end, length), begin)
+        return cls([source], target, (start + begin).unsqueeze(1), (start + end).unsqueeze(1))
+
+    @classmethod
+    def join(cls, parts: Sequence["IntervalEdges"]) -> "IntervalEdges":
+        """Edges of several sources to one target, whose source rows stand one below the other: one softmax hears them all.
+
+        >>> a, b = Pointers.from_ptr(torch.tensor([0, 1])), Pointers.from_ptr(torch.tensor([0, 2]))
+        >>> IntervalEdges.join([IntervalEdges.complete(a, b), IntervalEdges.complete(b, b)]).edge_index().tolist()
+        [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1]]
+        """
+        target, sources = parts[0].target, [s for part in parts for s in part.sources]
+        if all(part._begin is None for part in parts):
+            return cls(sources, target)
+        begins, ends, rows = [], [], 0
+        for part in parts:
+            begins.append(part.begin + rows)
+            ends.append(part.end + rows)
+            rows += part.num_source_rows
+        return cls(sources, target, torch.cat(begins, 1), torch.cat(ends, 1))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every target step listens to all of its sample."""
+        return self._begin is None
+
+    @property
+    def source_start(self) -> Tensor:
+        """(B, S): first row of each sample in the matrix of all sources."""
+        if "source_start" not in self._made:
+            starts, rows = [], 0
+            for source in self.sources:
+                starts.append(source.start + rows if rows else source.start)
+                rows += source.num_rows
+            self._made["source_start"] = torch.stack(starts, 1)
+        return self._made["source_start"]
+
+    @property
+    def source_length(self) -> Tensor:
+        """(B, S): number of rows of each sample."""
+        if "source_length" not in self._made:
+            self._made["source_length"] = torch.stack([source.length for source in self.sources], 1)
+        return self._made["source_length"]
+
+    @property
+    def begin(self) -> Tensor:
+        """(N_t, S): the first source row of each target row's run."""
+        if self._begin is not None:
+            return self._begin
+        if "begin" not in self._made:
+            self._made["begin"] = self.source_start.index_select(0, self.target.sample)
+        return self._made["begin"]
+
+    @property
+    def end(self) -> Tensor:
+        """(N_t, S): the row after the last of each target row's run."""
+        if self._end is not None:
+            return self._end
+        if "end" not in self._made:
+            self._made["end"] = self.begin + self.source_length.index_select(0, self.target.sample)
+        return self._made["end"]
+
+    def pad_sources(self, x: Tensor) -> Tensor:
+        """The source rows (N_s, *) that each sample hears, padded: (B, sum of T_s, *). Gaps may hold anything, see `source_mask`."""
+        if self.sources:
+            sizes = [source.num_rows for source in self.sources]
+            parts = [source.pad(rows) for source, rows in zip(self.sources, x.split(sizes), strict=True)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        if x.size(0) == 0:
+            return x.new_zeros(self.target.num_samples, 0, *x.shape[1:])
+        return x.index_select(0, self.source_rows.flatten()).unflatten(0, self.source_rows.shape)
+
+    @property
+    def source_mask(self) -> Tensor:
+        """(B, sum of T_s), bool: where `pad_sources` holds a step."""
+        if self.sources:
+            masks = [source.mask for source in self.sources]
+            return masks[0] if len(masks) == 1 else torch.cat(masks, 1)
+        steps = torch.arange(self._longest(), device=self.source_length.device)
+        return (steps < self.source_length.unsqueeze(-1)).flatten(1)
+
+    @property
+    def source_rows(self) -> Tensor:
+        """(B, sum of T_s): which source row `pad_sources` holds."""
+        if self.sources:
+            widths = [source.max_length for source in self.sources]
+        else:
+            widths = [self._longest()] * self.source_start.size(1)
+        steps = [torch.arange(width, device=self.source_start.device) for width in widths]
+        rows = torch.cat([self.source_start[:, s : s + 1] + step for s, step in enumerate(steps)], 1)
+        return rows.clamp(max=max(self.num_source_rows - 1, 0))
+
+    def _longest(self) -> int:
+        return int(self.source_length.max()) if self.source_length.numel() else 0
+
+    @property
+    def num_edges(self) -> int:
+        """E, read from the data."""
+        counts = self.end - self.begin
+        return int(counts.masked_fill(~self.target.real.unsqueeze(1), 0).sum())
+
+    def edge_index(self) -> Tensor:
+        """(2, E): the edges as PyG layers take them, sorted by target."""
+        counts = (self.end - self.begin).masked_fill(~self.target.real.unsqueeze(1), 0).flatten()
+        run = torch.arange(counts.numel(), device=counts.device).repeat_interleave(counts)
+        first = counts.cumsum(0) - counts
+        source = self.begin.flatten().index_select(0, run) + torch.arange(run.numel(), device=run.device) - first.index_select(0, run)
+        return torch.stack([source, run.div(self.source_start.size(1), rounding_mode="floor")])
+
+    def __repr__(self) -> str:
+        kind = "complete" if self.is_complete else "windowed"
+        return f"IntervalEdges({kind}, {self.source_start.size(1)} sources, {self.num_source_rows} -> {self.target.num_rows} rows)"
+
+
+def _place(source: Pointers, target: Pointers, source_time: Any, target_time: Any, shift: float, right: bool) -> Tensor:
+    """(N_t,): how many source steps of the sample are earlier than the target step's time and `shift` (or not later, with `right`)."""
+    for name, time, rows in (("source_time", source_time, source.num_rows), ("target_time", target_time, target.num_rows)):
+        if time.shape != (rows,) or not time.is_floating_point():
+            raise ValueError(f"{name}: expected floating ({rows},), got {time.dtype} {tuple(time.shape)}")
+    if source_time.device.type == "cpu" and source.num_rows:
+        same = source.sample[1:] == source.sample[:-1]
+        if bool((((source_time[1:] < source_time[:-1]) | source_time[1:].isnan()) & same & source.real[1:]).any()):
+            raise ValueError("source_time: expected times that rise within each sample, got some that fall or are NaN")
+    times = source.pad(source_time.double()).masked_fill(~source.mask, torch.inf).contiguous()
+    wanted = target.pad(target_time.double() + shift).contiguous()
+    return target.unpad(torch.searchsorted(times, wanted, right=right))

@@ -1,0 +1,245 @@
+"""Where each sample's rows are: the one layout of sequences in this library."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from mea_graph.ops.eager import is_traced
+
+__all__ = ["Pointers"]
+
+
+class Pointers:
+    r"""Where each sample's rows are in a matrix of rows `x` :math:`(N, d)`.
+
+    Sample b has the rows `start[b]`, ..., `start[b] + length[b] - 1`. A PyG batch stores them one sample after the other, without gaps
+    (`from_ptr`). A padded batch :math:`(B, T, d)` is the same with gaps: its rows are `x.flatten(0, 1)`, and the gaps are its padding
+    (`from_mask`). What stands in a gap is never read.
+
+    Args:
+        start: First row of each sample, rising.
+        length: Number of rows of each sample; 0 where it has none.
+        num_rows: N, gaps included.
+        steps: T, where the rows are a padded batch :math:`(B, T)`.
+        packed: Whether the samples follow each other without gaps.
+
+    Shape:
+        - start, length: :math:`(B,)`, int64
+
+    >>> import torch
+    >>> Pointers.from_ptr(torch.tensor([0, 3, 3, 5])).length.tolist()
+    [3, 0, 2]
+    """
+
+    def __init__(self, start: Tensor, length: Tensor, num_rows: int, steps: int | None = None, packed: bool = False) -> None:
+        self.start, self.length, self.num_rows, self.steps, self.packed = start, length, num_rows, steps, packed
+        self._made: dict[str, Any] = {}  # what was derived once
+
+    @classmethod
+    def from_ptr(cls, ptr: Tensor, num_rows: int | None = None) -> "Pointers":
+        """Of a PyG batch: sample b has the rows `ptr[b]` to `ptr[b + 1] - 1`. `num_rows` spares a look at the data.
+
+        >>> Pointers.from_ptr(torch.tensor([0, 2, 5]), 5)
+        Pointers(2 samples, 5 rows)
+        """
+        if ptr.dim() != 1 or ptr.dtype != torch.int64 or ptr.size(0) == 0:
+            raise ValueError(f"ptr: expected int64 (B + 1,), got {ptr.dtype} {tuple(ptr.shape)}")
+        if ptr.device.type == "cpu" and not is_traced():
+            first, last = int(ptr[0]), int(ptr[-1])
+            if first != 0 or (num_rows is not None and last != num_rows) or bool((ptr[1:] < ptr[:-1]).any()):
+                rows = "the number of rows" if num_rows is None else f"{num_rows}, the number of rows"
+                raise ValueError(f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}")
+        return cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
+
+    @classmethod
+    def from_batch(cls, batch: Tensor, num_samples: int) -> "Pointers":
+        """Of a PyG batch vector: row i belongs to sample `batch[i]`; sorted.
+
+        >>> Pointers.from_batch(torch.tensor([0, 0, 2]), 3).length.tolist()
+        [2, 0, 1]
+        """
+        if batch.dim() != 1 or batch.dtype != torch.int64:
+            raise ValueError(f"batch: expected int64 (N,), got {batch.dtype} {tuple(batch.shape)}")
+        if batch.device.type == "cpu" and not is_traced() and batch.numel():
+            if bool((batch[1:] < batch[:-1]).any()):
+                raise ValueError("batch: expected sorted sample indices, got unsorted ones")
+            if int(batch[-1]) >= num_samples or int(batch[0]) < 0:
+                raise ValueError(f"batch: expected indices of {num_samples} samples, got {int(batch[0])} to {int(batch[-1])}")
+        ptr = torch.searchsorted(batch, torch.arange(num_samples + 1, device=batch.device))
+        return cls(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> "Pointers":
+        """Of a padded batch: True marks real steps, which come first in every row.
+
+        >>> Pointers.from_mask(torch.tensor([[True, True, False], [True, False, False]])).length.tolist()
+        [2, 1]
+        """
+        batch, steps = mask.shape
+        return cls(torch.arange(batch, device=mask.device) * steps, mask.sum(1), batch * steps, steps)
+
+    @classmethod
+    def full(cls, batch: int, steps: int, device: torch.device) -> "Pointers":
+        """Of a padded batch without padding.
+
+        >>> Pointers.full(2, 3, torch.device("cpu")).length.tolist()
+        [3, 3]
+        """
+        length = torch.full((batch,), steps, dtype=torch.int64, device=device)
+        return cls(torch.arange(batch, device=device) * steps, length, batch * steps, steps)
+
+    @classmethod
+    def join(cls, parts: Sequence["Pointers"]) -> "Pointers":
+        """Of several matrices of rows, one below the other: the samples of the first, then those of the second, and so on.
+
+        >>> a, b = Pointers.from_ptr(torch.tensor([0, 2])), Pointers.from_ptr(torch.tensor([0, 1, 4]))
+        >>> Pointers.join([a, b]).start.tolist()
+        [0, 2, 3]
+        """
+        if len(parts) == 1:
+            return parts[0]
+        starts, rows = [], 0
+        for part in parts:
+            starts.append(part.start + rows if rows else part.start)
+            rows += part.num_rows
+        joined = cls(torch.cat(starts), torch.cat([p.length for p in parts]), rows, packed=all(p.packed for p in parts))
+        joined._made["parts"] = list(parts)
+        return joined
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return self.start.size(0)
+
+    @property
+    def sample(self) -> Tensor:
+        """(N,): the sample of each row. A row of padding has that of its line."""
+        if "sample" not in self._made:
+            if "parts" in self._made:
+                samples, count = [], 0
+                for part in self._made["parts"]:
+                    samples.append(part.sample + count)
+                    count += part.num_samples
+                made = torch.cat(samples)
+            elif self.steps is not None:
+                numbers = torch.arange(self.num_samples, device=self.start.device)
+                made = numbers.repeat_interleave(self.steps, output_size=self.num_rows)
+            else:
+                rows = torch.arange(self.num_rows, device=self.start.device)
+                made = torch.searchsorted(self.start.contiguous(), rows, right=True) - 1
+            self._made["sample"] = made
+        return self._made["sample"]
+
+    @property
+    def position(self) -> Tensor:
+        """(N,): the step number of each row in its sample."""
+        if "position" not in self._made:
+            self._made["position"] = torch.arange(self.num_rows, device=self.start.device) - self.start.index_select(0, self.sample)
+        return self._made["position"]
+
+    @property
+    def real(self) -> Tensor:
+        """(N,), bool: whether a row is a step, and not padding."""
+        if "real" not in self._made:
+            self._made["real"] = self.position < self.length.index_select(0, self.sample)
+        return self._made["real"]
+
+    @property
+    def present(self) -> Tensor:
+        """(B,), bool: whether a sample has any row."""
+        if "present" not in self._made:
+            self._made["present"] = self.length > 0
+        return self._made["present"]
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, T), bool: True at the steps of the padded form."""
+        if "mask" not in self._made:
+            self._made["mask"] = torch.arange(self.max_length, device=self.start.device) < self.length.unsqueeze(1)
+        return self._made["mask"]
+
+    @property
+    def max_length(self) -> int:
+        """T: of a padded batch its width, otherwise the longest length (which waits for a device)."""
+        if self.steps is not None:
+            return self.steps
+        if "max_length" not in self._made:
+            self._made["max_length"] = int(self.length.max()) if self.num_samples else 0
+        return self._made["max_length"]
+
+    @property
+    def _grid_rows(self) -> Tensor:
+        """(N,): where each row is in the padded form; a gap anywhere."""
+        if "grid_rows" not in self._made:
+            position = self.position if self.packed else self.position.clamp(max=max(self.max_length - 1, 0))
+            self._made["grid_rows"] = self.sample * self.max_length + position
+        return self._made["grid_rows"]
+
+    def _is_grid(self) -> bool:
+        """Whether the rows are the padded form as they lie. Without padding a packed batch is one too."""
+        return self.steps is not None or (self.packed and self.num_samples * self.max_length == self.num_rows)
+
+    def fills_rows(self) -> bool:
+        """Whether no row is a gap. Reads the lengths of a padded batch."""
+        return self.packed or int(self.length.sum()) == self.num_rows
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Rows (N, *) to a padded batch (B, T, *). What stands in the padding is zero where the rows have no gaps, else anything."""
+        if not self._is_grid():
+            if self.packed:
+                x = put_rows(x, self._grid_rows, self.num_samples * self.max_length)
+            elif self.num_rows:
+                rows = self.start.unsqueeze(1) + torch.arange(self.max_length, device=x.device)
+                x = x.index_select(0, rows.clamp_(max=self.num_rows - 1).flatten())
+        return x.unflatten(0, (self.num_samples, self.max_length))
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """A padded batch (B, T, *) to rows (N, *): the inverse of `pad`."""
+        x = x.flatten(0, 1)
+        if self._is_grid():
+            return x
+        if self.packed:
+            return take_rows(x, self._grid_rows)
+        real = self.real.view(-1, *(1,) * (x.dim() - 1))
+        return x.index_select(0, self._grid_rows).masked_fill(~real, 0)
+
+    def to(self, device: torch.device | str) -> "Pointers":
+        """The same on another device."""
+        return Pointers(self.start.to(device), self.length.to(device), self.num_rows, self.steps, self.packed)
+
+    def __repr__(self) -> str:
+        padded = "" if self.steps is None else f", {self.steps} steps each with padding"
+        return f"Pointers({self.num_samples} samples, {self.num_rows} rows{padded})"
+
+
+class _Take(torch.autograd.Function):
+    """Rows by an index that names each at most once: going back they are put, where torch's own indexing would add, row by row."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, rows: Tensor) -> Tensor:
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.size = len(inputs[0])  # type: ignore[attr-defined]
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return put_rows(grads[0], rows, ctx.size), None  # type: ignore[attr-defined]
+
+
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """`x[rows]`, where `rows` names each row at most once."""
+    return x.index_select(0, rows) if is_traced() else _Take.apply(x, rows)
+
+
+def put_rows(x: Tensor, rows: Tensor, size: int) -> Tensor:
+    """The inverse of `take_rows`: (size, *), zeros where `rows` names nothing."""
+    return x.new_zeros(size, *x.shape[1:]).index_copy(0, rows, x)
