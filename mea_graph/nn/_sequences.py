@@ -1,50 +1,120 @@
-"""What every layer does to its input first: check it, and cut what stands in the padding."""
+"""The door of every layer: what a caller gives becomes rows and pointers here, once, and results go back the way they came."""
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral
+from typing import NamedTuple
 
 import torch
-from einops import rearrange
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mea_graph.ops import Pointers
+from mea_graph.ops.eager import is_traced
+from mea_graph.ops.pointers import put_rows, take_rows
 
-def check_sequence(x: Tensor, mask: Tensor | None, channels: int, name: str = "x") -> tuple[Tensor, Tensor]:
-    """Returns `x` with zeros in the padding, and a mask in any case. Junk in padding, NaN included, gets zero gradient."""
-    if x.dim() != 3 or x.size(-1) != channels:
-        raise ValueError(f"{name}: expected (B, T, {channels}), got {tuple(x.shape)}")
+Layout = Tensor | Pointers | None  # mask, ptr or Pointers
+
+
+class Entered(NamedTuple):
+    """A sequence inside a layer."""
+
+    x: Tensor  # (N, d)
+    pointers: Pointers
+    shape: tuple[int, ...] | None  # (B, T) of a padded batch, () of one sequence, None of rows
+    taken: Tensor | None  # which rows of the padded batch these are; None: all
+
+    def leave(self, x: Tensor) -> Tensor:
+        """A result (N, d') in the form in which the sequence came: zeros in the padding."""
+        if not self.shape:
+            return x
+        if self.taken is not None:
+            return put_rows(x, self.taken, self.shape[0] * self.shape[1]).unflatten(0, self.shape)
+        x = x.unflatten(0, self.shape)
+        return x if self.pointers.packed else x.masked_fill(~self.pointers.mask.unsqueeze(-1), 0)
+
+    def leave_shorter(self, x: Tensor, pointers: Pointers, stride: int) -> Tensor:
+        """The same for a layer that has shortened each sequence of T steps to ceil(T / stride)."""
+        if not self.shape:
+            return x
+        x = pointers.pad(x)
+        if not pointers.packed:
+            x = x.masked_fill(~pointers.mask.unsqueeze(-1), 0)
+        return F.pad(x, (0, 0, 0, -(-self.shape[1] // stride) - x.size(1)))
+
+
+def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> Entered:
+    """Takes rows (N, d) with ptr (B + 1) or `Pointers`, a padded batch (B, T, d) with a mask (B, T), or one sequence (N, d).
+
+    Junk in padding, NaN included, reaches no value and no gradient. On a CPU the steps are taken out of the padding. Elsewhere, and where
+    a graph is recorded, that would need numbers that nobody may read: the padded batch is then rows with gaps, filled with zeros.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
-    if mask is None:
-        return x, torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    if mask.shape != x.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(f"{name}: expected a bool mask {tuple(x.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
-    return zero_padding(x, mask), mask
+    if x.dim() == 2:
+        return _enter_rows(x, layout, channels, name)
+    width = "d" if channels is None else channels
+    if x.dim() != 3 or (channels is not None and x.size(-1) != channels):
+        raise ValueError(f"{name}: expected (B, T, {width}), or rows (N, {width}) with ptr, got {tuple(x.shape)}")
+    batch, steps, _ = x.shape
+    if isinstance(layout, Pointers) or (layout is not None and (layout.shape != x.shape[:2] or layout.dtype != torch.bool)):
+        got = layout if isinstance(layout, Pointers) else f"{layout.dtype} {tuple(layout.shape)}"
+        raise ValueError(f"{name}: expected a bool mask {tuple(x.shape[:2])}, True at real steps, got {got}")
+    if layout is None:
+        return Entered(x.flatten(0, 1), Pointers.full(batch, steps, x.device), (batch, steps), None)
+    if x.device.type != "cpu" or is_traced():
+        clean = x.masked_fill(~layout.unsqueeze(-1), 0)
+        return Entered(clean.flatten(0, 1), Pointers.from_mask(layout), (batch, steps), None)
+    check_prefix(layout, name)
+    taken = layout.flatten().nonzero().squeeze(1)
+    if len(taken) == batch * steps:
+        return Entered(x.flatten(0, 1), Pointers.full(batch, steps, x.device), (batch, steps), None)
+    length = layout.sum(1)
+    start = length.cumsum(0) - length
+    return Entered(take_rows(x.flatten(0, 1), taken), Pointers(start, length, len(taken), packed=True), (batch, steps), taken)
 
 
-def check_sequences(
-    x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None, modalities: tuple[str, ...], channels: int | Mapping[str, int]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`check_sequence` for every modality, in the order of `modalities`."""
+def _enter_rows(x: Tensor, layout: Layout, channels: int | None, name: str) -> Entered:
+    if channels is not None and x.size(1) != channels:
+        raise ValueError(f"{name}: expected (N, {channels}), got {tuple(x.shape)}")
+    if layout is None:
+        start = torch.zeros(1, dtype=torch.int64, device=x.device)
+        return Entered(x, Pointers(start, start + x.size(0), x.size(0), packed=True), (), None)
+    if isinstance(layout, Pointers):
+        if layout.num_rows != x.size(0):
+            raise ValueError(f"{name}: expected Pointers of {x.size(0)} rows, got {layout}")
+        return Entered(x, layout, None, None)
+    if layout.dim() != 1 or layout.dtype != torch.int64:
+        raise ValueError(f"{name}: expected ptr, int64 (B + 1,), beside rows (N, d), got {layout.dtype} {tuple(layout.shape)}")
+    return Entered(x, Pointers.from_ptr(layout, x.size(0)), None, None)
+
+
+def enter_all(
+    x: Mapping[str, Tensor], layout: Mapping[str, Layout] | None, modalities: tuple[str, ...], channels: int | Mapping[str, int]
+) -> dict[str, Entered]:
+    """`enter` for every modality, in the order of `modalities`."""
     check_keys(x, modalities, "x")
-    if mask is not None:
-        check_keys(mask, modalities, "mask")
-    clean, valid = {}, {}
+    if layout is not None:
+        check_keys(layout, modalities, "layout")
+    entered = {}
     for m in modalities:
         width = channels if isinstance(channels, int) else channels[m]
-        clean[m], valid[m] = check_sequence(x[m], None if mask is None else mask[m], width, m)
-    check_batch(clean, "x")
-    return clean, valid
-
-
-def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
-    return x.masked_fill(~mask.unsqueeze(-1), 0)
+        entered[m] = enter(x[m], None if layout is None else layout[m], width, m)
+    sizes = {m: e.pointers.num_samples for m, e in entered.items()}
+    first = next(iter(sizes.values()))
+    if any(size != first for size in sizes.values()):  # a set would need numbers, which sizes are not while a graph is exported
+        raise ValueError(f"x: expected the same number of samples in every modality, got {sizes}")
+    return entered
 
 
 def check_prefix(mask: Tensor, name: str) -> None:
-    """Real steps must come first. Looked at on the CPU only: elsewhere the look would wait for the device."""
-    if mask.device.type == "cpu" and not torch.compiler.is_compiling() and mask.size(1) and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+    """Real steps must come first, which a mask the wrong way round does not say. Looked at on a CPU only."""
+    if mask.size(1) and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         row = int((mask[:, 1:] & ~mask[:, :-1]).any(1).nonzero()[0])
-        raise ValueError(f"{name}: expected real steps before padding in every row of the mask, got a gap in row {row}")
+        raise ValueError(
+            f"{name}: expected a mask that is True at real steps, which come before padding, got a gap in row {row} (is the mask inverted?)"
+        )
 
 
 _TAKEN = nn.ModuleDict()  # a submodule may not be called like anything it has
@@ -70,14 +140,6 @@ def check_batch(values: Mapping[str, Tensor], name: str) -> None:
     first = next(iter(sizes.values()))
     if any(size != first for size in sizes.values()):  # a set would need numbers, which sizes are not while a graph is exported
         raise ValueError(f"{name}: expected the same number of samples in every modality, got {sizes}")
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    return rearrange(x, "batch time (heads width) -> batch heads time width", heads=heads)
-
-
-def merge_heads(x: Tensor) -> Tensor:
-    return rearrange(x, "batch heads time width -> batch time (heads width)")
 
 
 def check_sizes(**sizes: int) -> None:

@@ -1,7 +1,11 @@
 """The position-wise feed-forward block that closes every attention layer."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
+from mea_graph.nn._side_by_side import Groups, linear, norm
 from mea_graph.nn._sequences import check_sizes
 
 
@@ -47,3 +51,12 @@ class FeedForward(nn.Module):
         """Returns `x` transformed step by step, plus `x`."""
         hidden = self.dropout(self.activation(self.expand(self.norm(x))))
         return x + self.dropout(self.contract(hidden))
+
+
+def feed_forward(blocks: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
+    """Each block on its rows of (N, d); the blocks differ in their weights alone."""
+    if len(blocks) == 1:
+        return blocks[0](x)
+    activation, dropout = blocks[0].activation, blocks[0].dropout
+    hidden = dropout(activation(linear([b.expand for b in blocks], norm([b.norm for b in blocks], x, groups), groups)))
+    return x + dropout(linear([b.contract for b in blocks], hidden, groups))

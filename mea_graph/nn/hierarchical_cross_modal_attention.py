@@ -1,15 +1,18 @@
 """Mixed, coarse and fine reinforcement of every modality by the others, [MEA] Eq. 7-10."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._packed_steps import Steps, are_steps, can_pack, join, pack
-from mea_graph.nn._sequences import check_modalities, check_sequences, zero_padding
-from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
+from mea_graph.nn._sequences import Layout, check_modalities, enter_all
+from mea_graph.nn._side_by_side import Groups, can_join
+from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce
+from mea_graph.ops import IntervalEdges, Pointers
+
+Arrow = tuple[str, str, str]  # stage, source, target
 
 
 class CrossModalOutput(NamedTuple):
@@ -22,8 +25,8 @@ class CrossModalOutput(NamedTuple):
     torch.Size([1, 2, 3, 4])
     """
 
-    x: dict[str, Tensor]  # (B, T_m, d) each
-    attention: dict[tuple[str, str, str], Tensor]  # (stage, source or "all" or "others", target) -> (B, K, T_target, T_source)
+    x: dict[str, Tensor]  # as the input: (N_m, d) or (B, T_m, d)
+    attention: dict[Arrow, Tensor]  # (stage, source or "all" or "others", target) -> (B, K, T_target, T_source)
 
 
 class HierarchicalCrossModalAttention(nn.Module):
@@ -45,7 +48,8 @@ class HierarchicalCrossModalAttention(nn.Module):
         residual, dropout: As for `ModalityReinforcementUnit`.
 
     Shape:
-        - x: dict of :math:`(B, T_m, d)`; mask: dict of :math:`(B, T_m)`, bool, or None
+        - x: dict of rows :math:`(N_m, d)` with a dict of ptr :math:`(B + 1,)`, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)` or None
+        - edges: `IntervalEdges` by pair (source, target), in all stages; a pair that is not named hears all of its sample
         - result: `CrossModalOutput`
 
     Raises:
@@ -89,68 +93,114 @@ class HierarchicalCrossModalAttention(nn.Module):
             reset(units)
 
     def forward(
-        self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, return_attention_weights: bool = False
+        self,
+        x: Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None = None,
+        edges: Mapping[tuple[str, str], IntervalEdges] | None = None,
+        return_attention_weights: bool = False,
     ) -> CrossModalOutput:
         """Returns the reinforced sequences."""
-        if are_steps(x):  # how `CrossModalEncoder` calls it on a CPU
-            return CrossModalOutput(self._on_steps(x), {})
-        z, valid = check_sequences(x, mask, self.modalities, self.channels)
-        maps: dict[tuple[str, str, str], Tensor] = {}
-        if not return_attention_weights and all(can_pack(v) for v in z.values()):
-            return CrossModalOutput(_padded(self._on_steps({m: pack(z[m], valid[m]) for m in self.modalities})), maps)
+        entered = enter_all(x, layout, self.modalities, self.channels)
+        arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
+        rows, maps = self.reinforced({m: e.x for m, e in entered.items()}, arrows, return_attention_weights)
+        return CrossModalOutput({m: e.leave(rows[m]) for m, e in entered.items()}, maps)
 
-        def reinforce(unit: nn.Module, arrow: tuple[str, str, str], sources: list[str], target: Tensor) -> Tensor:
-            t = arrow[2]
-            result = unit([z[s] for s in sources], target, [valid[s] for s in sources], valid[t], return_attention_weights)
-            if return_attention_weights:
-                result, maps[arrow] = result
-            return result
+    def reinforced(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
+        """The same on rows (N_m, d)."""
+        drawn: dict[Arrow, Tensor] = {}
+        current, others = dict(x), {t: self._others(t) for t in self.modalities}
+        if self.mixed is not None:
+            stage = [(("mixed", "all", t), self.mixed[t], list(self.modalities)) for t in self.modalities]
+            current = dict(zip(self.modalities, self._stage(stage, current, x, arrows, drawn, maps), strict=True))
+        if self.coarse is not None:
+            stage = [(("coarse", "others", t), self.coarse[t], others[t]) for t in self.modalities]
+            current = dict(zip(self.modalities, self._stage(stage, current, x, arrows, drawn, maps), strict=True))
+        if self.fine is not None:
+            fine = self.fine
+            stage = [(("fine", s, t), cast(nn.ModuleDict, fine[t])[s], [s]) for t in self.modalities for s in others[t]]
+            parts = iter(self._stage(stage, current, x, arrows, drawn, maps))
+            for t in self.modalities:
+                of_target = [next(parts) for _ in others[t]]
+                current[t] = self._sum_of_present(of_target, [arrows.pointers[s] for s in others[t]], arrows.pointers[t], current[t])
+        return current, drawn
 
-        out = {}
-        for t in self.modalities:
-            current, others = z[t], self._others(t)
-            if self.mixed is not None:
-                current = reinforce(self.mixed[t], ("mixed", "all", t), list(self.modalities), current)
-            if self.coarse is not None:
-                current = reinforce(self.coarse[t], ("coarse", "others", t), others, current)
-            if self.fine is not None:
-                present = torch.stack([valid[s].any(1) for s in others])[..., None, None]  # (M - 1, B, 1, 1)
-                units = cast(nn.ModuleDict, self.fine[t])
-                parts = torch.stack([reinforce(units[s], ("fine", s, t), [s], current) for s in others])
-                current = _sum_of_present(parts, present, current)
-            out[t] = zero_padding(current, valid[t])
-        return CrossModalOutput(out, maps)
+    def _stage(
+        self,
+        stage: Sequence[tuple[Arrow, nn.Module, list[str]]],
+        current: Mapping[str, Tensor],
+        x: Mapping[str, Tensor],
+        arrows: "Arrows",
+        drawn: dict[Arrow, Tensor],
+        maps: bool,
+    ) -> Sequence[Tensor]:
+        """What each arrow makes of its target's current rows; sources are read as they came into the layer."""
+        units = [cast(ModalityReinforcementUnit, unit) for _, unit, _ in stage]
+        if not maps and can_join(units):
+            target, targets = arrows.groups(current, [arrow[2] for arrow, _, _ in stage])
+            source, sources = arrows.groups(x, [s for _, _, names in stage for s in names])
+            of_unit, place = [], 0
+            for _, _, names in stage:
+                of_unit.append(Groups(*(part[place : place + len(names)] for part in sources)))
+                place += len(names)
+            rows, _ = reinforce(units, target, targets, source, of_unit, arrows.of_stage([(a[2], names) for a, _, names in stage]))
+            return rows.split(targets.sizes)
+        results = []
+        for (arrow, _, names), unit in zip(stage, units, strict=True):
+            result = unit(
+                current[arrow[2]],
+                arrows.pointers[arrow[2]],
+                source=[x[s] for s in names],
+                source_layout=[arrows.pointers[s] for s in names],
+                edges=arrows.of(arrow[2], names),
+                return_attention_weights=maps,
+            )
+            if maps:
+                result, drawn[arrow] = result
+            results.append(result)
+        return results
 
-    def _on_steps(self, steps: Mapping[str, Steps]) -> dict[str, Any]:
-        """The same without the padding."""
-        everything = join([steps[m] for m in self.modalities]) if self.mixed is not None else None
-        out = {}
-        for t in self.modalities:
-            current, others = steps[t], self._others(t)
-            if self.mixed is not None:
-                current = current._replace(x=self.mixed[t](everything, current))
-            if self.coarse is not None:
-                current = current._replace(x=self.coarse[t](join([steps[s] for s in others]), current))
-            if self.fine is not None:
-                units = cast(nn.ModuleDict, self.fine[t])
-                parts = torch.stack([units[s](steps[s], current) for s in others])  # (M - 1, N, d)
-                if all(min(steps[s].lengths, default=0) for s in others):  # no sample lacks any of them
-                    current = current._replace(x=parts.sum(0))
-                else:
-                    there = torch.tensor([steps[s].lengths for s in others]) > 0  # (M - 1, B)
-                    present = there[:, current.sample].unsqueeze(-1)  # (M - 1, N, 1)
-                    current = current._replace(x=_sum_of_present(parts, present, current.x))
-            out[t] = current
-        return out
+    @staticmethod
+    def _sum_of_present(parts: Sequence[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
+        """The sum over the sources that a sample has; `instead` where it has none."""
+        if all(s.packed and s.steps is not None and s.steps > 0 for s in sources):  # told by shapes alone: no sample lacks any
+            return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        there = torch.stack([s.present for s in sources])  # (M - 1, B)
+        present = there.index_select(1, target.sample).unsqueeze(-1)  # (M - 1, N, 1)
+        total = torch.stack(parts).masked_fill(~present, 0).sum(0)
+        return torch.where(present.any(0), total, instead)
 
 
-def _padded(steps: Mapping[str, Steps]) -> dict[str, Tensor]:
-    return {m: s.padded() for m, s in steps.items()}
+class Arrows:
+    """The edges between the modalities of a batch, built once and used by every layer."""
 
+    def __init__(self, pointers: Mapping[str, Pointers], edges: Mapping[tuple[str, str], IntervalEdges] | None = None) -> None:
+        self.pointers, self.edges = dict(pointers), dict(edges or {})
+        unknown = [pair for pair in self.edges if set(pair) - set(self.pointers)]
+        if unknown:
+            raise ValueError(f"edges: expected pairs of {list(self.pointers)}, got {unknown}")
+        self._joined: dict[tuple[tuple[str, tuple[str, ...]], ...], IntervalEdges] = {}
 
-def _sum_of_present(parts: Tensor, present: Tensor, instead: Tensor) -> Tensor:
-    """The sum over the sources that are there; `instead` where none is."""
-    return torch.where(present.any(0), parts.masked_fill(~present, 0).sum(0), instead)
+    def of(self, target: str, sources: Sequence[str]) -> IntervalEdges:
+        """From the rows of the sources, one below the other."""
+        if not any((s, target) in self.edges for s in sources):
+            return IntervalEdges.complete([self.pointers[s] for s in sources], self.pointers[target])
+        own = self.pointers[target]
+        return IntervalEdges.join([self.edges.get((s, target)) or IntervalEdges.complete(self.pointers[s], own) for s in sources])
+
+    def of_stage(self, stage: Sequence[tuple[str, Sequence[str]]]) -> IntervalEdges:
+        """Those of several arrows as one graph."""
+        key = tuple((target, tuple(sources)) for target, sources in stage)
+        if key not in self._joined:
+            self._joined[key] = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
+        return self._joined[key]
+
+    def groups(self, x: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, Groups]:
+        """The rows of all modalities one below the other, and where those of each name are."""
+        starts, row = {}, 0
+        for m, pointers in self.pointers.items():
+            starts[m], row = row, row + pointers.num_rows
+        rows = torch.cat([x[m] for m in self.pointers])
+        return rows, Groups([starts[m] for m in names], [self.pointers[m].num_rows for m in names])
 
 
 class CrossModalEncoder(nn.Module):
@@ -164,7 +214,7 @@ class CrossModalEncoder(nn.Module):
         mixed, coarse, fine, residual, dropout: As for `HierarchicalCrossModalAttention`.
 
     Shape:
-        - x: dict of :math:`(B, T_m, d)`; mask: dict of :math:`(B, T_m)`, bool, or None
+        - x, layout, edges: as for `HierarchicalCrossModalAttention`
         - result: the sequences, as `x`; and the maps of each layer, as of `HierarchicalCrossModalAttention`, none unless asked for
 
     Raises:
@@ -202,18 +252,22 @@ class CrossModalEncoder(nn.Module):
         reset(self.layers)
 
     def forward(
-        self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, return_attention_weights: bool = False
-    ) -> tuple[dict[str, Tensor], list[dict[tuple[str, str, str], Tensor]]]:
+        self,
+        x: Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None = None,
+        edges: Mapping[tuple[str, str], IntervalEdges] | None = None,
+        return_attention_weights: bool = False,
+    ) -> tuple[dict[str, Tensor], list[dict[Arrow, Tensor]]]:
         """Returns the sequences after the last layer and each layer's maps."""
-        current: dict[str, Any] = dict(x)
-        maps = []
         first = cast(HierarchicalCrossModalAttention, self.layers[0])
-        packed = not return_attention_weights and all(can_pack(z) for z in x.values())
-        if packed:
-            clean, valid = check_sequences(x, mask, first.modalities, first.channels)
-            current = {m: pack(clean[m], valid[m]) for m in first.modalities}
+        entered = enter_all(x, layout, first.modalities, first.channels)
+        arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
+        current, maps = {m: e.x for m, e in entered.items()}, []
         for layer in self.layers:
-            current, attention = layer(current, mask, return_attention_weights)
+            if can_join([layer]):
+                current, drawn = cast(HierarchicalCrossModalAttention, layer).reinforced(current, arrows, return_attention_weights)
+            else:
+                current, drawn = layer(current, arrows.pointers, arrows.edges, return_attention_weights)
             if return_attention_weights:
-                maps.append(attention)
-        return (_padded(current) if packed else current), maps
+                maps.append(drawn)
+        return {m: e.leave(current[m]) for m, e in entered.items()}, maps

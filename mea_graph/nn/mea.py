@@ -1,5 +1,6 @@
 """The whole model, made only of the layers beside it."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, cast
 
@@ -9,10 +10,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
-from mea_graph.nn._packed_steps import can_pack
-from mea_graph.nn._sequences import check_keys, check_modalities, check_sequences, check_sizes
+from mea_graph.nn._sequences import Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn.decoupled_graph_fusion import DecoupledGraphFusion
-from mea_graph.nn.dense_sequences import dense_sequences
 from mea_graph.nn.double_discriminator import Discrimination, DoubleDiscriminator
 from mea_graph.nn.fusion_graph import fusion_graph
 from mea_graph.nn.hierarchical_cross_modal_attention import CrossModalEncoder
@@ -20,6 +19,8 @@ from mea_graph.nn.modality_centering import ModalityCentering
 from mea_graph.nn.predictive_encoder import PredictiveEncoder
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
+from mea_graph.ops import Pointers
+from mea_graph.ops.eager import is_traced
 
 
 class MEAOutput(NamedTuple):
@@ -27,7 +28,7 @@ class MEAOutput(NamedTuple):
 
     >>> import torch
     >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2, hidden_channels=16)
-    >>> output = model.forward_dense({"text": torch.randn(2, 4, 5), "audio": torch.randn(2, 9, 3)})
+    >>> output = model({"text": torch.randn(2, 4, 5), "audio": torch.randn(2, 9, 3)})
     >>> output.exclusive["audio"].shape, output.graph["text_agnostic"].num_nodes
     (torch.Size([2, 16]), 2)
     """
@@ -191,40 +192,44 @@ class MEA(nn.Module):
 
     def forward(
         self,
-        x_dict: Mapping[str, Tensor],
-        batch_dict: Mapping[str, Tensor],
+        x: HeteroData | Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None = None,
         batch_size: int | None = None,
         return_attention_weights: bool = False,
     ) -> MEAOutput:
-        """Predicts for a PyG batch; `batch_size` is needed where the last samples have no modality at all."""
-        check_keys(x_dict, self.modalities, "x_dict")
-        x, mask = dense_sequences(x_dict, batch_dict, batch_size)
-        return self.forward_dense(x, mask, return_attention_weights)
+        """Predicts for a PyG batch, or for sequences by modality.
 
-    def forward_dense(
-        self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, return_attention_weights: bool = False
-    ) -> MEAOutput:
-        """Predicts for padded sequences, (B, T_m, d_m) by modality, and their masks, (B, T_m)."""
-        features, real = check_sequences(x, mask, self.modalities, self.in_channels)
-        if mask is not None and not return_attention_weights:  # maps are as wide as the caller's padding
-            features, real = self._trim(features, real)
-        z = {m: self.extractors[m](features[m], real[m]) for m in self.modalities}
-        valid = {m: cast(UnimodalExtractor, self.extractors[m]).output_mask(real[m]) for m in self.modalities}
-        present = {m: valid[m].any(1) for m in self.modalities}
-        complete = mask is None and all(v.size(1) for v in valid.values())  # told by shapes alone: every sample has every modality
+        `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or padded
+        sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
+        """
+        if isinstance(x, HeteroData):
+            x, layout = _of_batch(x, self.modalities)
+        elif batch_size is not None:
+            check_keys(x, self.modalities, "x_dict")
+            check_keys(layout or {}, self.modalities, "batch_dict")
+            layout = {m: Pointers.from_batch(cast(Tensor, cast(Mapping[str, Layout], layout)[m]), batch_size) for m in self.modalities}
+        entered = enter_all(x, layout, self.modalities, self.in_channels)
+        pointers = {m: e.pointers for m, e in entered.items()}
+        if not any(p.num_rows for p in pointers.values()) and next(iter(pointers.values())).num_samples and not is_traced():
+            warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=2)
+        extractors = {m: cast(UnimodalExtractor, self.extractors[m]) for m in self.modalities}
+        z = {m: extractors[m](entered[m].x, pointers[m]) for m in self.modalities}
+        pointers = {m: pointers[m].strided(extractors[m].stride) for m in self.modalities}
+        present = {m: p.present for m, p in pointers.items()}
+        complete = all(p.packed and p.steps for p in pointers.values())  # told by shapes alone: every sample has every modality
 
         exclusive = agnostic = None
         modality_weights, predictive_maps, cross_modal_maps = [], {}, []
         if self.exclusive_encoders is not None:
             z_e = z
             if self.predictive is not None:
-                z_e, modality_weights, predictive_maps = self.predictive(z, valid, return_attention_weights)
-            exclusive = {m: self.exclusive_encoders[m](z_e[m], valid[m]) for m in self.modalities}
+                z_e, modality_weights, predictive_maps = self.predictive(z, pointers, None, return_attention_weights)
+            exclusive = {m: self.exclusive_encoders[m](z_e[m], pointers[m]) for m in self.modalities}
         if self.agnostic_encoder is not None:
             z_a = z
             if self.cross_modal is not None:
-                z_a, cross_modal_maps = self.cross_modal(z, valid, return_attention_weights)
-            agnostic = {m: self.agnostic_encoder(z_a[m], valid[m]) for m in self.modalities}
+                z_a, cross_modal_maps = self.cross_modal(z, pointers, None, return_attention_weights)
+            agnostic = {m: self.agnostic_encoder(z_a[m], pointers[m]) for m in self.modalities}
             if self.centering is not None:
                 agnostic = self.centering(agnostic, None if complete else present)
 
@@ -232,8 +237,8 @@ class MEA(nn.Module):
         transfer: dict[EdgeType, Tensor] = {}
         spaces = [h for h in (exclusive, agnostic) if h is not None]
         if self.graph_fusion is not None:
-            batch_size = next(iter(x.values())).size(0)
-            fused = self.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, batch_size, return_attention_weights)
+            samples = next(iter(pointers.values())).num_samples
+            fused = self.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, samples, return_attention_weights)
             vectors, transfer = [h for h in fused[:2] if h is not None], fused.transfer
         else:
             vectors = [self._combine(h, present) for h in spaces]
@@ -250,16 +255,6 @@ class MEA(nn.Module):
             cross_modal_maps,
         )
 
-    @staticmethod
-    def _trim(features: dict[str, Tensor], real: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Without the steps that no sample has, where lengths can be read for nothing."""
-        length: dict[str, int] = {}
-        for m, mask in real.items():
-            if can_pack(mask):
-                steps = mask.any(0).nonzero()
-                length[m] = int(steps[-1]) + 1 if len(steps) else 1  # one step left: parameters get a gradient of zero, not None
-        return {m: x[:, : length.get(m)] for m, x in features.items()}, {m: mask[:, : length.get(m)] for m, mask in real.items()}
-
     def _combine(self, h: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """The alternatives to the graph; a missing modality's vector is zero, and one where it would be a factor."""
         if self.fusion == "concatenation":
@@ -268,3 +263,17 @@ class MEA(nn.Module):
             return torch.stack([h[m] for m in self.modalities]).sum(0)
         factors = [h[m].masked_fill(~present[m].unsqueeze(1), 1) for m in self.modalities]
         return torch.stack(factors).prod(0)
+
+
+def _of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Layout]]:
+    """The rows of each modality and where each sample's are; of one sample where the data are no batch."""
+    check_keys(dict.fromkeys(t for t in batch.node_types if t in modalities), modalities, "node types of the batch")
+    x: dict[str, Tensor] = {m: batch[m].x for m in modalities}
+    layout: dict[str, Layout] = {}
+    for m in modalities:
+        samples = getattr(batch, "num_graphs", 1) if "ptr" in batch[m] or "batch" in batch[m] else 1
+        if "ptr" in batch[m]:
+            layout[m] = Pointers.from_ptr(batch[m].ptr, x[m].size(0))
+        else:
+            layout[m] = Pointers.from_batch(batch[m].batch, samples) if "batch" in batch[m] else None
+    return x, layout

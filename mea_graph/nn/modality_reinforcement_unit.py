@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._packed_steps import Steps, can_pack, join, linear_steps_last, pack, unpack
-from mea_graph.nn._sequences import check_batch, check_heads, check_sequence, merge_heads, split_heads, zero_padding
-from mea_graph.nn.feed_forward import FeedForward
-from mea_graph.ops import cross_modal_attention, cross_modal_attention_map
-from mea_graph.ops.cross_modal_attention.packed import packed_attention
+from mea_graph.nn._sequences import Layout, check_heads, enter
+from mea_graph.nn._side_by_side import Groups, linear, norm
+from mea_graph.nn.feed_forward import FeedForward, feed_forward
+from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
 
 
 class ModalityReinforcementUnit(nn.Module):
@@ -30,16 +30,17 @@ class ModalityReinforcementUnit(nn.Module):
         dropout: Probability, on the attention's output and in the feed-forward block.
 
     Shape:
-        - target: :math:`(B, T, d)`; source: :math:`(B, T_s, d)` or a list of such
-        - target_mask: :math:`(B, T)`, bool; source_mask: :math:`(B, T_s)`, bool, or a list of such, as `source`
-        - result: :math:`(B, T, d)`, zeros in the padding
+        - target: rows :math:`(N_t, d)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d)` with a mask :math:`(B, T)`, bool, True at real steps
+        - source: the same at its own lengths, or a list of such
+        - edges: `IntervalEdges` from the sources' rows to the target's, or edge_index :math:`(2, E)`
+        - result: as target, zeros in the padding
 
     Raises:
-        ValueError: A wrong shape, or not one mask per source.
+        ValueError: A wrong shape, not one layout per source, or sources with another number of samples than the target.
 
     >>> import torch
     >>> unit = ModalityReinforcementUnit(40)
-    >>> unit(source=torch.randn(2, 375, 40), target=torch.randn(2, 50, 40)).shape
+    >>> unit(torch.randn(2, 50, 40), source=torch.randn(2, 375, 40)).shape
     torch.Size([2, 50, 40])
     """
 
@@ -67,53 +68,66 @@ class ModalityReinforcementUnit(nn.Module):
 
     def forward(
         self,
-        source: Tensor | Sequence[Tensor],
         target: Tensor,
-        source_mask: Tensor | Sequence[Tensor] | None = None,
-        target_mask: Tensor | None = None,
+        layout: Layout = None,
+        *,
+        source: Tensor | Sequence[Tensor],
+        source_layout: Layout | Sequence[Layout] = None,
+        edges: IntervalEdges | Tensor | None = None,
         return_attention_weights: bool = False,
     ):
-        """Returns the reinforced target; on request also the map, (B, K, T, sum of T_s)."""
-        if isinstance(source, Steps) and isinstance(target, Steps):  # how `HierarchicalCrossModalAttention` calls it
-            return self._on_steps(source, target)
-        target, target_mask = check_sequence(target, target_mask, self.channels, "target")
+        """Returns the reinforced target; on request also the map, (B, K, T, sum of T_s).
+
+        The layouts are the ptr of rows or the mask of a padded batch, one for each source. `edges` say which target rows hear which source
+        rows, all sources one below the other; None: all of their sample.
+        """
+        entered = enter(target, layout, self.channels, "target")
         sources = [source] if isinstance(source, Tensor) else list(source)
-        masks = [source_mask] * len(sources) if source_mask is None or isinstance(source_mask, Tensor) else list(source_mask)
-        if len(masks) != len(sources) or (isinstance(source_mask, Tensor) and len(sources) > 1):
-            raise ValueError(f"source_mask: expected one mask for each of the {len(sources)} sources, got {len(masks)}")
         if not sources:
             raise ValueError("source: expected at least one, got none")
-        checked = [check_sequence(s, m, self.channels, f"source[{i}]") for i, (s, m) in enumerate(zip(sources, masks, strict=True))]
-        sources, masks = [s for s, _ in checked], [m for _, m in checked]
-        check_batch({"target": target, **{f"source[{i}]": s for i, s in enumerate(sources)}}, "target, source")
-        if can_pack(target):
-            result = unpack(self._on_steps(join([pack(*c) for c in checked]), pack(target, target_mask)), target_mask)
-        else:
-            result = self._on_padded(sources, target, masks, target_mask)
-        if return_attention_weights:
-            query = split_heads(self.query(self.norm_target(target)), self.heads)
-            return result, cross_modal_attention_map(query, [self._key_value(s)[0] for s in sources], masks)
-        return result
+        several = isinstance(source_layout, list | tuple)
+        layouts: list[Layout] = list(source_layout) if several else [source_layout] * len(sources)  # type: ignore[arg-type,list-item]
+        if len(layouts) != len(sources) or (not several and source_layout is not None and len(sources) > 1):
+            got = len(layouts) if several else 1
+            raise ValueError(f"source_layout: expected one for each of the {len(sources)} sources, got {got}")
+        parts = [enter(s, p, self.channels, f"source[{i}]") for i, (s, p) in enumerate(zip(sources, layouts, strict=True))]
+        if edges is None:
+            edges = IntervalEdges.complete([part.pointers for part in parts], entered.pointers)
+        rows = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
+        whole, own = Groups([0], [entered.x.size(0)]), Groups([0], [rows.size(0)])
+        z, key = reinforce([self], entered.x, whole, rows, [own], edges)
+        if not return_attention_weights:
+            return entered.leave(z)
+        if isinstance(edges, Tensor):
+            raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
+        query = self.query(self.norm_target(entered.x)).unflatten(1, (self.heads, -1))
+        return entered.leave(z), interval_attention_map(query, key, edges)
 
-    def _on_steps(self, source: Steps, target: Steps) -> Tensor:
-        """The reinforced steps, (N, d)."""
-        by_head = (self.heads, self.channels // self.heads)
-        normalized = self.norm_target(target.x)
-        query = linear_steps_last(self.query, normalized).unflatten(0, by_head)
-        key, value = linear_steps_last(self.key_value, self.norm_source(source.x)).unflatten(0, (2, *by_head)).unbind()
-        attended = packed_attention(query, key, value, target.lengths, source.lengths)
-        return self._add(target.x, normalized, attended.flatten(0, 1).mT)
 
-    def _on_padded(self, sources: Sequence[Tensor], target: Tensor, masks: Sequence[Tensor], target_mask: Tensor) -> Tensor:
-        """The reinforced sequences, (B, T, d)."""
-        normalized = self.norm_target(target)
-        keys, values = zip(*map(self._key_value, sources), strict=True)
-        attended = cross_modal_attention(split_heads(self.query(normalized), self.heads), keys, values, masks, target_mask)
-        return zero_padding(self._add(target, normalized, merge_heads(attended)), target_mask)
+def reinforce(
+    units: Sequence[ModalityReinforcementUnit],
+    target: Tensor,
+    targets: Groups,
+    source: Tensor,
+    sources: Sequence[Groups],
+    edges: IntervalEdges | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Each unit on target rows and source rows of its own; the results stand one below the other. Also returns the keys, (N_s, K, D).
 
-    def _key_value(self, source: Tensor) -> list[Tensor]:
-        return [split_heads(t, self.heads) for t in self.key_value(self.norm_source(source)).chunk(2, -1)]
-
-    def _add(self, target: Tensor, normalized: Tensor, attended: Tensor) -> Tensor:
-        carried = normalized if self.residual == "normalized" else target
-        return self.feed_forward(carried + self.dropout(self.out(attended)))
+    `targets` says which rows of `target` (N, d) each unit reads, and `sources[u]` which rows of `source` unit u does. The edges count the
+    rows as they stand one below the other.
+    """
+    first = units[0]
+    per_part = [unit for unit, groups in zip(units, sources, strict=True) for _ in groups.starts]
+    parts = Groups([s for groups in sources for s in groups.starts], [n for groups in sources for n in groups.sizes])
+    placed, read = Groups.below_each_other(targets.sizes), Groups.below_each_other(parts.sizes)
+    normalized = norm([unit.norm_target for unit in units], target, targets)
+    query = linear([unit.query for unit in units], normalized, placed)
+    memory = linear([u.key_value for u in per_part], norm([u.norm_source for u in per_part], source, parts), read)
+    key, value = memory.unflatten(1, (2, first.heads, -1)).unbind(1)  # (N_s, K, D) each
+    attended = interval_attention(query.unflatten(1, (first.heads, -1)), key, value, edges)
+    carried = normalized if first.residual == "normalized" else target
+    if carried is target and placed != targets:
+        carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
+    z = carried + first.dropout(linear([unit.out for unit in units], attended.flatten(1), placed))
+    return feed_forward([unit.feed_forward for unit in units], z, placed), key

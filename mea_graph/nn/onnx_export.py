@@ -18,7 +18,7 @@ class _Prediction(nn.Module):
         self.model = model
 
     def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> Tensor:
-        return self.model.forward_dense(x, mask).prediction
+        return self.model(x, mask).prediction
 
 
 def export_onnx(model: MEA, file: str | PathLike[str]) -> None:

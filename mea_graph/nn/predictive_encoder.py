@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._packed_steps import can_pack, pack
-from mea_graph.nn._sequences import check_modalities, check_sequences
-from mea_graph.nn.predictive_self_attention import PredictiveSelfAttention, Prior
+from mea_graph.nn._sequences import Layout, check_modalities, enter_all
+from mea_graph.nn._side_by_side import can_join
+from mea_graph.nn.predictive_self_attention import PredictiveSelfAttention, Prior, attend
 from mea_graph.nn.weighted_attention import WeightedAttention
+from mea_graph.ops import IntervalEdges
 
 
 class PredictiveEncoderOutput(NamedTuple):
@@ -21,7 +23,7 @@ class PredictiveEncoderOutput(NamedTuple):
     (1, {})
     """
 
-    x: dict[str, Tensor]  # (B, T_m, d) each
+    x: dict[str, Tensor]  # as the input: (N_m, d) or (B, T_m, d)
     modality_weights: list[Tensor]  # (B, M) a layer
     attention: dict[str, list[Tensor]]  # (B, K, T_m, T_m) a layer
 
@@ -40,7 +42,8 @@ class PredictiveEncoder(nn.Module):
         residual, dropout: As for `PredictiveSelfAttention`.
 
     Shape:
-        - x: dict of :math:`(B, T_m, d)`; mask: dict of :math:`(B, T_m)`, bool, or None
+        - x: dict of rows :math:`(N_m, d)` with a dict of ptr :math:`(B + 1,)`, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)` or None
+        - edges: by modality, as for `PredictiveSelfAttention`
         - result: `PredictiveEncoderOutput`
 
     Raises:
@@ -85,24 +88,37 @@ class PredictiveEncoder(nn.Module):
         reset(self.weighted)
 
     def forward(
-        self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None, return_attention_weights: bool = False
+        self,
+        x: Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None = None,
+        edges: Mapping[str, IntervalEdges | Tensor] | None = None,
+        return_attention_weights: bool = False,
     ) -> PredictiveEncoderOutput:
         """Returns the sequences after the last layer."""
-        clean, valid = check_sequences(x, mask, self.modalities, self.channels)
-        packed = all(can_pack(z) for z in clean.values())
-        current: dict[str, Any] = {m: pack(z, valid[m]) for m, z in clean.items()} if packed else clean
+        entered = enter_all(x, layout, self.modalities, self.channels)
+        pointers = [e.pointers for e in entered.values()]
+        heard = [None if edges is None else edges.get(m) for m in self.modalities]
+        current = [e.x for e in entered.values()]
         weights = []
-        priors: dict[str, Prior | None] = dict.fromkeys(self.modalities)
+        priors: list[Prior | None] = [None] * len(self.modalities)
         maps: dict[str, list[Tensor]] = {m: [] for m in self.modalities} if return_attention_weights else {}
         for i in range(self.num_layers):
-            for m in self.modalities:
-                layer = cast(nn.ModuleList, self.attention[m])[i]
-                result = layer(current[m], valid[m], priors[m], return_attention_weights)
-                current[m] = result[0]
-                priors[m] = result[1] if self.prediction_chain else None
-                if return_attention_weights:
-                    maps[m].append(result[2])
+            layers = [cast(PredictiveSelfAttention, cast(nn.ModuleList, self.attention[m])[i]) for m in self.modalities]
+            if can_join(layers):
+                joined, own, drawn = attend(layers, torch.cat(current), pointers, priors, heard, return_attention_weights)
+                current = list(joined.split([p.num_rows for p in pointers]))
+            else:
+                arguments = zip(layers, current, pointers, priors, heard, strict=True)
+                results: list[Any] = [layer(z, p, prior, e, return_attention_weights) for layer, z, p, prior, e in arguments]
+                current, own, *more = (list(part) for part in zip(*results, strict=True))
+                drawn = more[0] if more else []
+            priors = list(own) if self.prediction_chain else priors
+            for m, drawing in zip(self.modalities, drawn, strict=bool(drawn)):
+                maps[m].append(drawing)
             if self.weighted:
-                current, psi = self.weighted[i](current, valid)
+                weigh = cast(WeightedAttention, self.weighted[i])
+                scaled, psi = weigh(dict(zip(self.modalities, current, strict=True)), dict(zip(self.modalities, pointers, strict=True)))
+                current = list(scaled.values())
                 weights.append(psi)
-        return PredictiveEncoderOutput({m: z.padded() for m, z in current.items()} if packed else current, weights, maps)
+        left = {m: e.leave(z) for (m, e), z in zip(entered.items(), current, strict=True)}
+        return PredictiveEncoderOutput(left, weights, maps)

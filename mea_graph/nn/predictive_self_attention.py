@@ -1,24 +1,27 @@
 """One layer of predictive self-attention, [MEA] Eq. 2-4."""
 
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._packed_steps import Steps, can_pack, take, unpack
-from mea_graph.nn._sequences import check_heads, check_sequence, merge_heads, split_heads, zero_padding
-from mea_graph.nn.feed_forward import FeedForward
-from mea_graph.ops import predictive_attention, predictive_attention_map
+from mea_graph.nn._sequences import Layout, check_heads, enter
+from mea_graph.nn._side_by_side import Groups, linear, norm
+from mea_graph.nn.feed_forward import FeedForward, feed_forward
+from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
 
 
 class Prior(NamedTuple):
-    """What a layer's prediction needs of the layer before: its queries and keys, (B, K, T, D), zeros in the padding.
+    """What a layer's prediction needs of the layer before: the queries and keys of its rows, (N, K, D).
 
-    Their product is the previous layer's logit map; keeping the factors costs O(T) memory instead of O(T^2).
+    Their product is the previous layer's logit map; keeping the factors costs O(T) memory instead of O(T^2). Give it to a layer together
+    with the same mask or ptr.
 
     >>> import torch
     >>> _, prior = PredictiveSelfAttention(8, heads=2)(torch.randn(1, 5, 8))
     >>> prior.query.shape
-    torch.Size([1, 2, 5, 4])
+    torch.Size([5, 2, 4])
     """
 
     query: Tensor
@@ -46,11 +49,12 @@ class PredictiveSelfAttention(nn.Module):
         dropout: Probability, on the attention's output and in the feed-forward block.
 
     Shape:
-        - x: :math:`(B, T, d)`; mask: :math:`(B, T)`, bool; prior: a `Prior` of the same B, K, T
-        - result: :math:`(B, T, d)`, zeros in the padding, and the `Prior` for the next layer
+        - x: rows :math:`(N, d)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d)` with a mask :math:`(B, T)`, bool, True at real steps
+        - prior: a `Prior` of the same rows; edges: `IntervalEdges` of the rows with themselves, or edge_index :math:`(2, E)`
+        - result: as x, zeros in the padding, and the `Prior` for the next layer
 
     Raises:
-        ValueError: A wrong shape; a prior for a layer built with `prediction=False`.
+        ValueError: A wrong shape; a prior for a layer built with `prediction=False`, or one of other rows.
 
     >>> import torch
     >>> first, second = PredictiveSelfAttention(40, prediction=False), PredictiveSelfAttention(40)
@@ -94,33 +98,71 @@ class PredictiveSelfAttention(nn.Module):
             self.predictor.reset_parameters()
         self.feed_forward.reset_parameters()
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, prior: Prior | None = None, return_attention_weights: bool = False):
-        """Returns the sequence and the prior for the next layer; on request also the map A, (B, K, T, T)."""
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout = None,
+        prior: Prior | None = None,
+        edges: IntervalEdges | Tensor | None = None,
+        return_attention_weights: bool = False,
+    ):
+        """Returns the sequence and the prior for the next layer; on request also the map A, (B, K, T, T).
+
+        `layout` is the ptr of rows or the mask of a padded batch; None: one sequence, or no padding. `edges` say which steps hear which, as
+        rows count; None: all of their sample.
+        """
         if prior is not None and self.predictor is None:
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
-        if isinstance(x, Steps):  # how `PredictiveEncoder` calls it on a CPU
-            rows, *further = self._attend(x.x, cast(Tensor, x.mask), prior, return_attention_weights)
-            return x._replace(x=rows), *further
-        x, mask = check_sequence(x, mask, self.channels)
-        if can_pack(x):
-            rows, *further = self._attend(take(x, mask), mask, prior, return_attention_weights)
-            return unpack(rows, mask), *further
-        z, *further = self._attend(x, mask, prior, return_attention_weights)
-        return zero_padding(z, mask), *further
+        entered = enter(x, layout, self.channels)
+        if prior is not None and prior.query.size(0) != entered.x.size(0):
+            raise ValueError(f"prior: expected that of {entered.x.size(0)} rows, as the layer before had, got {prior.query.size(0)}")
+        rows, priors, maps = attend([self], entered.x, [entered.pointers], [prior], [edges], return_attention_weights)
+        result = entered.leave(rows), priors[0]
+        return (*result, maps[0]) if return_attention_weights else result
 
-    def _attend(self, x: Tensor, mask: Tensor, prior: Prior | None, return_attention_weights: bool) -> tuple[Any, ...]:
-        """Of real steps alone, (N, d), or of the padded batch, (B, T, d); the attention itself always reads the padded batch."""
-        packed = x.dim() == 2
-        fill = unpack if packed else zero_padding
-        normalized = self.norm(x)
-        query, key, value = (split_heads(t, self.heads) for t in fill(self.query_key_value(normalized), mask).chunk(3, -1))
-        guide: dict[str, Any] = {}
-        if prior is not None and self.predictor is not None:
-            guide = {"prior_query": prior.query, "prior_key": prior.key, "weight": self.predictor.weight, "bias": self.predictor.bias}
-        attended = merge_heads(predictive_attention(query, key, value, mu=self.mu, mask=mask, **guide))
-        carried = normalized if self.residual == "normalized" else x
-        z = carried + self.dropout(self.out(take(attended, mask) if packed else attended))
-        result = self.feed_forward(z), Prior(query, key)
-        if return_attention_weights:
-            return *result, predictive_attention_map(query, key, mu=self.mu, mask=mask, **guide)
-        return result
+
+def attend(
+    layers: Sequence[PredictiveSelfAttention],
+    x: Tensor,
+    pointers: Sequence[Pointers],
+    priors: Sequence[Prior | None],
+    edges: Sequence[IntervalEdges | Tensor | None],
+    maps: bool = False,
+) -> tuple[Tensor, list[Prior], list[Tensor]]:
+    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if asked for."""
+    sizes = [p.num_rows for p in pointers]
+    groups = Groups.below_each_other(sizes)
+    first = layers[0]
+    normalized = norm([layer.norm for layer in layers], x, groups)
+    projected = linear([layer.query_key_value for layer in layers], normalized, groups)
+    query, key, value = projected.unflatten(1, (3, first.heads, -1)).unbind(1)  # (N, K, D) each
+    own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
+    plain = all(prior is None for prior in priors) and not any(isinstance(e, Tensor) for e in edges)
+    if plain and len(layers) > 1:
+        complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, edges, strict=True)]
+        attended = interval_attention(query, key, value, IntervalEdges.below_each_other(complete))
+    else:
+        values = value.split(sizes)
+        parts = [
+            predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], **_guide(layer, priors[i]))
+            for i, layer in enumerate(layers)
+        ]
+        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
+    out = linear([layer.out for layer in layers], attended.flatten(1), groups)
+    carried = normalized if first.residual == "normalized" else x
+    z = feed_forward([layer.feed_forward for layer in layers], carried + first.dropout(out), groups)
+    drawn = []
+    if maps:
+        for i, layer in enumerate(layers):
+            of_layer = edges[i]
+            if isinstance(of_layer, Tensor):
+                raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
+            drawn.append(predictive_attention_map(*own[i], pointers[i], edges=of_layer, **_guide(layer, priors[i])))
+    return z, own, drawn
+
+
+def _guide(layer: PredictiveSelfAttention, prior: Prior | None) -> dict[str, Any]:
+    if prior is None or layer.predictor is None:
+        return {"mu": layer.mu}
+    predictor = layer.predictor
+    return {"prior_query": prior.query, "prior_key": prior.key, "weight": predictor.weight, "bias": predictor.bias, "mu": layer.mu}

@@ -1,29 +1,20 @@
 """From a sequence to one vector: the exclusive and the agnostic encoder, [MEA] Eq. 11-12."""
 
+import copy
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
+from torch_geometric.nn.resolver import aggregation_resolver
 
 from mea_graph.nn._recurrent import GRU, both_ways
-from mea_graph.nn._sequences import check_prefix, check_sequence, check_sizes
+from mea_graph.nn._sequences import Layout, check_sizes, enter
+from mea_graph.ops import Pointers
+from mea_graph.ops.pooling import max_rows, mean_rows, segment_means
 
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the real steps, (B, T, d) -> (B, d); zeros where there is none."""
-    total = x.masked_fill(~mask.unsqueeze(-1), 0).sum(1)
-    return total / mask.sum(1, keepdim=True).clamp(min=1).to(x.dtype)
-
-
-def segment_means(x: Tensor, mask: Tensor, segments: int) -> Tensor:
-    """Means over equal, ordered parts of each sequence's real steps, (B, T, d) -> (B, segments * d); an empty part gives zeros."""
-    length = mask.sum(1, keepdim=True)  # (B, 1)
-    step = torch.arange(x.size(1), device=x.device)
-    part = (step * segments).div(length.clamp(min=1), rounding_mode="floor")  # (B, T), below `segments` at real steps
-    member = (part.unsqueeze(1) == torch.arange(segments, device=x.device)[:, None]) & mask.unsqueeze(1)  # (B, S, T)
-    share = member.to(x.dtype) / member.sum(-1, keepdim=True).clamp(min=1).to(x.dtype)
-    return (share @ x).flatten(1)
+Pooling = Literal["mean", "segments", "max", "gru"]
 
 
 class ExclusiveEncoder(nn.Module):
@@ -35,17 +26,17 @@ class ExclusiveEncoder(nn.Module):
         channels: Width d of the sequence.
         out_channels: Width d_h of the representation.
         pooling: "mean" over the real steps (R5); "segments": means of `segments` equal parts in order, which keeps a coarse order; "max";
-            "gru": the mean over the states of a Bi-GRU, `out_channels` wide in each direction, which carries the order along.
+            "gru": the mean over the states of a Bi-GRU, `out_channels` wide in each direction, which carries the order along; or any
+            `torch_geometric.nn.Aggregation`, as a module (copied) or by PyG's name for it, such as "std".
         segments: Number of parts, at least 1, with `pooling="segments"`.
         dropout: Probability, between the two layers.
 
     Shape:
-        - x: :math:`(B, T, d)`; mask: :math:`(B, T)`, bool; with "gru" real steps first
-        - result: :math:`(B, d_h)`, zeros for a sample without a real step
+        - x: rows :math:`(N, d)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d)` with a mask :math:`(B, T)`, bool, True at real steps
+        - result: :math:`(B, d_h)`, zeros for a sample without a step
 
     Raises:
-        ValueError: A wrong shape, a size below 1, an unknown pooling, or a mask with padding before real steps (with "gru", checked on the
-            CPU only).
+        ValueError: A wrong shape, a size below 1, an unknown pooling, or a mask with padding before real steps (checked on the CPU only).
 
     >>> import torch
     >>> ExclusiveEncoder(40, 64)(torch.randn(2, 9, 40)).shape
@@ -56,19 +47,20 @@ class ExclusiveEncoder(nn.Module):
         self,
         channels: int,
         out_channels: int,
-        pooling: Literal["mean", "segments", "max", "gru"] = "mean",
+        pooling: Pooling | Aggregation | str = "mean",
         segments: int = 4,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if pooling not in ("mean", "segments", "max", "gru"):
-            raise ValueError(f"pooling: expected 'mean', 'segments', 'max' or 'gru', got {pooling!r}")
         check_sizes(channels=channels, out_channels=out_channels, segments=segments)
         self.channels, self.out_channels, self.pooling, self.segments = channels, out_channels, pooling, segments
-        self.forward_gru = self.backward_gru = None
+        self.forward_gru = self.backward_gru = self.aggregation = None
+        width = {"segments": segments * channels, "gru": 2 * out_channels}.get(pooling if isinstance(pooling, str) else "", channels)
         if pooling == "gru":
             self.forward_gru, self.backward_gru = GRU(channels, out_channels), GRU(channels, out_channels)
-        width = {"segments": segments * channels, "gru": 2 * out_channels}.get(pooling, channels)
+        elif pooling not in ("mean", "segments", "max"):
+            self.aggregation = _aggregation(pooling)
+            width = self.aggregation(torch.zeros(2, channels), torch.zeros(2, dtype=torch.int64), dim_size=1).size(-1)
         self.hidden = nn.Linear(width, out_channels)
         self.out = nn.Linear(out_channels, out_channels)
         self.activation = nn.GELU()
@@ -77,29 +69,45 @@ class ExclusiveEncoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
-        for part in (self.forward_gru, self.backward_gru, self.hidden, self.out):
+        for part in (self.forward_gru, self.backward_gru, self.aggregation, self.hidden, self.out):
             reset(part)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns one vector per sample."""
-        x, mask = check_sequence(x, mask, self.channels)
-        present = mask.any(1, keepdim=True)
+    def forward(self, x: Tensor, layout: Layout = None) -> Tensor:
+        """Returns one vector per sample; `layout` is the ptr of rows or the mask of a padded batch."""
+        x, pointers, *_ = enter(x, layout, self.channels)
+        h = self.out(self.dropout(self.activation(self.hidden(self._pool(x, pointers)))))
+        return h.masked_fill(~pointers.present.unsqueeze(1), 0)
+
+    def _pool(self, x: Tensor, pointers: Pointers) -> Tensor:
+        """(N, d) to (B, d'); zeros for a sample without a step."""
         if self.pooling == "mean":
-            pooled = masked_mean(x, mask)
-        elif self.pooling == "segments":
-            pooled = segment_means(x, mask, self.segments)
-        elif self.forward_gru is not None and self.backward_gru is not None:
-            check_prefix(mask, "mask")
-            if x.size(1) == 0:  # a GRU refuses it
-                pooled = x.new_zeros(x.size(0), self.hidden.in_features)
-            else:
-                pooled = masked_mean(both_ways(self.forward_gru, self.backward_gru, x, mask), mask)
-        else:
-            lowest = torch.finfo(x.dtype).min
-            filled = torch.cat([x.masked_fill(~mask.unsqueeze(-1), lowest), x.new_full((x.size(0), 1, x.size(2)), lowest)], 1)
-            pooled = filled.amax(1).masked_fill(~present, 0)  # the extra step makes T = 0 legal
-        h = self.out(self.dropout(self.activation(self.hidden(pooled))))
-        return h.masked_fill(~present, 0)
+            return mean_rows(x, pointers)
+        if self.pooling == "segments":
+            return segment_means(x, pointers, self.segments)
+        if self.pooling == "max":
+            return max_rows(x, pointers)
+        if self.aggregation is not None:
+            if pointers.packed:
+                return self.aggregation(x, pointers.sample, dim_size=pointers.num_samples)
+            last = pointers.num_samples  # gaps are a sample of their own, which is left out
+            sample = pointers.sample.masked_fill(~pointers.real, last)
+            return self.aggregation(x, sample, dim_size=last + 1)[:last]
+        assert self.forward_gru is not None and self.backward_gru is not None
+        padded = pointers.pad(x)
+        if padded.size(1) == 0:  # a GRU refuses it
+            return x.new_zeros(padded.size(0), self.hidden.in_features)
+        states = both_ways(self.forward_gru, self.backward_gru, padded, pointers.length)
+        return mean_rows(states.flatten(0, 1), Pointers.from_mask(pointers.mask))
+
+
+def _aggregation(pooling: Aggregation | str) -> Aggregation:
+    if isinstance(pooling, Aggregation):
+        return copy.deepcopy(pooling)
+    try:
+        return aggregation_resolver(pooling)
+    except (ValueError, TypeError) as error:
+        expected = "'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one"
+        raise ValueError(f"pooling: expected {expected}, got {pooling!r}") from error
 
 
 class AgnosticEncoder(ExclusiveEncoder):
@@ -112,8 +120,7 @@ class AgnosticEncoder(ExclusiveEncoder):
         channels, out_channels, pooling, segments, dropout: As for `ExclusiveEncoder`.
 
     Shape:
-        - x: :math:`(B, T, d)`; mask: :math:`(B, T)`, bool
-        - result: :math:`(B, d_h)`, zeros for a sample without a real step
+        - x, layout, result: as for `ExclusiveEncoder`
 
     Raises:
         ValueError: As for `ExclusiveEncoder`.

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn._recurrent import LSTM, both_ways
-from mea_graph.nn._sequences import check_prefix, check_sequence, check_sizes, zero_padding
+from mea_graph.nn._sequences import Layout, check_sizes, enter
+from mea_graph.ops import Pointers
 
 
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
@@ -31,14 +32,15 @@ class UnimodalExtractor(nn.Module):
         in_channels: Width of the raw features.
         channels: Common width d; even, since each direction gives d / 2.
         kernel_size: Of the convolution, "same" padding.
-        stride: Of the convolution; above 1 it shortens long signals: T becomes ceil(T / stride) (`output_mask`). The paper has 1.
+        stride: Of the convolution; above 1 it shortens long signals: T becomes ceil(T / stride) (`output_layout`). The paper has 1.
         skip: Whether the LSTM's input is added to its output. The paper has no such path; with it, what a single step shows reaches the
             attention unmixed, and matching steps across modalities is learned many times faster.
         dropout: Probability, on the convolution's output.
 
     Shape:
-        - x: :math:`(B, T, d_m)`; mask: :math:`(B, T)`, bool, real steps first
-        - result: :math:`(B, \lceil T / \mathrm{stride} \rceil, d)`, zeros in the padding
+        - x: rows :math:`(N, d_m)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d_m)` with a mask :math:`(B, T)`, bool, True at real steps
+        - result: the same at width d; with a stride above 1 each sequence has :math:`\lceil T / \mathrm{stride} \rceil` steps
+          (`output_layout`); zeros in the padding
 
     Raises:
         ValueError: Odd `channels`, a size below 1, a wrong shape, or a mask with padding before real steps (checked on the CPU only).
@@ -70,19 +72,32 @@ class UnimodalExtractor(nn.Module):
         self.forward_lstm.reset_parameters()
         self.backward_lstm.reset_parameters()
 
-    def output_mask(self, mask: Tensor) -> Tensor:
-        """The mask of the result: `mask` itself unless `stride` > 1."""
-        return mask[:, :: self.stride]
+    def output_layout(self, layout: Tensor | Pointers) -> Tensor | Pointers:
+        """The mask, ptr or pointers of the result: those of the input unless `stride` > 1."""
+        if self.stride == 1:
+            return layout
+        if isinstance(layout, Pointers):
+            return layout.strided(self.stride)
+        if layout.dim() == 2:
+            return layout[:, :: self.stride]
+        length = Pointers.from_ptr(layout).strided(self.stride).length
+        return F.pad(length.cumsum(0), (1, 0))
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Returns the sequence at the common width."""
-        x, mask = check_sequence(x, mask, self.in_channels)
-        check_prefix(mask, "mask")
-        if x.size(1) == 0:
-            return F.linear(x, self.conv.weight[..., 0])  # as empty as x, and a gradient can flow
+    def forward(self, x: Tensor, layout: Layout = None) -> Tensor:
+        """Returns the sequence at the common width; `layout` is the ptr of rows or the mask of a padded batch."""
+        entered = enter(x, layout, self.in_channels)
+        pointers = entered.pointers
+        shorter = pointers.strided(self.stride)
         left = (self.kernel_size - 1) // 2
-        z = self.conv(F.pad(x.mT, (left, self.kernel_size - 1 - left))).mT  # (B, T, d)
-        mask = self.output_mask(mask)
+        # The convolution and the Bi-LSTM read a padded batch, of one step at least, so that no parameter is idle.
+        padded = pointers.pad(entered.x)
+        if not pointers.packed:
+            padded = padded.masked_fill(~pointers.mask.unsqueeze(-1), 0)
+        padded = F.pad(padded.mT, (left, self.kernel_size - 1 - left + (pointers.max_length == 0)))
+        z = self.conv(padded).mT  # (B, T, d)
         z = self.dropout(z + sinusoidal_positions(z.size(1), self.channels, z))
-        out = both_ways(self.forward_lstm, self.backward_lstm, z, mask)
-        return zero_padding(out + z if self.skip else out, mask)
+        out = both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
+        out = out + z if self.skip else out
+        if pointers.max_length == 0:
+            out = out[:, :0]
+        return entered.leave_shorter(shorter.unpad(out), shorter, self.stride)

@@ -1,16 +1,15 @@
 """How much each modality counts for a sample, [MEA] Eq. 5-6."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._packed_steps import Steps, are_steps
-from mea_graph.nn._sequences import check_modalities, check_sequences, check_sizes
-from mea_graph.nn.sequence_encoder import masked_mean
-from mea_graph.ops import masked_softmax, segment_sum
+from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
+from mea_graph.nn._side_by_side import Groups, can_join, linear
+from mea_graph.ops import Pointers, masked_softmax
+from mea_graph.ops.pooling import mean_rows
 
 
 class WeightedAttention(nn.Module):
@@ -27,7 +26,7 @@ class WeightedAttention(nn.Module):
         modalities: Names of the modalities.
 
     Shape:
-        - x: dict of :math:`(B, T_m, d)`; mask: dict of :math:`(B, T_m)`, bool, or None
+        - x: dict of rows :math:`(N_m, d)` with a dict of ptr :math:`(B + 1,)`, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)` or None
         - result: dict like `x`, and the weights :math:`\psi` :math:`(B, M)` in the order of `modalities`; summing to one over those present
 
     Raises:
@@ -53,25 +52,23 @@ class WeightedAttention(nn.Module):
         reset(self.transform)
         reset(self.score)
 
-    def forward(self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor] | None = None) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(self, x: Mapping[str, Tensor], layout: Mapping[str, Layout] | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the scaled sequences and the weights."""
-        if are_steps(x):  # how `PredictiveEncoder` calls it on a CPU
-            return self._on_steps(x)
-        clean, valid = check_sequences(x, mask, self.modalities, self.channels)
-        scores = [self.score[m](masked_mean(torch.tanh(self.transform[m](clean[m])), valid[m])) for m in self.modalities]  # (B, 1) each
-        present = [valid[m].any(1) for m in self.modalities]
-        weights = masked_softmax(torch.cat(scores, 1), torch.stack(present, 1))  # (B, M)
-        return {m: clean[m] * weights[:, i, None, None] for i, m in enumerate(self.modalities)}, weights
-
-    def _on_steps(self, steps: Mapping[str, Steps]) -> tuple[Any, Tensor]:
-        """The same without the padding."""
-        scores, present = [], []
-        for m in self.modalities:
-            own = steps[m]
-            lengths = torch.tensor(own.lengths).unsqueeze(1)
-            total = segment_sum(torch.tanh(self.transform[m](own.x)), own.sample, len(lengths))
-            scores.append(self.score[m](total / lengths.clamp(min=1)))  # (B, 1)
-            present.append(lengths > 0)
-        weights = masked_softmax(torch.cat(scores, 1), torch.cat(present, 1))  # (B, M)
-        of_steps = (weights.index_select(0, steps[m].sample)[:, i : i + 1] for i, m in enumerate(self.modalities))
-        return {m: steps[m]._replace(x=steps[m].x * w) for m, w in zip(self.modalities, of_steps, strict=True)}, weights
+        entered = enter_all(x, layout, self.modalities, self.channels)
+        pointers = [e.pointers for e in entered.values()]
+        layers = [[of[m] for m in self.modalities] for of in (self.transform, self.score)]
+        samples = pointers[0].num_samples
+        if all(map(can_join, layers)):
+            groups, together = Groups.below_each_other([p.num_rows for p in pointers]), Pointers.join(pointers)
+            rows = torch.cat([e.x for e in entered.values()])
+            score = mean_rows(linear(layers[1], torch.tanh(linear(layers[0], rows, groups)), groups), together)  # (M B, 1)
+            score = score.view(len(pointers), samples).mT
+            weights = masked_softmax(score, together.present.view(len(pointers), samples).mT)  # (B, M)
+            scaled = rows * weights.mT.reshape(-1, 1).index_select(0, together.sample)
+            parts = scaled.split(groups.sizes)
+        else:
+            scores = [mean_rows(s(torch.tanh(t(e.x))), e.pointers) for t, s, e in zip(*layers, entered.values(), strict=True)]
+            weights = masked_softmax(torch.cat(scores, 1), torch.stack([p.present for p in pointers], 1))
+            of_row = (weights[:, i : i + 1].index_select(0, p.sample) for i, p in enumerate(pointers))
+            parts = tuple(e.x * w for e, w in zip(entered.values(), of_row, strict=True))
+        return {m: e.leave(part) for (m, e), part in zip(entered.items(), parts, strict=True)}, weights

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.pointers import Pointers
@@ -157,6 +158,28 @@ class IntervalEdges:
             ends.append(part.end + rows)
             rows += part.num_source_rows
         return cls(sources, target, torch.cat(begins, 1), torch.cat(ends, 1))
+
+    @classmethod
+    def below_each_other(cls, parts: Sequence["IntervalEdges"]) -> "IntervalEdges":
+        """Several graphs as one, whose target rows stand one below the other, and whose source rows do too; each keeps its edges.
+
+        >>> a = Pointers.from_ptr(torch.tensor([0, 1]))
+        >>> IntervalEdges.below_each_other([IntervalEdges.complete(a, a)] * 2).edge_index().tolist()
+        [[0, 1], [0, 1]]
+        """
+        target, runs = Pointers.join([part.target for part in parts]), max(part.source_start.size(1) for part in parts)
+        starts, lengths, begins, ends, rows = [], [], [], [], 0
+        windowed = not all(part.is_complete for part in parts)
+        for part in parts:
+            more = (0, runs - part.source_start.size(1))  # runs without a row
+            starts.append(F.pad(part.source_start + rows, more))
+            lengths.append(F.pad(part.source_length, more))
+            if windowed:
+                begins.append(F.pad(part.begin + rows, more))
+                ends.append(F.pad(part.end + rows, more))
+            rows += part.num_source_rows
+        begin, end = (torch.cat(begins), torch.cat(ends)) if windowed else (None, None)
+        return cls.of_runs(torch.cat(starts), torch.cat(lengths), rows, target, begin, end)
 
     @property
     def is_complete(self) -> bool:

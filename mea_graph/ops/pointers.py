@@ -89,7 +89,7 @@ class Pointers:
         [3, 3]
         """
         length = torch.full((batch,), steps, dtype=torch.int64, device=device)
-        return cls(torch.arange(batch, device=device) * steps, length, batch * steps, steps)
+        return cls(torch.arange(batch, device=device) * steps, length, batch * steps, steps, packed=True)
 
     @classmethod
     def join(cls, parts: Sequence["Pointers"]) -> "Pointers":
@@ -181,6 +181,22 @@ class Pointers:
     def _is_grid(self) -> bool:
         """Whether the rows are the padded form as they lie. Without padding a packed batch is one too."""
         return self.steps is not None or (self.packed and self.num_samples * self.max_length == self.num_rows)
+
+    def strided(self, stride: int) -> "Pointers":
+        """Of every sequence shortened from T steps to ceil(T / stride).
+
+        >>> Pointers.from_ptr(torch.tensor([0, 5, 6])).strided(2).length.tolist()
+        [3, 1]
+        """
+        if stride == 1:
+            return self
+        length = (self.length + stride - 1).div(stride, rounding_mode="floor")
+        if self.steps is not None:
+            steps = -(-self.steps // stride)
+            start = torch.arange(self.num_samples, device=length.device) * steps
+            return Pointers(start, length, self.num_samples * steps, steps, self.packed)
+        end = length.cumsum(0)
+        return Pointers(end - length, length, int(end[-1]) if len(end) else 0, packed=True)
 
     def fills_rows(self) -> bool:
         """Whether no row is a gap. Reads the lengths of a padded batch."""

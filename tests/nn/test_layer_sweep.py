@@ -47,7 +47,7 @@ def predictive(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor])
 
 
 def unit(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
-    return [module([x["audio"], x["vision"]], x["text"], [mask["audio"], mask["vision"]], mask["text"])]
+    return [module(x["text"], mask["text"], source=[x["audio"], x["vision"]], source_layout=[mask["audio"], mask["vision"]])]
 
 
 def vectors(x: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ def fused(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> l
 
 def whole(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
     raw = {m: v[..., : NAMES[m]] for m, v in x.items()}
-    output = module.forward_dense(raw, mask)
+    output = module(raw, mask)
     return [output.prediction, *output.exclusive.values(), *output.agnostic.values(), output.discrimination.agnostic]
 
 

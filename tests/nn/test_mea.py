@@ -100,7 +100,7 @@ def recompute(model: MEA, x: dict[str, Tensor], options: dict[str, Any]) -> dict
 @pytest.mark.parametrize("name", OPTIONS)
 def test_equals_its_parts_one_after_the_other(randomised, x: dict[str, Tensor], name: str) -> None:
     model = randomised(make(OPTIONS[name]))
-    output = model.forward_dense(x, MASK)
+    output = model(x, MASK)
     assert output.prediction.shape == (4, 2)
     for part, expected in recompute(model, x, OPTIONS[name]).items():
         actual = getattr(output, part)
@@ -131,7 +131,7 @@ def test_no_parameter_is_idle(x: dict[str, Tensor], name: str, task: Any) -> Non
         "multilabel": torch.randint(0, 2, (4, 3)).double(),
     }[task]
     model = make(OPTIONS[name], 1 if task == "regression" else 3).double()
-    MEALoss(task)(model.forward_dense(x, MASK), target).total.backward()
+    MEALoss(task)(model(x, MASK), target).total.backward()
     for n, parameter in model.named_parameters():
         assert parameter.grad is not None, n
         assert parameter.grad.isfinite().all(), n
@@ -141,7 +141,7 @@ def test_no_parameter_is_idle(x: dict[str, Tensor], name: str, task: Any) -> Non
 @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"beta": 0.0}, {"disparity": "orthogonality"}])
 def test_the_ablations_of_the_loss_leave_no_parameter_without_a_gradient(x: dict[str, Tensor], options: dict[str, Any]) -> None:
     model = make({}, 1).double()
-    MEALoss(**options)(model.forward_dense(x, MASK), torch.randn(4, dtype=torch.float64)).total.backward()
+    MEALoss(**options)(model(x, MASK), torch.randn(4, dtype=torch.float64)).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
@@ -154,7 +154,7 @@ def test_a_pyg_batch_equals_the_dense_call(randomised, x: dict[str, Tensor]) -> 
         samples.append(sample)
     batch = next(iter(DataLoader(samples, batch_size=4)))
     model = randomised(make({}))
-    dense = model.forward_dense(x, MASK)
+    dense = model(x, MASK)
     for output in (model(batch.x_dict, batch.batch_dict, batch.num_graphs), model(batch.x_dict, batch.batch_dict)):
         torch.testing.assert_close(output.prediction, dense.prediction, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(output.exclusive, dense.exclusive, rtol=1e-12, atol=1e-14)
@@ -174,7 +174,7 @@ def test_batch_size_tells_of_last_samples_without_any_modality() -> None:
 def test_a_modality_without_steps_is_missing_with_and_without_a_mask(x: dict[str, Tensor], fusion: str) -> None:
     model, x = make({"fusion": fusion}).double(), x | {"audio": x["audio"][:, :0]}
     full = {m: torch.ones(v.shape[:2], dtype=torch.bool) for m, v in x.items()}
-    plain, masked = model.forward_dense(x), model.forward_dense(x, full)
+    plain, masked = model(x), model.forward_dense(x, full)
     assert torch.equal(plain.prediction, masked.prediction)
     assert plain.graph["audio_exclusive"].num_nodes == masked.graph["audio_exclusive"].num_nodes == 0
 
@@ -183,7 +183,7 @@ def test_the_head_norm_normalises_the_fused_vector(randomised, x: dict[str, Tens
     model = randomised(make({"head_norm": True}))
     seen = []
     model.head[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    output = model.forward_dense(x, MASK)
+    output = model(x, MASK)
     graph = output.graph
     fused = torch.cat(model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, 4)[:2], 1)
     centred = fused - fused.mean(1, keepdim=True)
@@ -203,7 +203,7 @@ def test_the_graph_of_the_output_holds_the_representations_that_are_there(x: dic
 @pytest.mark.parametrize("stride", [1, 2])
 def test_attention_maps_on_request(x: dict[str, Tensor], stride: int) -> None:
     model = make({"stride": stride, "num_cross_modal_layers": 2}).double()
-    output = model.forward_dense(x, MASK, return_attention_weights=True)
+    output = model(x, MASK, return_attention_weights=True)
     real = {m: MASK[m][:, ::stride] for m in WIDTHS}
 
     def check(attention: Tensor, rows: Tensor, columns: Tensor) -> None:
@@ -229,7 +229,7 @@ def test_attention_maps_on_request(x: dict[str, Tensor], stride: int) -> None:
         torch.testing.assert_close(psi.sum(1), torch.ones(4, dtype=torch.float64), rtol=1e-12, atol=0)
         assert [[w > 0 for w in row] for row in psi.tolist()] == [[n[b] > 0 for n in LENGTHS.values()] for b in range(4)]
     assert set(output.transfer) == set(output.graph.edge_types)
-    plain = model.forward_dense(x, MASK)
+    plain = model(x, MASK)
     torch.testing.assert_close(plain.prediction, output.prediction, rtol=1e-12, atol=1e-14)
     assert (plain.predictive_attention, plain.cross_modal_attention, plain.transfer) == ({}, [], {})
 
@@ -263,7 +263,7 @@ def count_parameters(widths: dict[str, int], kernels: dict[str, int], heads: int
 def test_sizes_of_table_1(widths: dict[str, int], kernels: dict[str, int], heads: int, mu: float, out: int) -> None:
     model = MEA(widths, out, heads=heads, mu=mu, kernel_size=kernels)
     assert sum(p.numel() for p in model.parameters()) == count_parameters(widths, kernels, heads, out)
-    output = model.forward_dense({m: torch.randn(2, 4, w) for m, w in widths.items()}, return_attention_weights=True)
+    output = model({m: torch.randn(2, 4, w) for m, w in widths.items()}, return_attention_weights=True)
     assert output.prediction.shape == (2, out)
     assert output.exclusive["text"].shape == output.agnostic["audio"].shape == (2, 64)
     assert [a.size(1) for a in output.predictive_attention["vision"]] == [heads] * 3
@@ -276,10 +276,10 @@ def test_one_step_on_two_samples_of_five_modalities() -> None:
     model, x = MEA(widths, 1, **SMALL), {m: torch.randn(2, 3 + w, w) for m, w in widths.items()}
     target, loss = torch.tensor([1.0, -1.0]), MEALoss()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    before = loss(model.forward_dense(x), target).total
+    before = loss(model(x), target).total
     before.backward()
     optimiser.step()
-    assert loss(model.forward_dense(x), target).total < before
+    assert loss(model(x), target).total < before
 
 
 @pytest.mark.parametrize(
@@ -314,33 +314,33 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_bad_input_is_named(x: dict[str, Tensor]) -> None:
     model = make({}).double()
     with pytest.raises(ValueError, match=r"x: expected the modalities \['text', 'audio', 'vision'\], got \['text', 'sound', 'vision'\]"):
-        model.forward_dense({"text": x["text"], "sound": x["audio"], "vision": x["vision"]}, MASK)
+        model({"text": x["text"], "sound": x["audio"], "vision": x["vision"]}, MASK)
     with pytest.raises(ValueError, match=r"x_dict: expected the modalities .*got \['text'\]"):
         model({"text": x["text"][0]}, {"text": torch.zeros(4, dtype=torch.int64)})
     with pytest.raises(ValueError, match=r"audio: expected \(B, T, 3\), got \(4, 6, 5\)"):
-        model.forward_dense(x | {"audio": torch.randn(4, 6, 5)}, MASK)
+        model(x | {"audio": torch.randn(4, 6, 5)}, MASK)
     with pytest.raises(ValueError, match=r"mask: expected the modalities \['text', 'audio', 'vision'\], got \['text'\]"):
-        model.forward_dense(x, {"text": MASK["text"]})
+        model(x, {"text": MASK["text"]})
     with pytest.raises(
         ValueError, match=r"x: expected the same number of samples in every modality, got {'text': 4, 'audio': 3, 'vision': 4}"
     ):
-        model.forward_dense(x | {"audio": x["audio"][:3]})
+        model(x | {"audio": x["audio"][:3]})
     gap = MASK | {"vision": torch.tensor([[True] * 4, [True, False, True, True], [True] * 4, [True] * 4])}
     with pytest.raises(ValueError, match="expected real steps before padding in every row of the mask, got a gap in row 1"):
-        model.forward_dense(x, gap)
+        model(x, gap)
     with pytest.raises(ValueError, match=r"text: expected a bool mask \(4, 4\), got torch.bool \(4, 3\)"):
-        model.forward_dense(x, MASK | {"text": MASK["text"][:, 1:]})
+        model(x, MASK | {"text": MASK["text"][:, 1:]})
 
 
 def test_steps_that_no_sample_has_cost_nothing_and_change_nothing(x):
     model = make({}).double()
-    expected = model.forward_dense(x, MASK).prediction
+    expected = model(x, MASK).prediction
     seen = []
     model.extractors["audio"].register_forward_hook(lambda module, inputs, output: seen.append(output.size(1)))
     wide = {m: torch.cat([v, v.new_full((4, 20, v.size(2)), torch.nan)], 1) for m, v in x.items()}
     mask = {m: torch.cat([v, v.new_zeros(4, 20)], 1) for m, v in MASK.items()}
-    torch.testing.assert_close(model.forward_dense(wide, mask).prediction, expected)
-    maps = model.forward_dense(wide, mask, return_attention_weights=True).predictive_attention["audio"]
+    torch.testing.assert_close(model(wide, mask).prediction, expected)
+    maps = model(wide, mask, return_attention_weights=True).predictive_attention["audio"]
     assert seen == [6, 26]  # the widths that the extractor saw
     assert maps[0].shape == (4, 2, 26, 26)  # maps keep the caller's padding
 
@@ -353,7 +353,7 @@ def test_a_hole_in_a_mask_is_still_refused(x):
 
 def test_a_modality_that_a_whole_batch_lacks_gives_its_parameters_zero_gradients(x):
     model = make({}).double()
-    output = model.forward_dense(x, MASK | {"audio": torch.zeros(4, 6, dtype=torch.bool)})
+    output = model(x, MASK | {"audio": torch.zeros(4, 6, dtype=torch.bool)})
     output.prediction.sum().backward()
     gradients = [p.grad for p in model.extractors["audio"].parameters()]
     assert all(g is not None and not g.any() for g in gradients)

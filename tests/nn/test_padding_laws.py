@@ -50,11 +50,11 @@ def encoder(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) ->
 
 
 def unit(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {"text": module([x["audio"], x["vision"]], x["text"], [mask["audio"], mask["vision"]], mask["text"])}
+    return {"text": module(x["text"], mask["text"], source=[x["audio"], x["vision"]], source_layout=[mask["audio"], mask["vision"]])}
 
 
 def whole(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
-    output = module.forward_dense(x, mask)
+    output = module(x, mask)
     outputs = {"-prediction": output.prediction}
     for space in ("exclusive", "agnostic"):
         if getattr(output, space) is not None:
@@ -307,7 +307,7 @@ def self_attention_maps(x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[t
 def cross_modal_maps(x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     unit = mea.ModalityReinforcementUnit(D, HEADS).double()
     sources, masks = [x["audio"], x["vision"]], [mask["audio"], mask["vision"]]
-    return [(unit(sources, x["text"], masks, mask["text"], return_attention_weights=True)[1], torch.cat(masks, 1))]
+    return [(unit(x["text"], mask["text"], source=sources, source_layout=masks, return_attention_weights=True)[1], torch.cat(masks, 1))]
 
 
 @pytest.mark.parametrize("maps", [self_attention_maps, cross_modal_maps])

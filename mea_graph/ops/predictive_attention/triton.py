@@ -67,7 +67,8 @@ def refuse(
     weight: Tensor | None,
     bias: Tensor | None,
     mu: float,
-    mask: Tensor | None,
+    pointers: object,
+    edges: object,
 ) -> str | None:
     """Why these kernels cannot run on these tensors, or None."""
     if not _INSTALLED:

@@ -1,0 +1,69 @@
+"""Runs the same kind of layer on several groups of rows at once, where that is the same as calling each layer in turn."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mea_graph.ops.eager import is_traced
+from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear
+
+
+class Groups(NamedTuple):
+    """Which rows each layer reads. Layers may share rows; results stand one below the other."""
+
+    starts: list[int]
+    sizes: list[int]
+
+    @classmethod
+    def below_each_other(cls, sizes: Sequence[int]) -> "Groups":
+        starts, row = [], 0
+        for size in sizes:
+            starts.append(row)
+            row += size
+        return cls(starts, list(sizes))
+
+
+def linear(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
+    """Each `nn.Linear` on its rows."""
+    if len(layers) == 1 or not all(_is_plain(layer, nn.Linear) for layer in layers):
+        return _in_turn(layers, x, groups)
+    if all(layer.bias is not None for layer in layers):
+        return grouped_linear(x, [layer.weight for layer in layers], [layer.bias for layer in layers], *groups)
+    if all(layer.bias is None for layer in layers):
+        return grouped_linear(x, [layer.weight for layer in layers], [], *groups)
+    return _in_turn(layers, x, groups)
+
+
+def norm(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
+    """Each `nn.LayerNorm` on its rows."""
+    plain = all(_is_plain(layer, nn.LayerNorm) and layer.weight is not None and layer.bias is not None for layer in layers)
+    if len(layers) == 1 or not plain or len({layer.eps for layer in layers}) > 1:
+        return _in_turn(layers, x, groups)
+    return grouped_layer_norm(x, [layer.weight for layer in layers], [layer.bias for layer in layers], *groups, eps=layers[0].eps)
+
+
+def can_join(modules: Sequence[nn.Module]) -> bool:
+    """Whether modules of one kind may run at once: nobody listens to one of them alone, and dropout is the same in all."""
+    if torch.compiler.is_compiling() or is_traced():
+        return False  # a compiler joins them itself, and padded batches of different widths stay apart
+    for parts in zip(*(m.modules() for m in modules), strict=True):
+        if not all(_is_plain(p, type(parts[0])) or isinstance(p, nn.Linear | nn.LayerNorm) for p in parts):
+            return False
+        if isinstance(parts[0], nn.Dropout) and len({(p.p, p.training) for p in parts}) > 1:
+            return False
+    return True
+
+
+def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling the layer does what its weights say: no wrapper, no hook, no parametrisation."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is kind and "forward" not in layer.__dict__ and not any(hooks)
+
+
+def _in_turn(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
+    starts, sizes = groups
+    if len(layers) == 1:
+        return layers[0](x if sizes[0] == x.size(0) else x.narrow(0, starts[0], sizes[0]))
+    return torch.cat([layer(x.narrow(0, start, size)) for layer, start, size in zip(layers, starts, sizes, strict=True)])

@@ -1,0 +1,45 @@
+"""One vector for each sample from its rows."""
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.pointers import Pointers
+from mea_graph.ops.segment import segment_sum
+
+__all__ = ["mean_rows", "segment_means", "sum_rows"]
+
+
+def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
+    """The sum over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
+    if pointers.steps is not None:
+        x = pointers.pad(x)
+        return (x if pointers.packed else x.masked_fill(~pointers.mask.unsqueeze(-1), 0)).sum(1)
+    if not pointers.packed:
+        x = x.masked_fill(~pointers.real.unsqueeze(-1), 0)
+    return segment_sum(x, pointers.sample, pointers.num_samples)
+
+
+def mean_rows(x: Tensor, pointers: Pointers) -> Tensor:
+    """The mean over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
+    return sum_rows(x, pointers) / pointers.length.clamp(min=1).unsqueeze(1).to(x.dtype)
+
+
+def max_rows(x: Tensor, pointers: Pointers) -> Tensor:
+    """The maximum over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
+    lowest = torch.finfo(x.dtype).min
+    x = pointers.pad(x).masked_fill(~pointers.mask.unsqueeze(-1), lowest)
+    x = torch.cat([x, x.new_full((x.size(0), 1, x.size(2)), lowest)], 1)  # the extra step makes T = 0 legal
+    return x.amax(1).masked_fill(~pointers.present.unsqueeze(1), 0)
+
+
+def segment_means(x: Tensor, pointers: Pointers, segments: int) -> Tensor:
+    """Means over equal, ordered parts of each sample's rows, (N, d) -> (B, segments * d); an empty part gives zeros."""
+    length = pointers.length.unsqueeze(1)  # (B, 1)
+    step = torch.arange(pointers.max_length, device=x.device)
+    part = (step * segments).div(length.clamp(min=1), rounding_mode="floor")  # (B, T), below `segments` at real steps
+    member = (part.unsqueeze(1) == torch.arange(segments, device=x.device)[:, None]) & pointers.mask.unsqueeze(1)  # (B, S, T)
+    share = member.to(x.dtype) / member.sum(-1, keepdim=True).clamp(min=1).to(x.dtype)
+    padded = pointers.pad(x)
+    if not pointers.packed:
+        padded = padded.masked_fill(~pointers.mask.unsqueeze(-1), 0)
+    return (share @ padded).flatten(1)
