@@ -45,21 +45,41 @@ def norm(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
 
 
 def can_join(modules: Sequence[nn.Module]) -> bool:
-    """Whether modules of one kind may run at once: nobody listens to one of them alone, and dropout is the same in all."""
-    if torch.compiler.is_compiling() or is_traced():
+    """Whether modules of one kind may run at once: nobody listens to one of them alone, and dropout is the same in all.
+
+    `linear` and `norm` look after their own.
+    """
+    if is_traced():
         return False  # a compiler joins them itself, and padded batches of different widths stay apart
-    for parts in zip(*(m.modules() for m in modules), strict=True):
-        if not all(_is_plain(p, type(parts[0])) or isinstance(p, nn.Linear | nn.LayerNorm) for p in parts):
+    first = type(modules[0])
+    for module in modules:
+        if type(module) is not first or _is_watched(module):
             return False
-        if isinstance(parts[0], nn.Dropout) and len({(p.p, p.training) for p in parts}) > 1:
+    for name, part in modules[0]._modules.items():
+        if part is None or isinstance(part, nn.Linear | nn.LayerNorm):
+            continue
+        parts = [module._modules[name] for module in modules]
+        if isinstance(part, nn.Dropout) and any(p.p != part.p or p.training != part.training for p in parts):  # type: ignore[union-attr]
+            return False
+        if not can_join(parts):  # type: ignore[arg-type]
             return False
     return True
 
 
+def _is_watched(module: nn.Module) -> bool:
+    """Whether calling the module may do more than its `forward` says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
 def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the layer does what its weights say: no wrapper, no hook, no parametrisation."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is kind and "forward" not in layer.__dict__ and not any(hooks)
+    return type(layer) is kind and not _is_watched(layer)
 
 
 def _in_turn(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:

@@ -11,6 +11,7 @@ from mea_graph.nn._sequences import Layout, check_modalities, enter_all
 from mea_graph.nn._side_by_side import Groups, can_join
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce
 from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.pointers import take_rows
 
 Arrow = tuple[str, str, str]  # stage, source, target
 
@@ -107,67 +108,77 @@ class HierarchicalCrossModalAttention(nn.Module):
 
     def reinforced(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """The same on rows (N_m, d)."""
-        drawn: dict[Arrow, Tensor] = {}
-        current, others = dict(x), {t: self._others(t) for t in self.modalities}
-        if self.mixed is not None:
-            stage = [(("mixed", "all", t), self.mixed[t], list(self.modalities)) for t in self.modalities]
-            current = dict(zip(self.modalities, self._stage(stage, current, x, arrows, drawn, maps), strict=True))
-        if self.coarse is not None:
-            stage = [(("coarse", "others", t), self.coarse[t], others[t]) for t in self.modalities]
-            current = dict(zip(self.modalities, self._stage(stage, current, x, arrows, drawn, maps), strict=True))
+        units = [u for u in self.modules() if isinstance(u, ModalityReinforcementUnit)]
+        if maps or not can_join(units):
+            return self._in_turn(x, arrows, maps)
+        sizes = [arrows.pointers[m].num_rows for m in self.modalities]
+        rows = self._joined(torch.cat([x[m] for m in self.modalities]), arrows)
+        return dict(zip(self.modalities, rows.split(sizes), strict=True)), {}
+
+    def _stages(self) -> list[list[tuple[Arrow, ModalityReinforcementUnit, list[str]]]]:
+        """The units of each stage, with their arrows and sources, coarser ones first."""
+        stages = []
+        for name, units in (("mixed", self.mixed), ("coarse", self.coarse)):
+            if units is not None:
+                others = {t: list(self.modalities) if name == "mixed" else self._others(t) for t in self.modalities}
+                stages.append([((name, "all" if name == "mixed" else "others", t), units[t], others[t]) for t in self.modalities])
         if self.fine is not None:
             fine = self.fine
-            stage = [(("fine", s, t), cast(nn.ModuleDict, fine[t])[s], [s]) for t in self.modalities for s in others[t]]
-            parts = iter(self._stage(stage, current, x, arrows, drawn, maps))
-            for t in self.modalities:
-                of_target = [next(parts) for _ in others[t]]
-                current[t] = self._sum_of_present(of_target, [arrows.pointers[s] for s in others[t]], arrows.pointers[t], current[t])
-        return current, drawn
+            stages.append([(("fine", s, t), cast(nn.ModuleDict, fine[t])[s], [s]) for t in self.modalities for s in self._others(t)])
+        return cast(list[list[tuple[Arrow, ModalityReinforcementUnit, list[str]]]], stages)
 
-    def _stage(
-        self,
-        stage: Sequence[tuple[Arrow, nn.Module, list[str]]],
-        current: Mapping[str, Tensor],
-        x: Mapping[str, Tensor],
-        arrows: "Arrows",
-        drawn: dict[Arrow, Tensor],
-        maps: bool,
-    ) -> Sequence[Tensor]:
-        """What each arrow makes of its target's current rows; sources are read as they came into the layer."""
-        units = [cast(ModalityReinforcementUnit, unit) for _, unit, _ in stage]
-        if not maps and can_join(units):
-            target, targets = arrows.groups(current, [arrow[2] for arrow, _, _ in stage])
-            source, sources = arrows.groups(x, [s for _, _, names in stage for s in names])
-            of_unit, place = [], 0
-            for _, _, names in stage:
-                of_unit.append(Groups(*(part[place : place + len(names)] for part in sources)))
-                place += len(names)
-            rows, _ = reinforce(units, target, targets, source, of_unit, arrows.of_stage([(a[2], names) for a, _, names in stage]))
-            return rows.split(targets.sizes)
-        results = []
-        for (arrow, _, names), unit in zip(stage, units, strict=True):
-            result = unit(
-                current[arrow[2]],
-                arrows.pointers[arrow[2]],
-                source=[x[s] for s in names],
-                source_layout=[arrows.pointers[s] for s in names],
-                edges=arrows.of(arrow[2], names),
-                return_attention_weights=maps,
-            )
-            if maps:
-                result, drawn[arrow] = result
-            results.append(result)
-        return results
+    def _joined(self, source: Tensor, arrows: "Arrows") -> Tensor:
+        """All units of a stage at once, on the rows of all modalities one below the other."""
+        current = source
+        for stage in self._stages():
+            targets = arrows.groups([arrow[2] for arrow, _, _ in stage])
+            rows, sources, edges = arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage])
+            rows, _ = reinforce([unit for _, unit, _ in stage], current, targets, rows, sources, edges)
+            current = arrows.sum_of_present(rows, current) if stage[0][0][0] == "fine" else rows
+        return current
+
+    def _in_turn(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
+        """Unit by unit: for maps, and where somebody listens to a unit or a graph is recorded."""
+        drawn: dict[Arrow, Tensor] = {}
+        current, parts = dict(x), {t: list[Tensor]() for t in self.modalities}
+        for stage in self._stages():
+            for arrow, unit, names in stage:
+                t = arrow[2]
+                result = unit(
+                    current[t],
+                    arrows.pointers[t],
+                    source=[x[s] for s in names],
+                    source_layout=[arrows.pointers[s] for s in names],
+                    edges=arrows.of(t, names),
+                    return_attention_weights=maps,
+                )
+                if maps:
+                    result, drawn[arrow] = result
+                if arrow[0] == "fine":
+                    parts[t].append(result)
+                else:
+                    current[t] = result
+        if self.fine is not None:
+            for t in self.modalities:
+                sources = [arrows.pointers[s] for s in self._others(t)]
+                current[t] = self._sum_of_present(parts[t], sources, arrows.pointers[t], current[t])
+        return current, drawn
 
     @staticmethod
     def _sum_of_present(parts: Sequence[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
         """The sum over the sources that a sample has; `instead` where it has none."""
-        if all(s.packed and s.steps is not None and s.steps > 0 for s in sources):  # told by shapes alone: no sample lacks any
+        if all(s.packed and s.steps for s in sources):  # told by shapes alone: no sample lacks any
             return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         there = torch.stack([s.present for s in sources])  # (M - 1, B)
         present = there.index_select(1, target.sample).unsqueeze(-1)  # (M - 1, N, 1)
         total = torch.stack(parts).masked_fill(~present, 0).sum(0)
         return torch.where(present.any(0), total, instead)
+
+
+class _Stage(NamedTuple):
+    orders: list[Tensor]  # the rows that are read, in parts one below the other; empty: all, as they stand
+    sources: list[Groups]  # which of them each arrow reads
+    edges: IntervalEdges
 
 
 class Arrows:
@@ -178,7 +189,9 @@ class Arrows:
         unknown = [pair for pair in self.edges if set(pair) - set(self.pointers)]
         if unknown:
             raise ValueError(f"edges: expected pairs of {list(self.pointers)}, got {unknown}")
-        self._joined: dict[tuple[tuple[str, tuple[str, ...]], ...], IntervalEdges] = {}
+        self._stages: dict[tuple[tuple[str, tuple[str, ...]], ...], _Stage] = {}
+        self._heard: Tensor | None = None
+        self._nothing_missing = all(p.packed and p.steps for p in self.pointers.values())  # told by shapes alone
 
     def of(self, target: str, sources: Sequence[str]) -> IntervalEdges:
         """From the rows of the sources, one below the other."""
@@ -187,20 +200,69 @@ class Arrows:
         own = self.pointers[target]
         return IntervalEdges.join([self.edges.get((s, target)) or IntervalEdges.complete(self.pointers[s], own) for s in sources])
 
-    def of_stage(self, stage: Sequence[tuple[str, Sequence[str]]]) -> IntervalEdges:
-        """Those of several arrows as one graph."""
+    def of_stage(self, rows: Tensor, stage: Sequence[tuple[str, list[str]]]) -> tuple[Tensor, list[Groups], IntervalEdges]:
+        """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph."""
         key = tuple((target, tuple(sources)) for target, sources in stage)
-        if key not in self._joined:
-            self._joined[key] = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
-        return self._joined[key]
+        if key not in self._stages:
+            if self.edges or max(len(sources) for _, sources in stage) == 1 or next(iter(self.pointers.values())).num_samples == 1:
+                edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
+                self._stages[key] = _Stage([], [self.groups(sources) for _, sources in stage], edges)
+            else:
+                self._stages[key] = self._by_sample(stage)
+        found = self._stages[key]
+        if found.orders:
+            taken = [take_rows(rows, order) for order in found.orders]
+            rows = taken[0] if len(taken) == 1 else torch.cat(taken)
+        return rows, found.sources, found.edges
 
-    def groups(self, x: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, Groups]:
-        """The rows of all modalities one below the other, and where those of each name are."""
+    def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
+        """The sources' rows sample by sample: what a target hears is then one run."""
+        first, orders, sources, joined, row = {}, dict[tuple[str, ...], Tensor](), [], [], 0
+        starts = dict(zip(self.pointers, self.groups(list(self.pointers)).starts, strict=True))
+        made: dict[tuple[str, ...], Pointers] = {}
+        for target, names in stage:
+            key = tuple(names)
+            if key not in orders:
+                sample = torch.cat([self.pointers[s].sample for s in names])
+                number = torch.cat([torch.arange(starts[s], starts[s] + self.pointers[s].num_rows, device=sample.device) for s in names])
+                orders[key] = number.index_select(0, sample.argsort(stable=True))
+                length = torch.stack([self.pointers[s].length for s in names]).sum(0)
+                made[key] = Pointers(length.cumsum(0) - length, length, len(number), packed=True)
+                first[key], row = row, row + len(number)
+            sources.append(Groups([first[key]], [made[key].num_rows]))
+            joined.append(IntervalEdges.complete(made[key], self.pointers[target]))
+        return _Stage(list(orders.values()), sources, IntervalEdges.below_each_other(joined))
+
+    def groups(self, names: Sequence[str]) -> Groups:
+        """Where the rows of each name are, those of all modalities one below the other."""
         starts, row = {}, 0
         for m, pointers in self.pointers.items():
             starts[m], row = row, row + pointers.num_rows
-        rows = torch.cat([x[m] for m in self.pointers])
-        return rows, Groups([starts[m] for m in names], [self.pointers[m].num_rows for m in names])
+        return Groups([starts[m] for m in names], [self.pointers[m].num_rows for m in names])
+
+    def sum_of_present(self, rows: Tensor, instead: Tensor) -> Tensor:
+        """The sum over the fine units of each target, which stand one below the other, over the sources that a sample has."""
+        count = len(self.pointers) - 1
+        sizes = [p.num_rows for p in self.pointers.values() for _ in range(count)]
+        if self._heard is None and not self._nothing_missing:
+            there = torch.stack([p.present for p in self.pointers.values()])  # (M, B)
+            heard = []
+            for i, target in enumerate(self.pointers.values()):
+                others = [j for j in range(count + 1) if j != i]
+                heard.append(there[others].index_select(1, target.sample).flatten())
+            self._heard = torch.cat(heard).unsqueeze(1)  # as rows, (sum of sizes, 1)
+            self._nothing_missing = self._heard.device.type == "cpu" and bool(self._heard.all())
+        if count == 1 and self._nothing_missing:
+            return rows
+        if self._heard is not None and not self._nothing_missing:
+            rows = rows.masked_fill(~self._heard, 0)
+        parts = rows.split(sizes)
+        total = torch.cat([torch.stack(parts[i : i + count]).sum(0) if count > 1 else parts[i] for i in range(0, len(parts), count)])
+        if self._heard is None or self._nothing_missing:
+            return total
+        seen = self._heard.split(sizes)
+        any_of = torch.cat([torch.stack(seen[i : i + count]).any(0) for i in range(0, len(seen), count)])
+        return torch.where(any_of, total, instead)
 
 
 class CrossModalEncoder(nn.Module):

@@ -1,7 +1,7 @@
 """The predictive branch: stacks of predictive self-attention with weighted attention between, [MEA] Eq. 2-6."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from mea_graph.nn._sequences import Layout, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join
 from mea_graph.nn.predictive_self_attention import PredictiveSelfAttention, Prior, attend
 from mea_graph.nn.weighted_attention import WeightedAttention
-from mea_graph.ops import IntervalEdges
+from mea_graph.ops import IntervalEdges, Pointers
 
 
 class PredictiveEncoderOutput(NamedTuple):
@@ -98,27 +98,57 @@ class PredictiveEncoder(nn.Module):
         entered = enter_all(x, layout, self.modalities, self.channels)
         pointers = [e.pointers for e in entered.values()]
         heard = [None if edges is None else edges.get(m) for m in self.modalities]
-        current = [e.x for e in entered.values()]
-        weights = []
-        priors: list[Prior | None] = [None] * len(self.modalities)
         maps: dict[str, list[Tensor]] = {m: [] for m in self.modalities} if return_attention_weights else {}
+        layers = [[cast(nn.ModuleList, self.attention[m])[i] for m in self.modalities] for i in range(self.num_layers)]
+        weigh = [cast(WeightedAttention, w) for w in self.weighted]
+        if all(map(can_join, layers)) and (not weigh or can_join(weigh)) and all(w.can_join() for w in weigh):
+            rows, weights = self._joined(torch.cat([e.x for e in entered.values()]), pointers, heard, maps)
+            parts: Sequence[Tensor] = rows.split([p.num_rows for p in pointers])
+        else:
+            parts, weights = self._in_turn([e.x for e in entered.values()], pointers, heard, maps)
+        left = {m: e.leave(z) for (m, e), z in zip(entered.items(), parts, strict=True)}
+        return PredictiveEncoderOutput(left, weights, maps)
+
+    def _joined(
+        self,
+        rows: Tensor,
+        pointers: Sequence[Pointers],
+        edges: Sequence[IntervalEdges | Tensor | None],
+        maps: dict[str, list[Tensor]],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All modalities at once, their rows one below the other."""
+        together, weights = Pointers.join(pointers), []
+        priors: list[Prior | None] = [None] * len(pointers)
         for i in range(self.num_layers):
             layers = [cast(PredictiveSelfAttention, cast(nn.ModuleList, self.attention[m])[i]) for m in self.modalities]
-            if can_join(layers):
-                joined, own, drawn = attend(layers, torch.cat(current), pointers, priors, heard, return_attention_weights)
-                current = list(joined.split([p.num_rows for p in pointers]))
-            else:
-                arguments = zip(layers, current, pointers, priors, heard, strict=True)
-                results: list[Any] = [layer(z, p, prior, e, return_attention_weights) for layer, z, p, prior, e in arguments]
-                current, own, *more = (list(part) for part in zip(*results, strict=True))
-                drawn = more[0] if more else []
+            rows, own, drawn = attend(layers, rows, pointers, priors, edges, bool(maps))
             priors = list(own) if self.prediction_chain else priors
-            for m, drawing in zip(self.modalities, drawn, strict=bool(drawn)):
+            for m, drawing in zip(maps, drawn, strict=True):
                 maps[m].append(drawing)
             if self.weighted:
-                weigh = cast(WeightedAttention, self.weighted[i])
-                scaled, psi = weigh(dict(zip(self.modalities, current, strict=True)), dict(zip(self.modalities, pointers, strict=True)))
+                rows, psi = cast(WeightedAttention, self.weighted[i]).joined(rows, pointers, together)
+                weights.append(psi)
+        return rows, weights
+
+    def _in_turn(
+        self,
+        current: list[Tensor],
+        pointers: Sequence[Pointers],
+        edges: Sequence[IntervalEdges | Tensor | None],
+        maps: dict[str, list[Tensor]],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Modality by modality: where somebody listens to a layer, or a graph is recorded."""
+        weights = []
+        priors: list[Prior | None] = [None] * len(pointers)
+        for i in range(self.num_layers):
+            for j, m in enumerate(self.modalities):
+                layer = cast(nn.ModuleList, self.attention[m])[i]
+                current[j], own, *drawn = layer(current[j], pointers[j], priors[j], edges[j], bool(maps))
+                priors[j] = own if self.prediction_chain else None
+                if maps:
+                    maps[m].append(drawn[0])
+            if self.weighted:
+                scaled, psi = self.weighted[i](*(dict(zip(self.modalities, part, strict=True)) for part in (current, pointers)))
                 current = list(scaled.values())
                 weights.append(psi)
-        left = {m: e.leave(z) for (m, e), z in zip(entered.items(), current, strict=True)}
-        return PredictiveEncoderOutput(left, weights, maps)
+        return current, weights

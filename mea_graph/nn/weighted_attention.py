@@ -1,6 +1,6 @@
 """How much each modality counts for a sample, [MEA] Eq. 5-6."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,19 +56,26 @@ class WeightedAttention(nn.Module):
         """Returns the scaled sequences and the weights."""
         entered = enter_all(x, layout, self.modalities, self.channels)
         pointers = [e.pointers for e in entered.values()]
-        layers = [[of[m] for m in self.modalities] for of in (self.transform, self.score)]
-        samples = pointers[0].num_samples
-        if all(map(can_join, layers)):
-            groups, together = Groups.below_each_other([p.num_rows for p in pointers]), Pointers.join(pointers)
-            rows = torch.cat([e.x for e in entered.values()])
-            score = mean_rows(linear(layers[1], torch.tanh(linear(layers[0], rows, groups)), groups), together)  # (M B, 1)
-            score = score.view(len(pointers), samples).mT
-            weights = masked_softmax(score, together.present.view(len(pointers), samples).mT)  # (B, M)
-            scaled = rows * weights.mT.reshape(-1, 1).index_select(0, together.sample)
-            parts = scaled.split(groups.sizes)
+        if self.can_join():
+            rows, weights = self.joined(torch.cat([e.x for e in entered.values()]), pointers, Pointers.join(pointers))
+            parts = rows.split([p.num_rows for p in pointers])
         else:
-            scores = [mean_rows(s(torch.tanh(t(e.x))), e.pointers) for t, s, e in zip(*layers, entered.values(), strict=True)]
+            layers = ((self.transform[m], self.score[m], entered[m]) for m in self.modalities)
+            scores = [mean_rows(score(torch.tanh(transform(e.x))), e.pointers) for transform, score, e in layers]
             weights = masked_softmax(torch.cat(scores, 1), torch.stack([p.present for p in pointers], 1))
             of_row = (weights[:, i : i + 1].index_select(0, p.sample) for i, p in enumerate(pointers))
             parts = tuple(e.x * w for e, w in zip(entered.values(), of_row, strict=True))
         return {m: e.leave(part) for (m, e), part in zip(entered.items(), parts, strict=True)}, weights
+
+    def can_join(self) -> bool:
+        """Whether all modalities may be scored at once."""
+        return all(can_join([of[m] for m in self.modalities]) for of in (self.transform, self.score))
+
+    def joined(self, rows: Tensor, pointers: Sequence[Pointers], together: Pointers) -> tuple[Tensor, Tensor]:
+        """The same on the rows of all modalities, one below the other; `together` are the pointers joined."""
+        groups = Groups.below_each_other([p.num_rows for p in pointers])
+        transform, score = ([of[m] for m in self.modalities] for of in (self.transform, self.score))
+        gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)  # (M B, 1)
+        by_modality = (len(pointers), pointers[0].num_samples)
+        weights = masked_softmax(gamma.view(by_modality).mT, together.present.view(by_modality).mT)  # (B, M)
+        return rows * weights.mT.reshape(-1, 1).index_select(0, together.sample), weights

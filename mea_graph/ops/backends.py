@@ -93,11 +93,13 @@ class Op:
 
     def _automatic(self, device: torch.device, arguments: Mapping[str, Any], every: bool = False) -> tuple[str, dict[str, str]]:
         chosen, refused = None, {}
+        to_onnx = torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
+        transformed = is_transformed()
         for name, candidate in self.backends.items():
             reason = candidate.refuse(**arguments)
-            if reason is None and name not in _PLAIN and torch.onnx.is_in_onnx_export():
+            if reason is None and name not in _PLAIN and to_onnx:
                 reason = "ONNX has no such operator"
-            if reason is None and name not in _PLAIN and is_transformed():
+            if reason is None and name not in _PLAIN and transformed:
                 reason = "a transform of torch.func is active"
             if reason is None and candidate.prefers not in (None, device.type):
                 reason = f"taken only when asked for by name, since the tensors are on {device.type}"

@@ -17,6 +17,9 @@ from mea_graph.ops.library import register, through_reference
 __all__ = ["grouped_layer_norm", "grouped_linear"]
 
 
+_PLAIN_TYPES = (torch.nn.Parameter, Tensor)
+
+
 def grouped_linear(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], backend: str = "auto"
 ) -> Tensor:
@@ -100,8 +103,10 @@ def _refuse(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], **_:
         return "a compiler joins the formula itself"
     if torch.is_autocast_enabled(x.device.type):
         return "autocast chooses the precision of each map"
-    if any(t.dtype != x.dtype or type(t) not in (Tensor, torch.nn.Parameter) for t in (*weights, *biases)):
-        return "the weights are of another type"
+    dtype = x.dtype
+    for t in (*weights, *biases):
+        if t.dtype != dtype or type(t) not in _PLAIN_TYPES:
+            return "the weights are of another type"
     return None
 
 
@@ -176,43 +181,6 @@ def _norm_backward(
     return [d_x, *d_weights, *d_biases]
 
 
-_GROUPS = "Tensor x, Tensor[] weights, Tensor[] biases, int[] starts, int[] sizes"
-
-
-def _linear_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weights, biases, ctx.starts, ctx.sizes = inputs
-    ctx.groups, ctx.bias = len(weights), bool(biases)
-    ctx.save_for_backward(x, *weights, *biases)
-
-
-def _linear_autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    x, *parameters = ctx.saved_tensors
-    n, weights = ctx.groups, parameters[: ctx.groups]
-    if torch.is_grad_enabled():
-        return tuple(through_reference(_linear_reference, (x, weights, parameters[n:], ctx.starts, ctx.sizes), grad))
-    d_x, *d = _LINEAR_BACKWARD(grad, x, weights, ctx.bias, ctx.starts, ctx.sizes)
-    return d_x, d[:n], d[n:], None, None
-
-
-def _norm_context(ctx: Any, inputs: Any, output: Any) -> None:
-    x, weights, biases, ctx.starts, ctx.sizes, ctx.eps = inputs
-    ctx.groups = len(weights)
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, *output[1:], *weights, *biases)
-
-
-def _norm_autograd(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    x, mean, rstd, *parameters = ctx.saved_tensors
-    n, weights = ctx.groups, parameters[: ctx.groups]
-    if grad is None:
-        return None, [None] * n, [None] * n, None, None, None
-    if torch.is_grad_enabled():
-        return tuple(through_reference(_norm_reference, (x, weights, parameters[n:], ctx.starts, ctx.sizes, ctx.eps), grad))
-    d_x, *d = _NORM_BACKWARD(grad, x, mean, rstd, weights, ctx.starts, ctx.sizes)
-    return d_x, d[:n], d[n:], None, None, None
-
-
 def _fake_linear(x: Tensor, weights: Sequence[Tensor], biases: Any, starts: Any, sizes: Sequence[int]) -> Tensor:
     return x.new_empty(sum(sizes), weights[0].size(0))
 
@@ -230,30 +198,75 @@ def _fake_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, wei
     return [torch.empty_like(x), *map(torch.empty_like, weights), *map(torch.empty_like, weights)]
 
 
-_LINEAR_BACKWARD = register(
+_GROUPS = "Tensor x, Tensor[] weights, Tensor[] biases, int[] starts, int[] sizes"
+_linear_backward_operator = register(
     "grouped_linear_backward",
     "(Tensor grad, Tensor x, Tensor[] weights, bool bias, int[] starts, int[] sizes) -> Tensor[]",
     _linear_backward,
     _fake_linear_backward,
 )
-_LINEAR_FORWARD = register("grouped_linear", f"({_GROUPS}) -> Tensor", _linear, _fake_linear, _linear_context, _linear_autograd)
-_NORM_BACKWARD = register(
+_linear_operator = register("grouped_linear", f"({_GROUPS}) -> Tensor", _linear, _fake_linear)
+_norm_backward_operator = register(
     "grouped_layer_norm_backward",
     "(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor[] weights, int[] starts, int[] sizes) -> Tensor[]",
     _norm_backward,
     _fake_norm_backward,
 )
-_NORM_FORWARD = register(
-    "grouped_layer_norm", f"({_GROUPS}, float eps) -> (Tensor, Tensor, Tensor)", _norm, _fake_norm, _norm_context, _norm_autograd
-)
+_norm_operator = register("grouped_layer_norm", f"({_GROUPS}, float eps) -> (Tensor, Tensor, Tensor)", _norm, _fake_norm)
 
 
-def _run_linear(**arguments: Any) -> Tensor:
-    return _LINEAR_FORWARD(*arguments.values())
+class _Linear(torch.autograd.Function):
+    """Not `torch.library.register_autograd`: for lists of tensors that takes longer than the product of a thousand rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, starts: list[int], sizes: list[int], groups: int, *parameters: Tensor) -> Tensor:
+        ctx.starts, ctx.sizes, ctx.groups = starts, sizes, groups
+        ctx.save_for_backward(x, *parameters)
+        return _linear_operator(x, parameters[:groups], parameters[groups:], starts, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, *parameters = ctx.saved_tensors
+        n, weights, biases = ctx.groups, parameters[: ctx.groups], parameters[ctx.groups :]
+        if torch.is_grad_enabled():
+            d_x, d_weights, d_biases, *_ = through_reference(_linear_reference, (x, weights, biases, ctx.starts, ctx.sizes), grads[0])
+            return d_x, None, None, None, *d_weights, *d_biases
+        d_x, *d = _linear_backward_operator(grads[0], x, weights, bool(biases), ctx.starts, ctx.sizes)
+        return d_x, None, None, None, *d[:n], *d[n:]
 
 
-def _run_norm(**arguments: Any) -> Tensor:
-    return _NORM_FORWARD(*arguments.values())[0]
+class _Norm(torch.autograd.Function):
+    """As `_Linear`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, starts: list[int], sizes: list[int], eps: float, groups: int, *parameters: Tensor) -> Tensor:
+        ctx.starts, ctx.sizes, ctx.eps, ctx.groups = starts, sizes, eps, groups
+        out, mean, rstd = _norm_operator(x, parameters[:groups], parameters[groups:], starts, sizes, eps)
+        ctx.save_for_backward(x, mean, rstd, *parameters)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, mean, rstd, *parameters = ctx.saved_tensors
+        n, weights = ctx.groups, parameters[: ctx.groups]
+        if torch.is_grad_enabled():
+            inputs = (x, weights, parameters[n:], ctx.starts, ctx.sizes, ctx.eps)
+            d_x, d_weights, d_biases, *_ = through_reference(_norm_reference, inputs, grads[0])
+            return d_x, None, None, None, None, *d_weights, *d_biases
+        d_x, *d = _norm_backward_operator(grads[0], x, mean, rstd, weights, ctx.starts, ctx.sizes)
+        return d_x, None, None, None, None, *d
+
+
+def _run_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: list[int], sizes: list[int]) -> Tensor:
+    if not torch.is_grad_enabled():  # the operator would only cost: on few rows a third of the call
+        return _linear(x, weights, biases, starts, sizes)
+    return _Linear.apply(x, starts, sizes, len(weights), *weights, *biases)
+
+
+def _run_norm(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: list[int], sizes: list[int], eps: float) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _norm(x, weights, biases, starts, sizes, eps)[0]
+    return _Norm.apply(x, starts, sizes, eps, len(weights), *weights, *biases)
 
 
 def _accept(**_: Any) -> None:

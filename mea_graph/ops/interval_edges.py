@@ -167,19 +167,19 @@ class IntervalEdges:
         >>> IntervalEdges.below_each_other([IntervalEdges.complete(a, a)] * 2).edge_index().tolist()
         [[0, 1], [0, 1]]
         """
-        target, runs = Pointers.join([part.target for part in parts]), max(part.source_start.size(1) for part in parts)
+        target = Pointers.join([part.target for part in parts])
+        if all(part.sources and part.is_complete for part in parts):
+            return cls.of_runs(*_complete_runs(parts), target)
+        runs = max(part.source_start.size(1) for part in parts)
         starts, lengths, begins, ends, rows = [], [], [], [], 0
-        windowed = not all(part.is_complete for part in parts)
         for part in parts:
             more = (0, runs - part.source_start.size(1))  # runs without a row
             starts.append(F.pad(part.source_start + rows, more))
             lengths.append(F.pad(part.source_length, more))
-            if windowed:
-                begins.append(F.pad(part.begin + rows, more))
-                ends.append(F.pad(part.end + rows, more))
+            begins.append(F.pad(part.begin + rows, more))
+            ends.append(F.pad(part.end + rows, more))
             rows += part.num_source_rows
-        begin, end = (torch.cat(begins), torch.cat(ends)) if windowed else (None, None)
-        return cls.of_runs(torch.cat(starts), torch.cat(lengths), rows, target, begin, end)
+        return cls.of_runs(torch.cat(starts), torch.cat(lengths), rows, target, torch.cat(begins), torch.cat(ends))
 
     @property
     def is_complete(self) -> bool:
@@ -272,6 +272,30 @@ class IntervalEdges:
     def __repr__(self) -> str:
         kind = "complete" if self.is_complete else "windowed"
         return f"IntervalEdges({kind}, {self.source_start.size(1)} sources, {self.num_source_rows} -> {self.target.num_rows} rows)"
+
+
+def _complete_runs(parts: Sequence[IntervalEdges]) -> tuple[Tensor, Tensor, int]:
+    """`source_start`, `source_length` and the number of rows of complete graphs below each other, in a few calls for all."""
+    known: list[Pointers] = []
+    place, offset, rows = [], [], 0
+    for part in parts:
+        for source in part.sources:
+            if not any(source is k for k in known):
+                known.append(source)
+    runs = max(len(part.sources) for part in parts)
+    for part in parts:
+        for source in part.sources:
+            place.append(next(i for i, k in enumerate(known) if k is source))
+            offset.append(rows)
+            rows += source.num_rows
+        for _ in range(runs - len(part.sources)):  # runs without a row
+            place.append(len(known))
+            offset.append(0)
+    nothing = torch.zeros_like(known[0].start)
+    starts, lengths = torch.stack([*(k.start for k in known), nothing]), torch.stack([*(k.length for k in known), nothing])
+    index, more = torch.tensor([place, offset], device=starts.device).view(2, len(parts), runs)
+    start = starts[index] + more.unsqueeze(-1)  # (parts, S, B)
+    return start.mT.flatten(0, 1), lengths[index].mT.flatten(0, 1), rows
 
 
 def _place(source: Pointers, target: Pointers, source_time: Any, target_time: Any, shift: float, right: bool) -> Tensor:
