@@ -6,12 +6,22 @@ from mea_graph.data.asynchronous_events import AsynchronousEvents, Latents
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.length_bucket_sampler import LengthBucketBatchSampler, Padding
+from mea_graph.data.missing_modalities import AddMissingModalities, check_batch
 from mea_graph.data.open import open_dataset
 from mea_graph.data.presets import IEMOCAP, MOSEI, MOSI, Preset
 from mea_graph.data.unpickle import load_pickle
 
-classes = ["AsynchronousEvents", "DataError", "Latents", "LengthBucketBatchSampler", "MultimodalDataset", "Padding", "Preset"]
-functions = ["load_pickle", "open_dataset"]
+classes = [
+    "AddMissingModalities",
+    "AsynchronousEvents",
+    "DataError",
+    "Latents",
+    "LengthBucketBatchSampler",
+    "MultimodalDataset",
+    "Padding",
+    "Preset",
+]
+functions = ["check_batch", "load_pickle", "open_dataset"]
 presets = ["IEMOCAP", "MOSEI", "MOSI"]
 
 __all__ = classes + functions + presets
