@@ -109,7 +109,8 @@ def _check_batch(batch: Any, modalities: Collection[str] | None) -> None:
         if known != total:
             raise DataError(
                 f"node type {name!r}: expected all {total} samples of the batch{_names(batch.get('id'))} to have it, "
-                f"got {known or 'none'}; PyG gives the rows of a node type to the first samples, or drops them, where others lack it; {_REMEDY}"
+                f"got {known or 'none'}; where some lack a node type PyG gives its rows to the first samples, or drops them; "
+                f"{_REMEDY}"
             )
 
 
