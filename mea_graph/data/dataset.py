@@ -104,7 +104,9 @@ class MultimodalDataset(ViewedDataset):
         store = build_store(x, y, ids, time, split, fields, label_names, notes)
         if pre_transform is not None or pre_filter is not None:
             store = build_store(**changed_arrays(MultimodalDataset(store), pre_transform, pre_filter))
-        return cls(store, transform=transform)
+        dataset = cls(store)  # a subclass may have a constructor without `transform`
+        dataset.transform = transform
+        return dataset
 
     @classmethod
     def from_samples(

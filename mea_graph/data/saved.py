@@ -73,12 +73,16 @@ def saved_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         kind, _, name = key.partition("/")
         if name and kind in parts:
             parts[kind][name] = array
-    ids = arrays.get("ids", np.zeros(0, np.str_))
+    ids = arrays.get("ids", np.zeros(0, np.str_)).reshape(-1)
     for name, values in parts["x"].items():
         ptr = parts["ptr"].get(name, np.zeros(0))
-        fits = ptr.shape == (len(ids) + 1,) and ptr.dtype.kind in "iu" and values.ndim == 2
+        if values.ndim != 2:
+            raise DataError(f"x/{name}: expected shape (sum of T, d), got {values.shape}")
+        fits = ptr.shape == (len(ids) + 1,) and ptr.dtype.kind in "iu"
         if not fits or ptr[0] != 0 or ptr[-1] != len(values) or (np.diff(ptr.astype(np.int64)) < 0).any():
-            raise DataError(f"ptr/{name}: expected {len(ids) + 1} integers that rise from 0 to {len(values)}, got {ptr[:3]}...")
+            raise DataError(
+                f"ptr/{name}: expected {len(ids) + 1} integers that rise from 0 to {len(values)}, got {ptr.dtype} of shape {ptr.shape}"
+            )
     cuts = {name: parts["ptr"][name][1:-1] for name in parts["x"]}
     return {
         "x": {name: np.split(values, cuts[name]) for name, values in parts["x"].items()},

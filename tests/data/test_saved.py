@@ -45,6 +45,15 @@ def test_everything_comes_back(dataset, tmp_path):
     ) == 2
 
 
+def test_the_command_trains_on_it_without_a_word_of_configuration(dataset, tmp_path):
+    train = pytest.importorskip("mea_graph.train")
+    dataset.save(tmp_path / "mine.npz")
+    data = train.SequenceDataModule(str(tmp_path / "mine.npz"), batch_size=2)
+    assert (data.task, data.out_channels, data.label_names) == ("classification", 3, ["low", "middle", "high"])
+    assert {name: part.tolist() for name, part in data.parts.items()} == {"train": [0, 1, 3], "valid": [2], "test": [4, 5]}
+    assert [sorted(batch.id) for batch in data.test_dataloader()] == [["e", "f"]]
+
+
 def test_a_view_is_saved_as_it_is_seen(dataset, tmp_path):
     dataset.transform = lambda data: pytest.fail("a transform is not saved")
     view = dataset.standardize()[[5, 0, 1]].with_modalities(["video"])
@@ -92,7 +101,9 @@ def changed(path, **changes):
         ({"ptr/audio": np.array([0, 4, 2, 11, 13, 18, 21])}, "ptr/audio: expected 7 integers that rise"),
         ({"ptr/audio": np.array([0, 4, 4, 11, 13, 18, 20])}, "ptr/audio: expected 7 integers that rise"),
         ({"ptr/audio": np.arange(7) * 3.5}, "ptr/audio: expected 7 integers"),
-        ({"x/audio": np.ones(21)}, "ptr/audio: expected 7 integers"),
+        ({"x/audio": np.ones(21)}, r"x/audio: expected shape \(sum of T, d\), got \(21,\)"),
+        ({"x/audio": np.array("a")}, "x/audio: expected shape"),
+        ({"ids": np.array("a")}, "ptr/audio: expected 2 integers"),
         ({"time/audio": np.ones(20)}, "audio: sample 'f': expected 3 times"),
         ({"time/audio": np.array(1.0)}, "audio: sample 'a': expected 4 times"),
         ({"x/audio": np.full((21, 3), np.nan)}, "audio: sample 'a': expected finite"),
