@@ -1,7 +1,5 @@
 """Samples of several sequences, and how they come out of the field's files: data sets, readers, samplers, presets."""
 
-# ruff: noqa: F401 (ruff does not see through the sum below)
-
 from mea_graph.data.asynchronous_events import AsynchronousEvents, Latents
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
@@ -11,7 +9,10 @@ from mea_graph.data.open import open_dataset
 from mea_graph.data.presets import IEMOCAP, MOSEI, MOSI, Preset
 from mea_graph.data.unpickle import load_pickle
 
-classes = [
+__all__ = [
+    "IEMOCAP",
+    "MOSEI",
+    "MOSI",
     "AddMissingModalities",
     "AsynchronousEvents",
     "DataError",
@@ -20,8 +21,10 @@ classes = [
     "MultimodalDataset",
     "Padding",
     "Preset",
+    "check_batch",
+    "load_pickle",
+    "open_dataset",
 ]
-functions = ["check_batch", "load_pickle", "open_dataset"]
 presets = ["IEMOCAP", "MOSEI", "MOSI"]
-
-__all__ = classes + functions + presets
+functions = ["check_batch", "load_pickle", "open_dataset"]
+classes = [name for name in __all__ if name not in {*presets, *functions}]

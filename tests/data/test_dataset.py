@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def test_views_select_the_same_samples_as_numpy(dataset):
     assert dataset.select("test").where("room", isin=["y"]).ids == ["f"]
     assert dataset.where("subject", isin=[2, 3]).ids == ["c", "d", "e", "f"]
     assert dataset.where("subject", isin=[]).ids == []
+    assert dataset.where("subject", isin=[2.0, 3.0]).ids == ["c", "d", "e", "f"]  # compared as numbers, not as text
     assert dataset.with_modalities(["video"]).select("valid").channels == {"video": 2}
     assert view.hash == dataset.hash
 
@@ -117,8 +119,9 @@ GOOD = [np.ones((2, 3)), np.ones((1, 3))]
         ({"x": {"a": GOOD}, "y": [1.0, np.nan], "ids": ["p", "q"]}, "y: sample 'q'"),
         ({"x": {"a": GOOD}, "y": [1, -1], "ids": ["p", "q"]}, "y: sample 'q': expected a class number >= 0"),
         ({"x": {"a": GOOD}, "y": [[1, 0], [0, 2]], "ids": ["p", "q"]}, "y: sample 'q': expected binary"),
-        ({"x": {"a": GOOD}, "y": ["p", 1.5]}, "y: expected numbers for all samples, or strings for all, got 1.5"),
-        ({"x": {"a": GOOD}, "y": ["p", None]}, "y: expected numbers, got object"),
+        ({"x": {"a": GOOD}, "y": ["p", 1.5]}, "y: expected numbers for all samples, or strings for all, got float among strings"),
+        ({"x": {"a": GOOD}, "y": ["p", None]}, "y: expected numbers .* got NoneType among strings"),
+        ({"x": {"a": GOOD}, "y": [[1], [0, 1]]}, "y: expected as many values for every sample"),
         ({"x": {"a": GOOD}, "y": np.array([["p", "q"]] * 2)}, "y: expected numbers, got <U1"),
         ({"x": {"a": GOOD}, "y": ["p", "q"], "label_names": ["q"]}, r"y: expected labels among \['q'\], got \['p'\]"),
         ({"x": {"a": GOOD}, "split": ["train"]}, "split: expected one value a sample"),
@@ -226,12 +229,21 @@ def test_strings_are_classes(make):
 
 
 def test_what_was_guessed_of_the_labels_is_noted_once():
-    whole = "y: whole numbers, but floats: taken as regression; for classes give integers"
+    whole = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
     assert MultimodalDataset.from_arrays(ONE, y=[0.0, 1.0, 2.0, 1.0], notes=["mine", whole]).notes == ("mine", whole)
     assert MultimodalDataset.from_arrays(ONE, y=[0.0, 1.0, 2.0, 1.5]).notes == ()
     assert MultimodalDataset.from_arrays(ONE, y=[[0.0, 1.0]] * 4).notes == ()
     assert "numbers" in MultimodalDataset.from_arrays(ONE, y=["0.5", "1", "2", "1"]).notes[0]
     assert MultimodalDataset.from_arrays(ONE, y=["1", "2", "2", "1"], label_names=["1", "2"]).notes == ()
+
+
+def test_one_long_label_does_not_make_all_of_them_long():
+    tracemalloc.start()
+    data = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 500}, y=["x" * 100_000, *["y"] * 499])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert data.y.tolist() == [0, *[1] * 499]
+    assert peak < 10_000_000  # an array of such texts takes 200 MB
 
 
 def test_splits_are_known_by_the_names_people_use():

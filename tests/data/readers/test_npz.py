@@ -160,7 +160,7 @@ def test_without_labels_the_names_that_labels_may_have_are_told(tmp_path):
 
 
 def test_whole_numbers_that_are_floats_are_told(tmp_path):
-    whole = "y: whole numbers, but floats: taken as regression; for classes give integers"
+    whole = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
     assert open_dataset(write(tmp_path / "a.npz", label=np.array([2.0, 0, 1, 2]))).notes == (whole,)
     assert open_dataset(write(tmp_path / "b.npz", label=np.array([2.0, 0, 1, 2.5]))).notes == ()
 
