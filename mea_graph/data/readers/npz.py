@@ -130,10 +130,14 @@ def _with_channels(arrays: dict[str, np.ndarray], static: Sequence[str]) -> tupl
             raise DataError(f"static: expected {name!r} to be an array of shape (N, d), got {got}")
         changed[name] = arrays[name][:, None]
     for name, array in arrays.items():
-        if array.ndim == 2 and name not in static and f"{name}_len" in arrays:
+        if array.ndim == 2 and name not in static and _are_lengths(arrays.get(f"{name}_len"), *array.shape):
             changed[name] = array[:, :, None]
             notes.append(f"array {name!r} of shape {array.shape} is taken as sequences of one channel, since {name}_len is there")
     return changed, notes
+
+
+def _are_lengths(lengths: np.ndarray | None, samples: int, steps: int) -> bool:
+    return lengths is not None and lengths.shape == (samples,) and lengths.dtype.kind in "iu" and lengths.max(initial=0) <= steps
 
 
 def _left_out(name: str, array: np.ndarray, samples: int) -> str:

@@ -112,6 +112,12 @@ def test_sequences_of_one_channel_are_known_by_their_lengths(tmp_path):
     assert "lips_len" in note(dataset, "array 'lips' of shape (4, 5) is taken as sequences of one channel")
 
 
+def test_an_array_with_lengths_that_it_cannot_have_is_no_sequence(tmp_path):
+    dataset = open_dataset(write(tmp_path / "a.npz", lips=np.ones((4, 5)), lips_len=np.array([6, 1, 0, 2])))
+    assert dataset.modalities == ("audio",)
+    assert "left out" in note(dataset, "array 'lips' of shape (4, 5)")
+
+
 def test_an_array_called_split_is_the_split(tmp_path):
     split = np.array(["Train", "val", "dev", "test"])
     dataset = open_dataset(write(tmp_path / "a.npz", split=np.array(["train", "valid", "valid", "test"])))
