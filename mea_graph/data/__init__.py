@@ -1,17 +1,30 @@
 """Samples of several sequences, and how they come out of the field's files: data sets, readers, samplers, presets."""
 
-# ruff: noqa: F401 (ruff does not see through the sum below)
-
 from mea_graph.data.asynchronous_events import AsynchronousEvents, Latents
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.length_bucket_sampler import LengthBucketBatchSampler, Padding
+from mea_graph.data.missing_modalities import AddMissingModalities, check_batch
 from mea_graph.data.open import open_dataset
 from mea_graph.data.presets import IEMOCAP, MOSEI, MOSI, Preset
 from mea_graph.data.unpickle import load_pickle
 
-classes = ["AsynchronousEvents", "DataError", "Latents", "LengthBucketBatchSampler", "MultimodalDataset", "Padding", "Preset"]
-functions = ["load_pickle", "open_dataset"]
+__all__ = [
+    "IEMOCAP",
+    "MOSEI",
+    "MOSI",
+    "AddMissingModalities",
+    "AsynchronousEvents",
+    "DataError",
+    "Latents",
+    "LengthBucketBatchSampler",
+    "MultimodalDataset",
+    "Padding",
+    "Preset",
+    "check_batch",
+    "load_pickle",
+    "open_dataset",
+]
 presets = ["IEMOCAP", "MOSEI", "MOSI"]
-
-__all__ = classes + functions + presets
+functions = ["check_batch", "load_pickle", "open_dataset"]
+classes = [name for name in __all__ if name not in {*presets, *functions}]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.store import build_store
+from mea_graph.data.views import Index
+
+if TYPE_CHECKING:
+    from typing import Self
 
 _NAMES = ("text", "audio", "vision", "motion", "pulse")
 _RATES = (3.0, 6.0, 4.5, 5.0, 4.0)  # steps a second
@@ -107,7 +112,18 @@ class AsynchronousEvents(MultimodalDataset):
             y = np.searchsorted(np.quantile(latents.score, np.arange(1, num_classes) / num_classes), latents.score)
         split = np.repeat(["train", "valid", "test"], [round(0.6 * num_samples), round(0.15 * num_samples), num_samples])[:num_samples]
         super().__init__(build_store(x, y, None, time, split, {}, None, ()))
-        self.latents = latents
+        self._latents = latents
+
+    @cached_property
+    def latents(self) -> Latents:
+        """What produced these samples; row n belongs to sample n, also in a view."""
+        rows = self._rows
+        return Latents._make({m: v[rows] for m, v in part.items()} if isinstance(part, dict) else part[rows] for part in self._latents)
+
+    def copy(self, idx: Index | None = None) -> Self:
+        copied = super().copy(idx)
+        copied._latents = (self if idx is None else self.index_select(idx)).latents
+        return copied
 
 
 def _draw_latents(

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from torch_geometric.data import HeteroData
 
 from mea_graph.data.description import describe
 from mea_graph.data.errors import DataError
-from mea_graph.data.scaling import Scaling, fit_scaling, given_scaling
+from mea_graph.data.labels import read_names, split_meant
+from mea_graph.data.samples import arrays_of, changed_arrays
+from mea_graph.data.saved import save, taken
+from mea_graph.data.scaling import Scaling
+from mea_graph.data.standardize import scaling_of
 from mea_graph.data.store import Store, build_store
+from mea_graph.data.views import Index, ViewedDataset, positions
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
-class MultimodalDataset(Dataset):
+class MultimodalDataset(ViewedDataset):
     """Samples of several modalities as `HeteroData` graphs: one node a time step, one node type a modality, no padding.
 
     Everything a sampler, a splitter or a report needs (lengths, labels, fields) is at hand without reading a sequence. Make one
-    with `from_arrays` or `open_dataset`; cut it with `subset`, `select` and `where`, which copy nothing. Views of a subclass are
-    plain `MultimodalDataset`s, so that a subclass may have a constructor of its own.
+    with `from_arrays`, `from_samples` or `open_dataset`. It is a data set of PyG: cut it with `dataset[2:5]`, an index, a mask or
+    `shuffle`, with `select` and `where`. A cut is a view of the same class, copies nothing, and all properties follow it.
+
+    Args:
+        store: the checked arrays.
+        transform: applied to a sample on every access, as in PyG; also by assignment, `dataset.transform = f`. What is known without
+            reading (`lengths`, `y`, `channels`) is that of the stored samples.
 
     Shape:
         A sample: `sample[m].x` `(T_m, d_m)` float32, where known `sample[m].time` `(T_m,)` in seconds; `sample.y` float32 `(1,)`
@@ -35,15 +50,16 @@ class MultimodalDataset(Dataset):
         >>> dataset = MultimodalDataset.from_arrays({"audio": audio, "lips": lips}, y=[0, 1], split=["train", "test"])
         >>> dataset.lengths["audio"].tolist(), tuple(dataset[1]["lips"].x.shape)
         ([3, 5], (0, 4))
+        >>> dataset[1:].ids, dataset.num_classes, dataset.num_features
+        (['1'], 2, {'audio': 2, 'lips': 4})
     """
 
-    def __init__(
-        self, store: Store, rows: np.ndarray | None = None, modalities: Sequence[str] | None = None, scaling: Scaling | None = None
-    ) -> None:
+    def __init__(self, store: Store, *, transform: Callable[[HeteroData], Any] | None = None) -> None:
+        super().__init__(transform=transform)
         self._store = store
-        self._rows = np.arange(len(store.ids)) if rows is None else rows
-        self._modalities = tuple(store.sequences if modalities is None else modalities)
-        self._scaling = scaling
+        self._indices = np.arange(len(store.ids))
+        self._modalities = tuple(store.sequences)
+        self._scaling: Scaling | None = None
 
     @classmethod
     def from_arrays(
@@ -57,18 +73,24 @@ class MultimodalDataset(Dataset):
         fields: Mapping[str, Any] | None = None,
         label_names: Sequence[str] | None = None,
         notes: Sequence[str] = (),
-    ) -> MultimodalDataset:
+        transform: Callable[[HeteroData], Any] | None = None,
+        pre_transform: Callable[[HeteroData], HeteroData] | None = None,
+        pre_filter: Callable[[HeteroData], bool] | None = None,
+    ) -> Self:
         """Makes a data set from arrays in memory, checking all of them.
 
         Args:
             x: for each modality one `(T, d)` array a sample, at its true length; None or zero rows where it is missing.
-            y: `(N,)` floats for regression, `(N,)` integers >= 0 for classes, or `(N, K)` zeros and ones for K binary labels.
+            y: `(N,)` floats for regression, `(N,)` integers >= 0 or strings for classes, or `(N, K)` zeros and ones for K binary labels.
             ids: unique names of the samples; their numbers where None.
             time: for some of the modalities one `(T,)` array a sample, in seconds.
-            split: the name of each sample's split, such as "train".
+            split: the name of each sample's split: "train", "valid" ("val" and "dev" mean the same), "test", or names of your own.
             fields: further numbers or strings, one a sample, such as a speaker.
-            label_names: names of the classes or of the K binary labels.
+            label_names: names of the classes or of the K binary labels; of strings in `y`, in alphabetical order where None.
             notes: remarks that `describe` repeats.
+            transform: applied to a sample on every access.
+            pre_transform: applied to every sample once, here; its `x`, `time` and `y` are stored.
+            pre_filter: only samples of which it says True are stored; asked before `pre_transform`.
 
         Raises:
             DataError: where shapes, widths or counts do not fit, a value is not finite, or an id stands twice.
@@ -78,13 +100,54 @@ class MultimodalDataset(Dataset):
             >>> dataset[0].id, dataset[0].y
             ('clip', tensor([0.5000]))
         """
-        return cls(build_store(x, y, ids, time, split, fields, label_names, notes))
+        y, label_names, split, notes = read_names(y, label_names, split, notes)
+        store = build_store(x, y, ids, time, split, fields, label_names, notes)
+        if pre_transform is not None or pre_filter is not None:
+            store = build_store(**changed_arrays(MultimodalDataset(store), pre_transform, pre_filter))
+        dataset = cls(store)  # a subclass may have a constructor without `transform`
+        dataset.transform = transform
+        return dataset
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    @classmethod
+    def from_samples(
+        cls,
+        samples: Iterable[HeteroData],
+        *,
+        label_names: Sequence[str] | None = None,
+        notes: Sequence[str] = (),
+        transform: Callable[[HeteroData], Any] | None = None,
+    ) -> Self:
+        """Makes a data set from PyG samples of your own, checking all of them.
 
-    def __getitem__(self, index: int) -> HeteroData:
-        row = int(self._rows[index])
+        A node type is a modality: `x` and, where known, `time` are kept. `y` and `id` mean what they mean in a sample of this class, an
+        attribute `split` names the sample's split, and further attributes of one value become `fields`. A sample may lack a node type.
+
+        Args:
+            samples: the samples.
+            label_names: names of the classes or of the K binary labels.
+            notes: remarks that `describe` repeats.
+            transform: applied to a sample on every access.
+
+        Raises:
+            DataError: as `from_arrays`; also where a sample holds what could not be given back, such as edges.
+
+        Example:
+            >>> both, text = HeteroData(y=1.5, id="p", speaker="ann"), HeteroData(y=0.5, id="q", speaker="bob")
+            >>> both["text"].x, both["audio"].x, text["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
+            >>> dataset = MultimodalDataset.from_samples([both, text])
+            >>> dataset.ids, dataset.lengths["audio"].tolist(), dataset.fields["speaker"].tolist()
+            (['p', 'q'], [2, 0], ['ann', 'bob'])
+        """
+        arrays = arrays_of(list(samples))
+        return cls.from_arrays(**arrays, label_names=label_names, notes=notes, transform=transform)
+
+    def len(self) -> int:
+        """Number of stored samples, of which a view shows some; `len(dataset)` is the number of those shown."""
+        return len(self._store.ids)
+
+    def get(self, idx: int) -> HeteroData:
+        """The stored sample number `idx`, whatever a view shows, without `transform`; `dataset[i]` is what you want."""
+        row = int(idx)
         store, sample = self._store, HeteroData()
         for name in self._modalities:
             ragged = store.sequences[name]
@@ -112,6 +175,23 @@ class MultimodalDataset(Dataset):
     def channels(self) -> dict[str, int]:
         """Width d of every modality."""
         return {name: self._store.sequences[name].width for name in self._modalities}
+
+    @property
+    def num_node_features(self) -> dict[str, int]:
+        """Width of every modality, as PyG asks for it: of a sample as `transform` leaves it, where there is one."""
+        return self.channels if self.transform is None else super().num_node_features
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes or of binary labels of all stored samples, also in a view; 0 without labels.
+
+        As for every data set of PyG, it is the number of different ones of real labels, with a warning, and where there is a
+        `transform` all samples are read to see their labels.
+        """
+        if self.transform is not None:
+            return super().num_classes
+        y, names = self._store.y, self._store.label_names
+        return len(names) if names is not None else self._infer_num_classes(None if y is None else torch.from_numpy(np.array(y)))
 
     @cached_property
     def lengths(self) -> dict[str, np.ndarray]:
@@ -145,7 +225,7 @@ class MultimodalDataset(Dataset):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the reader changed or left out."""
+        """What was dropped, repaired, guessed or renamed."""
         return self._store.notes
 
     @property
@@ -157,8 +237,8 @@ class MultimodalDataset(Dataset):
         """Whether the steps of `modality` carry their time."""
         return self._store.sequences[modality].time is not None
 
-    def subset(self, indices: Sequence[int] | np.ndarray) -> MultimodalDataset:
-        """The samples at `indices` (integers, or a bool mask), in that order, as a view.
+    def subset(self, indices: Index) -> Self:
+        """The samples at `indices` (integers, a bool mask or a slice), in that order, as a view.
 
         Raises:
             DataError: where an index is out of range or not an integer.
@@ -168,19 +248,49 @@ class MultimodalDataset(Dataset):
             >>> dataset.subset([2, 0]).ids
             ['2', '0']
         """
-        picked = np.asarray(indices)
-        if picked.dtype == bool and picked.shape == (len(self),):
-            picked = np.flatnonzero(picked)
-        if picked.ndim != 1 or (picked.size and picked.dtype.kind not in "iu"):
-            raise DataError(
-                f"indices: expected integers of shape (n,) or a mask of shape ({len(self)},), got {picked.dtype} of shape {picked.shape}"
-            )
-        picked = picked.astype(np.int64)
-        if picked.size and (picked.min() < -len(self) or picked.max() >= len(self)):
-            raise DataError(f"indices: expected integers in [{-len(self)}, {len(self)}), got {picked.min()} to {picked.max()}")
-        return MultimodalDataset(self._store, self._rows[picked], self._modalities, self._scaling)
+        return self._view(_indices=self._rows[positions(indices, len(self))])
 
-    def select(self, split: str) -> MultimodalDataset:
+    def copy(self, idx: Index | None = None) -> Self:
+        """The samples, or those at `idx`, copied into memory: a data set that shares nothing with this one.
+
+        Raises:
+            IndexError: as `index_select`.
+
+        Example:
+            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((t, 1)) for t in (1, 2, 3)]})
+            >>> dataset.copy([2, 0]).len(), dataset[[2, 0]].len()
+            (2, 3)
+        """
+        part = self if idx is None else self.index_select(idx)
+        rows, scaling = part._rows, part._scaling
+        if scaling is not None:
+            scaling = replace(scaling, group=scaling.group[rows])
+        return part._view(_store=taken(part), _indices=np.arange(len(rows)), _scaling=scaling)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the samples into an `.npz` file that `open_dataset` and the command `mea-graph` read as any other.
+
+        What comes back is equal: sequences, times, labels, names, splits, fields and notes. Of a standardized data set the z-scores
+        are written. `transform` is not.
+
+        Args:
+            path: the file, in any folder there is; one of that name is replaced.
+
+        Raises:
+            DataError: where it cannot be written.
+
+        Example:
+            >>> import tempfile
+            >>> from mea_graph.data import open_dataset
+            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((3, 2)), None]}, y=["no", "yes"])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     dataset.save(f"{folder}/mine.npz")
+            ...     print(open_dataset(f"{folder}/mine.npz").label_names)
+            ('no', 'yes')
+        """
+        save(self, Path(path))
+
+    def select(self, split: str) -> Self:
         """The samples of one split, as a view.
 
         Raises:
@@ -193,11 +303,12 @@ class MultimodalDataset(Dataset):
         """
         if self.split is None:
             raise DataError(f"split {split!r}: this data set has no splits; cut it by a field with `where`")
+        split = split if split in self.split else split_meant(split)
         if split not in self.split:
             raise DataError(f"split: expected one of {np.unique(self.split).tolist()}, got {split!r}")
         return self.subset(self.split == split)
 
-    def where(self, field: str, isin: Iterable[Any]) -> MultimodalDataset:
+    def where(self, field: str, isin: Iterable[Any]) -> Self:
         """The samples whose `field` has one of the values `isin`, as a view (possibly empty).
 
         Raises:
@@ -214,7 +325,7 @@ class MultimodalDataset(Dataset):
             raise DataError(f"field {field!r}: expected values like {values[:1].tolist()}, got {wanted[:1].tolist()}")
         return self.subset(np.isin(values, wanted))
 
-    def with_modalities(self, modalities: Sequence[str]) -> MultimodalDataset:
+    def with_modalities(self, modalities: Sequence[str]) -> Self:
         """The same samples with these modalities only, in this order, as a view.
 
         Raises:
@@ -229,7 +340,7 @@ class MultimodalDataset(Dataset):
         if not wanted or len(set(wanted)) != len(wanted) or set(wanted) - set(self._modalities):
             hint = "".join(f" ({note})" for note in self.notes)
             raise DataError(f"modalities: expected different ones among {list(self._modalities)}, got {wanted}{hint}")
-        return MultimodalDataset(self._store, self._rows, wanted, self._scaling)
+        return self._view(_modalities=tuple(wanted))
 
     @property
     def statistics(self) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
@@ -244,7 +355,7 @@ class MultimodalDataset(Dataset):
         by: str | None = None,
         fit_on: Sequence[int] | np.ndarray | None = None,
         statistics: Mapping[str, tuple[Any, Any]] | None = None,
-    ) -> MultimodalDataset:
+    ) -> Self:
         """A view whose `x` are z-scored per channel, computed when a sample is read.
 
         Statistics are means over steps, in float64, of the named samples only, so that nothing leaks from the others. A channel
@@ -265,25 +376,7 @@ class MultimodalDataset(Dataset):
         """
         if self._scaling is not None:
             raise DataError("standardize: this data set is standardized already; start from the raw one")
-        sequences = {name: self._store.sequences[name] for name in self._modalities}
-        if statistics is not None:
-            if by is not None or fit_on is not None:
-                raise DataError("standardize: expected statistics, or by and fit_on to take them, got both")
-            scaling = given_scaling(sequences, statistics, len(self._store.ids))
-            return MultimodalDataset(self._store, self._rows, self._modalities, scaling)
-        fit = (self if fit_on is None else self.subset(fit_on))._rows
-        if not len(fit):
-            raise DataError("fit_on: expected at least one sample, got none")
-        group = np.full(len(self._store.ids), -1)
-        if by is None:
-            group[self._rows] = 0
-        else:
-            values, group[self._rows] = np.unique(self._field(by), return_inverse=True)
-            if lacking := sorted(set(range(len(values))) - set(group[fit].tolist())):
-                raise DataError(
-                    f"standardize by {by!r}: expected samples of every value in fit_on, got none of {values[lacking].tolist()[:5]}"
-                )
-        return MultimodalDataset(self._store, self._rows, self._modalities, fit_scaling(sequences, group, fit))
+        return self._view(_scaling=scaling_of(self, by, fit_on, statistics))
 
     def describe(self) -> str:
         """A readable table: samples per split, widths, true lengths, share missing, labels, and the reader's notes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,19 @@ class Ragged:
                 self._touched = 0
             self._touched += (last - first) * self.width * self.values.itemsize
         return self.values[first:last]
+
+    def take(self, rows: np.ndarray, change: Callable[[int, np.ndarray], np.ndarray] | None = None) -> Ragged:
+        """The sequences of the stored samples `rows`, copied into memory, each as `change(row, x)` makes it."""
+        ptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.lengths[rows], dtype=np.int64)])
+        values = np.empty((int(ptr[-1]), self.width), np.float32)
+        time = None if self.time is None else np.empty(len(values), np.float32)
+        for row, first, last in zip(rows, ptr[:-1], ptr[1:], strict=True):
+            start, stop = int(self.ptr[row]), int(self.ptr[row + 1])
+            x = self.steps(start, stop)
+            values[first:last] = x if change is None else change(int(row), x)
+            if time is not None and self.time is not None:
+                time[first:last] = self.time[start:stop]
+        return Ragged(values, ptr, time)
 
     def __getstate__(self) -> tuple[Any, ...]:
         return tuple(map(_to_reference, (self._backing[0], self.ptr, self._backing[1])))
@@ -98,7 +111,8 @@ def _common_width(name: str, parts: Sequence[np.ndarray | None], ids: Sequence[s
         if part is None:
             continue
         if part.ndim != 2 or part.dtype.kind not in "biuf":
-            raise DataError(f"{name}: sample {sample!r}: expected numbers of shape (T, d), got {part.dtype} of shape {part.shape}")
+            hint = "; an array (N, d) of one step each is x[:, None], one (N, T) of one channel x[:, :, None]" if part.ndim == 1 else ""
+            raise DataError(f"{name}: sample {sample!r}: expected numbers of shape (T, d), got {part.dtype} of shape {part.shape}{hint}")
         if width is None:
             width = part.shape[1]
         if part.shape[1] != width:

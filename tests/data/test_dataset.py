@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def test_views_select_the_same_samples_as_numpy(dataset):
     assert dataset.select("test").where("room", isin=["y"]).ids == ["f"]
     assert dataset.where("subject", isin=[2, 3]).ids == ["c", "d", "e", "f"]
     assert dataset.where("subject", isin=[]).ids == []
+    assert dataset.where("subject", isin=[2.0, 3.0]).ids == ["c", "d", "e", "f"]  # compared as numbers, not as text
     assert dataset.with_modalities(["video"]).select("valid").channels == {"video": 2}
     assert view.hash == dataset.hash
 
@@ -117,7 +119,11 @@ GOOD = [np.ones((2, 3)), np.ones((1, 3))]
         ({"x": {"a": GOOD}, "y": [1.0, np.nan], "ids": ["p", "q"]}, "y: sample 'q'"),
         ({"x": {"a": GOOD}, "y": [1, -1], "ids": ["p", "q"]}, "y: sample 'q': expected a class number >= 0"),
         ({"x": {"a": GOOD}, "y": [[1, 0], [0, 2]], "ids": ["p", "q"]}, "y: sample 'q': expected binary"),
-        ({"x": {"a": GOOD}, "y": ["p", "q"]}, "y: expected numbers"),
+        ({"x": {"a": GOOD}, "y": ["p", 1.5]}, "y: expected numbers for all samples, or strings for all, got float among strings"),
+        ({"x": {"a": GOOD}, "y": ["p", None]}, "y: expected numbers .* got NoneType among strings"),
+        ({"x": {"a": GOOD}, "y": [[1], [0, 1]]}, "y: expected as many values for every sample"),
+        ({"x": {"a": GOOD}, "y": np.array([["p", "q"]] * 2)}, "y: expected numbers, got <U1"),
+        ({"x": {"a": GOOD}, "y": ["p", "q"], "label_names": ["q"]}, r"y: expected labels among \['q'\], got \['p'\]"),
         ({"x": {"a": GOOD}, "split": ["train"]}, "split: expected one value a sample"),
         ({"x": {"a": GOOD}, "split": [1, 2]}, "split: expected strings"),
         ({"x": {"a": GOOD}, "fields": {"s": [1]}}, "field 's'"),
@@ -141,7 +147,7 @@ def test_bad_input_is_refused_by_name(arguments, message):
         (lambda d: d.subset([-7]), "indices"),
         (lambda d: d.subset([0.5]), "indices"),
         (lambda d: d.subset([True, False]), "indices"),
-        (lambda d: d.select("dev"), r"\['test', 'train', 'valid'\], got 'dev'"),
+        (lambda d: d.select("fold 1"), r"\['test', 'train', 'valid'\], got 'fold 1'"),
         (lambda d: d.where("speaker", isin=[1]), r"\['subject', 'room'\], got 'speaker'"),
         (lambda d: d.where("subject", isin=["1"]), "field 'subject'"),
         (lambda d: d.with_modalities(["text"]), r"\['audio', 'video'\], got \['text'\]"),
@@ -207,5 +213,56 @@ def test_views_of_a_subclass_do_not_call_its_constructor(dataset):
 
     special = Special()
     for view in (special.subset([1]), special.select("test"), special.standardize(), special.with_modalities(["audio"])):
-        assert type(view) is MultimodalDataset
+        assert type(view) is Special
         assert len(view[0].node_types) in (1, 2)
+
+
+ONE = {"a": [np.ones((1, 1))] * 4}
+
+
+@pytest.mark.parametrize("make", [list, np.array, lambda y: np.array(y, dtype=object), lambda y: np.array(y, dtype="S")])
+def test_strings_are_classes(make):
+    data = MultimodalDataset.from_arrays(ONE, y=make(["no", "yes", "no", "maybe"]))
+    assert (data.y.tolist(), data.label_names, data.y.dtype) == ([1, 2, 1, 0], ("maybe", "no", "yes"), np.int64)
+    data = MultimodalDataset.from_arrays(ONE, y=make(["no", "yes", "no", "yes"]), label_names=["yes", "no", "maybe"])
+    assert (data.y.tolist(), data.num_classes, data.notes) == ([1, 0, 1, 0], 3, ())
+
+
+def test_what_was_guessed_of_the_labels_is_noted_once():
+    whole = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
+    assert MultimodalDataset.from_arrays(ONE, y=[0.0, 1.0, 2.0, 1.0], notes=["mine", whole]).notes == ("mine", whole)
+    assert MultimodalDataset.from_arrays(ONE, y=[0.0, 1.0, 2.0, 1.5]).notes == ()
+    assert MultimodalDataset.from_arrays(ONE, y=[[0.0, 1.0]] * 4).notes == ()
+    assert "numbers" in MultimodalDataset.from_arrays(ONE, y=["0.5", "1", "2", "1"]).notes[0]
+    assert MultimodalDataset.from_arrays(ONE, y=["1", "2", "2", "1"], label_names=["1", "2"]).notes == ()
+
+
+def test_one_long_label_does_not_make_all_of_them_long():
+    tracemalloc.start()
+    data = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 500}, y=["x" * 100_000, *["y"] * 499])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert data.y.tolist() == [0, *[1] * 499]
+    assert peak < 10_000_000  # an array of such texts takes 200 MB
+
+
+def test_splits_are_known_by_the_names_people_use():
+    data = MultimodalDataset.from_arrays(ONE, split=["train", "dev", "TEST", "dev"])
+    assert data.split.tolist() == ["train", "valid", "test", "valid"]
+    assert data.notes == ("split: 'TEST' is 'test', 'dev' is 'valid'",)
+    assert data.select("valid").ids == data.select("dev").ids == data.select("val").ids == ["1", "3"]
+    own = MultimodalDataset.from_arrays(ONE, split=["val", "dev", "fold 1", "train"])  # two of one meaning are not thrown together
+    assert own.split.tolist() == ["val", "dev", "fold 1", "train"]
+    assert own.select("dev").ids == ["1"]
+    assert "kept apart" in own.notes[0]
+
+
+def test_one_modality_and_one_step_are_a_data_set():
+    about = np.arange(6.0).reshape(3, 2)
+    data = MultimodalDataset.from_arrays({"about": about[:, None]}, y=[0, 1, 0])
+    assert (data.channels, data.lengths["about"].tolist()) == ({"about": 2}, [1, 1, 1])
+    assert data[1]["about"].x.tolist() == [[2, 3]]
+    with pytest.raises(
+        DataError, match=r"about: sample '0': expected numbers of shape \(T, d\).*got float64 of shape \(2,\); .*\[:, None\]"
+    ):
+        MultimodalDataset.from_arrays({"about": about})

@@ -3,6 +3,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from mea_graph.data import DataError, open_dataset
 
@@ -53,7 +54,7 @@ def test_words_as_labels(tmp_path):
     assert open_dataset(path).y.tolist() == [0, 1, 0, 1]
     assert open_dataset(path).label_names == ("no", "yes")
     assert open_dataset(path, label_names=["yes", "no"]).y.tolist() == [1, 0, 1, 0]
-    with pytest.raises(DataError, match=r"label: expected one of \['yes'\], got \['no'\]"):
+    with pytest.raises(DataError, match=r"y: expected labels among \['yes'\], got \['no'\]"):
         open_dataset(path, label_names=["yes"])
 
 
@@ -65,6 +66,109 @@ def test_a_matrix_of_binary_labels_and_what_is_left_out(tmp_path):
 
 def test_no_labels(tmp_path):
     assert open_dataset(write(tmp_path / "a.npz", label=None)).y is None
+
+
+def note(dataset, start):
+    """The only note that begins so."""
+    (found,) = [note for note in dataset.notes if note.startswith(start)]
+    return found
+
+
+def test_what_is_neither_sequence_nor_field_is_told_with_the_remedy(tmp_path):
+    path = write(
+        tmp_path / "a.npz",
+        about=np.arange(12.0).reshape(4, 3),
+        channels=np.array(list("abc")),
+        rate=np.array(50),
+        words=np.full((4, 2), "a"),
+    )
+    dataset = open_dataset(path)
+    assert note(dataset, "array 'about'") == (
+        "array 'about' of shape (4, 3) left out: neither sequences (N, T, d) nor one value a sample (N,), N = 4; "
+        "static=['about'] makes it a modality of one step"
+    )
+    for name, shape in (("channels", "(3,)"), ("rate", "()"), ("words", "(4, 2)")):
+        assert note(dataset, f"array '{name}' of shape {shape} left out").endswith("N = 4")
+    assert list(dataset.fields) == ["speaker", "part"]
+    assert "note: array 'about'" in dataset.describe()
+
+
+def test_a_vector_a_sample_is_a_sequence_of_one_step(tmp_path):
+    about = np.arange(12.0).reshape(4, 3)
+    dataset = open_dataset(write(tmp_path / "a.npz", about=about), static=["about"])
+    assert dataset.channels == {"audio": 3, "lips": 2, "about": 3}
+    assert dataset.lengths["about"].tolist() == [1] * 4
+    assert torch.cat([sample["about"].x for sample in dataset]).tolist() == about.tolist()
+    assert not any("'about'" in note for note in dataset.notes)
+    alone = open_dataset(write(tmp_path / "b.npz", audio=None, lips=None, audio_len=None, audio_time=None, about=about), static=["about"])
+    assert alone.channels == {"about": 3}
+
+
+def test_sequences_of_one_channel_are_known_by_their_lengths(tmp_path):
+    dataset = open_dataset(write(tmp_path / "a.npz", lips=np.ones((4, 5)), lips_len=np.array([5, 1, 0, 2]), lips_time=np.zeros((4, 5))))
+    assert dataset.channels["lips"] == 1
+    assert dataset.lengths["lips"].tolist() == [5, 1, 0, 2]
+    assert dataset.has_time("lips")
+    assert "lips_len" in note(dataset, "array 'lips' of shape (4, 5) is taken as sequences of one channel")
+
+
+def test_an_array_with_lengths_that_it_cannot_have_is_no_sequence(tmp_path):
+    dataset = open_dataset(write(tmp_path / "a.npz", lips=np.ones((4, 5)), lips_len=np.array([6, 1, 0, 2])))
+    assert dataset.modalities == ("audio",)
+    assert "left out" in note(dataset, "array 'lips' of shape (4, 5)")
+
+
+def test_an_array_called_split_is_the_split(tmp_path):
+    split = np.array(["Train", "val", "dev", "test"])
+    dataset = open_dataset(write(tmp_path / "a.npz", split=np.array(["train", "valid", "valid", "test"])))
+    assert dataset.split.tolist() == ["train", "valid", "valid", "test"]
+    assert (dataset.select("val").ids, list(dataset.fields)) == (["1", "2"], ["speaker", "part"])
+    assert not any("split" in note for note in dataset.notes)
+    dataset = open_dataset(write(tmp_path / "b.npz", split=np.array([b"Train", b"dev", b"dev", b"test"])))
+    assert dataset.split.tolist() == ["train", "valid", "valid", "test"]
+    assert note(dataset, "split: ") == "split: 'Train' is 'train', 'dev' is 'valid'"
+    apart = open_dataset(write(tmp_path / "c.npz", split=split))  # two parts of one meaning are not thrown together
+    assert apart.split.tolist() == split.tolist()
+    assert "kept apart" in note(apart, "split: ")
+
+
+def test_an_array_called_split_that_holds_something_else_is_a_field(tmp_path):
+    path = write(tmp_path / "a.npz", split=np.array([0, 1, 2, 2]))
+    assert open_dataset(path).split is None
+    assert open_dataset(path).fields["split"].tolist() == [0, 1, 2, 2]
+    assert "split='split'" in note(open_dataset(path), "array 'split' is a field")
+    folds = write(tmp_path / "b.npz", split=np.array(["fold 1", "train", "test", "test"]))
+    assert open_dataset(folds).split is None
+    assert open_dataset(folds, split="split").split.tolist() == ["fold 1", "train", "test", "test"]
+    part = open_dataset(write(tmp_path / "c.npz", split=np.array(["train", "test"] * 2)), split="part")
+    assert part.split.tolist() == ["train", "train", "valid", "test"]
+
+
+@pytest.mark.parametrize("name", ["y", "labels", "target", "targets"])
+def test_names_of_the_labels(tmp_path, name):
+    dataset = open_dataset(write(tmp_path / "a.npz", label=None, **{name: np.array([2, 0, 1, 2])}))
+    assert dataset.y.tolist() == [2, 0, 1, 2]
+    assert name not in dataset.fields
+
+
+def test_of_two_arrays_of_labels_the_plainer_name_counts(tmp_path):
+    dataset = open_dataset(write(tmp_path / "a.npz", target=np.zeros(4)))
+    assert dataset.y.tolist() == [2, 0, 1, 2]
+    assert "label= takes target" in note(dataset, "labels are those of 'label'")
+    with pytest.raises(DataError, match=r"label: expected one array, got \['labels', 'target'\]"):
+        open_dataset(write(tmp_path / "b.npz", label=None, target=np.zeros(4), labels=np.zeros(4)))
+
+
+def test_without_labels_the_names_that_labels_may_have_are_told(tmp_path):
+    dataset = open_dataset(write(tmp_path / "a.npz", label=None, mood=np.array([2, 0, 1, 2])))
+    assert note(dataset, "no labels") == "no labels: none of the arrays is called label, y, labels, target, targets; label= names another"
+    assert open_dataset(tmp_path / "a.npz", label="mood").y.tolist() == [2, 0, 1, 2]
+
+
+def test_whole_numbers_that_are_floats_are_told(tmp_path):
+    whole = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
+    assert open_dataset(write(tmp_path / "a.npz", label=np.array([2.0, 0, 1, 2]))).notes == (whole,)
+    assert open_dataset(write(tmp_path / "b.npz", label=np.array([2.0, 0, 1, 2.5]))).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +185,9 @@ def test_no_labels(tmp_path):
         ({}, {"label": "mood"}, "label: expected one of the arrays .*'mood'"),
         ({}, {"split": "fold"}, "split: expected one of the arrays"),
         ({}, {"label_names": ["a"]}, "label_names: expected 3 names"),
+        ({}, {"static": ["lips"]}, r"static: expected 'lips' to be an array of shape \(N, d\), got shape \(4, 5, 2\)"),
+        ({}, {"static": ["about"]}, "static: expected 'about' .* got no such array"),
+        ({"audio": np.ones((4, 6)), "lips": None, "audio_len": None}, {}, r"of one channel: array\[:, :, None\]; .* static="),
         ({}, {"lable": "label"}, "options of format 'npz': .*'lable'"),
         ({"audio": None, "lips": None}, {}, "expected an array of shape"),
         ({"speaker": np.array([{}, 1, 2, 3], dtype=object)}, {}, "without unpickling"),

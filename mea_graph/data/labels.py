@@ -1,0 +1,104 @@
+"""Labels and names of splits as people write them, and what was made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mea_graph.data.errors import DataError
+
+_SPLITS = {"train": ("train", "training"), "valid": ("valid", "val", "dev", "validation"), "test": ("test", "testing")}
+_MEANT = {name: meant for meant, names in _SPLITS.items() for name in names}
+_NAMED = 5  # labels that an error names
+_WHOLE = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
+_NUMBERS = "y: strings that are all numbers are taken as names of classes; for regression give numbers, y.astype(float)"
+
+
+def read_names(
+    y: Any, label_names: Sequence[str] | None, split: Any, notes: Sequence[str]
+) -> tuple[Any, Sequence[str] | None, Any, tuple[str, ...]]:
+    """`read_labels` and `read_split` of what there is; notes are said once."""
+    said = list(notes)
+    if y is not None:
+        y, label_names, guessed = read_labels(y, label_names)
+        said += guessed
+    if split is not None:
+        split, renamed = read_split(split)
+        said += renamed
+    return y, label_names, split, tuple(dict.fromkeys(said))
+
+
+def read_labels(y: Any, label_names: Sequence[str] | None) -> tuple[np.ndarray, Sequence[str] | None, list[str]]:
+    """Numbers for labels that are strings (their place in `label_names`, or in alphabetical order), and notes on what was guessed."""
+    words = _words("y", y)
+    if words is None:
+        array = _numbers(y)
+        whole = array.dtype.kind == "f" and array.ndim == 1 and array.size and np.isfinite(array).all() and (array == np.round(array)).all()
+        return array, label_names, [_WHOLE] if whole else []
+    names = sorted(set(words)) if label_names is None else list(label_names)
+    place = {name: number for number, name in enumerate(names)}
+    if unknown := sorted(set(words) - place.keys()):
+        raise DataError(f"y: expected labels among {names}, got {unknown[:_NAMED]}")
+    guessed = label_names is None and bool(names) and all(map(_is_number, names))
+    return np.array([place[word] for word in words], np.int64), names, [_NUMBERS] if guessed else []
+
+
+def _words(what: str, values: Any) -> list[str] | None:
+    """Texts as a list, since an array makes each as long as the longest; None where the values are no texts."""
+    if not isinstance(values, np.ndarray | list | tuple):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray):
+        if values.ndim != 1 or values.dtype.kind not in "USO":
+            return None
+        values = values.tolist()
+    words = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+    if other := [word for word in words if not isinstance(word, str)]:
+        if len(other) < len(words):  # NumPy would make text of the numbers
+            raise DataError(f"{what}: expected numbers for all samples, or strings for all, got {type(other[0]).__name__} among strings")
+        return None
+    return words or None
+
+
+def _numbers(y: Any) -> np.ndarray:
+    try:
+        return np.asarray(y)
+    except ValueError as error:  # a list of rows of different lengths
+        raise DataError("y: expected as many values for every sample, got rows of different lengths") from error
+
+
+def text(array: np.ndarray) -> np.ndarray:
+    """An array with bytes as text."""
+    return np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array
+
+
+def split_meant(name: str) -> str:
+    """ "train", "valid" or "test" for the names that people use for them, such as "dev"; any other name as it is."""
+    return _MEANT.get(name.lower(), name)
+
+
+def read_split(split: Any) -> tuple[Any, list[str]]:
+    """Names of splits by their meaning, and a note of those renamed; two names of one meaning stay apart."""
+    words = _words("split", split)
+    if words is None:
+        return split, []
+    names = sorted(set(words))
+    new = {name: split_meant(name) for name in names}
+    if len(set(new.values())) < len(names):
+        return words, [f"split: {names} are kept apart, though some mean the same; training looks for 'train', 'valid' and 'test'"]
+    renamed = [f"{old!r} is {meant!r}" for old, meant in new.items() if old != meant]
+    return [new[word] for word in words], [f"split: {', '.join(renamed)}"] if renamed else []
+
+
+def is_split(array: np.ndarray, samples: int) -> bool:
+    """Whether an array names a split for every sample, each of them train, valid or test."""
+    return array.shape == (samples,) and array.dtype.kind == "U" and {*map(split_meant, array.tolist())} <= {*_SPLITS}
+
+
+def _is_number(name: str) -> bool:
+    try:
+        return math.isfinite(float(name))
+    except ValueError:
+        return False
