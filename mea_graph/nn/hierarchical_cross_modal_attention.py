@@ -204,7 +204,9 @@ class Arrows:
         """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph."""
         key = tuple((target, tuple(sources)) for target, sources in stage)
         if key not in self._stages:
-            if self.edges or max(len(sources) for _, sources in stage) == 1 or next(iter(self.pointers.values())).num_samples == 1:
+            one_sample = next(iter(self.pointers.values())).num_samples == 1
+            one_source = max(len(sources) for _, sources in stage) == 1
+            if self.edges or one_sample or one_source or not all(p.packed for p in self.pointers.values()):
                 edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
                 self._stages[key] = _Stage([], [self.groups(sources) for _, sources in stage], edges)
             else:

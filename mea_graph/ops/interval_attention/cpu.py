@@ -146,9 +146,10 @@ class _Maps:
 
 def rows_last(x: Tensor, dtype: torch.dtype, scale: float = 1.0, row: Tensor | float | None = None) -> Tensor:
     """(N, K, D) to (K, D, N), scaled; with `row` one more row, (K, N) or of that number."""
-    flat = x.flatten(1).to(dtype).contiguous().t().contiguous().view(*x.shape[1:], -1)  # torch transposes dense matrices alone in blocks
+    flat = x.flatten(1).to(dtype)
     if scale != 1.0:
-        flat = flat.mul_(scale) if len(x) != 1 else flat * scale
+        flat = flat * scale
+    flat = flat.contiguous().t().contiguous().view(*x.shape[1:], -1)  # torch transposes dense matrices alone in blocks
     if row is None:
         return flat
     if isinstance(row, float):
