@@ -165,7 +165,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         return current, drawn
 
     @staticmethod
-    def _sum_of_present(parts: Sequence[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
+    def _sum_of_present(parts: list[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
         """The sum over the sources that a sample has; `instead` where it has none."""
         if all(s.packed and s.steps for s in sources):  # told by shapes alone: no sample lacks any
             return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)

@@ -51,7 +51,9 @@ class Pointers:
             first, last = int(ptr[0]), int(ptr[-1])
             if first != 0 or (num_rows is not None and last != num_rows) or bool((ptr[1:] < ptr[:-1]).any()):
                 rows = "the number of rows" if num_rows is None else f"{num_rows}, the number of rows"
-                raise ValueError(f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}")
+                raise ValueError(
+                    f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
+                )
         return cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
 
     @classmethod

@@ -297,7 +297,10 @@ def test_one_step_on_two_samples_of_five_modalities() -> None:
         ({"mu": 2.0}, r"mu: expected a number in \[0, 1\], got 2.0"),
         ({"num_predictive_layers": 0}, "num_layers: expected at least 1, got 0"),
         ({"mixed": False, "coarse": False, "fine": False}, "mixed, coarse, fine: expected at least one stage, got none"),
-        ({"pooling": "last"}, "pooling: expected 'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one, got 'last'"),
+        (
+            {"pooling": "last"},
+            "pooling: expected 'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one, got 'last'",
+        ),
         ({"reversal": -1.0}, "scale: expected a finite number of at least 0, got -1.0"),
         ({"kernel_size": 3.0}, "kernel_size: expected an integer, or a dict of one by modality, got 3.0"),
         ({"stride": [1, 1, 1]}, "stride: expected an integer, or a dict of one by modality, got "),
@@ -327,7 +330,9 @@ def test_bad_input_is_named(x: dict[str, Tensor]) -> None:
     ):
         model(x | {"audio": x["audio"][:3]})
     gap = MASK | {"vision": torch.tensor([[True] * 4, [True, False, True, True], [True] * 4, [True] * 4])}
-    with pytest.raises(ValueError, match="vision: expected a mask that is True at real steps, which come before padding, got a gap in row 1"):
+    with pytest.raises(
+        ValueError, match="vision: expected a mask that is True at real steps, which come before padding, got a gap in row 1"
+    ):
         model(x, gap)
     with pytest.raises(ValueError, match=r"text: expected a bool mask \(4, 4\), .*got torch.bool \(4, 3\)"):
         model(x, MASK | {"text": MASK["text"][:, 1:]})

@@ -199,7 +199,9 @@ def test_windows_reach_every_arrow(randomised: Any, windows: Any, backend: str) 
         for stage, sources in (("mixed", list(FULL)), ("coarse", [m for m in FULL if m != t])):
             edges = IntervalEdges.join([windows[s, t] for s in sources]).edge_index()
             assert edges[0].max() < sum(sizes[s] for s in sources)
-            z = getattr(layer, stage)[t](z, layout[t], source=[x[s] for s in sources], source_layout=[layout[s] for s in sources], edges=edges)
+            z = getattr(layer, stage)[t](
+                z, layout[t], source=[x[s] for s in sources], source_layout=[layout[s] for s in sources], edges=edges
+            )
         fine = [
             layer.fine[t][s](z, layout[t], source=x[s], source_layout=layout[s], edges=windows[s, t].edge_index()) for s in FULL if s != t
         ]

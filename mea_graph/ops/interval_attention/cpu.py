@@ -253,18 +253,14 @@ def _again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, s
     return run_reference(query, key, value, IntervalEdges.of_runs(source_start, source_length, key.size(0), target, *runs))
 
 
-_TENSORS = (
-    "Tensor query, Tensor key, Tensor value, Tensor start, Tensor length, Tensor source_start, Tensor source_length, Tensor? begin, Tensor? end"
-)
+_TENSORS = "Tensor query, Tensor key, Tensor value, Tensor start, Tensor length, Tensor source_start, Tensor source_length, Tensor? begin, Tensor? end"
 _operator_backward = register(
     "interval_attention_cpu_backward",
     f"(Tensor grad, Tensor out, Tensor logsumexp, {_TENSORS}) -> (Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )
-_operator = register(
-    "interval_attention_cpu", f"({_TENSORS}) -> (Tensor, Tensor)", _run, _fake, _setup_context, _backward
-)
+_operator = register("interval_attention_cpu", f"({_TENSORS}) -> (Tensor, Tensor)", _run, _fake, _setup_context, _backward)
 
 
 def run(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:

@@ -216,10 +216,10 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 def _again(*inputs: Any) -> Tensor:
     """The same by the reference, for a second derivative."""
-    *tensors, start, length, begin, end, mu = inputs
-    pointers = Pointers(start, length, tensors[0].size(0))
+    query, key, value, prior_query, prior_key, weight, bias, start, length, begin, end, mu = inputs
+    pointers = Pointers(start, length, query.size(0))
     edges = None if begin is None else IntervalEdges([pointers], pointers, begin.unsqueeze(1), end.unsqueeze(1))
-    return padded.run_reference(*tensors, mu=mu, pointers=pointers, edges=edges)
+    return padded.run_reference(query, key, value, prior_query, prior_key, weight, bias, mu, pointers, edges)
 
 
 _INPUTS = (

@@ -37,13 +37,13 @@ def tiles(group: Group, heads: int, begin: Tensor | None = None, end: Tensor | N
         return [Tile(part, slice(0, group.length), None) for part in _parts(group.length, rows)]
     (start,) = group.starts
     found = []
-    for rows in _parts(group.length, ROWS):
-        low, high = (t[start + rows.start : start + rows.stop, None] - start for t in (begin, end))
+    for part in _parts(group.length, ROWS):
+        low, high = (t[start + part.start : start + part.stop, None] - start for t in (begin, end))
         heard = low < high
         if bool(heard.any()):
             columns = slice(int(low[heard].min()), int(high[heard].max()))
             step = torch.arange(columns.start, columns.stop, device=low.device)
-            found.append(Tile(rows, columns, (step < low) | (step >= high)))
+            found.append(Tile(part, columns, (step < low) | (step >= high)))
     return found
 
 

@@ -49,7 +49,8 @@ def run_reference(
     tensors = (query, key, value, prior_query, prior_key)
     dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in (*tensors, weight, bias)) else torch.float32
     sequences, mask, heard = padded_arguments(tensors, pointers, edges, dtype)
-    parameters: Any = [None if t is None else t.to(dtype) for t in (weight, bias)]
-    out = reference.predictive_attention(*sequences, *parameters, mu, mask, heard)
+    w, b = (None if t is None else t.to(dtype) for t in (weight, bias))
+    query, key, value, prior_query, prior_key = sequences
+    out = reference.predictive_attention(query, key, value, prior_query, prior_key, w, b, mu, mask, heard)
     out = rearrange(out, "sample head step width -> sample step head width").masked_fill(~mask[:, :, None, None], 0)
     return pointers.unpad(out).to(value.dtype)
