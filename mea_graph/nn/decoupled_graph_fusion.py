@@ -110,7 +110,7 @@ class DecoupledGraphFusion(nn.Module):
                     raise ValueError(f"edge_index_dict: expected edges inside one space, got {edge_type}")
             x = torch.cat([x_dict[name] for name in names])
             edge_index = torch.cat(edges, 1) if edges else torch.empty(2, 0, dtype=torch.long, device=x.device)
-            out = conv(x, edge_index, return_attention_weights)
+            out = conv(x, edge_index, return_attention_weights=return_attention_weights)
             if return_attention_weights:
                 out, (_, weights) = out
                 transfer.update(zip(types, weights.split([e.size(1) for e in edges]), strict=True))

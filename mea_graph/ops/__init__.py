@@ -7,7 +7,7 @@ from mea_graph.ops.cross_modal_attention import cross_modal_attention, cross_mod
 from mea_graph.ops.edge_attention import InEdges, edge_attention, sort_edges
 from mea_graph.ops.masking import masked_softmax
 from mea_graph.ops.predictive_attention import predictive_attention, predictive_attention_map
-from mea_graph.ops.segment import has_torch_scatter, segment_max, segment_softmax, segment_sum
+from mea_graph.ops.segment import has_torch_scatter, segment_max, segment_mean, segment_softmax, segment_sum
 
 functions = [
     "cross_modal_attention",
@@ -19,6 +19,7 @@ functions = [
     "predictive_attention",
     "predictive_attention_map",
     "segment_max",
+    "segment_mean",
     "segment_softmax",
     "segment_sum",
     "sort_edges",
