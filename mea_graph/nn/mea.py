@@ -20,6 +20,7 @@ from mea_graph.nn.modality_centering import ModalityCentering
 from mea_graph.nn.predictive_encoder import PredictiveEncoder
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
+from mea_graph.ops.eager import is_traced
 
 
 class MEAOutput(NamedTuple):
@@ -228,13 +229,15 @@ class MEA(nn.Module):
             if self.centering is not None:
                 agnostic = self.centering(agnostic, None if complete else present)
 
-        graph = fusion_graph(exclusive, agnostic, None if complete else present, self.self_loops)
+        graph = fusion_graph(exclusive, agnostic, None if complete else present, self.self_loops, keep_absent=is_traced())
         transfer: dict[EdgeType, Tensor] = {}
         spaces = [h for h in (exclusive, agnostic) if h is not None]
         if self.graph_fusion is not None:
-            batch_size = next(iter(x.values())).size(0)
-            fused = self.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, batch_size, return_attention_weights)
-            vectors, transfer = [h for h in fused[:2] if h is not None], fused.transfer
+            there = graph.collect("present", allow_empty=True)
+            fused = self.graph_fusion(
+                graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples, there, return_attention_weights
+            )
+            vectors, transfer = list(fused.x.values()), fused.transfer
         else:
             vectors = [self._combine(h, present) for h in spaces]
         return MEAOutput(
