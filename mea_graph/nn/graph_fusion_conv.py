@@ -41,7 +41,7 @@ class GraphFusionConv(MessagePassing):
 
     Messages are made edge by edge, as PyG does it. On a large graph that is neither compiled nor exported, `mea_graph.ops.edge_attention`
     takes over, which stores nothing of size edges x channels: unless a hook, an explainer, an overridden step, `edge_attr`, `edge_weight`
-    or dropout has to be heeded, or `fuse` was set to False.
+    or dropout has to be heeded, or `fuse` was set to False. An `EdgeIndex` sorted by column spares it the sort.
 
     Args:
         in_channels: Width of the node features; a pair for sources and destinations that have a W each; -1 to take it from the first call.

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
 
 from mea_graph.nn import GraphFusionConv, graph_fusion_conv
@@ -258,11 +259,11 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     return calls
 
 
-def passes(conv: GraphFusionConv, x: Any, **options: Any) -> list[Tensor]:
+def passes(conv: GraphFusionConv, x: Any, edge_index: Tensor = EDGES, **options: Any) -> list[Tensor]:
     """Result, coefficients, and their gradients."""
     leaves = [t.detach().clone().requires_grad_() for t in (x if isinstance(x, tuple) else (x,)) if t is not None]
     given = leaves[0] if len(leaves) == 1 and not isinstance(x, tuple) else (*leaves, *[None] * (len(x) - len(leaves)))
-    out, (_, xi) = conv(given, EDGES, return_attention_weights=True, **options)
+    out, (_, xi) = conv(given, edge_index, return_attention_weights=True, **options)
     generator = torch.Generator().manual_seed(1)
     cotangents = [torch.randn(o.shape, dtype=o.dtype, generator=generator) for o in (out, xi)]
     grads = torch.autograd.grad([out, xi], [*leaves, *conv.parameters()], cotangents, allow_unused=True, materialize_grads=True)
@@ -284,6 +285,23 @@ def test_the_fused_form_gives_the_same(randomised, fused, heads: int, concat: bo
     for f, expected in zip(found, passes(conv, given, **options), strict=True):
         same(f, expected)
     assert len(fused) == 1
+
+
+@pytest.mark.parametrize("order", [None, "col", "row"])
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+def test_the_fused_form_takes_edges_of_pyg(randomised, fused, monkeypatch: pytest.MonkeyPatch, order: str | None, flow: str) -> None:
+    conv, x = randomised(GraphFusionConv(C_IN, C_OUT, flow=flow)), torch.randn(N, C_IN, dtype=torch.float64)
+    edges, sorts, sort = EdgeIndex(EDGES, sparse_size=(N, N)), [], torch.sort
+    edges = edges if order is None else edges.sort_by(order).values
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "sort", lambda *a, **k: sorts.append(1) or sort(*a, **k))
+        conv(x, edges)
+    assert bool(sorts) == (order != ("col" if flow == "source_to_target" else "row"))
+    found = passes(conv, x, edges)
+    assert len(fused) == 2
+    conv.fuse = False
+    for f, expected in zip(found, passes(conv, x, edges.as_tensor()), strict=True):
+        same(f, expected)
 
 
 def test_the_fused_form_is_for_large_graphs_that_nobody_looks_into(fused, monkeypatch: pytest.MonkeyPatch) -> None:
