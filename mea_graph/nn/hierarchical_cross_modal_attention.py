@@ -311,6 +311,12 @@ class CrossModalEncoder(nn.Module):
             HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout) for _ in range(num_layers)
         )
 
+    @property
+    def stages(self) -> list[str]:
+        """The names of the stages that the layers have."""
+        first = cast(HierarchicalCrossModalAttention, self.layers[0])
+        return [name for name in ("mixed", "coarse", "fine") if getattr(first, name) is not None]
+
     def reset_parameters(self) -> None:
         """Draws new weights."""
         reset(self.layers)

@@ -200,6 +200,13 @@ class Pointers:
         end = length.cumsum(0)
         return Pointers(end - length, length, int(end[-1]) if len(end) else 0, packed=True)
 
+    def compact(self) -> "Pointers":
+        """Of the same samples without gaps between them."""
+        if self.packed and self.steps is None:
+            return self
+        end = self.length.cumsum(0)
+        return Pointers(end - self.length, self.length, int(end[-1]) if len(end) else 0, packed=True)
+
     def fills_rows(self) -> bool:
         """Whether no row is a gap. Reads the lengths of a padded batch."""
         return self.packed or int(self.length.sum()) == self.num_rows

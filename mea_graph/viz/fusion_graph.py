@@ -72,7 +72,8 @@ def _edges(output: MEAOutput, space: str, sample: int) -> dict[tuple[str, str], 
         source, _, target = edge_type
         if not source.endswith(f"_{space}"):
             continue
-        mine = output.graph[target].batch[output.graph[edge_type].edge_index[1]] == sample
+        mine = output.graph[target].sample[output.graph[edge_type].edge_index[1]] == sample
+        mine &= output.graph[edge_type].get("present", True)
         if bool(mine.any()):
             weight = output.transfer[edge_type][mine].mean().item() if edge_type in output.transfer else None
             found[source.removesuffix(f"_{space}"), target.removesuffix(f"_{space}")] = weight

@@ -85,8 +85,8 @@ def recompute(model: MEA, x: dict[str, Tensor], options: dict[str, Any]) -> dict
             continue
         if on["fusion"] == "graph":
             graph = fusion_graph(h["exclusive"], h["agnostic"], present, options.get("self_loops", False))
-            fused = model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, 4)
-            vectors.append(getattr(fused, space))
+            fused = model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, 4)
+            vectors.append(fused.x[space])
         elif on["fusion"] == "concatenation":
             vectors.append(torch.cat([values[m] * present[m][:, None] for m in WIDTHS], 1))
         else:
@@ -186,7 +186,7 @@ def test_the_head_norm_normalises_the_fused_vector(randomised, x: dict[str, Tens
     model.head[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     output = model(x, MASK)
     graph = output.graph
-    fused = torch.cat(model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, 4)[:2], 1)
+    fused = torch.cat(list(model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, 4).x.values()), 1)
     centred = fused - fused.mean(1, keepdim=True)
     normal = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(seen[0], normal * model.head[0].weight + model.head[0].bias, rtol=1e-9, atol=1e-12)
@@ -197,8 +197,8 @@ def test_the_graph_of_the_output_holds_the_representations_that_are_there(x: dic
     for space, h in (("exclusive", output.exclusive), ("agnostic", output.agnostic)):
         for m in WIDTHS:
             node = output.graph[f"{m}_{space}"]
-            assert node.batch.tolist() == [b for b in range(4) if LENGTHS[m][b]]
-            assert torch.equal(node.x, h[m][node.batch])
+            assert node.sample.tolist() == [b for b in range(4) if LENGTHS[m][b]]
+            assert torch.equal(node.x, h[m][node.sample])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
