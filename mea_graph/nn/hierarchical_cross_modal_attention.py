@@ -49,7 +49,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         residual, dropout: As for `ModalityReinforcementUnit`.
 
     Shape:
-        - x: dict of rows :math:`(N_m, d)` with a dict of ptr :math:`(B + 1,)`, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)` or None
+        - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
         - edges: `IntervalEdges` by pair (source, target), in all stages; a pair that is not named hears all of its sample
         - result: `CrossModalOutput`
 
@@ -140,7 +140,8 @@ class HierarchicalCrossModalAttention(nn.Module):
     def _in_turn(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """Unit by unit: for maps, and where somebody listens to a unit or a graph is recorded."""
         drawn: dict[Arrow, Tensor] = {}
-        current, parts = dict(x), {t: list[Tensor]() for t in self.modalities}
+        current = dict(x)
+        parts: dict[str, list[Tensor]] = {t: [] for t in self.modalities}
         for stage in self._stages():
             for arrow, unit, names in stage:
                 t = arrow[2]
@@ -219,7 +220,9 @@ class Arrows:
 
     def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
         """The sources' rows sample by sample: what a target hears is then one run."""
-        first, orders, sources, joined, row = {}, dict[tuple[str, ...], Tensor](), [], [], 0
+        orders: dict[tuple[str, ...], Tensor] = {}
+        first: dict[tuple[str, ...], int] = {}
+        sources, joined, row = [], [], 0
         starts = dict(zip(self.pointers, self.groups(list(self.pointers)).starts, strict=True))
         made: dict[tuple[str, ...], Pointers] = {}
         for target, names in stage:

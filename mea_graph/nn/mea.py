@@ -207,9 +207,10 @@ class MEA(nn.Module):
     ) -> MEAOutput:
         """Predicts for a PyG batch, or for sequences by modality: `fuse(embed(...))`.
 
-        `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or padded
-        sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each. `edges`
-        narrow attention by pair (source, target) of modalities, as the extractors' results count their rows; None: all of the sample.
+        `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or
+        padded sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
+        `edges` narrow attention by pair (source, target) of modalities, as the extractors' results count their rows; None: all of the
+        sample.
         """
         steps = self._steps(x, layout, batch_size)
         embedded = self._representations(steps, edges, return_attention_weights)
@@ -229,10 +230,10 @@ class MEA(nn.Module):
     ) -> FusionGraph:
         """Turns a batch into the graph whose messages `fuse` passes; takes what `forward` takes.
 
-        Node types: `<modality>`, its steps as the extractor gives them (`x`, `sample`, and `time` where the batch has it), `<modality>_exclusive`
-        and `<modality>_agnostic`, one node for each sample that has the modality. Edge types: `(m, "self", m)` of predictive attention and
-        `(s, "mixed" | "coarse" | "fine", t)` of cross-modal attention, as intervals (`FusionGraph.interval_edges`), and
-        `(<s>_<space>, "to", <t>_<space>)` between representations.
+        Node types: `<modality>`, its steps as the extractor gives them (`x`, `sample`, and `time` where the batch has it);
+        `<modality>_exclusive` and `<modality>_agnostic`, one node for each sample that has the modality. Edge types: `(m, "self", m)` of
+        predictive attention and `(s, "mixed" | "coarse" | "fine", t)` of cross-modal attention, as intervals
+        (`FusionGraph.interval_edges`); `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
         steps = self._steps(x, layout, batch_size)
         embedded = self._representations(steps, edges, False)
@@ -258,7 +259,8 @@ class MEA(nn.Module):
     def fuse(self, graph: FusionGraph, return_attention_weights: bool = False) -> MEAOutput:
         """Passes messages between representations, reads out and predicts; takes what `embed` or `fusion_graph` makes.
 
-        Where the representations come from does not matter: a graph of your own needs `<modality>_<space>` node types with `x` and `sample`.
+        Where the representations come from does not matter: a graph of your own needs node types `<modality>_<space>` with `x` and
+        `sample`.
         """
         samples = graph.num_samples
         spaces: dict[str, dict[str, Tensor] | None] = {"exclusive": None, "agnostic": None}

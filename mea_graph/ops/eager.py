@@ -10,7 +10,7 @@ def is_traced() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether `torch.func` (grad, vmap, jvp) or forward-mode differentiation is at work; operators and written-out gradients know neither."""
+    """Whether `torch.func` (grad, vmap, jvp) or forward-mode differentiation is at work, which operators do not know."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0

@@ -101,7 +101,7 @@ def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], start
 def _refuse(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], **_: Any) -> str | None:
     if is_traced():
         return "a compiler joins the formula itself"
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return "autocast chooses the precision of each map"
     dtype = x.dtype
     for t in (*weights, *biases):

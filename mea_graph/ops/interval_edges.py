@@ -269,10 +269,7 @@ class IntervalEdges:
     @property
     def source_rows(self) -> Tensor:
         """(B, sum of T_s): which source row `pad_sources` holds."""
-        if self.sources:
-            widths = [source.max_length for source in self.sources]
-        else:
-            widths = [self._longest()] * self.source_start.size(1)
+        widths = [source.max_length for source in self.sources] or [self._longest()] * self.source_start.size(1)
         steps = [torch.arange(width, device=self.source_start.device) for width in widths]
         rows = torch.cat([self.source_start[:, s : s + 1] + step for s, step in enumerate(steps)], 1)
         return rows.clamp(max=max(self.num_source_rows - 1, 0))

@@ -7,9 +7,9 @@ nothing of the other rows. With p the inner and P the outer softmax:
 
     dP = dout v^T     dz = P (dP - rowsum(P dP)) = P (dP - <dout, out>)     df = mu gelu'(f + b) dz     dc = softmax'(p, (1 - mu) dz)
 
-A tile's maps are written into the same few buffers, which stay in the cache. Keys beyond a sample's end cost no operation of their own: a
-further column of the products carries the row statistics, and what must become zero at such a key. Exponentials are powers of two (`exp2` is inlined
-and vectorised, `exp` is a library call at half the speed), so logits and statistics are in base 2.
+A tile's maps are written into the same few buffers, which stay in the cache. Keys beyond a sample's end cost no operation of their own:
+a further column of the products carries the row statistics, and what must become zero at such a key. Exponentials are powers of two
+(`exp2` is inlined and vectorised, `exp` is a library call at half the speed), so logits and statistics are in base 2.
 """
 
 import math

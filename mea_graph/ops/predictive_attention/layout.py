@@ -120,7 +120,7 @@ class Inputs:
     """A group's tensors in the dtype of the computation, laid out so that every product is a plain GEMM."""
 
     def __init__(self, rows: Rows, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
-        query, key, value, prior_query, prior_key = tensors
+        query, prior_query = tensors[0], tensors[3]
         q, k, v, q_prior, k_prior = (rows.take(t, dtype) for t in tensors)
         self.hidden = None if rows.hidden is None else rows.hidden.repeat_interleave(query.size(1), 0)[:, None]  # (n K, 1, L)
         ones = k.new_ones(len(k), 1, rows.length)

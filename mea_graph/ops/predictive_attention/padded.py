@@ -14,7 +14,7 @@ from mea_graph.ops.predictive_attention import reference
 def padded_arguments(
     tensors: tuple[Tensor | None, ...], pointers: Pointers, edges: IntervalEdges | None, dtype: torch.dtype
 ) -> tuple[list[Any], Tensor, Tensor | None]:
-    """Sequences (B, K, T, D) with zeros in the padding, a weight of zero does not stop a NaN; the mask; and (B, T, T), which hears which."""
+    """Sequences (B, K, T, D) with zeros in the padding (a weight of zero does not stop a NaN), the mask, and (B, T, T): who hears whom."""
     mask = pointers.mask
 
     def pad(x: Tensor | None) -> Tensor | None:
