@@ -1,7 +1,7 @@
 """Mixed, coarse and fine reinforcement of every modality by the others, [MEA] Eq. 7-10."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,9 +115,9 @@ class HierarchicalCrossModalAttention(nn.Module):
         rows = self._joined(torch.cat([x[m] for m in self.modalities]), arrows)
         return dict(zip(self.modalities, rows.split(sizes), strict=True)), {}
 
-    def _stages(self) -> list[list[tuple[Arrow, ModalityReinforcementUnit, list[str]]]]:
+    def _stages(self) -> list[list[tuple[Arrow, Any, list[str]]]]:
         """The units of each stage, with their arrows and sources, coarser ones first."""
-        stages = []
+        stages: list[list[tuple[Arrow, Any, list[str]]]] = []
         for name, units in (("mixed", self.mixed), ("coarse", self.coarse)):
             if units is not None:
                 others = {t: list(self.modalities) if name == "mixed" else self._others(t) for t in self.modalities}
@@ -125,7 +125,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         if self.fine is not None:
             fine = self.fine
             stages.append([(("fine", s, t), cast(nn.ModuleDict, fine[t])[s], [s]) for t in self.modalities for s in self._others(t)])
-        return cast(list[list[tuple[Arrow, ModalityReinforcementUnit, list[str]]]], stages)
+        return stages
 
     def _joined(self, source: Tensor, arrows: "Arrows") -> Tensor:
         """All units of a stage at once, on the rows of all modalities one below the other."""
@@ -207,7 +207,8 @@ class Arrows:
         if key not in self._stages:
             one_sample = next(iter(self.pointers.values())).num_samples == 1
             one_source = max(len(sources) for _, sources in stage) == 1
-            if self.edges or one_sample or one_source or not all(p.packed for p in self.pointers.values()):
+            packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # whose order is worth a look
+            if self.edges or one_sample or one_source or not packed:
                 edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
                 self._stages[key] = _Stage([], [self.groups(sources) for _, sources in stage], edges)
             else:

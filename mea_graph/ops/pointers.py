@@ -168,6 +168,8 @@ class Pointers:
         """T: of a padded batch its width, otherwise the longest length (which waits for a device)."""
         if self.steps is not None:
             return self.steps
+        if "max_length" not in self._made and "parts" in self._made:
+            self._made["max_length"] = max(part.max_length for part in self._made["parts"])
         if "max_length" not in self._made:
             self._made["max_length"] = int(self.length.max()) if self.num_samples else 0
         return self._made["max_length"]
