@@ -227,7 +227,8 @@ class Pointers:
         """A padded batch (B, T, *) to rows (N, *): the inverse of `pad`."""
         x = x.flatten(0, 1)
         if self._is_grid():
-            return x
+            # An export cannot prove that a view of a view has the strides of the first; a copy has them.
+            return x.clone(memory_format=torch.contiguous_format) if is_traced() else x
         if self.packed:
             return take_rows(x, self._grid_rows)
         real = self.real.view(-1, *(1,) * (x.dim() - 1))

@@ -52,5 +52,5 @@ def run_reference(
     w, b = (None if t is None else t.to(dtype) for t in (weight, bias))
     query, key, value, prior_query, prior_key = sequences
     out = reference.predictive_attention(query, key, value, prior_query, prior_key, w, b, mu, mask, heard)
-    out = rearrange(out, "sample head step width -> sample step head width").masked_fill(~mask[:, :, None, None], 0)
+    out = rearrange(out, "sample head step width -> sample step head width").contiguous().masked_fill(~mask[:, :, None, None], 0)
     return pointers.unpad(out).to(value.dtype)
