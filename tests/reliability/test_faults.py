@@ -31,13 +31,13 @@ KILLERS = {
             def on_train_epoch_start(self, trainer, module):
                 if trainer.current_epoch == 2:
                     whole_checkpoints.io = types.SimpleNamespace(BytesIO=Half)
-                    whole_checkpoints.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda number: die()})
+                    whole_files.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda number: die()})
     """,
 }
 PROLOGUE = """
 import io, os, signal, types
 import lightning as L
-from mea_graph.train import whole_checkpoints
+from mea_graph.train import whole_checkpoints, whole_files
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
