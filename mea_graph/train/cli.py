@@ -14,7 +14,6 @@ import yaml
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -26,6 +25,7 @@ from mea_graph.train.config_files import packaged_configs, with_config_paths
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
+from mea_graph.train.epoch_log import EpochLog, LogBeforeCheckpoint
 from mea_graph.train.error_message import one_line
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
@@ -125,7 +125,7 @@ class CommandLine(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         if config.logger is None:
-            kwargs["logger"] = CSVLogger(self.folder.path, name="logs") if self.subcommand == "fit" else False
+            kwargs["logger"] = EpochLog(self.folder.path, name="logs") if self.subcommand == "fit" else False
         if config.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.folder.path)
         if self.subcommand != "fit" and config.enable_checkpointing is None:
@@ -224,6 +224,7 @@ class CommandLine(LightningCLI):
         if self.subcommand == "fit" and not fast_dev_run:
             watched = self.config_init["fit"].early_stopping
             folder = self.folder.checkpoint("best").parent
+            callbacks.append(LogBeforeCheckpoint())
             # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
             callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=watched.mode, enable_version_counter=False))
             callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))

@@ -55,6 +55,8 @@ def test_fit_writes_what_the_other_commands_need(fitted):
     logged = read_logs(fitted)
     assert {name for _, name in logged} >= {"train/disparity", "valid/loss", "valid/accuracy"}
     assert {epoch for epoch, _ in logged} == {0, 1}
+    rows = read_csv(fitted / "logs/version_0/metrics.csv")
+    assert [row["epoch"] for row in rows if row["train/loss"]] == ["0", "1"]  # one row an epoch, though each is logged twice
 
 
 def test_test_and_predict_agree_and_are_right(fitted, classes_source, capsys):

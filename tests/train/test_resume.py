@@ -1,6 +1,7 @@
 """A resumed run equals one never interrupted, or says why it cannot."""
 
 import random
+import signal
 import zipfile
 from pathlib import Path
 
@@ -58,6 +59,32 @@ def test_what_would_make_it_another_run_is_refused(fitted, capsys, change, messa
     assert error.count("\n") == 1
     assert (fitted / "checkpoints/last.ckpt").read_bytes() == before
     run("test", "--config", fitted / "config.yaml", *change)  # measured on the same samples all the same
+
+
+@pytest.mark.parametrize(("number", "name", "code"), [(15, "SIGTERM", 143), (2, "Ctrl+C", 130)])
+def test_what_ends_a_run_from_outside_is_said_with_the_command_that_goes_on(words, capsys, number, name, code):
+    Path("end.py").write_text(
+        "import os\n"
+        "import lightning as L\n"
+        "class End(L.Callback):\n"
+        "    def __init__(self, number: int):\n"
+        "        self.number = number\n"
+        "    def on_train_batch_start(self, trainer, module, batch, index):\n"
+        "        if trainer.current_epoch == 1:\n"
+        "            os.kill(os.getpid(), self.number)\n"
+    )
+    handler = signal.getsignal(signal.SIGINT)  # Lightning ignores it from then on
+    with pytest.raises(SystemExit) as stop:
+        run(
+            *words, "--trainer.max_epochs", 2, "--run_dir", "run", "--trainer.callbacks+=end.End", "--trainer.callbacks.number", int(number)
+        )
+    signal.signal(signal.SIGINT, handler)
+    assert stop.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    told, command = line.split("; go on with: mea-graph ")
+    assert told == f"mea-graph: stopped by {name} in epoch 1"
+    run(*command.split(), "--trainer.callbacks", "null")
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
 
 
 def test_only_tensors_and_containers_are_ever_unpickled(fitted, monkeypatch):
