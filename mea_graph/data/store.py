@@ -12,8 +12,10 @@ import numpy as np
 
 from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged, check_finite, pack
+from mea_graph.data.texts import text_array
 
 _RESERVED = {"y", "id"}  # names a sample uses beside its modalities
+_MOST_CLASSES = 1 << 16  # counting classes takes memory for every one up to the largest
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def _checked_ids(ids: Sequence[Any] | None, samples: int) -> list[str]:
     if ids is not None and len(ids) != samples:
         raise DataError(f"ids: expected {samples}, one a sample, got {len(ids)}")
     names = [str(i) for i in (range(samples) if ids is None else ids)]
+    text_array("ids", names)
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -126,18 +129,27 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
     if len(labels) and labels.min() < 0:
         worst = int(np.argmin(labels))
         raise DataError(f"y: sample {ids[worst]!r}: expected a class number >= 0 (for regression give floats), got {labels[worst]}")
+    if len(labels) and labels.max() >= _MOST_CLASSES:
+        worst = int(np.argmax(labels))
+        raise DataError(
+            f"y: sample {ids[worst]!r}: expected a class number below {_MOST_CLASSES} (for regression give floats), got {labels[worst]}"
+        )
     return labels
 
 
 def _checked_column(what: str, values: Any, samples: int, kinds: str = "biufU") -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat):
-        array = array.astype(np.str_)
+    several = values.ndim == 1 if isinstance(values, np.ndarray) else isinstance(values, list | tuple)
+    texts = several and (values.dtype.kind == "U" if isinstance(values, np.ndarray) and values.dtype.kind != "O" else _any_text(values))
+    array = text_array(what, values) if texts else np.asarray(values)
     if array.shape != (samples,):
         raise DataError(f"{what}: expected one value a sample, shape ({samples},), got {array.shape}")
     if array.dtype.kind not in kinds and array.size:
         raise DataError(f"{what}: expected {'strings' if kinds == 'U' else 'numbers or strings'}, got {array.dtype}")
     return array
+
+
+def _any_text(values: Any) -> bool:
+    return any(isinstance(value, str) for value in values)
 
 
 def _checked_label_names(names: Sequence[str] | None, y: np.ndarray | None) -> tuple[str, ...] | None:
@@ -150,4 +162,4 @@ def _checked_label_names(names: Sequence[str] | None, y: np.ndarray | None) -> t
     needed = y.shape[1] if y.ndim == 2 else int(y.max(initial=-1)) + 1
     if len(names) < needed or (y.ndim == 2 and len(names) != needed):
         raise DataError(f"label_names: expected {needed} names, got {len(names)}: {list(names)}")
-    return tuple(str(n) for n in names)
+    return tuple(text_array("label_names", [str(n) for n in names]).tolist())

@@ -9,7 +9,8 @@ import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
-from mea_graph.data.readers.padded_splits import MODALITIES, as_text, column, left_out, one_a_sample, read_splits
+from mea_graph.data.readers.padded_splits import MODALITIES, column, left_out, one_a_sample, read_splits
+from mea_graph.data.texts import as_text
 from mea_graph.data.unpickle import load_pickle
 
 _LABELS = {"regression": "regression_labels", "classification": "classification_labels"}
@@ -58,7 +59,7 @@ def mmsa_dataset(source: Path, payload: Any, label: str = "regression", lengths:
             fields[key] = one_a_sample(source, payload, key, len(y))
     for key, name in (("raw_text", "raw_text"), ("annotations", "annotation")):
         if has(key):
-            fields[name] = np.array([as_text(value) for value in one_a_sample(source, payload, key, len(y))])
+            fields[name] = _texts(source, key, one_a_sample(source, payload, key, len(y)))
     used = {*MODALITIES, *_LABELS.values(), *_EXTRA, "raw_text", "annotations", "id", *(f"{m}_lengths" for m in MODALITIES)}
     splits.notes += left_out(payload, used)
     labels = y[:, 0]
@@ -75,6 +76,13 @@ def mmsa_dataset(source: Path, payload: Any, label: str = "regression", lengths:
         )
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
+
+
+def _texts(source: Path, key: str, values: np.ndarray) -> list[str]:
+    try:
+        return [as_text(value) for value in values]
+    except DataError as error:
+        raise DataError(f"{source}: {key}: {error}") from error
 
 
 def _whole_numbers(labels: np.ndarray) -> np.ndarray:

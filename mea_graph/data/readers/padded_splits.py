@@ -12,6 +12,7 @@ import numpy as np
 
 from mea_graph.data.errors import DataError
 from mea_graph.data.readers.checks import check_lengths
+from mea_graph.data.texts import as_array, as_text, check_padded
 
 MODALITIES = ("text", "audio", "vision")
 
@@ -77,6 +78,9 @@ def column(source: Path, payload: Mapping[str, Mapping[str, Any]], key: str) -> 
         raise DataError(f"{source}: {key}: expected the same shape in every split, got {[p.shape for p in parts]}")
     if len({part.dtype.kind in "biuf" for part in parts}) != 1:
         raise DataError(f"{source}: {key}: expected the same kind of values in every split, got {[str(p.dtype) for p in parts]}")
+    if parts[0].dtype.kind not in "biufO":
+        widest, rows = max(part.dtype.itemsize for part in parts), sum(part.size for part in parts)
+        check_padded(f"{source}: {key}", widest * rows, sum(part.nbytes for part in parts))
     try:
         return np.concatenate(parts)
     except UnicodeError as error:  # text in one split, bytes that are none in another
@@ -108,18 +112,10 @@ def make_unique(ids: list[str], notes: list[str]) -> None:
         notes.append(f"id: {renamed} samples bore the name of another; '#' and a number were added")
 
 
-def as_text(value: Any) -> str:
-    """A name as text, whether the file holds text or bytes."""
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
-
-
 def _array(source: Path, split: Any, part: Mapping[str, Any], key: str) -> np.ndarray:
     if key not in part:
         raise DataError(f"{source}: split {split!r}: expected an array {key!r}, got only {sorted(map(str, part))}")
-    try:
-        array = np.asarray(part[key])
-    except ValueError as error:  # a list of rows of different lengths
-        raise DataError(f"{source}: {split}/{key}: expected an array, got rows of different shapes") from error
+    array = as_array(f"{source}: {split}/{key}", part[key])
     if not array.ndim:
         raise DataError(f"{source}: {split}/{key}: expected an array, got {type(part[key]).__name__}")
     return array
@@ -163,7 +159,10 @@ def _ids(source: Path, split: str, ids: Any, samples: int) -> list[str]:
     several = isinstance(ids, list | tuple) or (isinstance(ids, np.ndarray) and ids.ndim)
     if not several or len(ids) != samples:
         raise DataError(f"{source}: {split}/id: expected {samples} names, got {len(ids) if several else type(ids).__name__}")
-    return [_id(value) for value in ids]
+    try:
+        return [_id(value) for value in ids]
+    except DataError as error:
+        raise DataError(f"{source}: {split}/id: {error}") from error
 
 
 def _id(value: Any) -> str:
