@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,13 @@ def check_claimed_size(where: Any, claimed: int, file_bytes: int) -> None:
     if claimed > _MOST_EXPANSION * file_bytes:
         most = f"{_MOST_EXPANSION} bytes of arrays for a byte of the file"
         raise DataError(f"{where}: expected at most {most}, got {claimed} for {file_bytes}")
+
+
+def check_samples(source: Path, samples: int) -> None:
+    """Refuses more samples than a file of its size can hold: empty ones cost time and memory too."""
+    most = (1 << 16) + source.stat().st_size // 8
+    if samples > most:
+        raise DataError(f"{source}: expected at most {most} samples in a file of its size, got {samples} or more")
 
 
 def check_non_finite(non_finite: str) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.errors import DataError
-from mea_graph.data.readers.checks import check_lengths
+from mea_graph.data.readers.checks import check_lengths, check_samples
 from mea_graph.data.texts import as_array, as_text, check_padded
 
 MODALITIES = ("text", "audio", "vision")
+SYNONYMS = {"language": "text", "acoustic": "audio", "visual": "vision"}
 
 
 @dataclass
@@ -28,10 +29,34 @@ class PaddedSplits:
     notes: list[str] = field(default_factory=list)
 
 
-def read_splits(source: Path, payload: Any, labels: str, lengths_known: Callable[[str], bool] = lambda modality: False) -> PaddedSplits:
-    """Checks `payload`, a dict of splits each with arrays `(N, T, d)` per modality and `labels` `(N, ...)`, and cuts off the padding."""
+def checked_splits(source: Path, payload: Any) -> tuple[dict[Any, dict[Any, Any]], list[str]]:
+    """A dict of splits, each a dict of arrays, with the usual names of the modalities; and a note for each that had another."""
     if not isinstance(payload, Mapping) or not payload or not all(isinstance(part, Mapping) for part in payload.values()):
         raise DataError(f"{source}: expected a dict of splits, each a dict of arrays, got {type(payload).__name__}")
+    splits = {split: dict(part) for split, part in payload.items()}
+    notes = []
+    for synonym, name in SYNONYMS.items():
+        if any(name in part for part in splits.values()) or not any(synonym in part for part in splits.values()):
+            continue
+        notes.append(f"{name}: read from the key {synonym!r}")
+        for part in splits.values():
+            for old, new in ((synonym, name), (f"{synonym}_lengths", f"{name}_lengths")):
+                if old in part:
+                    part[new] = part.pop(old)
+    return splits, notes
+
+
+def read_splits(
+    source: Path,
+    payload: Mapping[Any, Mapping[Any, Any]],
+    labels: str | None,
+    lengths_known: Callable[[str], bool] = lambda modality: False,
+    keep_infinite: bool = False,
+) -> PaddedSplits:
+    """Cuts off the padding of the arrays `(N, T, d)` per modality in `checked_splits`; `labels` `(N, ...)` says how many samples.
+
+    Values of -inf in the audio become 0, as in MulT's code, but where `keep_infinite`.
+    """
     names = [m for m in MODALITIES if any(m in part for part in payload.values())]
     if not names:
         raise DataError(
@@ -40,7 +65,8 @@ def read_splits(source: Path, payload: Any, labels: str, lengths_known: Callable
     out = PaddedSplits({name: [] for name in names}, [], [], {})
     infinite = 0
     for split, part in payload.items():
-        samples = len(_array(source, split, part, labels))
+        samples = len(_array(source, split, part, names[0] if labels is None else labels))
+        check_samples(source, len(out.ids) + samples)
         for name in names:
             array = _array(source, split, part, name)
             if array.ndim != 3 or len(array) != samples or array.dtype.kind not in "biuf":
@@ -49,7 +75,7 @@ def read_splits(source: Path, payload: Any, labels: str, lengths_known: Callable
                 )
             stored = _stored_lengths(source, split, part, name, array) if lengths_known(name) else None
             for i, x in enumerate(array):
-                if name == "audio" and (wrong := np.isneginf(x)).any():
+                if name == "audio" and not keep_infinite and (wrong := np.isneginf(x)).any():
                     x, infinite = np.where(wrong, 0, x), infinite + int(wrong.sum())
                 out.x[name].append(_strip(x) if stored is None else _cut(x, int(stored[i]), f"{source}: {split}/{name}: sample {i}"))
         out.ids += _ids(source, str(split), part.get("id"), samples)
