@@ -114,7 +114,7 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
     if array.ndim not in (1, 2) or len(array) != len(ids) or (array.ndim == 2 and array.shape[1] < 2):
         raise DataError(f"y: expected shape ({len(ids)},), or ({len(ids)}, K) for K >= 2 binary labels, got {array.shape}")
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what overflows becomes inf, which is refused with its sample
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes inf, which is refused with its sample
             array = array.astype(np.float32)
     if not (finite := np.isfinite(array.reshape(len(array), -1)).all(axis=1)).all():
         raise DataError(f"y: sample {ids[int(np.argmin(finite))]!r}: expected finite numbers, got {array[int(np.argmin(finite))]}")

@@ -137,11 +137,11 @@ def _open_sequences(folder: Path, i: int, entry: dict[str, Any]) -> Ragged:
 def _save(path: Path, array: np.ndarray) -> list[int]:
     """Writes an array; its size on the disk and its check sum."""
     array = np.ascontiguousarray(array)
-    with open(path, "w+b") as file:
+    with open(path, "wb") as file:  # for reading too, numpy would write it in pieces
         np.save(file, array, allow_pickle=False)
         _sync(file)
         size = file.tell()
-        file.seek(0)
+    with open(path, "rb") as file:
         total = zlib.crc32(file.read(size - array.nbytes))
     return [size, zlib.crc32(array.reshape(-1).view(np.uint8).data, total) if array.nbytes else total]
 

@@ -59,7 +59,7 @@ def repair(x: Mapping[str, list[Any]], time: Mapping[str, list[Any]] | None, non
         for i, array in enumerate(arrays):
             if array is None or array.dtype.kind != "f":
                 continue
-            with np.errstate(over="ignore"):  # what overflows becomes infinite too
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite too; a signalling NaN stays one
                 array = array.astype(np.float32, copy=False)
             if (finite := np.isfinite(array)).all():
                 continue

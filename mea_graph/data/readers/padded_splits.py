@@ -155,9 +155,12 @@ def _stored_lengths(source: Path, split: Any, part: Mapping[str, Any], name: str
 
 def _span(x: np.ndarray) -> tuple[int, int]:
     """The first and one past the last row that is not zero throughout."""
+    if not x.size:
+        return 0, 0
     with np.errstate(invalid="ignore"):  # NaN counts as a value here, and is refused with its sample later
-        real = np.flatnonzero(x.any(axis=1))
-    return (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
+        real = (x != 0).ravel()
+    first, last = int(real.argmax()), real.size - 1 - int(real[::-1].argmax())  # both stop at the first that is
+    return (first // x.shape[1], last // x.shape[1] + 1) if real[first] else (0, 0)
 
 
 def _strip(x: np.ndarray) -> np.ndarray:

@@ -111,6 +111,14 @@ def test_repeated_names_are_told_apart(tmp_path, payload):
     assert any(note.startswith("id: 1 samples") for note in dataset.notes)
 
 
+def test_a_number_that_is_added_does_not_make_another_name(tmp_path, payload):
+    """The third sample bears the name that the second would get."""
+    parts, _ = payload
+    parts["train"]["id"] = np.array(["a", "a", "a#2", "a"])
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset.ids[:4] == ["a", "a#3", "a#2", "a#4"]
+
+
 def test_unknown_keys_are_left_out_and_reported(tmp_path, payload):
     parts, _ = payload
     for part in parts.values():
