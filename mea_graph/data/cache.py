@@ -70,7 +70,7 @@ def _convert(root: Path, folder: Path, files: Sequence[Path], read: Callable[[],
     except MemoryError as error:
         raise no_memory(files[0], sum(file.stat().st_size for file in files)) from error
     finally:
-        for parent in missing:
+        for parent in dict.fromkeys((root, *missing)):
             with contextlib.suppress(OSError):  # all is well: something is in it
                 parent.rmdir()
 

@@ -20,12 +20,16 @@ class DataError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        text = str(message)
-        if len(text) > _LONGEST + 100:  # a message that was cut before is a little longer by now
-            text = f"{text[:_LONGEST]}... ({len(text) - _LONGEST} characters more)"
-        if not text.isprintable():
-            text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-        super().__init__(text)
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    """A text that files had a part in: without control characters but line ends, and cut where it is long."""
+    if len(text) > _LONGEST + 100:  # what was cut before is a little longer by now
+        text = f"{text[:_LONGEST]}... ({len(text) - _LONGEST} characters more)"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return text
 
 
 def brief(value: Any) -> str:

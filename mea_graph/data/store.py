@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mea_graph.data.errors import DataError
+from mea_graph.data.errors import DataError, printable
 from mea_graph.data.ragged import Ragged, check_finite, pack
 from mea_graph.data.texts import text_array
 
@@ -84,7 +84,7 @@ def build_store(
         split=None if split is None else _checked_column("split", split, samples, kinds="U"),
         fields={name: _checked_column(f"field {name!r}", values, samples) for name, values in (fields or {}).items()},
         label_names=_checked_label_names(label_names, labels),
-        notes=tuple(notes),
+        notes=tuple(map(printable, notes)),
     )
 
 
@@ -138,18 +138,20 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
 
 
 def _checked_column(what: str, values: Any, samples: int, kinds: str = "biufU") -> np.ndarray:
-    several = values.ndim == 1 if isinstance(values, np.ndarray) else isinstance(values, list | tuple)
-    texts = several and (values.dtype.kind == "U" if isinstance(values, np.ndarray) and values.dtype.kind != "O" else _any_text(values))
+    if not isinstance(values, np.ndarray | list | tuple):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray) and (values.dtype.kind != "O" or not values.ndim):
+        texts = values.dtype.kind == "U" and values.ndim == 1
+    else:  # such as a list
+        texts = any(isinstance(value, str) for value in values) and np.ndim(values[0]) == 0
+        if texts and any(value is None for value in values):
+            raise DataError(f"{what}: expected one text a sample, got None among them")
     array = text_array(what, values) if texts else np.asarray(values)
     if array.shape != (samples,):
         raise DataError(f"{what}: expected one value a sample, shape ({samples},), got {array.shape}")
     if array.dtype.kind not in kinds and array.size:
         raise DataError(f"{what}: expected {'strings' if kinds == 'U' else 'numbers or strings'}, got {array.dtype}")
     return array
-
-
-def _any_text(values: Any) -> bool:
-    return any(isinstance(value, str) for value in values)
 
 
 def _checked_label_names(names: Sequence[str] | None, y: np.ndarray | None) -> tuple[str, ...] | None:

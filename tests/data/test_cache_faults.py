@@ -105,7 +105,7 @@ def test_arrays_that_do_not_fit_each_other_are_no_cache(dataset, tmp_path, chang
     elif change == "decreasing":
         ptr[2] = ptr[3] + 1
     elif change == "rows":
-        values = values[:-1]
+        values, times = values[:-1], None
     elif change == "time":
         times = times[:-1]
     else:

@@ -10,6 +10,19 @@ from mea_graph.data import DataError, MultimodalDataset, open_dataset
 from mea_graph.data.texts import as_text
 
 
+class Series:
+    """As a column of pandas is to numpy."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype=object)
+
+
 def dataset(samples=2, **given):
     return MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * samples}, **given)
 
@@ -20,6 +33,8 @@ def dataset(samples=2, **given):
         ({"ids": ["a", "b\ud800"]}, "ids: expected text that can be written as UTF-8"),
         ({"ids": ["a", "a\0"]}, r"ids: expected text without NUL, got 'a\\x00'"),  # numpy takes the two for the same
         ({"split": ["train", "\udfff"]}, "split: expected text that can be written"),
+        ({"fields": {"speaker": None}}, r"field 'speaker': expected one value a sample, shape \(2,\), got \(\)"),
+        ({"fields": {"speaker": ["x", None]}}, "field 'speaker': expected one text a sample, got None among them"),
         ({"fields": {"speaker": ["x", "\ud800"]}}, "field 'speaker': expected text that can be written"),
         ({"fields": {"speaker": np.array(["x", "\ud800"])}}, "field 'speaker': expected text that can be written"),
         ({"fields": {"speaker": np.array([0x110000, 97], "u4").view("U1")}}, "field 'speaker': expected text that can be written"),
@@ -48,6 +63,15 @@ def test_one_long_text_among_thousands_takes_no_memory(kind):
 def test_long_transcripts_are_kept():
     texts = ["x" * 3000, *["well"] * 3999]
     assert dataset(4000, fields={"raw_text": texts}).fields["raw_text"].tolist() == texts
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda v: np.array(v, object), Series])
+def test_texts_may_come_in_any_sequence(kind):
+    assert dataset(2, fields={"speaker": kind(["x", "yy"])}).fields["speaker"].tolist() == ["x", "yy"]
+
+
+def test_a_note_is_shown_without_control_characters():
+    assert dataset(notes=["left out: \x1b[2J"]).notes == ("left out: \\x1b[2J",)
 
 
 def nested(depth):
