@@ -17,6 +17,7 @@ from mea_graph.data.errors import DataError, brief, no_memory
 from mea_graph.data.pickle_program import Described, Limits, Program, check_key
 
 _DTYPE = re.compile(r"([biufSUO])(\d{0,9})")
+_MOST_AXES = 64  # of an array; and the product of many more numbers takes time
 _MOST_EMPTY = 1 << 24  # elements of an array without bytes, were it not empty: a loop over its rows costs time all the same
 
 
@@ -189,7 +190,8 @@ class _Buffer(_Pending):
 
 def _array(state: tuple[Any, ...], done: dict[int, Any], limits: Limits) -> np.ndarray:
     shape, dtype, fortran, data = state
-    if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n < 1 << 48 for n in shape):
+    sizes = isinstance(shape, tuple) and len(shape) <= _MOST_AXES and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
+    if not isinstance(dtype, _Dtype) or not sizes:
         raise DataError("refused: array whose shape or dtype is none")
     order = "F" if fortran is True else "C"
     if dtype.value.kind == "O":
@@ -205,10 +207,10 @@ def _array(state: tuple[Any, ...], done: dict[int, Any], limits: Limits) -> np.n
         data = data.encode("latin1")
     count = math.prod(shape)
     if not isinstance(data, bytes | bytearray) or len(data) != count * dtype.value.itemsize or (count and not len(data)):
-        raise DataError(f"array of shape {shape[:9]} and dtype {dtype.value}: its bytes do not fit")
+        raise DataError(f"array of shape {shape} and dtype {dtype.value}: its bytes do not fit")
     if not count:
         if math.prod(n or 1 for n in shape) > _MOST_EMPTY:
-            raise DataError(f"refused: array of shape {shape[:9]}, which is empty; expected at most {_MOST_EMPTY} rows and channels")
+            raise DataError(f"refused: array of shape {shape}, which is empty; expected at most {_MOST_EMPTY} rows and channels")
         return np.empty(shape, f"{dtype.value.kind}1" if dtype.value.kind in "SU" else dtype.value)
     array = np.frombuffer(data, dtype.value)
     if dtype.value.kind == "U" and array.view(dtype.value.str[0] + "u4").max() > sys.maxunicode:

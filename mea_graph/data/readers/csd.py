@@ -11,8 +11,9 @@ import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
-from mea_graph.data.readers.checks import check_claimed_size, check_non_finite, refused, repair
+from mea_graph.data.readers.checks import check_claimed_size, check_non_finite, check_samples, refused, repair
 
+_MOST_OVERLAP = 64  # segments that a step may be in, on average: each has a copy of it
 _SEGMENT = re.compile(r"(.+)\[\d+\]$")
 
 
@@ -183,6 +184,7 @@ def _segments(labels: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> l
             if not start <= end:
                 raise DataError(f"{path}: {key!r}: interval {i}: expected start <= end, got {start} and {end}")
             out.append((key if aligned else f"{key}[{i}]", aligned.group(1) if aligned else key, float(start), float(end), row))
+    check_samples(path, len(out))
     return out
 
 
@@ -196,6 +198,7 @@ def _modality(
     x: list[Any] = []
     time: list[Any] = []
     data, middles = _in_order(data, name, notes)
+    taken, most = 0, (1 << 16) + _MOST_OVERLAP * sum(map(len, middles.values()))
     for segment, video, start, end, _ in segments:
         key = segment if segment in data else video
         if key not in data:
@@ -203,7 +206,10 @@ def _modality(
             time.append(None)
             continue
         middle = middles[key]
-        inside = slice(None) if segment in data else (middle >= start) & (middle < end)
+        inside = slice(None) if segment in data else slice(*np.searchsorted(middle, (start, end)))
+        taken += len(middle[inside])
+        if taken > most:
+            raise DataError(f"{path}: expected segments that overlap {_MOST_OVERLAP} times at most, got more than {most} steps in them")
         x.append(data[key][0][inside])
         time.append(middle[inside] - start)
     if all(piece is None for piece in x):

@@ -268,3 +268,17 @@ def test_an_array_that_claims_more_than_the_file_can_hold_takes_no_memory(folder
         file.create_dataset("COVAREP/data/vidA/features", (2**40, 2**10), "f8", chunks=(1, 1024))  # nothing of it is ever written
     with pytest.raises(DataError, match=r"COVAREP\.csd: 'vidA': features: expected at most 1032 bytes of arrays for a byte"):
         open_dataset(folder)
+
+
+def test_segments_that_overlap_without_end_are_refused(folder):
+    """Each has a copy of its steps: a small file of labels would make gigabytes of a small file of features."""
+    labels = {"vidA": (np.zeros((3000, 1)), np.tile([0.0, 4.0], (3000, 1)))}
+    write(folder / "Opinion_Labels.csd", "labels", labels)
+    with pytest.raises(DataError, match=r"COVAREP\.csd: expected segments that overlap 64 times at most, got more than \d+ steps"):
+        open_dataset(folder)
+    labels = {"vidA": (np.zeros((100_000, 1), np.int8), np.zeros((100_000, 2)))}
+    with h5py.File(folder / "Opinion_Labels.csd", "w") as file:
+        for name, array in zip(("features", "intervals"), labels["vidA"], strict=True):
+            file.create_dataset(f"labels/data/vidA/{name}", data=array, compression="gzip")
+    with pytest.raises(DataError, match=r"Opinion_Labels\.csd: expected at most \d+ samples in a file of its size, got 100000"):
+        open_dataset(folder)
