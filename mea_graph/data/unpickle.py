@@ -35,7 +35,7 @@ def load_pickle(path: str | Path) -> Any:
         DataError: where the file is truncated or no pickle, or names anything not allowed (the message says what).
 
     Example:
-        >>> import tempfile
+        >>> import pickle, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = Path(folder, "a.pkl").write_bytes(pickle.dumps({"x": np.arange(3)}))
         ...     load_pickle(Path(folder, "a.pkl"))

@@ -88,7 +88,7 @@ def test_loads_pickles_of_python_2(tmp_path):
         b"(dq\x01U\x01a(K\x01M\x00\x02J\xff\xff\xff\xfftq\x02sU\x01bh\x02s.",
         b"(K\x01K\x02K\x031]2a0N.",
         b"(I1\nI2\nd.",
-        b"\x80\x02]r\x00\x01\x00\x00(U\x01ar\x01\x01\x00\x00K\x01j\x01\x01\x00\x00e.",
+        b"\x80\x02]r\x14\x00\x00\x00(U\x01ar\x15\x00\x00\x00K\x01j\x15\x00\x00\x00e.",
         pickletools.optimize(pickle.dumps([{"a": ("b", "b")}, "b", 1.5, 2**40, -(2**70), b"c"], 4)),
     ],
     ids=range(8),
