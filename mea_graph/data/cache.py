@@ -22,11 +22,6 @@ from mea_graph.data.store_files import FORMAT_VERSION, open_store, write_store
 
 _SUFFIX = ".mea-cache"
 _RECORD = "source.json"
-_SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "val", "dev", "devel", "validation", "development"), "valid"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 def cached(
@@ -49,7 +44,7 @@ def cached(
     key = hashlib.sha256(json.dumps([FORMAT_VERSION, contents, reader, _fingerprint(options)]).encode()).hexdigest()[:32]
     folder = root / key
     if not (folder / "meta.json").is_file():
-        _convert(root, folder, files, lambda: replace(_usual_split_names(read()._store), source_hash=contents))
+        _convert(root, folder, files, lambda: replace(read()._store, source_hash=contents))
     store = open_store(folder)
     if record is not None:
         _write_record(root / _RECORD, record)
@@ -73,21 +68,6 @@ def _convert(root: Path, folder: Path, files: Sequence[Path], read: Callable[[],
         for parent in dict.fromkeys((root, *missing)):
             with contextlib.suppress(OSError):  # all is well: something is in it
                 parent.rmdir()
-
-
-def _usual_split_names(store: Store) -> Store:
-    """The same with "train", "valid" and "test" for what the field also calls by other names."""
-    if store.split is None:
-        return store
-    names = {str(name): _SPLIT_NAMES.get(str(name).lower(), str(name)) for name in np.unique(store.split)}
-    notes = []
-    for usual in ("train", "valid", "test"):
-        meant = [name for name, new in names.items() if new == usual]
-        if len(meant) > 1:
-            raise DataError(f"split: expected one name for each split, got {meant}, which all mean {usual!r}")
-        notes += [f"split: {name!r} is read as {usual!r}" for name in meant if name != usual]
-    split = np.array([names[name] for name in store.split.tolist()], dtype=np.str_)
-    return replace(store, split=split, notes=(*store.notes, *notes))
 
 
 def _hash_of_files(files: Sequence[Path], root: Path) -> tuple[str, dict[str, Any] | None]:

@@ -210,17 +210,3 @@ class TestFolder:
         monkeypatch.setitem(open_module._READERS, "npz", read)
         with pytest.raises(DataError, match=r"clips\.npz: not enough memory to convert it: that takes about .* GiB, .* copy the cache"):
             open_dataset(source)
-
-
-class TestSplitNames:
-    @pytest.mark.parametrize("name", ["val", "dev", "Validation"])
-    def test_validation_is_known_by_all_its_names(self, tmp_path, name):
-        np.savez(tmp_path / "a.npz", audio=np.ones((3, 2, 1)), part=np.array(["train", name, "other"]))
-        dataset = open_dataset(tmp_path / "a.npz", split="part")
-        assert dataset.split.tolist() == ["train", "valid", "other"]
-        assert f"split: {name!r} is read as 'valid'" in dataset.notes
-
-    def test_two_names_for_one_split_are_refused(self, tmp_path):
-        np.savez(tmp_path / "a.npz", audio=np.ones((3, 2, 1)), part=np.array(["train", "dev", "valid"]))
-        with pytest.raises(DataError, match=r"split: expected one name for each split, got \['dev', 'valid'\], which all mean 'valid'"):
-            open_dataset(tmp_path / "a.npz", split="part")

@@ -15,6 +15,8 @@ from mea_graph.data.readers.padded_splits import make_unique
 from mea_graph.data.texts import as_array, as_text
 from mea_graph.data.unpickle import load_pickle
 
+_SPLIT_NAMES = {"dev": "valid"}  # MISA's name for what the rest of the field calls valid
+
 
 def read_misa(
     source: Path | Mapping[str, Path],
@@ -30,7 +32,7 @@ def read_misa(
     named by its number; an empty array is a modality that the sample lacks.
 
     Args:
-        source: the file, or one file a split, by split name.
+        source: the file, or one file a split, by split name ("dev" is read as "valid").
         embedding: `(V, d)`, the vector of every word number.
         split: the split that a single bare list is.
         label_column: which of several labels a sample becomes `y`, >= 0.
@@ -74,7 +76,7 @@ def misa_dataset(
             raw.append(spoken)
             y.append(_label(label, label_column, f"{source}: sample {sample_id!r}"))
             ids.append(sample_id)
-            splits.append(str(name))
+            splits.append(_SPLIT_NAMES.get(str(name), str(name)))
     if unnamed:
         notes.append(f"id: {unnamed} samples have none and are named by their number")
     x: dict[str, list[Any]] = {"audio": audio, "vision": vision}
