@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,11 @@ def check_claimed_size(where: Any, claimed: int, file_bytes: int) -> None:
         raise DataError(f"{where}: expected at most {most}, got {claimed} for {file_bytes}")
 
 
-def check_samples(source: Path, samples: int) -> None:
+def check_samples(where: Any, samples: int, file_bytes: int) -> None:
     """Refuses more samples than a file of its size can hold: empty ones cost time and memory too."""
-    most = (1 << 16) + source.stat().st_size // 8
+    most = (1 << 16) + file_bytes // 8
     if samples > most:
-        raise DataError(f"{source}: expected at most {most} samples in a file of its size, got {samples} or more")
+        raise DataError(f"{where}: expected at most {most} samples in a file of its size, got {samples} or more")
 
 
 def check_non_finite(non_finite: str) -> None:

@@ -184,7 +184,7 @@ def _segments(labels: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> l
             if not start <= end:
                 raise DataError(f"{path}: {key!r}: interval {i}: expected start <= end, got {start} and {end}")
             out.append((key if aligned else f"{key}[{i}]", aligned.group(1) if aligned else key, float(start), float(end), row))
-    check_samples(path, len(out))
+    check_samples(path, len(out), path.stat().st_size)
     return out
 
 

@@ -66,7 +66,7 @@ def read_splits(
     infinite = 0
     for split, part in payload.items():
         samples = len(_array(source, split, part, names[0] if labels is None else labels))
-        check_samples(source, len(out.ids) + samples)
+        check_samples(source, len(out.ids) + samples, source.stat().st_size)
         for name in names:
             array = _array(source, split, part, name)
             if array.ndim != 3 or len(array) != samples or array.dtype.kind not in "biuf":
