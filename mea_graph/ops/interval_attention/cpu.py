@@ -151,7 +151,10 @@ def rows_last(x: Tensor, dtype: torch.dtype, scale: float = 1.0, row: Tensor | f
     flat = x.flatten(1).to(dtype)
     if scale != 1.0:
         flat = flat * scale
-    flat = flat.contiguous().t().contiguous().view(*x.shape[1:], -1)  # torch transposes dense matrices alone in blocks
+    flat = flat.t()
+    if not flat.is_contiguous():  # unless it lies as it is wanted
+        flat = flat.t().contiguous().t().contiguous()  # torch transposes dense matrices alone in blocks
+    flat = flat.view(*x.shape[1:], -1)
     if row is None:
         return flat
     if isinstance(row, float):
@@ -222,17 +225,22 @@ def _run_backward(
 
 
 def _rows_first(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(K, D, N) to (N, K, D)."""
-    return x.flatten(0, 1).t().contiguous().to(dtype).view(-1, *x.shape[:2])
+    """(K, D, N) as (N, K, D), rows along the last dimension in memory as before."""
+    return x.contiguous().to(dtype).permute(2, 0, 1)
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     sums = query.new_empty(query.size(1), query.size(0), dtype=compute_dtype(query, key, value))
-    return value.new_empty(query.size(0), query.size(1), value.size(2)), sums
+    return _like(value, query.size(0)), sums
 
 
 def _fake_backward(grad: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (query, key, value))
+    return tuple(_like(t, t.size(0)) for t in (query, key, value))
+
+
+def _like(x: Tensor, rows: int) -> Tensor:
+    """Memory for (rows, K, D), laid out as results are."""
+    return x.new_empty(x.size(1), x.size(2), rows).permute(2, 0, 1)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
