@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, models, op_cases, rivals, samples
-from benchmarks.catalogue import SUITES
-from mea_graph.ops import predictive_attention
+from benchmarks import compare, layers, models, op_cases, rivals, samples
+from benchmarks.catalogue import LITTLE, SUITES
+from mea_graph.ops import record_calls
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -37,6 +37,8 @@ def test_samples_have_the_lengths_they_claim(kind):
         assert torch.equal(batch.padded[m][batch.mask[m]], batch.x_dict[m])
         assert not batch.padded[m][~batch.mask[m]].any()
         assert batch.batch_dict[m].bincount(minlength=16).tolist() == lengths
+        assert batch.ptr_dict[m].diff().tolist() == lengths
+        assert batch.ptr_dict[m][0] == 0
         assert (max(lengths) == longest) == (kind != "true lengths")
         if kind != "full padding":
             assert sum(lengths) / 16 == pytest.approx(shape.mean[m], rel=0.05)
@@ -56,19 +58,16 @@ def test_shapes_without_known_means_have_no_true_lengths():
         samples.draw(samples.SHAPES["MOSEI"], 2, "true lengths")
 
 
-def test_the_truth_of_the_layers_is_computed_by_the_references(monkeypatch):
-    asked = []
-
-    def spy(*args, backend="auto", **kwargs):
-        asked.append(backend)
-        return predictive_attention(*args, backend=backend, **kwargs)
-
-    monkeypatch.setattr(models.predictive_self_attention, "predictive_attention", spy)
-    case = models.tiny("train")
-    case.errors()
-    assert {"reference", "auto"} <= set(asked)
-    assert len(asked) % 2 == 0
-    assert asked.count("reference") == len(asked) / 2
+def test_the_truth_of_the_models_and_layers_is_computed_by_the_references():
+    for case in (models.tiny("train"), layers.layer("PredictiveEncoder", LITTLE, "little", 2, "true lengths")):
+        with record_calls() as calls:
+            case.truth()
+        assert ("predictive_attention", "reference") in calls
+        assert {backend for _, backend in calls} == {"reference"}
+        with record_calls() as calls:
+            case.contenders["mea_graph"]()
+        assert ("predictive_attention", "cpu") in calls
+        assert "reference" not in {backend for _, backend in calls}
 
 
 def test_a_training_step_changes_no_weight_and_computes_every_gradient():
