@@ -49,7 +49,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         residual, dropout: As for `ModalityReinforcementUnit`.
 
     Shape:
-        - x: dict of rows :math:`(N_m, d)` with a dict of ptr :math:`(B + 1,)`, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)` or None
+        - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
         - edges: `IntervalEdges` by pair (source, target), in all stages; a pair that is not named hears all of its sample
         - result: `CrossModalOutput`
 
@@ -140,7 +140,8 @@ class HierarchicalCrossModalAttention(nn.Module):
     def _in_turn(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """Unit by unit: for maps, and where somebody listens to a unit or a graph is recorded."""
         drawn: dict[Arrow, Tensor] = {}
-        current, parts = dict(x), {t: list[Tensor]() for t in self.modalities}
+        current = dict(x)
+        parts: dict[str, list[Tensor]] = {t: [] for t in self.modalities}
         for stage in self._stages():
             for arrow, unit, names in stage:
                 t = arrow[2]
@@ -165,7 +166,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         return current, drawn
 
     @staticmethod
-    def _sum_of_present(parts: Sequence[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
+    def _sum_of_present(parts: list[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
         """The sum over the sources that a sample has; `instead` where it has none."""
         if all(s.packed and s.steps for s in sources):  # told by shapes alone: no sample lacks any
             return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
@@ -204,7 +205,9 @@ class Arrows:
         """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph."""
         key = tuple((target, tuple(sources)) for target, sources in stage)
         if key not in self._stages:
-            if self.edges or max(len(sources) for _, sources in stage) == 1 or next(iter(self.pointers.values())).num_samples == 1:
+            one_sample = next(iter(self.pointers.values())).num_samples == 1
+            one_source = max(len(sources) for _, sources in stage) == 1
+            if self.edges or one_sample or one_source or not all(p.packed for p in self.pointers.values()):
                 edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
                 self._stages[key] = _Stage([], [self.groups(sources) for _, sources in stage], edges)
             else:
@@ -217,7 +220,9 @@ class Arrows:
 
     def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
         """The sources' rows sample by sample: what a target hears is then one run."""
-        first, orders, sources, joined, row = {}, dict[tuple[str, ...], Tensor](), [], [], 0
+        orders: dict[tuple[str, ...], Tensor] = {}
+        first: dict[tuple[str, ...], int] = {}
+        sources, joined, row = [], [], 0
         starts = dict(zip(self.pointers, self.groups(list(self.pointers)).starts, strict=True))
         made: dict[tuple[str, ...], Pointers] = {}
         for target, names in stage:
@@ -308,6 +313,12 @@ class CrossModalEncoder(nn.Module):
         self.layers = nn.ModuleList(
             HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout) for _ in range(num_layers)
         )
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the stages that the layers have."""
+        first = cast(HierarchicalCrossModalAttention, self.layers[0])
+        return [name for name in ("mixed", "coarse", "fine") if getattr(first, name) is not None]
 
     def reset_parameters(self) -> None:
         """Draws new weights."""

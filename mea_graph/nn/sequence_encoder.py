@@ -92,7 +92,8 @@ class ExclusiveEncoder(nn.Module):
             last = pointers.num_samples  # gaps are a sample of their own, which is left out
             sample = pointers.sample.masked_fill(~pointers.real, last)
             return self.aggregation(x, sample, dim_size=last + 1)[:last]
-        assert self.forward_gru is not None and self.backward_gru is not None
+        assert self.forward_gru is not None
+        assert self.backward_gru is not None
         padded = pointers.pad(x)
         if padded.size(1) == 0:  # a GRU refuses it
             return x.new_zeros(padded.size(0), self.hidden.in_features)

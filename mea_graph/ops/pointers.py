@@ -51,7 +51,9 @@ class Pointers:
             first, last = int(ptr[0]), int(ptr[-1])
             if first != 0 or (num_rows is not None and last != num_rows) or bool((ptr[1:] < ptr[:-1]).any()):
                 rows = "the number of rows" if num_rows is None else f"{num_rows}, the number of rows"
-                raise ValueError(f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}")
+                raise ValueError(
+                    f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
+                )
         return cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
 
     @classmethod
@@ -197,6 +199,13 @@ class Pointers:
             return Pointers(start, length, self.num_samples * steps, steps, self.packed)
         end = length.cumsum(0)
         return Pointers(end - length, length, int(end[-1]) if len(end) else 0, packed=True)
+
+    def compact(self) -> "Pointers":
+        """Of the same samples without gaps between them."""
+        if self.packed and self.steps is None:
+            return self
+        end = self.length.cumsum(0)
+        return Pointers(end - self.length, self.length, int(end[-1]) if len(end) else 0, packed=True)
 
     def fills_rows(self) -> bool:
         """Whether no row is a gap. Reads the lengths of a padded batch."""
