@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -143,3 +144,27 @@ def test_a_timed_case_is_filed_under_its_suite_with_its_command(tmp_path):
 def test_compare_names_a_ref_that_does_not_exist(tmp_path):
     with pytest.raises(SystemExit, match="no-such-ref"):
         compare.trees("no-such-ref", tmp_path)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout of git")
+def test_compare_gives_each_tree_its_own_library_and_cases_and_one_clock(tmp_path):
+    places = compare.trees("HEAD", tmp_path)
+    for name in ("mea_graph", "benchmarks"):
+        assert (places["tree"] / name).resolve() == ROOT / name
+        assert (places["ref"] / name).resolve() == places["ref"] / name  # what stands in the commit, whatever the working tree has
+    assert (places["ref"] / "benchmarks" / "catalogue.py").is_file()
+    for name in compare.OURS:
+        assert (places["ref"] / "benchmarks" / name).read_text() == (ROOT / "benchmarks" / name).read_text()
+
+
+def test_compare_tells_a_case_that_a_tree_lacks_and_counts_the_calls_of_one_that_it_has():
+    with pytest.raises(SystemExit, match="no case 'no such case' among its ops"):
+        compare.measure_here("ops", "no such case", 0, True)
+    found = compare.measure_here("ops", "predictive attention, short, float32, backward", 0, True)
+    assert found["seconds"] > 0
+    assert re.fullmatch(r"\d+/\d+/\d+", found["calls"])
+
+
+def test_compare_shows_ratios_and_the_calls_of_both_trees():
+    pairs = [{"ref": {"seconds": s, "calls": "9/8/-"}, "tree": {"seconds": 2.0, "calls": "5/4/0"}} for s in (2.0, 4.0, 6.0)]
+    assert compare.line("a case", pairs).split() == ["a", "case", "2.00", "1.00-3.00", "2000.00", "5/4/0", "9/8/-"]
