@@ -1,5 +1,6 @@
 """The suites' cases: what they time is right, what is missing is said, and a wrong result is not timed."""
 
+import itertools
 import json
 import math
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, layers, models, op_cases, rivals, samples
+from benchmarks import compare, layers, measure, models, op_cases, rivals, samples, windows
 from benchmarks.catalogue import LITTLE, SUITES
 from mea_graph.ops import record_calls
 
@@ -144,6 +145,36 @@ def test_a_timed_case_is_filed_under_its_suite_with_its_command(tmp_path):
 def test_compare_names_a_ref_that_does_not_exist(tmp_path):
     with pytest.raises(SystemExit, match="no-such-ref"):
         compare.trees("no-such-ref", tmp_path)
+
+
+@pytest.mark.parametrize("name", windows.SETUPS)
+def test_windows_in_steps_and_in_seconds_and_the_complete_form_are_compared_with_float64(name):
+    case = windows.case(name, 90)
+    assert list(case.contenders) == ["mea_graph", "a window of 1.28 s", "complete"]
+    truth = case.truth()
+    found = [run() for run in case.contenders.values()]
+    assert measure.error([t for one in found for t in one], truth) < 1e-5  # each of the three is checked, not the first alone
+    assert all(measure.error(a, b) > 1e-3 for a, b in itertools.combinations(found, 2))  # and they are not the same
+    assert list(windows.case(name, 90, whole=False).contenders) == ["mea_graph", "a window of 1.28 s"]
+
+
+def test_windows_reach_32_steps_to_both_sides_or_as_many_seconds():
+    at = windows.Sequences(400, 200, "cpu")
+    in_steps, in_seconds = at.in_steps(), at.in_seconds()
+    widths = [(edges.end - edges.begin).squeeze(1) for edges in (in_steps, in_seconds)]
+    assert set(widths[0][20:-20].tolist()) == {65}
+    assert widths[1][40:-40].float().mean().item() == pytest.approx(64, abs=4)
+    assert len(set(widths[1][40:-40].tolist())) > 5  # steps come unevenly
+    heard = at.source_time[in_seconds.begin[100, 0] : in_seconds.end[100, 0]]
+    assert (heard - at.target_time[100]).abs().max() <= windows.SECONDS
+
+
+def test_growth_over_windows_ends_at_a_hundred_thousand_steps_and_only_small_ones_are_quick():
+    for suite, name in (("ops", "interval attention"), ("layers", "ModalityReinforcementUnit"), ("layers", list(windows.SETUPS)[1])):
+        entries = [e for e in SUITES[suite].values() if e.curve and e.curve[0] == f"{name} over a window"]
+        steps = [e.curve[2] for e in entries]
+        assert (min(steps), max(steps)) == (1000, 100_000)
+        assert all(e.memory and e.quick == (e.curve[2] <= 4000) for e in entries)
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout of git")
