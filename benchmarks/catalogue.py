@@ -153,7 +153,9 @@ def _windows(name: str) -> dict[str, Entry]:
     found = {}
     for n in (1000, 2000, 4000, 10_000, 30_000, 100_000):
         build, small = (partial(windows.case, name, steps, n <= 10_000, DEVICE) for steps in (n, 100))
-        found[f"growth of {name} over a window, T {n}"] = Entry(build, small, n <= 4000, True, (f"{name} over a window", "steps T", n))
+        found[f"growth of {name} over a window, T {n}"] = Entry(
+            build, small, n <= 4000, True, (f"{name} over a window of {windows.STEPS} steps", "steps T", n)
+        )
     return found
 
 
