@@ -27,7 +27,15 @@ class Tile(NamedTuple):
 
     rows: slice
     columns: slice
-    hidden: Tensor | None  # (rows, columns), bool: True where a row does not hear; None: each hears all
+    bounds: tuple[Tensor, Tensor] | None  # first column that each row hears, and the one after the last, (rows, 1); None: each hears all
+
+    def hidden(self) -> Tensor | None:
+        """(rows, columns), bool: True where a row does not hear. Made when it is used: of all tiles it would be large."""
+        if self.bounds is None:
+            return None
+        low, high = self.bounds
+        step = torch.arange(self.columns.start, self.columns.stop, device=low.device)
+        return (step < low) | (step >= high)
 
 
 def tiles(group: Group, heads: int, begin: Tensor | None = None, end: Tensor | None = None) -> list[Tile]:
@@ -42,8 +50,7 @@ def tiles(group: Group, heads: int, begin: Tensor | None = None, end: Tensor | N
         heard = low < high
         if bool(heard.any()):
             columns = slice(int(low[heard].min()), int(high[heard].max()))
-            step = torch.arange(columns.start, columns.stop, device=low.device)
-            found.append(Tile(rows, columns, (step < low) | (step >= high)))
+            found.append(Tile(rows, columns, (low, high)))
     return found
 
 
