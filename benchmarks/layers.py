@@ -29,7 +29,7 @@ def _sequences(samples: Samples) -> Inputs:
 def _fuse(layer: nn.Module, x: Inputs, mask: Inputs) -> list[Tensor]:
     h = {m: v[:, 0] for m, v in x.items()}
     made = mea.fusion_graph(h, h)
-    return [t for t in layer(made.x_dict, made.edge_index_dict, made.batch_dict, next(iter(h.values())).size(0))[:2] if t is not None]
+    return list(layer(made.x_dict, made.edge_index_dict, made.sample_dict, made.num_samples).x.values())
 
 
 def _chain(layer: nn.Module, x: Inputs, mask: Inputs) -> list[Tensor]:
@@ -105,14 +105,14 @@ def fusion(size: int) -> Case:
     h = {m: torch.randn(size, D_H) for m in MODALITIES}
     made = mea.fusion_graph(h, h)
     leaves = {n: v.detach().clone().requires_grad_() for n, v in made.x_dict.items()}
-    edges, batch = made.edge_index_dict, made.batch_dict
+    edges, batch = made.edge_index_dict, made.sample_dict
     ours = mea.DecoupledGraphFusion(D_H)
     gat = HeteroConv({t: GATConv((D_H, D_H), D_H, add_self_loops=False) for t in edges})
     hgt = HGTConv(D_H, D_H, (list(leaves), list(edges)))
     cotangent = torch.randn(size, D_H)
 
     def fused(f: nn.Module, x: Inputs) -> Tensor:
-        return torch.stack(f(x, edges, batch, size)[:2]).sum(0)
+        return torch.stack(list(f(x, edges, batch, size).x.values())).sum(0)
 
     def summed(f: nn.Module) -> Callable[..., Tensor]:  # the rivals return nodes; every modality has one a sample
         return lambda *_: torch.stack(list(f(leaves, edges).values())).sum(0)

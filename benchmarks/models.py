@@ -22,12 +22,12 @@ from mea_graph.nn import (
     MEA,
     MEALoss,
     export_onnx,
+    graph_fusion_conv,
     hierarchical_cross_modal_attention,
     modality_reinforcement_unit,
     predictive_encoder,
     predictive_self_attention,
 )
-from mea_graph.ops.edge_attention import linear
 
 Mode = Literal["train", "predict"]
 Forward = Callable[[], Tensor]
@@ -37,7 +37,7 @@ BUDGET = 1e-4  # relative error that a compiled step may have against the eager 
 _PLACES = (
     (predictive_self_attention, "predictive_attention"),
     (modality_reinforcement_unit, "cross_modal_attention"),
-    (linear, "edge_attention"),
+    (graph_fusion_conv, "edge_attention"),
 )
 # What layers take another way for, on a CPU.
 _SHORTCUTS = (
@@ -45,7 +45,6 @@ _SHORTCUTS = (
     (predictive_self_attention, "can_pack"),
     (hierarchical_cross_modal_attention, "can_pack"),
     (modality_reinforcement_unit, "can_pack"),
-    (linear, "_takes_one_step"),
 )
 
 

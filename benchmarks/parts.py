@@ -39,7 +39,7 @@ def parts(size: int, kind: str) -> dict[str, Pass]:
 
     def fused() -> list[Tensor]:
         made = fusion_graph(h, h, {m: v.any(1) for m, v in mask.items()})
-        return [*network.graph_fusion(made.x_dict, made.edge_index_dict, made.batch_dict, size)[:2]]
+        return [*network.graph_fusion(made.x_dict, made.edge_index_dict, made.sample_dict, size).x.values()]
 
     def adam() -> list[Tensor]:
         optimizer.step()

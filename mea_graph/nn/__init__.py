@@ -6,7 +6,7 @@ from mea_graph.nn.decoupled_graph_fusion import DecoupledGraphFusion, FusedRepre
 from mea_graph.nn.dense_sequences import dense_sequences
 from mea_graph.nn.double_discriminator import Discrimination, DoubleDiscriminator
 from mea_graph.nn.feed_forward import FeedForward
-from mea_graph.nn.fusion_graph import fusion_graph
+from mea_graph.nn.fusion_graph import FusionGraph, fusion_graph
 from mea_graph.nn.gradient_reversal import GradientReversal
 from mea_graph.nn.graph_fusion_conv import GraphFusionConv
 from mea_graph.nn.hierarchical_cross_modal_attention import CrossModalEncoder, CrossModalOutput, HierarchicalCrossModalAttention
@@ -33,6 +33,7 @@ classes = [
     "ExclusiveEncoder",
     "FeedForward",
     "FusedRepresentations",
+    "FusionGraph",
     "GradientReversal",
     "GraphFusionConv",
     "HierarchicalCrossModalAttention",

@@ -47,7 +47,7 @@ class GRU(_Recurrent):
 
 
 def both_ways(ahead: _Recurrent, back: _Recurrent, x: Tensor, length: Tensor) -> Tensor:
-    """(B, T, C), lengths (B,), to (B, T, 2 H): the states of two layers, of which the second reads each sequence reversed within its own length.
+    """(B, T, C), lengths (B,), to (B, T, 2 H): the states of two layers; the second reads each sequence reversed in its own length.
 
     That needs no packing, hence no host synchronisation, and is several times faster on a CPU than packed sequences. Step t of a sequence
     of length n is read from n - 1 - t; padding keeps its place, after everything real, and its states mean nothing.

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mea_graph.nn._side_by_side import Groups, linear, norm
 from mea_graph.nn._sequences import check_sizes
+from mea_graph.nn._side_by_side import Groups, linear, norm
 
 
 class FeedForward(nn.Module):

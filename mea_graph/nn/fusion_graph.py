@@ -1,14 +1,69 @@
 """The heterogeneous graph over the representations of a batch, section 7 of [MEA]."""
 
+import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import HeteroData
+from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._sequences import check_keys
+from mea_graph.ops import IntervalEdges, Pointers
 
 SPACES = ("exclusive", "agnostic")
+
+
+class FusionGraph(HeteroData):
+    """A `HeteroData` whose nodes belong to samples, and keep doing so when several graphs become one batch.
+
+    PyG's `batch` says which of the collated graphs a node comes from. `sample` says which sample, of any number in each graph: collating
+    counts on, and `num_samples` is the number of all of them. `to_homogeneous` keeps both, the latter as `samples`.
+
+    Shape:
+        - sample, of a node type: :math:`(N,)`, int64 in :math:`[0, B)`
+
+    >>> import torch
+    >>> from torch_geometric.data import Batch
+    >>> from mea_graph.nn import fusion_graph
+    >>> two, three = (fusion_graph({"a": torch.randn(n, 8), "b": torch.randn(n, 8)}, None) for n in (2, 3))
+    >>> both = Batch.from_data_list([two, three])
+    >>> both["a_exclusive"].sample.tolist(), both.num_samples
+    ([0, 1, 2, 3, 4], 5)
+    """
+
+    @property
+    def num_samples(self) -> int:
+        """The number of samples, those without a node included."""
+        samples = self["samples"]
+        return int(samples.sum()) if isinstance(samples, Tensor) else samples  # a tensor once it is collated
+
+    def pointers(self, node_type: str) -> Pointers:
+        """Where each sample's rows are among the steps of a node type."""
+        return Pointers.from_batch(self[node_type].sample, self.num_samples)
+
+    def interval_edges(self, edge_type: EdgeType) -> IntervalEdges:
+        """The edges of a type that stores `interval`, (N_t, 2), each target step's run among the source steps of its sample."""
+        source, _, target = edge_type
+        return IntervalEdges.from_relative(self[edge_type].interval, self.pointers(source), self.pointers(target))
+
+    def expand(self) -> "FusionGraph":
+        """A copy whose interval edges are lists too, `edge_index` (2, E), as other layers and drawings take them.
+
+        >>> from mea_graph.nn import MEA
+        >>> graph = MEA({"a": 3, "b": 3}, 1, 8, 8, 2).embed({"a": torch.randn(2, 3), "b": torch.randn(3, 3)})
+        >>> graph.expand()["a", "fine", "b"].edge_index.shape
+        torch.Size([2, 6])
+        """
+        graph = copy.copy(self)
+        for edge_type in self.edge_types:
+            if "interval" in self[edge_type]:
+                graph[edge_type].edge_index = self.interval_edges(edge_type).edge_index()
+        return graph
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.num_samples if key == "sample" else super().__inc__(key, value, *args, **kwargs)
 
 
 def fusion_graph(
@@ -16,23 +71,30 @@ def fusion_graph(
     agnostic: Mapping[str, Tensor] | None,
     present: Mapping[str, Tensor] | None = None,
     self_loops: bool = False,
-) -> HeteroData:
-    r"""Builds the two fusion graphs of every sample as one `HeteroData`.
+    keep_absent: bool = False,
+) -> FusionGraph:
+    r"""Builds the two fusion graphs of every sample as one `FusionGraph`.
 
-    Node types are `<modality>_exclusive` and `<modality>_agnostic`, with `x` and `batch` (the sample each node belongs to); edge types
+    Node types are `<modality>_exclusive` and `<modality>_agnostic`, with `x` and `sample` (the sample each node belongs to); edge types
     `(<s>_<space>, "to", <t>_<space>)` join every ordered pair of different modalities of the same sample, within a space (R7). A missing
     modality is a node that is not there. A node that would have no in-edge, because its sample has no other modality, gets a self loop.
+
+    With `keep_absent` every sample has a node of each modality and all edges between them, and `present`, of nodes and of edges, says which
+    of them count: nothing is counted or waits for the device, and sizes follow from shapes alone, as compiling, exporting and CUDA graphs
+    need it. `DecoupledGraphFusion` takes both forms, with equal results.
 
     Args:
         exclusive, agnostic: Representations by modality; None leaves the space out.
         present: Which samples have the modality. None: all have all.
         self_loops: Whether every node also sends to itself.
+        keep_absent: Whether what is absent is marked instead of left out; without effect where `present` is None.
 
     Shape:
-        - exclusive[m], agnostic[m]: :math:`(B, d_h)`; present[m]: :math:`(B,)`, bool
+        - exclusive[m], agnostic[m]: :math:`(B, d_m)`; present[m]: :math:`(B,)`, bool
+        - `present` of a node type and of an edge type: :math:`(B,)`, bool
 
     Raises:
-        ValueError: No space, modalities that differ between the arguments, or widths and sizes that do not agree.
+        ValueError: No space, modalities that differ between the arguments, or sizes that do not agree.
 
     >>> import torch
     >>> h = {"text": torch.randn(2, 8), "audio": torch.randn(2, 8)}
@@ -41,48 +103,85 @@ def fusion_graph(
     (1, [[0], [0]])
     """
     spaces = {name: h for name, h in zip(SPACES, (exclusive, agnostic), strict=True) if h is not None}
-    if not spaces:
-        raise ValueError("exclusive, agnostic: expected at least one of them, got None twice")
-    first = next(iter(spaces.values()))
-    modalities = list(first)
-    for name, h in {**spaces, **({} if present is None else {"present": present})}.items():
-        check_keys(h, tuple(modalities), name)
-        if any(h[m].size(0) != first[modalities[0]].size(0) for m in modalities):
-            raise ValueError(
-                f"{name}: expected {first[modalities[0]].size(0)} samples of each modality, got {[h[m].size(0) for m in modalities]}"
-            )
-        if name == "present":
-            if any(h[m].dim() != 1 or h[m].dtype != torch.bool for m in modalities):
-                raise ValueError(f"present: expected bool (B,), got {[(h[m].dtype, tuple(h[m].shape)) for m in modalities]}")
-        elif any(h[m].dim() != 2 or h[m].size(1) != h[modalities[0]].size(-1) for m in modalities):
-            raise ValueError(f"{name}: expected (B, d_h) with one d_h, got {[tuple(h[m].shape) for m in modalities]}")
-    graph = HeteroData()
-    edges = _edges(modalities, first[modalities[0]], present, self_loops)
+    samples = _check(spaces, present)
+    modalities = list(next(iter(spaces.values())))
+    like = next(iter(spaces.values()))[modalities[0]]
+    there = None if present is None else torch.stack([present[m] for m in modalities])  # (M, B)
+    if there is None or keep_absent:
+        every = torch.arange(samples, device=like.device)
+        rows = dict.fromkeys(modalities, every)
+        edges = _all_edges(modalities, every, there is not None or self_loops)
+    else:
+        rows = dict(zip(modalities, there.nonzero()[:, 1].split(there.sum(1).tolist()), strict=True))
+        edges = _edges_between(modalities, there, self_loops)
+    joined = None
+    if there is not None and keep_absent:
+        joined = dict(zip(_pairs(modalities), _joined(there, self_loops).flatten(0, 1).unbind(), strict=True))
+    graph = FusionGraph()
+    graph["samples"] = samples
     for space, h in spaces.items():
         for m in modalities:
-            samples = torch.arange(h[m].size(0), device=h[m].device)
-            keep = slice(None) if present is None else present[m]
-            graph[f"{m}_{space}"].x = h[m][keep]
-            graph[f"{m}_{space}"].batch = samples[keep]
+            node = graph[f"{m}_{space}"]
+            if there is None:
+                node.x = h[m]
+            elif keep_absent:
+                assert present is not None
+                node.x = torch.where(present[m].unsqueeze(1), h[m], 0.0)  # junk, NaN even, would reach the gradients of weights
+                node.present = present[m]
+            else:
+                node.x = h[m].index_select(0, rows[m])
+            node.sample = rows[m]
         for (s, t), edge_index in edges.items():
-            graph[f"{s}_{space}", "to", f"{t}_{space}"]["edge_index"] = edge_index  # Dynamo cannot trace the attribute's setter
+            store = graph[f"{s}_{space}", "to", f"{t}_{space}"]
+            store["edge_index"] = edge_index  # Dynamo cannot trace the attribute's setter
+            if joined is not None:
+                store["present"] = joined[s, t]
     return graph
 
 
-def _edges(modalities: list[str], like: Tensor, present: Mapping[str, Tensor] | None, self_loops: bool) -> dict[tuple[str, str], Tensor]:
-    """Edges by (source, target) modality; the same for both spaces."""
-    every = torch.ones(like.size(0), dtype=torch.bool, device=like.device)
-    there = dict.fromkeys(modalities, every) if present is None else present
-    node = {m: there[m].cumsum(0) - 1 for m in modalities}  # a sample's row among the nodes of the type
-    alone = torch.stack([there[m] for m in modalities]).sum(0) == 1
-    edges = {}
-    for s in modalities:
-        for t in modalities:
-            if s == t and present is None and not self_loops and len(modalities) > 1:
-                continue
-            joined = there[s] & there[t] & (alone | self_loops if s == t else every)
-            if present is not None:
-                edges[s, t] = torch.stack([node[s][joined], node[t][joined]])
-            else:
-                edges[s, t] = torch.stack([node[s], node[t]])
-    return edges
+def _check(spaces: Mapping[str, Mapping[str, Tensor]], present: Mapping[str, Tensor] | None) -> int:
+    """Returns the number of samples."""
+    if not spaces:
+        raise ValueError("exclusive, agnostic: expected at least one of them, got None twice")
+    first = next(iter(spaces.values()))
+    modalities = tuple(first)
+    samples = first[modalities[0]].size(0)
+    for name, h in {**spaces, **({} if present is None else {"present": present})}.items():
+        check_keys(h, modalities, name)
+        if any(h[m].size(0) != samples for m in modalities):
+            raise ValueError(f"{name}: expected {samples} samples of each modality, got {[h[m].size(0) for m in modalities]}")
+        if name == "present":
+            if any(h[m].dim() != 1 or h[m].dtype != torch.bool for m in modalities):
+                raise ValueError(f"present: expected bool (B,), got {[(h[m].dtype, tuple(h[m].shape)) for m in modalities]}")
+        elif any(h[m].dim() != 2 for m in modalities):
+            raise ValueError(f"{name}: expected (B, d_m), got {[tuple(h[m].shape) for m in modalities]}")
+    return samples
+
+
+def _pairs(modalities: list[str]) -> list[tuple[str, str]]:
+    return [(s, t) for s in modalities for t in modalities]
+
+
+def _joined(there: Tensor, self_loops: bool) -> Tensor:
+    """Which modalities of which samples are joined, (M, M, B)."""
+    joined = there.unsqueeze(1) & there
+    if self_loops:
+        return joined
+    lonely = there & (there.sum(0) == 1)  # what has no other modality to hear
+    different = ~torch.eye(there.size(0), dtype=torch.bool, device=there.device).unsqueeze(2)
+    return joined & (different | lonely)
+
+
+def _all_edges(modalities: list[str], every: Tensor, loops: bool) -> dict[tuple[str, str], Tensor]:
+    """Node b of each modality to node b of each other, by (source, target); the same for all."""
+    edge_index = torch.stack([every, every])
+    return {(s, t): edge_index for s, t in _pairs(modalities) if s != t or loops or len(modalities) == 1}
+
+
+def _edges_between(modalities: list[str], there: Tensor, self_loops: bool) -> dict[tuple[str, str], Tensor]:
+    """Edges by (source, target) between the nodes that are there."""
+    joined = _joined(there, self_loops)
+    node = there.cumsum(1).sub_(1)  # a sample's row among the nodes of the type
+    source, target, sample = joined.nonzero().unbind(1)
+    edges = torch.stack([node[source, sample], node[target, sample]])
+    return dict(zip(_pairs(modalities), edges.split(joined.sum(2).flatten().tolist(), 1), strict=True))

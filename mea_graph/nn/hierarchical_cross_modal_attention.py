@@ -1,7 +1,7 @@
 """Mixed, coarse and fine reinforcement of every modality by the others, [MEA] Eq. 7-10."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         residual, dropout: As for `ModalityReinforcementUnit`.
 
     Shape:
-        - x: dict of rows :math:`(N_m, d)` with a dict of ptr :math:`(B + 1,)`, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)` or None
+        - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
         - edges: `IntervalEdges` by pair (source, target), in all stages; a pair that is not named hears all of its sample
         - result: `CrossModalOutput`
 
@@ -115,9 +115,9 @@ class HierarchicalCrossModalAttention(nn.Module):
         rows = self._joined(torch.cat([x[m] for m in self.modalities]), arrows)
         return dict(zip(self.modalities, rows.split(sizes), strict=True)), {}
 
-    def _stages(self) -> list[list[tuple[Arrow, ModalityReinforcementUnit, list[str]]]]:
+    def _stages(self) -> list[list[tuple[Arrow, Any, list[str]]]]:
         """The units of each stage, with their arrows and sources, coarser ones first."""
-        stages = []
+        stages: list[list[tuple[Arrow, Any, list[str]]]] = []
         for name, units in (("mixed", self.mixed), ("coarse", self.coarse)):
             if units is not None:
                 others = {t: list(self.modalities) if name == "mixed" else self._others(t) for t in self.modalities}
@@ -125,7 +125,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         if self.fine is not None:
             fine = self.fine
             stages.append([(("fine", s, t), cast(nn.ModuleDict, fine[t])[s], [s]) for t in self.modalities for s in self._others(t)])
-        return cast(list[list[tuple[Arrow, ModalityReinforcementUnit, list[str]]]], stages)
+        return stages
 
     def _joined(self, source: Tensor, arrows: "Arrows") -> Tensor:
         """All units of a stage at once, on the rows of all modalities one below the other."""
@@ -140,7 +140,8 @@ class HierarchicalCrossModalAttention(nn.Module):
     def _in_turn(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """Unit by unit: for maps, and where somebody listens to a unit or a graph is recorded."""
         drawn: dict[Arrow, Tensor] = {}
-        current, parts = dict(x), {t: list[Tensor]() for t in self.modalities}
+        current = dict(x)
+        parts: dict[str, list[Tensor]] = {t: [] for t in self.modalities}
         for stage in self._stages():
             for arrow, unit, names in stage:
                 t = arrow[2]
@@ -165,7 +166,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         return current, drawn
 
     @staticmethod
-    def _sum_of_present(parts: Sequence[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
+    def _sum_of_present(parts: list[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
         """The sum over the sources that a sample has; `instead` where it has none."""
         if all(s.packed and s.steps for s in sources):  # told by shapes alone: no sample lacks any
             return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
@@ -204,7 +205,10 @@ class Arrows:
         """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph."""
         key = tuple((target, tuple(sources)) for target, sources in stage)
         if key not in self._stages:
-            if self.edges or max(len(sources) for _, sources in stage) == 1 or next(iter(self.pointers.values())).num_samples == 1:
+            one_sample = next(iter(self.pointers.values())).num_samples == 1
+            one_source = max(len(sources) for _, sources in stage) == 1
+            packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # whose order is worth a look
+            if self.edges or one_sample or one_source or not packed:
                 edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
                 self._stages[key] = _Stage([], [self.groups(sources) for _, sources in stage], edges)
             else:
@@ -217,7 +221,9 @@ class Arrows:
 
     def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
         """The sources' rows sample by sample: what a target hears is then one run."""
-        first, orders, sources, joined, row = {}, dict[tuple[str, ...], Tensor](), [], [], 0
+        orders: dict[tuple[str, ...], Tensor] = {}
+        first: dict[tuple[str, ...], int] = {}
+        sources, joined, row = [], [], 0
         starts = dict(zip(self.pointers, self.groups(list(self.pointers)).starts, strict=True))
         made: dict[tuple[str, ...], Pointers] = {}
         for target, names in stage:
@@ -308,6 +314,12 @@ class CrossModalEncoder(nn.Module):
         self.layers = nn.ModuleList(
             HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout) for _ in range(num_layers)
         )
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the stages that the layers have."""
+        first = cast(HierarchicalCrossModalAttention, self.layers[0])
+        return [name for name in ("mixed", "coarse", "fine") if getattr(first, name) is not None]
 
     def reset_parameters(self) -> None:
         """Draws new weights."""

@@ -7,20 +7,22 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
+from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._sequences import Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn.decoupled_graph_fusion import DecoupledGraphFusion
 from mea_graph.nn.double_discriminator import Discrimination, DoubleDiscriminator
-from mea_graph.nn.fusion_graph import fusion_graph
-from mea_graph.nn.hierarchical_cross_modal_attention import CrossModalEncoder
+from mea_graph.nn.fusion_graph import FusionGraph, fusion_graph
+from mea_graph.nn.hierarchical_cross_modal_attention import Arrow, Arrows, CrossModalEncoder
 from mea_graph.nn.modality_centering import ModalityCentering
 from mea_graph.nn.predictive_encoder import PredictiveEncoder
-from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
+from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
-from mea_graph.ops import Pointers
+from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced
+from mea_graph.ops.pointers import put_rows
 
 
 class MEAOutput(NamedTuple):
@@ -37,12 +39,12 @@ class MEAOutput(NamedTuple):
     exclusive: dict[str, Tensor] | None  # h_e, (B, d_h) by modality
     agnostic: dict[str, Tensor] | None  # h_a, (B, d_h) by modality
     present: dict[str, Tensor]  # (B,) bool by modality
-    graph: HeteroData  # the fusion graph of the batch
+    graph: FusionGraph  # what was fused
     discrimination: Discrimination
     transfer: dict[EdgeType, Tensor]  # transfer coefficients xi by edge type
     modality_weights: list[Tensor]  # psi, (B, M) a predictive layer
     predictive_attention: dict[str, list[Tensor]]  # maps by modality and layer
-    cross_modal_attention: list[dict[tuple[str, str, str], Tensor]]  # maps by layer and (stage, source, target)
+    cross_modal_attention: list[dict[Arrow, Tensor]]  # maps by layer and (stage, source, target)
 
 
 class MEA(nn.Module):
@@ -85,18 +87,22 @@ class MEA(nn.Module):
         dropout: Probability, in every block.
 
     Shape:
-        - x_dict: by modality :math:`(\sum_b T_m, d_m)`; batch_dict: by modality :math:`(\sum_b T_m,)`, int64, sorted
+        - batch: a PyG batch whose node types hold `x` :math:`(\sum_b T_m, d_m)`; or dicts of rows, or of padded sequences, see `forward`
         - result: `MEAOutput`, prediction :math:`(B, C)`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, or an option out of its range.
+        ValueError: A wrong shape, other modalities than those named, a batch whose rows do not belong to their samples, or an option out
+            of its range.
 
     >>> import torch
-    >>> model = MEA({"text": 300, "audio": 5, "vision": 20}, out_channels=1)
-    >>> x = {"text": torch.randn(7, 300), "audio": torch.randn(40, 5), "vision": torch.randn(30, 20)}
-    >>> batch = {m: torch.zeros(len(v), dtype=torch.long) for m, v in x.items()}  # one sample
-    >>> model(x, batch).prediction.shape
-    torch.Size([1, 1])
+    >>> from torch_geometric.data import Batch, HeteroData
+    >>> model = MEA({"text": 300, "audio": 5}, out_channels=1)
+    >>> sample = HeteroData(text={"x": torch.randn(7, 300)}, audio={"x": torch.randn(40, 5)})
+    >>> batch = Batch.from_data_list([sample, sample])
+    >>> model(batch).prediction.shape
+    torch.Size([2, 1])
+    >>> model.embed(batch).node_types
+    ['text_exclusive', 'audio_exclusive', 'text_agnostic', 'audio_agnostic', 'text', 'audio']
     """
 
     def __init__(
@@ -126,7 +132,7 @@ class MEA(nn.Module):
         self_loops: bool = False,
         head_norm: bool = False,
         residual: Literal["normalized", "input"] = "normalized",
-        pooling: Literal["mean", "segments", "max", "gru"] = "mean",
+        pooling: Pooling | Aggregation | str = "mean",
         segments: int = 4,
         reversal: float = 1.0,
         adversary: Literal["reversal", "confusion"] = "reversal",
@@ -166,6 +172,7 @@ class MEA(nn.Module):
                 self.centering = ModalityCentering(hidden_channels, self.modalities)
         self.discriminator = DoubleDiscriminator(hidden_channels, self.modalities, importance and agnostic, reversal, adversary)
         spaces = [name for name, there in (("exclusive", exclusive), ("agnostic", agnostic)) if there]
+        self.spaces = tuple(spaces)
         if fusion == "graph":
             self.graph_fusion = DecoupledGraphFusion(hidden_channels, spaces=spaces)
         fused = hidden_channels * len(spaces) * (len(self.modalities) if fusion == "concatenation" else 1)
@@ -195,65 +202,153 @@ class MEA(nn.Module):
         x: HeteroData | Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
         batch_size: int | None = None,
+        edges: Mapping[tuple[str, str], IntervalEdges] | None = None,
         return_attention_weights: bool = False,
     ) -> MEAOutput:
-        """Predicts for a PyG batch, or for sequences by modality.
+        """Predicts for a PyG batch, or for sequences by modality: `fuse(embed(...))`.
 
-        `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or padded
-        sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
+        `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or
+        padded sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
+        `edges` narrow attention by pair (source, target) of modalities, as the extractors' results count their rows; None: all of the
+        sample.
         """
+        steps = self._steps(x, layout, batch_size)
+        embedded = self._representations(steps, edges, return_attention_weights)
+        fused = self._fused(embedded.exclusive, embedded.agnostic, embedded.present, None, return_attention_weights)
+        return fused._replace(
+            modality_weights=embedded.modality_weights,
+            predictive_attention=embedded.predictive_attention,
+            cross_modal_attention=embedded.cross_modal_attention,
+        )
+
+    def embed(
+        self,
+        x: HeteroData | Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None = None,
+        batch_size: int | None = None,
+        edges: Mapping[tuple[str, str], IntervalEdges] | None = None,
+    ) -> FusionGraph:
+        """Turns a batch into the graph whose messages `fuse` passes; takes what `forward` takes.
+
+        Node types: `<modality>`, its steps as the extractor gives them (`x`, `sample`, and `time` where the batch has it);
+        `<modality>_exclusive` and `<modality>_agnostic`, one node for each sample that has the modality. Edge types: `(m, "self", m)` of
+        predictive attention and `(s, "mixed" | "coarse" | "fine", t)` of cross-modal attention, as intervals
+        (`FusionGraph.interval_edges`); `(<s>_<space>, "to", <t>_<space>)` between representations.
+        """
+        steps = self._steps(x, layout, batch_size)
+        embedded = self._representations(steps, edges, False)
+        graph = fusion_graph(embedded.exclusive, embedded.agnostic, embedded.present, self.self_loops)
+        for m, z in steps.x.items():
+            pointers = steps.pointers[m]
+            real = None if pointers.packed else pointers.real
+            graph[m].x, graph[m].sample = (z, pointers.sample) if real is None else (z[real], pointers.sample[real])
+            if isinstance(x, HeteroData) and "time" in x[m]:
+                stride = cast(UnimodalExtractor, self.extractors[m]).stride
+                graph[m].time = x[m].time[steps.entered[m].position % stride == 0]
+        arrows = Arrows({m: p.compact() for m, p in steps.pointers.items()}, edges)
+        if self.predictive is not None:
+            for m in self.modalities:
+                graph[m, "self", m].interval = arrows.of(m, [m]).relative()
+        for stage in self.cross_modal.stages if self.cross_modal is not None else ():
+            for s in self.modalities:
+                for t in self.modalities:
+                    if s != t or stage == "mixed":
+                        graph[s, stage, t].interval = arrows.of(t, [s]).relative()
+        return graph
+
+    def fuse(self, graph: FusionGraph, return_attention_weights: bool = False) -> MEAOutput:
+        """Passes messages between representations, reads out and predicts; takes what `embed` or `fusion_graph` makes.
+
+        Where the representations come from does not matter: a graph of your own needs node types `<modality>_<space>` with `x` and
+        `sample`.
+        """
+        samples = graph.num_samples
+        spaces: dict[str, dict[str, Tensor] | None] = {"exclusive": None, "agnostic": None}
+        present: dict[str, Tensor] = {}
+        for space in self.spaces:
+            missing = [f"{m}_{space}" for m in self.modalities if f"{m}_{space}" not in graph.node_types]
+            if missing:
+                raise ValueError(f"graph: expected the node types {missing}, got {graph.node_types}")
+            spaces[space] = {}
+            for m in self.modalities:
+                node = graph[f"{m}_{space}"]
+                spaces[space][m] = put_rows(node.x, node.sample, samples)  # type: ignore[index]
+                there = torch.zeros(samples, dtype=torch.bool, device=node.x.device)
+                present[m] = there.index_fill(0, node.sample, True)
+        return self._fused(spaces["exclusive"], spaces["agnostic"], present, graph, return_attention_weights)
+
+    def _steps(self, x: HeteroData | Mapping[str, Tensor], layout: Mapping[str, Layout] | None, batch_size: int | None) -> "_Steps":
+        """The extracted sequences, rows by modality."""
         if isinstance(x, HeteroData):
             x, layout = _of_batch(x, self.modalities)
         elif batch_size is not None:
             check_keys(x, self.modalities, "x_dict")
             check_keys(layout or {}, self.modalities, "batch_dict")
-            layout = {m: Pointers.from_batch(cast(Tensor, cast(Mapping[str, Layout], layout)[m]), batch_size) for m in self.modalities}
-        entered = enter_all(x, layout, self.modalities, self.in_channels)
-        pointers = {m: e.pointers for m, e in entered.items()}
-        if not any(p.num_rows for p in pointers.values()) and next(iter(pointers.values())).num_samples and not is_traced():
-            warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=2)
+            of_batch = cast(Mapping[str, Tensor], layout)
+            layout = {m: Pointers.from_batch(of_batch[m], batch_size) for m in self.modalities}
+        given = enter_all(x, layout, self.modalities, self.in_channels)
+        entered = {m: e.pointers for m, e in given.items()}
+        if not any(p.num_rows for p in entered.values()) and entered[self.modalities[0]].num_samples and not is_traced():
+            warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
         extractors = {m: cast(UnimodalExtractor, self.extractors[m]) for m in self.modalities}
-        z = {m: extractors[m](entered[m].x, pointers[m]) for m in self.modalities}
-        pointers = {m: pointers[m].strided(extractors[m].stride) for m in self.modalities}
-        present = {m: p.present for m, p in pointers.items()}
-        complete = all(p.packed and p.steps for p in pointers.values())  # told by shapes alone: every sample has every modality
+        z = {m: extractors[m](given[m].x, entered[m]) for m in self.modalities}
+        return _Steps(z, {m: entered[m].strided(extractors[m].stride) for m in self.modalities}, entered)
 
+    def _representations(self, steps: "_Steps", edges: Mapping[tuple[str, str], IntervalEdges] | None, maps: bool) -> "_Representations":
+        """Both branches, from sequences to one vector for each modality."""
+        pointers = steps.pointers
+        complete = all(p.packed and p.steps for p in pointers.values())  # told by shapes alone: every sample has every modality
+        present = {m: p.present for m, p in pointers.items()}
         exclusive = agnostic = None
-        modality_weights, predictive_maps, cross_modal_maps = [], {}, []
+        weights, predictive_maps, cross_modal_maps = [], {}, []
         if self.exclusive_encoders is not None:
-            z_e = z
+            z = steps.x
             if self.predictive is not None:
-                z_e, modality_weights, predictive_maps = self.predictive(z, pointers, None, return_attention_weights)
-            exclusive = {m: self.exclusive_encoders[m](z_e[m], pointers[m]) for m in self.modalities}
+                own = None if edges is None else {m: edges[m, m] for m in self.modalities if (m, m) in edges}
+                z, weights, predictive_maps = self.predictive(z, pointers, own, maps)
+            exclusive = {m: self.exclusive_encoders[m](z[m], pointers[m]) for m in self.modalities}
         if self.agnostic_encoder is not None:
-            z_a = z
+            z = steps.x
             if self.cross_modal is not None:
-                z_a, cross_modal_maps = self.cross_modal(z, pointers, None, return_attention_weights)
-            agnostic = {m: self.agnostic_encoder(z_a[m], pointers[m]) for m in self.modalities}
+                z, cross_modal_maps = self.cross_modal(z, pointers, edges, maps)
+            if is_traced():
+                agnostic = {m: self.agnostic_encoder(z[m], pointers[m]) for m in self.modalities}
+            else:
+                together = Pointers.join([pointers[m] for m in self.modalities])
+                h = self.agnostic_encoder(torch.cat([z[m] for m in self.modalities]), together)
+                agnostic = dict(zip(self.modalities, h.unflatten(0, (len(self.modalities), -1)).unbind(), strict=True))
             if self.centering is not None:
                 agnostic = self.centering(agnostic, None if complete else present)
+        return _Representations(exclusive, agnostic, present if not complete else None, weights, predictive_maps, cross_modal_maps)
 
-        graph = fusion_graph(exclusive, agnostic, None if complete else present, self.self_loops)
-        transfer: dict[EdgeType, Tensor] = {}
+    def _fused(
+        self,
+        exclusive: dict[str, Tensor] | None,
+        agnostic: dict[str, Tensor] | None,
+        present: dict[str, Tensor] | None,
+        graph: FusionGraph | None,
+        return_attention_weights: bool,
+    ) -> MEAOutput:
         spaces = [h for h in (exclusive, agnostic) if h is not None]
+        if graph is None:
+            graph = fusion_graph(exclusive, agnostic, present, self.self_loops, keep_absent=is_traced())
+        if present is None:
+            like = spaces[0][self.modalities[0]]
+            present = dict.fromkeys(self.modalities, torch.ones(like.size(0), dtype=torch.bool, device=like.device))
+        transfer: dict[EdgeType, Tensor] = {}
         if self.graph_fusion is not None:
-            samples = next(iter(pointers.values())).num_samples
-            fused = self.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, samples, return_attention_weights)
-            vectors, transfer = [h for h in fused[:2] if h is not None], fused.transfer
+            nodes = {f"{m}_{space}" for m in self.modalities for space in self.spaces}
+            x_dict = {t: graph[t].x for t in graph.node_types if t in nodes}
+            edge_index = {t: graph[t].edge_index for t in graph.edge_types if t[0] in nodes and t[2] in nodes}
+            sample = {t: graph[t].sample for t in x_dict}
+            there = graph.collect("present", allow_empty=True)
+            fused = self.graph_fusion(x_dict, edge_index, sample, graph.num_samples, there, return_attention_weights)
+            vectors, transfer = list(fused.x.values()), fused.transfer
         else:
             vectors = [self._combine(h, present) for h in spaces]
-        return MEAOutput(
-            self.head(torch.cat(vectors, 1)),
-            exclusive,
-            agnostic,
-            present,
-            graph,
-            self.discriminator(exclusive, agnostic),
-            transfer,
-            modality_weights,
-            predictive_maps,
-            cross_modal_maps,
-        )
+        prediction = self.head(torch.cat(vectors, 1))
+        discrimination = self.discriminator(exclusive, agnostic)
+        return MEAOutput(prediction, exclusive, agnostic, present, graph, discrimination, transfer, [], {}, [])
 
     def _combine(self, h: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """The alternatives to the graph; a missing modality's vector is zero, and one where it would be a factor."""
@@ -265,15 +360,36 @@ class MEA(nn.Module):
         return torch.stack(factors).prod(0)
 
 
+class _Steps(NamedTuple):
+    x: dict[str, Tensor]  # (N_m, d)
+    pointers: dict[str, Pointers]
+    entered: dict[str, Pointers]  # before the extractors' strides
+
+
+class _Representations(NamedTuple):
+    exclusive: dict[str, Tensor] | None
+    agnostic: dict[str, Tensor] | None
+    present: dict[str, Tensor] | None  # None: every sample has every modality
+    modality_weights: list[Tensor]
+    predictive_attention: dict[str, list[Tensor]]
+    cross_modal_attention: list[dict[Arrow, Tensor]]
+
+
 def _of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Layout]]:
     """The rows of each modality and where each sample's are; of one sample where the data are no batch."""
-    check_keys(dict.fromkeys(t for t in batch.node_types if t in modalities), modalities, "node types of the batch")
-    x: dict[str, Tensor] = {m: batch[m].x for m in modalities}
+    remedy = "mea_graph.data.AddMissingModalities gives samples the node types that they lack"
+    for m in modalities:
+        if m not in batch.node_types or "x" not in batch[m]:
+            raise ValueError(f"batch: expected the node types {list(modalities)} with x, got {batch.node_types}; {remedy}")
+    samples = getattr(batch, "num_graphs", 1)
     layout: dict[str, Layout] = {}
     for m in modalities:
-        samples = getattr(batch, "num_graphs", 1) if "ptr" in batch[m] or "batch" in batch[m] else 1
-        if "ptr" in batch[m]:
-            layout[m] = Pointers.from_ptr(batch[m].ptr, x[m].size(0))
+        node = batch[m]
+        if "ptr" in node:
+            if node.ptr.numel() != samples + 1:
+                # PyG leaves out the samples that lack a node type, and gives their places to the next ones.
+                raise ValueError(f"batch[{m!r}]: expected rows of {samples} samples, got those of {node.ptr.numel() - 1}; {remedy}")
+            layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0))
         else:
-            layout[m] = Pointers.from_batch(batch[m].batch, samples) if "batch" in batch[m] else None
-    return x, layout
+            layout[m] = Pointers.from_batch(node.batch, samples) if "batch" in node else None
+    return {m: batch[m].x for m in modalities}, layout

@@ -42,7 +42,7 @@ class PredictiveEncoder(nn.Module):
         residual, dropout: As for `PredictiveSelfAttention`.
 
     Shape:
-        - x: dict of rows :math:`(N_m, d)` with a dict of ptr :math:`(B + 1,)`, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)` or None
+        - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
         - edges: by modality, as for `PredictiveSelfAttention`
         - result: `PredictiveEncoderOutput`
 

@@ -137,9 +137,9 @@ def attend(
     projected = linear([layer.query_key_value for layer in layers], normalized, groups)
     query, key, value = projected.unflatten(1, (3, first.heads, -1)).unbind(1)  # (N, K, D) each
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
-    plain = all(prior is None for prior in priors) and not any(isinstance(e, Tensor) for e in edges)
-    if plain and len(layers) > 1:
-        complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, edges, strict=True)]
+    intervals = [e for e in edges if not isinstance(e, Tensor)]
+    if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
+        complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
         attended = interval_attention(query, key, value, IntervalEdges.below_each_other(complete))
     else:
         values = value.split(sizes)

@@ -26,7 +26,7 @@ class WeightedAttention(nn.Module):
         modalities: Names of the modalities.
 
     Shape:
-        - x: dict of rows :math:`(N_m, d)` with a dict of ptr :math:`(B + 1,)`, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)` or None
+        - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
         - result: dict like `x`, and the weights :math:`\psi` :math:`(B, M)` in the order of `modalities`; summing to one over those present
 
     Raises:

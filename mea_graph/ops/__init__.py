@@ -9,7 +9,7 @@ from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.masking import masked_softmax
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive_attention import predictive_attention, predictive_attention_map
-from mea_graph.ops.segment import has_torch_scatter, segment_max, segment_softmax, segment_sum
+from mea_graph.ops.segment import has_torch_scatter, segment_max, segment_mean, segment_softmax, segment_sum
 
 functions = [
     "edge_attention",
@@ -22,6 +22,7 @@ functions = [
     "predictive_attention_map",
     "record_calls",
     "segment_max",
+    "segment_mean",
     "segment_softmax",
     "segment_sum",
     "sort_edges",

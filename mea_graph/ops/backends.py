@@ -132,9 +132,9 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         ValueError: An unknown op, or a `backend` asked for by name that cannot run.
 
     >>> import torch
-    >>> from mea_graph.ops import explain, predictive_attention
-    >>> q = torch.randn(1, 2, 3, 4)
-    >>> explain(predictive_attention, q, q, q, prior_query=q, prior_key=q, weight=torch.randn(2, 2, 3, 3)).chosen
+    >>> from mea_graph.ops import Pointers, explain, predictive_attention
+    >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
+    >>> explain(predictive_attention, q, q, q, pointers, prior_query=q, prior_key=q, weight=torch.randn(2, 2, 3, 3)).chosen
     'cpu'
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
@@ -165,9 +165,10 @@ def use_backend(name: str) -> Iterator[None]:
 
     >>> import torch
     >>> from mea_graph.ops import explain, use_backend
-    >>> q = torch.randn(3, 2, 4)
+    >>> from mea_graph.ops import IntervalEdges, Pointers
+    >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
     >>> with use_backend("reference"):
-    ...     explain("edge_attention", q, q[..., 0], q[..., 0], torch.tensor([[0, 1], [1, 2]])).chosen
+    ...     explain("interval_attention", q, q, q, IntervalEdges.complete(pointers, pointers)).chosen
     'reference'
     """
     known = sorted({b for op in _OPS.values() for b in op.backends})
@@ -188,12 +189,12 @@ def record_calls() -> Iterator[Counter[tuple[str, str]]]:
         - no tensors
 
     >>> import torch
-    >>> from mea_graph.ops import edge_attention, record_calls
-    >>> q = torch.randn(3, 2, 4)
+    >>> from mea_graph.ops import IntervalEdges, Pointers, interval_attention, record_calls
+    >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
     >>> with record_calls() as calls:
-    ...     _ = edge_attention(q, q[..., 0], q[..., 0], torch.tensor([[0, 1], [1, 2]]))
+    ...     _ = interval_attention(q, q, q, IntervalEdges.complete(pointers, pointers))
     >>> dict(calls)
-    {('edge_attention', 'cpu'): 1}
+    {('interval_attention', 'cpu'): 1}
     """
     calls: Counter[tuple[str, str]] = Counter()
     token = _RECORD.set(calls)

@@ -10,8 +10,10 @@ def is_traced() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether a transform of `torch.func` is at work: `grad`, `vmap`, `jvp`, and what is made of them."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether `torch.func` (grad, vmap, jvp) or forward-mode differentiation is at work, which operators do not know."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def only_evaluated(*tensors: Tensor | None) -> bool:

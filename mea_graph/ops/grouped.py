@@ -101,7 +101,7 @@ def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], start
 def _refuse(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], **_: Any) -> str | None:
     if is_traced():
         return "a compiler joins the formula itself"
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return "autocast chooses the precision of each map"
     dtype = x.dtype
     for t in (*weights, *biases):
@@ -110,8 +110,10 @@ def _refuse(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], **_:
     return None
 
 
-def _linear_reference(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    of_group = biases or [None] * len(weights)
+def _linear_reference(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]
+) -> Tensor:
+    of_group: Sequence[Tensor | None] = biases or [None] * len(weights)
     parts = [F.linear(x.narrow(0, s, n), w, b) for w, b, s, n in zip(weights, of_group, starts, sizes, strict=True)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -143,7 +145,9 @@ def _linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], star
     return out
 
 
-def _linear_backward(grad: Tensor, x: Tensor, weights: Sequence[Tensor], bias: bool, starts: Sequence[int], sizes: Sequence[int]) -> list[Tensor]:
+def _linear_backward(
+    grad: Tensor, x: Tensor, weights: Sequence[Tensor], bias: bool, starts: Sequence[int], sizes: Sequence[int]
+) -> list[Tensor]:
     """Of x, of the weights, and of the biases."""
     grad = grad.contiguous()
     d_x, d_weights, d_biases = torch.zeros_like(x), [], []

@@ -51,6 +51,7 @@ class IntervalEdges:
                 raise ValueError(f"{name}: expected int64 {expected}, got {value.dtype} {tuple(value.shape)}")
         self.num_source_rows = sum(source.num_rows for source in self.sources)
         self._made: dict[str, Tensor] = {}
+        self._known: Sequence[Pointers] = self.sources  # whose widths bound those of the runs
 
     @classmethod
     def of_runs(
@@ -71,6 +72,7 @@ class IntervalEdges:
         edges = cls.__new__(cls)
         edges.sources, edges.target, edges._begin, edges._end, edges.num_source_rows = (), target, begin, end, num_source_rows
         edges._made = {"source_start": source_start, "source_length": source_length}
+        edges._known = ()
         return edges
 
     @classmethod
@@ -169,7 +171,9 @@ class IntervalEdges:
         """
         target = Pointers.join([part.target for part in parts])
         if all(part.sources and part.is_complete for part in parts):
-            return cls.of_runs(*_complete_runs(parts), target)
+            joined = cls.of_runs(*_complete_runs(parts), target)
+            joined._known = [source for part in parts for source in part.sources]
+            return joined
         runs = max(part.source_start.size(1) for part in parts)
         starts, lengths, begins, ends, rows = [], [], [], [], 0
         for part in parts:
@@ -222,6 +226,31 @@ class IntervalEdges:
             self._made["end"] = self.begin + self.source_length.index_select(0, self.target.sample)
         return self._made["end"]
 
+    def relative(self) -> Tensor:
+        """(N_t, 2): `begin` and `end` of one source, counted from the first source row of the sample.
+
+        In this form edges can be stored in a graph: it stays right when graphs are collated.
+
+        >>> steps = Pointers.from_ptr(torch.tensor([0, 1, 3]))
+        >>> IntervalEdges.complete(steps, steps).relative().tolist()
+        [[0, 1], [0, 2], [0, 2]]
+        """
+        if self.source_start.size(1) != 1:
+            raise ValueError(f"relative: expected edges of one source, got {self.source_start.size(1)}")
+        first = self.source_start.index_select(0, self.target.sample)
+        return torch.cat([self.begin - first, self.end - first], 1)
+
+    @classmethod
+    def from_relative(cls, interval: Tensor, source: Pointers, target: Pointers) -> "IntervalEdges":
+        """The inverse of `relative`.
+
+        >>> steps = Pointers.from_ptr(torch.tensor([0, 1, 3]))
+        >>> IntervalEdges.from_relative(torch.tensor([[0, 1], [0, 1], [1, 2]]), steps, steps).edge_index().tolist()
+        [[0, 1, 2], [0, 1, 2]]
+        """
+        first = source.start.index_select(0, target.sample).unsqueeze(1)
+        return cls([source], target, interval[:, :1] + first, interval[:, 1:] + first)
+
     def pad_sources(self, x: Tensor) -> Tensor:
         """The source rows (N_s, *) that each sample hears, padded: (B, sum of T_s, *). Gaps may hold anything, see `source_mask`."""
         if self.sources:
@@ -244,15 +273,14 @@ class IntervalEdges:
     @property
     def source_rows(self) -> Tensor:
         """(B, sum of T_s): which source row `pad_sources` holds."""
-        if self.sources:
-            widths = [source.max_length for source in self.sources]
-        else:
-            widths = [self._longest()] * self.source_start.size(1)
+        widths = [source.max_length for source in self.sources] or [self._longest()] * self.source_start.size(1)
         steps = [torch.arange(width, device=self.source_start.device) for width in widths]
         rows = torch.cat([self.source_start[:, s : s + 1] + step for s, step in enumerate(steps)], 1)
         return rows.clamp(max=max(self.num_source_rows - 1, 0))
 
     def _longest(self) -> int:
+        if self._known:
+            return max(source.max_length for source in self._known)
         return int(self.source_length.max()) if self.source_length.numel() else 0
 
     @property

@@ -42,8 +42,10 @@ def register(
 
 def through_reference(reference: Callable[..., torch.Tensor], inputs: Sequence[Any], grad: torch.Tensor) -> list[Any]:
     """The gradients of `reference(*inputs)`, themselves differentiable; in the structure of `inputs`, None for what needs none."""
-    wanted = [t for t in _flat(inputs) if isinstance(t, torch.Tensor) and t.requires_grad]
     with torch.enable_grad():
+        # Views, since one input may have been computed from another: what is asked for is the direct effect of each alone.
+        inputs = [_view(value) for value in inputs]
+        wanted = [t for t in _flat(inputs) if isinstance(t, torch.Tensor) and t.requires_grad]
         found = iter(torch.autograd.grad(reference(*inputs), wanted, grad, create_graph=True, allow_unused=True))
 
     def place(value: Any) -> Any:
@@ -52,6 +54,12 @@ def through_reference(reference: Callable[..., torch.Tensor], inputs: Sequence[A
         return next(found) if isinstance(value, torch.Tensor) and value.requires_grad else None
 
     return [place(value) for value in inputs]
+
+
+def _view(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_view(v) for v in value]
+    return value.view_as(value) if isinstance(value, torch.Tensor) and value.requires_grad else value
 
 
 def _without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:

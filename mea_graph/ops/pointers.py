@@ -51,7 +51,9 @@ class Pointers:
             first, last = int(ptr[0]), int(ptr[-1])
             if first != 0 or (num_rows is not None and last != num_rows) or bool((ptr[1:] < ptr[:-1]).any()):
                 rows = "the number of rows" if num_rows is None else f"{num_rows}, the number of rows"
-                raise ValueError(f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}")
+                raise ValueError(
+                    f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
+                )
         return cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
 
     @classmethod
@@ -168,6 +170,8 @@ class Pointers:
         """T: of a padded batch its width, otherwise the longest length (which waits for a device)."""
         if self.steps is not None:
             return self.steps
+        if "max_length" not in self._made and "parts" in self._made:
+            self._made["max_length"] = max(part.max_length for part in self._made["parts"])
         if "max_length" not in self._made:
             self._made["max_length"] = int(self.length.max()) if self.num_samples else 0
         return self._made["max_length"]
@@ -200,6 +204,13 @@ class Pointers:
         end = length.cumsum(0)
         return Pointers(end - length, length, int(end[-1]) if len(end) else 0, packed=True)
 
+    def compact(self) -> "Pointers":
+        """Of the same samples without gaps between them."""
+        if self.packed and self.steps is None:
+            return self
+        end = self.length.cumsum(0)
+        return Pointers(end - self.length, self.length, int(end[-1]) if len(end) else 0, packed=True)
+
     def fills_rows(self) -> bool:
         """Whether no row is a gap. Reads the lengths of a padded batch."""
         return self.packed or int(self.length.sum()) == self.num_rows
@@ -218,7 +229,8 @@ class Pointers:
         """A padded batch (B, T, *) to rows (N, *): the inverse of `pad`."""
         x = x.flatten(0, 1)
         if self._is_grid():
-            return x
+            # An export cannot prove that a view of a view has the strides of the first; a copy has them.
+            return x.clone(memory_format=torch.contiguous_format) if is_traced() else x
         if self.packed:
             return take_rows(x, self._grid_rows)
         if self.max_length == 0:  # nothing but gaps: zeros that a gradient flows through

@@ -42,7 +42,7 @@ def embedding_scatter(
         >>> import torch
         >>> from mea_graph.nn import MEA
         >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
-        >>> output = model.forward_dense({"text": torch.randn(6, 4, 5), "audio": torch.randn(6, 9, 3)})
+        >>> output = model({"text": torch.randn(6, 4, 5), "audio": torch.randn(6, 9, 3)})
         >>> len(embedding_scatter({"untrained": output}).axes)
         1
     """

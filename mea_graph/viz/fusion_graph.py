@@ -40,7 +40,7 @@ def fusion_graph(output: MEAOutput, sample: int = 0, title: str | None = None) -
         >>> from mea_graph.nn import MEA
         >>> model = MEA({"text": 5, "audio": 3, "vision": 4}, out_channels=1, channels=8, heads=2)
         >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3), "vision": torch.randn(1, 7, 4)}
-        >>> figure = fusion_graph(model.forward_dense(x, return_attention_weights=True))
+        >>> figure = fusion_graph(model(x, return_attention_weights=True))
         >>> [axis.get_title() for axis in figure.axes], len(figure.axes[0].patches)
         (['exclusive', 'agnostic'], 6)
     """
@@ -72,7 +72,8 @@ def _edges(output: MEAOutput, space: str, sample: int) -> dict[tuple[str, str], 
         source, _, target = edge_type
         if not source.endswith(f"_{space}"):
             continue
-        mine = output.graph[target].batch[output.graph[edge_type].edge_index[1]] == sample
+        mine = output.graph[target].sample[output.graph[edge_type].edge_index[1]] == sample
+        mine &= output.graph[edge_type].get("present", True)
         if bool(mine.any()):
             weight = output.transfer[edge_type][mine].mean().item() if edge_type in output.transfer else None
             found[source.removesuffix(f"_{space}"), target.removesuffix(f"_{space}")] = weight

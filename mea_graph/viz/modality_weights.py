@@ -37,7 +37,7 @@ def modality_weights(
         >>> import torch
         >>> from mea_graph.nn import MEA
         >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
-        >>> output = model.forward_dense({"text": torch.randn(3, 4, 5), "audio": torch.randn(3, 9, 3)})
+        >>> output = model({"text": torch.randn(3, 4, 5), "audio": torch.randn(3, 9, 3)})
         >>> len(modality_weights(output).axes[0].patches)  # three samples, two modalities
         6
     """

@@ -1,4 +1,4 @@
-"""`torch.compile` of a whole training step, loss included: the eager losses and gradients, and how often Dynamo breaks it."""
+"""`torch.compile` of a whole training step, loss included: the eager losses and gradients, from one graph."""
 
 import pytest
 import torch
@@ -10,10 +10,8 @@ LENGTHS = {"audio": [5, 2, 0], "vision": [3, 6, 4]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "breaks"), [(True, 0), (False, 3)], ids=["told to count", "by default"])
-def test_equals_the_eager_step(count: bool, breaks: int) -> None:
+def test_equals_the_eager_step() -> None:
     torch.compiler.reset()
-    torch._dynamo.utils.counters.clear()
     mask = {m: torch.arange(max(n)) < torch.tensor(n)[:, None] for m, n in LENGTHS.items()}
     x = {m: torch.randn(*v.shape, 3).double() for m, v in mask.items()}
     model = MEA(dict.fromkeys(LENGTHS, 3), 1, channels=4, hidden_channels=4, heads=2, num_predictive_layers=2, num_cross_modal_layers=1)
@@ -23,11 +21,9 @@ def test_equals_the_eager_step(count: bool, breaks: int) -> None:
         return list(loss(model(x, mask), target))
 
     results = []
-    for f in (step, torch.compile(step, backend="eager", fullgraph=breaks == 0)):
+    for f in (step, torch.compile(step, backend="eager", fullgraph=True)):
         model.zero_grad()
-        with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=count):
-            terms = f(x, mask)
+        terms = f(x, mask)
         terms[0].backward()
         results.append((terms, [p.grad for p in model.parameters()]))
     torch.testing.assert_close(results[1], results[0])
-    assert sum(torch._dynamo.utils.counters["graph_break"].values()) == breaks

@@ -1,12 +1,18 @@
 """The fusion graph of section 7: which nodes and edges each sample has (R7)."""
 
+import copy
 import itertools
+import pickle
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch_geometric import transforms
+from torch_geometric.data import Batch
+from torch_geometric.loader import DataLoader
 
-from mea_graph.nn import fusion_graph
+from mea_graph.nn import FusionGraph, fusion_graph
 
 D_H = 3
 SPACES = ("exclusive", "agnostic")
@@ -39,7 +45,7 @@ def test_nodes_and_edges_of_every_sample(kind: str, self_loops: bool) -> None:
     for space in SPACES:
         for m in names:
             node = graph[f"{m}_{space}"]
-            assert node.batch.tolist() == present[m].nonzero().flatten().tolist()
+            assert node.sample.tolist() == present[m].nonzero().flatten().tolist()
             assert torch.equal(node.x, h[space][m][present[m]])
         edges: list[set[tuple[int, int]]] = [set() for _ in there]
         count = 0
@@ -47,8 +53,8 @@ def test_nodes_and_edges_of_every_sample(kind: str, self_loops: bool) -> None:
             edge_type = (f"{s}_{space}", "to", f"{t}_{space}")
             if edge_type in graph.edge_types:
                 source, target = graph[edge_type].edge_index
-                samples = graph[edge_type[0]].batch[source]
-                assert torch.equal(samples, graph[edge_type[2]].batch[target])
+                samples = graph[edge_type[0]].sample[source]
+                assert torch.equal(samples, graph[edge_type[2]].sample[target])
                 for b in samples.tolist():
                     edges[b].add((i, j))
                     count += 1
@@ -120,5 +126,104 @@ def test_bad_input_is_named() -> None:
         fusion_graph(h, h, there | {"a": there["a"].long()})
     with pytest.raises(ValueError, match=r"present: expected bool \(B,\), got .*\(2, 1\)"):
         fusion_graph(h, h, there | {"a": there["a"][:, None]})
-    with pytest.raises(ValueError, match=r"agnostic: expected \(B, d_h\) with one d_h, got \[\(2, 3\), \(2, 4\)\]"):
-        fusion_graph(h, {"a": h["a"], "b": torch.randn(2, 4)})
+    with pytest.raises(ValueError, match=r"agnostic: expected \(B, d_m\), got \[\(2, 3\), \(2, 4, 1\)\]"):
+        fusion_graph(h, {"a": h["a"], "b": torch.randn(2, 4, 1)})
+
+
+# What absent nodes are marked for.
+
+
+class Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("self_loops", [False, True])
+@pytest.mark.parametrize("kind", PRESENT)
+def test_absent_nodes_kept_are_the_same_graph_with_marks(kind: str, self_loops: bool) -> None:
+    names, rows = ["text", "audio", "vision"], PRESENT[kind]
+    present = {m: torch.tensor([row[i] for row in rows]) for i, m in enumerate(names)}
+    h = representations(len(rows), names)
+    compact = fusion_graph(h, h, present, self_loops)
+    with Calls() as calls:
+        kept = fusion_graph(h, h, present, self_loops, keep_absent=True)
+    assert not {"aten.nonzero.default", "aten.index.Tensor", "aten._local_scalar_dense.default", "aten.masked_select.default"} & {
+        *calls.names
+    }
+    assert kept.metadata() == compact.metadata()
+    assert kept.validate()
+    for name, node in compact.node_items():
+        assert kept[name].sample.tolist() == list(range(len(rows)))
+        assert torch.equal(kept[name].x[kept[name].present], node.x)
+        assert not kept[name].x[~kept[name].present].any()
+    for edge_type in compact.edge_types:
+        edges, marks = kept[edge_type].edge_index, kept[edge_type].present
+        found = [compact[t].sample[ends] for t, ends in zip(edge_type[::2], compact[edge_type].edge_index, strict=True)]
+        assert torch.equal(edges[:, marks], torch.stack(found))
+
+
+def test_junk_of_an_absent_modality_is_cut_off() -> None:
+    h = {m: torch.full((2, D_H), torch.nan).index_fill(0, torch.tensor([0]), 1.0).requires_grad_() for m in "ab"}
+    there = {m: torch.tensor([True, False]) for m in "ab"}
+    for keep_absent in (False, True):
+        graph = fusion_graph(h, None, there, keep_absent=keep_absent)
+        total = sum(x.square().sum() for x in graph.x_dict.values())
+        gradients = torch.autograd.grad(total, list(h.values()))
+        assert all(g.tolist() == [[2.0] * D_H, [0.0] * D_H] for g in gradients)
+
+
+def test_without_marks_there_is_nothing_to_keep() -> None:
+    h = representations(2, ["a", "b"])
+    assert not fusion_graph(h, h, keep_absent=True).collect("present", allow_empty=True)
+
+
+# Samples, whatever becomes of the graph.
+
+
+def several() -> tuple[list[FusionGraph], dict[str, list[int]]]:
+    """Three graphs of 2, 3 and 1 samples, the last samples of the first one without "a"; and each type's samples among the 6."""
+    there = [torch.tensor(v) for v in ([[True, False], [False, False]], [[True] * 3, [False, True, False]], [[False], [True]])]
+    graphs = []
+    for a, b in there:
+        h = representations(len(a), ["a", "b"])
+        graphs.append(fusion_graph(h, h, {"a": a, "b": b}))
+    return graphs, {"a": [0, 2, 3, 4], "b": [3, 5]}
+
+
+def check(graph: FusionGraph, samples: dict[str, list[int]]) -> None:
+    assert isinstance(graph, FusionGraph)
+    assert graph.num_samples == 6
+    assert {name: node.sample.tolist() for name, node in graph.node_items()} == {f"{m}_{s}": v for s in SPACES for m, v in samples.items()}
+
+
+def test_samples_survive_collating() -> None:
+    graphs, samples = several()
+    batch = Batch.from_data_list(graphs)
+    check(batch, samples)
+    assert batch["a_exclusive"].batch.tolist() == [0, 1, 1, 1]  # PyG's: the graph, not the sample
+    check(next(iter(DataLoader(graphs, batch_size=3))), samples)
+    for graph, again in zip(graphs, batch.to_data_list(), strict=True):
+        assert again.num_samples == graph.num_samples
+        for name, sample in graph.sample_dict.items():
+            assert torch.equal(again[name].sample, sample)
+
+
+def test_samples_survive_what_pyg_does_to_a_graph() -> None:
+    graphs, samples = several()
+    batch = Batch.from_data_list(graphs)
+    for changed in (batch.to("cpu"), batch.clone(), batch.pin_memory() if torch.cuda.is_available() else batch.contiguous()):
+        check(changed, samples)
+    for transform in (transforms.ToUndirected, transforms.NormalizeFeatures, transforms.AddSelfLoops, transforms.RemoveDuplicatedEdges):
+        check(transform()(copy.copy(batch)), samples)
+    assert batch.clone().to("meta")["a_exclusive"].sample.device.type == "meta"
+    whole = batch.to_homogeneous()
+    assert whole.sample.tolist() == [*samples["a"], *samples["b"]] * 2
+    assert int(whole.samples.sum()) == 6
+    assert torch.equal(whole.sample[whole.edge_index[0]], whole.sample[whole.edge_index[1]])
+    check(pickle.loads(pickle.dumps(batch)), samples)
+    assert batch.edge_type_subgraph(batch.edge_types[:1]).num_samples == 6

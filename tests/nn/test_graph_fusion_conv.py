@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
 
-from mea_graph.nn import GraphFusionConv
-from mea_graph.ops import sort_edges
-from mea_graph.ops.edge_attention import linear
+from mea_graph.nn import GraphFusionConv, graph_fusion_conv
 
 C_IN, C_OUT, N = 4, 3, 5
 # Unsorted; nodes 0 and 1 hear each other, node 3 also itself, node 4 hears nobody; the edge 2 -> 1 stands twice.
@@ -123,19 +122,6 @@ def test_the_other_flow_is_refused_on_a_bipartite_graph() -> None:
         conv((torch.randn(N, C_IN), torch.randn(3, C_IN)), torch.tensor([[2, 0], [4, 1]]))
 
 
-def test_sorted_edges_give_the_same(randomised) -> None:
-    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads=2))
-    x, edges = torch.randn(N, C_IN, dtype=torch.float64), sort_edges(EDGES, N, N)
-    out, (given, xi) = conv(x, edges, return_attention_weights=True)
-    expected, (_, coefficients) = conv(x, EDGES, return_attention_weights=True)
-    assert torch.equal(out, expected)
-    assert torch.equal(xi, coefficients)
-    assert given is edges
-    conv.flow = "target_to_source"
-    with pytest.raises(ValueError, match='edge_index: expected \\(2, E\\) with flow="target_to_source", got sorted edges'):
-        conv(x, edges)
-
-
 def test_it_is_a_layer_of_pyg() -> None:
     conv = GraphFusionConv(C_IN, C_OUT, heads=2)
     assert isinstance(conv, MessagePassing)
@@ -174,41 +160,196 @@ def test_bad_input_is_named() -> None:
         conv(x[:, :3], EDGES)
     with pytest.raises(ValueError, match=r"x\[1\]: expected \(N, 4\), got \(5,\)"):
         conv((x, x[:, 0]), EDGES)
-    with pytest.raises(ValueError, match=r"edge_index: expected integers \(2, E\), got torch.int64 \(7, 2\)"):
+    with pytest.raises(ValueError, match="Expected 'edge_index' to have size '2' in the first dimension"):  # PyG's
         conv(x, EDGES.T)
-
-
-REGULAR = torch.tensor([[0, 1, 2, 3, 4, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 0, 1, 2, 3, 4]])  # two in-edges for every node
-
-
-def passes(conv: GraphFusionConv, edges: Any, need: bool, monkeypatch: pytest.MonkeyPatch, one_step: bool) -> list[Tensor]:
-    """Outputs and gradients; asserts which way was taken."""
-    with monkeypatch.context() as patch:
-        if not one_step:
-            patch.setattr(linear, "_takes_one_step", lambda *_: False)
-        x = torch.randn(N, C_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        out = conv(x, edges, return_attention_weights=need)
-        outputs = [out[0], out[1][1]] if need else [out]
-    taken = outputs[-1].grad_fn.name() if need else outputs[0].grad_fn.next_functions[0][0].next_functions[0][0].name()
-    assert ("OneStep" in taken) == one_step
-    generator = torch.Generator().manual_seed(1)
-    given = [torch.randn(o.shape, dtype=o.dtype, generator=generator) for o in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, [x, *conv.parameters()], given)]
+    with pytest.raises(ValueError, match=r"edge_attr: expected None, since edge_dim is None, got \(7, 2\)"):
+        conv(x, EDGES, torch.randn(7, 2))
+    with pytest.raises(ValueError, match=r"edge_weight: expected \(7,\), got \(6,\)"):
+        conv(x, EDGES, edge_weight=torch.ones(6))
+    with pytest.raises(ValueError, match=r"edge_weight: expected at least 0, got -1.0"):
+        conv(x, EDGES, edge_weight=-torch.ones(7))
+    with pytest.raises(ValueError, match=r"dropout: expected a probability, got 2"):
+        GraphFusionConv(C_IN, C_OUT, dropout=2)
+    with pytest.raises(ValueError, match=r"in_channels\[1\]: expected an integer of at least 1, got 0"):
+        GraphFusionConv((C_IN, 0), C_OUT)
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("need", [False, True])
-@pytest.mark.parametrize("presorted", [False, True])
-@pytest.mark.parametrize("edge_index", [EDGES, REGULAR, EDGES[:, :0]], ids=["graph", "one in-degree", "no edge"])
-def test_one_step_equals_products_and_op(
-    randomised, monkeypatch: pytest.MonkeyPatch, heads: int, need: bool, presorted: bool, edge_index: Tensor
-) -> None:
+def test_weights_count_edges(randomised, heads: int) -> None:
+    """An edge of weight 2 is two parallel ones, one of weight 0 is not there; 0.5 multiplies its exponential."""
     conv = randomised(GraphFusionConv(C_IN, C_OUT, heads))
-    edges = sort_edges(edge_index, N, N) if presorted else edge_index
-    found = passes(conv, edges, need, monkeypatch, True)
-    for f, expected in zip(found, passes(conv, edges, need, monkeypatch, False), strict=True):
+    x = torch.randn(N, C_IN, dtype=torch.float64)
+    weight = torch.tensor([2.0, 1.0, 0.0, 0.0, 3.0, 1.0, 1.0], dtype=torch.float64)
+    expected, (_, xi) = conv(x, EDGES.repeat_interleave(weight.long(), 1), return_attention_weights=True)
+    out, (_, weighted) = conv(x, EDGES, edge_weight=weight, return_attention_weights=True)
+    same(out, expected)
+    of_edge = torch.arange(7).repeat_interleave(weight.long())
+    same(weighted, torch.zeros_like(weighted).index_add(0, of_edge, xi))
+    same(conv(x, EDGES, edge_weight=torch.ones(7, dtype=torch.float64)), conv(x, EDGES))
+    _, (_, half) = conv(x, EDGES[:, :2], edge_weight=weight[:2] / 4, return_attention_weights=True)
+    _, (_, plain) = conv(x, EDGES[:, :2], return_attention_weights=True)
+    same(half[0] / half[1], 2 * plain[0] / plain[1])
+    assert torch.autograd.gradcheck(lambda w: conv(x, EDGES, edge_weight=w), weight.clamp(min=0.3).requires_grad_())
+
+
+def test_an_edge_of_weight_zero_leaves_no_trace(randomised) -> None:
+    """However large its score is: the others must not vanish beside it."""
+    conv = randomised(GraphFusionConv(C_IN, C_OUT))
+    x = torch.randn(3, C_IN, dtype=torch.float64)
+    x[2] *= 1e6
+    conv.score_src.data = conv.lin.weight @ x[2]  # a huge score
+    x.requires_grad_()
+    edges, weight = torch.tensor([[0, 2], [1, 1]]), torch.tensor([1.0, 0.0], dtype=torch.float64)
+    out = conv(x, edges, edge_weight=weight)
+    same(out[1], conv(x, edges[:, :1])[1])
+    (grad,) = torch.autograd.grad(out[1].sum(), x)
+    assert grad[0].any()
+    assert not grad[2].any()
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_features_of_edges_add_to_the_score(randomised, heads: int) -> None:
+    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads, edge_dim=2))
+    x, features = torch.randn(N, C_IN, dtype=torch.float64), torch.randn(7, 2, dtype=torch.float64)
+    _, (_, xi) = conv(x, EDGES, features, return_attention_weights=True)
+    values = conv.lin(x).view(N, heads, C_OUT)
+    of_edge = conv.lin_edge(features).view(7, heads, C_OUT)
+    for k in range(heads):
+        for i in range(N):
+            into = (EDGES[1] == i).nonzero().flatten().tolist()
+            score = [
+                conv.score_dst[k] @ values[i, k]
+                + conv.score_src[k] @ values[EDGES[0, e], k]
+                + conv.score_edge[k] @ of_edge[e, k]
+                + conv.score_bias[k]
+                for e in into
+            ]
+            if into:
+                same(xi[into, k], torch.stack([s * 0.5 * (1 + torch.erf(s / math.sqrt(2))) for s in score]).softmax(0))
+
+
+def test_the_bias_stands_inside_the_activation(randomised) -> None:
+    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads=2, bias=True))
+    bias, conv.bias = conv.bias, None
+    x = torch.randn(N, C_IN, dtype=torch.float64)
+    conv.activation = "none"
+    inner = conv(x, EDGES)
+    conv.bias, conv.activation = bias, "sigmoid"
+    same(conv(x, EDGES), (inner + bias).sigmoid())
+
+
+def test_dropout_falls_on_the_coefficients(randomised) -> None:
+    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads=2, dropout=0.5))
+    x = torch.randn(N, C_IN, dtype=torch.float64)
+    plain = conv.eval()(x, EDGES, return_attention_weights=True)[1][1]
+    dropped = conv.train()(x, EDGES, return_attention_weights=True)[1][1]
+    assert (dropped == 0).any()
+    assert ((dropped == 0) | torch.isclose(dropped, 2 * plain)).all()
+
+
+# The fused form of large graphs.
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The fused form for graphs of any size; the list holds what it was called for."""
+    calls, op = [], graph_fusion_conv.edge_attention
+    monkeypatch.setattr(graph_fusion_conv, "_LARGE", 0)
+    monkeypatch.setattr(graph_fusion_conv, "edge_attention", lambda *a: calls.append(a[0].shape) or op(*a))
+    return calls
+
+
+def passes(conv: GraphFusionConv, x: Any, edge_index: Tensor = EDGES, **options: Any) -> list[Tensor]:
+    """Result, coefficients, and their gradients."""
+    leaves = [t.detach().clone().requires_grad_() for t in (x if isinstance(x, tuple) else (x,)) if t is not None]
+    given = leaves[0] if len(leaves) == 1 and not isinstance(x, tuple) else (*leaves, *[None] * (len(x) - len(leaves)))
+    out, (_, xi) = conv(given, edge_index, return_attention_weights=True, **options)
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(o.shape, dtype=o.dtype, generator=generator) for o in (out, xi)]
+    grads = torch.autograd.grad([out, xi], [*leaves, *conv.parameters()], cotangents, allow_unused=True, materialize_grads=True)
+    return [out, xi, *grads]
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("concat", [True, False])
+@pytest.mark.parametrize("kind", ["one", "pair", "sources alone", "other flow"])
+def test_the_fused_form_gives_the_same(randomised, fused, heads: int, concat: bool, kind: str) -> None:
+    flow = "target_to_source" if kind == "other flow" else "source_to_target"
+    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads, concat, bias=True, flow=flow))
+    x = torch.randn(N, C_IN, dtype=torch.float64)
+    given = {"pair": (x, torch.randn(4, C_IN, dtype=torch.float64)), "sources alone": (x, None)}.get(kind, x)
+    options = {"size": (N, 6)} if kind == "sources alone" else {}
+    found = passes(conv, given, **options)
+    assert len(fused) == 1
+    conv.fuse = False
+    for f, expected in zip(found, passes(conv, given, **options), strict=True):
         same(f, expected)
-    assert all(map(torch.equal, found, passes(conv, edges, need, monkeypatch, True)))
+    assert len(fused) == 1
+
+
+@pytest.mark.parametrize("order", [None, "col", "row"])
+@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
+def test_the_fused_form_takes_edges_of_pyg(randomised, fused, monkeypatch: pytest.MonkeyPatch, order: str | None, flow: str) -> None:
+    conv, x = randomised(GraphFusionConv(C_IN, C_OUT, flow=flow)), torch.randn(N, C_IN, dtype=torch.float64)
+    edges, sorts, sort = EdgeIndex(EDGES, sparse_size=(N, N)), [], torch.sort
+    edges = edges if order is None else edges.sort_by(order).values
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "sort", lambda *a, **k: sorts.append(1) or sort(*a, **k))
+        conv(x, edges)
+    assert bool(sorts) == (order != ("col" if flow == "source_to_target" else "row"))
+    found = passes(conv, x, edges)
+    assert len(fused) == 2
+    conv.fuse = False
+    for f, expected in zip(found, passes(conv, x, edges.as_tensor()), strict=True):
+        same(f, expected)
+
+
+def test_the_fused_form_is_for_large_graphs_that_nobody_looks_into(fused, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(N, C_IN)
+
+    class Own(GraphFusionConv):
+        def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
+            return 2 * super().message(x_j, alpha)
+
+    def taken(conv: GraphFusionConv, **options: Any) -> bool:
+        before = len(fused)
+        conv(x, EDGES, **options)
+        return len(fused) > before
+
+    assert taken(GraphFusionConv(C_IN, C_OUT))
+    assert taken(GraphFusionConv(C_IN, C_OUT, dropout=0.5).eval())
+    assert not taken(GraphFusionConv(C_IN, C_OUT, dropout=0.5))
+    assert not taken(GraphFusionConv(C_IN, C_OUT, aggr="max"))
+    assert not taken(GraphFusionConv(C_IN, C_OUT, edge_dim=1), edge_attr=torch.randn(7))
+    assert not taken(GraphFusionConv(C_IN, C_OUT), edge_weight=torch.ones(7))
+    assert not taken(Own(C_IN, C_OUT))
+    for hook in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update"):
+        for kind in ("", "_pre"):
+            conv = GraphFusionConv(C_IN, C_OUT)
+            getattr(conv, f"register_{hook}_forward{kind}_hook")(lambda *_: None)
+            assert not taken(conv), (hook, kind)
+    conv = GraphFusionConv(C_IN, C_OUT)
+    assert not torch.func.vmap(lambda x: torch.tensor(len(fused)) + 0 * conv(x, EDGES).sum())(torch.stack([x, x])).ne(len(fused)).any()
+    monkeypatch.setattr(graph_fusion_conv, "_LARGE", 15)
+    assert not taken(GraphFusionConv(C_IN, C_OUT, heads=2))
+    assert taken(GraphFusionConv(C_IN, C_OUT, heads=3))
+
+
+def test_the_fused_form_has_second_derivatives_and_a_result_of_its_own(randomised, fused) -> None:
+    conv = randomised(GraphFusionConv(C_IN, C_OUT, activation="none"))
+    x = torch.randn(N, C_IN, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: conv(x, EDGES).square(), x)
+    assert torch.autograd.functional.hessian(lambda x: conv(x, EDGES).square().sum(), x).any()
+    out = conv(x, EDGES)
+    out += 1
+    out.sum().backward()
+    assert len(fused) > 2
+
+
+def test_the_fused_form_refuses_sizes_that_do_not_fit(fused) -> None:
+    conv, x = GraphFusionConv(C_IN, C_OUT), torch.randn(N, C_IN)
+    with pytest.raises(ValueError, match=r"size\[0\]: expected 5, the number of nodes, got 6"):
+        conv((x, None), EDGES, size=(6, N))
 
 
 def test_the_coefficients_alone_have_gradients(randomised) -> None:
@@ -220,17 +361,25 @@ def test_the_coefficients_alone_have_gradients(randomised) -> None:
     assert torch.autograd.gradcheck(coefficients, torch.randn(N, C_IN, dtype=torch.float64, requires_grad=True))
 
 
-def test_one_step_refuses_second_derivatives_and_edges_of_another_graph(randomised) -> None:
-    conv = randomised(GraphFusionConv(C_IN, C_OUT))
-    x = torch.randn(N, C_IN, dtype=torch.float64, requires_grad=True)
-    (grad,) = torch.autograd.grad(conv(x, EDGES).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        grad.sum().backward()
-    with pytest.raises(ValueError, match=r"edge_index: expected edges sorted for \(5, 5\) nodes, got \(6, 6\)"):
-        conv(x, sort_edges(EDGES, 6, 6))
-
-
-def test_autocast_takes_the_op() -> None:
+def test_autocast_keeps_its_type() -> None:
     conv = GraphFusionConv(C_IN, C_OUT)
     with torch.autocast("cpu", torch.bfloat16):
         assert conv(torch.randn(N, C_IN), EDGES).dtype == torch.bfloat16
+
+
+def test_what_a_stack_leaves_of_the_nodes_differences() -> None:
+    """The figures of the docstring: the share of the standard deviation between nodes that the second layer leaves."""
+    edges = torch.randint(100, (2, 800))
+
+    def share(activation: Any, norm: bool) -> float:
+        x, spread = torch.randn(100, 64), []
+        for _ in range(2):
+            x = GraphFusionConv(64, 64, activation=activation)(x, edges)
+            x = torch.nn.functional.layer_norm(x, (64,)) if norm else x
+            spread.append(x.std(0).mean().item())
+        return spread[1] / spread[0]
+
+    assert share("sigmoid", False) == pytest.approx(1 / 20, rel=0.25)
+    assert share("relu", False) == pytest.approx(1 / 8, rel=0.25)
+    assert share("none", False) == pytest.approx(1 / 5, rel=0.25)
+    assert all(share(activation, True) > 0.4 for activation in ("sigmoid", "relu", "none"))

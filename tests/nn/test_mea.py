@@ -59,7 +59,7 @@ def recompute(model: MEA, x: dict[str, Tensor], options: dict[str, Any]) -> dict
     """The forward pass by hand, from the model's own layers."""
     on = {"exclusive": True, "agnostic": True, "fusion": "graph", "prediction_chain": True} | options
     z = {m: model.extractors[m](x[m], MASK[m]) for m in WIDTHS}
-    mask = {m: model.extractors[m].output_mask(MASK[m]) for m in WIDTHS}
+    mask = {m: model.extractors[m].output_layout(MASK[m]) for m in WIDTHS}
     present = {m: mask[m].any(1) for m in WIDTHS}
     h: dict[str, dict[str, Tensor] | None] = {"exclusive": None, "agnostic": None}
     if on["exclusive"]:
@@ -85,8 +85,8 @@ def recompute(model: MEA, x: dict[str, Tensor], options: dict[str, Any]) -> dict
             continue
         if on["fusion"] == "graph":
             graph = fusion_graph(h["exclusive"], h["agnostic"], present, options.get("self_loops", False))
-            fused = model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, 4)
-            vectors.append(getattr(fused, space))
+            fused = model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, 4)
+            vectors.append(fused.x[space])
         elif on["fusion"] == "concatenation":
             vectors.append(torch.cat([values[m] * present[m][:, None] for m in WIDTHS], 1))
         else:
@@ -155,7 +155,7 @@ def test_a_pyg_batch_equals_the_dense_call(randomised, x: dict[str, Tensor]) -> 
     batch = next(iter(DataLoader(samples, batch_size=4)))
     model = randomised(make({}))
     dense = model(x, MASK)
-    for output in (model(batch.x_dict, batch.batch_dict, batch.num_graphs), model(batch.x_dict, batch.batch_dict)):
+    for output in (model(batch), model(batch.x_dict, batch.batch_dict, batch.num_graphs), model(batch.x_dict, batch.ptr_dict)):
         torch.testing.assert_close(output.prediction, dense.prediction, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(output.exclusive, dense.exclusive, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(output.agnostic, dense.agnostic, rtol=1e-12, atol=1e-14)
@@ -167,14 +167,15 @@ def test_batch_size_tells_of_last_samples_without_any_modality() -> None:
     x = {m: torch.randn(2, d) for m, d in WIDTHS.items()}
     batch = {m: torch.zeros(2, dtype=torch.int64) for m in WIDTHS}
     assert model(x, batch, 3).prediction.shape == (3, 2)
-    assert model(x, batch).prediction.shape == (1, 2)
+    ptr = dict.fromkeys(WIDTHS, torch.tensor([0, 2, 2, 2]))
+    assert model(x, ptr).prediction.shape == (3, 2)
 
 
 @pytest.mark.parametrize("fusion", ["graph", "multiplication"])
 def test_a_modality_without_steps_is_missing_with_and_without_a_mask(x: dict[str, Tensor], fusion: str) -> None:
     model, x = make({"fusion": fusion}).double(), x | {"audio": x["audio"][:, :0]}
     full = {m: torch.ones(v.shape[:2], dtype=torch.bool) for m, v in x.items()}
-    plain, masked = model(x), model.forward_dense(x, full)
+    plain, masked = model(x), model(x, full)
     assert torch.equal(plain.prediction, masked.prediction)
     assert plain.graph["audio_exclusive"].num_nodes == masked.graph["audio_exclusive"].num_nodes == 0
 
@@ -185,19 +186,19 @@ def test_the_head_norm_normalises_the_fused_vector(randomised, x: dict[str, Tens
     model.head[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     output = model(x, MASK)
     graph = output.graph
-    fused = torch.cat(model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.batch_dict, 4)[:2], 1)
+    fused = torch.cat(list(model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, 4).x.values()), 1)
     centred = fused - fused.mean(1, keepdim=True)
     normal = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(seen[0], normal * model.head[0].weight + model.head[0].bias, rtol=1e-9, atol=1e-12)
 
 
 def test_the_graph_of_the_output_holds_the_representations_that_are_there(x: dict[str, Tensor]) -> None:
-    output = make({}).double().forward_dense(x, MASK)
+    output = make({}).double()(x, MASK)
     for space, h in (("exclusive", output.exclusive), ("agnostic", output.agnostic)):
         for m in WIDTHS:
             node = output.graph[f"{m}_{space}"]
-            assert node.batch.tolist() == [b for b in range(4) if LENGTHS[m][b]]
-            assert torch.equal(node.x, h[m][node.batch])
+            assert node.sample.tolist() == [b for b in range(4) if LENGTHS[m][b]]
+            assert torch.equal(node.x, h[m][node.sample])
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -296,7 +297,10 @@ def test_one_step_on_two_samples_of_five_modalities() -> None:
         ({"mu": 2.0}, r"mu: expected a number in \[0, 1\], got 2.0"),
         ({"num_predictive_layers": 0}, "num_layers: expected at least 1, got 0"),
         ({"mixed": False, "coarse": False, "fine": False}, "mixed, coarse, fine: expected at least one stage, got none"),
-        ({"pooling": "last"}, "pooling: expected 'mean', 'segments', 'max' or 'gru', got 'last'"),
+        (
+            {"pooling": "last"},
+            "pooling: expected 'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one, got 'last'",
+        ),
         ({"reversal": -1.0}, "scale: expected a finite number of at least 0, got -1.0"),
         ({"kernel_size": 3.0}, "kernel_size: expected an integer, or a dict of one by modality, got 3.0"),
         ({"stride": [1, 1, 1]}, "stride: expected an integer, or a dict of one by modality, got "),
@@ -316,19 +320,21 @@ def test_bad_input_is_named(x: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"x: expected the modalities \['text', 'audio', 'vision'\], got \['text', 'sound', 'vision'\]"):
         model({"text": x["text"], "sound": x["audio"], "vision": x["vision"]}, MASK)
     with pytest.raises(ValueError, match=r"x_dict: expected the modalities .*got \['text'\]"):
-        model({"text": x["text"][0]}, {"text": torch.zeros(4, dtype=torch.int64)})
-    with pytest.raises(ValueError, match=r"audio: expected \(B, T, 3\), got \(4, 6, 5\)"):
+        model({"text": x["text"][0]}, {"text": torch.zeros(4, dtype=torch.int64)}, 1)
+    with pytest.raises(ValueError, match=r"audio: expected \(B, T, 3\), .*got \(4, 6, 5\)"):
         model(x | {"audio": torch.randn(4, 6, 5)}, MASK)
-    with pytest.raises(ValueError, match=r"mask: expected the modalities \['text', 'audio', 'vision'\], got \['text'\]"):
+    with pytest.raises(ValueError, match=r"layout: expected the modalities \['text', 'audio', 'vision'\], got \['text'\]"):
         model(x, {"text": MASK["text"]})
     with pytest.raises(
         ValueError, match=r"x: expected the same number of samples in every modality, got {'text': 4, 'audio': 3, 'vision': 4}"
     ):
         model(x | {"audio": x["audio"][:3]})
     gap = MASK | {"vision": torch.tensor([[True] * 4, [True, False, True, True], [True] * 4, [True] * 4])}
-    with pytest.raises(ValueError, match="expected real steps before padding in every row of the mask, got a gap in row 1"):
+    with pytest.raises(
+        ValueError, match="vision: expected a mask that is True at real steps, which come before padding, got a gap in row 1"
+    ):
         model(x, gap)
-    with pytest.raises(ValueError, match=r"text: expected a bool mask \(4, 4\), got torch.bool \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"text: expected a bool mask \(4, 4\), .*got torch.bool \(4, 3\)"):
         model(x, MASK | {"text": MASK["text"][:, 1:]})
 
 
@@ -336,19 +342,19 @@ def test_steps_that_no_sample_has_cost_nothing_and_change_nothing(x):
     model = make({}).double()
     expected = model(x, MASK).prediction
     seen = []
-    model.extractors["audio"].register_forward_hook(lambda module, inputs, output: seen.append(output.size(1)))
+    model.extractors["audio"].forward_lstm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].size(1)))
     wide = {m: torch.cat([v, v.new_full((4, 20, v.size(2)), torch.nan)], 1) for m, v in x.items()}
     mask = {m: torch.cat([v, v.new_zeros(4, 20)], 1) for m, v in MASK.items()}
     torch.testing.assert_close(model(wide, mask).prediction, expected)
     maps = model(wide, mask, return_attention_weights=True).predictive_attention["audio"]
-    assert seen == [6, 26]  # the widths that the extractor saw
-    assert maps[0].shape == (4, 2, 26, 26)  # maps keep the caller's padding
+    assert seen == [6, 6]  # the steps that the LSTM read
+    assert maps[0].shape == (4, 2, 6, 6)
 
 
 def test_a_hole_in_a_mask_is_still_refused(x):
     mask = MASK | {"audio": torch.ones(4, 6, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)}
-    with pytest.raises(ValueError, match="mask"):
-        make({}).double().forward_dense(x, mask)
+    with pytest.raises(ValueError, match="audio: expected a mask that is True at real steps, .*got a gap in row 0"):
+        make({}).double()(x, mask)
 
 
 def test_a_modality_that_a_whole_batch_lacks_gives_its_parameters_zero_gradients(x):

@@ -46,8 +46,8 @@ def test_equals_the_formula(formulas, randomised, residual: Any, lengths: list[l
     unit = randomised(ModalityReinforcementUnit(D, HEADS, residual))
     target, target_mask = sequence(TARGET)
     sources, masks = zip(*(sequence(n) for n in lengths), strict=True)
-    out, maps = unit(list(sources), target, list(masks), target_mask, return_attention_weights=True)
-    assert torch.equal(out, unit(list(sources), target, list(masks), target_mask))
+    out, maps = unit(target, target_mask, source=list(sources), source_layout=list(masks), return_attention_weights=True)
+    assert torch.equal(out, unit(target, target_mask, source=list(sources), source_layout=list(masks)))
     columns = torch.cat(masks, 1)
     for b, n in enumerate(TARGET):
         real = [s[b][m[b]].numpy() for s, m in zip(sources, masks, strict=True)]
@@ -61,21 +61,25 @@ def test_equals_the_formula(formulas, randomised, residual: Any, lengths: list[l
 def test_one_source_may_come_without_a_list(randomised) -> None:
     unit = randomised(ModalityReinforcementUnit(D, HEADS))
     (source, source_mask), (target, target_mask) = sequence([4, 2, 1]), sequence(TARGET)
-    listed = unit([source], target, [source_mask], target_mask)
-    assert torch.equal(unit(source, target, source_mask, target_mask), listed)
+    listed = unit(target, target_mask, source=[source], source_layout=[source_mask])
+    assert torch.equal(unit(target, target_mask, source=source, source_layout=source_mask), listed)
 
 
 def test_several_sources_are_one_concatenated_sequence(randomised) -> None:
     unit = randomised(ModalityReinforcementUnit(D, HEADS))
     (one, one_mask), (two, two_mask), (target, target_mask) = sequence([2, 1, 3]), sequence([3, 3, 1]), sequence(TARGET)
-    joined = unit(torch.cat([one, two], 1), target, torch.cat([one_mask, two_mask], 1), target_mask)
-    torch.testing.assert_close(unit([one, two], target, [one_mask, two_mask], target_mask), joined, rtol=1e-12, atol=1e-14)
+    apart = unit(target, target_mask, source=[one, two], source_layout=[one_mask, two_mask])
+    for b, n in enumerate(TARGET):
+        joined = torch.cat([one[b][one_mask[b]], two[b][two_mask[b]]])
+        torch.testing.assert_close(apart[b, :n], unit(target[b, :n], source=joined), rtol=1e-12, atol=1e-14)
 
 
 def test_target_and_source_do_not_change_places(randomised) -> None:
     unit = randomised(ModalityReinforcementUnit(D, HEADS))
     x, y = torch.randn(2, 1, 4, D, dtype=torch.float64)
-    assert not torch.allclose(unit(x, y), unit(y, x))
+    assert not torch.allclose(unit(x, source=y), unit(y, source=x))
+    with pytest.raises(TypeError, match="source"):
+        unit(x, y)  # the order of torch's decoder layer
 
 
 def test_gradcheck(randomised) -> None:
@@ -83,7 +87,7 @@ def test_gradcheck(randomised) -> None:
     inputs = tuple(torch.randn(2, t, 4, dtype=torch.float64, requires_grad=True) for t in (3, 1, 2))
     mask = torch.tensor([[True, True, False], [False, False, False]])
     full = torch.ones(2, 1, dtype=torch.bool)
-    assert torch.autograd.gradcheck(lambda a, b, target: unit([a, b], target, [mask, full]), inputs)
+    assert torch.autograd.gradcheck(lambda a, b, target: unit(target, source=[a, b], source_layout=[mask, full]), inputs)
 
 
 @pytest.mark.parametrize(
@@ -100,17 +104,17 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 
 def test_bad_input_is_named() -> None:
     unit, x, mask = ModalityReinforcementUnit(D, HEADS), torch.randn(2, 3, D), torch.ones(2, 3, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"target: expected \(B, T, 6\), got \(2, 3, 5\)"):
-        unit(x, x[..., :5])
-    with pytest.raises(ValueError, match=r"source\[1\]: expected \(B, T, 6\), got \(2, 3, 4\)"):
-        unit([x, x[..., :4]], x)
-    with pytest.raises(ValueError, match=r"source\[0\]: expected a bool mask \(2, 3\), got torch.bool \(2, 2\)"):
-        unit([x], x, [mask[:, 1:]])
-    with pytest.raises(ValueError, match="source_mask: expected one mask for each of the 2 sources, got 1"):
-        unit([x, x], x, [mask])
-    with pytest.raises(ValueError, match="source_mask: expected one mask for each of the 2 sources"):
-        unit([x, x], x, mask)
+    with pytest.raises(ValueError, match=r"target: expected \(B, T, 6\), .*got \(2, 3, 5\)"):
+        unit(x[..., :5], source=x)
+    with pytest.raises(ValueError, match=r"source\[1\]: expected \(B, T, 6\), .*got \(2, 3, 4\)"):
+        unit(x, source=[x, x[..., :4]])
+    with pytest.raises(ValueError, match=r"source\[0\]: expected a bool mask \(2, 3\), .*got torch.bool \(2, 2\)"):
+        unit(x, source=[x], source_layout=[mask[:, 1:]])
+    with pytest.raises(ValueError, match="source_layout: expected one for each of the 2 sources, got 1"):
+        unit(x, source=[x, x], source_layout=[mask])
+    with pytest.raises(ValueError, match="source_layout: expected one for each of the 2 sources, got 1"):
+        unit(x, source=[x, x], source_layout=mask)
     with pytest.raises(ValueError, match="source: expected at least one, got none"):
-        unit([], x)
-    with pytest.raises(ValueError, match=r"target, source: expected the same number of samples .*, got .*'source\[0\]': 1"):
-        unit(x[:1], x)
+        unit(x, source=[])
+    with pytest.raises(ValueError, match=r"sources\[0\]: expected 2 samples as the target has, got 1"):
+        unit(x, source=x[:1])

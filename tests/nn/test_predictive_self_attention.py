@@ -60,12 +60,11 @@ def test_the_prior_is_the_factored_logit_map_of_the_layer(formulas, randomised) 
     layer = randomised(PredictiveSelfAttention(D, HEADS, prediction=False))
     x = torch.randn(B, T, D, dtype=torch.float64)
     _, prior = layer(x, MASK)
-    logits = (prior.query @ prior.key.mT / math.sqrt(D // HEADS)).detach()
-    for b, n in enumerate(LENGTHS):
-        _, _, expected = literal(layer, x[b, :n].numpy(), None, formulas)
-        np.testing.assert_allclose(logits[b, :, :n, :n].numpy(), expected, rtol=1e-9, atol=1e-12)
-        assert not logits[b, :, n:].any()
-        assert not logits[b, :, :, n:].any()
+    assert prior.query.shape == (sum(LENGTHS), HEADS, D // HEADS)
+    for b, (query, key) in enumerate(zip(prior.query.split(LENGTHS), prior.key.split(LENGTHS), strict=True)):
+        logits = (query.transpose(0, 1) @ key.permute(1, 2, 0) / math.sqrt(D // HEADS)).detach()
+        _, _, expected = literal(layer, x[b, : LENGTHS[b]].numpy(), None, formulas)
+        np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_without_a_prior_the_layer_does_not_predict(randomised) -> None:
@@ -80,7 +79,7 @@ def test_asking_for_the_map_does_not_change_the_result(randomised) -> None:
     layer = randomised(PredictiveSelfAttention(D, HEADS))
     x = torch.randn(B, T, D, dtype=torch.float64)
     _, prior = layer(x, MASK)
-    torch.testing.assert_close(layer(x, MASK, prior, True)[0], layer(x, MASK, prior)[0], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(layer(x, MASK, prior, return_attention_weights=True)[0], layer(x, MASK, prior)[0], rtol=1e-12, atol=1e-14)
 
 
 def test_the_gradient_reaches_the_layer_before_through_its_logits(randomised) -> None:
@@ -109,11 +108,11 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_bad_input_is_named() -> None:
     layer, x = PredictiveSelfAttention(D, HEADS), torch.randn(B, T, D)
     _, prior = layer(x)
-    with pytest.raises(ValueError, match=r"x: expected \(B, T, 6\), got \(2, 5, 8\)"):
+    with pytest.raises(ValueError, match=r"x: expected \(B, T, 6\), .*got \(2, 5, 8\)"):
         layer(torch.randn(B, T, 8))
-    with pytest.raises(ValueError, match=r"x: expected a bool mask \(2, 5\), got torch.bool \(2, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"x: expected a bool mask \(2, 5\), .*got torch.bool \(2, 5, 5\)"):
         layer(x, MASK[:, None].expand(-1, T, -1))
     with pytest.raises(ValueError, match="prior: expected None, since the layer was built with prediction=False, got a Prior"):
         PredictiveSelfAttention(D, HEADS, prediction=False)(x, prior=prior)
-    with pytest.raises(ValueError, match=r"prior_query, prior_key: expected \(2, 2, 5, any\)"):
-        layer(x, prior=Prior(prior.query[:, :, 1:], prior.key[:, :, 1:]))
+    with pytest.raises(ValueError, match=r"prior: expected that of 10 rows, as the layer before had, got 9"):
+        layer(x, prior=Prior(prior.query[1:], prior.key[1:]))

@@ -85,16 +85,19 @@ def test_gru_pooling_draws_new_weights() -> None:
 
 
 def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="pooling: expected 'mean', 'segments', 'max' or 'gru', got 'last'"):
+    with pytest.raises(
+        ValueError,
+        match="pooling: expected 'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one, got 'last'",
+    ):
         ExclusiveEncoder(D, D_H, pooling="last")
     for sizes in ({"channels": 0}, {"out_channels": 0}, {"segments": 0}):
         with pytest.raises(ValueError, match=f"{next(iter(sizes))}: expected an integer of at least 1, got 0"):
             ExclusiveEncoder(**({"channels": D, "out_channels": D_H} | sizes))
-    with pytest.raises(ValueError, match=r"x: expected \(B, T, 4\), got \(2, 3, 5\)"):
+    with pytest.raises(ValueError, match=r"x: expected \(B, T, 4\), .*got \(2, 3, 5\)"):
         ExclusiveEncoder(D, D_H)(torch.randn(2, 3, 5))
-    with pytest.raises(ValueError, match=r"x: expected a bool mask \(2, 3\), got torch.int64 \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"x: expected a bool mask \(2, 3\), .*got torch.int64 \(2, 3\)"):
         ExclusiveEncoder(D, D_H)(torch.randn(2, 3, D), torch.ones(2, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="mask: expected"):
+    with pytest.raises(ValueError, match="x: expected a mask that is True at real steps"):
         ExclusiveEncoder(D, D_H, "gru")(torch.randn(1, 3, D), torch.tensor([[False, True, True]]))
 
 

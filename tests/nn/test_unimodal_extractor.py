@@ -61,7 +61,7 @@ def test_equals_convolution_positions_and_packed_bilstm(randomised, kernel_size:
     layer.skip = True
     real = torch.arange(z.size(1)) < lengths[:, None]
     torch.testing.assert_close(layer(x, MASK), expected + z * real[..., None], rtol=1e-9, atol=1e-12)
-    assert layer.output_mask(MASK).sum(1).tolist() == lengths.tolist()
+    assert layer.output_layout(MASK).sum(1).tolist() == lengths.tolist()
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
@@ -126,21 +126,21 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("x", "mask", "error", "message"),
     [
-        (torch.zeros(2, 4, 5), None, ValueError, r"x: expected \(B, T, 3\), got \(2, 4, 5\)"),
-        (torch.zeros(4, 3), None, ValueError, r"x: expected \(B, T, 3\), got \(4, 3\)"),
+        (torch.zeros(2, 4, 5), None, ValueError, r"x: expected \(B, T, 3\), .*got \(2, 4, 5\)"),
+        (torch.zeros(4, 2), None, ValueError, r"x: expected \(N, 3\), got \(4, 2\)"),
         (torch.zeros(2, 4, 3, dtype=torch.int64), None, TypeError, "x: expected a floating type, got torch.int64"),
         (
             torch.zeros(2, 4, 3),
             torch.ones(2, 5, dtype=torch.bool),
             ValueError,
-            r"x: expected a bool mask \(2, 4\), got torch.bool \(2, 5\)",
+            r"x: expected a bool mask \(2, 4\), .*got torch.bool \(2, 5\)",
         ),
-        (torch.zeros(2, 4, 3), torch.ones(2, 4), ValueError, r"x: expected a bool mask \(2, 4\), got torch.float32 \(2, 4\)"),
+        (torch.zeros(2, 4, 3), torch.ones(2, 4), ValueError, r"x: expected a bool mask \(2, 4\), .*got torch.float32 \(2, 4\)"),
         (
             torch.zeros(2, 4, 3),
             torch.tensor([[True] * 4, [True, False, True, False]]),
             ValueError,
-            "mask: expected real steps before padding in every row of the mask, got a gap in row 1",
+            "x: expected a mask that is True at real steps, which come before padding, got a gap in row 1",
         ),
     ],
 )

@@ -77,8 +77,8 @@ def test_gradcheck(randomised) -> None:
     ("change", "message"),
     [
         ({"gaze": torch.zeros(4, 1, D)}, r"x: expected the modalities \['text', 'audio', 'vision'\], got .*'gaze'"),
-        ({"audio": torch.zeros(4, 5, D + 1)}, r"audio: expected \(B, T, 4\), got \(4, 5, 5\)"),
-        ({"audio": torch.zeros(4, 6, D)}, r"audio: expected a bool mask \(4, 6\), got torch.bool \(4, 5\)"),
+        ({"audio": torch.zeros(4, 5, D + 1)}, r"audio: expected \(B, T, 4\), .*got \(4, 5, 5\)"),
+        ({"audio": torch.zeros(4, 6, D)}, r"audio: expected a bool mask \(4, 6\), .*got torch.bool \(4, 5\)"),
     ],
 )
 def test_bad_input_is_named(x: dict[str, Tensor], mask: dict[str, Tensor], change: dict[str, Any], message: str) -> None:
@@ -89,7 +89,7 @@ def test_bad_input_is_named(x: dict[str, Tensor], mask: dict[str, Tensor], chang
 def test_a_bad_mask_or_batch_is_named(x: dict[str, Tensor], mask: dict[str, Tensor]) -> None:
     layer = WeightedAttention(D, LENGTHS).double()
     del mask["audio"]
-    with pytest.raises(ValueError, match=r"mask: expected the modalities \['text', 'audio', 'vision'\], got \['text', 'vision'\]"):
+    with pytest.raises(ValueError, match=r"layout: expected the modalities \['text', 'audio', 'vision'\], got \['text', 'vision'\]"):
         layer(x, mask)
     with pytest.raises(
         ValueError, match=r"x: expected the same number of samples in every modality, got {'text': 4, 'audio': 3, 'vision': 4}"

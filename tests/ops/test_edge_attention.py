@@ -277,11 +277,38 @@ def test_gradcheck_with_sorted_edges(inputs: dict[str, Tensor]) -> None:
     assert torch.autograd.gradcheck(lambda *tensors: edge_attention(*tensors, edges), leaves)
 
 
-def test_second_derivatives_are_refused(inputs: dict[str, Tensor]) -> None:
-    x = inputs["x"].requires_grad_()
-    (grad,) = torch.autograd.grad(edge_attention(**inputs, edge_index=EDGES)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='second derivatives are available with backend="reference" only'):
-        grad.sum().backward()
+@pytest.mark.parametrize("outputs", [slice(2), slice(1), slice(1, 2)], ids=["both", "y", "weights"])
+def test_gradients_of_gradients(inputs: dict[str, Tensor], outputs: slice) -> None:
+    leaves = tuple(v.requires_grad_() for v in inputs.values())
+    assert torch.autograd.gradgradcheck(lambda *tensors: edge_attention(*tensors, EDGES, backend="cpu")[outputs], leaves)
+    only = inputs["score_src"]
+    fixed = {n: t.detach() for n, t in inputs.items() if n != "score_src"}
+    assert torch.autograd.gradgradcheck(lambda t: edge_attention(**fixed, score_src=t, edge_index=EDGES, backend="cpu")[outputs], only)
+
+
+def test_transforms_take_the_reference(inputs: dict[str, Tensor]) -> None:
+    rest = {n: t for n, t in inputs.items() if n != "x"}
+    chosen = []
+
+    def call(x: Tensor) -> Tensor:
+        chosen.append(explain(edge_attention, x, **rest, edge_index=EDGES).chosen)
+        return edge_attention(x, **rest, edge_index=EDGES)[0].square().sum()
+
+    x, tangent = inputs["x"], torch.randn_like(inputs["x"])
+    expected = torch.autograd.functional.jacobian(call, x)
+    torch.testing.assert_close(torch.func.grad(call)(x), expected)
+    torch.testing.assert_close(torch.func.jvp(call, (x,), (tangent,))[1], (expected * tangent).sum())
+    batch = torch.stack([x, 2 * x])
+    torch.testing.assert_close(torch.func.vmap(call)(batch), torch.stack([call(x), call(2 * x)]))
+    assert chosen == ["cpu", "reference", "reference", "reference", "cpu", "cpu"]
+
+
+def test_the_result_may_be_changed_in_place(inputs: dict[str, Tensor]) -> None:
+    x = inputs["x"][:, :1].requires_grad_()
+    y, _ = edge_attention(x, inputs["score_dst"][:, :1], inputs["score_src"][:, :1], EDGES, backend="cpu")
+    y += 1
+    y.sum().backward()
+    assert x.grad.any()
 
 
 @pytest.mark.parametrize("presorted", [False, True])

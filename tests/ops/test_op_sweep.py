@@ -64,6 +64,7 @@ CASES = {
         lambda mask, q, k, **rest: ops.predictive_attention_map(q, k, **guide(**rest), mask=mask),
     ),
     "segment_max": segments("segment_max"),
+    "segment_mean": segments("segment_mean"),
     "segment_softmax": segments("segment_softmax"),
     "segment_sum": segments("segment_sum"),
 }

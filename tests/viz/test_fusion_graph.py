@@ -19,7 +19,7 @@ def test_each_coefficient_stands_at_its_arrow(output):
     expected = {}
     for (source, _, target), weights in output.transfer.items():
         if source.endswith("exclusive"):
-            mine = output.graph[target].batch[output.graph[source, "to", target].edge_index[1]] == 0
+            mine = output.graph[target].sample[output.graph[source, "to", target].edge_index[1]] == 0
             if mine.any():
                 expected[source.split("_")[0], target.split("_")[0]] = f"{weights[mine].item():.2f}"
     drawn = [text for text in axis.texts if text.get_text() not in output.present]

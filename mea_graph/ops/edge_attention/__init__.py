@@ -5,6 +5,7 @@ from torch import Tensor
 from mea_graph.ops.backends import Backend, Op
 from mea_graph.ops.edge_attention import cpu, cuda, reference
 from mea_graph.ops.edge_attention.edges import InEdges, check_edges, sort_edges
+from mea_graph.ops.edge_attention.operator import refuse_transforms
 
 __all__ = ["InEdges", "edge_attention", "sort_edges"]
 
@@ -18,7 +19,8 @@ def edge_attention(
         \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \, \mathrm{GELU}(a_i + b_j), \qquad y_i = \sum_{j \in N(i)} \xi_{ij} \, x_j
 
     Takes time in proportion to the edges, and stores nothing of size edges x channels (the reference does). Sums are taken in float32, or
-    in float64 where an input is float64, and repeat bit for bit.
+    in float64 where an input is float64, and repeat bit for bit. The gradient can be differentiated again, by way of the reference, which
+    also runs under the transforms of `torch.func`.
 
     Args:
         x: Values of the source nodes, per head.
@@ -57,7 +59,11 @@ def _check(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor |
 
 
 def _accept(**arguments: object) -> None:
-    """For the backends that run on anything."""
+    """For the backend that runs on anything."""
+
+
+def _refuse_transforms(**arguments: object) -> str | None:
+    return refuse_transforms()
 
 
 def _run_reference(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:
@@ -71,7 +77,7 @@ _OP = Op(
     edge_attention,
     {
         "cuda": Backend(cuda.run, cuda.refuse, prefers="cuda"),
-        "cpu": Backend(cpu.run, _accept),
+        "cpu": Backend(cpu.run, _refuse_transforms),
         "reference": Backend(_run_reference, _accept),
     },
 )

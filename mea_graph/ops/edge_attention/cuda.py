@@ -12,7 +12,7 @@ from torch import Tensor
 from mea_graph.ops.edge_attention import driver, nvrtc
 from mea_graph.ops.edge_attention.driver import Argument
 from mea_graph.ops.edge_attention.edges import InEdges, sort_by_source
-from mea_graph.ops.edge_attention.operator import define
+from mea_graph.ops.edge_attention.operator import define, refuse_transforms
 
 WARP, WARPS = 32, 8  # threads in a warp and warps in a block, as in kernel.cu
 _VALUES = (torch.float32, torch.bfloat16)
@@ -72,7 +72,7 @@ def refuse(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor |
     for score in (score_dst, score_src):
         if score.dtype not in _SCORES:
             return f"the kernels take scores in {_names(_SCORES)}, got {score.dtype}"
-    return _what_is_missing(x.device)
+    return refuse_transforms() or _what_is_missing(x.device)
 
 
 def _names(dtypes: Sequence[torch.dtype]) -> str:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex
 
 __all__ = ["InEdges", "sort_edges"]
 
@@ -84,8 +85,12 @@ def check_edges(edges: Tensor | InEdges, num_sources: int, num_targets: int) -> 
 
 
 def sort_by_target(edge_index: Tensor, num_targets: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first four fields of `InEdges`."""
-    source, target = edge_index.long().unbind(0)
+    """The first four fields of `InEdges`; PyG's own edges that are sorted already are not sorted again."""
+    is_sorted = isinstance(edge_index, EdgeIndex) and edge_index.is_sorted_by_col
+    plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+    source, target = plain.long().unbind(0)
+    if is_sorted:
+        return source.contiguous(), target.contiguous(), torch.arange(target.size(0), device=target.device), _starts(target, num_targets)
     target, order = torch.sort(target, stable=True)
     return source.index_select(0, order), target, order, _starts(target, num_targets)
 

@@ -1,14 +1,14 @@
 """Registers an implementation of edge attention as operators that autograd and the compiler know."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mea_graph.ops.eager import is_transformed
 from mea_graph.ops.edge_attention.edges import InEdges, sort_by_target
-from mea_graph.ops.library import _without_autocast as without_autocast
+from mea_graph.ops.edge_attention.reference import edge_attention
 from mea_graph.ops.library import register
 
 # The fields of `InEdges`. The last two may be left to the backward pass, which not every call has.
@@ -25,10 +25,11 @@ def define(backend: str, forward: Callable[..., Any], backward: Callable[..., An
         _fake_backward,
     )
 
-    def gradients(run: Callable[..., Any], ctx: Any, grad_y: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
+    def gradients(ctx: Any, grad_y: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
         grads: tuple[Tensor | None, ...] = (None, None, None)
         if grad_y is not None or grad_weights is not None:
-            grads = run(grad_y, grad_weights, *ctx.saved_tensors)
+            # Gradients are enabled here if somebody means to differentiate again.
+            grads = (_by_reference if torch.is_grad_enabled() else differentiate)(grad_y, grad_weights, *ctx.saved_tensors)
         return (*grads, None, None, None, None, None, None)
 
     compute = register(
@@ -37,32 +38,42 @@ def define(backend: str, forward: Callable[..., Any], backward: Callable[..., An
         forward,
         _fake,
         _setup_context,
-        functools.partial(gradients, differentiate),
+        gradients,
     )
 
-    class Eager(torch.autograd.Function):
-        """The same without the dispatcher: on a graph of a thousand edges that saves a sixth of the time."""
-
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = without_autocast(forward)(*args)
-            _setup_context(ctx, args, output)
-            return output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            # Gradients are enabled here if somebody means to differentiate twice: the operator refuses.
-            return gradients(differentiate if torch.is_grad_enabled() else without_autocast(backward), ctx, *grads)
-
     def run(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:
-        plain = type(x) in (Tensor, torch.nn.Parameter) and not x.is_meta
-        eager = plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
         # Edges are sorted by source in the backward pass, which not every call has.
         edges = edge_index if isinstance(edge_index, InEdges) else (*sort_by_target(edge_index, score_dst.size(0)), None, None)
-        y, weights = (Eager.apply if eager else compute)(x, score_dst, score_src, *edges)
+        y, weights = compute(x, score_dst, score_src, *edges)
         return y, weights.to(torch.promote_types(score_dst.dtype, score_src.dtype))
 
     return run
+
+
+def _by_reference(
+    grad_y: Tensor | None,
+    grad_weights: Tensor | None,
+    x: Tensor,
+    score_dst: Tensor,
+    score_src: Tensor,
+    weights: Tensor,
+    source: Tensor,
+    target: Tensor,
+    order: Tensor,
+    *_: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The gradients as a function that can be differentiated in turn: those of the reference, computed anew."""
+    edges = torch.stack([source, target])
+    y, again = edge_attention(x, score_dst, score_src, torch.empty_like(edges).index_copy_(1, order, edges))
+    given = [(o, g.to(o.dtype)) for o, g in ((y, grad_y), (again, grad_weights)) if g is not None and o.requires_grad]
+    inputs = [t for t in (x, score_dst, score_src) if t.requires_grad]
+    outputs, cotangents = [o for o, _ in given], [g for _, g in given]
+    found = iter(torch.autograd.grad(outputs, inputs, cotangents, create_graph=True, allow_unused=True) if given else [None] * 3)
+    return tuple(next(found) if t.requires_grad else None for t in (x, score_dst, score_src))
+
+
+def refuse_transforms() -> str | None:
+    return "torch.func and forward-mode differentiation go through plain operations only" if is_transformed() else None
 
 
 def wide_dtype(*tensors: Tensor) -> torch.dtype:

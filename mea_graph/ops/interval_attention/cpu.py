@@ -112,7 +112,9 @@ def _run_views(x: Tensor, plan: Sequence[Block]) -> Sequence[Tensor]:
 
 def _views(x: Tensor, bounds: Sequence[tuple[int, int]]) -> Sequence[Tensor]:
     """`x[..., a:z]` for each, by one split where the bounds rise: a slice costs as much as a small product."""
-    sizes, picked, end = list[int](), list[int](), 0
+    sizes: list[int] = []
+    picked: list[int] = []
+    end = 0
     for i, (a, z) in enumerate(bounds):
         if i and (a, z) == bounds[i - 1]:
             picked.append(picked[-1])
@@ -150,9 +152,10 @@ class _Maps:
 
 def rows_last(x: Tensor, dtype: torch.dtype, scale: float = 1.0, row: Tensor | float | None = None) -> Tensor:
     """(N, K, D) to (K, D, N), scaled; with `row` one more row, (K, N) or of that number."""
-    flat = x.flatten(1).to(dtype).contiguous().t().contiguous().view(*x.shape[1:], -1)  # torch transposes dense matrices alone in blocks
+    flat = x.flatten(1).to(dtype)
     if scale != 1.0:
-        flat = flat.mul_(scale) if len(x) != 1 else flat * scale
+        flat = flat * scale
+    flat = flat.contiguous().t().contiguous().view(*x.shape[1:], -1)  # torch transposes dense matrices alone in blocks
     if row is None:
         return flat
     if isinstance(row, float):
@@ -256,18 +259,15 @@ def _again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, s
     return run_reference(query, key, value, IntervalEdges.of_runs(source_start, source_length, key.size(0), target, *runs))
 
 
-_TENSORS = (
-    "Tensor query, Tensor key, Tensor value, Tensor start, Tensor length, Tensor source_start, Tensor source_length, Tensor? begin, Tensor? end"
-)
+_EDGES = "Tensor start, Tensor length, Tensor source_start, Tensor source_length, Tensor? begin, Tensor? end"
+_TENSORS = f"Tensor query, Tensor key, Tensor value, {_EDGES}"
 _operator_backward = register(
     "interval_attention_cpu_backward",
     f"(Tensor grad, Tensor out, Tensor logsumexp, {_TENSORS}) -> (Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )
-_operator = register(
-    "interval_attention_cpu", f"({_TENSORS}) -> (Tensor, Tensor)", _run, _fake, _setup_context, _backward
-)
+_operator = register("interval_attention_cpu", f"({_TENSORS}) -> (Tensor, Tensor)", _run, _fake, _setup_context, _backward)
 
 
 def run(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:

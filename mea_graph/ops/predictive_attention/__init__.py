@@ -163,7 +163,8 @@ def predictive_attention_map(
     sequences, mask, heard = padded.padded_arguments((query, key, prior_query, prior_key), pointers, edges, query.dtype)
     if mask.numel() == 0:
         return sequences[0] @ sequences[1].mT
-    return reference.attention_map(*sequences, weight, bias, mu, mask, heard)
+    q, k, prior_q, prior_k = sequences
+    return reference.attention_map(q, k, prior_q, prior_k, weight, bias, mu, mask, heard)
 
 
 def _run_plain(query: Tensor, key: Tensor, value: Tensor, pointers: Pointers, edges: Any, **_: Any) -> Tensor:

@@ -7,9 +7,9 @@ nothing of the other rows. With p the inner and P the outer softmax:
 
     dP = dout v^T     dz = P (dP - rowsum(P dP)) = P (dP - <dout, out>)     df = mu gelu'(f + b) dz     dc = softmax'(p, (1 - mu) dz)
 
-A tile's maps are written into the same few buffers, which stay in the cache. Keys beyond a sample's end cost no operation of their own: a
-further column of the products carries the row statistics, and what must become zero at such a key. Exponentials are powers of two (`exp2` is inlined
-and vectorised, `exp` is a library call at half the speed), so logits and statistics are in base 2.
+A tile's maps are written into the same few buffers, which stay in the cache. Keys beyond a sample's end cost no operation of their own:
+a further column of the products carries the row statistics, and what must become zero at such a key. Exponentials are powers of two
+(`exp2` is inlined and vectorised, `exp` is a library call at half the speed), so logits and statistics are in base 2.
 """
 
 import math
@@ -220,10 +220,10 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 def _again(*inputs: Any) -> Tensor:
     """The same by the reference, for a second derivative."""
-    *tensors, start, length, begin, end, mu = inputs
-    pointers = Pointers(start, length, tensors[0].size(0))
+    query, key, value, prior_query, prior_key, weight, bias, start, length, begin, end, mu = inputs
+    pointers = Pointers(start, length, query.size(0))
     edges = None if begin is None else IntervalEdges([pointers], pointers, begin.unsqueeze(1), end.unsqueeze(1))
-    return padded.run_reference(*tensors, mu=mu, pointers=pointers, edges=edges)
+    return padded.run_reference(query, key, value, prior_query, prior_key, weight, bias, mu, pointers, edges)
 
 
 _INPUTS = (

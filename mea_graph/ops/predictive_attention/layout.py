@@ -45,12 +45,12 @@ def tiles(group: Group, heads: int, begin: Tensor | None = None, end: Tensor | N
         return [Tile(part, slice(0, group.length), None) for part in _parts(group.length, rows)]
     (start,) = group.starts
     found = []
-    for rows in _parts(group.length, ROWS):
-        low, high = (t[start + rows.start : start + rows.stop, None] - start for t in (begin, end))
+    for part in _parts(group.length, ROWS):
+        low, high = (t[start + part.start : start + part.stop, None] - start for t in (begin, end))
         heard = low < high
         if bool(heard.any()):
             columns = slice(int(low[heard].min()), int(high[heard].max()))
-            found.append(Tile(rows, columns, (low, high)))
+            found.append(Tile(part, columns, (low, high)))
     return found
 
 
@@ -127,7 +127,7 @@ class Inputs:
     """A group's tensors in the dtype of the computation, laid out so that every product is a plain GEMM."""
 
     def __init__(self, rows: Rows, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
-        query, key, value, prior_query, prior_key = tensors
+        query, prior_query = tensors[0], tensors[3]
         q, k, v, q_prior, k_prior = (rows.take(t, dtype) for t in tensors)
         self.hidden = None if rows.hidden is None else rows.hidden.repeat_interleave(query.size(1), 0)[:, None]  # (n K, 1, L)
         ones = k.new_ones(len(k), 1, rows.length)

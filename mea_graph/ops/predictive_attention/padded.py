@@ -14,7 +14,7 @@ from mea_graph.ops.predictive_attention import reference
 def padded_arguments(
     tensors: tuple[Tensor | None, ...], pointers: Pointers, edges: IntervalEdges | None, dtype: torch.dtype
 ) -> tuple[list[Any], Tensor, Tensor | None]:
-    """Sequences (B, K, T, D) with zeros in the padding, a weight of zero does not stop a NaN; the mask; and (B, T, T), which hears which."""
+    """Sequences (B, K, T, D) with zeros in the padding (a weight of zero does not stop a NaN), the mask, and (B, T, T): who hears whom."""
     mask = pointers.mask
 
     def pad(x: Tensor | None) -> Tensor | None:
@@ -49,7 +49,8 @@ def run_reference(
     tensors = (query, key, value, prior_query, prior_key)
     dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in (*tensors, weight, bias)) else torch.float32
     sequences, mask, heard = padded_arguments(tensors, pointers, edges, dtype)
-    parameters: Any = [None if t is None else t.to(dtype) for t in (weight, bias)]
-    out = reference.predictive_attention(*sequences, *parameters, mu, mask, heard)
-    out = rearrange(out, "sample head step width -> sample step head width").masked_fill(~mask[:, :, None, None], 0)
+    w, b = (None if t is None else t.to(dtype) for t in (weight, bias))
+    query, key, value, prior_query, prior_key = sequences
+    out = reference.predictive_attention(query, key, value, prior_query, prior_key, w, b, mu, mask, heard)
+    out = rearrange(out, "sample head step width -> sample step head width").contiguous().masked_fill(~mask[:, :, None, None], 0)
     return pointers.unpad(out).to(value.dtype)

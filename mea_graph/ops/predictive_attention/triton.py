@@ -75,6 +75,8 @@ def refuse(
         return "triton is not installed"
     if prior_query is None or prior_key is None or weight is None:
         return "there is no prior, and plain attention needs no kernel of ours"
+    if query.dim() == 3:
+        return "the kernels do not take rows yet"
     if query.device.type == "cuda":
         if torch.version.hip is not None:
             return "the kernels are made for NVIDIA GPUs"
