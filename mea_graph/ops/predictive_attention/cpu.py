@@ -84,7 +84,7 @@ def _forward(
     plan = _plan(start, length, begin, end, heads)
     scratch = Scratch(plan, heads, prior_query.size(2), 2, statistics)
     for group, cut in plan:
-        scratch.clear()
+        scratch.clear(group, cut)
         rows_of = Rows(group, query.device)
         inputs = Inputs(rows_of, tensors, dtype)
         out = torch.zeros_like(inputs.v_and_one)
@@ -148,7 +148,7 @@ def _backward(
     plan = _plan(start, length, begin, end, heads)
     scratch = Scratch(plan, heads, prior_query.size(2), 4, statistics)
     for group, cut in plan:
-        scratch.clear()
+        scratch.clear(group, cut)
         rows_of = Rows(group, query.device)
         inputs = Inputs(rows_of, tensors, dtype)
         d_out, out = rows_of.take(grad, dtype), rows_of.take(result, dtype)
