@@ -83,6 +83,8 @@ def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> 
     torch.Size([1, 2, 3, 5])
     """
     _check(query, key, None, edges)
+    if not isinstance(edges, IntervalEdges):
+        raise ValueError("edges: expected IntervalEdges for a map, got an edge_index")
     q, k, _, mask = padded.pad(query, key, key, edges, padded.common_dtype(query, key))
     steps = edges.target.mask.unsqueeze(2)
     return reference.attention_map(q, k, mask & steps)

@@ -40,7 +40,15 @@ class Block(NamedTuple):
 
     rows: slice  # of the target
     runs: list[tuple[int, int]]  # of source rows, first and after the last, apart from each other
-    hidden: Tensor | None  # (rows, source rows of all runs), bool: True where a row does not hear; None: each hears all
+    bounds: list[tuple[Tensor, Tensor]] | None  # by run, first and after the last that each row hears, (rows, 1); None: each hears all
+
+    def hidden(self) -> Tensor:
+        """(rows, source rows of all runs), bool: True where a row does not hear. Made when it is used: of all blocks it would be large."""
+        parts = []
+        for (a, z), (begin, end) in zip(self.runs, self.bounds or [], strict=True):
+            source = torch.arange(a, z)
+            parts.append((source < begin) | (source >= end))
+        return torch.cat(parts, 1)
 
 
 def blocks(
@@ -70,15 +78,11 @@ def _windowed(rows: slice, begin: Tensor, end: Tensor) -> Block | None:
     heard = begin < end  # (rows, S)
     low = begin.masked_fill(~heard, torch.iinfo(torch.int64).max).amin(0).tolist()
     high = end.masked_fill(~heard, 0).amax(0).tolist()
-    runs = [(a, z) for a, z in zip(low, high, strict=True) if a < z]
-    if not runs:
+    used = [s for s, (a, z) in enumerate(zip(low, high, strict=True)) if a < z]
+    if not used:
         return None
-    hidden = []
-    for s, (a, z) in enumerate(zip(low, high, strict=True)):
-        if a < z:
-            source = torch.arange(a, z)
-            hidden.append((source < begin[:, s : s + 1]) | (source >= end[:, s : s + 1]))
-    return Block(rows, runs, torch.cat(hidden, 1))
+    bounds = [(begin[:, s : s + 1], end[:, s : s + 1]) for s in used]
+    return Block(rows, [(low[s], high[s]) for s in used], bounds)
 
 
 def _merge(runs: Any) -> list[tuple[int, int]]:
@@ -182,8 +186,8 @@ def _run(query: Tensor, key: Tensor, value: Tensor, *edges: Tensor | None) -> tu
     sources = (_run_views(x, plan) for x in (k_all, v_all))
     for block, q, o, top, k, v in zip(plan, *rows, *sources, strict=True):
         p = torch.bmm(k.mT, q, out=maps(0, k.size(2), q.size(2)))  # keys first: the values meet its rows as they lie
-        if block.hidden is not None:
-            p.masked_fill_(block.hidden.mT, -torch.inf)
+        if block.bounds is not None:
+            p.masked_fill_(block.hidden().mT, -torch.inf)
         if steep:
             p.sub_(top.copy_(p.amax(1, keepdim=True).clamp_(min=torch.finfo(dtype).min)))
         o.copy_(torch.bmm(v, p.exp2_()))
@@ -210,8 +214,8 @@ def _run_backward(
     for block, g, g_main, q, q_main, d_q, k, k_main, v, d_k, d_v in zip(plan, *rows, *sources, *sums, strict=True):
         p, d_logits = (maps(i, q.size(2), k.size(2)) for i in range(2))
         torch.bmm(q.mT, k, out=p)
-        if block.hidden is not None:
-            p.masked_fill_(block.hidden, -torch.inf)
+        if block.bounds is not None:
+            p.masked_fill_(block.hidden(), -torch.inf)
         torch.bmm(g.mT, v, out=d_logits).mul_(p.exp2_())
         if single:
             d_v.add_(torch.bmm(g_main, p))
