@@ -152,7 +152,7 @@ def _windows(name: str) -> dict[str, Entry]:
     """What grows with the steps over windows; the complete form beside it takes half a minute at 10,000 steps."""
     found = {}
     for n in (1000, 2000, 4000, 10_000, 30_000, 100_000):
-        build, small = (partial(windows.case, name, steps, n <= 10_000, DEVICE) for steps in (n, 100))
+        build, small = (partial(windows.case, name, steps, n <= 10_000, DEVICE) for steps in (n, 200))
         found[f"growth of {name} over a window, T {n}"] = Entry(
             build, small, n <= 4000, True, (f"{name} over a window of {windows.STEPS} steps", "steps T", n)
         )
