@@ -45,7 +45,7 @@ TILES = {
     ("query", "half", "wide"): Tiles(64, 32, 4, 2),
     ("query", "float", "narrow"): Tiles(64, 32, 4, 1),
     ("query", "float", "wide"): Tiles(64, 16, 4, 1),
-    ("key", "half", "narrow"): Tiles(64, 64, 4, 1),
+    ("key", "half", "narrow"): Tiles(32, 64, 4, 1),
     ("key", "half", "wide"): Tiles(32, 32, 4, 1),
     ("key", "float", "narrow"): Tiles(16, 64, 4, 1),
     ("key", "float", "wide"): Tiles(16, 32, 4, 1),

@@ -18,6 +18,7 @@ from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive_attention import padded
 
 _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
+_BLOCK = 64  # copies are padded to multiples of it, and every tile divides it
 _FOLD_ROWS, _UNFOLD_ROWS = 32, 16
 _PROGRAMS = 512  # the loop over queries is split by heads into at least so many programs, to fill the largest GPUs
 
@@ -45,7 +46,7 @@ HOPPER = {
     ("query", "float", "narrow"): Tiles(64, 16, 32, 4, 1),
     ("query", "float", "wide"): Tiles(16, 16, 32, 4, 1),
     ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
-    ("key", "half", "wide"): Tiles(16, 32, 64, 4, 1),
+    ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1),
     ("key", "float", "narrow"): Tiles(16, 64, 32, 4, 1),
     ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1),
 }
@@ -93,17 +94,15 @@ class _Call:
     """What forward and backward share: sizes, where the rows are, and the aligned copies that the loops read."""
 
     def __init__(self, tensors: tuple[Tensor, ...], bias: Tensor | None, start: Tensor, length: Tensor, steps: int, mu: float) -> None:
-        from mea_graph.ops.predictive_attention import triton_fold
-
         self.query, self.key, self.value, self.prior_query, self.prior_key = map(gpu.dense_rows, tensors[:5])
         self.weight, self.mu = tensors[5].contiguous(), float(mu)
         self.bias = self.weight if bias is None else bias.contiguous()  # never read without a bias
         self.start, self.length, self.batch = start.contiguous(), length.contiguous(), start.size(0)
-        self.num_rows, self.heads, self.width = self.query.shape
+        self.heads, self.width = self.query.shape[1:]
         self.value_width, self.prior_width = self.value.size(2), self.prior_query.size(2)
         self.scale = math.log2(math.e) / math.sqrt(self.width)
         self.prior_scale = 1 / math.sqrt(self.prior_width)
-        self.steps_padded = gpu.cdiv(steps, triton_fold.BLOCK) * triton_fold.BLOCK
+        self.steps_padded = _pad(steps)
         dtypes = {t.dtype for t in tensors[:5]}
         self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
         self.tiles = {"WIDTH": gpu.power_of_2(self.width), "VALUE_WIDTH": gpu.power_of_2(self.value_width)}
@@ -112,7 +111,7 @@ class _Call:
 
     def copies(self, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
         """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
-        from mea_graph.ops.predictive_attention.triton_fold import BLOCK, predictive_attention_fold_kernel
+        from mea_graph.ops.predictive_attention.triton_fold import predictive_attention_fold_kernel
 
         copies = {
             "query_copy": self.empty("WIDTH"),
@@ -130,7 +129,7 @@ class _Call:
         predictive_attention_fold_kernel[(self.batch * (self.heads + 1) * (self.steps_padded // _FOLD_ROWS),)](
             *strided, self.weight, self.start, self.length, self.value if out is None else out, grad, *grad.stride()[:2], *copies.values(),
             self.steps_padded, self.width, self.value_width, self.prior_scale, HEADS=self.heads, PRIOR_WIDTH=self.prior_width,
-            **self.tiles, BACKWARD=backward, ROWS=_FOLD_ROWS, BLOCK=BLOCK, num_warps=8,
+            **self.tiles, BACKWARD=backward, ROWS=_FOLD_ROWS, BLOCK=_BLOCK, num_warps=8,
         )  # fmt: skip
         return copies
 
@@ -166,9 +165,9 @@ def _forward(
     mu: float,
 ) -> tuple[Tensor, Tensor]:
     nothing = query.size(0) == 0 or steps == 0
-    out, statistics = (gpu.rows_like(t, packed and not nothing) for t in _fake_forward(query, key, value))
+    out, statistics = gpu.rows_like(value, packed and not nothing), _statistics(query, start, steps)
     if nothing:
-        return out, statistics
+        return out, statistics.zero_()
     from mea_graph.ops.predictive_attention.triton_kernels import predictive_attention_fwd_kernel
 
     with gpu.on_device_of(query):
@@ -177,7 +176,7 @@ def _forward(
         tiles, constants = call.loop("forward")
         predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
             *copies, call.bias, call.start, call.length, out, statistics[0], statistics[1],
-            call.heads, call.num_rows, call.steps_padded, call.value_width, call.scale, call.mu, **constants,
+            call.heads, call.steps_padded, call.value_width, call.scale, call.mu, **constants,
         )  # fmt: skip
     return out, statistics
 
@@ -220,7 +219,7 @@ def _backward(
         inner_delta = call.rows()
         triton_kernels.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
             *shared, d_query, folded_query_grad, bias_parts, inner_delta,
-            call.heads, call.num_rows, call.steps_padded, call.width, call.scale, call.mu, **constants,
+            call.heads, call.steps_padded, call.width, call.scale, call.mu, **constants,
         )  # fmt: skip
 
         tiles, constants = call.loop("key")
@@ -229,7 +228,7 @@ def _backward(
         folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
         triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
             *shared, inner_delta, d_key, d_value, folded_key_grad,
-            call.heads, groups, call.num_rows, call.steps_padded, call.width, call.value_width, call.scale, call.mu, **constants,
+            call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, **constants,
         )  # fmt: skip
 
         channels = gpu.power_of_2(call.heads * call.prior_width)
@@ -247,9 +246,18 @@ def _backward(
     return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight, d_bias
 
 
+def _pad(steps: int) -> int:
+    return gpu.cdiv(steps, _BLOCK) * _BLOCK
+
+
+def _statistics(query: Tensor, start: Tensor, steps: int) -> Tensor:
+    """For log2 of the sums of both softmaxes: aligned as the copies are, which spares the loops a second kind of address."""
+    return query.new_empty(2, start.size(0), query.size(1), _pad(steps), dtype=torch.float32)
+
+
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    """The result, and log2 of the sums of both softmaxes."""
-    return value.new_empty(value.shape), query.new_empty(2, query.size(1), query.size(0), dtype=torch.float32)
+    start, _length, steps = rest[4:7]
+    return value.new_empty(value.shape), _statistics(query, start, steps)
 
 
 def _fake_backward(grad: Tensor, out: Tensor, statistics: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -277,7 +285,8 @@ def _again(*inputs: Any) -> Tensor:
     """The same by the reference, for a second derivative."""
     *tensors, start, length, _steps, packed, mu = inputs
     pointers = Pointers(start, length, tensors[0].size(0), packed=packed)
-    return padded.run_reference(*tensors, mu, pointers, None)
+    query, key, value, prior_query, prior_key, weight, bias = tensors
+    return padded.run_reference(query, key, value, prior_query, prior_key, weight, bias, mu, pointers, None)
 
 
 _INPUTS = (

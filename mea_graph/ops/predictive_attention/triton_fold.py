@@ -1,7 +1,8 @@
 """Triton kernels around the attention loops: fold the convolution into queries and keys, and take its gradients apart again.
 
-The loops want every operand aligned, padded with zeros to powers of two, and zero at steps that do not exist. The first kernel writes such
-copies; what it never writes (blocks beyond a sample's length) is never read.
+The loops want every operand aligned, padded with zeros to powers of two (and to multiples of BLOCK steps, which the
+loops' tiles divide), and zero at steps that do not exist. The first kernel writes such copies; what it never writes (blocks beyond a
+sample's length) is never read.
 
 The folded width is R = 3 K D: column r of a folded query or key stands for shift y = r // (K D) and, of the heads side by side, channel
 r % (K D). With a prior's query q' and key k', both zero at steps that do not exist:
@@ -14,8 +15,6 @@ Names: rows are queries, columns are keys; upper case is known at compile time; 
 
 import triton
 import triton.language as tl
-
-BLOCK = 64  # copies are padded to multiples of it, and the attention loops' tiles divide it
 
 
 @triton.jit

@@ -80,18 +80,18 @@ def _folded_dot(left, left_rows, right, right_rows, FOLDED: tl.constexpr, CHUNK:
 
 
 @triton.jit
-def _store_tile(target, stride, rows, length, tile, width, WIDTH: tl.constexpr):
-    """Into the caller's tensor, one head of a sample's steps."""
+def _store_tile(target, stride, count, tile, width, WIDTH: tl.constexpr):
+    """The first `count` rows into the caller's tensor, one head of a block of steps. Offsets from its first row fit int32."""
+    rows = tl.arange(0, tile.shape[0])[:, None]
     columns = tl.arange(0, WIDTH)[None, :]
-    inside = (rows < length)[:, None] & (columns < width)
-    tl.store(target + rows[:, None].to(tl.int64) * stride + columns, tile.to(target.dtype.element_ty), mask=inside)
+    tl.store(target + rows * stride + columns, tile.to(target.dtype.element_ty), mask=(rows < count) & (columns < width))
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit
 def predictive_attention_fwd_kernel(
     query, key, value, folded_query, folded_key, bias, starts, lengths,
     out, inner, outer,
-    heads, num_rows, steps_padded, value_width, scale, mu,
+    heads, steps_padded, value_width, scale, mu,
     HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -101,11 +101,14 @@ def predictive_attention_fwd_kernel(
     sample = pair // heads
     head = pair % heads
     length = tl.load(lengths + sample).to(tl.int32)
+    rows = block * ROWS + tl.arange(0, ROWS)
+    inner += pair * steps_padded
+    outer += pair * steps_padded
     if block * ROWS >= length:
+        tl.store(inner + rows, tl.zeros([ROWS], tl.float32))
+        tl.store(outer + rows, tl.zeros([ROWS], tl.float32))
         return
 
-    rows = block * ROWS + tl.arange(0, ROWS)
-    first = tl.load(starts + sample)
     tl.assume(length > 0)
     key += pair * steps_padded * WIDTH
     value += pair * steps_padded * VALUE_WIDTH
@@ -153,17 +156,17 @@ def predictive_attention_fwd_kernel(
         top = higher
 
     sums = sums / total[:, None]
-    _store_tile(out + (first * heads + head) * value_width, heads * value_width, rows, length, sums, value_width, VALUE_WIDTH)
-    at = head * num_rows + first + rows
-    tl.store(inner + at, inner_rows, mask=rows < length)
-    tl.store(outer + at, top + tl.log2(total), mask=rows < length)
+    at_first = ((tl.load(starts + sample) + block * ROWS) * heads + head) * value_width
+    _store_tile(out + at_first, heads * value_width, length - block * ROWS, sums, value_width, VALUE_WIDTH)
+    tl.store(inner + rows, inner_rows)
+    tl.store(outer + rows, top + tl.log2(total))
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit
 def predictive_attention_bwd_query_kernel(
     query, key, value, folded_query, folded_key, grad, bias, starts, lengths, inner, outer, delta,
     query_grad, folded_query_grad, bias_parts, inner_delta,
-    heads, num_rows, steps_padded, width, scale, mu,
+    heads, steps_padded, width, scale, mu,
     HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -182,7 +185,6 @@ def predictive_attention_bwd_query_kernel(
         return
 
     rows = block * ROWS + tl.arange(0, ROWS)
-    first = tl.load(starts + sample)
     tl.assume(length > 0)
     key += pair * steps_padded * WIDTH
     value += pair * steps_padded * VALUE_WIDTH
@@ -196,9 +198,8 @@ def predictive_attention_bwd_query_kernel(
     if HAS_BIAS:
         offset = tl.load(bias + head).to(tl.float32)
     inside = rows < length
-    at = head * num_rows + first + rows
-    inner_rows = tl.load(inner + at, mask=inside, other=float("inf"))
-    outer_rows = tl.load(outer + at, mask=inside, other=float("inf"))
+    inner_rows = tl.load(inner + pair * steps_padded + rows, mask=inside, other=float("inf"))
+    outer_rows = tl.load(outer + pair * steps_padded + rows, mask=inside, other=float("inf"))
     delta_rows = tl.load(delta + pair * steps_padded + rows)
 
     inner_deltas = tl.zeros([ROWS], tl.float32)
@@ -236,16 +237,17 @@ def predictive_attention_bwd_query_kernel(
     tl.store(folded_query_grad, folded_grads.to(folded_query_grad.dtype.element_ty))
     # ln 2 takes the log2(e) out of `scale` again.
     query_grads = (weighted - inner_deltas[:, None] * mean_keys) * ((1.0 - mu) * scale * LN_2)
-    _store_tile(query_grad + (first * heads + head) * width, heads * width, rows, length, query_grads, width, WIDTH)
+    at_first = ((tl.load(starts + sample) + block * ROWS) * heads + head) * width
+    _store_tile(query_grad + at_first, heads * width, length - block * ROWS, query_grads, width, WIDTH)
     tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)
     tl.store(bias_parts + tl.program_id(0), tl.sum(bias_grads, 0))
 
 
-@triton.jit(do_not_specialize=["groups", "num_rows"])
+@triton.jit(do_not_specialize=["groups"])
 def predictive_attention_bwd_key_kernel(
     query, key, value, folded_query, folded_key, grad, bias, starts, lengths, inner, outer, delta, inner_delta,
     key_grad, value_grad, folded_key_grad,
-    heads, groups, num_rows, steps_padded, width, value_width, scale, mu,
+    heads, groups, steps_padded, width, value_width, scale, mu,
     HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
@@ -262,7 +264,6 @@ def predictive_attention_bwd_key_kernel(
         return
 
     columns = block * COLUMNS + tl.arange(0, COLUMNS)
-    first = tl.load(starts + sample)
     low = group * heads // groups
     high = (group + 1) * heads // groups
     tl.assume(length > 0)
@@ -274,7 +275,6 @@ def predictive_attention_bwd_key_kernel(
     folded_grads = tl.zeros([COLUMNS, FOLDED], tl.float32)
     for head in range(low, high):
         pair = sample * heads + head
-        at_head = (pair - sample * heads) * num_rows + first
         keys = _tile(key + pair * steps_padded * WIDTH, columns, WIDTH)
         values = _tile(value + pair * steps_padded * VALUE_WIDTH, columns, VALUE_WIDTH)
         offset = 0.0
@@ -285,8 +285,8 @@ def predictive_attention_bwd_key_kernel(
         for start in range(0, length, ROWS):
             rows = start + tl.arange(0, ROWS)
             inside = rows < length
-            inner_rows = tl.load(inner + at_head + rows, mask=inside, other=float("inf"))
-            outer_rows = tl.load(outer + at_head + rows, mask=inside, other=float("inf"))
+            inner_rows = tl.load(inner + pair * steps_padded + rows, mask=inside, other=float("inf"))
+            outer_rows = tl.load(outer + pair * steps_padded + rows, mask=inside, other=float("inf"))
             delta_rows = tl.load(delta + pair * steps_padded + rows, mask=inside, other=0.0)
             inner_deltas = tl.load(inner_delta + pair * steps_padded + rows, mask=inside, other=0.0)
             queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
@@ -313,8 +313,9 @@ def predictive_attention_bwd_key_kernel(
             folded_grads = add_dot(folded_grads, mixed_grads, folded_queries, EXACT)
         # ln 2 takes the log2(e) out of `scale` again.
         key_grads *= (1.0 - mu) * scale * LN_2
-        at_first = first * heads + head
-        _store_tile(key_grad + at_first * width, heads * width, columns, length, key_grads, width, WIDTH)
-        _store_tile(value_grad + at_first * value_width, heads * value_width, columns, length, value_grads, value_width, VALUE_WIDTH)
+        at_first = (tl.load(starts + sample) + block * COLUMNS) * heads + head
+        count = length - block * COLUMNS
+        _store_tile(key_grad + at_first * width, heads * width, count, key_grads, width, WIDTH)
+        _store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, VALUE_WIDTH)
     folded_key_grad += (sample * groups + group) * steps_padded * FOLDED
     tl.store(folded_key_grad + columns[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads)
