@@ -63,7 +63,7 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
         return False  # a compiler joins them itself, and padded batches of different widths stay apart
     first = type(modules[0])
     for module in modules:
-        if type(module) is not first or _is_watched(module):
+        if type(module) is not first or is_watched(module):
             return False
     for name, part in modules[0]._modules.items():
         if part is None or isinstance(part, nn.Linear | nn.LayerNorm):
@@ -76,7 +76,7 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
     return True
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether calling the module may do more than its `forward` says."""
     return bool(
         module._forward_hooks
@@ -89,7 +89,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the layer does what its weights say: no wrapper, no hook, no parametrisation."""
-    return type(layer) is kind and not _is_watched(layer)
+    return type(layer) is kind and not is_watched(layer)
 
 
 def _in_turn(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:

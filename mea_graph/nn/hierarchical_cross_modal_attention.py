@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
 from mea_graph.nn._sequences import Layout, check_modalities, enter_all
-from mea_graph.nn._side_by_side import Groups, can_join
+from mea_graph.nn._side_by_side import Groups, can_join, is_watched
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.pointers import take_rows
 
 Arrow = tuple[str, str, str]  # stage, source, target
+_Units = list[tuple[Arrow, Any, list[str]]]  # of a stage: its arrows, their units and sources
 
 
 class CrossModalOutput(NamedTuple):
@@ -109,16 +110,16 @@ class HierarchicalCrossModalAttention(nn.Module):
 
     def reinforced(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """The same on rows (N_m, d)."""
-        units = [u for u in self.modules() if isinstance(u, ModalityReinforcementUnit)]
-        if maps or not can_join(units):
-            return self._in_turn(x, arrows, maps)
+        stages = self._stages()
+        if maps or not can_join([unit for stage in stages for _, unit, _ in stage]):
+            return self._in_turn(x, stages, arrows, maps)
         sizes = [arrows.pointers[m].num_rows for m in self.modalities]
-        rows = self._joined(torch.cat([x[m] for m in self.modalities]), arrows)
+        rows = self._joined(torch.cat([x[m] for m in self.modalities]), stages, arrows)
         return dict(zip(self.modalities, rows.split(sizes), strict=True)), {}
 
-    def _stages(self) -> list[list[tuple[Arrow, Any, list[str]]]]:
+    def _stages(self) -> "list[_Units]":
         """The units of each stage, with their arrows and sources, coarser ones first."""
-        stages: list[list[tuple[Arrow, Any, list[str]]]] = []
+        stages: list[_Units] = []
         for name, units in (("mixed", self.mixed), ("coarse", self.coarse)):
             if units is not None:
                 others = {t: list(self.modalities) if name == "mixed" else self._others(t) for t in self.modalities}
@@ -128,22 +129,24 @@ class HierarchicalCrossModalAttention(nn.Module):
             stages.append([(("fine", s, t), cast(nn.ModuleDict, fine[t])[s], [s]) for t in self.modalities for s in self._others(t)])
         return stages
 
-    def _joined(self, source: Tensor, arrows: "Arrows") -> Tensor:
+    def _joined(self, source: Tensor, stages: "list[_Units]", arrows: "Arrows") -> Tensor:
         """All units of a stage at once, on the rows of all modalities one below the other."""
         current = source
-        for stage in self._stages():
+        for stage in stages:
             targets = arrows.groups([arrow[2] for arrow, _, _ in stage])
             rows, sources, edges = arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage])
             rows, _ = reinforce([unit for _, unit, _ in stage], current, targets, rows, sources, edges)
             current = arrows.sum_of_present(rows, current) if stage[0][0][0] == "fine" else rows
         return current
 
-    def _in_turn(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
+    def _in_turn(
+        self, x: Mapping[str, Tensor], stages: "list[_Units]", arrows: "Arrows", maps: bool
+    ) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """Unit by unit: for maps, and where somebody listens to a unit or a graph is recorded."""
         drawn: dict[Arrow, Tensor] = {}
         current = dict(x)
         parts: dict[str, list[Tensor]] = {t: [] for t in self.modalities}
-        for stage in self._stages():
+        for stage in stages:
             for arrow, unit, names in stage:
                 t = arrow[2]
                 result = unit(
@@ -349,8 +352,8 @@ class CrossModalEncoder(nn.Module):
         arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
         current, maps = {m: e.x for m, e in entered.items()}, []
         for layer in self.layers:
-            if can_join([layer]):
-                current, drawn = cast(HierarchicalCrossModalAttention, layer).reinforced(current, arrows, return_attention_weights)
+            if type(layer) is HierarchicalCrossModalAttention and not is_watched(layer):
+                current, drawn = layer.reinforced(current, arrows, return_attention_weights)
             else:
                 current, drawn = layer(current, arrows.pointers, arrows.edges, return_attention_weights)
             if return_attention_weights:
