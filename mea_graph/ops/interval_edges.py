@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import Pointers
 
 __all__ = ["IntervalEdges"]
@@ -28,7 +29,7 @@ class IntervalEdges:
         - begin, end: :math:`(N_t, S)`, int64, inside the sample's rows
 
     Raises:
-        ValueError: Different numbers of samples, or shapes other than above.
+        ValueError: Different numbers of samples, shapes other than above, or (looked at on a CPU) runs that leave the sample's rows.
 
     >>> import torch
     >>> audio, text = Pointers.from_ptr(torch.tensor([0, 3, 5])), Pointers.from_ptr(torch.tensor([0, 1, 2]))
@@ -52,6 +53,28 @@ class IntervalEdges:
         self.num_source_rows = sum(source.num_rows for source in self.sources)
         self._made: dict[str, Tensor] = {}
         self._known: Sequence[Pointers] = self.sources  # whose widths bound those of the runs
+        if begin is not None and end is not None:
+            self._check_runs(begin, end)
+
+    def _check_runs(self, begin: Tensor, end: Tensor) -> None:
+        if begin.device.type != "cpu" or is_traced() or not self.target.num_rows:
+            return
+        first = self.source_start.index_select(0, self.target.sample)
+        last = first + self.source_length.index_select(0, self.target.sample)
+        outside = ((begin < first) | (end > last) | (begin > end)) & self.target.real.unsqueeze(1)
+        if bool(outside.any()):
+            row, source = outside.nonzero()[0].tolist()
+            expected = f"a run inside the rows {int(first[row, source])} to {int(last[row, source])} of its sample"
+            raise ValueError(
+                f"begin, end: expected {expected} at row {row}, source {source}, got {int(begin[row, source])} to {int(end[row, source])}"
+            )
+
+    @classmethod
+    def _of_own(cls, sources: Sequence[Pointers], target: Pointers, begin: Tensor, end: Tensor) -> "IntervalEdges":
+        """From runs that were made here, and need no check."""
+        edges = cls(sources, target)
+        edges._begin, edges._end = begin, end
+        return edges
 
     @classmethod
     def of_runs(
@@ -141,17 +164,26 @@ class IntervalEdges:
                 end = torch.minimum(end, _place(source, target, source_time, target_time, 0.0, right=True))
         begin = torch.minimum(begin.clamp(min=0), length)
         end = torch.maximum(torch.minimum(end, length), begin)
-        return cls([source], target, (start + begin).unsqueeze(1), (start + end).unsqueeze(1))
+        return cls._of_own([source], target, (start + begin).unsqueeze(1), (start + end).unsqueeze(1))
 
     @classmethod
     def join(cls, parts: Sequence["IntervalEdges"]) -> "IntervalEdges":
         """Edges of several sources to one target, whose source rows stand one below the other: one softmax hears them all.
 
+        Raises:
+            ValueError: No edges at all, edges to targets of other sizes, or edges that know no sources (of `below_each_other`).
+
         >>> a, b = Pointers.from_ptr(torch.tensor([0, 1])), Pointers.from_ptr(torch.tensor([0, 2]))
         >>> IntervalEdges.join([IntervalEdges.complete(a, b), IntervalEdges.complete(b, b)]).edge_index().tolist()
         [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1]]
         """
+        _check_parts(parts)
         target, sources = parts[0].target, [s for part in parts for s in part.sources]
+        for i, part in enumerate(parts):
+            if not part.sources:
+                raise ValueError(f"parts[{i}]: expected edges made of sources, got those of several graphs below each other")
+            if part.target.num_rows != target.num_rows or part.target.num_samples != target.num_samples:
+                raise ValueError(f"parts[{i}]: expected edges to {target} as the first, got {part.target}")
         if all(part._begin is None for part in parts):
             return cls(sources, target)
         begins, ends, rows = [], [], 0
@@ -159,7 +191,7 @@ class IntervalEdges:
             begins.append(part.begin + rows)
             ends.append(part.end + rows)
             rows += part.num_source_rows
-        return cls(sources, target, torch.cat(begins, 1), torch.cat(ends, 1))
+        return cls._of_own(sources, target, torch.cat(begins, 1), torch.cat(ends, 1))
 
     @classmethod
     def below_each_other(cls, parts: Sequence["IntervalEdges"]) -> "IntervalEdges":
@@ -169,6 +201,7 @@ class IntervalEdges:
         >>> IntervalEdges.below_each_other([IntervalEdges.complete(a, a)] * 2).edge_index().tolist()
         [[0, 1], [0, 1]]
         """
+        _check_parts(parts)
         target = Pointers.join([part.target for part in parts])
         if all(part.sources and part.is_complete for part in parts):
             joined = cls.of_runs(*_complete_runs(parts), target)
@@ -302,6 +335,11 @@ class IntervalEdges:
         return f"IntervalEdges({kind}, {self.source_start.size(1)} sources, {self.num_source_rows} -> {self.target.num_rows} rows)"
 
 
+def _check_parts(parts: Sequence[IntervalEdges]) -> None:
+    if not parts:
+        raise ValueError("parts: expected at least one, got none")
+
+
 def _complete_runs(parts: Sequence[IntervalEdges]) -> tuple[Tensor, Tensor, int]:
     """`source_start`, `source_length` and the number of rows of complete graphs below each other, in a few calls for all."""
     known: list[Pointers] = []
@@ -328,13 +366,16 @@ def _complete_runs(parts: Sequence[IntervalEdges]) -> tuple[Tensor, Tensor, int]
 
 def _place(source: Pointers, target: Pointers, source_time: Any, target_time: Any, shift: float, right: bool) -> Tensor:
     """(N_t,): how many source steps of the sample are earlier than the target step's time and `shift` (or not later, with `right`)."""
-    for name, time, rows in (("source_time", source_time, source.num_rows), ("target_time", target_time, target.num_rows)):
+    for name, time, pointers in (("source_time", source_time, source), ("target_time", target_time, target)):
+        rows = pointers.num_rows
         if time.shape != (rows,) or not time.is_floating_point():
             raise ValueError(f"{name}: expected floating ({rows},), got {time.dtype} {tuple(time.shape)}")
-    if source_time.device.type == "cpu" and source.num_rows:
-        same = source.sample[1:] == source.sample[:-1]
-        if bool((((source_time[1:] < source_time[:-1]) | source_time[1:].isnan()) & same & source.real[1:]).any()):
-            raise ValueError("source_time: expected times that rise within each sample, got some that fall or are NaN")
+        if time.device.type == "cpu" and not is_traced() and rows and bool((time.isnan() & pointers.real).any()):
+            raise ValueError(f"{name}: expected times, got NaN at a step")
+    if source_time.device.type == "cpu" and not is_traced() and source.num_rows:
+        follows = (source.sample[1:] == source.sample[:-1]) & source.real[1:] & source.real[:-1]
+        if bool(((source_time[1:] < source_time[:-1]) & follows).any()):
+            raise ValueError("source_time: expected times that rise within each sample, got some that fall")
     times = source.pad(source_time.double()).masked_fill(~source.mask, torch.inf).contiguous()
     wanted = target.pad(target_time.double() + shift).contiguous()
     return target.unpad(torch.searchsorted(times, wanted, right=right))
