@@ -16,26 +16,36 @@ from sphinx.application import Sphinx
 from sphinx.util.nodes import nested_parse_with_titles
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mea_graph.ops import backends
+from mea_graph.ops import IntervalEdges, Pointers, backends
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def _rows(device: str, dtype: torch.dtype) -> tuple[torch.Tensor, Pointers, dict[str, Any]]:
+    """The heads of 100 rows, where the rows of two samples are, and the kinds of edges between rows."""
+    start, begin = (torch.empty(size, device=device, dtype=torch.int64) for size in ((2,), (100, 1)))
+    pointers = Pointers(start, start, 100, packed=True)
+    edges = {
+        "all of the sample": IntervalEdges.complete(pointers, pointers),
+        "a window": IntervalEdges([pointers], pointers, begin, begin),
+        "an edge_index": torch.empty(2, 400, device=device, dtype=torch.int64),
+    }
+    return torch.empty(100, 8, 5, device=device, dtype=dtype), pointers, edges
+
+
 def _predictive(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    q = torch.empty(2, 8, 50, 5, device=device, dtype=dtype)
+    q, pointers, edges = _rows(device, dtype)
     prior = {"prior_query": q, "prior_key": q, "weight": torch.empty(8, 8, 3, 3, device=device, dtype=dtype)}
-    bias, mask = torch.empty(8, device=device, dtype=dtype), torch.empty(2, 50, device=device, dtype=torch.bool)
-    call = {"query": q, "key": q, "value": q, **prior, "bias": bias, "mu": 0.25, "mask": mask}
-    yield "with a prior", call
+    call = {"query": q, "key": q, "value": q, "pointers": pointers, **prior, "bias": torch.empty(8, device=device, dtype=dtype)}
+    for name, kind in edges.items():
+        yield f"with a prior, {name}", call | {"edges": kind}
     yield "first layer, no prior", call | dict.fromkeys(["prior_query", "prior_key", "weight", "bias"])
 
 
-def _cross_modal(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    q = torch.empty(2, 8, 50, 5, device=device, dtype=dtype)
-    mask = torch.empty(2, 50, device=device, dtype=torch.bool)
-    call: dict[str, Any] = {"query": q, "keys": [q, q], "values": [q, q], "key_masks": [mask, mask], "query_mask": mask}
-    yield "lengths that differ (masks)", call
-    yield "all steps real (no masks)", call | {"key_masks": None, "query_mask": None}
+def _interval(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
+    q, _, edges = _rows(device, dtype)
+    for name, kind in edges.items():
+        yield name, {"query": q, "key": q, "value": q, "edges": kind}
 
 
 def _edge(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -43,7 +53,32 @@ def _edge(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]
     yield "any graph", {"x": x, "score_dst": score, "score_src": score, "edge_index": torch.empty(2, 30, device=device, dtype=torch.long)}
 
 
-CASES = {"predictive_attention": _predictive, "cross_modal_attention": _cross_modal, "edge_attention": _edge}
+def _grouped(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
+    x, bias = torch.empty(100, 8, device=device, dtype=dtype), torch.empty(8, device=device, dtype=dtype)
+    yield (
+        "three groups",
+        {
+            "x": x,
+            "weights": [torch.empty(8, 8, device=device, dtype=dtype)] * 3,
+            "biases": [bias] * 3,
+            "starts": [0, 10, 60],
+            "sizes": [10, 50, 40],
+        },
+    )
+
+
+def _grouped_norm(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, call in _grouped(device, dtype):
+        yield name, call | {"weights": call["biases"]}
+
+
+CASES = {
+    "predictive_attention": _predictive,
+    "interval_attention": _interval,
+    "edge_attention": _edge,
+    "grouped_linear": _grouped,
+    "grouped_layer_norm": _grouped_norm,
+}
 
 
 def explanations(op: str, device: str) -> dict[tuple[str, torch.dtype], backends.Explanation]:
