@@ -14,6 +14,7 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.nodes import nested_parse_with_titles
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mea_graph.ops import IntervalEdges, Pointers, backends
@@ -21,31 +22,29 @@ from mea_graph.ops import IntervalEdges, Pointers, backends
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def _rows(device: str, dtype: torch.dtype) -> tuple[torch.Tensor, Pointers, dict[str, Any]]:
-    """The heads of 100 rows, where the rows of two samples are, and the kinds of edges between rows."""
-    start, begin = (torch.empty(size, device=device, dtype=torch.int64) for size in ((2,), (100, 1)))
-    pointers = Pointers(start, start, 100, packed=True)
-    edges = {
-        "all of the sample": IntervalEdges.complete(pointers, pointers),
-        "a window": IntervalEdges([pointers], pointers, begin, begin),
-        "an edge_index": torch.empty(2, 400, device=device, dtype=torch.int64),
-    }
-    return torch.empty(100, 8, 5, device=device, dtype=dtype), pointers, edges
+def _rows(device: str, dtype: torch.dtype) -> tuple[Tensor, Pointers]:
+    """Queries of two samples, and where their rows are."""
+    start, length = torch.empty(2, device=device, dtype=torch.int64), torch.empty(2, device=device, dtype=torch.int64)
+    return torch.empty(80, 8, 5, device=device, dtype=dtype), Pointers(start, length, 80, packed=True)
 
 
 def _predictive(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    q, pointers, edges = _rows(device, dtype)
-    prior = {"prior_query": q, "prior_key": q, "weight": torch.empty(8, 8, 3, 3, device=device, dtype=dtype)}
-    call = {"query": q, "key": q, "value": q, "pointers": pointers, **prior, "bias": torch.empty(8, device=device, dtype=dtype)}
-    for name, kind in edges.items():
-        yield f"with a prior, {name}", call | {"edges": kind}
-    yield "first layer, no prior", call | dict.fromkeys(["prior_query", "prior_key", "weight", "bias"])
+    q, pointers = _rows(device, dtype)
+    weight, bias = torch.empty(8, 8, 3, 3, device=device, dtype=dtype), torch.empty(8, device=device, dtype=dtype)
+    call: dict[str, Any] = {"query": q, "key": q, "value": q, "pointers": pointers, "mu": 0.25}
+    guided = call | {"prior_query": q, "prior_key": q, "weight": weight, "bias": bias}
+    yield "with a prior", guided
+    yield "with a prior, edges as a list", guided | {"edges": torch.empty(2, 30, device=device, dtype=torch.int64)}
+    yield "first layer, no prior", call
 
 
 def _interval(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    q, _, edges = _rows(device, dtype)
-    for name, kind in edges.items():
-        yield name, {"query": q, "key": q, "value": q, "edges": kind}
+    q, pointers = _rows(device, dtype)
+    call: dict[str, Any] = {"query": q, "key": q, "value": q}
+    run = torch.empty(80, 1, device=device, dtype=torch.int64)
+    yield "all of the sample", call | {"edges": IntervalEdges.complete(pointers, pointers)}
+    yield "a window of each step", call | {"edges": IntervalEdges([pointers], pointers, run, run)}
+    yield "edges as a list", call | {"edges": torch.empty(2, 30, device=device, dtype=torch.int64)}
 
 
 def _edge(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -53,32 +52,8 @@ def _edge(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]
     yield "any graph", {"x": x, "score_dst": score, "score_src": score, "edge_index": torch.empty(2, 30, device=device, dtype=torch.long)}
 
 
-def _grouped(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    x, bias = torch.empty(100, 8, device=device, dtype=dtype), torch.empty(8, device=device, dtype=dtype)
-    yield (
-        "three groups",
-        {
-            "x": x,
-            "weights": [torch.empty(8, 8, device=device, dtype=dtype)] * 3,
-            "biases": [bias] * 3,
-            "starts": [0, 10, 60],
-            "sizes": [10, 50, 40],
-        },
-    )
-
-
-def _grouped_norm(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name, call in _grouped(device, dtype):
-        yield name, call | {"weights": call["biases"]}
-
-
-CASES = {
-    "predictive_attention": _predictive,
-    "interval_attention": _interval,
-    "edge_attention": _edge,
-    "grouped_linear": _grouped,
-    "grouped_layer_norm": _grouped_norm,
-}
+# The ops that a user calls; layers have others beside them that join calls on few rows.
+CASES = {"predictive_attention": _predictive, "interval_attention": _interval, "edge_attention": _edge}
 
 
 def explanations(op: str, device: str) -> dict[tuple[str, torch.dtype], backends.Explanation]:

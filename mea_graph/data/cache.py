@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
-from mea_graph.data.errors import DataError
+from mea_graph.data.errors import DataError, no_memory
+from mea_graph.data.lock import only_one
+from mea_graph.data.store import Store
 from mea_graph.data.store_files import FORMAT_VERSION, open_store, write_store
 
 _SUFFIX = ".mea-cache"
@@ -36,15 +38,40 @@ def cached(
     its options and the cache format. Contents are not hashed again while a file's size and modification time stay as recorded.
     """
     root = (source.resolve().parent if cache_dir is None else Path(cache_dir)) / (source.resolve().name + _SUFFIX)
-    contents = _hash_of_files(files, root)
+    if root.is_symlink():  # what is written there would go to a place that whoever made the data set chose
+        raise DataError(f"{root}: expected a folder for the cache, got a symbolic link; remove it, or pass cache_dir=")
+    contents, record = _hash_of_files(files, root)
     key = hashlib.sha256(json.dumps([FORMAT_VERSION, contents, reader, _fingerprint(options)]).encode()).hexdigest()[:32]
     folder = root / key
     if not (folder / "meta.json").is_file():
-        write_store(replace(read()._store, source_hash=contents), folder)
-    return MultimodalDataset(open_store(folder))
+        _convert(root, folder, files, lambda: replace(read()._store, source_hash=contents))
+    store = open_store(folder)
+    if record is not None:
+        _write_record(root / _RECORD, record)
+    return MultimodalDataset(store)
 
 
-def _hash_of_files(files: Sequence[Path], root: Path) -> str:
+def _convert(root: Path, folder: Path, files: Sequence[Path], read: Callable[[], Store]) -> None:
+    """Writes the entry `folder`; of several processes that want the same one, the first does and the others wait for it."""
+    missing = [parent for parent in (root, *root.parents) if not parent.exists()]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{root}: cannot be written ({error.strerror}); pass cache_dir= a folder that can") from error
+    try:
+        with only_one(root / f"{folder.name}.lock"):
+            if not (folder / "meta.json").is_file():
+                write_store(read(), folder)
+    except MemoryError as error:
+        raise no_memory(files[0], sum(file.stat().st_size for file in files)) from error
+    finally:
+        for parent in dict.fromkeys((root, *missing)):
+            with contextlib.suppress(OSError):  # all is well: something is in it
+                parent.rmdir()
+
+
+def _hash_of_files(files: Sequence[Path], root: Path) -> tuple[str, dict[str, Any] | None]:
+    """The hash of the contents, and the record to keep of them where it has changed."""
     record_path = root / _RECORD
     try:
         record = json.loads(record_path.read_text(encoding="utf-8"))
@@ -55,14 +82,17 @@ def _hash_of_files(files: Sequence[Path], root: Path) -> str:
     for file in files:
         stat, name = file.stat(), str(file.resolve())
         entry = known.get(name)
-        if not (isinstance(entry, list) and len(entry) == 3 and entry[:2] == [stat.st_size, stat.st_mtime_ns]):
+        if not (isinstance(entry, list) and len(entry) == 3 and entry[:2] == [stat.st_size, stat.st_mtime_ns] and _is_digest(entry[2])):
             with open(file, "rb") as opened:
                 entry = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(opened, "sha256").hexdigest()]
             known[name], changed = entry, True
         digests.append(entry[2])
-    if changed:
-        _write_record(record_path, known)
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    contents = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return contents, known if changed else None
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:

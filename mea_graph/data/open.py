@@ -13,6 +13,7 @@ import numpy as np
 from mea_graph.data.cache import cached
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
+from mea_graph.data.kinds import check_kind, kind_of
 from mea_graph.data.readers.any_pickle import read_any_pickle
 from mea_graph.data.readers.csd import read_csd
 from mea_graph.data.readers.misa import read_misa
@@ -65,11 +66,11 @@ def open_dataset(
         ...     open_dataset(f"{folder}/clips.npz")
         MultimodalDataset(2, audio=3)
     """
-    origin, files = _locate(source)
+    if format != "auto" and format not in _READERS:
+        raise DataError(f"format: expected 'auto' or one of {list(_READERS)}, got {format!r}")
+    origin, files = _locate(source, format)
     if format == "auto":
         format = _sniff(origin, files)
-    if format not in _READERS:
-        raise DataError(f"format: expected 'auto' or one of {list(_READERS)}, got {format!r}")
     if files is not None and format not in _SEVERAL_FILES:
         raise DataError(f"{origin}: format {format!r} is one file, got {list(files)}")
     if files is None and format == "csd":
@@ -78,6 +79,8 @@ def open_dataset(
     _check_options(format, reader, options)
     if isinstance(options.get("embedding"), str | os.PathLike):
         options["embedding"] = _load_array(Path(options["embedding"]))
+    for path in [origin] if files is None else files.values():
+        check_kind(path, format)
     names = None if files is None else list(files)
     dataset = cached(
         origin,
@@ -90,8 +93,9 @@ def open_dataset(
     return dataset if modalities is None else dataset.with_modalities(modalities)
 
 
-def _locate(source: PathLike | Mapping[str, PathLike]) -> tuple[Path, dict[str, Path] | None]:
+def _locate(source: PathLike | Mapping[str, PathLike], format: str) -> tuple[Path, dict[str, Path] | None]:
     """The path that names the source, and its files by name where they are several."""
+    files: dict[str, Path] | None
     if isinstance(source, Mapping):
         if not source:
             raise DataError("source: expected at least one file, got an empty dict")
@@ -99,28 +103,37 @@ def _locate(source: PathLike | Mapping[str, PathLike]) -> tuple[Path, dict[str, 
         origin = next(iter(files.values()))
     else:
         origin = Path(source)
-        if not origin.is_dir():
-            files = None
-        elif not (files := next(filter(None, ({p.stem: p for p in sorted(origin.glob(f"*{s}"))} for s in _SUFFIXES.values())), None)):
-            raise DataError(f"{origin}: expected a folder with {' or '.join(_SUFFIXES.values())} files, got none")
+        files = _files_of(origin, format) if origin.is_dir() else None
     for path in [origin] if files is None else files.values():
         if not path.is_file():
             raise DataError(f"{path}: no such file")
     return origin, files
 
 
+def _files_of(folder: Path, format: str) -> dict[str, Path]:
+    """A folder's files of the one form that it holds, or that `format` asks for."""
+    if format not in ("auto", *_SUFFIXES):
+        raise DataError(f"{folder}: format {format!r} is one file, got a folder")
+    found = {form: {p.stem: p for p in sorted(folder.glob(f"*{suffix}"))} for form, suffix in _SUFFIXES.items()}
+    forms = [form for form, files in found.items() if files and format in ("auto", form)]
+    if not forms:
+        wanted = list(_SUFFIXES.values()) if format == "auto" else [_SUFFIXES[format]]
+        raise DataError(f"{folder}: expected a folder with {' or '.join(wanted)} files, got none")
+    if len(forms) > 1:
+        seen = ", ".join(f"format {form!r}: {' '.join(p.name for p in list(found[form].values())[:5])}" for form in forms)
+        raise DataError(f"{folder}: holds files of several formats ({seen}); say which with format=")
+    return found[forms[0]]
+
+
 def _sniff(origin: Path, files: dict[str, Path] | None) -> str:
     path = origin if files is None else next(iter(files.values()))
+    kind = kind_of(path)
+    if kind == "pickle" and files is not None:
+        return "misa"
+    if kind:
+        return kind
     with open(path, "rb") as file:
         head = file.read(8)
-    if head == b"\x89HDF\r\n\x1a\n":
-        return "csd"
-    if head.startswith(b"PK\x03\x04"):
-        return "npz"
-    if head[:1] == b"\x80" or (
-        head[:1] in (b"(", b"]", b"}", b"c") and path.suffix in (".pkl", ".pickle", ".p")
-    ):  # protocol 2 and later, or before
-        return "pickle" if files is None else "misa"
     raise DataError(f"{path}: its format is not plain from its first bytes {head!r}; pass format= one of {list(_READERS)}")
 
 
@@ -134,6 +147,9 @@ def _check_options(format: str, reader: Callable[..., MultimodalDataset], option
 
 def _load_array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # takes no memory for what a header claims and the file lacks
+        if not isinstance(mapped, np.ndarray):
+            raise ValueError("it holds several arrays")
+        return np.array(mapped)
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
         raise DataError(f"embedding: {path}: cannot be read as .npy ({error})") from error

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mea_graph.data.errors import DataError
+from mea_graph.data.errors import DataError, printable
 from mea_graph.data.ragged import Ragged, check_finite, pack
+from mea_graph.data.texts import text_array
 
 _RESERVED = {"y", "id"}  # names a sample uses beside its modalities
+_MOST_CLASSES = 1 << 16  # counting classes takes memory for every one up to the largest
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def build_store(
         split=None if split is None else _checked_column("split", split, samples, kinds="U"),
         fields={name: _checked_column(f"field {name!r}", values, samples) for name, values in (fields or {}).items()},
         label_names=_checked_label_names(label_names, labels),
-        notes=tuple(notes),
+        notes=tuple(map(printable, notes)),
     )
 
 
@@ -96,6 +98,7 @@ def _checked_ids(ids: Sequence[Any] | None, samples: int) -> list[str]:
     if ids is not None and len(ids) != samples:
         raise DataError(f"ids: expected {samples}, one a sample, got {len(ids)}")
     names = [str(i) for i in (range(samples) if ids is None else ids)]
+    text_array("ids", names)
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -111,7 +114,7 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
     if array.ndim not in (1, 2) or len(array) != len(ids) or (array.ndim == 2 and array.shape[1] < 2):
         raise DataError(f"y: expected shape ({len(ids)},), or ({len(ids)}, K) for K >= 2 binary labels, got {array.shape}")
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what overflows becomes inf, which is refused with its sample
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes inf, which is refused with its sample
             array = array.astype(np.float32)
     if not (finite := np.isfinite(array.reshape(len(array), -1)).all(axis=1)).all():
         raise DataError(f"y: sample {ids[int(np.argmin(finite))]!r}: expected finite numbers, got {array[int(np.argmin(finite))]}")
@@ -126,13 +129,24 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
     if len(labels) and labels.min() < 0:
         worst = int(np.argmin(labels))
         raise DataError(f"y: sample {ids[worst]!r}: expected a class number >= 0 (for regression give floats), got {labels[worst]}")
+    if len(labels) and labels.max() >= _MOST_CLASSES:
+        worst = int(np.argmax(labels))
+        raise DataError(
+            f"y: sample {ids[worst]!r}: expected a class number below {_MOST_CLASSES} (for regression give floats), got {labels[worst]}"
+        )
     return labels
 
 
 def _checked_column(what: str, values: Any, samples: int, kinds: str = "biufU") -> np.ndarray:
-    array = np.asarray(values)
-    if array.dtype.kind == "O" and all(isinstance(v, str) for v in array.flat):
-        array = array.astype(np.str_)
+    if not isinstance(values, np.ndarray | list | tuple):
+        values = np.asarray(values)
+    if isinstance(values, np.ndarray) and (values.dtype.kind != "O" or not values.ndim):
+        texts = values.dtype.kind == "U" and values.ndim == 1
+    else:  # such as a list
+        texts = any(isinstance(value, str) for value in values) and np.ndim(values[0]) == 0
+        if texts and any(value is None for value in values):
+            raise DataError(f"{what}: expected one text a sample, got None among them")
+    array = text_array(what, values) if texts else np.asarray(values)
     if array.shape != (samples,):
         raise DataError(f"{what}: expected one value a sample, shape ({samples},), got {array.shape}")
     if array.dtype.kind not in kinds and array.size:
@@ -150,4 +164,4 @@ def _checked_label_names(names: Sequence[str] | None, y: np.ndarray | None) -> t
     needed = y.shape[1] if y.ndim == 2 else int(y.max(initial=-1)) + 1
     if len(names) < needed or (y.ndim == 2 and len(names) != needed):
         raise DataError(f"label_names: expected {needed} names, got {len(names)}: {list(names)}")
-    return tuple(str(n) for n in names)
+    return tuple(text_array("label_names", [str(n) for n in names]).tolist())

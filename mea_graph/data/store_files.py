@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import time
 import uuid
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
 from mea_graph.data.store import Store
 
-FORMAT_VERSION = 1  # raise it whenever what is written, or what readers make of a file, changes
+FORMAT_VERSION = 2  # raise it whenever what is written, or what readers make of a file, changes
+_SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # what a disk says that syncs no folders
 _TEMPORARY = ".writing-"
 _ABANDONED = 24 * 3600.0  # seconds after which a temporary folder counts as left by a process that was killed
 
@@ -47,9 +51,16 @@ def write_store(store: Store, folder: Path) -> None:
 
 
 def open_store(folder: Path) -> Store:
-    """Opens what `write_store` wrote; contents were checked then, so only the outline is checked here."""
+    """Opens what `write_store` wrote, once it is sure that it is still the same.
+
+    Small files are compared with their check sums each time; large ones where they are newer than `meta.json`, which is written
+    last: after a copy, that is, or a change. They need not be read for it again once they were found to be the same.
+    """
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta.pop("sum") != _sum_of(meta):
+            raise ValueError("meta.json has changed since it was written")
+        _check_files(folder, meta["files"])
         store = Store(
             sequences={name: _open_sequences(folder, i, entry) for i, (name, entry) in enumerate(meta["modalities"].items())},
             ids=_load(folder / "ids.npy").tolist(),
@@ -60,40 +71,60 @@ def open_store(folder: Path) -> Store:
             notes=tuple(meta["notes"]),
             source_hash=meta["source_hash"],
         )
-        for name, ragged in store.sequences.items():
-            if (
-                len(ragged.ptr) != len(store.ids) + 1
-                or ragged.ptr[-1] != len(ragged.values)
-                or ragged.width != meta["modalities"][name]["width"]
-            ):
-                raise ValueError(f"the arrays of {name!r} do not fit each other")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        _check_outline(store)
+    except Exception as error:  # a damaged file can raise nearly anything
         raise DataError(f"{folder}: the cache is damaged ({error}); delete this folder to have it written again") from error
     return store
 
 
+def _check_files(folder: Path, files: dict[str, list[int]]) -> None:
+    written = (folder / "meta.json").stat().st_mtime_ns
+    read_again = False
+    for name, (size, expected) in files.items():
+        stat = (folder / name).stat()
+        if stat.st_size != size:
+            raise ValueError(f"{name} has {stat.st_size} bytes, not {size}")
+        newer = stat.st_mtime_ns >= written
+        if (newer or size <= _SMALL) and _sum_of_file(folder / name) != expected:
+            raise ValueError(f"{name} has changed since it was written")
+        read_again |= newer and size > _SMALL
+    if read_again:
+        with contextlib.suppress(OSError):  # a cache that may only be read is compared each time
+            os.utime(folder / "meta.json")
+
+
+def _check_outline(store: Store) -> None:
+    """Refuses arrays that do not fit each other."""
+    samples = len(store.ids)
+    for name, ragged in store.sequences.items():
+        steps = len(ragged.values)
+        fits = ragged.values.ndim == 2 and ragged.ptr.shape == (samples + 1,) and ragged.ptr[0] == 0 and ragged.ptr[-1] == steps
+        if not fits or (ragged.lengths < 0).any() or (ragged.time is not None and ragged.time.shape != (steps,)):
+            raise ValueError(f"the arrays of {name!r} do not fit each other")
+    for name, column in {"y": store.y, "split": store.split, **store.fields}.items():
+        if column is not None and len(column) != samples:
+            raise ValueError(f"{name!r} has {len(column)} values for {samples} samples")
+
+
 def _write_files(store: Store, folder: Path) -> None:
+    arrays: dict[str, np.ndarray | None] = {"ids": np.asarray(store.ids, dtype=np.str_), "y": store.y, "split": store.split}
+    arrays |= {f"field{i}": values for i, values in enumerate(store.fields.values())}
     for i, ragged in enumerate(store.sequences.values()):
-        _save(folder / f"x{i}.npy", ragged.values)
-        _save(folder / f"ptr{i}.npy", ragged.ptr)
-        if ragged.time is not None:
-            _save(folder / f"time{i}.npy", ragged.time)
-    _save(folder / "ids.npy", np.asarray(store.ids, dtype=np.str_))
-    for name, array in (("y", store.y), ("split", store.split), *((f"field{i}", f) for i, f in enumerate(store.fields.values()))):
-        if array is not None:
-            _save(folder / f"{name}.npy", array)
+        arrays |= {f"x{i}": ragged.values, f"ptr{i}": ragged.ptr, f"time{i}": ragged.time}
+    files = {f"{name}.npy": _save(folder / f"{name}.npy", array) for name, array in arrays.items() if array is not None}
     meta: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "source_hash": store.hash,
-        "modalities": {name: {"width": r.width, "time": r.time is not None} for name, r in store.sequences.items()},
+        "modalities": {name: {"time": r.time is not None} for name, r in store.sequences.items()},
         "has_y": store.y is not None,
         "has_split": store.split is not None,
         "fields": list(store.fields),
         "label_names": None if store.label_names is None else list(store.label_names),
         "notes": list(store.notes),
+        "files": files,
     }
     with open(folder / "meta.json", "w", encoding="utf-8") as file:
-        json.dump(meta, file, indent=1)
+        json.dump({**meta, "sum": _sum_of(meta)}, file, indent=1)
         _sync(file)
 
 
@@ -103,14 +134,32 @@ def _open_sequences(folder: Path, i: int, entry: dict[str, Any]) -> Ragged:
     return Ragged(_load(folder / f"x{i}.npy", mapped), ptr, _load(folder / f"time{i}.npy", mapped) if entry["time"] else None)
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
+def _save(path: Path, array: np.ndarray) -> list[int]:
+    """Writes an array; its size on the disk and its check sum."""
+    array = np.ascontiguousarray(array)
+    with open(path, "wb") as file:  # for reading too, numpy would write it in pieces
         np.save(file, array, allow_pickle=False)
         _sync(file)
+        size = file.tell()
+    with open(path, "rb") as file:
+        total = zlib.crc32(file.read(size - array.nbytes))
+    return [size, zlib.crc32(array.reshape(-1).view(np.uint8).data, total) if array.nbytes else total]
 
 
 def _load(path: Path, mapped: bool = False) -> np.ndarray:
     return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+
+
+def _sum_of(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+def _sum_of_file(path: Path) -> int:
+    total = 0
+    with open(path, "rb") as file:
+        while piece := file.read(_SMALL):
+            total = zlib.crc32(piece, total)
+    return total
 
 
 def _sync(file: Any) -> None:
@@ -119,10 +168,16 @@ def _sync(file: Any) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on the disk, after the files themselves."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Puts the names in a folder on the disk, after the files themselves; Windows and some network disks have no such thing."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 

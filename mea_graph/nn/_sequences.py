@@ -62,10 +62,11 @@ def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> E
         got = layout if isinstance(layout, Pointers) else f"{layout.dtype} {tuple(layout.shape)}"
         raise ValueError(f"{name}: expected a bool mask {tuple(x.shape[:2])}, True at real steps, got {got}")
     if layout is None:
-        return Entered(x.flatten(0, 1), Pointers.full(batch, steps, x.device), (batch, steps), None)
+        pointers = Pointers.full(batch, steps, x.device)
+        return Entered(pointers.unpad(x), pointers, (batch, steps), None)
     if x.device.type != "cpu" or is_traced():
-        clean = x.masked_fill(~layout.unsqueeze(-1), 0)
-        return Entered(clean.flatten(0, 1), Pointers.from_mask(layout), (batch, steps), None)
+        clean = x.flatten(0, 1).masked_fill(~layout.flatten().unsqueeze(-1), 0)
+        return Entered(clean, Pointers.from_mask(layout), (batch, steps), None)
     check_prefix(layout, name)
     taken = layout.flatten().nonzero().squeeze(1)
     if len(taken) == batch * steps:

@@ -12,7 +12,7 @@ from torch_geometric.nn.resolver import aggregation_resolver
 from mea_graph.nn._recurrent import GRU, both_ways
 from mea_graph.nn._sequences import Layout, check_sizes, enter
 from mea_graph.ops import Pointers
-from mea_graph.ops.pooling import max_rows, mean_rows, segment_means
+from mea_graph.ops.pooling import max_rows, mean_rows, segment_means, sum_steps
 
 Pooling = Literal["mean", "segments", "max", "gru"]
 
@@ -98,7 +98,7 @@ class ExclusiveEncoder(nn.Module):
         if padded.size(1) == 0:  # a GRU refuses it
             return x.new_zeros(padded.size(0), self.hidden.in_features)
         states = both_ways(self.forward_gru, self.backward_gru, padded, pointers.length)
-        return mean_rows(states.flatten(0, 1), Pointers.from_mask(pointers.mask))
+        return sum_steps(states, pointers) / pointers.length.clamp(min=1).unsqueeze(1).to(x.dtype)
 
 
 def _aggregation(pooling: Aggregation | str) -> Aggregation:

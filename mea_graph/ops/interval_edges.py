@@ -51,6 +51,7 @@ class IntervalEdges:
                 raise ValueError(f"{name}: expected int64 {expected}, got {value.dtype} {tuple(value.shape)}")
         self.num_source_rows = sum(source.num_rows for source in self.sources)
         self._made: dict[str, Tensor] = {}
+        self._known: Sequence[Pointers] = self.sources  # whose widths bound those of the runs
 
     @classmethod
     def of_runs(
@@ -71,6 +72,7 @@ class IntervalEdges:
         edges = cls.__new__(cls)
         edges.sources, edges.target, edges._begin, edges._end, edges.num_source_rows = (), target, begin, end, num_source_rows
         edges._made = {"source_start": source_start, "source_length": source_length}
+        edges._known = ()
         return edges
 
     @classmethod
@@ -169,7 +171,9 @@ class IntervalEdges:
         """
         target = Pointers.join([part.target for part in parts])
         if all(part.sources and part.is_complete for part in parts):
-            return cls.of_runs(*_complete_runs(parts), target)
+            joined = cls.of_runs(*_complete_runs(parts), target)
+            joined._known = [source for part in parts for source in part.sources]
+            return joined
         runs = max(part.source_start.size(1) for part in parts)
         starts, lengths, begins, ends, rows = [], [], [], [], 0
         for part in parts:
@@ -275,6 +279,8 @@ class IntervalEdges:
         return rows.clamp(max=max(self.num_source_rows - 1, 0))
 
     def _longest(self) -> int:
+        if self._known:
+            return max(source.max_length for source in self._known)
         return int(self.source_length.max()) if self.source_length.numel() else 0
 
     @property

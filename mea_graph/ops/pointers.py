@@ -118,7 +118,7 @@ class Pointers:
 
     @property
     def sample(self) -> Tensor:
-        """(N,): the sample of each row. A row of padding has that of its line."""
+        """(N,): the sample of each row. A gap has that of the sample before it, or of the first."""
         if "sample" not in self._made:
             if "parts" in self._made:
                 samples, count = [], 0
@@ -131,13 +131,13 @@ class Pointers:
                 made = numbers.repeat_interleave(self.steps, output_size=self.num_rows)
             else:
                 rows = torch.arange(self.num_rows, device=self.start.device)
-                made = torch.searchsorted(self.start.contiguous(), rows, right=True) - 1
+                made = (torch.searchsorted(self.start.contiguous(), rows, right=True) - 1).clamp_(min=0)
             self._made["sample"] = made
         return self._made["sample"]
 
     @property
     def position(self) -> Tensor:
-        """(N,): the step number of each row in its sample."""
+        """(N,): the step number of each row in its sample; of a gap, a number that no step has."""
         if "position" not in self._made:
             self._made["position"] = torch.arange(self.num_rows, device=self.start.device) - self.start.index_select(0, self.sample)
         return self._made["position"]
@@ -146,7 +146,9 @@ class Pointers:
     def real(self) -> Tensor:
         """(N,), bool: whether a row is a step, and not padding."""
         if "real" not in self._made:
-            self._made["real"] = self.position < self.length.index_select(0, self.sample)
+            before_its_end = self.position < self.length.index_select(0, self.sample)
+            starts_at_once = self.packed or self.steps is not None
+            self._made["real"] = before_its_end if starts_at_once else before_its_end & (self.position >= 0)
         return self._made["real"]
 
     @property
@@ -168,6 +170,8 @@ class Pointers:
         """T: of a padded batch its width, otherwise the longest length (which waits for a device)."""
         if self.steps is not None:
             return self.steps
+        if "max_length" not in self._made and "parts" in self._made:
+            self._made["max_length"] = max(part.max_length for part in self._made["parts"])
         if "max_length" not in self._made:
             self._made["max_length"] = int(self.length.max()) if self.num_samples else 0
         return self._made["max_length"]
@@ -176,7 +180,7 @@ class Pointers:
     def _grid_rows(self) -> Tensor:
         """(N,): where each row is in the padded form; a gap anywhere."""
         if "grid_rows" not in self._made:
-            position = self.position if self.packed else self.position.clamp(max=max(self.max_length - 1, 0))
+            position = self.position if self.packed else self.position.clamp(0, max(self.max_length - 1, 0))
             self._made["grid_rows"] = self.sample * self.max_length + position
         return self._made["grid_rows"]
 
@@ -225,9 +229,12 @@ class Pointers:
         """A padded batch `(B, T, *)` to rows `(N, *)`: the inverse of `pad`."""
         x = x.flatten(0, 1)
         if self._is_grid():
-            return x
+            # An export cannot prove that a view of a view has the strides of the first; a copy has them.
+            return x.clone(memory_format=torch.contiguous_format) if is_traced() else x
         if self.packed:
             return take_rows(x, self._grid_rows)
+        if self.max_length == 0:  # nothing but gaps: zeros that a gradient flows through
+            return x.sum(0, keepdim=True).expand(self.num_rows, *x.shape[1:])
         real = self.real.view(-1, *(1,) * (x.dim() - 1))
         return x.index_select(0, self._grid_rows).masked_fill(~real, 0)
 

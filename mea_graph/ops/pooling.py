@@ -6,14 +6,19 @@ from torch import Tensor
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.segment import segment_sum
 
-__all__ = ["mean_rows", "segment_means", "sum_rows"]
+__all__ = ["max_rows", "mean_rows", "segment_means", "sum_rows", "sum_steps"]
+
+
+def sum_steps(x: Tensor, pointers: Pointers) -> Tensor:
+    """The sum over each sample's steps of a padded batch, (B, T, d) -> (B, d)."""
+    return x.masked_fill(~pointers.mask.unsqueeze(-1), 0).sum(1)
 
 
 def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
     """The sum over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
     if pointers.steps is not None:
         x = pointers.pad(x)
-        return (x if pointers.packed else x.masked_fill(~pointers.mask.unsqueeze(-1), 0)).sum(1)
+        return x.sum(1) if pointers.packed else sum_steps(x, pointers)
     if not pointers.packed:
         x = x.masked_fill(~pointers.real.unsqueeze(-1), 0)
     return segment_sum(x, pointers.sample, pointers.num_samples)

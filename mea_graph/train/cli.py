@@ -5,34 +5,40 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from lightning import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 
 from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.train.config_files import packaged_configs, with_config_paths
 from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
+from mea_graph.train.epoch_log import EpochLog, LogBeforeCheckpoint
 from mea_graph.train.error_message import one_line
 from mea_graph.train.mea_module import MEAModule
+from mea_graph.train.model_checkpoint import ModelCheckpoint
+from mea_graph.train.monitors import check_monitors
 from mea_graph.train.prediction_writer import PredictionWriter
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores, plain, scores_table, write_json
+from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
-from mea_graph.train.task_module import NonFiniteLossError, TaskModule
+from mea_graph.train.task_module import NonFiniteLossError, TaskModule, check_precision
 from mea_graph.train.versions import versions
-from mea_graph.train.whole_checkpoints import WholeCheckpoints
+from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
+from mea_graph.train.whole_files import write_whole
 
 LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
@@ -46,8 +52,10 @@ class CommandLine(LightningCLI):
     """
 
     folder: RunFolder
+    checkpoint: dict[str, Any] | None  # what is resumed or evaluated, until the model is known to fit it
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], closing: ExitStack) -> None:
+        self.closing = closing
         plain_errors = {"exit_on_error": False}
         super().__init__(
             TaskModule,
@@ -95,56 +103,86 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         resuming = self.subcommand == "fit" and config.ckpt_path is not None
         configs = [Path(str(path)) for path in config.get("config") or []]
-        self.folder = RunFolder.choose(config.run_dir, configs, fresh=self.subcommand == "fit" and not resuming)
-        if self.subcommand != "fit" or resuming:
+        fits, first = self.subcommand == "fit", getattr(rank_zero_only, "rank", 0) == 0
+        self.folder = RunFolder.choose(config.run_dir, configs, fits and not resuming, trains=fits and first)
+        self.closing.callback(self.folder.release)
+        self.checkpoint = None
+        if not fits or resuming:
             config.ckpt_path = str(self.folder.find_checkpoint(config.ckpt_path))
+            self.checkpoint = read_checkpoint(config.ckpt_path)
 
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
             raise DataError(one_line(error)) from error
-        path = self.config[self.subcommand].ckpt_path
-        if path is not None:
-            check_same_options(Path(path), self.model)
+        if self.checkpoint is not None:
+            path = self.config[self.subcommand].ckpt_path
+            with self.restoring.errors(path):
+                check_same_options(path, self.checkpoint, self.model)
+            self.checkpoint = None  # Lightning reads it again
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
         if config.logger is None:
-            kwargs["logger"] = CSVLogger(self.folder.path, name="logs") if self.subcommand == "fit" else False
+            kwargs["logger"] = EpochLog(self.folder.path, name="logs") if self.subcommand == "fit" else False
         if config.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.folder.path)
         if self.subcommand != "fit" and config.enable_checkpointing is None:
             kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in config.callbacks or [])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins(config.plugins)):
             kwargs["plugins"] = [*plugins(config.plugins), WholeCheckpoints()]
-        kwargs["callbacks"] = [*(config.callbacks or []), *self._callbacks(config.fast_dev_run)]
+        self.restoring = Restoring()
+        kwargs["callbacks"] = [*(config.callbacks or []), *self._callbacks(config.fast_dev_run), self.restoring]
         if config.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
         return super().instantiate_trainer(**kwargs)
 
     def fit(self, **kwargs: Any) -> None:
-        self.trainer.fit(weights_only=True, **kwargs)
+        with self._stopping(kwargs.get("ckpt_path")):
+            self.trainer.fit(weights_only=True, **kwargs)
 
     def validate(self, **kwargs: Any) -> None:
-        self.trainer.validate(weights_only=True, verbose=False, **kwargs)
+        with self._stopping(kwargs.get("ckpt_path")):
+            self.trainer.validate(weights_only=True, verbose=False, **kwargs)
 
     def test(self, **kwargs: Any) -> None:
-        self.trainer.test(weights_only=True, verbose=False, **kwargs)
+        with self._stopping(kwargs.get("ckpt_path")):
+            self.trainer.test(weights_only=True, verbose=False, **kwargs)
 
     def predict(self, **kwargs: Any) -> None:
-        self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
+        with self._stopping(kwargs.get("ckpt_path")):
+            self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
 
     def before_fit(self) -> None:
-        self.datamodule.check_parts("train", *(["valid"] if self.trainer.limit_val_batches else []))
+        validates = bool(self.trainer.limit_val_batches)
+        self.datamodule.check_parts("train", *(["valid"] if validates else []))
+        self.datamodule.check_labelled()
+        check_precision(self.trainer.precision)
+        if not self.config["fit"].trainer.fast_dev_run:
+            check_monitors(trainer_callbacks(self.trainer), self.model, self.datamodule, validates)
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
         if self.trainer.is_global_zero and not self.config["fit"].trainer.fast_dev_run:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            (self.folder.path / "config.yaml").write_text(yaml.safe_dump(self.configuration(), sort_keys=False), encoding="utf-8")
+            write_whole(self.folder.path / "config.yaml", yaml.safe_dump(self.configuration(), sort_keys=False))
+
+    def before_validate(self) -> None:
+        self.datamodule.check_labelled()
+
+    def before_test(self) -> None:
+        self.datamodule.check_labelled()
 
     def after_fit(self) -> None:
-        self._announce(f"best checkpoint: {self.folder.checkpoint('best')}")
-        self._announce(f"next: mea-graph test --config {self.folder.path / 'config.yaml'}")
+        for callback in trainer_callbacks(self.trainer):
+            if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+                self._announce(f"stopped early: {one_line(ValueError(callback.stopping_reason_message))}")
+            if isinstance(callback, ModelCheckpoint) and callback.filename == "best":
+                found = self.folder.checkpoint("best")
+                if callback.best_model_path:
+                    self._announce(f"best checkpoint: {found}")
+                    self._announce(f"next: mea-graph test --config {self.folder.path / 'config.yaml'}")
+                else:
+                    hint = "watch another one with --early_stopping.monitor, or use the last epoch with --ckpt_path last"
+                    self._announce(f"no best checkpoint: {callback.monitor} was not a number in any epoch; {hint}")
 
     def after_validate(self) -> None:
         self._report("valid")
@@ -154,7 +192,7 @@ class CommandLine(LightningCLI):
         if scores is None:
             return
         write_json(
-            self.folder.path / "metrics.json",
+            self.metrics,
             {
                 "metrics": scores,
                 "checkpoint": self.config[self.subcommand].ckpt_path,
@@ -165,10 +203,10 @@ class CommandLine(LightningCLI):
                 "config": self.configuration(),
             },
         )
-        self._announce(f"written: {self.folder.path / 'metrics.json'}")
+        self._announce(f"written: {self.metrics}")
 
     def after_predict(self) -> None:
-        self._announce(f"written: {self.folder.path / 'predictions.csv'}")
+        self._announce(f"written: {self.predictions}")
 
     def configuration(self) -> dict[str, Any]:
         """Returns every option of this run as plain containers, without its folder, checkpoint and composed files."""
@@ -177,16 +215,49 @@ class CommandLine(LightningCLI):
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
         callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines()]
+        if self.subcommand == "test":
+            self.metrics = self._result("metrics.json", "test")
         if self.subcommand == "predict":
-            path = self.folder.path / "predictions.csv"
-            callbacks.append(PredictionWriter(path, self.datamodule.task, self.datamodule.dataset.ids, self.datamodule.label_names))
+            data = self.datamodule
+            self.predictions = self._result("predictions.csv", data.predict_split)
+            callbacks.append(PredictionWriter(self.predictions, data.task, data.dataset.ids, data.label_names))
         if self.subcommand == "fit" and not fast_dev_run:
             watched = self.config_init["fit"].early_stopping
             folder = self.folder.checkpoint("best").parent
+            callbacks.append(LogBeforeCheckpoint())
             # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
             callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=watched.mode, enable_version_counter=False))
             callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         return callbacks
+
+    def _result(self, name: str, part: str) -> Path:
+        """Where a result goes; other data than the run's own has files of its own."""
+        data, trained = self.datamodule, (self.checkpoint or {}).get(SequenceDataModule.__qualname__)
+        own = isinstance(trained, dict) and trained.get("data_hash") == data.dataset.hash
+        return self.folder.result(name, part, data.source, None if own else data.dataset.hash)
+
+    @contextmanager
+    def _stopping(self, checkpoint: str | None) -> Iterator[None]:
+        """Says in one line what ended a command from outside: Lightning leaves with 0 after SIGTERM, with 1 after Ctrl+C, wordless."""
+        try:
+            with self.restoring.errors(checkpoint):
+                yield
+        except SystemExit as stop:
+            if isinstance(stop, SIGTERMException):
+                name, code = "SIGTERM", 143
+            elif isinstance(stop.__context__, KeyboardInterrupt):
+                name, code = "Ctrl+C", 130
+            else:
+                raise
+            if self.trainer.is_global_zero:
+                how = f" in epoch {self.trainer.current_epoch}; go on with: {self._go_on()}" if self.subcommand == "fit" else ""
+                print(f"mea-graph: stopped by {name}{how}", file=sys.stderr)
+            raise SystemExit(code) from stop
+
+    def _go_on(self) -> str:
+        """The command that takes this run up again."""
+        how = "--ckpt_path last" if self.folder.checkpoint("last").is_file() else f"--run_dir {self.folder.path}"
+        return f"mea-graph fit --config {self.folder.path / 'config.yaml'} {how}"
 
     def _report(self, part: str) -> dict[str, dict[str, float]] | None:
         """Prints the metrics beside the constant predictor's; returns them on the first process only."""
@@ -203,26 +274,28 @@ class CommandLine(LightningCLI):
             print(message, flush=True)
 
 
+def trainer_callbacks(trainer: Trainer) -> list[Callback]:
+    """Returns the callbacks of a trainer, in the order in which they are called."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
 def plugins(given: Any) -> list[Any]:
     """Returns the trainer's plugins, of which there may be none, one or several, as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
-def check_same_options(path: Path, model: TaskModule) -> None:
+def check_same_options(path: str, saved: dict[str, Any], model: TaskModule) -> None:
     """Refuses a checkpoint whose model was made with other options than the configuration has, or has other parameters.
 
     Args:
         path: checkpoint file.
+        saved: what it holds.
         model: what the configuration gives.
 
     Raises:
-        DataError: naming the first difference, or where the file is no checkpoint.
+        DataError: naming the first difference.
     """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        weights, options = saved["state_dict"], saved.get("hyper_parameters", {})
-    except Exception as error:
-        raise DataError(f"ckpt_path: expected a checkpoint of plain tensors and containers, got {path}: {one_line(error)[:200]}") from error
+    weights, options = saved["state_dict"], saved.get("hyper_parameters", {})
     hint = "use the run's own config.yaml"
     if (written_by := str(saved.get("mea_graph_version", __version__))) != __version__:
         hint += f", or mea-graph {written_by}, which wrote the checkpoint (this is {__version__})"
@@ -246,9 +319,11 @@ def main(arguments: Sequence[str]) -> int:
         arguments: the words of the command line, without the program's name.
     """
     quieten()
-    sys.path.append(os.getcwd())  # so that `--model my_file.MyModule` is found, as with `python -m`
+    if os.getcwd() not in sys.path:  # so that `--model my_file.MyModule` is found; last, so that no file there stands for another module
+        sys.path.append(os.getcwd())
     try:
-        CommandLine(arguments)
+        with ExitStack() as closing:
+            CommandLine(arguments, closing)
     except USER_ERRORS as error:
         print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
         return 2

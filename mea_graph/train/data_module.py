@@ -140,7 +140,10 @@ class SequenceDataModule(L.LightningDataModule):
     def label_names(self) -> list[str] | None:
         """Names of the classes or labels."""
         own = self.dataset.label_names
-        return list(own) if own is not None else self.wanted_label_names
+        names = list(own) if own is not None else self.wanted_label_names
+        if names is not None and self.task != "regression" and (len(names) != self.out_channels or len(set(names)) < len(names)):
+            raise DataError(f"label_names: expected {self.out_channels} names, each once, got {len(names)}: {', '.join(names)}"[:300])
+        return names
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
@@ -164,19 +167,37 @@ class SequenceDataModule(L.LightningDataModule):
 
         Shape: ``(N,)`` or ``(N, K)``.
         """
+        return torch.as_tensor(self.check_labelled()[self._part(part)])
+
+    def check_labelled(self) -> np.ndarray:
+        """Returns all targets, or says that the data has none, before anything is trained or measured."""
         if self.dataset.y is None:
-            raise DataError("y: the data has no targets, so nothing can be trained or measured on it")
-        return torch.as_tensor(self.dataset.y[self._part(part)])
+            raise DataError("y: the data has no targets, so nothing can be trained or measured on it; `predict` needs none")
+        return self.dataset.y
+
+    def some_samples(self, part: str) -> Any:
+        """Returns the first samples of one part, two at most, as a batch, as they are in the source.
+
+        Args:
+            part: ``train``, ``valid`` or ``test``.
+        """
+        return next(iter(DataLoader(self.dataset.subset(self._part(part)[:2]), batch_size=2)))
 
     def train_dataloader(self) -> DataLoader:
-        indices = self._part("train")
-        processes = self._processes
-        return self._loader(indices, shuffle=True, num_replicas=processes[1], rank=processes[0])
+        self.check_labelled()
+        rank, processes = self._processes
+        loader = self._loader(self._part("train"), shuffle=True, num_replicas=processes, rank=rank)
+        if self.trainer is not None:  # in a resumed run Lightning sets the epoch too late for workers, which fetch at once
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            loader.batch_sampler.set_epoch(progress.processed)
+        return loader
 
     def val_dataloader(self) -> DataLoader:
+        self.check_labelled()
         return self._evaluation_loader("valid")
 
     def test_dataloader(self) -> DataLoader:
+        self.check_labelled()
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
@@ -191,6 +212,8 @@ class SequenceDataModule(L.LightningDataModule):
             "train": torch.as_tensor(self.parts.get("train", np.arange(0))),
             "standardize": self.standardize,
             "statistics": tensors,
+            "seed": int(self.seed),
+            "batch_size": self.batch_size * self._processes[1],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -248,6 +271,14 @@ def check_same_data(state: dict[str, Any], data: SequenceDataModule, stage: str 
     trained = state["train"].numpy()
     if stage == TrainerFn.FITTING and not (same_source and np.array_equal(trained, data.parts.get("train", np.arange(0)))):
         raise DataError("ckpt_path: expected the data and split that the checkpoint was trained on; resume with the run's config.yaml")
+    if stage == TrainerFn.FITTING:
+        batch_size = data.batch_size * data._processes[1]
+        for name, used, asked in (("seed", state.get("seed"), int(data.seed)), ("batch_size", state.get("batch_size"), batch_size)):
+            if used is not None and used != asked:
+                unit = " of all processes together" if name == "batch_size" else ""
+                raise DataError(
+                    f"data.{name}: the checkpoint was trained with {used}{unit}, this run has {asked}; resume with the run's config.yaml"
+                )
     if (used := state.get("standardize", data.standardize)) != data.standardize:
         raise DataError(f"data.standardize: the checkpoint was trained with {used!r}, the configuration has {data.standardize!r}")
     if not same_source and data.standardize == "train" and state.get("statistics") is None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 from rich.table import Table
 
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.history import History
+from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import cell, constant_scores, plain
 from mea_graph.train.study.recipe import EMBEDDED, open_data, read_recipe

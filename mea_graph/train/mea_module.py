@@ -65,7 +65,7 @@ class MEAModule(TaskModule):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():  # in evaluation's precision
             for part in cast(Iterable[Batch], self.trainer.train_dataloader):
                 given = part.to(self.device)
-                self.network(given.x_dict, given.batch_dict, batch_size=given.num_graphs)
+                self(given.x_dict, given.batch_dict, batch_size=given.num_graphs)
         for module, training in modes.items():
             module.training = training
         if self.trainer.world_size > 1:

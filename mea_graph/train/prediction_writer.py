@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 
 from mea_graph.train.metrics import Task
+from mea_graph.train.whole_files import write_whole
 
 
 class PredictionWriter(L.Callback):
     """Collects the predictions of all processes and writes them as CSV, in the order of the data.
 
     Columns: ``id``, the target where it is known, and by task ``prediction``; ``prediction`` and a probability per class; or
-    a prediction and a probability per label.
+    a prediction and a probability per label. A class is written by its name in every column, by its number where it has none. The file
+    is written whole or not at all.
 
     Args:
         path: file to write.
@@ -29,7 +32,7 @@ class PredictionWriter(L.Callback):
     Example:
         >>> writer = PredictionWriter(Path("predictions.csv"), "classification", ["a"], names=["rest", "stress"])
         >>> writer.row("a", torch.tensor([0.0, 0.0]), torch.tensor(1))
-        {'id': 'a', 'target': 1, 'prediction': 0, 'probability_rest': 0.5, 'probability_stress': 0.5}
+        {'id': 'a', 'target': 'stress', 'prediction': 'rest', 'probability_rest': 0.5, 'probability_stress': 0.5}
     """
 
     def __init__(self, path: Path, task: Task, ids: Sequence[str], names: Sequence[str] | None = None) -> None:
@@ -75,17 +78,17 @@ class PredictionWriter(L.Callback):
                 cells |= {f"target_{name}": int(value) for name, value in zip(names, target.tolist(), strict=True)}
             cells |= {f"prediction_{name}": int(value > 0) for name, value in zip(names, prediction.tolist(), strict=True)}
             return cells | {f"probability_{name}": value for name, value in zip(names, probabilities, strict=True)}
-        if target is not None:
-            cells["target"] = target.item()
         if self.task == "regression":
-            return cells | {"prediction": prediction.item()}
-        cells["prediction"] = int(prediction.argmax())
+            return cells | ({} if target is None else {"target": target.item()}) | {"prediction": prediction.item()}
+        if target is not None:
+            cells["target"] = names[int(target)]
+        cells["prediction"] = names[int(prediction.argmax())]
         return cells | {f"probability_{name}": value for name, value in zip(names, prediction.softmax(0).tolist(), strict=True)}
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
         place = {id_: number for number, id_ in enumerate(self.ids)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: place[row["id"]]))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(sorted(rows, key=lambda row: place[row["id"]]))
+        write_whole(self.path, text.getvalue())

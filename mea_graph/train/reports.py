@@ -14,6 +14,7 @@ from torch import Tensor
 from mea_graph.train.baselines import constant_prediction
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.metrics import TaskMetrics
+from mea_graph.train.whole_files import write_whole
 
 
 def constant_scores(data: SequenceDataModule, part: str, sentiment: bool = False) -> dict[str, float]:
@@ -65,7 +66,7 @@ def scores_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Tabl
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes a record as strict JSON; an undefined value becomes null.
+    """Writes a record as strict JSON, whole or not at all; an undefined value becomes null.
 
     Args:
         path: file to write; its folder is made.
@@ -74,8 +75,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         TypeError: where a value is none of these.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(defined(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(defined(record), indent=2, allow_nan=False) + "\n")
 
 
 def cell(value: float) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from mea_graph.data import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing claims a folder
+    fcntl = None  # type: ignore[assignment]
 
 RUNS = Path("runs")
 LAUNCHED = "MEA_GRAPH_RUN_DIR"  # how the first process tells the ones it launches which folder it chose
@@ -16,7 +23,7 @@ class RunFolder:
     """Names the files of one run: ``config.yaml``, ``logs``, ``checkpoints/best.ckpt`` and ``last.ckpt``, and what evaluation writes.
 
     Args:
-        path: the folder; made when the first file is written.
+        path: the folder; made when the first file is written, or when it is claimed.
 
     Example:
         >>> RunFolder("runs/mosi/0").checkpoint("best").as_posix()
@@ -25,9 +32,11 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._made: list[Path] = []  # by `claim`, the outermost first
+        self._claim: int | None = None
 
     @classmethod
-    def choose(cls, given: str | None, configs: Sequence[Path], fresh: bool) -> RunFolder:
+    def choose(cls, given: str | None, configs: Sequence[Path], fresh: bool, trains: bool = False) -> RunFolder:
         """Returns the folder given, that of a run whose configuration is given, or ``runs/<config>/<number>``.
 
         The number is a new one for a fresh run, else the latest.
@@ -36,19 +45,25 @@ class RunFolder:
             given: a folder that the user asks for.
             configs: configuration files; the last one names the run.
             fresh: whether a new run begins.
+            trains: whether this process is going to write checkpoints: it then claims the folder for itself, until `release`.
 
         Raises:
-            DataError: where a fresh run would overwrite another, or there is no run to go on with.
+            DataError: where a fresh run would overwrite another, another process trains in the folder, or there is no run to go on with.
         """
         launched = os.environ.get(LAUNCHED) if "LOCAL_RANK" in os.environ else None
         if launched is not None:
             return cls(launched)
+        numbered = False
         if given is not None:
             folder = cls(given)
         elif configs and cls(configs[-1].parent).checkpoint("last").exists():
             folder = cls(configs[-1].parent)
         else:
-            folder = cls._numbered(configs[-1].stem if configs else "default", fresh)
+            folder, numbered = cls._numbered(configs[-1].stem if configs else "default", fresh), fresh
+        while trains and not folder.claim(new=numbered):
+            if not numbered:
+                raise DataError(f"run_dir: another process is training in {folder.path}; wait for it, or give another --run_dir")
+            folder = cls._numbered(folder.path.parent.name, fresh)  # another process was faster with this number
         if fresh and folder.checkpoint("last").exists():
             raise DataError(f"run_dir: {folder.path} holds a run; resume it with --ckpt_path last, or give another --run_dir")
         os.environ[LAUNCHED] = str(folder.path)
@@ -63,6 +78,47 @@ class RunFolder:
         if not numbers:
             raise DataError(f"run_dir: there is no run in {parent} yet; start one with `mea-graph fit`, or give --run_dir")
         return cls(parent / str(numbers[-1]))
+
+    def claim(self, new: bool = False) -> bool:
+        """Makes the folder and claims it for this process; the system ends the claim with the process, however it ends.
+
+        Args:
+            new: whether it must not exist yet.
+
+        Returns:
+            Whether the folder is ours now.
+        """
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()][::-1]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir()
+        except FileExistsError:
+            if not self.path.is_dir():
+                raise DataError(f"run_dir: expected a folder, got the file {self.path}") from None
+            if new:
+                return False
+        self._made = missing
+        if fcntl is None:
+            return True
+        self._claim = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        except OSError:  # a network disk without such claims
+            pass
+        return True
+
+    def release(self) -> None:
+        """Ends the claim; folders that it made go with it where they are still empty, so that a refused run leaves nothing behind."""
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+        with contextlib.suppress(OSError):
+            for folder in reversed(self._made):
+                folder.rmdir()
+        self._made = []
 
     def checkpoint(self, name: str) -> Path:
         """Returns the path of the checkpoint ``best`` or ``last``."""
@@ -79,5 +135,23 @@ class RunFolder:
         """
         path = self.checkpoint(wanted or "best") if wanted in (None, "best", "last") else Path(str(wanted))
         if not path.is_file():
-            raise DataError(f"ckpt_path: there is no checkpoint {path}")
+            there = wanted is None and self.checkpoint("last").is_file()
+            raise DataError(f"ckpt_path: there is no checkpoint {path}" + ("; there is --ckpt_path last" if there else ""))
         return path
+
+    def result(self, name: str, part: str = "test", source: str | None = None, digest: str | None = None) -> Path:
+        """Returns where a result goes: nothing but the same samples may ever replace it.
+
+        Args:
+            name: of the file for the test samples of the run's own data, such as ``predictions.csv``.
+            part: the part of the data.
+            source: file or folder of other data than the run was trained on.
+            digest: SHA-256 of other data.
+
+        Example:
+            >>> RunFolder("runs/mine/0").result("predictions.csv", "all", "new/take 2.npz", "0123456789abcdef").name
+            'predictions_take-2_01234567_all.csv'
+        """
+        stem, suffix = os.path.splitext(name)
+        other = [] if digest is None else [re.sub(r"[^\w.]+", "-", Path(source or "events").stem), digest[:8]]
+        return self.path / ("_".join([stem, *other, *([] if part == "test" else [part])]) + suffix)

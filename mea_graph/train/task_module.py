@@ -9,17 +9,22 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.data import Batch
 
 from mea_graph import __version__
+from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train.augmentation import augment
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
+from mea_graph.train.restored_paths import keep_own_paths
 from mea_graph.train.row_gatherer import RowGatherer
 from mea_graph.train.term_means import TermMeans
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -119,8 +124,8 @@ class TaskModule(L.LightningModule):
         self._seed: int | None = None
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Any:
-        """Returns what the network returns."""
-        return self.network(x_dict, batch_dict, batch_size=batch_size)
+        """Returns what the network returns; the features are brought to the precision of its weights."""
+        return self.network({name: x.to(self.dtype) for name, x in x_dict.items()}, batch_dict, batch_size=batch_size)
 
     def loss_terms(self, output: Any, target: Tensor) -> dict[str, Tensor]:
         """Returns the loss to minimise as ``loss`` and each of its terms by name; ``task`` is the term every module has.
@@ -151,6 +156,12 @@ class TaskModule(L.LightningModule):
         prediction = prediction_of(self._run(batch))
         return {"id": list(batch.id), "prediction": prediction.float().cpu(), "target": batch.y.cpu() if "y" in batch else None}
 
+    def number_names(self, batch: Batch) -> tuple[list[str], list[str]]:
+        """Returns the names of the terms of the loss and of the metrics, as this batch has them; nothing is logged."""
+        output = self._run(batch)
+        metrics = self.valid_metrics.scores(prediction_of(output).double(), batch.y)
+        return list(self.loss_terms(output, batch.y)), list(metrics)
+
     def on_validation_epoch_end(self) -> None:
         self._log_means("valid")
         self._log_metrics("valid", self.valid_metrics)
@@ -160,15 +171,24 @@ class TaskModule(L.LightningModule):
         self._log_metrics("test", self.test_metrics)
 
     def setup(self, stage: str) -> None:
+        if self._trainer is not None:
+            check_precision(self._trainer.precision)
         if self._seed is None:
             self._seed = torch.initial_seed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_seed"] = self._seed
         checkpoint["mea_graph_version"] = __version__
+        checkpoint["precision"] = self.trainer.precision
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seed = checkpoint.get("random_seed", self._seed)
+        if self._trainer is None:  # only the weights are loaded
+            return
+        keep_own_paths(checkpoint, self._trainer)
+        used, asked = checkpoint.get("precision", self._trainer.precision), self._trainer.precision
+        if used != asked and self._trainer.state.fn == TrainerFn.FITTING:
+            raise DataError(f"trainer.precision: the checkpoint was trained with {used!r}, this run has {asked!r}; resume with {used!r}")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # per batch, not per epoch: how often the data loader draws before the first batch differs in a resumed epoch
@@ -265,3 +285,19 @@ def prediction_of(output: Any) -> Tensor:
         torch.Size([2, 1])
     """
     return output if isinstance(output, Tensor) else output.prediction
+
+
+def check_precision(precision: str) -> None:
+    """Refuses weights of 16 bits: Adam's steps are lost in them, and in float16 its epsilon is 0.
+
+    Args:
+        precision: of Lightning's ``Trainer``.
+
+    Raises:
+        DataError: with the choices.
+
+    Example:
+        >>> check_precision("bf16-mixed")
+    """
+    if precision not in PRECISIONS:
+        raise DataError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")

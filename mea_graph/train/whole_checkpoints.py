@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +11,65 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mea_graph.data import DataError
-from mea_graph.data.store_files import sync_folder
-
-_TEMPORARY = ".writing"  # after the name: nothing that looks for *.ckpt finds it
+from mea_graph.train.error_message import one_line
+from mea_graph.train.whole_files import write_whole
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, and gives it its name only when all of it is on the disk.
+    """Writes a checkpoint beside its place, and gives it its name only when all of it is on the disk; reads none that is damaged.
 
     Lightning's own writer collects the file in the system's temporary folder and moves it from there: on another file system the move
     is a copy, which a kill or a full disk leaves half done, under the checkpoint's name. What is left by a killed process here ends in
-    ``.writing``, is never read, and is replaced by the next checkpoint of that name.
+    ``.writing``, is never read, and is replaced by the next checkpoint of that name. A checkpoint that is replaced is removed as the
+    one file it is; a folder never is.
 
     Raises:
-        DataError: where the folder or the disk does not take the file; the checkpoint that was there before is still there.
+        DataError: where the folder or the disk does not take the file; the checkpoint that was there before is still there. Where a file
+            is no checkpoint, or other bytes than were written.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if "://" in str(path) or storage_options is not None:  # an object store, which is atomic by itself
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        place = Path(path)
-        temporary = place.with_name(place.name + _TEMPORARY)
         memory = io.BytesIO()  # torch reports a full disk as an error of its own; a plain write does so as the OSError it is
         torch.save(checkpoint, memory)
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(temporary, "wb") as file:
-                    file.write(memory.getbuffer())
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, place)
-            finally:
-                temporary.unlink(missing_ok=True)
-            sync_folder(place.parent)
-        except OSError as error:
-            hint = "make room and resume with --ckpt_path last"
-            raise DataError(f"{place}: the checkpoint could not be written ({error}); {hint}") from error
+        write_whole(path, memory.getbuffer(), "checkpoint", "make room and resume with --ckpt_path last")
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        if "://" in str(path):
+            super().remove_checkpoint(path)
+        else:
+            Path(path).unlink(missing_ok=True)  # of a folder this is an error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Returns what a checkpoint holds, after its check sums were found right: torch itself does not look at them.
+
+    Args:
+        path: file that `WholeCheckpoints` or Lightning wrote.
+
+    Raises:
+        DataError: where the file is damaged, is no checkpoint, or holds more than tensors and plain containers.
+
+    Example:
+        >>> read_checkpoint("pyproject.toml")
+        Traceback (most recent call last):
+        mea_graph.data.errors.DataError: ckpt_path: expected a checkpoint ..., got pyproject.toml: File is not a zip file
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"the part {damaged!r} is not as it was written")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+            raise TypeError("it has no state_dict")
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise DataError(f"ckpt_path: expected a checkpoint of plain tensors and containers, got {path}: {one_line(error)[:200]}") from error
+    return checkpoint

@@ -25,7 +25,13 @@ def test_a_path_may_be_a_string(npz):
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"", "its format is not plain from its first bytes b''"),
+        (b"", r"is empty \(0 bytes\)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n", "is a Git LFS pointer, .* `git lfs pull`"),
+        (b"\n<!DOCTYPE html><html><title>Sign in</title>", r"is a web page \(HTML\)"),
+        (b"\xef\xbb\xbf<HTML>", r"is a web page \(HTML\)"),
+        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "is an XML document"),
+        (b"\x1f\x8b\x08", "is compressed by gzip; unpack it first"),
+        (b"\x93NUMPY\x01\x00", r"is one array \(\.npy\)"),
         (b"text,audio\n1,2\n", "its format is not plain"),
         (pickle.dumps(3), "expected a pickle in the form of MulT, MMSA or MISA, got int"),
         (pickle.dumps({}), "expected a pickle in the form"),
@@ -51,7 +57,7 @@ def test_an_old_pickle_without_a_mark_is_known_by_its_suffix(tmp_path):
     ("source", "options", "message"),
     [
         ("clips.npz", {"format": "csv"}, "format: expected 'auto' or one of"),
-        ("clips.npz", {"format": "mult"}, "not a whole pickle"),
+        ("clips.npz", {"format": "mult"}, "expected a pickle, as format 'mult' is, got a zip archive"),
         ("clips.npz", {"format": "csd"}, "pass their folder or a dict"),
         ("nothing.npz", {}, r"nothing\.npz: no such file"),
         ("", {}, "expected a folder with .csd or .pkl files"),
@@ -68,3 +74,26 @@ def test_wrong_requests_are_refused(npz, source, options, message):
 def test_a_dict_of_files_only_where_the_format_has_several(npz):
     with pytest.raises(DataError, match="format 'npz' is one file"):
         open_dataset({"a": npz, "b": npz})
+
+
+@pytest.mark.parametrize("format", ["mult", "mmsa", "misa", "npz"])
+def test_what_is_no_data_file_is_named_whatever_format_is_asked_for(tmp_path, format):
+    (tmp_path / "a.pkl").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(DataError, match=r"a\.pkl: is a Git LFS pointer"):
+        open_dataset(tmp_path / "a.pkl", format=format)
+
+
+def test_a_folder_of_several_formats_asks_which(tmp_path):
+    """As the script of MISA's authors leaves it."""
+    sample = ((np.zeros(1, int), np.ones((1, 2)), np.ones((1, 3))), np.ones((1, 1)), "v[0]")
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps([sample]))
+    (tmp_path / "COVAREP.csd").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(DataError, match=r"several formats \(format 'csd': COVAREP\.csd, format 'misa': dev\.pkl train\.pkl\); say which"):
+        open_dataset(tmp_path)
+    assert open_dataset(tmp_path, format="misa").channels == {"audio": 3, "vision": 2}
+    with pytest.raises(DataError, match="format 'mult' is one file, got a folder"):
+        open_dataset(tmp_path, format="mult")
+    (tmp_path / "COVAREP.csd").unlink()
+    with pytest.raises(DataError, match=r"expected a folder with \.csd files, got none"):
+        open_dataset(tmp_path, format="csd")

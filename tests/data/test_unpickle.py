@@ -79,6 +79,25 @@ def test_loads_pickles_of_python_2(tmp_path):
     assert loaded["id"] == "caf"
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"(lp0\nI01\naI00\naI-7\naL123456789012345678901234567890L\naL5\naF-1.5e3\naFnan\na.",
+        b"(lS'it\\'s'\naS\"it's\"\naS'\\xff\\n\\\\'\naVna\\u00efve \\U0001f600\na.",
+        b"(dp1\nS'a'\n(I1\nI2\ntp2\nsS'b'\ng2\ns.",
+        b"(dq\x01U\x01a(K\x01M\x00\x02J\xff\xff\xff\xfftq\x02sU\x01bh\x02s.",
+        b"(K\x01K\x02K\x031]2a0N.",
+        b"(I1\nI2\nd.",
+        b"\x80\x02]r\x14\x00\x00\x00(U\x01ar\x15\x00\x00\x00K\x01j\x15\x00\x00\x00e.",
+        pickletools.optimize(pickle.dumps([{"a": ("b", "b")}, "b", 1.5, 2**40, -(2**70), b"c"], 4)),
+    ],
+    ids=range(8),
+)
+def test_old_opcodes_mean_what_they_mean_to_python(tmp_path, program):
+    (tmp_path / "a.pkl").write_bytes(program)
+    assert repr(load_pickle(tmp_path / "a.pkl")) == repr(pickle.loads(program, encoding="latin1"))
+
+
 def test_shared_objects_are_made_once(tmp_path):
     array = np.arange(3)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([array, array, {"again": array}]))

@@ -18,21 +18,53 @@ class Case(NamedTuple):
 
 
 def sequences(*names: str) -> Callable[[int, int], dict[str, tuple[int, ...]]]:
-    return lambda b, t: dict.fromkeys(names, (b, HEADS, t, WIDTH))
+    return lambda b, t: dict.fromkeys(names, (b, t, HEADS, WIDTH))
 
 
 def prior(b: int, t: int) -> dict[str, tuple[int, ...]]:
     return {**sequences("q", "k", "v", "pq", "pk")(b, t), "weight": (HEADS, HEADS, 3, 3), "bias": (HEADS,)}
 
 
+def rows(*tensors: Tensor) -> list[Tensor]:
+    return [t.flatten(0, 1) for t in tensors]
+
+
 def guide(pq: Tensor, pk: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    return {"prior_query": pq, "prior_key": pk, "weight": weight, "bias": bias}
+    return {"prior_query": pq.flatten(0, 1), "prior_key": pk.flatten(0, 1), "weight": weight, "bias": bias}
 
 
 def edges(mask: Tensor, x: Tensor) -> Tensor:
     """A ring over the nodes, and a node that hears nobody."""
     node = torch.arange(x.size(0) - 1, device=x.device)
     return torch.stack([node + 1, node])
+
+
+def two_each(mask: Tensor) -> Tensor:
+    """Every row hears itself and the row after it, and the last one itself."""
+    row = torch.arange(mask.numel(), device=mask.device)
+    return torch.stack([torch.cat([row, row[1:]]), torch.cat([row, row[:-1]])])
+
+
+def complete(mask: Tensor, sources: int) -> ops.IntervalEdges:
+    return ops.IntervalEdges.complete([ops.Pointers.from_mask(mask)] * sources, ops.Pointers.from_mask(mask))
+
+
+def near(mask: Tensor) -> ops.IntervalEdges:
+    pointers = ops.Pointers.from_mask(mask)
+    return ops.IntervalEdges.window(pointers, pointers, steps=2)
+
+
+def two_sources(mask: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = rows(q, k, v)
+    return ops.interval_attention(q, torch.cat([k, v]), torch.cat([v, k]), complete(mask, 2))
+
+
+def guided(mask: Tensor, q: Tensor, k: Tensor, v: Tensor, of: Any = None, **rest: Tensor) -> Tensor:
+    return ops.predictive_attention(*rows(q, k, v), ops.Pointers.from_mask(mask), **guide(**rest), edges=of)
+
+
+def guided_map(mask: Tensor, q: Tensor, k: Tensor, of: Any = None, **rest: Tensor) -> Tensor:
+    return ops.predictive_attention_map(*rows(q, k), ops.Pointers.from_mask(mask), **guide(**rest), edges=of)
 
 
 def nodes(b: int, t: int) -> dict[str, tuple[int, ...]]:
@@ -45,24 +77,34 @@ def segments(name: str) -> Case:
     )
 
 
+def prior_without_value(b: int, t: int) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in prior(b, t).items() if name != "v"}
+
+
+qkv = sequences("q", "k", "v")
 CASES = {
-    "cross_modal_attention": Case(
-        sequences("q", "k", "v"), lambda mask, q, k, v: ops.cross_modal_attention(q, [k, v], [v, k], [mask, mask], mask)
-    ),
-    "cross_modal_attention_map": Case(sequences("q", "k"), lambda mask, q, k: ops.cross_modal_attention_map(q, [k, k], [mask, mask])),
     "edge_attention": Case(nodes, lambda mask, **t: ops.edge_attention(**t, edge_index=edges(mask, t["x"]))),
     "edge_attention, sort_edges": Case(
         nodes, lambda mask, x, **t: ops.edge_attention(x, **t, edge_index=ops.sort_edges(edges(mask, x), x.size(0), x.size(0)))
     ),
+    "interval_attention to two sources": Case(qkv, two_sources),
+    "interval_attention in windows": Case(qkv, lambda mask, **t: ops.interval_attention(*rows(*t.values()), near(mask))),
+    "interval_attention on a list": Case(qkv, lambda mask, **t: ops.interval_attention(*rows(*t.values()), two_each(mask))),
+    "interval_attention_map": Case(
+        sequences("q", "k"), lambda mask, q, k: ops.interval_attention_map(q.flatten(0, 1), torch.cat(rows(k, k)), complete(mask, 2))
+    ),
+    "interval_attention_map in windows": Case(
+        sequences("q", "k"), lambda mask, **t: ops.interval_attention_map(*rows(*t.values()), near(mask))
+    ),
     "masked_softmax": Case(lambda b, t: {"logits": (b, 3, t)}, lambda mask, logits: ops.masked_softmax(logits, mask[:, None])),
-    "predictive_attention": Case(prior, lambda mask, q, k, v, **rest: ops.predictive_attention(q, k, v, **guide(**rest), mask=mask)),
+    "predictive_attention": Case(prior, guided),
+    "predictive_attention in windows": Case(prior, lambda mask, **t: guided(mask, **t, of=near(mask))),
+    "predictive_attention on a list": Case(prior, lambda mask, **t: guided(mask, **t, of=two_each(mask))),
     "predictive_attention without a prior": Case(
-        sequences("q", "k", "v"), lambda mask, q, k, v: ops.predictive_attention(q, k, v, mask=mask)
+        qkv, lambda mask, **t: ops.predictive_attention(*rows(*t.values()), ops.Pointers.from_mask(mask))
     ),
-    "predictive_attention_map": Case(
-        lambda b, t: {name: shape for name, shape in prior(b, t).items() if name != "v"},
-        lambda mask, q, k, **rest: ops.predictive_attention_map(q, k, **guide(**rest), mask=mask),
-    ),
+    "predictive_attention_map": Case(prior_without_value, guided_map),
+    "predictive_attention_map in windows": Case(prior_without_value, lambda mask, **t: guided_map(mask, **t, of=near(mask))),
     "segment_max": segments("segment_max"),
     "segment_mean": segments("segment_mean"),
     "segment_softmax": segments("segment_softmax"),
@@ -95,10 +137,8 @@ def equal(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def test_the_table_holds_every_op_that_takes_numbers() -> None:
-    assert {part for name in CASES for part in name.split(" without")[0].split(", ")} == set(ops.functions) - {
-        "explain",
-        "has_torch_scatter",
-    }
+    others = {"explain", "has_torch_scatter", "record_calls", "use_backend"}
+    assert {part.split(" ")[0] for name in CASES for part in name.split(", ")} == set(ops.functions) - others
 
 
 @every_op

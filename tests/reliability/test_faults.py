@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,25 @@ KILLERS = {
             def on_train_epoch_start(self, trainer, module):
                 if trainer.current_epoch == 2:
                     whole_checkpoints.io = types.SimpleNamespace(BytesIO=Half)
-                    whole_checkpoints.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda number: die()})
+                    whole_files.os = types.SimpleNamespace(**{**vars(os), "fsync": lambda number: die()})
+    """,
+    # just after a checkpoint, before Lightning logs what the epoch came to
+    "log": """
+        def replace(source, target):
+            os.replace(source, target)
+            if str(target).endswith("last.ckpt"):
+                die()
+
+        class Kill(L.Callback):
+            def on_train_epoch_start(self, trainer, module):
+                if trainer.current_epoch == 1:
+                    whole_files.os = types.SimpleNamespace(**{**vars(os), "replace": replace})
     """,
 }
 PROLOGUE = """
 import io, os, signal, types
 import lightning as L
-from mea_graph.train import whole_checkpoints
+from mea_graph.train import whole_checkpoints, whole_files
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -120,6 +133,47 @@ def test_a_cache_that_was_never_finished_is_never_opened(child, source, file):
         assert all(torch.equal(left[name].x, right[name].x) for name in ("audio", "lips"))
 
 
+LOCK_HOLDER = """
+import os, sys, time
+from pathlib import Path
+from mea_graph.data import cache, open_dataset
+
+original = cache.write_store
+
+def write(store, folder):
+    Path(f"converting-{os.getpid()}").touch()
+    if sys.argv[2] == "hang":
+        time.sleep(600)
+    original(store, folder)
+
+cache.write_store = write
+Path("started-" + sys.argv[2]).touch()
+open_dataset(sys.argv[1], split="part")
+"""
+
+
+def test_who_waits_for_a_conversion_takes_over_when_it_is_killed(child, source):
+    """The lock is the system's, and ends with the process; the file of its name that is left does not lock anybody out."""
+    Path("opener.py").write_text(LOCK_HOLDER)
+    first = child("opener.py", source, "hang")
+    wait_for(lambda: list(Path().glob("converting-*")))
+    others = [child("opener.py", source, "wait") for _ in range(2)]
+    wait_for(lambda: Path("started-wait").exists())
+    time.sleep(0.3)
+    assert len(list(Path().glob("converting-*"))) == 1  # the others wait
+    os.kill(first.process.pid, signal.SIGKILL)
+    assert [process.wait() for process in others] == [0, 0], [process.text() for process in others]
+    assert len(list(Path().glob("converting-*"))) == 2  # one of them converted, the other took what it made
+    assert not list(source.with_name("clips.npz.mea-cache").glob("*.lock"))
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(child, command, fit):
     Path("killer.py").write_text(PROLOGUE + "class Kill(L.Callback):\n    def on_train_batch_end(self, *args):\n        die()\n")
     assert child(command, *fit, "--run_dir", "run", "--trainer.callbacks+", "killer.Kill").wait() == -signal.SIGKILL
@@ -159,7 +213,7 @@ class TestFullDisk:
         assert "clips.npz.mea-cache" in stopped.text()
         assert "the cache could not be written" in stopped.text()
         assert "pass cache_dir= a folder with room" in stopped.text()
-        assert [path for path in source.with_name("clips.npz.mea-cache").iterdir() if path.is_dir()] == []
+        assert not source.with_name("clips.npz.mea-cache").exists()
         assert not Path("run").exists()
 
 

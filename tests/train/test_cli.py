@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,8 @@ def test_fit_writes_what_the_other_commands_need(fitted):
     logged = read_logs(fitted)
     assert {name for _, name in logged} >= {"train/disparity", "valid/loss", "valid/accuracy"}
     assert {epoch for epoch, _ in logged} == {0, 1}
+    rows = read_csv(fitted / "logs/version_0/metrics.csv")
+    assert [row["epoch"] for row in rows if row["train/loss"]] == ["0", "1"]  # one row an epoch, though each is logged twice
 
 
 def test_test_and_predict_agree_and_are_right(fitted, classes_source, capsys):
@@ -89,6 +93,36 @@ def test_test_and_predict_agree_and_are_right(fitted, classes_source, capsys):
     assert len(record["data_hash"]) == 64
     for name, value in expected.items():
         assert any(name in line and f"{value:.3f}" in line for line in table.splitlines())
+
+
+def test_what_is_predicted_of_other_samples_replaces_nothing(fitted, classes_source, capsys):
+    config = ["--config", fitted / "config.yaml"]
+    for command in ("test", "predict"):
+        run(command, *config)
+    before = {name: (fitted / name).read_bytes() for name in ("metrics.json", "predictions.csv")}
+    arrays = dict(np.load(classes_source["source"]))
+    np.savez("other.npz", **{**arrays, "audio": arrays["audio"] + 1})
+    capsys.readouterr()
+    run("predict", *config, "--data.predict_split", "all")
+    run("predict", *config, "--data.source", "other.npz")
+    run("test", *config, "--data.source", "other.npz")
+    written = [Path(line.removeprefix("written: ")) for line in capsys.readouterr().out.splitlines() if line.startswith("written: ")]
+    assert len(read_csv(written[0])) == 60
+    assert len(read_csv(written[1])) == 12
+    assert json.loads(written[2].read_text())["data_hash"] != json.loads(before["metrics.json"])["data_hash"]
+    assert [path.name[:18] for path in written] == ["predictions_all.cs", "predictions_other_", "metrics_other_" + written[2].name[14:18]]
+    assert {name: (fitted / name).read_bytes() for name in before} == before
+    run("predict", *config)  # the same samples again are the same file
+    assert (fitted / "predictions.csv").read_bytes() == before["predictions.csv"]
+
+
+def test_no_file_of_the_current_folder_stands_for_another_module(classes_source, capsys):
+    """A module of the user's is found there, but last."""
+    Path("wave.py").write_text("raise SystemExit('a file of the current folder was imported in place of another module')")
+    run("fit", *words(classes_source), "--model", "wave.Mine", expect=2)
+    assert "wave" in capsys.readouterr().err
+    assert sys.path[-1] == os.getcwd()
+    assert sys.path.count(os.getcwd()) == 1
 
 
 def test_validate_prints_the_numbers_of_training(fitted, capsys):
@@ -273,6 +307,25 @@ class TestMistakes:
         self.check(capsys, "of 30 test samples trained this checkpoint", "test", "--config", config, "--data.split", folds)
         gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 8]
         self.check(capsys, "the checkpoint run/checkpoints/best.ckpt has", "test", *words(classes_source), *gru, "--run_dir", "run")
+
+    def test_before_anything_is_written(self, capsys, classes_source):
+        """Not even an empty folder is left behind."""
+        gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 4]
+        fit = ["fit", *words(classes_source), *gru, "--run_dir", "run/new"]
+        self.check(capsys, "trainer.precision: expected one of 32-true, 64-true", *fit, "--trainer.precision", "bf16-true")
+        self.check(capsys, "early_stopping.monitor: expected one of ", *fit, "--early_stopping.monitor", "valid/acc")
+        arrays = dict(np.load(classes_source["source"]))
+        labels = arrays.pop("label")
+        np.savez("bare.npz", **arrays)
+        told = ["--data.task", "classification", "--data.num_classes", 2]
+        self.check(capsys, "y: the data has no targets", *fit, "--data.source", "bare.npz", *told)
+        assert not Path("run").exists()
+        np.savez("full.npz", **arrays, label=labels)
+        run(*fit, "--data.source", "full.npz", "--trainer.max_epochs", 1)
+        for command in ("validate", "test"):
+            self.check(capsys, "y: the data has no targets", command, "--config", "run/new/config.yaml", "--data.source", "bare.npz", *told)
+        run("predict", "--config", "run/new/config.yaml", "--data.source", "bare.npz", *told)
+        assert "target" not in read_csv(next(Path("run/new").glob("predictions_bare_*.csv")))[0]
 
     def test_in_training(self, capsys, classes_source):
         self.check(capsys, "samples of the batch: ", "fit", *words(classes_source), *SMALL, "--model.learning_rate", 1e30)

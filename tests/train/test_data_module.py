@@ -17,7 +17,8 @@ def ids_of(loader):
 
 def attach(data, rank=0, processes=1, fn=TrainerFn.FITTING):
     """What the data module asks of a trainer."""
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, state=SimpleNamespace(fn=fn))
+    fit_loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, state=SimpleNamespace(fn=fn), fit_loop=fit_loop)
     return data
 
 
@@ -226,3 +227,18 @@ def test_a_preset_says_what_to_place_where_and_what_differs(tmp_path):
     np.savez(tmp_path / "own.npz", text=np.ones((4, 3, 300)), label=np.zeros(4))
     with pytest.warns(UserWarning, match="does not follow the protocol of MOSI: audio: expected width 5"):
         assert SequenceDataModule(str(tmp_path / "own.npz"), preset="MOSI").in_channels == {"text": 300}
+
+
+def test_what_has_no_targets_is_neither_trained_nor_measured(tmp_path):
+    np.savez(tmp_path / "bare.npz", audio=np.ones((6, 4, 2)), lips=np.ones((6, 4, 2)), split=np.array(["train", "valid", "test"] * 2))
+    data = SequenceDataModule(str(tmp_path / "bare.npz"), reader={"split": "split"}, task="classification", num_classes=2)
+    for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader):
+        with pytest.raises(DataError, match="y: the data has no targets, so nothing can be trained or measured on it"):
+            loader()
+    assert sum(batch.num_graphs for batch in data.predict_dataloader()) == 2
+
+
+@pytest.mark.parametrize("names", [["rest"], ["rest", "stress", "more"], ["rest", "rest"]])
+def test_every_class_has_a_name_of_its_own(classes_source, names):
+    with pytest.raises(DataError, match=f"label_names: expected 2 names, each once, got {len(names)}: {', '.join(names)}"):
+        _ = SequenceDataModule(**classes_source, label_names=names).label_names

@@ -107,6 +107,28 @@ def test_multilabel_metrics_per_label():
     assert found["f1"] == pytest.approx(np.mean([found[f"f1_{name}"] for name in names]))
 
 
+def test_a_label_whose_logit_is_0_is_not_there():
+    found = scored(np.zeros((3, 2)), np.array([[0, 1], [0, 1], [1, 1]]), "multilabel", 2, label_names=["a", "b"])
+    assert found["accuracy_a"] == pytest.approx(2 / 3)
+    assert found["accuracy_b"] == 0.0
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_sums_are_those_of_float64_also_for_what_a_network_gives(kind):
+    """In float32 the mean, the variance and the correlation of 20,000 values far from 0 are off in the third digit."""
+    rng = np.random.default_rng(4)
+    target = (rng.normal(size=20_000) + 1000).astype(kind)
+    prediction = (target + rng.normal(size=20_000)).astype(kind)
+    true, predicted = target.astype(np.float64), prediction.astype(np.float64)
+    expected = {
+        "mae": mean_absolute_error(true, predicted),
+        "rmse": math.sqrt(np.mean((true - predicted) ** 2)),
+        "corr": pearsonr(predicted, true).statistic,
+        "r2": r2_score(true, predicted),
+    }
+    assert scored(prediction, target, "regression", batches=3) == pytest.approx(expected, abs=1e-9)
+
+
 def test_a_constant_prediction_has_no_correlation_but_all_else():
     target = np.array([-1.0, 0.0, 2.0, 1.0])
     found = scored(np.full(4, 0.1), target, "regression", sentiment=True)

@@ -19,6 +19,72 @@ def test_fresh_runs_count_up_and_others_use_the_latest():
     assert RunFolder.choose(None, [Path("mosi.yaml")], fresh=False).path == Path("runs/mosi/10")
 
 
+def test_a_number_that_was_removed_is_not_used_again():
+    for number in (0, 2):
+        finish(RunFolder(f"runs/mosi/{number}"))
+    assert RunFolder.choose(None, [Path("mosi.yaml")], fresh=True).path == Path("runs/mosi/3")
+    assert RunFolder.choose(None, [Path("mosi.yaml")], fresh=False).path == Path("runs/mosi/2")
+
+
+class TestClaims:
+    """Two folders of one process stand for those of two: the system tells them apart by what was opened."""
+
+    def choose(self, given=None, fresh=True):
+        return RunFolder.choose(given, [Path("mosi.yaml")], fresh, trains=True)
+
+    def test_a_numbered_folder_is_one_process_s(self):
+        first, second = self.choose(), self.choose()
+        assert (first.path, second.path) == (Path("runs/mosi/0"), Path("runs/mosi/1"))
+        first.release()
+        assert not first.path.exists()
+        assert second.path.exists()
+        second.release()
+        assert not second.path.exists()
+
+    def test_processes_that_look_at_once_do_not_share_a_number(self, monkeypatch):
+        """Both see the same numbers; one makes the folder a moment before the other."""
+        original = RunFolder._numbered.__func__
+        seen = []
+
+        def numbered(cls, name, fresh):
+            found = original(cls, name, fresh)
+            if not seen:
+                seen.append(found)
+                Path("runs/mosi/0").mkdir(parents=True)
+            return found
+
+        monkeypatch.setattr(RunFolder, "_numbered", classmethod(numbered))
+        assert self.choose().path == Path("runs/mosi/1")
+
+    @pytest.mark.parametrize("fresh", [True, False])
+    def test_a_given_folder_is_refused_while_another_trains_in_it(self, fresh):
+        first = self.choose("mine")
+        with pytest.raises(DataError, match="run_dir: another process is training in mine; wait for it, or give another --run_dir"):
+            self.choose("mine", fresh)
+        assert RunFolder.choose("mine", [], fresh=False).path == Path("mine")  # who only evaluates may look
+        first.release()
+        again = self.choose("mine", fresh)
+        (again.path / "config.yaml").touch()
+        again.release()
+        assert (again.path / "config.yaml").exists()
+
+    def test_a_file_is_no_folder(self):
+        Path("mine").touch()
+        with pytest.raises(DataError, match="run_dir: expected a folder, got the file mine"):
+            self.choose("mine")
+
+
+def test_results_of_other_samples_have_other_names():
+    folder = RunFolder("mine")
+    names = [
+        folder.result("predictions.csv").name,
+        folder.result("predictions.csv", "all").name,
+        folder.result("metrics.json", "test", "data/new take.npz", "abcdef0123").name,
+        folder.result("predictions.csv", "valid", None, "abcdef0123").name,
+    ]
+    assert names == ["predictions.csv", "predictions_all.csv", "metrics_new-take_abcdef01.json", "predictions_events_abcdef01_valid.csv"]
+
+
 def test_the_configuration_of_a_run_stands_for_its_folder():
     finish(RunFolder("moved/here"))
     assert RunFolder.choose(None, [Path("mosi.yaml"), Path("moved/here/config.yaml")], fresh=False).path == Path("moved/here")

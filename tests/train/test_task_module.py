@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train import LateFusionGRUModule, LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
 
@@ -125,6 +126,38 @@ def test_a_loss_that_is_not_finite_names_the_samples(scores_source):
         NonFiniteLossError, match=r"train loss: expected a finite number, got loss nan, task nan; samples of the batch: \w+, \w+"
     ):
         fit(TaskModule(MeanOfAudio(scale=float("nan")), "regression", 1), data)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_so_does_one_in_evaluation(scores_source, stage):
+    data = SequenceDataModule(**scores_source, batch_size=4)
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(NonFiniteLossError, match=r"(valid|test) loss: expected a finite number, got loss nan, task nan; samples of"):
+        getattr(trainer, stage)(TaskModule(MeanOfAudio(scale=float("nan")), "regression", 1), data, verbose=False)
+
+
+@pytest.mark.parametrize("source", ["classes_source", "labels_source", "scores_source"])
+def test_double_precision_is_that_of_weights_features_and_losses(source, request):
+    """Also with the pass that measures the means of modalities, which makes its batches itself."""
+    losses = {}
+    for precision in ("32-true", "64-true"):
+        torch.manual_seed(0)
+        data = SequenceDataModule(**request.getfixturevalue(source))
+        module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, center_agnostic=True)
+        trainer = fit(module, data, precision=precision)
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.float64 if precision == "64-true" else torch.float32}
+        losses[precision] = {name: value.item() for name, value in trainer.callback_metrics.items() if name.endswith("task")}
+        predicted = trainer.predict(module, data)
+        assert torch.isfinite(predicted[0]["prediction"]).all()
+    assert losses["64-true"] == pytest.approx(losses["32-true"], rel=1e-5)
+    assert losses["64-true"] != losses["32-true"]
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_weights_of_16_bits_are_refused_with_the_choices(scores_source, precision):
+    choices = "trainer.precision: expected one of 32-true, 64-true, bf16-mixed, 16-mixed, got"
+    with pytest.raises(DataError, match=f"{choices} '{precision}'"):
+        fit(TaskModule(MeanOfAudio(), "regression", 1), SequenceDataModule(**scores_source), precision=precision)
 
 
 @pytest.mark.parametrize("module_class", [MEAModule, LateFusionGRUModule])

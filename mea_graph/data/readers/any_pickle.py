@@ -11,6 +11,7 @@ from mea_graph.data.errors import DataError
 from mea_graph.data.readers.misa import misa_dataset
 from mea_graph.data.readers.mmsa import mmsa_dataset
 from mea_graph.data.readers.mult import mult_dataset
+from mea_graph.data.readers.padded_splits import MODALITIES, SYNONYMS
 from mea_graph.data.unpickle import load_pickle
 
 _DATASETS: dict[str, Callable[..., MultimodalDataset]] = {"mult": mult_dataset, "mmsa": mmsa_dataset, "misa": misa_dataset}
@@ -39,6 +40,11 @@ def _form(source: Path, payload: Any) -> str:
             if any("regression_labels" in part or "classification_labels" in part for part in parts):
                 return "mmsa"
             if any("labels" in part for part in parts):
+                return "mult"
+            keys = {str(key) for part in parts for key in part}
+            if keys & {"raw_text", "text_bert", "annotations"} or any(key.endswith("_lengths") for key in keys):
+                return "mmsa"  # features to predict from, without labels
+            if keys & {*MODALITIES, *SYNONYMS}:
                 return "mult"
     seen = f"a dict with keys {list(payload)[:5]}" if isinstance(payload, Mapping) else type(payload).__name__
     raise DataError(f"{source}: expected a pickle in the form of MulT, MMSA or MISA, got {seen}; pass format= if it is one of them")

@@ -1,7 +1,8 @@
-"""Checks that several readers need: stored lengths, and how much memory a file may ask for."""
+"""What several readers need: checks of lengths and claimed sizes, repairs of values that are not finite."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,3 +26,58 @@ def check_claimed_size(where: Any, claimed: int, file_bytes: int) -> None:
     if claimed > _MOST_EXPANSION * file_bytes:
         most = f"{_MOST_EXPANSION} bytes of arrays for a byte of the file"
         raise DataError(f"{where}: expected at most {most}, got {claimed} for {file_bytes}")
+
+
+def check_samples(where: Any, samples: int, file_bytes: int) -> None:
+    """Refuses more samples than a file of its size can hold: empty ones cost time and memory too."""
+    most = (1 << 16) + file_bytes // 8
+    if samples > most:
+        raise DataError(f"{where}: expected at most {most} samples in a file of its size, got {samples} or more")
+
+
+def check_non_finite(non_finite: str) -> None:
+    """Refuses an option that `repair` does not know."""
+    if non_finite not in ("error", "zero", "drop"):
+        raise DataError(f"non_finite: expected 'error', 'zero' or 'drop', got {non_finite!r}")
+
+
+def repair(x: Mapping[str, list[Any]], time: Mapping[str, list[Any]] | None, non_finite: str, notes: list[str]) -> None:
+    """Mends NaN and infinity in sequences of numbers, in place, and says in the notes how many there were.
+
+    Args:
+        x: for each modality one `(T, d)` array a sample, or None.
+        time: for some modalities one `(T,)` array a sample.
+        non_finite: "error" leaves everything as it is, to be refused; "zero" sets such values to 0; "drop" leaves out every step
+            that has one.
+        notes: takes the counts.
+    """
+    if non_finite == "error":
+        return
+    for name, arrays in x.items():
+        count = samples = 0
+        for i, array in enumerate(arrays):
+            if array is None or array.dtype.kind != "f":
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite too; a signalling NaN stays one
+                array = array.astype(np.float32, copy=False)
+            if (finite := np.isfinite(array)).all():
+                continue
+            samples += 1
+            if non_finite == "zero":
+                arrays[i], count = np.where(finite, array, np.float32(0)), count + int((~finite).sum())
+                continue
+            whole = finite.reshape(len(array), -1).all(axis=1)
+            arrays[i], count = array[whole], count + int((~whole).sum())
+            if time is not None and name in time and time[name][i] is not None:
+                time[name][i] = time[name][i][whole]
+        if count and non_finite == "zero":
+            notes.append(f"{name}: {count} values that were NaN or infinite set to 0, in {samples} samples")
+        elif count:
+            notes.append(f"{name}: {count} steps with NaN or infinite values left out, in {samples} samples")
+
+
+def refused(source: Any, error: DataError) -> DataError:
+    """The same error with the file's name, and with the option that helps where one does."""
+    text = str(error)
+    helps = "expected finite numbers" in text and not text.startswith("y:") and "in time of" not in text
+    return DataError(f"{source}: {text}" + ("; non_finite='zero' sets such values to 0, 'drop' leaves out their steps" if helps else ""))

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.errors import DataError
-from mea_graph.data.readers.checks import check_lengths
+from mea_graph.data.readers.checks import check_lengths, check_samples
+from mea_graph.data.texts import as_array, as_text, check_padded
 
 MODALITIES = ("text", "audio", "vision")
+SYNONYMS = {"language": "text", "acoustic": "audio", "visual": "vision"}
 
 
 @dataclass
@@ -27,10 +29,34 @@ class PaddedSplits:
     notes: list[str] = field(default_factory=list)
 
 
-def read_splits(source: Path, payload: Any, labels: str, lengths_known: Callable[[str], bool] = lambda modality: False) -> PaddedSplits:
-    """Checks `payload`, a dict of splits each with arrays `(N, T, d)` per modality and `labels` `(N, ...)`, and cuts off the padding."""
+def checked_splits(source: Path, payload: Any) -> tuple[dict[Any, dict[Any, Any]], list[str]]:
+    """A dict of splits, each a dict of arrays, with the usual names of the modalities; and a note for each that had another."""
     if not isinstance(payload, Mapping) or not payload or not all(isinstance(part, Mapping) for part in payload.values()):
         raise DataError(f"{source}: expected a dict of splits, each a dict of arrays, got {type(payload).__name__}")
+    splits = {split: dict(part) for split, part in payload.items()}
+    notes = []
+    for synonym, name in SYNONYMS.items():
+        if any(name in part for part in splits.values()) or not any(synonym in part for part in splits.values()):
+            continue
+        notes.append(f"{name}: read from the key {synonym!r}")
+        for part in splits.values():
+            for old, new in ((synonym, name), (f"{synonym}_lengths", f"{name}_lengths")):
+                if old in part:
+                    part[new] = part.pop(old)
+    return splits, notes
+
+
+def read_splits(
+    source: Path,
+    payload: Mapping[Any, Mapping[Any, Any]],
+    labels: str | None,
+    lengths_known: Callable[[str], bool] = lambda modality: False,
+    keep_infinite: bool = False,
+) -> PaddedSplits:
+    """Cuts off the padding of the arrays `(N, T, d)` per modality in `checked_splits`; `labels` `(N, ...)` says how many samples.
+
+    Values of -inf in the audio become 0, as in MulT's code, but where `keep_infinite`.
+    """
     names = [m for m in MODALITIES if any(m in part for part in payload.values())]
     if not names:
         raise DataError(
@@ -39,7 +65,8 @@ def read_splits(source: Path, payload: Any, labels: str, lengths_known: Callable
     out = PaddedSplits({name: [] for name in names}, [], [], {})
     infinite = 0
     for split, part in payload.items():
-        samples = len(_array(source, split, part, labels))
+        samples = len(_array(source, split, part, names[0] if labels is None else labels))
+        check_samples(source, len(out.ids) + samples, source.stat().st_size)
         for name in names:
             array = _array(source, split, part, name)
             if array.ndim != 3 or len(array) != samples or array.dtype.kind not in "biuf":
@@ -48,7 +75,7 @@ def read_splits(source: Path, payload: Any, labels: str, lengths_known: Callable
                 )
             stored = _stored_lengths(source, split, part, name, array) if lengths_known(name) else None
             for i, x in enumerate(array):
-                if name == "audio" and (wrong := np.isneginf(x)).any():
+                if name == "audio" and not keep_infinite and (wrong := np.isneginf(x)).any():
                     x, infinite = np.where(wrong, 0, x), infinite + int(wrong.sum())
                 out.x[name].append(_strip(x) if stored is None else _cut(x, int(stored[i]), f"{source}: {split}/{name}: sample {i}"))
         out.ids += _ids(source, str(split), part.get("id"), samples)
@@ -77,6 +104,9 @@ def column(source: Path, payload: Mapping[str, Mapping[str, Any]], key: str) -> 
         raise DataError(f"{source}: {key}: expected the same shape in every split, got {[p.shape for p in parts]}")
     if len({part.dtype.kind in "biuf" for part in parts}) != 1:
         raise DataError(f"{source}: {key}: expected the same kind of values in every split, got {[str(p.dtype) for p in parts]}")
+    if parts[0].dtype.kind not in "biufO":
+        widest, rows = max(part.dtype.itemsize for part in parts), sum(part.size for part in parts)
+        check_padded(f"{source}: {key}", widest * rows, sum(part.nbytes for part in parts))
     try:
         return np.concatenate(parts)
     except UnicodeError as error:  # text in one split, bytes that are none in another
@@ -108,18 +138,10 @@ def make_unique(ids: list[str], notes: list[str]) -> None:
         notes.append(f"id: {renamed} samples bore the name of another; '#' and a number were added")
 
 
-def as_text(value: Any) -> str:
-    """A name as text, whether the file holds text or bytes."""
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
-
-
 def _array(source: Path, split: Any, part: Mapping[str, Any], key: str) -> np.ndarray:
     if key not in part:
         raise DataError(f"{source}: split {split!r}: expected an array {key!r}, got only {sorted(map(str, part))}")
-    try:
-        array = np.asarray(part[key])
-    except ValueError as error:  # a list of rows of different lengths
-        raise DataError(f"{source}: {split}/{key}: expected an array, got rows of different shapes") from error
+    array = as_array(f"{source}: {split}/{key}", part[key])
     if not array.ndim:
         raise DataError(f"{source}: {split}/{key}: expected an array, got {type(part[key]).__name__}")
     return array
@@ -133,9 +155,12 @@ def _stored_lengths(source: Path, split: Any, part: Mapping[str, Any], name: str
 
 def _span(x: np.ndarray) -> tuple[int, int]:
     """The first and one past the last row that is not zero throughout."""
+    if not x.size:
+        return 0, 0
     with np.errstate(invalid="ignore"):  # NaN counts as a value here, and is refused with its sample later
-        real = np.flatnonzero(x.any(axis=1))
-    return (int(real[0]), int(real[-1]) + 1) if len(real) else (0, 0)
+        real = (x != 0).ravel()
+    first, last = int(real.argmax()), real.size - 1 - int(real[::-1].argmax())  # both stop at the first that is
+    return (first // x.shape[1], last // x.shape[1] + 1) if real[first] else (0, 0)
 
 
 def _strip(x: np.ndarray) -> np.ndarray:
@@ -163,7 +188,10 @@ def _ids(source: Path, split: str, ids: Any, samples: int) -> list[str]:
     several = isinstance(ids, list | tuple) or (isinstance(ids, np.ndarray) and ids.ndim)
     if not several or len(ids) != samples:
         raise DataError(f"{source}: {split}/id: expected {samples} names, got {len(ids) if several else type(ids).__name__}")
-    return [_id(value) for value in ids]
+    try:
+        return [_id(value) for value in ids]
+    except DataError as error:
+        raise DataError(f"{source}: {split}/id: {error}") from error
 
 
 def _id(value: Any) -> str:

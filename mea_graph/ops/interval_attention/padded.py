@@ -42,7 +42,7 @@ def pad(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges, dtype: 
 
 def unpad(out: Tensor, edges: IntervalEdges, dtype: torch.dtype) -> Tensor:
     """(B, K, T, D_v) to rows (N, K, D_v), zeros in gaps."""
-    out = rearrange(out, "sample head step width -> sample step head width")
+    out = rearrange(out, "sample head step width -> sample step head width").contiguous()
     if edges.target.steps is not None:
         out = out.masked_fill(~edges.target.mask[:, :, None, None], 0)
     return edges.target.unpad(out).to(dtype)

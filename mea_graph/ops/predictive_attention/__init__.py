@@ -158,6 +158,8 @@ def predictive_attention_map(
     True
     """
     _check(query, key, None, pointers, prior_query, prior_key, weight, bias, mu, edges)
+    if isinstance(edges, Tensor):
+        raise ValueError("edges: expected IntervalEdges or None for a map, got an edge_index")
     sequences, mask, heard = padded.padded_arguments((query, key, prior_query, prior_key), pointers, edges, query.dtype)
     if mask.numel() == 0:
         return sequences[0] @ sequences[1].mT

@@ -49,8 +49,8 @@ def _steep(query: Tensor, key: Tensor) -> bool:
 
 
 def _lower(logits: Tensor) -> Tensor:
-    """Subtracts each row's maximum, in place, and returns the maxima."""
-    top = logits.amax(-1, keepdim=True)
+    """Subtracts each row's maximum, in place, and returns the maxima. A row that hears nothing stays at the lowest."""
+    top = logits.amax(-1, keepdim=True).clamp_(min=_LOWEST / 2)
     logits.sub_(top)
     return top
 
@@ -84,7 +84,7 @@ def _forward(
     plan = _plan(start, length, begin, end, heads)
     scratch = Scratch(plan, heads, prior_query.size(2), 2, statistics)
     for group, cut in plan:
-        scratch.clear()
+        scratch.clear(group, cut)
         rows_of = Rows(group, query.device)
         inputs = Inputs(rows_of, tensors, dtype)
         out = torch.zeros_like(inputs.v_and_one)
@@ -92,7 +92,8 @@ def _forward(
         inner, outer = sums.unbind(1)
         prediction = predict(inputs.q_prior, inputs.k_prior, *parameters, scratch, begin is None and len(cut) == 1)
         steep = _steep(inputs.q_and_one[:, :-1], inputs.k_and_hidden[:, :-2])
-        for rows, columns, hidden in cut:
+        for tile in cut:
+            rows, columns, hidden = tile.rows, tile.columns, tile.hidden()
             p = scratch("p", len(out), rows.stop - rows.start, columns.stop - columns.start)
             torch.bmm(inputs.q_and_one[..., rows].mT, inputs.k_and_hidden[:, :-1, columns], out=p)
             if hidden is not None:
@@ -147,17 +148,20 @@ def _backward(
     plan = _plan(start, length, begin, end, heads)
     scratch = Scratch(plan, heads, prior_query.size(2), 4, statistics)
     for group, cut in plan:
-        scratch.clear()
+        scratch.clear(group, cut)
         rows_of = Rows(group, query.device)
         inputs = Inputs(rows_of, tensors, dtype)
         d_out, out = rows_of.take(grad, dtype), rows_of.take(result, dtype)
         d_out_and_delta = torch.cat([d_out, -(d_out * out).sum(1, keepdim=True)], 1)
         inner, outer = rows_of.take(statistics, dtype).neg().unbind(1)
+        if inputs.hidden is not None:  # beyond a sample's end: nothing flows back, but zero times an overflow would be NaN
+            outer = outer.masked_fill(inputs.hidden[:, 0], _LOWEST)
         q_and_shift = torch.cat([inputs.q_and_one, inner[:, None]], 1)
         q, k = inputs.q_and_one[:, :-1], inputs.k_and_hidden[:, :-2]
         d_q, d_k, d_v = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(d_out)
         prediction = predict(inputs.q_prior, inputs.k_prior, *parameters, scratch, begin is None and len(cut) == 1)
-        for rows, columns, hidden in cut:
+        for tile in cut:
+            rows, columns, hidden = tile.rows, tile.columns, tile.hidden()
             shape = (len(q), rows.stop - rows.start, columns.stop - columns.start)
             p, z, d_z = (scratch(name, *shape) for name in ("p", "z", "d_z"))
             torch.bmm(q_and_shift[..., rows].mT, inputs.k_and_hidden[..., columns], out=p)

@@ -27,7 +27,15 @@ class Tile(NamedTuple):
 
     rows: slice
     columns: slice
-    hidden: Tensor | None  # (rows, columns), bool: True where a row does not hear; None: each hears all
+    bounds: tuple[Tensor, Tensor] | None  # first column that each row hears, and the one after the last, (rows, 1); None: each hears all
+
+    def hidden(self) -> Tensor | None:
+        """(rows, columns), bool: True where a row does not hear. Made when it is used: of all tiles it would be large."""
+        if self.bounds is None:
+            return None
+        low, high = self.bounds
+        step = torch.arange(self.columns.start, self.columns.stop, device=low.device)
+        return (step < low) | (step >= high)
 
 
 def tiles(group: Group, heads: int, begin: Tensor | None = None, end: Tensor | None = None) -> list[Tile]:
@@ -42,8 +50,7 @@ def tiles(group: Group, heads: int, begin: Tensor | None = None, end: Tensor | N
         heard = low < high
         if bool(heard.any()):
             columns = slice(int(low[heard].min()), int(high[heard].max()))
-            step = torch.arange(columns.start, columns.stop, device=low.device)
-            found.append(Tile(part, columns, (step < low) | (step >= high)))
+            found.append(Tile(part, columns, (low, high)))
     return found
 
 
@@ -139,25 +146,28 @@ class Scratch:
 
     def __init__(self, plan: Sequence[tuple[Group, list[Tile]]], heads: int, width: int, maps: int, like: Tensor) -> None:
         """Enough for `maps` maps of any tile and, for every two of them, folded queries of width 3 K D."""
-        sizes = []
-        for group, cut in plan:
-            rows = len(group.starts) * heads * max((t.rows.stop - t.rows.start for t in cut), default=0)
-            columns = max((t.columns.stop - t.columns.start for t in cut), default=0)
-            sizes.append(rows * (maps * columns + maps // 2 * 3 * heads * width))
+        self.heads, self.width = heads, width
+        sizes = [maps * cells + maps // 2 * folded for cells, folded in (self._most(*part) for part in plan)]
         self.memory = like.new_empty(max(sizes, default=0))
+
+    def _most(self, group: Group, cut: list[Tile]) -> tuple[int, int]:
+        """The entries of the largest map of a group's tiles, and of the largest folded queries."""
+        rows = len(group.starts) * self.heads * max((t.rows.stop - t.rows.start for t in cut), default=0)
+        columns = max((t.columns.stop - t.columns.start for t in cut), default=0)
+        return rows * columns, rows * 3 * self.heads * self.width
+
+    def clear(self, group: Group, cut: list[Tile]) -> None:
+        """Begins with the tiles of a group."""
+        self.cells, self.folded = self._most(group, cut)
         self.places: dict[str, int] = {}
         self.used = 0
 
-    def clear(self) -> None:
-        self.places, self.used = {}, 0
-
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """Memory that keeps its name until `clear`; a later shape under the same name must not be larger."""
-        size = math.prod(shape)
+        """Memory that keeps its name until `clear`, with room for every tile of the group: of the name of folded queries, or of a map."""
         if name not in self.places:
-            self.places[name], self.used = self.used, self.used + size
+            self.places[name], self.used = self.used, self.used + (self.folded if name.endswith("q_hat") else self.cells)
         start = self.places[name]
-        return self.memory[start : start + size].view(shape)
+        return self.memory[start : start + math.prod(shape)].view(shape)
 
 
 def compute_dtype(tensors: Sequence[Tensor | None]) -> torch.dtype:

@@ -44,13 +44,14 @@ def run_reference(
     edges: IntervalEdges | None,
 ) -> Tensor:
     """The formula in float32 or better."""
-    if pointers.max_length == 0 or pointers.num_samples == 0:  # no step: nothing to attend to, and conv2d refuses empty maps
-        return value * 0
     tensors = (query, key, value, prior_query, prior_key)
+    if pointers.max_length == 0 or pointers.num_samples == 0:  # no step: nothing to attend to, and conv2d refuses empty maps
+        nothing = sum(t[:0].sum() for t in (*tensors, weight, bias) if t is not None)  # a zero that a gradient flows through
+        return (value.new_zeros(value.shape) + nothing).to(value.dtype)
     dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in (*tensors, weight, bias)) else torch.float32
     sequences, mask, heard = padded_arguments(tensors, pointers, edges, dtype)
     w, b = (None if t is None else t.to(dtype) for t in (weight, bias))
     query, key, value, prior_query, prior_key = sequences
     out = reference.predictive_attention(query, key, value, prior_query, prior_key, w, b, mu, mask, heard)
-    out = rearrange(out, "sample head step width -> sample step head width").masked_fill(~mask[:, :, None, None], 0)
+    out = rearrange(out, "sample head step width -> sample step head width").contiguous().masked_fill(~mask[:, :, None, None], 0)
     return pointers.unpad(out).to(value.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 
 from mea_graph.data import DataError
 from mea_graph.train.reports import defined
+from mea_graph.train.whole_files import write_whole
 
 Record = dict[str, Any]
 
@@ -30,7 +31,7 @@ def read_records(path: Path) -> dict[str, Record]:
     text = path.read_text(encoding="utf-8")
     whole, _, cut = text.rpartition("\n")
     if cut:
-        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+        write_whole(path, whole + "\n" if whole else "")
     records = {}
     for number, line in enumerate(whole.splitlines(), 1):
         try:

@@ -13,6 +13,7 @@ from mea_graph.train.metrics import Task
 from mea_graph.train.study.records import Record
 from mea_graph.train.study.run import Run
 from mea_graph.train.study.tables import LOWER_IS_BETTER, comparison_table, mean_and_sd, scores_by_row, shown_metrics
+from mea_graph.train.whole_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,7 @@ def write_report(folder: Path, title: str, command: str, results: Results, text:
         "",
         *[line for name in figures for line in (f"![{name}]({name}.png)", "")],
     ]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text("\n".join(lines), encoding="utf-8")
+    write_whole(folder / "table.md", "\n".join(lines))
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png")
 

@@ -15,14 +15,16 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from mea_graph.data import DataError
 from mea_graph.train import baselines
 from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.error_message import one_line
 from mea_graph.train.history import History
 from mea_graph.train.mea_module import MEAModule
+from mea_graph.train.model_checkpoint import ModelCheckpoint
+from mea_graph.train.monitors import logged_names, unknown_monitor
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores
 from mea_graph.train.study.disentanglement import disentanglement
@@ -207,6 +209,10 @@ def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path)
         trainer.fit(module, data, weights_only=True)
         seconds = time.perf_counter() - begin
         path = chosen.best_model_path if run.selection["epoch"] == "best" else str(Path(folder) / "last.ckpt")
+        if not path:
+            raise DataError(
+                f"{run.name}: {monitor} was not a number in any of the {trainer.current_epoch} epochs, so none of them is the best"
+            )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
     module.to(trainer.strategy.root_device).eval()
@@ -243,4 +249,6 @@ def check_runs(runs: list[Run]) -> None:
             continue
         seen.add(key)
         data = data or open_data(run.data)
-        build(run, data)
+        names = logged_names(build(run, data), data)
+        if names is not None and run.selection["monitor"] not in names:
+            raise unknown_monitor("early_stopping.monitor", run.selection["monitor"], names)

@@ -86,7 +86,7 @@ def test_one_of_several_labels(tmp_path):
     [
         ([1, 2], {}, r"sample 0: expected \(\(words, visual, acoustic"),
         ([((np.ones(2, int), np.ones((2, 2))), 1, "a")], {}, "sample 0: expected"),
-        ([((np.array(["x"]), np.ones((1, 2)), np.ones((1, 2))), np.ones(1), "a")], {}, "sample 0: words: expected numbers"),
+        ([((np.ones(1, bool), np.ones((1, 2)), np.ones((1, 2))), np.ones(1), "a")], {}, "sample 0: words: expected numbers"),
         ([((np.ones(1, int), np.ones((1, 2)), np.ones((1, 2))), np.array(["x"]), "a")], {}, "label: expected numbers"),
         (
             [((np.ones(1, int), np.ones((1, 2)), np.ones((1, 2))), np.ones(1), "a")],
@@ -115,3 +115,59 @@ def test_the_real_dev_split(recording, tmp_path):
     assert (dataset.lengths["audio"].min(), dataset.lengths["audio"].max()) == (2, 44)
     assert np.abs(dataset.y).max() <= 3
     assert len(set(dataset.ids)) == 229
+
+
+class TestOtherCorpora:
+    """As MISA's own loaders write them for UR-FUNNY and others."""
+
+    def test_samples_without_an_id_are_numbered(self, tmp_path):
+        parts = {name: [(features, label) for features, label, _ in samples(3)] for name in ("train", "dev")}
+        dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+        assert dataset.ids == ["train_0", "train_1", "train_2", "dev_0", "dev_1", "dev_2"]
+        assert "id: 6 samples have none and are named by their number" in dataset.notes
+        assert "video" not in dataset.fields
+        assert open_dataset(write(tmp_path / "b.pkl", parts["train"])).ids == ["0", "1", "2"]
+
+    def test_empty_arrays_are_missing_modalities(self, tmp_path):
+        data = samples(3)
+        data[1] = ((np.zeros(0), np.zeros(0), data[1][0][2], []), *data[1][1:])
+        dataset = open_dataset(write(tmp_path / "a.pkl", data), embedding=np.ones((10, 2)))
+        assert [int(dataset.lengths[name][1]) for name in ("text", "vision")] == [0, 0]
+        assert dataset.lengths["audio"][1] > 0
+        assert dataset.channels == {"text": 2, "audio": 2, "vision": 3}
+        assert dataset.fields["raw_text"][1] == ""
+
+    def test_a_modality_that_nobody_has_is_left_out(self, tmp_path):
+        data = [((features[0], np.zeros(0), *features[2:]), label, name) for features, label, name in samples(3)]
+        dataset = open_dataset(write(tmp_path / "a.pkl", data))
+        assert dataset.modalities == ("audio",)
+        assert "vision left out: no sample has any" in dataset.notes
+
+    @pytest.mark.parametrize("kind", [list, np.array, lambda words: np.array(words, object)])
+    def test_words_as_text_become_a_field(self, tmp_path, kind):
+        data = [((kind(features[3]), *features[1:3]), label, name) for features, label, name in samples(3)]
+        path = write(tmp_path / "a.pkl", data)
+        dataset = open_dataset(path)
+        assert dataset.modalities == ("audio", "vision")
+        assert dataset.fields["raw_text"].tolist() == [" ".join(features[3]) for features, *_ in samples(3)]
+        assert "text left out: the file holds words as text, without vectors" in dataset.notes
+        with pytest.raises(DataError, match="embedding: expected word numbers to look up, got words as text"):
+            open_dataset(path, embedding=np.ones((10, 2)))
+
+    def test_words_of_two_kinds_are_refused(self, tmp_path):
+        data = samples(2)
+        data[1] = ((data[1][0][3], *data[1][0][1:3]), *data[1][1:])
+        with pytest.raises(DataError, match="words: expected the same kind in every sample, got numbers and text"):
+            open_dataset(write(tmp_path / "a.pkl", data))
+
+    @pytest.mark.parametrize("non_finite", ["zero", "drop"])
+    def test_minus_infinity_as_covarep_has_it(self, tmp_path, non_finite):
+        data = samples(3)
+        data[0][0][2][1, 0] = -np.inf
+        path = write(tmp_path / "a.pkl", data)
+        with pytest.raises(DataError, match=r"audio: sample 'video0\[0\]': .*-inf in step 1, channel 0; non_finite='zero'"):
+            open_dataset(path)
+        x = open_dataset(path, non_finite=non_finite)[0]["audio"].x
+        steps = len(data[0][0][2])
+        assert len(x) == (steps if non_finite == "zero" else steps - 1)
+        assert x.isfinite().all()

@@ -113,3 +113,32 @@ def test_what_fuzzing_found_is_refused_by_field(tmp_path, parts, change, message
     change(parts)
     with pytest.raises(DataError, match=message):
         open_dataset(write(tmp_path / "a.pkl", parts))
+
+
+def test_features_without_labels_have_no_y(tmp_path, parts):
+    """As they are for `predict`."""
+    for part in parts.values():
+        del part["regression_labels"], part["classification_labels"]
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset.y is None
+    assert dataset.lengths["audio"].tolist() == LENGTHS["audio"] * 3  # so it was read as MMSA's
+    assert dataset.fields["raw_text"][0] == "so good"
+    assert any(note.startswith("no labels") for note in dataset.notes)
+
+
+def test_synonyms_with_their_lengths(tmp_path, parts):
+    for part in parts.values():
+        part["visual"], part["visual_lengths"] = part.pop("vision"), part.pop("vision_lengths")
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset.lengths["vision"].tolist() == LENGTHS["vision"] * 3
+    assert dataset.notes == ("vision: read from the key 'visual'", "left out: text_bert")
+
+
+@pytest.mark.parametrize("format", ["auto", "mmsa"])
+def test_broken_values_are_set_to_zero_or_their_steps_dropped(tmp_path, parts, format):
+    parts["train"]["vision"][1, 2, 1] = np.nan
+    path = write(tmp_path / "a.pkl", parts)
+    with pytest.raises(DataError, match=r"vision: sample 'train\$_\$1': .*nan in step 2, channel 1; non_finite="):
+        open_dataset(path, format=format)
+    assert open_dataset(path, format=format, non_finite="zero")[1]["vision"].x[2, 1] == 0
+    assert open_dataset(path, format=format, non_finite="drop").lengths["vision"][1] == LENGTHS["vision"][1] - 1

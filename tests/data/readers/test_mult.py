@@ -111,6 +111,14 @@ def test_repeated_names_are_told_apart(tmp_path, payload):
     assert any(note.startswith("id: 1 samples") for note in dataset.notes)
 
 
+def test_a_number_that_is_added_does_not_make_another_name(tmp_path, payload):
+    """The third sample bears the name that the second would get."""
+    parts, _ = payload
+    parts["train"]["id"] = np.array(["a", "a", "a#2", "a"])
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset.ids[:4] == ["a", "a#3", "a#2", "a#4"]
+
+
 def test_unknown_keys_are_left_out_and_reported(tmp_path, payload):
     parts, _ = payload
     for part in parts.values():
@@ -139,3 +147,77 @@ def test_a_wrong_file_is_refused_by_field(tmp_path, payload, change, message):
     with pytest.raises(DataError, match=rf"a\.pkl: .*{message}"):
         open_dataset(write(tmp_path / "a.pkl", parts))
     assert not list(tmp_path.glob("*.mea-cache/*/"))
+
+
+@pytest.mark.parametrize("synonyms", [{"vision": "visual"}, {"audio": "acoustic"}, {"text": "language", "vision": "visual"}])
+def test_other_names_of_a_modality_are_read_and_noted(tmp_path, payload, synonyms):
+    parts, truth = payload
+    for part in parts.values():
+        for name, synonym in synonyms.items():
+            part[synonym] = part.pop(name)
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset.modalities == ("text", "audio", "vision")
+    for name, arrays in truth.items():
+        np.testing.assert_array_equal(dataset[3][name].x.numpy(), arrays[3])
+    assert set(dataset.notes) == {f"{name}: read from the key {synonym!r}" for name, synonym in synonyms.items()}
+    assert open_dataset(tmp_path / "a.pkl").notes == dataset.notes  # the cache keeps them
+    assert all(note in dataset.describe() for note in dataset.notes)
+
+
+def test_a_synonym_beside_the_usual_name_is_left_out_and_noted(tmp_path, payload):
+    parts, truth = payload
+    for part in parts.values():
+        part["visual"] = part["vision"] + 1
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    np.testing.assert_array_equal(dataset[0]["vision"].x.numpy(), truth["vision"][0])
+    assert dataset.notes == ("left out: visual",)
+
+
+def test_features_without_labels_have_no_y(tmp_path, payload):
+    parts, _ = payload
+    for part in parts.values():
+        del part["labels"]
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert dataset.y is None
+    assert "y" not in dataset[0]
+    assert "no labels: there is no 'labels' in any split" in dataset.notes
+    del parts["train"]["id"]
+    parts["train"]["labels"] = np.ones((4, 1, 1))
+    with pytest.raises(DataError, match="split 'valid': expected an array 'labels'"):  # some, but not all
+        open_dataset(write(tmp_path / "a.pkl", parts))
+
+
+@pytest.mark.parametrize(("name", "value"), [("audio", np.nan), ("audio", -np.inf), ("vision", -np.inf), ("text", 1e300)])
+def test_broken_values_are_set_to_zero_or_their_steps_dropped(tmp_path, payload, name, value):
+    parts, truth = payload
+    part = parts["valid"]
+    part[name] = part[name].astype(np.float64)
+    part[name][1, -1 if name == "text" else 0, 0] = value
+    broken = len(truth[name][5]) - 1 if name == "text" else 0
+    path = write(tmp_path / "a.pkl", parts)
+    if not (name == "audio" and value == -np.inf):  # this one MulT's code mends
+        with pytest.raises(DataError, match=rf"{name}: sample 'valid1.*; non_finite='zero' sets such values to 0, 'drop' leaves out"):
+            open_dataset(path)
+    expected = truth[name][5].copy()
+    expected[broken, 0] = 0
+    np.testing.assert_array_equal(open_dataset(path, format="mult", non_finite="zero")[5][name].x.numpy(), expected)
+    dropped = open_dataset(path, format="mult", non_finite="drop")
+    np.testing.assert_array_equal(dropped[5][name].x.numpy(), np.delete(expected, broken, axis=0))
+    assert f"{name}: 1 steps with NaN or infinite values left out, in 1 samples" in dropped.notes
+    with pytest.raises(DataError, match="non_finite: expected 'error', 'zero' or 'drop', got 'mean'"):
+        open_dataset(path, format="mult", non_finite="mean")
+
+
+def test_more_samples_than_a_file_can_hold_are_refused(tmp_path, payload):
+    """One array of many samples without a step, in many splits."""
+    empty = np.zeros((60_000, 0, 3), np.float32)
+    parts = {split: {"audio": empty, "labels": np.zeros(60_000, np.int8)} for split in ("train", "valid", "test")}
+    with pytest.raises(DataError, match=r"expected at most \d+ samples in a file of its size, got 120000 or more"):
+        open_dataset(write(tmp_path / "a.pkl", parts))
+
+
+def test_what_is_wrong_with_y_is_not_mended_by_non_finite(tmp_path, payload):
+    parts, _ = payload
+    parts["test"]["labels"][0] = np.nan
+    with pytest.raises(DataError, match=r"y: sample 'test0.*got nan$"):
+        open_dataset(write(tmp_path / "a.pkl", parts), non_finite="zero")

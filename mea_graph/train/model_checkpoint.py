@@ -1,0 +1,22 @@
+"""Checkpoints of the best epoch, which is one with a number."""
+
+from __future__ import annotations
+
+import lightning as L
+from lightning.pytorch import callbacks
+from torch import Tensor
+
+
+class ModelCheckpoint(callbacks.ModelCheckpoint):
+    """Lightning's, but for metrics that are not defined: an epoch whose watched metric is NaN is never among the best.
+
+    Args: as of Lightning's ``ModelCheckpoint``.
+
+    Example:
+        >>> ModelCheckpoint(monitor="valid/corr", mode="max").best_model_path
+        ''
+    """
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """Whether an epoch with this value is to be kept."""
+        return current is not None and not bool(current.isnan()) and super().check_monitor_top_k(trainer, current)

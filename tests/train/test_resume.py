@@ -1,0 +1,161 @@
+"""A resumed run equals one never interrupted, or says why it cannot."""
+
+import random
+import signal
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from mea_graph.__main__ import main
+from mea_graph.data import DataError
+from mea_graph.train.whole_checkpoints import WholeCheckpoints
+
+SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
+
+
+def run(*arguments, expect=0):
+    assert main([str(argument) for argument in arguments]) == expect
+
+
+@pytest.fixture
+def words(classes_source):
+    return ["fit", "--data.source", classes_source["source"], "--data.reader.split", "split", *SMALL]
+
+
+@pytest.fixture
+def fitted(words):
+    run(*words, "--trainer.max_epochs", 1, "--run_dir", "run")
+    return Path("run")
+
+
+def weights(folder):
+    return torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_exactly_also_with_worker_processes(words):
+    """Workers fetch before Lightning tells the sampler the epoch: the first resumed epoch would have the order of epoch 0."""
+    words = [*words, "--data.batch_size", 4, "--data.num_workers", 2, "--trainer.num_sanity_val_steps", 0]
+    run(*words, "--trainer.max_epochs", 2, "--run_dir", "whole")
+    run(*words, "--trainer.max_epochs", 1, "--run_dir", "parts")
+    run(*words, "--trainer.max_epochs", 2, "--run_dir", "parts", "--ckpt_path", "last")
+    assert all(torch.equal(a, b) for a, b in zip(weights("whole").values(), weights("parts").values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--seed_everything", 1], "data.seed: the checkpoint was trained with 0, this run has 1"),
+        (["--data.batch_size", 8], "data.batch_size: the checkpoint was trained with 32 of all processes together, this run has 8"),
+        (["--trainer.precision", "bf16-mixed"], "trainer.precision: the checkpoint was trained with '32-true', this run has 'bf16-mixed'"),
+    ],
+)
+def test_what_would_make_it_another_run_is_refused(fitted, capsys, change, message):
+    before = (fitted / "checkpoints/last.ckpt").read_bytes()
+    run("fit", "--config", fitted / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 2, *change, expect=2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert (fitted / "checkpoints/last.ckpt").read_bytes() == before
+    run("test", "--config", fitted / "config.yaml", *change)  # measured on the same samples all the same
+
+
+@pytest.mark.parametrize(("number", "name", "code"), [(15, "SIGTERM", 143), (2, "Ctrl+C", 130)])
+def test_what_ends_a_run_from_outside_is_said_with_the_command_that_goes_on(words, capsys, number, name, code):
+    Path("end.py").write_text(
+        "import os\n"
+        "import lightning as L\n"
+        "class End(L.Callback):\n"
+        "    def __init__(self, number: int):\n"
+        "        self.number = number\n"
+        "    def on_train_batch_start(self, trainer, module, batch, index):\n"
+        "        if trainer.current_epoch == 1:\n"
+        "            os.kill(os.getpid(), self.number)\n"
+    )
+    handler = signal.getsignal(signal.SIGINT)  # Lightning ignores it from then on
+    with pytest.raises(SystemExit) as stop:
+        run(
+            *words, "--trainer.max_epochs", 2, "--run_dir", "run", "--trainer.callbacks+=end.End", "--trainer.callbacks.number", int(number)
+        )
+    signal.signal(signal.SIGINT, handler)
+    assert stop.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    told, command = line.split("; go on with: mea-graph ")
+    assert told == f"mea-graph: stopped by {name} in epoch 1"
+    run(*command.split(), "--trainer.callbacks", "null")
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_only_tensors_and_containers_are_ever_unpickled(fitted, monkeypatch):
+    """A checkpoint is looked at before Lightning loads it, so a trap alone would not show that Lightning loads it safely too."""
+    loads, told, original, whole = [], [], torch.load, WholeCheckpoints.load_checkpoint
+
+    def load(*arguments, **options):
+        loads.append(options.get("weights_only"))
+        return original(*arguments, **options)
+
+    def load_checkpoint(self, path, **options):  # another writer of checkpoints than ours goes by what it is told
+        told.append(options.get("weights_only"))
+        return whole(self, path, **options)
+
+    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(WholeCheckpoints, "load_checkpoint", load_checkpoint)
+    for command in (["fit", "--ckpt_path", "last", "--trainer.max_epochs", 2], ["validate"], ["test"], ["predict"]):
+        run(*command, "--config", fitted / "config.yaml")
+    assert loads == [True] * 8
+    assert told == [True] * 4
+
+
+class TestDamage:
+    def test_a_changed_byte_never_changes_a_weight(self, fitted, tmp_path):
+        whole = (fitted / "checkpoints/last.ckpt").read_bytes()
+        expected = weights("run")
+        generator = random.Random(0)
+        refused = 0
+        for _ in range(60):
+            data = bytearray(whole)
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            Path("changed.ckpt").write_bytes(data)
+            try:
+                found = WholeCheckpoints().load_checkpoint("changed.ckpt")["state_dict"]
+            except DataError:
+                refused += 1
+            else:
+                assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert refused > 20  # the others hit padding
+
+    def test_every_command_looks(self, fitted, capsys):
+        path = fitted / "checkpoints/last.ckpt"
+        with zipfile.ZipFile(path) as archive:
+            info = max(archive.infolist(), key=lambda info: info.file_size)
+        data = bytearray(path.read_bytes())
+        data[info.header_offset + 30 + len(info.filename) + info.file_size // 2 + 64] ^= 1
+        path.write_bytes(data)
+        for command in (["fit", "--trainer.max_epochs", 2], ["validate"], ["test"], ["predict"]):
+            run(*command, "--config", fitted / "config.yaml", "--ckpt_path", "last", expect=2)
+            assert "expected a checkpoint of plain tensors and containers, got run/checkpoints/last.ckpt" in capsys.readouterr().err
+
+    def test_a_changed_field_is_told_in_one_line(self, fitted, capsys):
+        path = fitted / "checkpoints/last.ckpt"
+        saved = torch.load(path, weights_only=True)
+
+        def fields(value, way=()):
+            if isinstance(value, dict):
+                for key, entry in value.items():
+                    yield (*way, key)
+                    yield from fields(entry, (*way, key))
+
+        places = [way for way in fields(saved) if way[0] != "hyper_parameters" or len(way) == 1]
+        generator = random.Random(0)
+        for way in [("state_dict",), ("callbacks",), ("loops",), ("optimizer_states",), *generator.sample(places, 3)]:
+            changed = torch.load(path, weights_only=True)
+            inner = changed
+            for key in way[:-1]:
+                inner = inner[key]
+            inner[way[-1]] = generator.choice(["x", None, [1], {}, -7])
+            torch.save(changed, "changed.ckpt")
+            capsys.readouterr()
+            words = ["fit", "--config", str(fitted / "config.yaml"), "--run_dir", "run", "--trainer.max_epochs", "1"]
+            code = main([*words, "--ckpt_path", "changed.ckpt"])  # whatever it was, never a traceback
+            assert code == 0 or (code == 2 and capsys.readouterr().err.count("\n") == 1), way

@@ -1,0 +1,96 @@
+"""Files are whole or not there, also where the disk is full."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from mea_graph.__main__ import main
+from mea_graph.data import DataError
+from mea_graph.train import whole_files
+from mea_graph.train.reports import write_json
+from mea_graph.train.study.records import read_records
+from mea_graph.train.whole_files import write_whole
+
+SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
+
+
+class FullDisk:
+    """Takes half of what it is given, as a disk does that is full then."""
+
+    def __init__(self, file, name):
+        self.file, self.name = file, name
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, content):
+        self.file.write(bytes(content)[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Makes the disk full for files of these names."""
+
+    def fill(*names):
+        def opened(path, mode):
+            file = open(path, mode)  # noqa: SIM115
+            return FullDisk(file, path) if Path(path).name.removesuffix(".writing") in names else file
+
+        monkeypatch.setattr(whole_files, "open", opened, raising=False)
+
+    return fill
+
+
+@pytest.mark.parametrize("content", ["after", b"after", memoryview(b"after")])
+def test_a_file_is_made_or_replaced_in_its_folder(content):
+    for _ in range(2):
+        write_whole("new/file", content)
+        assert Path("new/file").read_text() == "after"
+        assert [path.name for path in Path("new").iterdir()] == ["file"]
+
+
+def test_what_was_there_stays(full):
+    Path("file.json").write_text("before")
+    full("file.json")
+    with pytest.raises(DataError, match=r"file\.json: the file could not be written .*No space left.*; make room and do it again"):
+        write_json(Path("file.json"), {"a": 1})
+    assert [(path.name, path.read_text()) for path in Path().iterdir()] == [("file.json", "before")]
+
+
+def test_the_records_of_a_study_stay(full):
+    """The last line, cut off by a crash, is dropped from the file; the others are hours of work."""
+    Path("runs.jsonl").write_text('{"id": "a"}\n{"id": "b"')
+    full("runs.jsonl")
+    with pytest.raises(DataError, match="No space left"):
+        read_records(Path("runs.jsonl"))
+    assert Path("runs.jsonl").read_text().startswith('{"id": "a"}\n')
+
+
+def test_a_run_can_go_on_after_a_full_disk(classes_source, full, capsys):
+    words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *SMALL]
+    assert main(["fit", *words, "--run_dir", "run", "--trainer.max_epochs", "1"]) == 0
+    for command in ("test", "predict"):
+        assert main([command, "--config", "run/config.yaml"]) == 0
+    before = {name: Path("run", name).read_bytes() for name in ("config.yaml", "metrics.json", "predictions.csv")}
+    full(*before)
+    resume = ["fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"]
+    for command in (resume, ["test", "--config", "run/config.yaml"], ["predict", "--config", "run/config.yaml"]):
+        capsys.readouterr()
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert "the file could not be written" in error
+        assert error.count("\n") == 1
+    assert {name: Path("run", name).read_bytes() for name in before} == before
+    full()
+    assert main(resume) == 0
+    assert json.loads(before["metrics.json"])["samples"]["test"] == 12
