@@ -285,7 +285,7 @@ class IntervalEdges:
         return cls([source], target, interval[:, :1] + first, interval[:, 1:] + first)
 
     def pad_sources(self, x: Tensor) -> Tensor:
-        """The source rows (N_s, *) that each sample hears, padded: (B, sum of T_s, *). Gaps may hold anything, see `source_mask`."""
+        """The source rows `(N_s, *)` that each sample hears, padded: `(B, sum of T_s, *)`. Gaps may hold anything, see `source_mask`."""
         if self.sources:
             sizes = [source.num_rows for source in self.sources]
             parts = [source.pad(rows) for source, rows in zip(self.sources, x.split(sizes), strict=True)]

@@ -216,7 +216,7 @@ class Pointers:
         return self.packed or int(self.length.sum()) == self.num_rows
 
     def pad(self, x: Tensor) -> Tensor:
-        """Rows (N, *) to a padded batch (B, T, *). What stands in the padding is zero where the rows have no gaps, else anything."""
+        """Rows `(N, *)` to a padded batch `(B, T, *)`. What stands in the padding is zero where the rows have no gaps, else anything."""
         if not self._is_grid():
             if self.packed:
                 x = put_rows(x, self._grid_rows, self.num_samples * self.max_length)
@@ -226,7 +226,7 @@ class Pointers:
         return x.unflatten(0, (self.num_samples, self.max_length))
 
     def unpad(self, x: Tensor) -> Tensor:
-        """A padded batch (B, T, *) to rows (N, *): the inverse of `pad`."""
+        """A padded batch `(B, T, *)` to rows `(N, *)`: the inverse of `pad`."""
         x = x.flatten(0, 1)
         if self._is_grid():
             # An export cannot prove that a view of a view has the strides of the first; a copy has them.
