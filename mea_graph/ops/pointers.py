@@ -128,7 +128,7 @@ class Pointers:
                 made = torch.cat(samples)
             elif self.steps is not None:
                 numbers = torch.arange(self.num_samples, device=self.start.device)
-                made = numbers.repeat_interleave(self.steps, output_size=self.num_rows)
+                made = numbers.unsqueeze(1).expand(-1, self.steps).reshape(-1)
             else:
                 rows = torch.arange(self.num_rows, device=self.start.device)
                 made = (torch.searchsorted(self.start.contiguous(), rows, right=True) - 1).clamp_(min=0)
