@@ -57,7 +57,7 @@ class IntervalEdges:
             self._check_runs(begin, end)
 
     def _check_runs(self, begin: Tensor, end: Tensor) -> None:
-        if begin.device.type != "cpu" or is_traced() or not self.target.num_rows:
+        if type(begin) is not Tensor or begin.device.type != "cpu" or is_traced() or not self.target.num_rows:
             return
         first = self.source_start.index_select(0, self.target.sample)
         last = first + self.source_length.index_select(0, self.target.sample)
