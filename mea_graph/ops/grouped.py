@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.eager import is_traced
+from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.library import register, through_reference
 
 __all__ = ["grouped_layer_norm", "grouped_linear"]
@@ -39,7 +39,7 @@ def grouped_linear(
         - x: :math:`(N, C)`; weights[g]: :math:`(C', C)`; biases[g]: :math:`(C',)`; result: :math:`(\sum_g n_g, C')`
 
     Raises:
-        ValueError: Not one weight, bias, start and size for each group, or rows that x does not have.
+        ValueError: Not one weight, bias, start and size for each group, shapes other than above, or rows that x does not have.
 
     >>> import torch
     >>> x, weights = torch.ones(3, 2), [torch.ones(1, 2), torch.zeros(1, 2)]
@@ -47,6 +47,8 @@ def grouped_linear(
     [2.0, 2.0, 0.0]
     """
     _check(x, weights, biases, starts, sizes)
+    shape = (weights[0].size(0) if weights[0].dim() == 2 else "C'", x.size(1))
+    _check_shapes(weights, shape, biases, shape[:1])
     arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes)}
     return _LINEAR.run(backend, x.device, arguments)
 
@@ -75,7 +77,7 @@ def grouped_layer_norm(
         - x: :math:`(N, C)`; weights[g], biases[g]: :math:`(C,)`; result: :math:`(\sum_g n_g, C)`
 
     Raises:
-        ValueError: Not one weight, bias, start and size for each group, or rows that x does not have.
+        ValueError: Not one weight, bias, start and size for each group, shapes other than above, or rows that x does not have.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, -1.0], [3.0, 1.0]])
@@ -84,6 +86,9 @@ def grouped_layer_norm(
     [[1.0, -1.0], [1.0, 1.0]]
     """
     _check(x, weights, biases, starts, sizes)
+    if not biases:
+        raise ValueError(f"biases: expected {len(weights)}, one a group, got none")
+    _check_shapes(weights, (x.size(1),), biases, (x.size(1),))
     arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes), "eps": eps}
     return _NORM.run(backend, x.device, arguments)
 
@@ -98,15 +103,22 @@ def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], start
         raise ValueError(f"starts, sizes: expected rows of the {x.size(0)} of x, got {list(starts)}, {list(sizes)}")
 
 
+def _check_shapes(weights: Sequence[Tensor], weight_shape: tuple[Any, ...], biases: Sequence[Tensor], bias_shape: tuple[Any, ...]) -> None:
+    for name, tensors, shape in (("weights", weights, weight_shape), ("biases", biases, bias_shape)):
+        for g, t in enumerate(tensors):
+            if t.shape != shape:
+                raise ValueError(f"{name}[{g}]: expected ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}), got {tuple(t.shape)}")
+
+
 def _refuse(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], **_: Any) -> str | None:
     if is_traced():
         return "a compiler joins the formula itself"
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return "autocast chooses the precision of each map"
     dtype = x.dtype
-    for t in (*weights, *biases):
+    for t in (x, *weights, *biases):
         if t.dtype != dtype or type(t) not in _PLAIN_TYPES:
-            return "the weights are of another type"
+            return "the tensors are of different types"
     return None
 
 
@@ -122,7 +134,10 @@ def _norm_reference(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
 ) -> Tensor:
     groups = zip(weights, biases, starts, sizes, strict=True)
-    parts = [F.layer_norm(x.narrow(0, s, n), w.shape, w, b, eps) for w, b, s, n in groups]
+    if is_transformed():  # under torch.func, torch's own second derivative is wrong where x and the weights vary together
+        parts = [torch.addcmul(b, F.layer_norm(x.narrow(0, s, n), w.shape, eps=eps), w) for w, b, s, n in groups]
+    else:
+        parts = [F.layer_norm(x.narrow(0, s, n), w.shape, w, b, eps) for w, b, s, n in groups]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
