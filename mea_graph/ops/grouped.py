@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.eager import is_traced
+from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.library import register, through_reference
 
 __all__ = ["grouped_layer_norm", "grouped_linear"]
@@ -54,7 +54,7 @@ def grouped_linear(
         - result: :math:`(\sum_g n_g, C')`
 
     Raises:
-        ValueError: Not one weight, bias, start and size for each group, or rows that x does not have.
+        ValueError: Not one weight, bias, start and size for each group, shapes other than above, or rows that x does not have.
 
     >>> import torch
     >>> x, weights = torch.ones(3, 2), [torch.ones(1, 2), torch.zeros(1, 2)]
@@ -64,6 +64,9 @@ def grouped_linear(
     _check(x, weights, biases, starts, sizes)
     if len(scales) != len(shifts) or len(scales) not in (0, len(weights)):
         raise ValueError(f"scales, shifts: expected none or {len(weights)} of each, got {len(scales)} and {len(shifts)}")
+    width = weights[0].size(0) if weights[0].dim() == 2 else "C'"
+    _check_shapes(weights=(weights, (width, x.size(1))), biases=(biases, (width,)))
+    _check_shapes(scales=(scales, (x.size(1),)), shifts=(shifts, (x.size(1),)))
     arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes)}
     arguments |= {"scales": list(scales), "shifts": list(shifts), "eps": eps, "steps_last": steps_last}
     return _LINEAR.run(backend, x.device, arguments)
@@ -93,7 +96,7 @@ def grouped_layer_norm(
         - x: :math:`(N, C)`; weights[g], biases[g]: :math:`(C,)`; result: :math:`(\sum_g n_g, C)`
 
     Raises:
-        ValueError: Not one weight, bias, start and size for each group, or rows that x does not have.
+        ValueError: Not one weight, bias, start and size for each group, shapes other than above, or rows that x does not have.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, -1.0], [3.0, 1.0]])
@@ -102,6 +105,9 @@ def grouped_layer_norm(
     [[1.0, -1.0], [1.0, 1.0]]
     """
     _check(x, weights, biases, starts, sizes)
+    if not biases:
+        raise ValueError(f"biases: expected {len(weights)}, one a group, got none")
+    _check_shapes(weights=(weights, (x.size(1),)), biases=(biases, (x.size(1),)))
     arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes), "eps": eps}
     return _NORM.run(backend, x.device, arguments)
 
@@ -116,6 +122,13 @@ def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], start
         raise ValueError(f"starts, sizes: expected rows of the {x.size(0)} of x, got {list(starts)}, {list(sizes)}")
 
 
+def _check_shapes(**expected: tuple[Sequence[Tensor], tuple[Any, ...]]) -> None:
+    for name, (tensors, shape) in expected.items():
+        for g, t in enumerate(tensors):
+            if t.shape != shape:
+                raise ValueError(f"{name}[{g}]: expected ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}), got {tuple(t.shape)}")
+
+
 def _refuse(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], scales: Sequence[Tensor] = (), shifts: Sequence[Tensor] = (), **_: Any
 ) -> str | None:
@@ -124,9 +137,9 @@ def _refuse(
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return "autocast chooses the precision of each map"
     dtype = x.dtype
-    for t in (*weights, *biases, *scales, *shifts):
+    for t in (x, *weights, *biases, *scales, *shifts):
         if t.dtype != dtype or type(t) not in _PLAIN_TYPES:
-            return "the weights are of another type"
+            return "the tensors are of different types"
     return None
 
 
@@ -145,7 +158,7 @@ def _linear_reference(
     for g, (start, size) in enumerate(zip(starts, sizes, strict=True)):
         rows = x.narrow(0, start, size)
         if scales:
-            rows = F.layer_norm(rows, scales[g].shape, scales[g], shifts[g], eps)
+            rows = _layer_norm(rows, scales[g], shifts[g], eps)
         parts.append(F.linear(rows, weights[g], biases[g] if biases else None))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -154,8 +167,14 @@ def _norm_reference(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
 ) -> Tensor:
     groups = zip(weights, biases, starts, sizes, strict=True)
-    parts = [F.layer_norm(x.narrow(0, s, n), w.shape, w, b, eps) for w, b, s, n in groups]
+    parts = [_layer_norm(x.narrow(0, s, n), w, b, eps) for w, b, s, n in groups]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    if is_transformed():  # under torch.func, torch's own second derivative is wrong where x and the weights vary together
+        return torch.addcmul(bias, F.layer_norm(x, weight.shape, eps=eps), weight)
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def _slices(starts: Sequence[int], sizes: Sequence[int]) -> list[tuple[slice, slice]]:
@@ -179,7 +198,7 @@ def _linear(
     steps_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The result, (C', N) with `steps_last`; and what the rows were normalised by, (N, 1) each, or nothing."""
-    mean = rstd = x.new_empty(0)
+    mean, rstd = x.new_empty(0), x.new_empty(0)
     if scales:
         x, mean, rstd = torch.native_layer_norm(x, x.shape[1:], None, None, eps)
     width, total = weights[0].size(0), sum(sizes)

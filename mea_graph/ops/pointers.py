@@ -260,11 +260,17 @@ class _Take(torch.autograd.Function):
     def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.size = len(inputs[0])  # type: ignore[attr-defined]
         ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
 
     @staticmethod
     def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return put_rows(grads[0], rows, ctx.size), None  # type: ignore[attr-defined]
+
+    @staticmethod
+    def jvp(ctx: FunctionCtx, *tangents: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return tangents[0].index_select(0, rows)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

@@ -175,6 +175,7 @@ def test_taken_rows_give_their_gradient_back_twice_and_in_a_batch() -> None:
     assert not put_rows(x[rows], rows, 4)[[1, 2]].any()
     assert torch.autograd.gradcheck(lambda t: take_rows(t, rows), x)
     assert torch.autograd.gradgradcheck(lambda t: take_rows(t, rows).square(), x)
+    assert torch.autograd.gradcheck(lambda t: take_rows(t, rows), x, check_forward_ad=True, check_batched_grad=True)
     assert torch.autograd.gradcheck(lambda t: put_rows(t, rows, 4), x[rows].detach().requires_grad_())
     many = torch.randn(3, 4, 2)
     assert torch.equal(torch.func.vmap(lambda t: take_rows(t, rows))(many), many[:, rows])
