@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +22,12 @@ class Entered(NamedTuple):
     pointers: Pointers
     shape: tuple[int, ...] | None  # (B, T) of a padded batch, () of one sequence, None of rows
     taken: Tensor | None  # which rows of the padded batch these are; None: all
+    offsets: Tensor | None = None  # of a jagged nested tensor
 
     def leave(self, x: Tensor) -> Tensor:
         """A result (N, d') in the form in which the sequence came: zeros in the padding."""
+        if self.offsets is not None:
+            return torch.nested.nested_tensor_from_jagged(x, self.offsets)
         if not self.shape:
             return x
         if self.taken is not None:
@@ -34,6 +37,8 @@ class Entered(NamedTuple):
 
     def leave_shorter(self, x: Tensor, pointers: Pointers, stride: int) -> Tensor:
         """The same for a layer that has shortened each sequence of T steps to ceil(T / stride)."""
+        if self.offsets is not None:
+            return torch.nested.nested_tensor_from_jagged(x, F.pad(pointers.length.cumsum(0), (1, 0)))
         if not self.shape:
             return x
         x = pointers.pad(x)
@@ -42,8 +47,14 @@ class Entered(NamedTuple):
         return F.pad(x, (0, 0, 0, -(-self.shape[1] // stride) - x.size(1)))
 
 
+def check_edges(edges: object, entered: Entered, name: str = "edges") -> None:
+    """Edges count rows. Those of a padded batch are with their padding or without, as is best for the device: nobody could count them."""
+    if edges is not None and entered.shape:
+        raise ValueError(f"{name}: expected rows (N, d) with ptr beside edges, got a padded batch {entered.shape}")
+
+
 def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> Entered:
-    """Takes rows (N, d) with ptr (B + 1) or `Pointers`, a padded batch (B, T, d) with a mask (B, T), or one sequence (N, d).
+    """Takes rows (N, d) with ptr or `Pointers`, a padded batch (B, T, d) with a mask (B, T), a jagged nested tensor, or one sequence (N, d).
 
     Junk in padding, NaN included, reaches no value and no gradient. On a CPU the steps are taken out of the padding. Elsewhere, and where
     a graph is recorded, that would need numbers that nobody may read: the padded batch is then rows with gaps, filled with zeros.
@@ -52,6 +63,8 @@ def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> E
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
+    if x.is_nested:
+        return _enter_nested(x, layout, channels, name)
     if x.dim() == 2:
         return _enter_rows(x, layout, channels, name)
     width = "d" if channels is None else channels
@@ -76,6 +89,20 @@ def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> E
     return Entered(take_rows(x.flatten(0, 1), taken), Pointers(start, length, len(taken), packed=True), (batch, steps), taken)
 
 
+def _enter_nested(x: Tensor, layout: Layout, channels: int | None, name: str) -> Entered:
+    if x.layout != torch.jagged or x.dim() != 3:
+        raise ValueError(f"{name}: expected a nested tensor of layout torch.jagged and (B, *, d), got {x.layout} with {x.dim()} dimensions")
+    if layout is not None:
+        raise ValueError(
+            f"{name}: expected no mask or ptr beside a nested tensor, which has offsets of its own, got {type(layout).__name__}"
+        )
+    nested: Any = x  # torch's stubs do not know its methods
+    rows, offsets = nested.values(), nested.offsets()
+    if nested.lengths() is not None:
+        raise ValueError(f"{name}: expected a nested tensor without holes, got one with lengths of its own; x.contiguous() has none")
+    return _enter_rows(rows, offsets, channels, name)._replace(offsets=offsets)
+
+
 def _enter_rows(x: Tensor, layout: Layout, channels: int | None, name: str) -> Entered:
     if channels is not None and x.size(1) != channels:
         raise ValueError(f"{name}: expected (N, {channels}), got {tuple(x.shape)}")
@@ -92,9 +119,13 @@ def _enter_rows(x: Tensor, layout: Layout, channels: int | None, name: str) -> E
 
 
 def enter_all(
-    x: Mapping[str, Tensor], layout: Mapping[str, Layout] | None, modalities: tuple[str, ...], channels: int | Mapping[str, int]
+    x: Mapping[str, Tensor],
+    layout: Mapping[str, Layout] | None,
+    modalities: tuple[str, ...],
+    channels: int | Mapping[str, int],
+    edges: object = None,
 ) -> dict[str, Entered]:
-    """`enter` for every modality, in the order of `modalities`."""
+    """`enter` for every modality, in the order of `modalities`; with edges they must be rows."""
     check_keys(x, modalities, "x")
     if layout is not None:
         check_keys(layout, modalities, "layout")
@@ -102,6 +133,7 @@ def enter_all(
     for m in modalities:
         width = channels if isinstance(channels, int) else channels[m]
         entered[m] = enter(x[m], None if layout is None else layout[m], width, m)
+        check_edges(edges, entered[m])
     sizes = {m: e.pointers.num_samples for m, e in entered.items()}
     first = next(iter(sizes.values()))
     if any(size != first for size in sizes.values()):  # a set would need numbers, which sizes are not while a graph is exported

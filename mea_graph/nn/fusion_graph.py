@@ -49,7 +49,7 @@ class FusionGraph(HeteroData):
         return IntervalEdges.from_relative(self[edge_type].interval, self.pointers(source), self.pointers(target))
 
     def expand(self) -> "FusionGraph":
-        """A copy whose interval edges are lists too, `edge_index` (2, E), as other layers and drawings take them.
+        """A copy whose interval edges are lists, `edge_index` (2, E), as other layers and drawings take them.
 
         >>> from mea_graph.nn import MEA
         >>> graph = MEA({"a": 3, "b": 3}, 1, 8, 8, 2).embed({"a": torch.randn(2, 3), "b": torch.randn(3, 3)})
@@ -60,6 +60,7 @@ class FusionGraph(HeteroData):
         for edge_type in self.edge_types:
             if "interval" in self[edge_type]:
                 graph[edge_type].edge_index = self.interval_edges(edge_type).edge_index()
+                del graph[edge_type].interval
         return graph
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:

@@ -103,7 +103,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         return_attention_weights: bool = False,
     ) -> CrossModalOutput:
         """Returns the reinforced sequences."""
-        entered = enter_all(x, layout, self.modalities, self.channels)
+        entered = enter_all(x, layout, self.modalities, self.channels, edges)
         arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
         rows, maps = self.reinforced({m: e.x for m, e in entered.items()}, arrows, return_attention_weights)
         return CrossModalOutput({m: e.leave(rows[m]) for m, e in entered.items()}, maps)
@@ -348,7 +348,7 @@ class CrossModalEncoder(nn.Module):
     ) -> tuple[dict[str, Tensor], list[dict[Arrow, Tensor]]]:
         """Returns the sequences after the last layer and each layer's maps."""
         first = cast(HierarchicalCrossModalAttention, self.layers[0])
-        entered = enter_all(x, layout, first.modalities, first.channels)
+        entered = enter_all(x, layout, first.modalities, first.channels, edges)
         arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
         current, maps = {m: e.x for m, e in entered.items()}, []
         for layer in self.layers:

@@ -215,7 +215,7 @@ class MEA(nn.Module):
         `edges` narrow attention by pair (source, target) of modalities, as the extractors' results count their rows; None: all of the
         sample.
         """
-        steps = self._steps(x, layout, batch_size)
+        steps = self._steps(x, layout, batch_size, edges)
         embedded = self._representations(steps, edges, return_attention_weights)
         fused = self._fused(embedded.exclusive, embedded.agnostic, embedded.present, None, return_attention_weights)
         return fused._replace(
@@ -238,7 +238,7 @@ class MEA(nn.Module):
         predictive attention and `(s, "mixed" | "coarse" | "fine", t)` of cross-modal attention, as intervals
         (`FusionGraph.interval_edges`); `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
-        steps = self._steps(x, layout, batch_size)
+        steps = self._steps(x, layout, batch_size, edges)
         embedded = self._representations(steps, edges, False)
         graph = fusion_graph(embedded.exclusive, embedded.agnostic, embedded.present, self.self_loops)
         for m, z in steps.x.items():
@@ -280,7 +280,9 @@ class MEA(nn.Module):
                 present[m] = there.index_fill(0, node.sample, True)
         return self._fused(spaces["exclusive"], spaces["agnostic"], present, graph, return_attention_weights)
 
-    def _steps(self, x: HeteroData | Mapping[str, Tensor], layout: Mapping[str, Layout] | None, batch_size: int | None) -> "_Steps":
+    def _steps(
+        self, x: HeteroData | Mapping[str, Tensor], layout: Mapping[str, Layout] | None, batch_size: int | None, edges: object
+    ) -> "_Steps":
         """The extracted sequences, rows by modality."""
         if isinstance(x, HeteroData):
             x, layout = _of_batch(x, self.modalities)
@@ -289,7 +291,7 @@ class MEA(nn.Module):
             check_keys(layout or {}, self.modalities, "batch_dict")
             of_batch = cast(Mapping[str, Tensor], layout)
             layout = {m: Pointers.from_batch(of_batch[m], batch_size) for m in self.modalities}
-        given = enter_all(x, layout, self.modalities, self.in_channels)
+        given = enter_all(x, layout, self.modalities, self.in_channels, edges)
         entered = {m: e.pointers for m, e in given.items()}
         if not any(p.num_rows for p in entered.values()) and entered[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import Layout, check_heads, enter
+from mea_graph.nn._sequences import Layout, check_edges, check_heads, enter
 from mea_graph.nn._side_by_side import Groups, linear, norm
 from mea_graph.nn.feed_forward import FeedForward, feed_forward
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
@@ -91,6 +91,8 @@ class ModalityReinforcementUnit(nn.Module):
             got = len(layouts) if several else 1
             raise ValueError(f"source_layout: expected one for each of the {len(sources)} sources, got {got}")
         parts = [enter(s, p, self.channels, f"source[{i}]") for i, (s, p) in enumerate(zip(sources, layouts, strict=True))]
+        for part in (entered, *parts):
+            check_edges(edges, part)
         if edges is None:
             edges = IntervalEdges.complete([part.pointers for part in parts], entered.pointers)
         rows = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])

@@ -95,7 +95,7 @@ class PredictiveEncoder(nn.Module):
         return_attention_weights: bool = False,
     ) -> PredictiveEncoderOutput:
         """Returns the sequences after the last layer."""
-        entered = enter_all(x, layout, self.modalities, self.channels)
+        entered = enter_all(x, layout, self.modalities, self.channels, edges)
         pointers = [e.pointers for e in entered.values()]
         heard = [None if edges is None else edges.get(m) for m in self.modalities]
         maps: dict[str, list[Tensor]] = {m: [] for m in self.modalities} if return_attention_weights else {}

@@ -165,14 +165,6 @@ def test_vmap_does_not_reach_through_the_recurrent_extractor(model: MEA) -> None
         torch.func.vmap(lambda x: layer(x.unsqueeze(0)))(torch.randn(3, 5, 2))
 
 
-def test_jagged_nested_tensors_are_refused() -> None:
-    parts = [torch.randn(3, 8), torch.randn(5, 8)]
-    x, layer = torch.nested.nested_tensor(parts, layout=torch.jagged), PredictiveSelfAttention(8, 2)
-    with pytest.raises((AttributeError, RuntimeError, TypeError, ValueError)):
-        layer(x)
-    torch.testing.assert_close(layer(x.values(), x.offsets())[0], torch.cat([layer(part)[0] for part in parts]))
-
-
 def test_edge_masks_do_not_reach_decoupled_graph_fusion() -> None:
     graph = fusion_graph({m: torch.randn(4, 8) for m in "ab"}, None)
 

@@ -293,3 +293,45 @@ def test_padded_batches_of_any_width_are_one_layout() -> None:
     assert pointers.length.tolist() == Pointers.from_ptr(ptr(lengths)).length.tolist()
     assert torch.equal(pointers.mask, mask)
     assert torch.equal(F.pad(pointers.length.cumsum(0), (1, 0)), ptr(lengths))
+
+
+@pytest.mark.parametrize("name", [n for n in LAYERS if n != "ModalityReinforcementUnit"])
+def test_jagged_nested_tensors_go_in_and_come_out(randomised: Any, name: str) -> None:
+    build, call = LAYERS[name]
+    module = randomised(build())
+    x = {m: v.requires_grad_() for m, v in rows(FULL).items()}
+    layout = {m: ptr(n) for m, n in FULL.items()}
+    nested = {m: torch.nested.nested_tensor_from_jagged(v, layout[m]) for m, v in x.items()}
+    expected = call(module, x, layout)
+    actual = call(module, nested, dict.fromkeys(FULL) if name != "MEA" else None)
+    flat = {m: v.values() if v.is_nested else v for m, v in actual.items()}
+    torch.testing.assert_close(flat, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradients(module, flat, x), gradients(module, expected, x), rtol=1e-10, atol=1e-12)
+    assert all(v.is_nested for m, v in actual.items() if not m.startswith("-"))
+
+
+def test_a_nested_tensor_has_no_mask() -> None:
+    x = torch.nested.nested_tensor_from_jagged(torch.randn(5, D), torch.tensor([0, 2, 5]))
+    with pytest.raises(ValueError, match="x: expected no mask or ptr beside a nested tensor"):
+        mea.PredictiveSelfAttention(D, HEADS)(x, torch.tensor([0, 2, 5]))
+    with pytest.raises(ValueError, match=r"x: expected a nested tensor of layout torch\.jagged"):
+        mea.PredictiveSelfAttention(D, HEADS)(torch.nested.nested_tensor([torch.randn(2, D), torch.randn(3, D)]))
+
+
+def test_edges_of_a_padded_batch_are_refused() -> None:
+    """Nobody could count its rows: they are with the padding or without, as is best for the device."""
+    x, mask = torch.randn(2, 3, D), torch.tensor([[True, True, True], [True, False, False]])
+    edges = torch.tensor([[0, 1], [1, 0]])
+    with pytest.raises(ValueError, match=r"edges: expected rows \(N, d\) with ptr beside edges, got a padded batch \(2, 3\)"):
+        mea.PredictiveSelfAttention(D, HEADS)(x, mask, edges=edges)
+    with pytest.raises(ValueError, match=r"edges: expected rows .*, got a padded batch"):
+        mea.ModalityReinforcementUnit(D, HEADS)(x, mask, source=x, source_layout=mask, edges=edges)
+
+
+def test_the_reference_takes_a_list_of_edges(randomised: Any) -> None:
+    layer = randomised(mea.PredictiveSelfAttention(D, HEADS))
+    x, edges = torch.randn(4, D, dtype=torch.float64), torch.tensor([[0, 1, 3, 2], [1, 1, 2, 0]])
+    _, prior = layer(x)
+    expected = [layer(x, None, p, edges)[0] for p in (None, prior)]
+    with use_backend("reference"):
+        torch.testing.assert_close([layer(x, None, p, edges)[0] for p in (None, prior)], expected, rtol=1e-12, atol=1e-14)

@@ -102,6 +102,14 @@ def _refuse_cpu(query: Tensor, edges: Any, **_: Any) -> str | None:
     return _refuse_list(edges) or cpu.refuse(query)
 
 
+def _accept(**_: Any) -> None:
+    """For the backend that runs on anything."""
+
+
+def _run_reference(query: Tensor, key: Tensor, value: Tensor, edges: Any) -> Tensor:
+    return (listed.run if isinstance(edges, Tensor) else padded.run_reference)(query, key, value, edges)
+
+
 def _run_listed(query: Tensor, key: Tensor, value: Tensor, edges: Tensor) -> Tensor:
     return listed.run(query, key, value, edges)
 
@@ -113,6 +121,6 @@ _OP = Op(
         "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
         "triton": Backend(triton.run, triton.refuse, prefers="cuda"),
         "sdpa": Backend(padded.run_sdpa, _refuse_list),
-        "reference": Backend(padded.run_reference, _refuse_list),
+        "reference": Backend(_run_reference, _accept),
     },
 )

@@ -191,6 +191,18 @@ def _refuse_listed(prior_query: Tensor | None, edges: Any, **_: Any) -> str | No
     return None if isinstance(edges, Tensor) else "the edges are intervals"
 
 
+def _accept(**_: Any) -> None:
+    """For the backend that runs on anything."""
+
+
+def _run_reference(edges: Any, **arguments: Any) -> Tensor:
+    if not isinstance(edges, Tensor):
+        return padded.run_reference(**arguments, edges=edges)
+    if arguments["prior_query"] is None:
+        return interval_attention(arguments["query"], arguments["key"], arguments["value"], edges, backend="reference")
+    return listed.run(**arguments, edges=edges)
+
+
 _OP = Op(
     predictive_attention,
     {
@@ -198,6 +210,6 @@ _OP = Op(
         "listed": Backend(listed.run, _refuse_listed),
         "triton": Backend(triton.run, triton.refuse, prefers="cuda"),
         "cpu": Backend(cpu.run, _refuse_cpu),
-        "reference": Backend(padded.run_reference, _refuse_list),
+        "reference": Backend(_run_reference, _accept),
     },
 )
