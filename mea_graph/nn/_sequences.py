@@ -54,7 +54,7 @@ def check_edges(edges: object, entered: Entered, name: str = "edges") -> None:
 
 
 def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> Entered:
-    """Takes rows (N, d) with ptr or `Pointers`, a padded batch (B, T, d) with a mask (B, T), a jagged nested tensor, or one sequence (N, d).
+    """Takes rows (N, d) with ptr or `Pointers`, a padded batch (B, T, d) with a mask (B, T), a jagged nested tensor, or one sequence.
 
     Junk in padding, NaN included, reaches no value and no gradient. On a CPU the steps are taken out of the padding. Elsewhere, and where
     a graph is recorded, that would need numbers that nobody may read: the padded batch is then rows with gaps, filled with zeros.
