@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.measure import Pass, error
 from mea_graph.nn import GraphFusionConv
-from mea_graph.ops import cross_modal_attention, edge_attention, predictive_attention
+from mea_graph.ops import IntervalEdges, Pointers, edge_attention, interval_attention, predictive_attention
 
 HEADS, WIDTH, MU = 8, 5, 0.25  # d = 40, Table I
 
@@ -62,6 +62,12 @@ def prefix_mask(lengths: Sequence[int], longest: int, device: str) -> Tensor:
     return torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
 
 
+def pointers_of(lengths: Sequence[int], device: str = "cpu") -> Pointers:
+    """Of samples one after the other, as in a PyG batch."""
+    length = torch.tensor(lengths, dtype=torch.int64, device=device)
+    return Pointers(length.cumsum(0) - length, length, sum(lengths), packed=True)
+
+
 def predictive(
     batch: int,
     length: int,
@@ -71,19 +77,17 @@ def predictive(
     compiled: bool = False,
 ) -> Case:
     """Predictive attention beside the eager formula (maps stored, `conv2d`) and, on request, what `torch.compile` makes of that."""
+    each = [length] * batch if lengths is None else list(lengths)
+    pointers = pointers_of(each, device)
     generator = torch.Generator().manual_seed(1)
     draw = lambda *size: torch.randn(*size, generator=generator).to(device, dtype).requires_grad_()  # noqa: E731
-    inputs = [draw(batch, HEADS, length, WIDTH) for _ in range(5)]
+    inputs = [draw(sum(each), HEADS, WIDTH) for _ in range(5)]
     inputs += [(0.1 * draw(HEADS, HEADS, 3, 3)).detach().requires_grad_(), draw(HEADS)]
-    mask = None if lengths is None else prefix_mask(lengths, length, device)
-    grad = torch.randn(batch, HEADS, length, WIDTH, generator=generator).to(device, dtype)
-    if mask is not None:  # what the layers do: nothing flows back from padding
-        grad = grad.masked_fill(~mask[:, None, :, None], 0)
+    grad = draw(sum(each), HEADS, WIDTH).detach()
 
     def attend(backend: str) -> Callable[..., Tensor]:
         def run(query: Tensor, key: Tensor, value: Tensor, prior_query: Tensor, prior_key: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            out = predictive_attention(query, key, value, prior_query, prior_key, weight, bias, MU, mask, backend=backend)
-            return out if mask is None else out.masked_fill(~mask[:, None, :, None], 0)
+            return predictive_attention(query, key, value, pointers, prior_query, prior_key, weight, bias, MU, backend=backend)
 
         return run
 
@@ -91,9 +95,9 @@ def predictive(
     if compiled:
         contenders["torch.compile of the formula"] = step(torch.compile(attend("reference")), inputs, grad)
     wide = [t.detach().double().requires_grad_() for t in inputs]
-    kind = "" if lengths is None else f", true lengths (mean {sum(lengths) / batch:.0f})"
+    kind = "" if lengths is None else f", true lengths (mean {sum(each) / batch:.0f})"
     name = f"predictive attention, B {batch}, K {HEADS}, T {length}, d {HEADS * WIDTH}{kind}"
-    about = {"lengths": [length] * batch if lengths is None else list(lengths), "longest": length, "heads": HEADS, "width": WIDTH}
+    about = {"lengths": each, "longest": length, "heads": HEADS, "width": WIDTH}
     return Case(name, contenders, list(contenders), step(attend("reference"), wide, grad.double()), dtype, {}, {"attention": about})
 
 
@@ -150,30 +154,52 @@ def crossing(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> Case:
-    """Cross-modal attention beside `scaled_dot_product_attention` over the padded concatenation with a key padding mask."""
+    """Interval attention over several sources beside `scaled_dot_product_attention` over the padded concatenation with a key padding mask.
+
+    The rival has its sequences padded to `longest` beforehand; what it returns is brought to rows for the comparison with the truth only.
+    """
+    layouts = [pointers_of(each, device) for each in (target, *sources)]
+    edges = IntervalEdges.complete(layouts[1:], layouts[0])
+    rows = [p.num_rows for p in layouts[1:]]
     generator = torch.Generator().manual_seed(4)
-    draw = lambda *size: torch.randn(*size, generator=generator).to(device, dtype).requires_grad_()  # noqa: E731
-    inputs = [draw(batch, HEADS, longest[0], WIDTH)]
-    inputs += [draw(batch, HEADS, n, WIDTH) for n in longest[1:]] + [draw(batch, HEADS, n, WIDTH) for n in longest[1:]]
-    query_mask = prefix_mask(target, longest[0], device)
-    masks = [prefix_mask(lengths, n, device) for lengths, n in zip(sources, longest[1:], strict=True)]
-    pad = ~query_mask[:, None, :, None]
-    grad = draw(batch, HEADS, longest[0], WIDTH).detach().masked_fill(pad, 0)
-    count = len(masks)
+    draw = lambda n: torch.randn(n, HEADS, WIDTH, generator=generator).to(device, dtype).requires_grad_()  # noqa: E731
+    inputs = [draw(layouts[0].num_rows), draw(sum(rows)), draw(sum(rows))]
+    grad = draw(layouts[0].num_rows).detach()
+    masks = [prefix_mask(each, n, device) for each, n in zip((target, *sources), longest, strict=True)]
+    pad = ~masks[0][:, None, :, None]
 
     def ours(backend: str) -> Callable[..., Tensor]:
-        def run(query: Tensor, *parts: Tensor) -> Tensor:
-            return cross_modal_attention(query, parts[:count], parts[count:], masks, query_mask=query_mask, backend=backend)
+        return lambda query, key, value: interval_attention(query, key, value, edges, backend=backend)
 
-        return run
+    def to_padded(x: Tensor, mask: Tensor) -> Tensor:
+        """Rows (N, K, D) to (B, K, T, D)."""
+        return x.new_zeros(*mask.shape, HEADS, WIDTH).masked_scatter(mask[:, :, None, None], x).transpose(1, 2)
 
-    def padded(query: Tensor, *parts: Tensor) -> Tensor:
-        mask = torch.cat(masks, 1)[:, None, None, :]
-        out = F.scaled_dot_product_attention(query, torch.cat(parts[:count], 2), torch.cat(parts[count:], 2), attn_mask=mask)
-        return out.masked_fill(pad, 0)
+    def to_rows(x: Tensor, mask: Tensor) -> Tensor:
+        return x.transpose(1, 2)[mask]
 
-    contenders = {"mea_graph": step(ours("auto"), inputs, grad), "padded SDPA with a mask": step(padded, inputs, grad)}
+    def beside(x: Tensor) -> Tensor:
+        return torch.cat([to_padded(part, mask) for part, mask in zip(x.split(rows), masks[1:], strict=True)], 2)
+
+    def apart(x: Tensor) -> Tensor:
+        return torch.cat([to_rows(part, mask) for part, mask in zip(x.split(list(longest[1:]), 2), masks[1:], strict=True)])
+
+    heard = torch.cat(masks[1:], 1)[:, None, None, :]
+    leaves = [to_padded(inputs[0], masks[0]), beside(inputs[1]), beside(inputs[2])]
+    leaves = [t.detach().requires_grad_() for t in leaves]
+
+    def padded(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=heard).masked_fill(pad, 0)
+
+    rival = step(padded, leaves, to_padded(grad, masks[0]))
+
+    def seen() -> list[Tensor]:
+        out, d_query, d_key, d_value = rival()
+        return [to_rows(out, masks[0]), to_rows(d_query, masks[0]), apart(d_key), apart(d_value)]
+
+    contenders = {"mea_graph": step(ours("auto"), inputs, grad), "padded SDPA with a mask": rival}
     wide = [t.detach().double().requires_grad_() for t in inputs]
     mean = [round(sum(n) / batch) for n in (target, *sources)]
     name = f"cross-modal attention, B {batch}, K {HEADS}, d {HEADS * WIDTH}, lengths up to {list(longest)} (mean {mean})"
-    return Case(name, contenders, list(contenders), step(ours("reference"), wide, grad.double()), dtype)
+    truth = step(ours("reference"), wide, grad.double())
+    return Case(name, contenders, list(contenders), truth, dtype, {"padded SDPA with a mask": seen})

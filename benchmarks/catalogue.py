@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from benchmarks import layers, loading, models, op_cases
+from benchmarks import layers, loading, models, op_cases, windows
 from benchmarks.cases import Case, mosi_lengths
 from benchmarks.samples import SHAPES, Kind, Shape
 
@@ -148,4 +148,20 @@ def _data() -> dict[str, Entry]:
     return found
 
 
-SUITES: dict[str, dict[str, Entry]] = {"ops": _ops(), "layers": _layers(), "model": _models(), "data": _data()}
+def _windows(name: str) -> dict[str, Entry]:
+    """What grows with the steps over windows; the complete form beside it takes half a minute at 10,000 steps."""
+    found = {}
+    for n in (1000, 2000, 4000, 10_000, 30_000, 100_000):
+        build, small = (partial(windows.case, name, steps, n <= 10_000, DEVICE) for steps in (n, 200))
+        found[f"growth of {name} over a window, T {n}"] = Entry(
+            build, small, n <= 4000, True, (f"{name} over a window of {windows.STEPS} steps", "steps T", n)
+        )
+    return found
+
+
+SUITES: dict[str, dict[str, Entry]] = {
+    "ops": _ops() | _windows("interval attention"),
+    "layers": _layers() | _windows("PredictiveSelfAttention, two in a chain") | _windows("ModalityReinforcementUnit"),
+    "model": _models(),
+    "data": _data(),
+}

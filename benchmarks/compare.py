@@ -1,7 +1,9 @@
 """The working tree against a git ref, alternately: `python -m benchmarks.compare REF [--rounds 6]` prints ratios with their spread.
 
-Every measurement is a process of its own with this tree's benchmarks and one of the two trees' `mea_graph`. A ratio is the ref's time over
-the working tree's, of two processes that ran one after the other: above 1, the working tree is faster.
+Every measurement is a process of its own, with one tree's `mea_graph` and with the cases that the same tree builds: they call its ops as it
+has them. The clock and the counter are the working tree's. A ratio is the ref's time over the working tree's, of two processes that ran
+one after the other: above 1, the working tree is faster. Calls are those of one pass: operators outside and inside the engine of autograd,
+and conversions of the layout of rows ("-": a library without pointers).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import io
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,8 +20,10 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
+OURS = ("compare.py", "calls.py")  # what measures, in either tree
 SELECTION = [
     ("ops", "predictive attention, full, float32, backward"),
     ("ops", "predictive attention, true lengths, float32, backward"),
@@ -30,10 +35,13 @@ SELECTION = [
 ]
 
 
-def measure_here(suite: str, key: str, seconds: float, small: bool) -> float:
-    """Median seconds of a pass of the library's contender in this process."""
+def measure_here(suite: str, key: str, seconds: float, small: bool) -> dict[str, Any]:
+    """Median seconds of a pass of the library's contender in this process, and what it calls."""
+    from benchmarks.calls import count
     from benchmarks.catalogue import SUITES
 
+    if key not in SUITES[suite]:
+        raise SystemExit(f"this tree has no case {key!r} among its {suite}")
     entry = SUITES[suite][key]
     run = (entry.small if small else entry.build)().contenders["mea_graph"]
     run()
@@ -43,33 +51,36 @@ def measure_here(suite: str, key: str, seconds: float, small: bool) -> float:
         start = time.perf_counter()
         run()
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return {"seconds": statistics.median(taken), "calls": str(count(run))}
 
 
 def trees(ref: str, folder: Path) -> dict[str, Path]:
-    """Two folders to run in: the benchmarks of this tree beside the library of either."""
-    packed = subprocess.run(["git", "archive", "--format=tar", ref, "mea_graph"], cwd=ROOT, capture_output=True, check=False)
+    """Two folders to run in, each with the library and the cases of its tree, and with what measures of this one."""
+    packed = subprocess.run(["git", "archive", "--format=tar", ref, "mea_graph", "benchmarks"], cwd=ROOT, capture_output=True, check=False)
     if packed.returncode:
-        raise SystemExit(f"REF: expected a commit, branch or tag of this repository, got {ref!r}: {packed.stderr.decode().strip()}")
+        raise SystemExit(f"REF: expected a commit, branch or tag with benchmarks, got {ref!r}: {packed.stderr.decode().strip()}")
     found = {name: folder / name for name in ("ref", "tree")}
     for place in found.values():
         place.mkdir()
-        (place / "benchmarks").symlink_to(ROOT / "benchmarks", target_is_directory=True)
     with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
         archive.extractall(found["ref"], filter="data")
-    (found["tree"] / "mea_graph").symlink_to(ROOT / "mea_graph", target_is_directory=True)
+    for name in OURS:
+        shutil.copyfile(ROOT / "benchmarks" / name, found["ref"] / "benchmarks" / name)
+    for name in ("mea_graph", "benchmarks"):
+        (found["tree"] / name).symlink_to(ROOT / name, target_is_directory=True)
     return found
 
 
-def _elsewhere(place: Path, suite: str, key: str, options: list[str]) -> float:
+def _elsewhere(place: Path, suite: str, key: str, options: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.compare", "--only", suite, key, *options]
     done = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": str(place)}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1])
     found = json.loads(done.stdout.splitlines()[-1])
-    if Path(found["library"]).resolve() != (place / "mea_graph").resolve():
-        raise RuntimeError(f"expected the library of {place}, got {found['library']}")
-    return found["seconds"]
+    for part in ("mea_graph", "benchmarks"):
+        if Path(found["from"][part]).resolve() != (place / part).resolve():
+            raise RuntimeError(f"expected {part} of {place}, got {found['from'][part]}")
+    return found
 
 
 def main() -> None:
@@ -83,30 +94,36 @@ def main() -> None:
     args = parser.parse_args()
     if args.only:
         import mea_graph
+        from benchmarks import catalogue
 
-        seconds = measure_here(*args.only, args.seconds, args.small)
-        print(json.dumps({"seconds": seconds, "library": str(Path(mea_graph.__file__).parent)}))
+        places = {name: str(Path(of).parent) for name, of in (("mea_graph", mea_graph.__file__), ("benchmarks", catalogue.__file__))}
+        print(json.dumps({**measure_here(*args.only, args.seconds, args.small), "from": places}))
         return
     options = ["--seconds", str(args.seconds), *["--small"] * args.small]
     chosen = [(s, k) for s, k in SELECTION if not args.cases or any(part in k for part in args.cases)]
     with tempfile.TemporaryDirectory(prefix="mea-graph-compare-") as folder:
         places = trees(args.ref, Path(folder))
         print(f"{args.ref} over the working tree; {args.rounds} pairs; above 1, the working tree is faster\n")
-        print(f"{'':68}{'ratio':>7}{'quartiles':>14}{'ms':>10}")
+        print(f"{'':76}{'ratio':>7}{'quartiles':>14}{'ms':>10}{'calls':>15}{'ref':>15}")
         for suite, key in chosen:
-            ratios, ours = [], []
+            pairs: list[dict[str, dict[str, Any]]] = []
             try:
                 for turn in range(args.rounds):
                     order = ("ref", "tree") if turn % 2 else ("tree", "ref")
-                    taken = {name: _elsewhere(places[name], suite, key, options) for name in order}
-                    ratios.append(taken["ref"] / taken["tree"])
-                    ours.append(taken["tree"])
+                    pairs.append({name: _elsewhere(places[name], suite, key, options) for name in order})
             except RuntimeError as error:
-                print(f"{key:68} not comparable: {error}")
+                print(f"{key:76} not comparable: {error}", flush=True)
                 continue
-            lower, _, upper = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
-            middle, spread = statistics.median(ratios), f"{lower:.2f}-{upper:.2f}"
-            print(f"{key:68}{middle:>7.2f}{spread:>14}{1e3 * statistics.median(ours):>10.2f}", flush=True)
+            print(line(key, pairs), flush=True)
+
+
+def line(key: str, pairs: list[dict[str, dict[str, Any]]]) -> str:
+    """The row of a case, of what was measured of the ref and of the tree."""
+    ratios = [pair["ref"]["seconds"] / pair["tree"]["seconds"] for pair in pairs]
+    lower, _, upper = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    middle, spread = statistics.median(ratios), f"{lower:.2f}-{upper:.2f}"
+    ours = 1e3 * statistics.median(pair["tree"]["seconds"] for pair in pairs)
+    return f"{key:76}{middle:>7.2f}{spread:>14}{ours:>10.2f}{pairs[0]['tree']['calls']:>15}{pairs[0]['ref']['calls']:>15}"
 
 
 if __name__ == "__main__":

@@ -11,57 +11,67 @@ from torch import Tensor, nn
 from benchmarks.cases import HEADS as K
 from benchmarks.cases import WIDTH, Case, graph, step
 from benchmarks.measure import Pass
-from benchmarks.models import references
 from benchmarks.samples import CHANNELS, Kind, Samples, Shape, draw
 from mea_graph import nn as mea
+from mea_graph.ops import use_backend
 
 D, D_H = K * WIDTH, 64
 MODALITIES = tuple(CHANNELS)
 Inputs = dict[str, Tensor]
-Layer = tuple[nn.Module, Callable[[nn.Module, Inputs, Inputs], list[Tensor]]]  # the layer, and how it is called: its outputs
+Layer = tuple[
+    nn.Module, Callable[[nn.Module, Inputs, Inputs], list[Tensor]]
+]  # the layer, and how it is called on rows with their ptr: its outputs
 
 
 def _sequences(samples: Samples) -> Inputs:
+    """Rows of the layers' width, as the layers before would give them."""
     generator = torch.Generator().manual_seed(7)
-    return {m: torch.randn(*mask.shape, D, generator=generator) * mask.unsqueeze(-1) for m, mask in samples.mask.items()}
+    return {m: torch.randn(len(x), D, generator=generator) for m, x in samples.x_dict.items()}
 
 
-def _fuse(layer: nn.Module, x: Inputs, mask: Inputs) -> list[Tensor]:
-    h = {m: v[:, 0] for m, v in x.items()}
+def _vectors(x: Inputs, ptr: Inputs, step: int = 0) -> Inputs:
+    """One vector a sample: its row of that number."""
+    return {m: v.index_select(0, ptr[m][:-1] + step) for m, v in x.items()}
+
+
+def _fuse(layer: nn.Module, x: Inputs, ptr: Inputs) -> list[Tensor]:
+    h = _vectors(x, ptr)
     made = mea.fusion_graph(h, h)
     return list(layer(made.x_dict, made.edge_index_dict, made.sample_dict, made.num_samples).x.values())
 
 
-def _chain(layer: nn.Module, x: Inputs, mask: Inputs) -> list[Tensor]:
-    first, prior = layer(x["vision"], mask["vision"])
-    return [layer(first, mask["vision"], prior)[0]]
+def _chain(layer: nn.Module, x: Inputs, ptr: Inputs) -> list[Tensor]:
+    first, prior = layer(x["vision"], ptr["vision"])
+    return [layer(first, ptr["vision"], prior)[0]]
+
+
+def _reinforce(layer: nn.Module, x: Inputs, ptr: Inputs) -> list[Tensor]:
+    return [layer(x["vision"], ptr["vision"], source=[x["text"], x["audio"]], source_layout=[ptr["text"], ptr["audio"]])]
+
+
+def _discriminate(layer: nn.Module, x: Inputs, ptr: Inputs) -> list[Tensor]:
+    return [t for t in layer(_vectors(x, ptr), _vectors(x, ptr, 1)) if t is not None]
 
 
 # by name: the layer at the paper's widths, and its call. Vision is the longest sequence.
 LAYERS: dict[str, Callable[[], Layer]] = {
-    "UnimodalExtractor": lambda: (mea.UnimodalExtractor(D, D), lambda f, x, mask: [f(x["vision"], mask["vision"])]),
-    "FeedForward": lambda: (mea.FeedForward(D), lambda f, x, mask: [f(x["vision"])]),
+    "UnimodalExtractor": lambda: (mea.UnimodalExtractor(D, D), lambda f, x, ptr: [f(x["vision"], ptr["vision"])]),
+    "FeedForward": lambda: (mea.FeedForward(D), lambda f, x, ptr: [f(x["vision"])]),
     "PredictiveSelfAttention, two in a chain": lambda: (mea.PredictiveSelfAttention(D, K), _chain),
     "WeightedAttention": lambda: (
         mea.WeightedAttention(D, MODALITIES),
-        lambda f, x, mask: list(f(x, mask)[0].values()),
+        lambda f, x, ptr: list(f(x, ptr)[0].values()),
     ),
-    "PredictiveEncoder": lambda: (mea.PredictiveEncoder(D, MODALITIES, K), lambda f, x, mask: list(f(x, mask)[0].values())),
-    "ModalityReinforcementUnit": lambda: (
-        mea.ModalityReinforcementUnit(D, K),
-        lambda f, x, mask: [f([x["text"], x["audio"]], x["vision"], [mask["text"], mask["audio"]], mask["vision"])],
-    ),
+    "PredictiveEncoder": lambda: (mea.PredictiveEncoder(D, MODALITIES, K), lambda f, x, ptr: list(f(x, ptr)[0].values())),
+    "ModalityReinforcementUnit": lambda: (mea.ModalityReinforcementUnit(D, K), _reinforce),
     "HierarchicalCrossModalAttention": lambda: (
         mea.HierarchicalCrossModalAttention(D, MODALITIES, K),
-        lambda f, x, mask: list(f(x, mask)[0].values()),
+        lambda f, x, ptr: list(f(x, ptr)[0].values()),
     ),
-    "CrossModalEncoder": lambda: (mea.CrossModalEncoder(D, MODALITIES, K), lambda f, x, mask: list(f(x, mask)[0].values())),
-    "ExclusiveEncoder": lambda: (mea.ExclusiveEncoder(D, D_H), lambda f, x, mask: [f(x["vision"], mask["vision"])]),
-    "AgnosticEncoder": lambda: (mea.AgnosticEncoder(D, D_H), lambda f, x, mask: [f(v, mask[m]) for m, v in x.items()]),
-    "DoubleDiscriminator": lambda: (
-        mea.DoubleDiscriminator(D, MODALITIES),
-        lambda f, x, mask: [t for t in f({m: v[:, 0] for m, v in x.items()}, {m: v[:, 1] for m, v in x.items()}) if t is not None],
-    ),
+    "CrossModalEncoder": lambda: (mea.CrossModalEncoder(D, MODALITIES, K), lambda f, x, ptr: list(f(x, ptr)[0].values())),
+    "ExclusiveEncoder": lambda: (mea.ExclusiveEncoder(D, D_H), lambda f, x, ptr: [f(x["vision"], ptr["vision"])]),
+    "AgnosticEncoder": lambda: (mea.AgnosticEncoder(D, D_H), lambda f, x, ptr: [f(v, ptr[m]) for m, v in x.items()]),
+    "DoubleDiscriminator": lambda: (mea.DoubleDiscriminator(D, MODALITIES), _discriminate),
     "DecoupledGraphFusion": lambda: (mea.DecoupledGraphFusion(D), _fuse),
 }
 
@@ -69,13 +79,14 @@ LAYERS: dict[str, Callable[[], Layer]] = {
 def layer(name: str, shape: Shape, title: str, size: int, kind: Kind) -> Case:
     """Forward and backward of one layer. There is no rival: it shows what each part of MEA costs."""
     torch.manual_seed(0)
-    samples = draw(shape, size, kind).trimmed()  # as `dense_sequences` would give them
+    samples = draw(shape, size, kind)
+    ptr = samples.ptr_dict
     x = {m: v.requires_grad_() for m, v in _sequences(samples).items()}
     module, call = LAYERS[name]()
 
     def run(f: nn.Module, inputs: Inputs) -> list[Tensor]:
         f.zero_grad()
-        outs = [o for o in call(f, inputs, samples.mask) if o.requires_grad]
+        outs = [o for o in call(f, inputs, ptr) if o.requires_grad]
         leaves = [*inputs.values(), *f.parameters()]
         generator = torch.Generator().manual_seed(8)
         grads = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
@@ -84,10 +95,10 @@ def layer(name: str, shape: Shape, title: str, size: int, kind: Kind) -> Case:
         return [*(o.detach() for o in outs), *(g for g in found[: len(inputs)] if g is not None), *([torch.cat(used)] if used else [])]
 
     def truth() -> list[Tensor]:
-        with references():
+        with use_backend("reference"):
             return run(deepcopy(module).double(), {m: v.detach().double().requires_grad_() for m, v in x.items()})
 
-    about = {"padding_share": round(samples.padding_share, 4), "samples": size}
+    about = {"padding_share": round(samples.trimmed().padding_share, 4), "samples": size}
     return Case(f"{name}, {title}, B {size}, {kind}", {"mea_graph": lambda: run(module, x)}, ["mea_graph"], truth, torch.float32, {}, about)
 
 
@@ -123,7 +134,7 @@ def fusion(size: int) -> Case:
     def truth() -> list[Tensor]:
         wide = deepcopy(ours).double()
         x = {n: v.detach().double().requires_grad_() for n, v in leaves.items()}
-        with references():
+        with use_backend("reference"):
             return _joined(step(lambda *_: fused(wide, x), [*x.values(), *wide.parameters()], cotangent.double()), len(x))
 
     contenders = {
@@ -153,7 +164,7 @@ def conv(name: str, heads: int, channels: int = D_H) -> Case:
 
     def truth() -> list[Tensor]:
         wide, leaf = deepcopy(ours).double(), x.detach().double().requires_grad_()
-        with references():
+        with use_backend("reference"):
             return step(lambda *_: wide(leaf, edge_index), [leaf, *wide.parameters()], cotangent.double())()
 
     return Case(f"GraphFusionConv, {name}, {heads} x {channels}", contenders, ["mea_graph"], truth, torch.float32)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -18,46 +16,13 @@ from benchmarks import rivals
 from benchmarks.cases import Case
 from benchmarks.measure import Pass, error
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
-from mea_graph.nn import (
-    MEA,
-    MEALoss,
-    export_onnx,
-    graph_fusion_conv,
-    hierarchical_cross_modal_attention,
-    modality_reinforcement_unit,
-    predictive_encoder,
-    predictive_self_attention,
-)
+from mea_graph.nn import MEA, MEALoss, export_onnx
+from mea_graph.ops import use_backend
 
 Mode = Literal["train", "predict"]
 Forward = Callable[[], Tensor]
 COMPILERS = {"MEA, torch.compile": {}, "MEA, CUDA graphs": {"mode": "reduce-overhead"}}
 BUDGET = 1e-4  # relative error that a compiled step may have against the eager one, result and gradients, in float32
-# Where the layers hold the ops: the truth is computed with the references in these places.
-_PLACES = (
-    (predictive_self_attention, "predictive_attention"),
-    (modality_reinforcement_unit, "cross_modal_attention"),
-    (graph_fusion_conv, "edge_attention"),
-)
-# What layers take another way for, on a CPU.
-_SHORTCUTS = (
-    (predictive_encoder, "can_pack"),
-    (predictive_self_attention, "can_pack"),
-    (hierarchical_cross_modal_attention, "can_pack"),
-    (modality_reinforcement_unit, "can_pack"),
-)
-
-
-@contextmanager
-def references() -> Iterator[None]:
-    """The layers compute with the ops' references, whatever `auto` would choose, and on the padded batch."""
-    with ExitStack() as stack:
-        for module, name in _PLACES:
-            op = getattr(module, name)
-            stack.enter_context(patch.object(module, name, partial(op, backend="reference")))
-        for module, name in _SHORTCUTS:
-            stack.enter_context(patch.object(module, name, lambda *_: False))
-        yield
 
 
 def mea(seed: int = 0) -> MEA:
@@ -95,7 +60,7 @@ def prediction(network: nn.Module, predict: Callable[[], Tensor]) -> Pass:
 
 
 def passes_of_mea(network: MEA, samples: Samples, mode: Mode, wrap: Callable[[Forward], Forward] = lambda f: f) -> Pass:
-    """Reads the ragged batch, as `MEAModule` does: putting it into dense tensors is part of the time. `wrap` may compile."""
+    """Reads the ragged batch, as `MEAModule` does. `wrap` may compile."""
     objective = MEALoss("regression").to(samples.y)
     forward = lambda: network(samples.x_dict, samples.batch_dict, samples.size)  # noqa: E731
     if mode == "predict":
@@ -187,7 +152,7 @@ def case(
     few = draw(shape.at_most(250), min(size, 2), kind, device=device)
 
     def truth() -> list[Tensor]:
-        with references():
+        with use_backend("reference"):
             return outputs(deepcopy(network).double(), _wide(few))
 
     about = {

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import HEADS, MU, WIDTH, Case, graph, prefix_mask, step
-from mea_graph.ops import cross_modal_attention, edge_attention, explain, predictive_attention
+from benchmarks.cases import HEADS, MU, WIDTH, Case, graph, pointers_of, step
+from mea_graph.ops import IntervalEdges, edge_attention, explain, interval_attention, predictive_attention
 
 Inputs = Sequence[Tensor]
 COMPILED = "torch.compile of the formula"
@@ -67,21 +67,17 @@ def predictive(
     compiled: bool = False,
 ) -> Case:
     """Predictive attention with a prior."""
-    batch = len(lengths)
+    batch, pointers = len(lengths), pointers_of(lengths, device)
     generator = torch.Generator().manual_seed(1)
     draw = lambda *size: torch.randn(*size, generator=generator).to(device, dtype).requires_grad_()  # noqa: E731
-    inputs = [draw(batch, HEADS, longest, WIDTH) for _ in range(5)]
+    inputs = [draw(sum(lengths), HEADS, WIDTH) for _ in range(5)]
     inputs += [(0.1 * draw(HEADS, HEADS, 3, 3)).detach().requires_grad_(), draw(HEADS)]
-    full = min(lengths) == longest
-    mask = None if full else prefix_mask(lengths, longest, device)
-    grad = draw(batch, HEADS, longest, WIDTH).detach()
+    grad = draw(sum(lengths), HEADS, WIDTH).detach()
     names = ("query", "key", "value", "prior_query", "prior_key", "weight", "bias")
-    arguments = lambda parts: {**dict(zip(names, parts, strict=True)), "mu": MU, "mask": mask}  # noqa: E731
-    pad = None if mask is None else ~mask[:, None, :, None]
+    arguments = lambda parts: {**dict(zip(names, parts, strict=True)), "mu": MU, "pointers": pointers}  # noqa: E731
 
     def call(*parts: Tensor, backend: str) -> Tensor:
-        out = predictive_attention(**arguments(list(parts)), backend=backend)
-        return out if pad is None else out.masked_fill(pad, 0)
+        return predictive_attention(**arguments(list(parts)), backend=backend)
 
     name = f"predictive attention, B {batch}, T {longest}{title}, {_name(dtype)}"
     about = {"padding_share": _share(lengths, longest=[longest]), "T": longest}
@@ -96,26 +92,22 @@ def crossing(
     device: str = "cpu",
     title: str = "",
 ) -> Case:
-    """Cross-modal attention: the first sequence attends to the others."""
-    batch, count = len(lengths[0]), len(longest) - 1
+    """Interval attention: the first sequence attends to the others, which stand one below the other."""
+    batch = len(lengths[0])
+    target, *sources = [pointers_of(each, device) for each in lengths]
+    edges = IntervalEdges.complete(sources, target)
     generator = torch.Generator().manual_seed(4)
-    draw = lambda *size: torch.randn(*size, generator=generator).to(device, dtype).requires_grad_()  # noqa: E731
-    inputs = [draw(batch, HEADS, n, WIDTH) for n in (longest[0], *longest[1:], *longest[1:])]
-    query_mask, *masks = [prefix_mask(each, n, device) for each, n in zip(lengths, longest, strict=True)]
-    grad = draw(batch, HEADS, longest[0], WIDTH).detach()
-    pad = ~query_mask[:, None, :, None]
-
-    def arguments(parts: list[Tensor]) -> dict[str, Any]:
-        keys, values = parts[1 : 1 + count], parts[1 + count :]
-        return {"query": parts[0], "keys": keys, "values": values, "key_masks": masks, "query_mask": query_mask}
+    draw = lambda n: torch.randn(n, HEADS, WIDTH, generator=generator).to(device, dtype).requires_grad_()  # noqa: E731
+    inputs = [draw(n) for n in (target.num_rows, edges.num_source_rows, edges.num_source_rows)]
+    grad = draw(target.num_rows).detach()
+    arguments = lambda parts: {**dict(zip(("query", "key", "value"), parts, strict=True)), "edges": edges}  # noqa: E731
 
     def call(*parts: Tensor, backend: str) -> Tensor:
-        given = arguments(list(parts))
-        return cross_modal_attention(*given.values(), backend=backend).masked_fill(pad, 0)
+        return interval_attention(*parts, edges, backend=backend)
 
     name = f"cross-modal attention, B {batch}, {'/'.join(map(str, longest))}{title}, {_name(dtype)}"
     about = {"padding_share": _share(*lengths, longest=longest)}
-    return _case(cross_modal_attention, call, inputs, arguments, grad, name, backward, True, about)
+    return _case(interval_attention, call, inputs, arguments, grad, name, backward, True, about)
 
 
 def edges(

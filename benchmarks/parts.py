@@ -18,14 +18,15 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import models
 from benchmarks.measure import Pass
 from benchmarks.samples import draw
-from mea_graph.nn import MEA, dense_sequences, fusion_graph
+from mea_graph.nn import MEA, fusion_graph
+from mea_graph.ops import Pointers
 
 
 def parts(size: int, kind: str) -> dict[str, Pass]:
     samples = draw(models.MOSI, size, kind)  # type: ignore[arg-type]
     network: MEA = models.mea()
-    x, mask = dense_sequences(samples.x_dict, samples.batch_dict, size)
-    z = {m: torch.randn(*v.shape[:2], 40).masked_fill(~mask[m].unsqueeze(-1), 0).requires_grad_() for m, v in x.items()}
+    x, ptr = samples.x_dict, samples.ptr_dict
+    z = {m: torch.randn(len(v), 40).requires_grad_() for m, v in x.items()}
     h = {m: torch.randn(size, 64).requires_grad_() for m in x}
     optimizer = torch.optim.Adam(network.parameters(), lr=0.0, fused=True)
 
@@ -38,7 +39,7 @@ def parts(size: int, kind: str) -> dict[str, Pass]:
         return run
 
     def fused() -> list[Tensor]:
-        made = fusion_graph(h, h, {m: v.any(1) for m, v in mask.items()})
+        made = fusion_graph(h, h, {m: p.diff() > 0 for m, p in ptr.items()})
         return [*network.graph_fusion(made.x_dict, made.edge_index_dict, made.sample_dict, size).x.values()]
 
     def adam() -> list[Tensor]:
@@ -51,13 +52,13 @@ def parts(size: int, kind: str) -> dict[str, Pass]:
     sequences, vectors = list(z.values()), list(h.values())
     return {
         "training step": step,
-        "dense batch": lambda: [*dense_sequences(samples.x_dict, samples.batch_dict, size)[0].values()],
-        "extractors (Bi-LSTM)": way(network.extractors, lambda: [network.extractors[m](x[m], mask[m]) for m in x], []),
-        "predictive encoder": way(network.predictive, lambda: [*network.predictive(z, mask)[0].values()], sequences),
-        "cross-modal encoder": way(network.cross_modal, lambda: [*network.cross_modal(z, mask)[0].values()], sequences),
+        "pointers of the batch": lambda: [Pointers.from_batch(batch, size).length for batch in samples.batch_dict.values()],
+        "extractors (Bi-LSTM)": way(network.extractors, lambda: [network.extractors[m](x[m], ptr[m]) for m in x], []),
+        "predictive encoder": way(network.predictive, lambda: [*network.predictive(z, ptr)[0].values()], sequences),
+        "cross-modal encoder": way(network.cross_modal, lambda: [*network.cross_modal(z, ptr)[0].values()], sequences),
         "pooling encoders": way(
             nn.ModuleList([network.exclusive_encoders, network.agnostic_encoder]),
-            lambda: [f(z[m], mask[m]) for m, pair in zip(x, encoders, strict=True) for f in pair],
+            lambda: [f(z[m], ptr[m]) for m, pair in zip(x, encoders, strict=True) for f in pair],
             sequences,
         ),
         "discriminators": way(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import mosi_lengths, prefix_mask
@@ -46,6 +47,11 @@ class Samples(NamedTuple):
     @property
     def size(self) -> int:
         return len(self.y)
+
+    @property
+    def ptr_dict(self) -> dict[str, Tensor]:
+        """(B + 1,): where each sample's rows begin and the last one's end."""
+        return {m: F.pad(mask.sum(1).cumsum(0), (1, 0)) for m, mask in self.mask.items()}
 
     @property
     def padding_share(self) -> float:

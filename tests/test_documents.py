@@ -45,9 +45,19 @@ REASONS = {
 CAMEL = re.compile(r"(?<!`)`(?P<name>[A-Z][a-z]+(?:[A-Z]\w*)+|MEA(?:[A-Z][a-z]\w*)?)(?:\([^`]*\))?`(?!`)")
 PUBLIC = {name for part in ("nn", "ops", "data", "train", "viz") for name in pkgutil.resolve_name(f"mea_graph.{part}").__all__}
 ELSEWHERE = {
+    "BasicGNN": "torch_geometric.nn.models.basic_gnn.BasicGNN",
     "DataLoader": "torch_geometric.loader.DataLoader",
+    "DeepGCNLayer": "torch_geometric.nn.DeepGCNLayer",
+    "EdgeIndex": "torch_geometric.EdgeIndex",
+    "FlopCounterMode": "torch.utils.flop_counter.FlopCounterMode",
+    "HeteroConv": "torch_geometric.nn.HeteroConv",
     "HeteroData": "torch_geometric.data.HeteroData",
+    "ImbalancedSampler": "torch_geometric.loader.ImbalancedSampler",
     "ImportError": "builtins.ImportError",
+    "LightningDataset": "torch_geometric.data.lightning.LightningDataset",
+    "MessagePassing": "torch_geometric.nn.MessagePassing",
+    "SparseTensor": "torch_geometric.typing.SparseTensor",
+    "TransformerConv": "torch_geometric.nn.TransformerConv",
     "TypeError": "builtins.TypeError",
     "ValueError": "builtins.ValueError",
 }

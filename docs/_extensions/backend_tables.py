@@ -14,28 +14,37 @@ from docutils.parsers.rst import Directive
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.nodes import nested_parse_with_titles
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mea_graph.ops import backends
+from mea_graph.ops import IntervalEdges, Pointers, backends
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def _rows(device: str, dtype: torch.dtype) -> tuple[Tensor, Pointers]:
+    """Queries of two samples, and where their rows are."""
+    start, length = torch.empty(2, device=device, dtype=torch.int64), torch.empty(2, device=device, dtype=torch.int64)
+    return torch.empty(80, 8, 5, device=device, dtype=dtype), Pointers(start, length, 80, packed=True)
+
+
 def _predictive(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    q = torch.empty(2, 8, 50, 5, device=device, dtype=dtype)
-    prior = {"prior_query": q, "prior_key": q, "weight": torch.empty(8, 8, 3, 3, device=device, dtype=dtype)}
-    bias, mask = torch.empty(8, device=device, dtype=dtype), torch.empty(2, 50, device=device, dtype=torch.bool)
-    call = {"query": q, "key": q, "value": q, **prior, "bias": bias, "mu": 0.25, "mask": mask}
-    yield "with a prior", call
-    yield "first layer, no prior", call | dict.fromkeys(["prior_query", "prior_key", "weight", "bias"])
+    q, pointers = _rows(device, dtype)
+    weight, bias = torch.empty(8, 8, 3, 3, device=device, dtype=dtype), torch.empty(8, device=device, dtype=dtype)
+    call: dict[str, Any] = {"query": q, "key": q, "value": q, "pointers": pointers, "mu": 0.25}
+    guided = call | {"prior_query": q, "prior_key": q, "weight": weight, "bias": bias}
+    yield "with a prior", guided
+    yield "with a prior, edges as a list", guided | {"edges": torch.empty(2, 30, device=device, dtype=torch.int64)}
+    yield "first layer, no prior", call
 
 
-def _cross_modal(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
-    q = torch.empty(2, 8, 50, 5, device=device, dtype=dtype)
-    mask = torch.empty(2, 50, device=device, dtype=torch.bool)
-    call: dict[str, Any] = {"query": q, "keys": [q, q], "values": [q, q], "key_masks": [mask, mask], "query_mask": mask}
-    yield "lengths that differ (masks)", call
-    yield "all steps real (no masks)", call | {"key_masks": None, "query_mask": None}
+def _interval(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
+    q, pointers = _rows(device, dtype)
+    call: dict[str, Any] = {"query": q, "key": q, "value": q}
+    run = torch.empty(80, 1, device=device, dtype=torch.int64)
+    yield "all of the sample", call | {"edges": IntervalEdges.complete(pointers, pointers)}
+    yield "a window of each step", call | {"edges": IntervalEdges([pointers], pointers, run, run)}
+    yield "edges as a list", call | {"edges": torch.empty(2, 30, device=device, dtype=torch.int64)}
 
 
 def _edge(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -43,7 +52,8 @@ def _edge(device: str, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Any]
     yield "any graph", {"x": x, "score_dst": score, "score_src": score, "edge_index": torch.empty(2, 30, device=device, dtype=torch.long)}
 
 
-CASES = {"predictive_attention": _predictive, "cross_modal_attention": _cross_modal, "edge_attention": _edge}
+# The ops that a user calls; layers have others beside them that join calls on few rows.
+CASES = {"predictive_attention": _predictive, "interval_attention": _interval, "edge_attention": _edge}
 
 
 def explanations(op: str, device: str) -> dict[tuple[str, torch.dtype], backends.Explanation]:

@@ -41,10 +41,7 @@ def save(dataset: MultimodalDataset, path: Path) -> None:
         raise DataError(f"{path}: expected at least one sample to save, got none")
     scaling = dataset._scaling
     store = taken(dataset, None if scaling is None else scaling.apply)
-    ids = np.array(store.ids, dtype=np.str_)
-    if changed := [name for name, kept in zip(store.ids, ids.tolist(), strict=True) if name != kept]:
-        raise DataError(f"ids: expected names that do not end in a zero byte, got {changed[0]!r}")
-    arrays: dict[str, Any] = {FORMAT: np.array(_VERSION), "ids": ids}
+    arrays: dict[str, Any] = {FORMAT: np.array(_VERSION), "ids": np.array(store.ids, dtype=np.str_)}
     for name, ragged in store.sequences.items():
         arrays |= {f"x/{name}": ragged.values, f"ptr/{name}": ragged.ptr}
         if ragged.time is not None:

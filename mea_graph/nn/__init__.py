@@ -1,4 +1,4 @@
-"""Layers, losses and the model, each a standalone module on `(B, T, d)` tensors and `(B, T)` masks."""
+"""Layers, losses and the model, each a standalone module on rows `(N, d)` with `ptr`, or on `(B, T, d)` with a mask."""
 
 # ruff: noqa: F401 (ruff does not see through the sum below)
 

@@ -24,24 +24,34 @@ class Groups(NamedTuple):
             row += size
         return cls(starts, list(sizes))
 
+    def placed(self) -> "Groups":
+        """The same groups as they stand one below the other in a result."""
+        return self.below_each_other(self.sizes)
 
-def linear(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
-    """Each `nn.Linear` on its rows."""
-    if len(layers) == 1 or not all(_is_plain(layer, nn.Linear) for layer in layers):
-        return _in_turn(layers, x, groups)
-    if all(layer.bias is not None for layer in layers):
-        return grouped_linear(x, [layer.weight for layer in layers], [layer.bias for layer in layers], *groups)
-    if all(layer.bias is None for layer in layers):
-        return grouped_linear(x, [layer.weight for layer in layers], [], *groups)
-    return _in_turn(layers, x, groups)
+
+def linear(layers: Sequence[Any], x: Tensor, groups: Groups, before: Sequence[Any] = (), steps_last: bool = False) -> Tensor:
+    """Each `nn.Linear` on its rows, after the `nn.LayerNorm` of `before` if there are any; for `steps_last` see `grouped_linear`."""
+    plain = len(layers) > 1 and all(_is_plain(layer, nn.Linear) for layer in layers)
+    biases = [layer.bias for layer in layers if plain and layer.bias is not None]
+    if not plain or len(biases) not in (0, len(layers)):
+        return _in_turn(layers, norm(before, x, groups) if before else x, groups.placed() if before else groups)
+    if before and not _are_plain_norms(before):
+        x, groups, before = norm(before, x, groups), groups.placed(), ()
+    scales, shifts = [n.weight for n in before], [n.bias for n in before]
+    eps = before[0].eps if before else 0.0
+    return grouped_linear(x, [layer.weight for layer in layers], biases, *groups, scales, shifts, eps, steps_last)
 
 
 def norm(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     """Each `nn.LayerNorm` on its rows."""
-    plain = all(_is_plain(layer, nn.LayerNorm) and layer.weight is not None and layer.bias is not None for layer in layers)
-    if len(layers) == 1 or not plain or len({layer.eps for layer in layers}) > 1:
+    if len(layers) == 1 or not _are_plain_norms(layers):
         return _in_turn(layers, x, groups)
     return grouped_layer_norm(x, [layer.weight for layer in layers], [layer.bias for layer in layers], *groups, eps=layers[0].eps)
+
+
+def _are_plain_norms(layers: Sequence[Any]) -> bool:
+    affine = all(_is_plain(layer, nn.LayerNorm) and layer.weight is not None and layer.bias is not None for layer in layers)
+    return affine and len({layer.eps for layer in layers}) == 1
 
 
 def can_join(modules: Sequence[nn.Module]) -> bool:
@@ -53,7 +63,7 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
         return False  # a compiler joins them itself, and padded batches of different widths stay apart
     first = type(modules[0])
     for module in modules:
-        if type(module) is not first or _is_watched(module):
+        if type(module) is not first or is_watched(module):
             return False
     for name, part in modules[0]._modules.items():
         if part is None or isinstance(part, nn.Linear | nn.LayerNorm):
@@ -66,7 +76,7 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
     return True
 
 
-def _is_watched(module: nn.Module) -> bool:
+def is_watched(module: nn.Module) -> bool:
     """Whether calling the module may do more than its `forward` says."""
     return bool(
         module._forward_hooks
@@ -79,7 +89,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling the layer does what its weights say: no wrapper, no hook, no parametrisation."""
-    return type(layer) is kind and not _is_watched(layer)
+    return type(layer) is kind and not is_watched(layer)
 
 
 def _in_turn(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mea_graph.nn._sequences import check_sizes
-from mea_graph.nn._side_by_side import Groups, linear, norm
+from mea_graph.nn._side_by_side import Groups, linear
 
 
 class FeedForward(nn.Module):
@@ -58,5 +58,5 @@ def feed_forward(blocks: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     if len(blocks) == 1:
         return blocks[0](x)
     activation, dropout = blocks[0].activation, blocks[0].dropout
-    hidden = dropout(activation(linear([b.expand for b in blocks], norm([b.norm for b in blocks], x, groups), groups)))
+    hidden = dropout(activation(linear([b.expand for b in blocks], x, groups, [b.norm for b in blocks])))
     return x + dropout(linear([b.contract for b in blocks], hidden, groups))

@@ -4,16 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
 from mea_graph.nn._sequences import Layout, check_modalities, enter_all
-from mea_graph.nn._side_by_side import Groups, can_join
+from mea_graph.nn._side_by_side import Groups, can_join, is_watched
 from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.pointers import take_rows
 
 Arrow = tuple[str, str, str]  # stage, source, target
+_Units = list[tuple[Arrow, Any, list[str]]]  # of a stage: its arrows, their units and sources
 
 
 class CrossModalOutput(NamedTuple):
@@ -108,16 +110,16 @@ class HierarchicalCrossModalAttention(nn.Module):
 
     def reinforced(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """The same on rows (N_m, d)."""
-        units = [u for u in self.modules() if isinstance(u, ModalityReinforcementUnit)]
-        if maps or not can_join(units):
-            return self._in_turn(x, arrows, maps)
+        stages = self._stages()
+        if maps or not can_join([unit for stage in stages for _, unit, _ in stage]):
+            return self._in_turn(x, stages, arrows, maps)
         sizes = [arrows.pointers[m].num_rows for m in self.modalities]
-        rows = self._joined(torch.cat([x[m] for m in self.modalities]), arrows)
+        rows = self._joined(torch.cat([x[m] for m in self.modalities]), stages, arrows)
         return dict(zip(self.modalities, rows.split(sizes), strict=True)), {}
 
-    def _stages(self) -> list[list[tuple[Arrow, Any, list[str]]]]:
+    def _stages(self) -> "list[_Units]":
         """The units of each stage, with their arrows and sources, coarser ones first."""
-        stages: list[list[tuple[Arrow, Any, list[str]]]] = []
+        stages: list[_Units] = []
         for name, units in (("mixed", self.mixed), ("coarse", self.coarse)):
             if units is not None:
                 others = {t: list(self.modalities) if name == "mixed" else self._others(t) for t in self.modalities}
@@ -127,22 +129,24 @@ class HierarchicalCrossModalAttention(nn.Module):
             stages.append([(("fine", s, t), cast(nn.ModuleDict, fine[t])[s], [s]) for t in self.modalities for s in self._others(t)])
         return stages
 
-    def _joined(self, source: Tensor, arrows: "Arrows") -> Tensor:
+    def _joined(self, source: Tensor, stages: "list[_Units]", arrows: "Arrows") -> Tensor:
         """All units of a stage at once, on the rows of all modalities one below the other."""
         current = source
-        for stage in self._stages():
+        for stage in stages:
             targets = arrows.groups([arrow[2] for arrow, _, _ in stage])
             rows, sources, edges = arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage])
             rows, _ = reinforce([unit for _, unit, _ in stage], current, targets, rows, sources, edges)
             current = arrows.sum_of_present(rows, current) if stage[0][0][0] == "fine" else rows
         return current
 
-    def _in_turn(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
+    def _in_turn(
+        self, x: Mapping[str, Tensor], stages: "list[_Units]", arrows: "Arrows", maps: bool
+    ) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """Unit by unit: for maps, and where somebody listens to a unit or a graph is recorded."""
         drawn: dict[Arrow, Tensor] = {}
         current = dict(x)
         parts: dict[str, list[Tensor]] = {t: [] for t in self.modalities}
-        for stage in self._stages():
+        for stage in stages:
             for arrow, unit, names in stage:
                 t = arrow[2]
                 result = unit(
@@ -177,7 +181,7 @@ class HierarchicalCrossModalAttention(nn.Module):
 
 
 class _Stage(NamedTuple):
-    orders: list[Tensor]  # the rows that are read, in parts one below the other; empty: all, as they stand
+    sorted: bool  # whether the rows are read sample by sample
     sources: list[Groups]  # which of them each arrow reads
     edges: IntervalEdges
 
@@ -191,6 +195,11 @@ class Arrows:
         if unknown:
             raise ValueError(f"edges: expected pairs of {list(self.pointers)}, got {unknown}")
         self._stages: dict[tuple[tuple[str, tuple[str, ...]], ...], _Stage] = {}
+        samples = next(iter(self.pointers.values())).num_samples
+        packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # elsewhere kernels read several runs
+        self._may_sort = packed and samples > 1
+        self._sorted: tuple[Tensor, Tensor] | None = None
+        self._by_sample_order: Tensor | None = None
         self._heard: Tensor | None = None
         self._nothing_missing = all(p.packed and p.steps for p in self.pointers.values())  # told by shapes alone
 
@@ -205,39 +214,44 @@ class Arrows:
         """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph."""
         key = tuple((target, tuple(sources)) for target, sources in stage)
         if key not in self._stages:
-            one_sample = next(iter(self.pointers.values())).num_samples == 1
             one_source = max(len(sources) for _, sources in stage) == 1
-            packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # whose order is worth a look
-            if self.edges or one_sample or one_source or not packed:
-                edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
-                self._stages[key] = _Stage([], [self.groups(sources) for _, sources in stage], edges)
-            else:
-                self._stages[key] = self._by_sample(stage)
+            sorted_by_sample = not self.edges and not one_source and self._may_sort
+            self._stages[key] = self._by_sample(stage) if sorted_by_sample else self._by_modality(stage)
         found = self._stages[key]
-        if found.orders:
-            taken = [take_rows(rows, order) for order in found.orders]
-            rows = taken[0] if len(taken) == 1 else torch.cat(taken)
-        return rows, found.sources, found.edges
+        return self.sorted(rows) if found.sorted else rows, found.sources, found.edges
+
+    def sorted(self, rows: Tensor) -> Tensor:
+        """The rows sample by sample instead of modality by modality; once for each matrix of rows."""
+        if self._sorted is None or self._sorted[0] is not rows:
+            self._sorted = rows, take_rows(rows, self._order())
+        return self._sorted[1]
+
+    def _order(self) -> Tensor:
+        if self._by_sample_order is None:
+            self._by_sample_order = torch.cat([p.sample for p in self.pointers.values()]).argsort(stable=True)
+        return self._by_sample_order
+
+    def _by_modality(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
+        """The rows as they stand: a run of each source."""
+        edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
+        return _Stage(False, [self.groups(sources) for _, sources in stage], edges)
 
     def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
-        """The sources' rows sample by sample: what a target hears is then one run."""
-        orders: dict[tuple[str, ...], Tensor] = {}
-        first: dict[tuple[str, ...], int] = {}
-        sources, joined, row = [], [], 0
-        starts = dict(zip(self.pointers, self.groups(list(self.pointers)).starts, strict=True))
-        made: dict[tuple[str, ...], Pointers] = {}
-        for target, names in stage:
-            key = tuple(names)
-            if key not in orders:
-                sample = torch.cat([self.pointers[s].sample for s in names])
-                number = torch.cat([torch.arange(starts[s], starts[s] + self.pointers[s].num_rows, device=sample.device) for s in names])
-                orders[key] = number.index_select(0, sample.argsort(stable=True))
-                length = torch.stack([self.pointers[s].length for s in names]).sum(0)
-                made[key] = Pointers(length.cumsum(0) - length, length, len(number), packed=True)
-                first[key], row = row, row + len(number)
-            sources.append(Groups([first[key]], [made[key].num_rows]))
-            joined.append(IntervalEdges.complete(made[key], self.pointers[target]))
-        return _Stage(list(orders.values()), sources, IntervalEdges.below_each_other(joined))
+        """The rows sorted by sample, all of which every arrow reads: sources beside each other are then one run."""
+        names = list(self.pointers)
+        length = torch.stack([self.pointers[m].length for m in names])  # (M, B)
+        total = length.sum(0)
+        start = length.cumsum(0) - length + (total.cumsum(0) - total)
+        rows = sum(p.num_rows for p in self.pointers.values())
+        runs = max(len(sources) for _, sources in stage)
+        start, length = F.pad(start, (0, 0, 0, 1)), F.pad(length, (0, 0, 0, 1))  # one more modality, of no row
+        place = [[names.index(s) for s in sources] + [len(names)] * (runs - len(sources)) for _, sources in stage]
+        index = torch.tensor(place, device=length.device)  # (arrows, S)
+        below = rows * torch.arange(len(stage), device=length.device).view(-1, 1, 1)  # each arrow has keys of its own
+        source_start, source_length = (start[index] + below).mT.flatten(0, 1), length[index].mT.flatten(0, 1)
+        target = Pointers.join([self.pointers[t] for t, _ in stage])
+        edges = IntervalEdges.of_runs(source_start, source_length, rows * len(stage), target)
+        return _Stage(True, [Groups([0], [rows])] * len(stage), edges)
 
     def groups(self, names: Sequence[str]) -> Groups:
         """Where the rows of each name are, those of all modalities one below the other."""
@@ -338,8 +352,8 @@ class CrossModalEncoder(nn.Module):
         arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
         current, maps = {m: e.x for m, e in entered.items()}, []
         for layer in self.layers:
-            if can_join([layer]):
-                current, drawn = cast(HierarchicalCrossModalAttention, layer).reinforced(current, arrows, return_attention_weights)
+            if type(layer) is HierarchicalCrossModalAttention and not is_watched(layer):
+                current, drawn = layer.reinforced(current, arrows, return_attention_weights)
             else:
                 current, drawn = layer(current, arrows.pointers, arrows.edges, return_attention_weights)
             if return_attention_weights:

@@ -14,7 +14,7 @@ from torch_geometric.typing import EdgeType
 from mea_graph.nn._sequences import Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn.decoupled_graph_fusion import DecoupledGraphFusion
 from mea_graph.nn.double_discriminator import Discrimination, DoubleDiscriminator
-from mea_graph.nn.fusion_graph import FusionGraph, fusion_graph
+from mea_graph.nn.fusion_graph import SPACES, FusionGraph, fusion_graph
 from mea_graph.nn.hierarchical_cross_modal_attention import Arrow, Arrows, CrossModalEncoder
 from mea_graph.nn.modality_centering import ModalityCentering
 from mea_graph.nn.predictive_encoder import PredictiveEncoder
@@ -141,6 +141,9 @@ class MEA(nn.Module):
     ) -> None:
         super().__init__()
         self.modalities = check_modalities(in_channels, at_least=2)
+        taken = [m for m in self.modalities if m.endswith(tuple(f"_{space}" for space in SPACES))]
+        if taken:
+            raise ValueError(f"in_channels: expected names that end in no space of {SPACES}, whose nodes are called so, got {taken}")
         if not (exclusive or agnostic):
             raise ValueError("exclusive, agnostic: expected at least one of them, got False twice")
         if fusion not in ("graph", "concatenation", "addition", "multiplication"):

@@ -120,12 +120,12 @@ def reinforce(
     first = units[0]
     per_part = [unit for unit, groups in zip(units, sources, strict=True) for _ in groups.starts]
     parts = Groups([s for groups in sources for s in groups.starts], [n for groups in sources for n in groups.sizes])
-    placed, read = Groups.below_each_other(targets.sizes), Groups.below_each_other(parts.sizes)
+    placed = targets.placed()
     normalized = norm([unit.norm_target for unit in units], target, targets)
-    query = linear([unit.query for unit in units], normalized, placed)
-    memory = linear([u.key_value for u in per_part], norm([u.norm_source for u in per_part], source, parts), read)
-    key, value = memory.unflatten(1, (2, first.heads, -1)).unbind(1)  # (N_s, K, D) each
-    attended = interval_attention(query.unflatten(1, (first.heads, -1)), key, value, edges)
+    query = linear([unit.query for unit in units], normalized, placed, steps_last=True).unflatten(1, (first.heads, -1))
+    memory = linear([u.key_value for u in per_part], source, parts, [u.norm_source for u in per_part], steps_last=True)
+    key, value = (t.permute(2, 0, 1) for t in memory.t().unflatten(0, (2, first.heads, -1)).unbind())  # (N_s, K, D) each
+    attended = interval_attention(query, key, value, edges)
     carried = normalized if first.residual == "normalized" else target
     if carried is target and placed != targets:
         carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])

@@ -60,7 +60,7 @@ class Op:
         """Runs the backend that `select` finds."""
         backend = self._forced(backend)
         name = self._automatic(device, arguments)[0] if backend == "auto" else backend
-        run = self.select(name, device, arguments)
+        run = self.backends[name].run if backend == "auto" else self.select(name, device, arguments)
         if not torch.compiler.is_compiling():
             record = _RECORD.get()
             if record is not None:

@@ -21,22 +21,37 @@ _PLAIN_TYPES = (torch.nn.Parameter, Tensor)
 
 
 def grouped_linear(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], backend: str = "auto"
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor] = (),
+    shifts: Sequence[Tensor] = (),
+    eps: float = 1e-5,
+    steps_last: bool = False,
+    backend: str = "auto",
 ) -> Tensor:
     r"""A linear map for each group of consecutive rows; the results stand one below the other.
 
     .. math:: y_g = x_{[s_g, s_g + n_g)} W_g^T + b_g
 
-    Groups may share rows, and may leave some out.
+    Groups may share rows, and may leave some out. With `scales` and `shifts` each group has a layer normalisation before its map. Rows
+    are then normalised once for all groups, and scale and shift become part of the map:
+    :math:`(\hat x \odot a + c) W^T + b = \hat x (W \odot a)^T + (W c + b)`.
 
     Args:
         x: The rows.
         weights, biases: One of each a group; no biases at all is allowed.
         starts, sizes: First row and number of rows of each group.
+        scales, shifts, eps: Of the normalisation before, one of each a group; none: nothing is normalised.
+        steps_last: Whether the result is laid out with rows along the last dimension in memory, as attention on a CPU reads it; its shape
+            and values are the same.
         backend: "auto", "joined" (one call for all groups) or "reference".
 
     Shape:
-        - x: :math:`(N, C)`; weights[g]: :math:`(C', C)`; biases[g]: :math:`(C',)`; result: :math:`(\sum_g n_g, C')`
+        - x: :math:`(N, C)`; weights[g]: :math:`(C', C)`; biases[g]: :math:`(C',)`; scales[g], shifts[g]: :math:`(C,)`
+        - result: :math:`(\sum_g n_g, C')`
 
     Raises:
         ValueError: Not one weight, bias, start and size for each group, shapes other than above, or rows that x does not have.
@@ -47,9 +62,13 @@ def grouped_linear(
     [2.0, 2.0, 0.0]
     """
     _check(x, weights, biases, starts, sizes)
-    shape = (weights[0].size(0) if weights[0].dim() == 2 else "C'", x.size(1))
-    _check_shapes(weights, shape, biases, shape[:1])
+    if len(scales) != len(shifts) or len(scales) not in (0, len(weights)):
+        raise ValueError(f"scales, shifts: expected none or {len(weights)} of each, got {len(scales)} and {len(shifts)}")
+    width = weights[0].size(0) if weights[0].dim() == 2 else "C'"
+    _check_shapes(weights=(weights, (width, x.size(1))), biases=(biases, (width,)))
+    _check_shapes(scales=(scales, (x.size(1),)), shifts=(shifts, (x.size(1),)))
     arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes)}
+    arguments |= {"scales": list(scales), "shifts": list(shifts), "eps": eps, "steps_last": steps_last}
     return _LINEAR.run(backend, x.device, arguments)
 
 
@@ -88,7 +107,7 @@ def grouped_layer_norm(
     _check(x, weights, biases, starts, sizes)
     if not biases:
         raise ValueError(f"biases: expected {len(weights)}, one a group, got none")
-    _check_shapes(weights, (x.size(1),), biases, (x.size(1),))
+    _check_shapes(weights=(weights, (x.size(1),)), biases=(biases, (x.size(1),)))
     arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes), "eps": eps}
     return _NORM.run(backend, x.device, arguments)
 
@@ -103,30 +122,44 @@ def _check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], start
         raise ValueError(f"starts, sizes: expected rows of the {x.size(0)} of x, got {list(starts)}, {list(sizes)}")
 
 
-def _check_shapes(weights: Sequence[Tensor], weight_shape: tuple[Any, ...], biases: Sequence[Tensor], bias_shape: tuple[Any, ...]) -> None:
-    for name, tensors, shape in (("weights", weights, weight_shape), ("biases", biases, bias_shape)):
+def _check_shapes(**expected: tuple[Sequence[Tensor], tuple[Any, ...]]) -> None:
+    for name, (tensors, shape) in expected.items():
         for g, t in enumerate(tensors):
             if t.shape != shape:
                 raise ValueError(f"{name}[{g}]: expected ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}), got {tuple(t.shape)}")
 
 
-def _refuse(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], **_: Any) -> str | None:
+def _refuse(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], scales: Sequence[Tensor] = (), shifts: Sequence[Tensor] = (), **_: Any
+) -> str | None:
     if is_traced():
         return "a compiler joins the formula itself"
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         return "autocast chooses the precision of each map"
     dtype = x.dtype
-    for t in (x, *weights, *biases):
+    for t in (x, *weights, *biases, *scales, *shifts):
         if t.dtype != dtype or type(t) not in _PLAIN_TYPES:
             return "the tensors are of different types"
     return None
 
 
 def _linear_reference(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    eps: float,
+    steps_last: bool,
 ) -> Tensor:
-    of_group: Sequence[Tensor | None] = biases or [None] * len(weights)
-    parts = [F.linear(x.narrow(0, s, n), w, b) for w, b, s, n in zip(weights, of_group, starts, sizes, strict=True)]
+    parts = []
+    for g, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        rows = x.narrow(0, start, size)
+        if scales:
+            rows = _layer_norm(rows, scales[g], shifts[g], eps)
+        parts.append(F.linear(rows, weights[g], biases[g] if biases else None))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -134,11 +167,14 @@ def _norm_reference(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
 ) -> Tensor:
     groups = zip(weights, biases, starts, sizes, strict=True)
-    if is_transformed():  # under torch.func, torch's own second derivative is wrong where x and the weights vary together
-        parts = [torch.addcmul(b, F.layer_norm(x.narrow(0, s, n), w.shape, eps=eps), w) for w, b, s, n in groups]
-    else:
-        parts = [F.layer_norm(x.narrow(0, s, n), w.shape, w, b, eps) for w, b, s, n in groups]
+    parts = [_layer_norm(x.narrow(0, s, n), w, b, eps) for w, b, s, n in groups]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    if is_transformed():  # under torch.func, torch's own second derivative is wrong where x and the weights vary together
+        return torch.addcmul(bias, F.layer_norm(x, weight.shape, eps=eps), weight)
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def _slices(starts: Sequence[int], sizes: Sequence[int]) -> list[tuple[slice, slice]]:
@@ -150,28 +186,89 @@ def _slices(starts: Sequence[int], sizes: Sequence[int]) -> list[tuple[slice, sl
     return found
 
 
-def _linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    out = x.new_empty(sum(sizes), weights[0].size(0))
+def _linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    eps: float,
+    steps_last: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The result, (C', N) with `steps_last`; and what the rows were normalised by, (N, 1) each, or nothing."""
+    mean, rstd = x.new_empty(0), x.new_empty(0)
+    if scales:
+        x, mean, rstd = torch.native_layer_norm(x, x.shape[1:], None, None, eps)
+    width, total = weights[0].size(0), sum(sizes)
+    out = x.new_empty(width, total) if steps_last else x.new_empty(total, width)
     for g, (rows, place) in enumerate(_slices(starts, sizes)):
-        if biases:
-            torch.addmm(biases[g], x[rows], weights[g].t(), out=out[place])
+        weight, bias = _map(g, weights, biases, scales, shifts)
+        if steps_last:
+            if bias is None:
+                torch.mm(weight, x[rows].t(), out=out[:, place])
+            else:
+                torch.addmm(bias.unsqueeze(1), weight, x[rows].t(), out=out[:, place])
+        elif bias is None:
+            torch.mm(x[rows], weight.t(), out=out[place])
         else:
-            torch.mm(x[rows], weights[g].t(), out=out[place])
-    return out
+            torch.addmm(bias, x[rows], weight.t(), out=out[place])
+    return out, mean, rstd
+
+
+def _map(
+    g: int, weights: Sequence[Tensor], biases: Sequence[Tensor], scales: Sequence[Tensor], shifts: Sequence[Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a group, with scale and shift of its normalisation as a part of them."""
+    bias = biases[g] if biases else None
+    if not scales:
+        return weights[g], bias
+    shift = torch.mv(weights[g], shifts[g]) if bias is None else torch.addmv(bias, weights[g], shifts[g])
+    return weights[g] * scales[g], shift
 
 
 def _linear_backward(
-    grad: Tensor, x: Tensor, weights: Sequence[Tensor], bias: bool, starts: Sequence[int], sizes: Sequence[int]
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    eps: float,
+    steps_last: bool,
 ) -> list[Tensor]:
-    """Of x, of the weights, and of the biases."""
-    grad = grad.contiguous()
-    d_x, d_weights, d_biases = torch.zeros_like(x), [], []
+    """Of x, of the weights, of the biases, of the scales and of the shifts."""
+    if not steps_last:
+        grad = grad.contiguous()
+    given = x
+    if scales:
+        x = torch.native_layer_norm(x, x.shape[1:], None, None, eps)[0]
+    d_x = torch.zeros_like(x)
+    d_weights: list[Tensor] = []
+    d_biases: list[Tensor] = []
+    d_scales: list[Tensor] = []
+    d_shifts: list[Tensor] = []
     for g, (rows, place) in enumerate(_slices(starts, sizes)):
-        d_x[rows].addmm_(grad[place], weights[g])
-        d_weights.append(torch.mm(grad[place].t(), x[rows]))
+        by_channel = grad[:, place] if steps_last else grad[place].t()  # (C', n)
+        d_x[rows].addmm_(by_channel.t(), weights[g] * scales[g] if scales else weights[g])
+        d_weight = torch.mm(by_channel, x[rows])
+        if bias or scales:
+            total = by_channel.sum(1)
         if bias:
-            d_biases.append(grad[place].sum(0))
-    return [d_x, *d_weights, *d_biases]
+            d_biases.append(total)
+        if scales:
+            d_scales.append((d_weight * weights[g]).sum(0))
+            d_shifts.append(torch.mv(weights[g].t(), total))
+            d_weight = torch.addr(d_weight.mul_(scales[g]), total, shifts[g])
+        d_weights.append(d_weight)
+    if scales:
+        d_x = torch.ops.aten.native_layer_norm_backward(d_x, given, x.shape[1:], mean, rstd, None, None, [True, False, False])[0]
+    return [d_x, *d_weights, *d_biases, *d_scales, *d_shifts]
 
 
 def _norm(
@@ -200,17 +297,41 @@ def _norm_backward(
     return [d_x, *d_weights, *d_biases]
 
 
-def _fake_linear(x: Tensor, weights: Sequence[Tensor], biases: Any, starts: Any, sizes: Sequence[int]) -> Tensor:
-    return x.new_empty(sum(sizes), weights[0].size(0))
+def _fake_linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Any,
+    starts: Any,
+    sizes: Sequence[int],
+    scales: Any,
+    shifts: Any,
+    eps: float,
+    steps_last: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    width, total = weights[0].size(0), sum(sizes)
+    mean, rstd = (x.new_empty(x.size(0), 1) if scales else x.new_empty(0) for _ in range(2))
+    return x.new_empty(width, total) if steps_last else x.new_empty(total, width), mean, rstd
 
 
 def _fake_norm(x: Tensor, weights: Any, biases: Any, starts: Any, sizes: Sequence[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(sum(sizes), x.size(1)), x.new_empty(x.size(0), 1), x.new_empty(x.size(0), 1)
 
 
-def _fake_linear_backward(grad: Tensor, x: Tensor, weights: Sequence[Tensor], bias: bool, *_: Any) -> list[Tensor]:
+def _fake_linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weights: Sequence[Tensor],
+    bias: bool,
+    starts: Any,
+    sizes: Any,
+    scales: Any,
+    shifts: Any,
+    *_: Any,
+) -> list[Tensor]:
     biases = [w.new_empty(w.size(0)) for w in weights] if bias else []
-    return [torch.empty_like(x), *map(torch.empty_like, weights), *biases]
+    return [torch.empty_like(x), *map(torch.empty_like, weights), *biases, *map(torch.empty_like, scales), *map(torch.empty_like, shifts)]
 
 
 def _fake_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weights: Sequence[Tensor], *_: Any) -> list[Tensor]:
@@ -218,13 +339,14 @@ def _fake_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, wei
 
 
 _GROUPS = "Tensor x, Tensor[] weights, Tensor[] biases, int[] starts, int[] sizes"
+_NORMS = "Tensor[] scales, Tensor[] shifts, float eps, bool steps_last"
 _linear_backward_operator = register(
     "grouped_linear_backward",
-    "(Tensor grad, Tensor x, Tensor[] weights, bool bias, int[] starts, int[] sizes) -> Tensor[]",
+    f"(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor[] weights, bool bias, int[] starts, int[] sizes, {_NORMS}) -> Tensor[]",
     _linear_backward,
     _fake_linear_backward,
 )
-_linear_operator = register("grouped_linear", f"({_GROUPS}) -> Tensor", _linear, _fake_linear)
+_linear_operator = register("grouped_linear", f"({_GROUPS}, {_NORMS}) -> (Tensor, Tensor, Tensor)", _linear, _fake_linear)
 _norm_backward_operator = register(
     "grouped_layer_norm_backward",
     "(Tensor grad, Tensor x, Tensor mean, Tensor rstd, Tensor[] weights, int[] starts, int[] sizes) -> Tensor[]",
@@ -238,20 +360,36 @@ class _Linear(torch.autograd.Function):
     """Not `torch.library.register_autograd`: for lists of tensors that takes longer than the product of a thousand rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, starts: list[int], sizes: list[int], groups: int, *parameters: Tensor) -> Tensor:
-        ctx.starts, ctx.sizes, ctx.groups = starts, sizes, groups
-        ctx.save_for_backward(x, *parameters)
-        return _linear_operator(x, parameters[:groups], parameters[groups:], starts, sizes)
+    def forward(
+        ctx: Any, x: Tensor, starts: list[int], sizes: list[int], counts: list[int], eps: float, steps_last: bool, *parameters: Tensor
+    ) -> Tensor:
+        ctx.starts, ctx.sizes, ctx.counts, ctx.eps, ctx.steps_last = starts, sizes, counts, eps, steps_last
+        weights, biases, scales, shifts = _split(parameters, counts)
+        out, mean, rstd = _linear_operator(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last)
+        ctx.save_for_backward(x, mean, rstd, *parameters)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, *parameters = ctx.saved_tensors
-        n, weights, biases = ctx.groups, parameters[: ctx.groups], parameters[ctx.groups :]
+        x, mean, rstd, *parameters = ctx.saved_tensors
+        weights, biases, scales, shifts = _split(parameters, ctx.counts)
         if torch.is_grad_enabled():
-            d_x, d_weights, d_biases, *_ = through_reference(_linear_reference, (x, weights, biases, ctx.starts, ctx.sizes), grads[0])
-            return d_x, None, None, None, *d_weights, *d_biases
-        d_x, *d = _linear_backward_operator(grads[0], x, weights, bool(biases), ctx.starts, ctx.sizes)
-        return d_x, None, None, None, *d[:n], *d[n:]
+            grad = grads[0].t() if ctx.steps_last else grads[0]
+            inputs = (x, weights, biases, ctx.starts, ctx.sizes, scales, shifts, ctx.eps, False)
+            d_x, d_weights, d_biases, _, _, d_scales, d_shifts, *_ = through_reference(_linear_reference, inputs, grad)
+            return d_x, *(None,) * 5, *d_weights, *d_biases, *d_scales, *d_shifts
+        groups = (ctx.starts, ctx.sizes, scales, shifts, ctx.eps, ctx.steps_last)
+        d_x, *d = _linear_backward_operator(grads[0], x, mean, rstd, weights, bool(biases), *groups)
+        return d_x, *(None,) * 5, *d
+
+
+def _split(parameters: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+    """Weights, biases, scales and shifts."""
+    found, first = [], 0
+    for count in counts:
+        found.append(list(parameters[first : first + count]))
+        first += count
+    return found
 
 
 class _Norm(torch.autograd.Function):
@@ -276,10 +414,23 @@ class _Norm(torch.autograd.Function):
         return d_x, None, None, None, None, *d
 
 
-def _run_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: list[int], sizes: list[int]) -> Tensor:
+def _run_linear(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    starts: list[int],
+    sizes: list[int],
+    scales: list[Tensor],
+    shifts: list[Tensor],
+    eps: float,
+    steps_last: bool,
+) -> Tensor:
     if not torch.is_grad_enabled():  # the operator would only cost: on few rows a third of the call
-        return _linear(x, weights, biases, starts, sizes)
-    return _Linear.apply(x, starts, sizes, len(weights), *weights, *biases)
+        out = _linear(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last)[0]
+    else:
+        counts = [len(weights), len(biases), len(scales), len(shifts)]
+        out = _Linear.apply(x, starts, sizes, counts, eps, steps_last, *weights, *biases, *scales, *shifts)
+    return out.t() if steps_last else out
 
 
 def _run_norm(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: list[int], sizes: list[int], eps: float) -> Tensor:

@@ -57,7 +57,7 @@ class IntervalEdges:
             self._check_runs(begin, end)
 
     def _check_runs(self, begin: Tensor, end: Tensor) -> None:
-        if begin.device.type != "cpu" or is_traced() or not self.target.num_rows:
+        if type(begin) is not Tensor or begin.device.type != "cpu" or is_traced() or not self.target.num_rows:
             return
         first = self.source_start.index_select(0, self.target.sample)
         last = first + self.source_length.index_select(0, self.target.sample)
@@ -275,7 +275,7 @@ class IntervalEdges:
         return cls([source], target, interval[:, :1] + first, interval[:, 1:] + first)
 
     def pad_sources(self, x: Tensor) -> Tensor:
-        """The source rows (N_s, *) that each sample hears, padded: (B, sum of T_s, *). Gaps may hold anything, see `source_mask`."""
+        """The source rows `(N_s, *)` that each sample hears, padded: `(B, sum of T_s, *)`. Gaps may hold anything, see `source_mask`."""
         if self.sources:
             sizes = [source.num_rows for source in self.sources]
             parts = [source.pad(rows) for source, rows in zip(self.sources, x.split(sizes), strict=True)]

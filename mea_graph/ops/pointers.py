@@ -144,7 +144,7 @@ class Pointers:
             return torch.cat(samples)
         if self.steps is not None:
             numbers = torch.arange(self.num_samples, device=self.start.device)
-            return numbers.repeat_interleave(self.steps, output_size=self.num_rows)
+            return numbers.unsqueeze(1).expand(-1, self.steps).reshape(-1)
         rows = torch.arange(self.num_rows, device=self.start.device)
         return (torch.searchsorted(self.start.contiguous(), rows, right=True) - 1).clamp_(min=0)
 
@@ -219,7 +219,7 @@ class Pointers:
         return self.packed or int(self.length.sum()) == self.num_rows
 
     def pad(self, x: Tensor) -> Tensor:
-        """Rows (N, *) to a padded batch (B, T, *). What stands in the padding is zero where the rows have no gaps, else anything."""
+        """Rows `(N, *)` to a padded batch `(B, T, *)`. What stands in the padding is zero where the rows have no gaps, else anything."""
         if not self._is_grid():
             if self.packed:
                 x = put_rows(x, self._grid_rows, self.num_samples * self.max_length)
@@ -229,7 +229,7 @@ class Pointers:
         return x.unflatten(0, (self.num_samples, self.max_length))
 
     def unpad(self, x: Tensor) -> Tensor:
-        """A padded batch (B, T, *) to rows (N, *): the inverse of `pad`."""
+        """A padded batch `(B, T, *)` to rows `(N, *)`: the inverse of `pad`."""
         x = x.flatten(0, 1)
         if self._is_grid():
             # An export cannot prove that a view of a view has the strides of the first; a copy has them.

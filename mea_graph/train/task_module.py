@@ -171,7 +171,8 @@ class TaskModule(L.LightningModule):
         self._log_metrics("test", self.test_metrics)
 
     def setup(self, stage: str) -> None:
-        check_precision(self.trainer.precision)
+        if self._trainer is not None:
+            check_precision(self._trainer.precision)
         if self._seed is None:
             self._seed = torch.initial_seed()
 

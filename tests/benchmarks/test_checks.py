@@ -54,13 +54,23 @@ def test_a_kernel_that_raises_is_told_and_hides_no_other():
 def test_the_truth_is_the_formula_of_the_reference():
     case = cases.predictive(2, 6)
     query, key, value, prior_query, prior_key, weight, bias = (t.detach().double() for t in _inputs())
-    expected = reference.predictive_attention(query, key, value, prior_query, prior_key, weight, bias, cases.MU, None)
-    torch.testing.assert_close(case.truth()[0], expected)
+    # The case has rows (N, K, D); the reference reads (B, K, T, D).
+    sequences = (t.unflatten(0, (2, 6)).transpose(1, 2) for t in (query, key, value, prior_query, prior_key))
+    expected = reference.predictive_attention(*sequences, weight, bias, cases.MU, torch.ones(2, 6, dtype=torch.bool))
+    torch.testing.assert_close(case.truth()[0], expected.transpose(1, 2).flatten(0, 1))
+
+
+def test_the_padded_rival_of_cross_modal_attention_returns_the_same_in_rows():
+    case = cases.crossing(3, [4, 0, 2], [[3, 1, 5], [2, 0, 1]], [4, 5, 2])
+    assert set(case.checked) == {"mea_graph", "padded SDPA with a mask"}
+    assert max(case.errors().values()) < 1e-5
+    assert case.contenders["padded SDPA with a mask"]()[0].shape == (3, cases.HEADS, 4, cases.WIDTH)  # what is timed stays padded
+    assert case.truth()[0].shape == (6, cases.HEADS, cases.WIDTH)
 
 
 def _inputs() -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
-    drawn = [torch.randn(2, cases.HEADS, 6, cases.WIDTH, generator=generator) for _ in range(5)]
+    drawn = [torch.randn(12, cases.HEADS, cases.WIDTH, generator=generator) for _ in range(5)]
     return [*drawn, 0.1 * torch.randn(cases.HEADS, cases.HEADS, 3, 3, generator=generator), torch.randn(cases.HEADS, generator=generator)]
 
 

@@ -1,8 +1,10 @@
 """The suites' cases: what they time is right, what is missing is said, and a wrong result is not timed."""
 
+import itertools
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, models, op_cases, rivals, samples
-from benchmarks.catalogue import SUITES
-from mea_graph.ops import predictive_attention
+from benchmarks import compare, layers, measure, models, op_cases, rivals, samples, windows
+from benchmarks.catalogue import LITTLE, SUITES
+from mea_graph.ops import record_calls
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -37,6 +39,8 @@ def test_samples_have_the_lengths_they_claim(kind):
         assert torch.equal(batch.padded[m][batch.mask[m]], batch.x_dict[m])
         assert not batch.padded[m][~batch.mask[m]].any()
         assert batch.batch_dict[m].bincount(minlength=16).tolist() == lengths
+        assert batch.ptr_dict[m].diff().tolist() == lengths
+        assert batch.ptr_dict[m][0] == 0
         assert (max(lengths) == longest) == (kind != "true lengths")
         if kind != "full padding":
             assert sum(lengths) / 16 == pytest.approx(shape.mean[m], rel=0.05)
@@ -56,19 +60,16 @@ def test_shapes_without_known_means_have_no_true_lengths():
         samples.draw(samples.SHAPES["MOSEI"], 2, "true lengths")
 
 
-def test_the_truth_of_the_layers_is_computed_by_the_references(monkeypatch):
-    asked = []
-
-    def spy(*args, backend="auto", **kwargs):
-        asked.append(backend)
-        return predictive_attention(*args, backend=backend, **kwargs)
-
-    monkeypatch.setattr(models.predictive_self_attention, "predictive_attention", spy)
-    case = models.tiny("train")
-    case.errors()
-    assert {"reference", "auto"} <= set(asked)
-    assert len(asked) % 2 == 0
-    assert asked.count("reference") == len(asked) / 2
+def test_the_truth_of_the_models_and_layers_is_computed_by_the_references():
+    for case in (models.tiny("train"), layers.layer("PredictiveEncoder", LITTLE, "little", 2, "true lengths")):
+        with record_calls() as calls:
+            case.truth()
+        assert ("predictive_attention", "reference") in calls
+        assert {backend for _, backend in calls} == {"reference"}
+        with record_calls() as calls:
+            case.contenders["mea_graph"]()
+        assert ("predictive_attention", "cpu") in calls
+        assert "reference" not in {backend for _, backend in calls}
 
 
 def test_a_training_step_changes_no_weight_and_computes_every_gradient():
@@ -144,3 +145,57 @@ def test_a_timed_case_is_filed_under_its_suite_with_its_command(tmp_path):
 def test_compare_names_a_ref_that_does_not_exist(tmp_path):
     with pytest.raises(SystemExit, match="no-such-ref"):
         compare.trees("no-such-ref", tmp_path)
+
+
+@pytest.mark.parametrize("name", windows.SETUPS)
+def test_windows_in_steps_and_in_seconds_and_the_complete_form_are_compared_with_float64(name):
+    case = windows.case(name, 90)
+    assert list(case.contenders) == ["mea_graph", "a window of 1.28 s", "complete"]
+    truth = case.truth()
+    found = [run() for run in case.contenders.values()]
+    assert measure.error([t for one in found for t in one], truth) < 1e-5  # each of the three is checked, not the first alone
+    assert all(measure.error(a, b) > 1e-3 for a, b in itertools.combinations(found, 2))  # and they are not the same
+    assert list(windows.case(name, 90, whole=False).contenders) == ["mea_graph", "a window of 1.28 s"]
+
+
+def test_windows_reach_32_steps_to_both_sides_or_as_many_seconds():
+    at = windows.Sequences(400, 200, "cpu")
+    in_steps, in_seconds = at.in_steps(), at.in_seconds()
+    widths = [(edges.end - edges.begin).squeeze(1) for edges in (in_steps, in_seconds)]
+    assert set(widths[0][20:-20].tolist()) == {65}
+    assert widths[1][40:-40].float().mean().item() == pytest.approx(64, abs=4)
+    assert len(set(widths[1][40:-40].tolist())) > 5  # steps come unevenly
+    heard = at.source_time[in_seconds.begin[100, 0] : in_seconds.end[100, 0]]
+    assert (heard - at.target_time[100]).abs().max() <= windows.SECONDS
+
+
+def test_growth_over_windows_ends_at_a_hundred_thousand_steps_and_only_small_ones_are_quick():
+    for suite, name in (("ops", "interval attention"), ("layers", "ModalityReinforcementUnit"), ("layers", list(windows.SETUPS)[1])):
+        entries = [e for e in SUITES[suite].values() if e.curve and e.curve[0].startswith(f"{name} over a window")]
+        steps = [e.curve[2] for e in entries]
+        assert (min(steps), max(steps)) == (1000, 100_000)
+        assert all(e.memory and e.quick == (e.curve[2] <= 4000) for e in entries)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout of git")
+def test_compare_gives_each_tree_its_own_library_and_cases_and_one_clock(tmp_path):
+    places = compare.trees("HEAD", tmp_path)
+    for name in ("mea_graph", "benchmarks"):
+        assert (places["tree"] / name).resolve() == ROOT / name
+        assert (places["ref"] / name).resolve() == places["ref"] / name  # what stands in the commit, whatever the working tree has
+    assert (places["ref"] / "benchmarks" / "catalogue.py").is_file()
+    for name in compare.OURS:
+        assert (places["ref"] / "benchmarks" / name).read_text() == (ROOT / "benchmarks" / name).read_text()
+
+
+def test_compare_tells_a_case_that_a_tree_lacks_and_counts_the_calls_of_one_that_it_has():
+    with pytest.raises(SystemExit, match="no case 'no such case' among its ops"):
+        compare.measure_here("ops", "no such case", 0, True)
+    found = compare.measure_here("ops", "predictive attention, short, float32, backward", 0, True)
+    assert found["seconds"] > 0
+    assert re.fullmatch(r"\d+/\d+/\d+", found["calls"])
+
+
+def test_compare_shows_ratios_and_the_calls_of_both_trees():
+    pairs = [{"ref": {"seconds": s, "calls": "9/8/-"}, "tree": {"seconds": 2.0, "calls": "5/4/0"}} for s in (2.0, 4.0, 6.0)]
+    assert compare.line("a case", pairs).split() == ["a", "case", "2.00", "1.00-3.00", "2000.00", "5/4/0", "9/8/-"]

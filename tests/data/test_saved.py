@@ -127,7 +127,7 @@ def test_wrong_requests_are_refused(dataset, tmp_path):
         dataset[[]].save(tmp_path / "b.npz")
     with pytest.raises(DataError, match="cannot be written"):
         dataset.save(tmp_path / "no folder" / "a.npz")
-    with pytest.raises(DataError, match="expected names that do not end in a zero byte"):
+    with pytest.raises(DataError, match="ids: expected text without NUL"):  # NumPy's text would lose it
         MultimodalDataset.from_arrays({"a": [np.ones((1, 1))]}, ids=["a\0"]).save(tmp_path / "b.npz")
 
 

@@ -147,10 +147,11 @@ def test_formulas_become_mathml(extension):
 
 def test_the_tables_of_backends_name_backends_that_exist(extension):
     tables = extension("backend_tables")
+    from mea_graph.ops import functions
     from mea_graph.ops.backends import _OPS
 
-    assert set(tables.CASES) == set(_OPS)
-    for op in _OPS:
+    assert set(tables.CASES) == {op for op in _OPS if op in functions}
+    for op in tables.CASES:
         for line in tables.table(op)[2:]:
             named = set(re.findall(r"`(\w+)`", line))
             assert named == set(_OPS[op].backends), line

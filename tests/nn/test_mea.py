@@ -353,7 +353,7 @@ def test_steps_that_no_sample_has_cost_nothing_and_change_nothing(x):
 
 def test_a_hole_in_a_mask_is_still_refused(x):
     mask = MASK | {"audio": torch.ones(4, 6, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)}
-    with pytest.raises(ValueError, match="audio: expected a mask that is True at real steps, .*got a gap in row 0"):
+    with pytest.raises(ValueError, match=r"audio: expected a mask that is True at real steps, .*got a gap in row 0"):
         make({}).double()(x, mask)
 
 

@@ -87,7 +87,7 @@ def test_gru_pooling_draws_new_weights() -> None:
 def test_bad_input_is_named() -> None:
     with pytest.raises(
         ValueError,
-        match="pooling: expected 'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one, got 'last'",
+        match=r"pooling: expected 'mean', 'segments', 'max', 'gru', a torch_geometric\.nn\.Aggregation or the name of one, got 'last'",
     ):
         ExclusiveEncoder(D, D_H, pooling="last")
     for sizes in ({"channels": 0}, {"out_channels": 0}, {"segments": 0}):

@@ -194,9 +194,14 @@ def test_operators_keep_the_rules_of_torch_library(name: str, bias: bool) -> Non
     checks = ("test_schema", "test_faketensor")  # the gradient is not registered with the operator
     grad = torch.randn(sum(sizes), WIDE if name == "grouped_linear" else C)
     if name == "grouped_linear":
-        torch.library.opcheck(torch.ops.mea_graph.grouped_linear.default, (x, weights, biases, starts, sizes), test_utils=checks)
-        backward = (grad, x, weights, bias, starts, sizes)
-        torch.library.opcheck(torch.ops.mea_graph.grouped_linear_backward.default, backward, test_utils=checks)
+        scales, shifts = [torch.randn(C) for _ in weights], [torch.randn(C) for _ in weights]
+        for normalised, steps_last in ((False, False), (True, False), (True, True)):
+            norms = (scales, shifts, 1e-5, steps_last) if normalised else ([], [], 1e-5, steps_last)
+            given = (x, weights, biases, starts, sizes, *norms)
+            torch.library.opcheck(torch.ops.mea_graph.grouped_linear.default, given, test_utils=checks)
+            _, mean, rstd = torch.ops.mea_graph.grouped_linear(*given)
+            backward = (grad.t().contiguous() if steps_last else grad, x, mean, rstd, weights, bias, starts, sizes, *norms)
+            torch.library.opcheck(torch.ops.mea_graph.grouped_linear_backward.default, backward, test_utils=checks)
         return
     torch.library.opcheck(torch.ops.mea_graph.grouped_layer_norm.default, (x, weights, biases, starts, sizes, 1e-5), test_utils=checks)
     _, mean, rstd = torch.ops.mea_graph.grouped_layer_norm(x, weights, biases, starts, sizes, 1e-5)
@@ -240,3 +245,46 @@ ONES, ZEROS = torch.ones(C), torch.zeros(C)
 def test_bad_input_is_named(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize("steps_last", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("starts", "sizes"), [([0, 4], [4, 5]), ([0, 2, 0], [9, 3, 9]), ([3], [0])], ids=["apart", "shared", "empty"])
+def test_a_map_after_a_normalisation(starts: list[int], sizes: list[int], biased: bool, steps_last: bool) -> None:
+    """Scale and shift of the normalisation are folded into the map: the same values, gradients and second derivatives."""
+    groups, draw = len(starts), lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    x, weights, biases = draw(9, 4), [draw(3, 4) for _ in starts], [draw(3) for _ in starts] if biased else []
+    scales, shifts = [draw(4) for _ in starts], [draw(4) for _ in starts]
+    leaves = [x, *weights, *biases, *scales, *shifts]
+
+    def split(tensors: tuple[torch.Tensor, ...]) -> tuple[object, ...]:
+        x, *rest = tensors
+        count = [groups, groups if biased else 0, groups, groups]
+        parts, first = [], 0
+        for n in count:
+            parts.append(list(rest[first : first + n]))
+            first += n
+        return x, *parts
+
+    def run(*tensors: torch.Tensor, backend: str = "joined") -> torch.Tensor:
+        x, weights, biases, scales, shifts = split(tensors)
+        return grouped_linear(x, weights, biases, starts, sizes, scales, shifts, 1e-3, steps_last, backend)
+
+    expected = run(*leaves, backend="reference")
+    actual = run(*leaves)
+    assert actual.shape == (sum(sizes), 3)
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-13)
+    with torch.no_grad():
+        torch.testing.assert_close(run(*leaves), expected, rtol=1e-11, atol=1e-13)
+    wanted = torch.autograd.grad(expected.sin().sum(), leaves)
+    torch.testing.assert_close(torch.autograd.grad(actual.sin().sum(), leaves), wanted, rtol=1e-9, atol=1e-11)
+    if sum(sizes) < 12 and sum(sizes):
+        assert torch.autograd.gradgradcheck(run, leaves)
+
+
+def test_scales_and_shifts_go_together() -> None:
+    x, w, s = torch.randn(3, 4), torch.randn(2, 4), torch.randn(4)
+    with pytest.raises(ValueError, match="scales, shifts: expected none or 1 of each, got 1 and 0"):
+        grouped_linear(x, [w], [], [0], [3], scales=[s])
+    with pytest.raises(ValueError, match=r"shifts\[0\]: expected \(4,\), got \(3,\)"):
+        grouped_linear(x, [w], [], [0], [3], scales=[s], shifts=[s[:3]])

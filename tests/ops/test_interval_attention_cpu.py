@@ -270,7 +270,7 @@ def test_exports_for_any_batch_and_lengths() -> None:
 def test_auto_takes_cpu_on_a_cpu_and_listed_for_a_list() -> None:
     inputs = draw("ragged")
     explanation = explain(interval_attention, *inputs.tensors, inputs.edges)
-    assert (explanation.chosen, set(explanation.refused)) == ("cpu", {"listed", "sdpa", "reference"})
+    assert (explanation.chosen, set(explanation.refused)) == ("cpu", {"listed", "triton", "sdpa", "reference"})
     with record_calls() as calls:
         interval_attention(*inputs.tensors, inputs.edges)
         interval_attention(*inputs.tensors, inputs.edges.edge_index())

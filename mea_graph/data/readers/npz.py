@@ -13,7 +13,7 @@ import numpy as np
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.labels import is_split, text
-from mea_graph.data.readers.checks import check_claimed_size, check_lengths
+from mea_graph.data.readers.checks import check_claimed_size, check_lengths, check_samples
 from mea_graph.data.saved import FORMAT, saved_arrays
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -72,6 +72,7 @@ def _padded(
             f"of one vector a sample: static=), got { ({k: a.shape for k, a in arrays.items()}) }"
         )
     samples = len(arrays[names[0]])
+    check_samples("arrays", samples, sum(array.nbytes for array in arrays.values()))
     taken = {*names, *(f"{name}_{part}" for name in names for part in ("len", "time"))}
 
     def take(what: str, name: str | None, candidates: tuple[str, ...]) -> np.ndarray | None:

@@ -45,7 +45,7 @@ def edge_attention(
     """
     _check(x, score_dst, score_src, edge_index)
     arguments = {"x": x, "score_dst": score_dst, "score_src": score_src, "edge_index": edge_index}
-    return _OP.select(backend, x.device, arguments)(**arguments)
+    return _OP.run(backend, x.device, arguments)
 
 
 def _check(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.interval_attention import cpu, listed, padded, reference
+from mea_graph.ops.interval_attention import cpu, listed, padded, reference, triton
 from mea_graph.ops.interval_edges import IntervalEdges
 
 __all__ = ["interval_attention", "interval_attention_map"]
@@ -42,8 +42,8 @@ def interval_attention(query: Tensor, key: Tensor, value: Tensor, edges: Interva
         query: Of the target rows, split into heads.
         key, value: Of the source rows; several sources stand one below the other.
         edges: `IntervalEdges`, or a PyG `edge_index` for any other graph, which is computed edge by edge.
-        backend: "cpu" computes block by block, for tensors on a CPU; "sdpa" pads and hands the batch to PyTorch, on any device;
-            "listed" computes edge by edge; "reference" stores the map. "auto" takes the first that can run.
+        backend: "cpu" computes block by block, for tensors on a CPU, "triton" for those on an NVIDIA GPU; "sdpa" pads and hands the batch
+            to PyTorch, on any device; "listed" computes edge by edge; "reference" stores the map. "auto" takes the first that can run.
 
     Shape:
         - query: :math:`(N_t, K, D)`; key: :math:`(N_s, K, D)`; value: :math:`(N_s, K, D_v)`
@@ -111,6 +111,7 @@ _OP = Op(
     {
         "listed": Backend(_run_listed, _refuse_intervals),
         "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
+        "triton": Backend(triton.run, triton.refuse, prefers="cuda"),
         "sdpa": Backend(padded.run_sdpa, _refuse_list),
         "reference": Backend(padded.run_reference, _refuse_list),
     },

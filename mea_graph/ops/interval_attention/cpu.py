@@ -107,7 +107,8 @@ def _run_views(x: Tensor, plan: Sequence[Block]) -> Sequence[Tensor]:
     """Of (K, D, N), the source rows of each block: views, or copies where a block has several runs."""
     if all(len(b.runs) == 1 for b in plan):
         return _views(x, [b.runs[0] for b in plan])
-    return [torch.cat([x[..., a:z] for a, z in b.runs], 2) for b in plan]
+    views = ([x[..., a:z] for a, z in b.runs] for b in plan)
+    return [parts[0] if len(parts) == 1 else torch.cat(parts, 2) for parts in views]
 
 
 def _views(x: Tensor, bounds: Sequence[tuple[int, int]]) -> Sequence[Tensor]:
@@ -155,7 +156,10 @@ def rows_last(x: Tensor, dtype: torch.dtype, scale: float = 1.0, row: Tensor | f
     flat = x.flatten(1).to(dtype)
     if scale != 1.0:
         flat = flat * scale
-    flat = flat.contiguous().t().contiguous().view(*x.shape[1:], -1)  # torch transposes dense matrices alone in blocks
+    flat = flat.t()
+    if not flat.is_contiguous():  # unless it lies as it is wanted
+        flat = flat.t().contiguous().t().contiguous()  # torch transposes dense matrices alone in blocks
+    flat = flat.view(*x.shape[1:], -1)
     if row is None:
         return flat
     if isinstance(row, float):
@@ -204,39 +208,44 @@ def _run_backward(
     g_all, q_all = rows_last(grad, dtype, row=delta), rows_last(query, dtype, _LOG2E * scale, row=logsumexp.neg())
     k_all, v_all = rows_last(key, dtype, row=1.0), rows_last(value, dtype, row=1.0)
     d_query, d_key, d_value = (x.new_zeros(x.size(0), x.size(1) - 1, x.size(2)) for x in (q_all, k_all, v_all))
-    maps, single = _Maps(2, q_all, plan), all(len(b.runs) == 1 for b in plan)
+    maps, joined = _Maps(2, q_all, plan), any(len(b.runs) > 1 for b in plan)
     rows = (_row_views(x, plan) for x in (g_all, g_all[:, :-1], q_all, q_all[:, :-1], d_query))
     sources = (_run_views(x, plan) for x in (k_all, k_all[:, :-1], v_all))
-    sums = (_run_views(x, plan) if single else [x] * len(plan) for x in (d_key, d_value))
+    sums = ([x] * len(plan) if joined else _run_views(x, plan) for x in (d_key, d_value))
     for block, g, g_main, q, q_main, d_q, k, k_main, v, d_k, d_v in zip(plan, *rows, *sources, *sums, strict=True):
         p, d_logits = (maps(i, q.size(2), k.size(2)) for i in range(2))
         torch.bmm(q.mT, k, out=p)
         if block.bounds is not None:
             p.masked_fill_(block.hidden(), -torch.inf)
         torch.bmm(g.mT, v, out=d_logits).mul_(p.exp2_())
-        if single:
-            d_v.add_(torch.bmm(g_main, p))
-            d_k.add_(torch.bmm(q_main, d_logits))
-        else:
+        if joined:
             _add_columns(d_v, block.runs, torch.bmm(g_main, p))
             _add_columns(d_k, block.runs, torch.bmm(q_main, d_logits))
+        else:
+            d_v.add_(torch.bmm(g_main, p))
+            d_k.add_(torch.bmm(q_main, d_logits))
         d_q.copy_(torch.bmm(k_main, d_logits.mT))
     scaled = ((d_query, scale, query), (d_key, 1 / _LOG2E, key), (d_value, 1.0, value))
     return tuple(_rows_first(d if factor == 1.0 else d.mul_(factor), like.dtype) for d, factor, like in scaled)  # type: ignore[return-value]
 
 
 def _rows_first(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(K, D, N) to (N, K, D)."""
-    return x.flatten(0, 1).t().contiguous().to(dtype).view(-1, *x.shape[:2])
+    """(K, D, N) as (N, K, D), rows along the last dimension in memory as before."""
+    return x.contiguous().to(dtype).permute(2, 0, 1)
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     sums = query.new_empty(query.size(1), query.size(0), dtype=compute_dtype(query, key, value))
-    return value.new_empty(query.size(0), query.size(1), value.size(2)), sums
+    return _like(value, query.size(0)), sums
 
 
 def _fake_backward(grad: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (query, key, value))
+    return tuple(_like(t, t.size(0)) for t in (query, key, value))
+
+
+def _like(x: Tensor, rows: int) -> Tensor:
+    """Memory for (rows, K, D), laid out as results are."""
+    return x.new_empty(x.size(1), x.size(2), rows).permute(2, 0, 1)
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -17,11 +17,10 @@ Nothing is accumulated across programs: the results are the same on every run.
 import triton
 import triton.language as tl
 
-from mea_graph.ops.predictive_attention.triton_fold import real_steps, sample_length
+from mea_graph.ops.interval_attention.triton_kernels import LN_2, LOWEST, add_dot, dot
+from mea_graph.ops.predictive_attention.triton_fold import place
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
-LOWEST = tl.constexpr(-1e30)  # a running maximum before its first element: finite, for -inf - -inf is NaN
 
 
 @triton.jit
@@ -69,33 +68,6 @@ def _tile(source, rows, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _halves(x):
-    """A float32 as the sum of two that tf32 holds: the first 10 bits of the mantissa, and the rest."""
-    high = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-    return high, x - high
-
-
-@triton.jit
-def _add_dot(total, left, right, EXACT: tl.constexpr):
-    """total + left @ right; float32 as three tf32 products, whose error is that of float32.
-
-    By hand, since `input_precision="tf32x3"` also guards against NaN with a second accumulator, for which there are no registers.
-    """
-    if EXACT:
-        left_high, left_low = _halves(left)
-        right_high, right_low = _halves(right)
-        total = tl.dot(left_low, right_high, total, input_precision="tf32")
-        total = tl.dot(left_high, right_low, total, input_precision="tf32")
-        return tl.dot(left_high, right_high, total, input_precision="tf32")
-    return tl.dot(left.to(right.dtype), right, total)
-
-
-@triton.jit
-def _dot(left, right, EXACT: tl.constexpr):
-    return _add_dot(tl.zeros([left.shape[0], right.shape[1]], tl.float32), left, right, EXACT)
-
-
-@triton.jit
 def _folded_dot(left, left_rows, right, right_rows, FOLDED: tl.constexpr, CHUNK: tl.constexpr, EXACT: tl.constexpr):
     """left @ right^T, loaded a few channels at a time: in float32 a whole operand, in two halves, does not fit into the registers."""
     product = tl.zeros([left_rows.shape[0], right_rows.shape[0]], tl.float32)
@@ -103,37 +75,38 @@ def _folded_dot(left, left_rows, right, right_rows, FOLDED: tl.constexpr, CHUNK:
         channels = start + tl.arange(0, CHUNK)[None, :]
         one = tl.load(left + left_rows[:, None] * FOLDED + channels)
         other = tl.load(right + right_rows[:, None] * FOLDED + channels)
-        product = _add_dot(product, one, tl.trans(other), EXACT)
+        product = add_dot(product, one, tl.trans(other), EXACT)
     return product
 
 
 @triton.jit
-def _store_tile(target, rows, steps_total, tile, width, WIDTH: tl.constexpr):
-    """Into the caller's tensor, whose rows are `width` long."""
+def _store_tile(target, stride, count, tile, width, WIDTH: tl.constexpr):
+    """The first `count` rows into the caller's tensor, one head of a block of steps. Offsets from its first row fit int32."""
+    rows = tl.arange(0, tile.shape[0])[:, None]
     columns = tl.arange(0, WIDTH)[None, :]
-    inside = (rows < steps_total)[:, None] & (columns < width)
-    tl.store(target + rows[:, None] * width + columns, tile.to(target.dtype.element_ty), mask=inside)
+    tl.store(target + rows * stride + columns, tile.to(target.dtype.element_ty), mask=(rows < count) & (columns < width))
 
 
 @triton.jit
 def predictive_attention_fwd_kernel(
-    query, key, value, folded_query, folded_key, bias, mask, lengths,
+    query, key, value, folded_query, folded_key, bias, starts, lengths,
     out, inner, outer,
-    heads, steps_total, steps_padded, value_width, scale, mu,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    heads, steps_padded, value_width, scale, mu,
+    HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Program (t, b heads + o): a block of rows of one head. `scale` has log2(e) in it."""
-    pair = tl.program_id(1).to(tl.int64)
+    """Block t of line b heads + o: rows of one head of one sample. `scale` has log2(e) in it."""
+    block, line = place(steps_padded, ROWS)
+    pair = line.to(tl.int64)
     sample = pair // heads
-    length = sample_length(lengths, sample, steps_total, HAS_MASK)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    if tl.program_id(0) * ROWS >= length:
-        nothing = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
-        _store_tile(out + pair * steps_total * value_width, rows, steps_total, nothing, value_width, VALUE_WIDTH)
-        tl.store(inner + pair * steps_total + rows, tl.zeros([ROWS], tl.float32), mask=rows < steps_total)
-        tl.store(outer + pair * steps_total + rows, tl.zeros([ROWS], tl.float32), mask=rows < steps_total)
+    head = pair % heads
+    length = tl.load(lengths + sample).to(tl.int32)
+    rows = block * ROWS + tl.arange(0, ROWS)
+    inner += pair * steps_padded
+    outer += pair * steps_padded
+    if block * ROWS >= length:
+        tl.store(inner + rows, tl.zeros([ROWS], tl.float32))
+        tl.store(outer + rows, tl.zeros([ROWS], tl.float32))
         return
 
     tl.assume(length > 0)
@@ -146,14 +119,14 @@ def predictive_attention_fwd_kernel(
         folded_queries = _tile(folded_query, rows, FOLDED)
     offset = 0.0
     if HAS_BIAS:
-        offset = tl.load(bias + pair % heads).to(tl.float32)
+        offset = tl.load(bias + head).to(tl.float32)
 
     top = tl.full([ROWS], LOWEST, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     for start in range(0, length, COLUMNS):  # statistics of the inner softmax
         columns = start + tl.arange(0, COLUMNS)
-        real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)
-        logits = _dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale
+        real = columns < length
+        logits = dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale
         logits = tl.where(real[None, :], logits, -float("inf"))
         higher = tl.maximum(top, tl.max(logits, 1))
         total = total * tl.exp2(top - higher) + tl.sum(tl.exp2(logits - higher[:, None]), 1)
@@ -165,11 +138,11 @@ def predictive_attention_fwd_kernel(
     sums = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
     for start in range(0, length, COLUMNS):  # the outer softmax, its maximum found on the way, times V
         columns = start + tl.arange(0, COLUMNS)
-        real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)
-        logits = _dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale
+        real = columns < length
+        logits = dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale
         share = tl.exp2(logits - inner_rows[:, None])
         if CHUNK == FOLDED:
-            folded = _dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), EXACT) + offset
+            folded = dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), EXACT) + offset
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT) + offset
         mixed = (mu * LOG2_E) * _gelu(folded, EXACT) + ((1.0 - mu) * LOG2_E) * share
@@ -179,40 +152,39 @@ def predictive_attention_fwd_kernel(
         weights = tl.exp2(mixed - higher[:, None])
         total = total * shrink + tl.sum(weights, 1)
         values = _tile(value, columns, VALUE_WIDTH)
-        sums = _add_dot(sums * shrink[:, None], weights, values, EXACT)
+        sums = add_dot(sums * shrink[:, None], weights, values, EXACT)
         top = higher
 
-    real = real_steps(mask, sample, rows, length, steps_total, HAS_MASK)
-    sums = tl.where(real[:, None], sums / total[:, None], 0.0)
-    _store_tile(out + pair * steps_total * value_width, rows, steps_total, sums, value_width, VALUE_WIDTH)
-    tl.store(inner + pair * steps_total + rows, inner_rows, mask=rows < steps_total)
-    tl.store(outer + pair * steps_total + rows, top + tl.log2(total), mask=rows < steps_total)
+    sums = sums / total[:, None]
+    at_first = ((tl.load(starts + sample) + block * ROWS) * heads + head) * value_width
+    _store_tile(out + at_first, heads * value_width, length - block * ROWS, sums, value_width, VALUE_WIDTH)
+    tl.store(inner + rows, inner_rows)
+    tl.store(outer + rows, top + tl.log2(total))
 
 
 @triton.jit
 def predictive_attention_bwd_query_kernel(
-    query, key, value, folded_query, folded_key, grad, bias, mask, lengths, inner, outer, delta,
+    query, key, value, folded_query, folded_key, grad, bias, starts, lengths, inner, outer, delta,
     query_grad, folded_query_grad, bias_parts, inner_delta,
-    heads, steps_total, steps_padded, width, scale, mu,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    heads, steps_padded, width, scale, mu,
+    HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Program (t, b heads + o): gradients of a block of queries and folded queries, and g = rowsum(p o dz) for the other loop.
+    """Block t of line b heads + o: gradients of queries and folded queries, and g = rowsum(p o dz) for the other loop.
 
     One pass: the gradient of a query, sum_j p_j (dz_j - g) k_j, is split into sum_j p_j dz_j k_j and g sum_j p_j k_j, since g is known
     only at the end.
     """
-    pair = tl.program_id(1).to(tl.int64)
+    block, line = place(steps_padded, ROWS)
+    pair = line.to(tl.int64)
     sample = pair // heads
-    length = sample_length(lengths, sample, steps_total, HAS_MASK)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    if tl.program_id(0) * ROWS >= length:
-        nothing = tl.zeros([ROWS, WIDTH], tl.float32)
-        _store_tile(query_grad + pair * steps_total * width, rows, steps_total, nothing, width, WIDTH)
-        tl.store(bias_parts + pair * tl.num_programs(0) + tl.program_id(0), 0.0)
+    head = pair % heads
+    length = tl.load(lengths + sample).to(tl.int32)
+    if block * ROWS >= length:
+        tl.store(bias_parts + tl.program_id(0), 0.0)
         return
 
+    rows = block * ROWS + tl.arange(0, ROWS)
     tl.assume(length > 0)
     key += pair * steps_padded * WIDTH
     value += pair * steps_padded * VALUE_WIDTH
@@ -224,10 +196,10 @@ def predictive_attention_bwd_query_kernel(
     grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
     offset = 0.0
     if HAS_BIAS:
-        offset = tl.load(bias + pair % heads).to(tl.float32)
+        offset = tl.load(bias + head).to(tl.float32)
     inside = rows < length
-    inner_rows = tl.load(inner + pair * steps_total + rows, mask=inside, other=float("inf"))
-    outer_rows = tl.load(outer + pair * steps_total + rows, mask=inside, other=float("inf"))
+    inner_rows = tl.load(inner + pair * steps_padded + rows, mask=inside, other=float("inf"))
+    outer_rows = tl.load(outer + pair * steps_padded + rows, mask=inside, other=float("inf"))
     delta_rows = tl.load(delta + pair * steps_padded + rows)
 
     inner_deltas = tl.zeros([ROWS], tl.float32)
@@ -237,77 +209,71 @@ def predictive_attention_bwd_query_kernel(
     folded_grads = tl.zeros([ROWS, FOLDED], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)[None, :]
+        real = (columns < length)[None, :]
         keys = _tile(key, columns, WIDTH)
-        logits = _dot(queries, tl.trans(keys), EXACT) * scale - inner_rows[:, None]
+        logits = dot(queries, tl.trans(keys), EXACT) * scale - inner_rows[:, None]
         share = tl.exp2(tl.where(real, logits, -float("inf")))
         if CHUNK == FOLDED:
             folded_keys = _tile(folded_key, columns, FOLDED)
-            folded = _dot(folded_queries, tl.trans(folded_keys), EXACT) + offset
+            folded = dot(folded_queries, tl.trans(folded_keys), EXACT) + offset
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT) + offset
         gelu, slope = _gelu_and_slope(folded, EXACT)
         mixed = (mu * LOG2_E) * gelu + ((1.0 - mu) * LOG2_E) * share - outer_rows[:, None]
         weights = tl.exp2(tl.where(real, mixed, -float("inf")))
-        products = _dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), EXACT)
+        products = dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), EXACT)
         mixed_grads = weights * (products - delta_rows[:, None])
         shared_grads = share * mixed_grads
         inner_deltas += tl.sum(shared_grads, 1)
-        weighted = _add_dot(weighted, shared_grads, keys, EXACT)
-        mean_keys = _add_dot(mean_keys, share, keys, EXACT)
+        weighted = add_dot(weighted, shared_grads, keys, EXACT)
+        mean_keys = add_dot(mean_keys, share, keys, EXACT)
         mixed_grads *= mu * slope
         bias_grads += tl.sum(mixed_grads, 1)
         if CHUNK != FOLDED:
             folded_keys = _tile(folded_key, columns, FOLDED)
-        folded_grads = _add_dot(folded_grads, mixed_grads, folded_keys, EXACT)
+        folded_grads = add_dot(folded_grads, mixed_grads, folded_keys, EXACT)
 
     folded_query_grad += pair * steps_padded * FOLDED + rows[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :]
     tl.store(folded_query_grad, folded_grads.to(folded_query_grad.dtype.element_ty))
     # ln 2 takes the log2(e) out of `scale` again.
     query_grads = (weighted - inner_deltas[:, None] * mean_keys) * ((1.0 - mu) * scale * LN_2)
-    real = real_steps(mask, sample, rows, length, steps_total, HAS_MASK)
-    query_grads = tl.where(real[:, None], query_grads, 0.0)
-    _store_tile(query_grad + pair * steps_total * width, rows, steps_total, query_grads, width, WIDTH)
+    at_first = ((tl.load(starts + sample) + block * ROWS) * heads + head) * width
+    _store_tile(query_grad + at_first, heads * width, length - block * ROWS, query_grads, width, WIDTH)
     tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)
-    tl.store(bias_parts + pair * tl.num_programs(0) + tl.program_id(0), tl.sum(bias_grads, 0))
+    tl.store(bias_parts + tl.program_id(0), tl.sum(bias_grads, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["groups"])
 def predictive_attention_bwd_key_kernel(
-    query, key, value, folded_query, folded_key, grad, bias, mask, lengths, inner, outer, delta, inner_delta,
+    query, key, value, folded_query, folded_key, grad, bias, starts, lengths, inner, outer, delta, inner_delta,
     key_grad, value_grad, folded_key_grad,
-    heads, groups, steps_total, steps_padded, width, value_width, scale, mu,
-    HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    heads, groups, steps_padded, width, value_width, scale, mu,
+    HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Program (t, b groups + g): gradients of a block of keys and values for a group of heads, one head after the other.
+    """Block t of line b groups + g: gradients of keys and values for a group of heads, one head after the other.
 
     All heads share the folded keys: their gradient is summed over the group here, over the groups when it is unfolded. Tiles are
     transposed, (keys, queries), so that each is the left operand of the products that follow.
     """
-    sample = (tl.program_id(1) // groups).to(tl.int64)
-    group = tl.program_id(1) % groups
-    first = group * heads // groups
-    last = (group + 1) * heads // groups
-    length = sample_length(lengths, sample, steps_total, HAS_MASK)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    if tl.program_id(0) * COLUMNS >= length:
-        for head in range(first, last):
-            at = (sample * heads + head) * steps_total
-            _store_tile(key_grad + at * width, columns, steps_total, tl.zeros([COLUMNS, WIDTH], tl.float32), width, WIDTH)
-            nothing = tl.zeros([COLUMNS, VALUE_WIDTH], tl.float32)
-            _store_tile(value_grad + at * value_width, columns, steps_total, nothing, value_width, VALUE_WIDTH)
+    block, line = place(steps_padded, COLUMNS)
+    sample = (line // groups).to(tl.int64)
+    group = line % groups
+    length = tl.load(lengths + sample).to(tl.int32)
+    if block * COLUMNS >= length:
         return
 
+    columns = block * COLUMNS + tl.arange(0, COLUMNS)
+    low = group * heads // groups
+    high = (group + 1) * heads // groups
     tl.assume(length > 0)
-    tl.assume(last > first)
-    real = real_steps(mask, sample, columns, length, steps_total, HAS_MASK)[:, None]
+    tl.assume(high > low)
+    real = (columns < length)[:, None]
     folded_key += sample * steps_padded * FOLDED
     if CHUNK == FOLDED:
         folded_keys = _tile(folded_key, columns, FOLDED)
     folded_grads = tl.zeros([COLUMNS, FOLDED], tl.float32)
-    for head in range(first, last):
+    for head in range(low, high):
         pair = sample * heads + head
         keys = _tile(key + pair * steps_padded * WIDTH, columns, WIDTH)
         values = _tile(value + pair * steps_padded * VALUE_WIDTH, columns, VALUE_WIDTH)
@@ -319,35 +285,37 @@ def predictive_attention_bwd_key_kernel(
         for start in range(0, length, ROWS):
             rows = start + tl.arange(0, ROWS)
             inside = rows < length
-            inner_rows = tl.load(inner + pair * steps_total + rows, mask=inside, other=float("inf"))
-            outer_rows = tl.load(outer + pair * steps_total + rows, mask=inside, other=float("inf"))
+            inner_rows = tl.load(inner + pair * steps_padded + rows, mask=inside, other=float("inf"))
+            outer_rows = tl.load(outer + pair * steps_padded + rows, mask=inside, other=float("inf"))
             delta_rows = tl.load(delta + pair * steps_padded + rows, mask=inside, other=0.0)
             inner_deltas = tl.load(inner_delta + pair * steps_padded + rows, mask=inside, other=0.0)
             queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
-            logits = _dot(keys, tl.trans(queries), EXACT) * scale - inner_rows[None, :]
+            logits = dot(keys, tl.trans(queries), EXACT) * scale - inner_rows[None, :]
             share = tl.exp2(tl.where(real, logits, -float("inf")))
             folded_rows = folded_query + pair * steps_padded * FOLDED
             if CHUNK == FOLDED:
                 folded_queries = _tile(folded_rows, rows, FOLDED)
-                folded = _dot(folded_keys, tl.trans(folded_queries), EXACT) + offset
+                folded = dot(folded_keys, tl.trans(folded_queries), EXACT) + offset
             else:
                 folded = _folded_dot(folded_key, columns, folded_rows, rows, FOLDED, CHUNK, EXACT) + offset
             gelu, slope = _gelu_and_slope(folded, EXACT)
             mixed = (mu * LOG2_E) * gelu + ((1.0 - mu) * LOG2_E) * share - outer_rows[None, :]
             weights = tl.exp2(tl.where(real, mixed, -float("inf")))
             grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
-            value_grads = _add_dot(value_grads, weights, grads, EXACT)
-            products = _dot(values, tl.trans(grads), EXACT)
+            value_grads = add_dot(value_grads, weights, grads, EXACT)
+            products = dot(values, tl.trans(grads), EXACT)
             mixed_grads = weights * (products - delta_rows[None, :])
             logit_grads = share * (mixed_grads - inner_deltas[None, :])
-            key_grads = _add_dot(key_grads, logit_grads, queries, EXACT)
+            key_grads = add_dot(key_grads, logit_grads, queries, EXACT)
             mixed_grads *= mu * slope
             if CHUNK != FOLDED:
                 folded_queries = _tile(folded_rows, rows, FOLDED)
-            folded_grads = _add_dot(folded_grads, mixed_grads, folded_queries, EXACT)
+            folded_grads = add_dot(folded_grads, mixed_grads, folded_queries, EXACT)
         # ln 2 takes the log2(e) out of `scale` again.
         key_grads *= (1.0 - mu) * scale * LN_2
-        _store_tile(key_grad + pair * steps_total * width, columns, steps_total, key_grads, width, WIDTH)
-        _store_tile(value_grad + pair * steps_total * value_width, columns, steps_total, value_grads, value_width, VALUE_WIDTH)
+        at_first = (tl.load(starts + sample) + block * COLUMNS) * heads + head
+        count = length - block * COLUMNS
+        _store_tile(key_grad + at_first * width, heads * width, count, key_grads, width, WIDTH)
+        _store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, VALUE_WIDTH)
     folded_key_grad += (sample * groups + group) * steps_padded * FOLDED
     tl.store(folded_key_grad + columns[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads)

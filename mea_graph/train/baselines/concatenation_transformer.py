@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.nn import ExclusiveEncoder, ModalityReinforcementUnit
+from mea_graph.ops import Pointers
+from mea_graph.ops.pointers import put_rows
 from mea_graph.train.baselines.parts import Projection, RivalModule, by_modality, prediction_head, reset_all
 from mea_graph.train.keyword_arguments import takes_arguments_of
 from mea_graph.train.metrics import Task
@@ -79,12 +81,18 @@ class ConcatenationTransformer(nn.Module):
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Tensor:
         """Returns the prediction of each sample."""
         parts = [projection(x_dict[m], batch_dict[m], batch_size) for m, projection in self.projections.items()]
-        z = torch.cat([x + mark for (x, _), mark in zip(parts, self.origin.weight, strict=True)], 1)
-        mask = torch.cat([real for _, real in parts], 1)
+        samples = [real.nonzero()[:, 0] for _, real in parts]
+        # The steps of all modalities, sample by sample: one sequence of each sample.
+        sample, order = torch.cat(samples).sort(stable=True)
+        steps = torch.cat([x[real] + mark for (x, real), mark in zip(parts, self.origin.weight, strict=True)])
+        z, pointers = steps[order], Pointers.from_batch(sample, batch_size)
         for block in self.blocks:
-            z = block(z, z, mask, mask)
-        pieces = z.split([real.size(1) for _, real in parts], 1)
-        pooled = [encoder(x, real) for encoder, x, (_, real) in zip(self.encoders.values(), pieces, parts, strict=True)]
+            z = block(z, pointers, source=z, source_layout=pointers)
+        pieces = put_rows(z, order, len(z)).split([len(own) for own in samples])
+        pooled = [
+            encoder(x, Pointers.from_batch(own, batch_size))
+            for encoder, x, own in zip(self.encoders.values(), pieces, samples, strict=True)
+        ]
         return self.head(torch.cat(pooled, 1))
 
 

@@ -93,10 +93,10 @@ class PairwiseTransformer(nn.Module):
             for s, blocks in self.cross[t].items():  # type: ignore[operator]
                 z = target
                 for block in blocks:
-                    z = block(projected[s][0], z, projected[s][1], mask)
+                    z = block(z, mask, source=projected[s][0], source_layout=projected[s][1])
                 heard.append(z)
             joined = torch.cat(heard, -1)
-            pooled.append(self.encoders[t](self.own[t](joined, joined, mask, mask), mask))
+            pooled.append(self.encoders[t](self.own[t](joined, mask, source=joined, source_layout=mask), mask))
         return self.head(torch.cat(pooled, 1))
 
 

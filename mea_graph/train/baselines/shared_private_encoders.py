@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn import ModalityReinforcementUnit
+from mea_graph.ops import Pointers
+from mea_graph.ops.pointers import put_rows
 from mea_graph.train.baselines.parts import RivalModule, by_modality, mean_gru_state, prediction_head, reset_all, sample_lengths
 from mea_graph.train.keyword_arguments import takes_arguments_of
 from mea_graph.train.metrics import Task
@@ -104,8 +106,11 @@ class SharedPrivateEncoders(nn.Module):
         shared = self.shared(whole).sigmoid()
         rebuilt = torch.stack([self.decoders[m](private[:, i] + shared[:, i]) for i, m in enumerate(self.modalities)], 1)
         vectors, there = torch.cat([private, shared], 1), torch.cat([present, present], 1)  # (B, 2 M, h)
-        fused = self.fusion(vectors, vectors, there, there)
-        return SharedPrivateOutput(self.head(fused.flatten(1)), present, whole, private, shared, rebuilt)
+        rows = there.flatten().nonzero().squeeze(1)
+        known = vectors.flatten(0, 1)[rows]
+        pointers = Pointers.from_batch(rows // there.size(1), batch_size)
+        fused = put_rows(self.fusion(known, pointers, source=known, source_layout=pointers), rows, there.numel())
+        return SharedPrivateOutput(self.head(fused.view(batch_size, -1)), present, whole, private, shared, rebuilt)
 
 
 class SharedPrivateEncodersModule(RivalModule):

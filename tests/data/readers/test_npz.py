@@ -258,3 +258,9 @@ def test_an_archive_that_claims_more_than_deflate_can_shrink_is_refused(tmp_path
     path.write_bytes(data)
     with pytest.raises(DataError, match=r"a\.npz: expected at most 1032 bytes of arrays for a byte of the file, got 429"):
         open_dataset(path)
+
+
+def test_samples_of_nothing_are_bounded_by_the_file(tmp_path):
+    np.savez(tmp_path / "many.npz", a=np.zeros((10**7, 0, 3), np.float32))
+    with pytest.raises(DataError, match=r"many\.npz: .*expected at most 65536 samples in a file of its size, got 10000000"):
+        open_dataset(tmp_path / "many.npz")

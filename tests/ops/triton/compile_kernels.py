@@ -26,29 +26,32 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
-from mea_graph.ops.predictive_attention import triton as backend
+from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.interval_attention import triton as interval
+from mea_graph.ops.predictive_attention import triton as predictive
 
-POINTERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.uint8: "u8", torch.int32: "i32"}
+POINTERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
+LENGTHS = ([100, 40], [1], [16, 16, 16])  # the kernels are those of the first, whatever the number of samples and of steps
 CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 INSTRUCTIONS = ("LDL", "STL", "HGMMA", "HMMA", "MUFU")
 
 
-def compile_launch(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any], capability: int) -> Any:
-    """What `kernel[grid](*args, **kwargs)` would compile on that GPU."""
-    options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+def specialize(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What of its arguments makes `kernel[grid](*args, **kwargs)` a kernel of its own."""
     bound = inspect.signature(kernel.fn).bind(*args, **kwargs).arguments
     signature, constants, attributes = {}, {}, {}
-    for i, (name, value) in enumerate(bound.items()):
-        if name.isupper() or (isinstance(value, int) and value == 1):  # Triton makes a constant of every 1
+    for i, ((name, value), parameter) in enumerate(zip(bound.items(), kernel.params, strict=True)):
+        specialized = not parameter.do_not_specialize
+        if name.isupper() or (specialized and isinstance(value, int) and value == 1):  # Triton makes a constant of every 1
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + POINTERS[value.dtype]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if signature[name] != "constexpr" and (isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)):
+        aligned = isinstance(value, torch.Tensor) or (specialized and isinstance(value, int) and value % 16 == 0)
+        if signature[name] != "constexpr" and aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return {"signature": signature, "constexprs": constants, "attrs": attributes}
 
 
 def resources(compiled: Any) -> dict[str, int]:
@@ -64,25 +67,46 @@ def resources(compiled: Any) -> dict[str, int]:
     return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared} | counts
 
 
+def launches(heads: int, width: int, dtype: torch.dtype, lengths: list[int]) -> None:
+    """Forward and backward of each op on rows without gaps and with them; in float32, interval attention with windows only."""
+    packed = Pointers.from_ptr(torch.tensor([0, *lengths]).cumsum(0))
+    padded = Pointers.from_mask(torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
+    for pointers in (packed, padded):
+        tensors = [torch.randn(pointers.num_rows, heads, width, dtype=dtype) for _ in range(5)]
+        rest = (torch.randn(heads, heads, 3, 3), torch.randn(heads), pointers.start, pointers.length, max(lengths), pointers.packed, 0.25)
+        out, statistics = predictive._forward(*tensors, *rest)
+        predictive._backward(torch.randn_like(out), out, statistics, *tensors, *rest)
+        complete = IntervalEdges.complete(pointers, pointers)
+        windows = IntervalEdges.join([IntervalEdges.window(pointers, pointers, steps=2)] * 2)
+        for edges in (windows,) if dtype == torch.float32 else (windows, complete):
+            query, key, value = tensors[0], *(torch.cat([x] * len(edges.sources)) for x in tensors[1:3])
+            runs = (None, None) if edges.is_complete else (edges.begin, edges.end)
+            where = (pointers.start, pointers.length, edges.source_start, edges.source_length, *runs, pointers.packed)
+            out, logsumexp = interval._forward(query, key, value, *where)
+            interval._backward(torch.randn_like(out), out, logsumexp, query, key, value, *where)
+
+
 def main(capability: int, heads: int, width: int, dtypes: list[str]) -> None:
     seen = set()
 
     def launch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        name = self.__name__.removeprefix("predictive_attention_") + (" (backward)" if kwargs.get("BACKWARD") else "")
-        if (name, dtype) not in seen:
-            seen.add((name, dtype))
-            tiles = [kwargs[n] for n in ("ROWS", "COLUMNS", "CHUNK") if n in kwargs]
-            label = {"capability": capability, "heads": heads, "width": width, "dtype": dtype, "kernel": name, "tiles": tiles}
-            print(json.dumps(label | resources(compile_launch(self, args, kwargs, capability))), flush=True)
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        special = specialize(self, args, kwargs)
+        if (self.__name__, str(special)) in seen or kwargs.get("BACKWARD") is False:  # what folds for the forward pass is a part of that
+            return
+        seen.add((self.__name__, str(special)))
+        name = self.__name__.replace("_attention", "").removesuffix("_kernel")
+        name += "".join(f" ({flag.lower()})" for flag in ("BACKWARD", "HAS_RUNS") if kwargs.get(flag))
+        tiles = [kwargs[n] for n in ("ROWS", "COLUMNS", "CHUNK") if n in kwargs]
+        label = {"capability": capability, "heads": heads, "width": width, "dtype": dtype, "kernel": name, "tiles": tiles}
+        compiled = triton.compile(ASTSource(self, **special), target=GPUTarget("cuda", capability, 32), options=options)
+        print(json.dumps(label | resources(compiled)), flush=True)
 
     JITFunction.run = launch
-    backend._capability = lambda x: divmod(capability, 10)
+    interval.capability = lambda x: divmod(capability, 10)
     for dtype in dtypes:
-        tensors = [torch.randn(1, heads, 100, width, dtype=getattr(torch, dtype)) for _ in range(5)]
-        tensors += [torch.randn(heads, heads, 3, 3), torch.randn(heads)]
-        mask = torch.ones(1, 100, dtype=torch.bool)
-        out, statistics = backend._forward(*tensors, mask, 0.25)
-        backend._backward(torch.randn_like(out), out, statistics, *tensors, mask, 0.25)
+        for lengths in LENGTHS:
+            launches(heads, width, getattr(torch, dtype), lengths)
 
 
 if __name__ == "__main__":

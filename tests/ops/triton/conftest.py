@@ -4,7 +4,7 @@ The interpreter (of Triton 3.6 to 3.9) keeps bfloat16 as bits: it multiplies the
 tf32 products in float32. And it sees neither a wrong address nor a race. All four are mended here, for these tests only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ import triton.language as tl
 from triton._C.libtriton import ir
 from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
+
+from mea_graph.ops import Pointers
 
 
 class MemoryFault(AssertionError):
@@ -159,3 +161,31 @@ def checked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def memory_fault() -> type[MemoryFault]:
     return MemoryFault
+
+
+def _lay_out(layout: str, lengths: tuple[int, ...]) -> Pointers:
+    """Rows of samples: "packed", "padded", or "scattered", with gaps of any size."""
+    length = torch.tensor(lengths, dtype=torch.int64)
+    if layout == "packed":
+        return Pointers.from_ptr(torch.cat([length.new_zeros(1), length.cumsum(0)]))
+    if layout == "padded":
+        return Pointers.from_mask(torch.arange(max(lengths, default=0) + 2) < length[:, None])
+    steps = length + torch.tensor([3, 70, 0, 1, 20])[torch.arange(len(lengths)) % 5]
+    return Pointers(steps.cumsum(0) - steps, length, int(steps.sum()))
+
+
+@pytest.fixture
+def lay_out() -> Callable[[str, tuple[int, ...]], Pointers]:
+    return _lay_out
+
+
+def _errors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Relative to the norm of what is expected; of zeros, absolute."""
+    assert found.keys() == expected.keys()
+    distances = {n: (found[n].double() - expected[n]).norm() for n in found}
+    return {n: float(d / expected[n].norm() if expected[n].any() else d) for n, d in distances.items()}
+
+
+@pytest.fixture
+def errors() -> Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], dict[str, float]]:
+    return _errors

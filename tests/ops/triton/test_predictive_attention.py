@@ -2,57 +2,56 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from mea_graph.ops import explain, predictive_attention
-from mea_graph.ops.predictive_attention import reference
+from mea_graph.ops import IntervalEdges, Pointers, explain, predictive_attention
+from mea_graph.ops.interval_attention import triton as gpu
 from mea_graph.ops.predictive_attention import triton as backend
 
 NAMES = ("query", "key", "value", "prior_query", "prior_key", "weight", "bias")
+ROWS = NAMES[:5]
+Layout = Callable[[str, tuple[int, ...]], Pointers]
+Errors = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, float]]
 
 
 class Case(NamedTuple):
     heads: int
-    steps: int
     widths: tuple[int, int, int]  # of query, value, prior
     lengths: tuple[int, ...]
     mu: float = 0.25
-    gaps: bool = False
+    layout: str = "packed"
     bias: bool = True
 
-    def mask(self) -> Tensor:
-        mask = torch.arange(self.steps) < torch.tensor(self.lengths)[:, None]
-        return mask & (torch.rand(mask.shape) < 0.6) if self.gaps else mask
-
-    def tensors(self) -> dict[str, Tensor | None]:
-        """Laid out as a model's projections are, (B, T, K, D), so that no tensor is contiguous."""
+    def tensors(self, rows: int) -> dict[str, Tensor | None]:
+        """Slices of a wider projection, so that no tensor is contiguous."""
         query, value, prior = self.widths
-        batch, heads = len(self.lengths), self.heads
         tensors: dict[str, Tensor | None] = {
-            name: torch.randn(batch, self.steps, heads, width).transpose(1, 2)
-            for name, width in zip(NAMES, (query, query, value, prior, prior), strict=False)
+            name: torch.randn(rows, 2, self.heads, width)[:, 1]
+            for name, width in zip(ROWS, (query, query, value, prior, prior), strict=True)
         }
+        heads = self.heads
         return tensors | {"weight": 0.3 * torch.randn(heads, heads, 3, 3), "bias": torch.randn(heads) if self.bias else None}
 
 
 CASES = {
-    "one step": Case(1, 1, (4, 4, 4), (1,)),
-    "three steps": Case(2, 3, (4, 6, 5), (3, 0, 1)),
-    "no step at all": Case(1, 3, (4, 4, 4), (0, 0)),
-    "63": Case(1, 63, (8, 8, 8), (63,)),
-    "65, ragged": Case(2, 65, (5, 5, 5), (65, 64)),
-    "127, ragged": Case(1, 127, (16, 24, 40), (127, 0, 65)),
-    "gaps": Case(2, 70, (5, 7, 5), (70,), gaps=True),
-    "ten heads": Case(10, 6, (4, 4, 4), (6,)),
-    "wide": Case(4, 20, (20, 20, 20), (20,)),  # 3 K D = 240
-    "mu 0": Case(2, 20, (5, 5, 5), (20,), mu=0.0),
-    "mu 1": Case(2, 20, (5, 5, 5), (20,), mu=1.0, bias=False),
+    "one step": Case(1, (4, 4, 4), (1,)),
+    "three steps": Case(2, (4, 6, 5), (3, 0, 2)),
+    "no step at all": Case(1, (4, 4, 4), (0, 0), layout="padded"),
+    "63": Case(1, (8, 8, 8), (63,)),
+    "65, padded": Case(2, (5, 5, 5), (65, 64), layout="padded"),
+    "127, ragged": Case(1, (16, 24, 40), (127, 0, 65)),
+    "scattered": Case(2, (5, 7, 5), (66, 2, 0, 5), layout="scattered"),
+    "ten heads": Case(10, (4, 4, 4), (6,)),
+    "wide": Case(4, (20, 20, 20), (20,)),  # 3 K D = 240
+    "mu 0": Case(2, (5, 5, 5), (20,), mu=0.0),
+    "mu 1": Case(2, (5, 5, 5), (20,), mu=1.0, bias=False),
 }
-SHIPPED = {"narrow": Case(2, 66, (5, 5, 5), (66, 20)), "wide": Case(1, 34, (64, 64, 64), (34,))}
+SHIPPED = {"narrow": Case(2, (5, 5, 5), (66, 20)), "wide": Case(1, (64, 64, 64), (34,))}
 
 
 @pytest.fixture
@@ -61,181 +60,199 @@ def coarse_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "HOPPER", dict.fromkeys(backend.HOPPER, backend.Tiles(64, 64, 256, 4, 1)))
 
 
-def attend(tensors: dict[str, Tensor | None], mask: Tensor | None, mu: float, grad: Tensor, run: Any = backend.run) -> dict[str, Tensor]:
+def attend(tensors: dict[str, Tensor | None], pointers: Pointers, mu: float, grad: Tensor, name: str = "triton") -> dict[str, Tensor]:
     """The result, and the gradient of every tensor."""
     leaves = {n: t.detach().requires_grad_() for n, t in tensors.items() if t is not None}
-    out = run(**(tensors | leaves), mu=mu, mask=mask)
+    out = predictive_attention(**(tensors | leaves), pointers=pointers, mu=mu, backend=name)
     return {"result": out.detach()} | dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad), strict=True))
 
 
-def truth(tensors: dict[str, Tensor | None], mask: Tensor, mu: float, grad: Tensor) -> dict[str, Tensor]:
-    """The reference in float64, whose rows of padding are made zero."""
-    real = mask[:, None, :, None]
-    clean = {n: t if t is None else t.double() * real if t.dim() == 4 and n != "weight" else t.double() for n, t in tensors.items()}
-    results = attend(clean, mask, mu, grad.double() * real, reference.predictive_attention)
-    return {n: t * real if n not in ("weight", "bias") else t for n, t in results.items()}
+def truth(tensors: dict[str, Tensor | None], pointers: Pointers, mu: float, grad: Tensor) -> dict[str, Tensor]:
+    """The reference in float64, on rows whose gaps are zero."""
+    gap = ~pointers.real[:, None, None]
+    clean = {n: t if t is None else t.double().masked_fill(gap, 0) if n in ROWS else t.double() for n, t in tensors.items()}
+    return attend(clean, pointers, mu, grad.double().masked_fill(gap, 0), "reference")
 
 
-def spoil(tensors: dict[str, Tensor | None], mask: Tensor) -> dict[str, Tensor | None]:
-    """Junk where there is padding."""
-    junk = torch.tensor([torch.nan, torch.inf, 1e30]).repeat(mask.numel())[: mask.numel()].view_as(mask)
-    return {
-        n: torch.where(mask[:, None, :, None], t, junk[:, None, :, None].to(t.dtype)) if n in NAMES[:5] and t is not None else t
-        for n, t in tensors.items()
-    }
+def spoil(x: Tensor, pointers: Pointers) -> Tensor:
+    """Junk in the gaps."""
+    junk = torch.tensor([torch.nan, torch.inf, 1e30], dtype=x.dtype).repeat(len(x))[: len(x)]
+    return torch.where(pointers.real[:, None, None], x, junk[:, None, None])
 
 
-def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
-    """Relative to the norm of what is expected; of zeros, absolute."""
-    assert found.keys() == expected.keys()
-    distances = {n: (found[n].double() - expected[n]).norm() for n in found}
-    return {n: float(d / expected[n].norm() if expected[n].any() else d) for n, d in distances.items()}
-
-
-def check_float32(case: Case) -> None:
-    tensors, mask = case.tensors(), case.mask()
+def check_float32(case: Case, lay_out: Layout, errors: Errors) -> None:
+    pointers = lay_out(case.layout, case.lengths)
+    tensors = case.tensors(pointers.num_rows)
     grad = torch.randn_like(tensors["value"])
-    found = attend(spoil(tensors, mask), mask, case.mu, spoil({"value": grad}, mask)["value"])
+    dirty = {n: spoil(t, pointers) if n in ROWS and t is not None else t for n, t in tensors.items()}
+    found = attend(dirty, pointers, case.mu, spoil(grad, pointers))
     # The bias's gradient is one number for a head, a sum of T^2 terms of both signs.
     bounds = dict.fromkeys(found, 2e-6) | {"bias": 1e-5}
-    wrong = {n: e for n, e in errors(found, truth(tensors, mask, case.mu, grad)).items() if not e < bounds[n]}
-    assert not wrong
-    for name in ("result", *NAMES[:5]):
-        assert not found[name].masked_select(~mask[:, None, :, None]).any(), f"{name} is not zero in the padding"
+    assert not {n: e for n, e in errors(found, truth(tensors, pointers, case.mu, grad)).items() if not e < bounds[n]}
+    for name in ("result", *ROWS):
+        assert not found[name][~pointers.real].any(), f"{name} is not zero in the gaps"
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.usefixtures("coarse_tiles")
-def test_equals_float64(case: Case) -> None:
-    check_float32(case)
+def test_equals_float64(case: Case, lay_out: Layout, errors: Errors) -> None:
+    check_float32(case, lay_out, errors)
 
 
 @pytest.mark.parametrize("table", ["HOPPER", "AMPERE"])
 @pytest.mark.parametrize("case", SHIPPED.values(), ids=SHIPPED)
-def test_equals_float64_in_the_tiles_that_ship(case: Case, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_float64_in_the_tiles_that_ship(
+    case: Case, table: str, monkeypatch: pytest.MonkeyPatch, lay_out: Layout, errors: Errors
+) -> None:
     if case is SHIPPED["wide"] and table == "AMPERE":
         assert all(backend.AMPERE[n] == backend.HOPPER[n] for n in backend.HOPPER if n[2] == "wide")
         return
-    monkeypatch.setattr(backend, "_capability", lambda x: (9, 0) if table == "HOPPER" else (8, 0))
-    check_float32(case)
+    monkeypatch.setattr(gpu, "capability", lambda x: (9, 0) if table == "HOPPER" else (8, 0))
+    check_float32(case, lay_out, errors)
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)], ids=str)
 @pytest.mark.parametrize("case", SHIPPED.values(), ids=SHIPPED)
-def test_half_precision(case: Case, dtype: torch.dtype, bound: float) -> None:
+def test_half_precision(case: Case, dtype: torch.dtype, bound: float, lay_out: Layout, errors: Errors) -> None:
     """Inputs of half precision with float32 weights, as autocast makes them. A few roundings of 2^-9 (bfloat16) or 2^-12 (float16)."""
-    tensors = {n: t.to(dtype) if t is not None and n in NAMES[:5] else t for n, t in case.tensors().items()}
-    mask = case.mask()
+    pointers = lay_out(case.layout, case.lengths)
+    tensors = {n: t.to(dtype) if t is not None and n in ROWS else t for n, t in case.tensors(pointers.num_rows).items()}
     grad = torch.randn_like(tensors["value"])
-    found = attend(tensors, mask, case.mu, grad)
+    found = attend(tensors, pointers, case.mu, grad)
     assert [t.dtype for t in found.values()] == [dtype] * 6 + [torch.float32] * 2
-    wrong = {n: e for n, e in errors(found, truth(tensors, mask, case.mu, grad)).items() if not e < bound}
-    assert not wrong
+    assert not {n: e for n, e in errors(found, truth(tensors, pointers, case.mu, grad)).items() if not e < bound}
 
 
-def test_mixed_precision_is_computed_in_float32() -> None:
-    case = CASES["three steps"]
-    tensors, mask = case.tensors(), case.mask()
+def test_mixed_precision_is_computed_in_float32(lay_out: Layout, errors: Errors) -> None:
+    torch.manual_seed(1)  # a draw whose gradient of the bias is not a small difference of large numbers
+    case, pointers = Case(2, (4, 6, 5), ()), lay_out("packed", (3, 0, 1))
+    tensors = case.tensors(4)
     tensors["key"], tensors["value"] = tensors["key"].bfloat16(), tensors["value"].half()
     grad = torch.randn_like(tensors["value"])
-    found = attend(tensors, mask, case.mu, grad)
+    found = attend(tensors, pointers, case.mu, grad)
     dtypes = {n: t.dtype for n, t in found.items() if t.dtype != torch.float32}
     assert dtypes == {"result": torch.float16, "key": torch.bfloat16, "value": torch.float16}
     # What has a dtype of half precision is rounded to it at the end; and the backward pass reads the result, which is rounded to float16.
     bounds = {torch.float32: 2**-11, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-    wrong = {n: e for n, e in errors(found, truth(tensors, mask, case.mu, grad)).items() if not e < bounds[found[n].dtype]}
+    wrong = {n: e for n, e in errors(found, truth(tensors, pointers, case.mu, grad)).items() if not e < bounds[found[n].dtype]}
     assert not wrong
 
 
 @pytest.mark.usefixtures("coarse_tiles")
-def test_no_mask_means_that_all_steps_are_real() -> None:
-    case = Case(1, 66, (5, 5, 5), (66,))
-    tensors, grad = case.tensors(), torch.randn(1, 1, 66, 5)
-    found, masked = attend(tensors, None, 0.25, grad), attend(tensors, case.mask(), 0.25, grad)
-    assert all(torch.equal(found[n], masked[n]) for n in found)
+def test_the_same_bits_on_every_run_and_in_any_company(lay_out: Layout) -> None:
+    """A sample's result and gradients do not depend on gaps or on the other samples: not even in the last bit.
 
-
-def test_the_same_bits_on_every_run_and_in_any_company() -> None:
-    """A sample's result and gradients do not depend on the padding or on the other samples: not even in the last bit."""
-    case = Case(1, 70, (5, 5, 5), (41, 70))
-    tensors, mask, grad = case.tensors(), case.mask(), torch.randn(2, 1, 70, 5)
-    first, second = (attend(tensors, mask, 0.25, grad) for _ in range(2))
+    Here. The key's loop takes the heads in groups; where a larger batch has fewer groups, `prior_key`'s gradient is rounded otherwise.
+    """
+    case, packed, padded = Case(1, (5, 5, 5), ()), lay_out("packed", (41, 70)), lay_out("padded", (41, 70))
+    tensors, grad = case.tensors(111), torch.randn(111, 1, 5)
+    first, second = (attend(tensors, packed, 0.25, grad) for _ in range(2))
     assert all(torch.equal(first[n], second[n]) for n in first)
-    alone = {n: t[:1, :, :41] if n in NAMES[:5] and t is not None else t for n, t in tensors.items()}
-    single = attend(alone, None, 0.25, grad[:1, :, :41])
-    assert all(torch.equal(single[n], first[n][:1, :, :41]) for n in ("result", *NAMES[:5]))
+
+    def spread(x: Tensor) -> Tensor:
+        return torch.zeros(144, 1, 5).index_copy(0, padded.real.nonzero().squeeze(1), x)
+
+    apart = attend({n: spread(t) if n in ROWS else t for n, t in tensors.items()}, padded, 0.25, spread(grad))
+    assert all(torch.equal(apart[n][padded.real], first[n]) for n in ("result", *ROWS))
+    alone = {n: t[:41] if n in ROWS else t for n, t in tensors.items()}
+    single = attend(alone, lay_out("packed", (41,)), 0.25, grad[:41])
+    assert all(torch.equal(single[n], first[n][:41]) for n in ("result", *ROWS))
 
 
 @pytest.mark.usefixtures("checked_memory")
-def test_no_wrong_address_and_no_race() -> None:
-    case = Case(2, 66, (5, 7, 5), (66, 0))
-    attend(case.tensors(), case.mask(), 0.25, torch.randn(2, 2, 66, 7))
+def test_no_wrong_address_and_no_race(lay_out: Layout) -> None:
+    case, pointers = Case(2, (5, 7, 5), ()), lay_out("scattered", (66, 0, 2))
+    attend(case.tensors(pointers.num_rows), pointers, 0.25, torch.randn(pointers.num_rows, 2, 7))
 
 
-@pytest.mark.parametrize(("batch", "steps"), [(0, 3), (2, 0), (0, 0)])
-def test_empty_sizes_are_legal(batch: int, steps: int) -> None:
-    case = Case(2, steps, (4, 6, 5), (0,) * batch)
-    found = attend(case.tensors(), torch.ones(batch, steps, dtype=torch.bool), 0.25, torch.randn(batch, 2, steps, 6))
-    assert found["result"].shape == (batch, 2, steps, 6)
+@pytest.mark.parametrize("lengths", [(), (0, 0)])
+def test_empty_sizes_are_legal(lengths: tuple[int, ...], lay_out: Layout) -> None:
+    case, pointers = Case(2, (4, 6, 5), ()), lay_out("packed", lengths)
+    found = attend(case.tensors(0), pointers, 0.25, torch.randn(0, 2, 6))
+    assert found["result"].shape == (0, 2, 6)
     assert not found["weight"].any()
     assert not found["bias"].any()
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_the_operators_are_well_defined(bias: bool) -> None:
-    case = Case(1, 2, (4, 5, 4), (2,), bias=bias)
-    tensors = [t if t is None else t.detach().requires_grad_() for t in case.tensors().values()]
-    torch.library.opcheck(torch.ops.mea_graph.predictive_attention_triton.default, (*tensors, case.mask(), 0.25))
-    plain = [t if t is None else t.detach() for t in tensors]
-    out, statistics = torch.ops.mea_graph.predictive_attention_triton(*plain, case.mask(), 0.25)
-    arguments = (torch.randn_like(out), out, statistics, *plain, case.mask(), 0.25)
+@pytest.mark.parametrize(("bias", "layout"), [(True, "packed"), (False, "padded")])
+def test_the_operators_are_well_defined(bias: bool, layout: str, lay_out: Layout) -> None:
+    pointers = lay_out(layout, (2,))
+    plain = [t if t is None else t.detach() for t in Case(1, (4, 5, 4), (), bias=bias).tensors(pointers.num_rows).values()]
+    rest = (pointers.start, pointers.length, pointers.max_length, pointers.packed, 0.25)
+    leaves = [t if t is None else t.clone().requires_grad_() for t in plain]
+    torch.library.opcheck(torch.ops.mea_graph.predictive_attention_triton.default, (*leaves, *rest))
+    out, statistics = torch.ops.mea_graph.predictive_attention_triton(*plain, *rest)
+    arguments = (torch.randn_like(out), out, statistics, *plain, *rest)
     torch.library.opcheck(torch.ops.mea_graph.predictive_attention_triton_backward.default, arguments)
+
+
+STEPS = Pointers.from_ptr(torch.tensor([0, 3]))
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({}, None),
-        ({"query": torch.zeros(1, 2, 3, 64)}, None),
-        ({"prior_query": torch.zeros(1, 2, 3, 42), "prior_key": torch.zeros(1, 2, 3, 42)}, None),
+        ({"edges": IntervalEdges.complete(STEPS, STEPS)}, None),
+        ({"edges": IntervalEdges.window(STEPS, STEPS, steps=1)}, "the edges are a window"),
+        ({"edges": torch.zeros(2, 1, dtype=torch.int64)}, "the edges are a list"),
+        ({"query": torch.zeros(3, 2, 64)}, None),
+        ({"prior_query": torch.zeros(3, 2, 42), "prior_key": torch.zeros(3, 2, 42)}, None),
         ({"prior_query": None, "prior_key": None, "weight": None}, "no prior"),
         ({"weight": torch.zeros(2, 2, 3, 3, dtype=torch.float64)}, "weight is float64; expected float32, bfloat16 or float16"),
-        ({"query": torch.zeros(1, 2, 3, 65)}, "a head is 65 wide, and the kernels hold at most 64"),
-        ({"value": torch.zeros(1, 2, 3, 128)}, "a head is 128 wide"),
-        ({"prior_query": torch.zeros(1, 2, 3, 43)}, "3 K D = 258 wide, and the kernels hold at most 256"),
-        ({"query": torch.zeros(1, 2, 3, 4, device="meta")}, "the tensors are on meta, not on cuda"),
+        ({"query": torch.zeros(3, 2, 65)}, "a head is 65 wide, and the kernels hold at most 64"),
+        ({"value": torch.zeros(3, 2, 128)}, "a head is 128 wide"),
+        ({"prior_query": torch.zeros(3, 2, 43)}, "2 heads of 43 channels fold into 3 K D = 258, and the kernels hold at most 256"),
+        ({"prior_query": torch.zeros(3, 2, 0)}, "no channels"),
+        ({"query": torch.zeros(3, 2, 4, device="meta")}, "the tensors are on meta, not on cuda"),
     ],
 )
 def test_says_why_it_cannot_run(change: dict[str, Any], reason: str | None) -> None:
-    tensors = Case(2, 3, (4, 4, 4), (3,)).tensors()
-    said = backend.refuse(**(tensors | change), mu=0.25, mask=None)
+    tensors = Case(2, (4, 4, 4), ()).tensors(3)
+    said = backend.refuse(**(tensors | {"mu": 0.25, "pointers": STEPS, "edges": None} | change))
     assert (said is None) if reason is None else reason in str(said)
 
 
 def test_needs_a_gpu_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    tensors = Case(2, 3, (4, 4, 4), (3,)).tensors()
+    arguments = Case(2, (4, 4, 4), ()).tensors(3) | {"mu": 0.25, "pointers": STEPS, "edges": None}
     monkeypatch.delenv("TRITON_INTERPRET")
-    assert backend.refuse(**tensors, mu=0.25, mask=None) == "the tensors are on cpu, not on cuda"
-    monkeypatch.setattr(backend, "_INSTALLED", False)
-    assert backend.refuse(**tensors, mu=0.25, mask=None) == "triton is not installed"
+    assert backend.refuse(**arguments) == "the tensors are on cpu, not on cuda"
+    monkeypatch.setattr(gpu, "INSTALLED", False)
+    assert backend.refuse(**arguments) == "triton is not installed"
 
 
 def test_runs_when_asked_for_by_name() -> None:
-    case = CASES["three steps"]
-    tensors, mask = case.tensors(), case.mask()
-    explanation = explain(predictive_attention, **tensors, mask=mask, backend="triton")
-    assert explanation.chosen == "triton"
-    found = predictive_attention(**tensors, mask=mask, backend="triton")
-    assert torch.equal(found, backend.run(**tensors, mu=0.25, mask=mask))
-    assert explain(predictive_attention, **tensors, mask=mask).chosen == "cpu"  # on the CPU, never of its own accord
+    tensors = Case(2, (4, 4, 4), ()).tensors(3)
+    assert explain(predictive_attention, **tensors, pointers=STEPS, backend="triton").chosen == "triton"
+    found = predictive_attention(**tensors, pointers=STEPS, backend="triton")
+    assert torch.equal(found, backend.run(**tensors, mu=0.25, pointers=STEPS, edges=None))
+    assert explain(predictive_attention, **tensors, pointers=STEPS).chosen == "cpu"  # on the CPU, never of its own accord
 
 
-def test_a_second_derivative_is_refused() -> None:
-    case = Case(1, 2, (4, 4, 4), (2,))
-    tensors = {n: t if t is None else t.detach().requires_grad_() for n, t in case.tensors().items()}
-    (grad,) = torch.autograd.grad(backend.run(**tensors, mu=0.25, mask=None).sum(), tensors["query"], create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives are available"):
-        grad.sum().backward()
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_second_derivatives_are_those_of_the_reference(layout: str, lay_out: Layout) -> None:
+    pointers = lay_out(layout, (3, 0, 2))
+    tensors = Case(2, (4, 3, 4), ()).tensors(pointers.num_rows)
+
+    def second(name: str) -> tuple[Tensor, ...]:
+        dtype = torch.float64 if name == "reference" else torch.float32
+        leaves = {n: t.detach().to(dtype).requires_grad_() for n, t in tensors.items() if t is not None}
+        out = predictive_attention(**leaves, pointers=pointers, backend=name)
+        grads = torch.autograd.grad(out.square().sum(), list(leaves.values()), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), list(leaves.values()))
+
+    for found, expected in zip(second("triton"), second("reference"), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_programs_lie_on_the_first_axis_of_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends at 2^31 - 1; the others at 65535, which 7,282 samples of 8 heads used to pass."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    grids: list[tuple[int, ...]] = []
+    monkeypatch.setattr(InterpretedFunction, "__getitem__", lambda self, grid: lambda *args, **kwargs: grids.append(grid))
+    attend(Case(2, (4, 4, 4), ()).tensors(3), STEPS, 0.25, torch.zeros(3, 2, 4))
+    assert [len(grid) for grid in grids] == [1] * 6  # fold and loop; fold, two loops and unfold
 
 
 def test_needs_no_triton_to_be_imported() -> None:
@@ -248,8 +265,10 @@ class Finder(importlib.machinery.PathFinder):
         return None if name.split(".")[0] == "triton" else super().find_spec(name, *rest)
 
 sys.meta_path[:] = [Finder if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
+import torch
 from mea_graph.ops.predictive_attention import triton
-print(triton.refuse(None, None, None, None, None, None, None, 0.25, None))
+x = torch.zeros(1, 1, 4)
+print(triton.refuse(x, x, x, x, x, torch.zeros(1, 1, 3, 3), None, 0.25, None, None))
 """
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert said == "triton is not installed\n"

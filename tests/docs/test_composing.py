@@ -1,0 +1,210 @@
+"""What docs/composing.md says of the layers inside other models, and of what does not work yet."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch_geometric.data import Batch, HeteroData
+from torch_geometric.explain import Explainer, GNNExplainer
+from torch_geometric.nn import GATConv, HANConv, HeteroConv, HGTConv, SAGEConv
+
+from mea_graph.nn import MEA, DecoupledGraphFusion, ModalityReinforcementUnit, PredictiveSelfAttention, UnimodalExtractor, fusion_graph
+from mea_graph.ops import IntervalEdges, Pointers
+
+PAGE = Path(__file__).parents[2] / "docs" / "composing.md"
+RATES = {"acc": 0.1, "eda": 0.25, "hr": 1.0, "bvp": 0.07}  # seconds from step to step
+STEPS = {"acc": 40, "eda": 16, "hr": 4, "bvp": 60}
+
+
+def sample(lengths: dict[str, int]) -> HeteroData:
+    data = HeteroData()
+    for m, n in lengths.items():
+        data[m].x, data[m].time = torch.randn(n, 2), torch.arange(n) * RATES[m]
+    return data
+
+
+@pytest.fixture
+def model() -> MEA:
+    torch.manual_seed(0)
+    return MEA(dict.fromkeys(RATES, 2), 1, channels=8, hidden_channels=8, heads=2, num_predictive_layers=2, num_cross_modal_layers=1).eval()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch.from_data_list([sample(STEPS), sample(STEPS | {"eda": 0}), sample(STEPS | {"hr": 9})])
+
+
+def test_graphs_of_embed_survive_collating(model: MEA, batch: Batch) -> None:
+    graphs = [model.embed(batch), model.embed(Batch.from_data_list([sample(STEPS)]))]
+    expected = [model.fuse(graph).prediction for graph in graphs]
+    both = Batch.from_data_list(graphs)
+    torch.testing.assert_close(model.fuse(both).prediction, torch.cat(expected))
+    edge_type = ("eda", "fine", "hr")
+    edges = [graph.interval_edges(edge_type).num_edges for graph in graphs]
+    assert both.interval_edges(edge_type).num_edges == sum(edges) > 0
+    for graph, prediction in zip(both.to_data_list(), expected, strict=True):
+        torch.testing.assert_close(model.fuse(graph).prediction, prediction)
+
+
+def test_layers_of_pyg_run_over_the_graph_of_embed(model: MEA, batch: Batch) -> None:
+    graph = model.embed(batch).expand()
+    passing = HeteroConv(
+        {t: GATConv(8, 5, add_self_loops=False) if t[1] == "to" else SAGEConv(8, 5) for t in graph.edge_types}, aggr="mean"
+    )
+    for conv in (passing, HGTConv(8, 5, graph.metadata()), HANConv(8, 5, graph.metadata())):
+        out = conv(graph.x_dict, graph.edge_index_dict)
+        assert {t: x.shape for t, x in out.items()} == {t: (graph[t].num_nodes, 5) for t in graph.node_types}
+        sum(x.sum() for x in out.values()).backward(retain_graph=True)
+        assert model.extractors["acc"].conv.weight.grad.any()
+        model.zero_grad()
+
+
+def test_time_windows_of_four_sensors(model: MEA, batch: Batch) -> None:
+    """A window as wide as the recording changes nothing; a narrow one hears what is near, at rates that differ."""
+    pointers = {m: Pointers.from_ptr(batch[m].ptr) for m in RATES}
+
+    def edges(seconds: float) -> dict[tuple[str, str], IntervalEdges]:
+        times = {(s, t): (batch[s].time, batch[t].time) for s in RATES for t in RATES}
+        return {
+            (s, t): IntervalEdges.window(pointers[s], pointers[t], seconds=seconds, source_time=a, target_time=b)
+            for (s, t), (a, b) in times.items()
+        }
+
+    whole = model(batch).prediction
+    torch.testing.assert_close(model(batch, edges=edges(100.0)).prediction, whole)
+    near = edges(0.5)
+    assert not torch.allclose(model(batch, edges=near).prediction, whole)
+    graph = model.embed(batch, edges=near)
+    source, target = graph.interval_edges(("acc", "fine", "hr")).edge_index()
+    assert ((graph["acc"].time[source] - graph["hr"].time[target]).abs() <= 0.5).all()
+    assert (graph["acc"].sample[source] == graph["hr"].sample[target]).all()
+
+
+class LowRank(nn.Module):
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.a, self.b = base, nn.Linear(base.in_features, 1, bias=False), nn.Linear(1, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.b(self.a(x))
+
+
+def test_low_rank_wrappers_reach_the_whole_model(model: MEA, batch: Batch) -> None:
+    model.requires_grad_(False)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and not isinstance(parent, LowRank):
+                setattr(parent, name, LowRank(child))
+    model(batch).prediction.sum().backward()
+    wrappers = {name: part for name, part in model.named_modules() if isinstance(part, LowRank) and not name.startswith("discriminator")}
+    assert len(wrappers) > 50
+    assert not [name for name, part in wrappers.items() if part.a.weight.grad is None or not part.b.weight.grad.any()]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_dynamic_quantisation_stays_near(model: MEA, batch: Batch) -> None:
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+    exact, near = model(batch).prediction, quantised(batch).prediction
+    assert not torch.equal(near, exact)
+    torch.testing.assert_close(near, exact, rtol=0, atol=0.05)
+
+
+def test_gradients_of_a_sample_of_the_whole_model(model: MEA) -> None:
+    one = Batch.from_data_list([sample(STEPS)])
+    parameters = dict(model.named_parameters())
+    found = torch.func.grad(lambda p: torch.func.functional_call(model, p, (one,)).prediction.sum())(parameters)
+    model(one).prediction.sum().backward()
+    wanted = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert len(wanted) > 100
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-6)
+
+
+def test_ensembles_and_gradients_of_each_sample_of_a_layer() -> None:
+    torch.manual_seed(0)
+    layers = [PredictiveSelfAttention(8, 2, prediction=False).double() for _ in range(3)]
+    x = torch.randn(4, 5, 8, dtype=torch.float64)
+    stacked, _ = torch.func.stack_module_state(layers)
+
+    def call(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layers[0], p, (x,))[0]
+
+    torch.testing.assert_close(torch.func.vmap(call, in_dims=(0, None))(stacked, x), torch.stack([layer(x)[0] for layer in layers]))
+    own = {name: p.detach() for name, p in layers[0].named_parameters()}
+    each = torch.func.vmap(torch.func.grad(lambda p, x: call(p, x).sin().sum()), in_dims=(None, 0))(own, x)
+    layers[0](x)[0].sin().sum().backward()
+    for name, p in layers[0].named_parameters():
+        torch.testing.assert_close(each[name].sum(0), p.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_sources_are_named() -> None:
+    x = torch.randn(2, 5, 8)
+    with pytest.raises(TypeError, match="source"):
+        ModalityReinforcementUnit(8, 2)(x, x)
+
+
+@pytest.mark.parametrize(("prediction", "idle"), [(True, ["predictor.bias", "predictor.weight"]), (False, [])])
+def test_a_first_layer_without_prediction_leaves_no_parameter_idle(prediction: bool, idle: list[str]) -> None:
+    layer = PredictiveSelfAttention(8, 2, prediction=prediction)
+    layer(torch.randn(1, 5, 8))[0].sum().backward()
+    assert sorted(name for name, p in layer.named_parameters() if p.grad is None) == idle
+
+
+# What does not work yet. Each of these fails when it does: the page must then say so.
+
+
+def test_vmap_does_not_reach_through_the_recurrent_extractor(model: MEA) -> None:
+    layer = UnimodalExtractor(2, 4)
+    with pytest.raises(RuntimeError, match=r"vmap|[Bb]atching rule"):
+        torch.func.vmap(lambda x: layer(x.unsqueeze(0)))(torch.randn(3, 5, 2))
+
+
+def test_jagged_nested_tensors_are_refused() -> None:
+    parts = [torch.randn(3, 8), torch.randn(5, 8)]
+    x, layer = torch.nested.nested_tensor(parts, layout=torch.jagged), PredictiveSelfAttention(8, 2)
+    with pytest.raises((AttributeError, RuntimeError, TypeError, ValueError)):
+        layer(x)
+    torch.testing.assert_close(layer(x.values(), x.offsets())[0], torch.cat([layer(part)[0] for part in parts]))
+
+
+def test_edge_masks_do_not_reach_decoupled_graph_fusion() -> None:
+    graph = fusion_graph({m: torch.randn(4, 8) for m in "ab"}, None)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fuse = DecoupledGraphFusion(8, spaces=["exclusive"])
+
+        def forward(self, x: Any, edge_index: Any) -> Tensor:
+            return self.fuse(x, edge_index, graph.sample_dict, 4).x["exclusive"]
+
+    def explain(edge_mask_type: str | None) -> Any:
+        config = {"mode": "regression", "task_level": "graph", "return_type": "raw"}
+        masks = {"node_mask_type": "attributes", "edge_mask_type": edge_mask_type}
+        return Explainer(Net(), GNNExplainer(epochs=3), explanation_type="model", model_config=config, **masks)
+
+    found = explain(None)(graph.x_dict, graph.edge_index_dict)
+    assert found["a_exclusive"].node_mask.shape == (4, 8)
+    with pytest.raises(ValueError, match="edge masks"):
+        explain("object")(graph.x_dict, graph.edge_index_dict)
+
+
+def test_operators_of_attention_count_no_flops() -> None:
+    first, second, x = PredictiveSelfAttention(8, 2, prediction=False), PredictiveSelfAttention(8, 2), torch.randn(2, 40, 8)
+    with FlopCounterMode(display=False) as counter:
+        y, prior = first(x)
+        second(y, None, prior)
+    assert [str(op) for op in counter.get_flop_counts()["Global"]] == ["aten.addmm"]
+
+
+def test_every_row_of_the_page_names_a_test_or_says_that_it_does_not_work() -> None:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ") and not line.startswith("| You")]
+    assert len(rows) > 30
+    for row in rows:
+        assert re.search(r"`tests/[\w/]+\.py(::\w+)?`", row), row

@@ -1,0 +1,215 @@
+"""The state is one graph: `embed` makes it, `fuse` passes its messages, and it stays what it is in the hands of PyG."""
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric import transforms
+from torch_geometric.data import Batch, HeteroData
+from torch_geometric.nn import GATConv, HeteroConv, SAGEConv, global_mean_pool
+
+from mea_graph.nn import MEA, DecoupledGraphFusion, MEALoss, fusion_graph
+from mea_graph.ops import IntervalEdges, Pointers
+
+WIDTHS = {"text": 5, "audio": 3, "vision": 4}
+LENGTHS = {"text": [3, 2, 4], "audio": [5, 0, 2], "vision": [2, 3, 0]}  # audio and vision are missing once each
+SMALL: dict[str, Any] = {"channels": 8, "hidden_channels": 6, "heads": 2, "num_predictive_layers": 2}
+
+
+def sample(b: int) -> HeteroData:
+    data = HeteroData()
+    for m, width in WIDTHS.items():
+        data[m].x = torch.randn(LENGTHS[m][b], width, dtype=torch.float64)
+        data[m].time = torch.arange(LENGTHS[m][b]) * {"text": 0.5, "audio": 0.2, "vision": 0.4}[m]
+    return data
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch.from_data_list([sample(b) for b in range(3)])
+
+
+def make(**options: Any) -> MEA:
+    return MEA(WIDTHS, 2, **(SMALL | options)).double()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"agnostic": False}, {"exclusive": False}, {"fusion": "addition"}, {"stride": 2}, {"self_loops": True}]
+)
+def test_fuse_of_embed_is_the_model(batch: Batch, options: dict[str, Any]) -> None:
+    model = make(**options)
+    whole, halves = model(batch), model.fuse(model.embed(batch))
+    torch.testing.assert_close(halves.prediction, whole.prediction, rtol=1e-12, atol=1e-14)
+    for space in ("exclusive", "agnostic"):
+        torch.testing.assert_close(getattr(halves, space), getattr(whole, space), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(halves.present, whole.present)
+    target = torch.tensor([0, 1, 1])
+    loss = MEALoss("classification")
+    wanted = torch.autograd.grad(loss(whole, target).total, list(model.parameters()), allow_unused=True)
+    actual = torch.autograd.grad(loss(halves, target).total, list(model.parameters()), allow_unused=True)
+    torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_the_graph_holds_steps_representations_and_edges(batch: Batch) -> None:
+    graph = make().embed(batch)
+    assert set(graph.node_types) == {*WIDTHS, *(f"{m}_{space}" for m in WIDTHS for space in ("exclusive", "agnostic"))}
+    for m, lengths in LENGTHS.items():
+        assert graph[m].x.shape == (sum(lengths), 8)
+        assert graph[m].sample.bincount(minlength=3).tolist() == lengths
+        assert torch.equal(graph[m].time, batch[m].time)
+        assert graph[f"{m}_exclusive"].sample.tolist() == [b for b in range(3) if lengths[b]]
+    steps = {(s, stage, t) for s in WIDTHS for t in WIDTHS for stage in ("coarse", "fine") if s != t}
+    steps |= {(s, "mixed", t) for s in WIDTHS for t in WIDTHS} | {(m, "self", m) for m in WIDTHS}
+    assert {e for e in graph.edge_types if "interval" in graph[e]} == steps
+    for s, _, t in steps:
+        expected = [(i, j) for i, b in enumerate(graph[s].sample.tolist()) for j, c in enumerate(graph[t].sample.tolist()) if b == c]
+        found = graph.expand()[s, _, t].edge_index
+        assert sorted(map(tuple, found.T.tolist())) == sorted(expected)
+
+
+def test_strides_thin_steps_and_their_times(batch: Batch) -> None:
+    graph = make(stride={"text": 1, "audio": 2, "vision": 3}).embed(batch)
+    assert graph["audio"].sample.bincount(minlength=3).tolist() == [3, 0, 1]
+    torch.testing.assert_close(graph["audio"].time, torch.tensor([0.0, 0.4, 0.8, 0.0]))
+    assert graph["vision"].sample.tolist() == [0, 1]
+
+
+def test_windows_stand_in_the_graph(batch: Batch) -> None:
+    pointers = {m: Pointers.from_ptr(batch[m].ptr) for m in WIDTHS}
+    edges = {
+        (s, t): IntervalEdges.window(pointers[s], pointers[t], seconds=0.31, source_time=batch[s].time, target_time=batch[t].time)
+        for s in WIDTHS
+        for t in WIDTHS
+    }
+    model = make()
+    graph = model.embed(batch, edges=edges)
+    source, target = graph.expand()["audio", "fine", "text"].edge_index
+    near = (batch["audio"].time[source] - batch["text"].time[target]).abs() <= 0.31
+    assert near.all()
+    everyone = graph["audio"].sample[:, None] == graph["text"].sample
+    close = (batch["audio"].time[:, None] - batch["text"].time).abs() <= 0.31
+    assert len(source) == int((everyone & close).sum()) < int(everyone.sum())
+    windowed = model(batch, edges=edges).prediction
+    torch.testing.assert_close(model.fuse(graph).prediction, windowed, rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(windowed, model(batch).prediction)
+
+
+def in_two_parts(model: MEA, batch: Batch) -> Any:
+    first, second = Batch.from_data_list(batch.to_data_list()[:2]), Batch.from_data_list(batch.to_data_list()[2:])
+    return Batch.from_data_list([model.embed(first), model.embed(second)])
+
+
+def saved(graph: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(graph, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)  # a graph of this test's own making
+
+
+SURVIVES: dict[str, Any] = {
+    "copy": copy.copy,
+    "save and load": saved,
+    "to a device": lambda graph: graph.to("cpu"),
+    "ToUndirected": transforms.ToUndirected(merge=False),
+    "Constant": transforms.Constant(cat=True, node_types="nobody"),
+    "RemoveIsolatedNodes is not asked for": lambda graph: graph,
+    "contiguous": lambda graph: graph.contiguous(),
+    "collated alone": lambda graph: Batch.from_data_list([graph]),
+}
+
+
+@pytest.mark.parametrize("name", SURVIVES)
+def test_the_graph_survives(batch: Batch, name: str) -> None:
+    model = make()
+    graph = SURVIVES[name](model.embed(batch))
+    torch.testing.assert_close(model.fuse(graph).prediction, model(batch).prediction, rtol=1e-12, atol=1e-14)
+    assert graph["audio", "fine", "text"].interval.shape == (9, 2)
+
+
+def test_collated_graphs_are_the_graph_of_all(batch: Batch) -> None:
+    model = make()
+    graph, together = in_two_parts(model, batch), model.embed(batch)
+    assert graph.num_samples == 3
+    torch.testing.assert_close(model.fuse(graph).prediction, model(batch).prediction, rtol=1e-12, atol=1e-14)
+    for edge_type in together.edge_types:
+        if "interval" in together[edge_type]:
+            assert torch.equal(graph.interval_edges(edge_type).edge_index(), together.interval_edges(edge_type).edge_index())
+
+
+def test_to_homogeneous_keeps_every_node_and_edge(batch: Batch) -> None:
+    graph = make(channels=6, hidden_channels=6).embed(batch).expand()
+    one = graph.to_homogeneous()
+    assert one.num_nodes == sum(graph[t].num_nodes for t in graph.node_types)
+    assert one.edge_index.size(1) == sum(graph[t].edge_index.size(1) for t in graph.edge_types)
+    assert one.sample.bincount().tolist() == torch.cat([graph[t].sample for t in graph.node_types]).bincount().tolist()
+
+
+class OwnFusion(nn.Module):
+    """Another fusion over the same embeddings, of PyG's layers alone."""
+
+    def __init__(self, edge_types: list[tuple[str, str, str]]) -> None:
+        super().__init__()
+        self.conv = HeteroConv({e: GATConv(6, 6, add_self_loops=False) if "exclusive" in e[0] else SAGEConv(6, 6) for e in edge_types})
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, graph: Any) -> Tensor:
+        x = self.conv(graph.x_dict, graph.edge_index_dict)
+        pooled = [global_mean_pool(x[t], graph[t].sample, graph.num_samples) for t in x]
+        return self.head(torch.stack(pooled).sum(0))
+
+
+def test_the_fusion_may_be_another(batch: Batch) -> None:
+    model = make()
+    graph = model.embed(batch)
+    own = OwnFusion([e for e in graph.edge_types if e[1] == "to"]).double()
+    prediction = own(graph)
+    prediction.sum().backward()
+    assert prediction.shape == (3, 2)
+    assert all(p.grad is not None for p in model.extractors.parameters())
+
+
+def test_the_embeddings_may_be_others() -> None:
+    model = make()
+    h = {m: torch.randn(4, 6, dtype=torch.float64, requires_grad=True) for m in WIDTHS}
+    output = model.fuse(fusion_graph(h, h))
+    output.prediction.sum().backward()
+    assert output.prediction.shape == (4, 2)
+    assert all(v.grad is not None for v in h.values())
+
+
+def test_the_graph_fusion_may_be_of_any_convolution(batch: Batch) -> None:
+    model = make()
+    model.graph_fusion = DecoupledGraphFusion(6, conv=SAGEConv, aggr="mean").double()
+    assert model(batch).prediction.shape == (3, 2)
+
+
+def test_a_graph_without_the_model_s_nodes_is_refused() -> None:
+    h = {m: torch.randn(4, 6, dtype=torch.float64) for m in ("text", "audio")}
+    with pytest.raises(ValueError, match=r"graph: expected the node types \['vision_exclusive'\], got"):
+        make().fuse(fusion_graph(h, h))
+
+
+def test_a_sample_that_lacks_a_node_type_is_refused() -> None:
+    """PyG gives its place to the next sample."""
+    samples = [sample(b) for b in range(3)]
+    del samples[1]["audio"]
+    with pytest.raises(ValueError, match=r"batch\['audio'\]: expected rows of 3 samples, got those of 2; .*AddMissingModalities"):
+        make()(Batch.from_data_list(samples))
+    for data in samples:
+        if "audio" in data.node_types:
+            del data["audio"]
+    with pytest.raises(ValueError, match=r"batch: expected the node types .* with x, got \['text', 'vision'\]; .*AddMissingModalities"):
+        make()(Batch.from_data_list(samples))
+
+
+def test_one_sample_needs_no_batch(batch: Batch) -> None:
+    model = make()
+    torch.testing.assert_close(model(batch[0]).prediction, model(batch).prediction[:1], rtol=1e-9, atol=1e-12)
+
+
+def test_a_modality_may_not_be_called_like_a_space() -> None:
+    with pytest.raises(ValueError, match=r"in_channels: expected names that end in no space"):
+        MEA({"text": 3, "text_exclusive": 2}, 1)
