@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.eager import is_traced
-from mea_graph.ops.pointers import Pointers
+from mea_graph.ops.pointers import Pointers, kept
 
 __all__ = ["IntervalEdges"]
 
@@ -223,41 +223,31 @@ class IntervalEdges:
         """Whether every target step listens to all of its sample."""
         return self._begin is None
 
-    @property
+    @kept
     def source_start(self) -> Tensor:
         """(B, S): first row of each sample in the matrix of all sources."""
-        if "source_start" not in self._made:
-            starts, rows = [], 0
-            for source in self.sources:
-                starts.append(source.start + rows if rows else source.start)
-                rows += source.num_rows
-            self._made["source_start"] = torch.stack(starts, 1)
-        return self._made["source_start"]
+        starts, rows = [], 0
+        for source in self.sources:
+            starts.append(source.start + rows if rows else source.start)
+            rows += source.num_rows
+        return torch.stack(starts, 1)
 
-    @property
+    @kept
     def source_length(self) -> Tensor:
         """(B, S): number of rows of each sample."""
-        if "source_length" not in self._made:
-            self._made["source_length"] = torch.stack([source.length for source in self.sources], 1)
-        return self._made["source_length"]
+        return torch.stack([source.length for source in self.sources], 1)
 
-    @property
+    @kept
     def begin(self) -> Tensor:
         """(N_t, S): the first source row of each target row's run."""
-        if self._begin is not None:
-            return self._begin
-        if "begin" not in self._made:
-            self._made["begin"] = self.source_start.index_select(0, self.target.sample)
-        return self._made["begin"]
+        return self.source_start.index_select(0, self.target.sample) if self._begin is None else self._begin
 
-    @property
+    @kept
     def end(self) -> Tensor:
         """(N_t, S): the row after the last of each target row's run."""
         if self._end is not None:
             return self._end
-        if "end" not in self._made:
-            self._made["end"] = self.begin + self.source_length.index_select(0, self.target.sample)
-        return self._made["end"]
+        return self.begin + self.source_length.index_select(0, self.target.sample)
 
     def relative(self) -> Tensor:
         """(N_t, 2): `begin` and `end` of one source, counted from the first source row of the sample.

@@ -1,6 +1,7 @@
 """Where each sample's rows are: the one layout of sequences in this library."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,22 @@ from torch.autograd.function import FunctionCtx
 from mea_graph.ops.eager import is_traced
 
 __all__ = ["Pointers"]
+
+
+def kept(make: Callable[[Any], Tensor]) -> property:
+    """A property that is made once. It is made outside of inference mode, so that it can serve a training step afterwards."""
+
+    @functools.wraps(make)
+    def get(owner: Any) -> Tensor:
+        if make.__name__ not in owner._made:
+            if is_traced() or not torch.is_inference_mode_enabled():
+                owner._made[make.__name__] = make(owner)
+            else:
+                with torch.inference_mode(False):
+                    owner._made[make.__name__] = make(owner)
+        return owner._made[make.__name__]
+
+    return property(get)
 
 
 class Pointers:
@@ -116,54 +133,42 @@ class Pointers:
         """B."""
         return self.start.size(0)
 
-    @property
+    @kept
     def sample(self) -> Tensor:
         """(N,): the sample of each row. A gap has that of the sample before it, or of the first."""
-        if "sample" not in self._made:
-            if "parts" in self._made:
-                samples, count = [], 0
-                for part in self._made["parts"]:
-                    samples.append(part.sample + count)
-                    count += part.num_samples
-                made = torch.cat(samples)
-            elif self.steps is not None:
-                numbers = torch.arange(self.num_samples, device=self.start.device)
-                made = numbers.unsqueeze(1).expand(-1, self.steps).reshape(-1)
-            else:
-                rows = torch.arange(self.num_rows, device=self.start.device)
-                made = (torch.searchsorted(self.start.contiguous(), rows, right=True) - 1).clamp_(min=0)
-            self._made["sample"] = made
-        return self._made["sample"]
+        if "parts" in self._made:
+            samples, count = [], 0
+            for part in self._made["parts"]:
+                samples.append(part.sample + count)
+                count += part.num_samples
+            return torch.cat(samples)
+        if self.steps is not None:
+            numbers = torch.arange(self.num_samples, device=self.start.device)
+            return numbers.unsqueeze(1).expand(-1, self.steps).reshape(-1)
+        rows = torch.arange(self.num_rows, device=self.start.device)
+        return (torch.searchsorted(self.start.contiguous(), rows, right=True) - 1).clamp_(min=0)
 
-    @property
+    @kept
     def position(self) -> Tensor:
         """(N,): the step number of each row in its sample; of a gap, a number that no step has."""
-        if "position" not in self._made:
-            self._made["position"] = torch.arange(self.num_rows, device=self.start.device) - self.start.index_select(0, self.sample)
-        return self._made["position"]
+        return torch.arange(self.num_rows, device=self.start.device) - self.start.index_select(0, self.sample)
 
-    @property
+    @kept
     def real(self) -> Tensor:
         """(N,), bool: whether a row is a step, and not padding."""
-        if "real" not in self._made:
-            before_its_end = self.position < self.length.index_select(0, self.sample)
-            starts_at_once = self.packed or self.steps is not None
-            self._made["real"] = before_its_end if starts_at_once else before_its_end & (self.position >= 0)
-        return self._made["real"]
+        before_its_end = self.position < self.length.index_select(0, self.sample)
+        starts_at_once = self.packed or self.steps is not None
+        return before_its_end if starts_at_once else before_its_end & (self.position >= 0)
 
-    @property
+    @kept
     def present(self) -> Tensor:
         """(B,), bool: whether a sample has any row."""
-        if "present" not in self._made:
-            self._made["present"] = self.length > 0
-        return self._made["present"]
+        return self.length > 0
 
-    @property
+    @kept
     def mask(self) -> Tensor:
         """(B, T), bool: True at the steps of the padded form."""
-        if "mask" not in self._made:
-            self._made["mask"] = torch.arange(self.max_length, device=self.start.device) < self.length.unsqueeze(1)
-        return self._made["mask"]
+        return torch.arange(self.max_length, device=self.start.device) < self.length.unsqueeze(1)
 
     @property
     def max_length(self) -> int:
@@ -176,13 +181,11 @@ class Pointers:
             self._made["max_length"] = int(self.length.max()) if self.num_samples else 0
         return self._made["max_length"]
 
-    @property
+    @kept
     def _grid_rows(self) -> Tensor:
         """(N,): where each row is in the padded form; a gap anywhere."""
-        if "grid_rows" not in self._made:
-            position = self.position if self.packed else self.position.clamp(0, max(self.max_length - 1, 0))
-            self._made["grid_rows"] = self.sample * self.max_length + position
-        return self._made["grid_rows"]
+        position = self.position if self.packed else self.position.clamp(0, max(self.max_length - 1, 0))
+        return self.sample * self.max_length + position
 
     def _is_grid(self) -> bool:
         """Whether the rows are the padded form as they lie. Without padding a packed batch is one too."""

@@ -117,8 +117,8 @@ def test_together_equals_one_by_one(name: str, lengths: Lengths) -> None:
 
 
 @every_op
-def test_one_sequence_of_4000_steps_changes_none_of_three(name: str) -> None:
-    held_to_one_by_one(CASES[name], [(3, 3, 3), (4000, 3, 3), (3, 2, 3)], rtol=1e-9)
+def test_one_sequence_of_2000_steps_changes_none_of_three(name: str) -> None:
+    held_to_one_by_one(CASES[name], [(3, 3, 3), (2000, 3, 3), (3, 2, 3)], rtol=1e-9)
 
 
 def held_to_one_by_one(case: Case, lengths: Lengths, rtol: float) -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mea_graph.ops import Pointers
+from mea_graph.ops import IntervalEdges, Pointers, interval_attention
 from mea_graph.ops.pointers import put_rows, take_rows
 from mea_graph.ops.pooling import max_rows, mean_rows, segment_means, sum_rows
 
-from .layouts import Layout
+from .layouts import FORMS, Layout
 
 LENGTHS = [[3, 0, 5, 1], [0, 0], [], [4], [2, 2, 2], [0, 3], [3, 0]]
 every_layout = pytest.mark.parametrize(
@@ -166,6 +166,24 @@ def test_it_says_what_it_is_and_moves() -> None:
     moved = padded.to("meta")
     assert {moved.start.device.type, moved.length.device.type, moved.mask.device.type} == {"meta"}
     assert (moved.num_rows, moved.steps, moved.packed) == (8, 4, False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_seen_in_inference_mode_serves_training(form: str) -> None:
+    at = Layout([3, 0, 2], form)
+    p, edges = at.pointers, IntervalEdges.complete([at.pointers] * 2, at.pointers)
+    x = at.place(torch.randn(at.steps, 2, 3), 0.0).requires_grad_()
+
+    def step(backend: str) -> Tensor:
+        summed = sum_rows(x.flatten(1), p).sum() + p.unpad(p.pad(x)).sum()
+        return summed + interval_attention(x, torch.cat([x, x]), torch.cat([x, x]), edges, backend=backend).sum()
+
+    for backend in ("cpu", "reference"):
+        with torch.inference_mode():
+            expected = step(backend)
+        found = step(backend)
+        found.backward()
+        torch.testing.assert_close(found.detach(), expected.clone())
 
 
 def test_taken_rows_give_their_gradient_back_twice_and_in_a_batch() -> None:
