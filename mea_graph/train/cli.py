@@ -162,6 +162,8 @@ class CommandLine(LightningCLI):
         if not self.config["fit"].trainer.fast_dev_run:
             check_monitors(trainer_callbacks(self.trainer), self.model, self.datamodule, validates)
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
+        for note in self.datamodule.dataset.notes:
+            self._announce(f"note: {note}")
         if self.trainer.is_global_zero and not self.config["fit"].trainer.fast_dev_run:
             write_whole(self.folder.path / "config.yaml", yaml.safe_dump(self.configuration(), sort_keys=False))
 

@@ -59,6 +59,16 @@ def test_fit_writes_what_the_other_commands_need(fitted):
     assert [row["epoch"] for row in rows if row["train/loss"]] == ["0", "1"]  # one row an epoch, though each is logged twice
 
 
+def test_fit_tells_what_the_reader_left_out(classes_source, capsys):
+    arrays = dict(np.load(classes_source["source"]))
+    np.savez("more.npz", **arrays, about=np.zeros((len(arrays["label"]), 3)))
+    run("fit", *words(classes_source | {"source": "more.npz"}), *SMALL, "--trainer.max_epochs", 1, "--run_dir", "run")
+    lines = capsys.readouterr().out.splitlines()
+    samples = next(i for i, line in enumerate(lines) if line.startswith("samples: "))
+    notes = [line for line in lines[samples:] if line.startswith("note: ")]
+    assert any("array 'about'" in note and "left out" in note for note in notes), lines
+
+
 def test_test_and_predict_agree_and_are_right(fitted, classes_source, capsys):
     run("test", "--config", fitted / "config.yaml")
     table = capsys.readouterr().out
