@@ -15,7 +15,6 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 
@@ -42,6 +41,14 @@ from mea_graph.train.whole_files import write_whole
 
 LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
+
+
+def _is_first_process() -> bool:
+    """Whether this is the only process of a run or its first, as launchers say it. Lightning's own answer is that of its first import."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
 class CommandLine(LightningCLI):
@@ -103,8 +110,8 @@ class CommandLine(LightningCLI):
         config = self.config[self.subcommand]
         resuming = self.subcommand == "fit" and config.ckpt_path is not None
         configs = [Path(str(path)) for path in config.get("config") or []]
-        fits, first = self.subcommand == "fit", getattr(rank_zero_only, "rank", 0) == 0
-        self.folder = RunFolder.choose(config.run_dir, configs, fits and not resuming, trains=fits and first)
+        fits = self.subcommand == "fit"
+        self.folder = RunFolder.choose(config.run_dir, configs, fits and not resuming, trains=fits and _is_first_process())
         self.closing.callback(self.folder.release)
         self.checkpoint = None
         if not fits or resuming:

@@ -48,7 +48,7 @@ def _exponentials(calls: list[ast.Call]) -> int:
 @pytest.mark.parametrize("loop", roofline.LOOPS)
 def test_products_and_exponentials_are_those_of_the_kernel(loop):
     calls = [c for body in _innermost(_function(f"predictive_attention_{NAMES[loop]}")) for c in _calls(body.body)]
-    products = [ast.unparse(c) for c in calls if ast.unparse(c.func) in ("_dot", "_add_dot")]
+    products = [ast.unparse(c) for c in calls if ast.unparse(c.func) in ("dot", "add_dot", "_folded_dot")]
     # The folded operands are of width 3 K D, all others of a head's.
     folded = [p for p in products if "folded" in p]
     assert (len(products) - len(folded), len(folded)) == roofline.LOOPS[loop][:2]

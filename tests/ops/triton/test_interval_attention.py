@@ -138,7 +138,8 @@ def test_runs_are_cut_to_the_sample() -> None:
     """As the reference does: what a run says beyond the sample's rows counts for nothing, forward and backward."""
     steps = Pointers.from_ptr(torch.tensor([0, 20, 50]))
     begin = torch.zeros(50, 1, dtype=torch.int64)
-    wide = IntervalEdges([steps], steps, begin, begin + 50)
+    start, length = steps.start.unsqueeze(1), steps.length.unsqueeze(1)
+    wide = IntervalEdges.of_runs(start, length, 50, steps, begin, begin + 50)  # which trusts its caller
     tensors, grad = {n: torch.randn(50, 1, 4) for n in NAMES}, torch.randn(50, 1, 4)
     found, complete = attend(tensors, wide, grad), attend(tensors, IntervalEdges.complete(steps, steps), grad)
     assert all(torch.equal(found[n], complete[n]) for n in found)
