@@ -1,0 +1,62 @@
+"""What the grouped ops have in common: their checks, where they may run, and the rows of each group."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mea_graph.ops.eager import is_traced, is_transformed
+
+_PLAIN_TYPES = (torch.nn.Parameter, Tensor)
+
+
+def check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]) -> None:
+    if x.dim() != 2:
+        raise ValueError(f"x: expected (N, C), got {tuple(x.shape)}")
+    counts = (len(weights), len(biases) or len(weights), len(starts), len(sizes))
+    if len(set(counts)) != 1 or not weights:
+        raise ValueError(f"weights, biases, starts, sizes: expected one of each for every group, got {counts}")
+    if any(s < 0 or n < 0 or s + n > x.size(0) for s, n in zip(starts, sizes, strict=True)):
+        raise ValueError(f"starts, sizes: expected rows of the {x.size(0)} of x, got {list(starts)}, {list(sizes)}")
+
+
+def check_shapes(**expected: tuple[Sequence[Tensor], tuple[Any, ...]]) -> None:
+    for name, (tensors, shape) in expected.items():
+        for g, t in enumerate(tensors):
+            if t.shape != shape:
+                raise ValueError(f"{name}[{g}]: expected ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}), got {tuple(t.shape)}")
+
+
+def refuse(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], scales: Sequence[Tensor] = (), shifts: Sequence[Tensor] = (), **_: Any
+) -> str | None:
+    if is_traced():
+        return "a compiler joins the formula itself"
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
+        return "autocast chooses the precision of each map"
+    dtype = x.dtype
+    for t in (x, *weights, *biases, *scales, *shifts):
+        if t.dtype != dtype or type(t) not in _PLAIN_TYPES:
+            return "the tensors are of different types"
+    return None
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    if is_transformed():  # under torch.func, torch's own second derivative is wrong where x and the weights vary together
+        return torch.addcmul(bias, F.layer_norm(x, weight.shape, eps=eps), weight)
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def slices(starts: Sequence[int], sizes: Sequence[int]) -> list[tuple[slice, slice]]:
+    """The rows of x, and those of the result, by group."""
+    found, row = [], 0
+    for s, n in zip(starts, sizes, strict=True):
+        found.append((slice(s, s + n), slice(row, row + n)))
+        row += n
+    return found
+
+
+def accept(**_: Any) -> None:
+    """For the backend that runs on anything."""
