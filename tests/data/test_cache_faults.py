@@ -78,12 +78,13 @@ def test_a_large_file_is_compared_where_it_is_newer_and_not_twice(dataset, tmp_p
     compared = []
     original = store_files._sum_of_file
     monkeypatch.setattr(store_files, "_sum_of_file", lambda path: compared.append(path.name) or original(path))
-    written = (tmp_path / "entry" / "meta.json").stat().st_mtime_ns
+    written = time.time_ns() - 5 * 10**9  # what is compared is noted at the time of the clock, which must be later than all of this
+    os.utime(tmp_path / "entry" / "meta.json", ns=(written, written))
     for path in (tmp_path / "entry").glob("*.npy"):
         os.utime(path, ns=(written - 10**9, written - 10**9))
     open_store(tmp_path / "entry")
     assert compared == []
-    os.utime(tmp_path / "entry" / "x0.npy", ns=(written + 10**6, written + 10**6))  # as after a copy
+    os.utime(tmp_path / "entry" / "x0.npy", ns=(written + 10**9, written + 10**9))  # as after a copy
     open_store(tmp_path / "entry")
     assert compared == ["x0.npy"]
     open_store(tmp_path / "entry")

@@ -275,7 +275,7 @@ def test_auto_takes_cpu_on_a_cpu_and_listed_for_a_list() -> None:
         interval_attention(*inputs.tensors, inputs.edges)
         interval_attention(*inputs.tensors, inputs.edges.edge_index())
     assert calls == {("interval_attention", "cpu"): 1, ("interval_attention", "listed"): 1}
-    for name in ("cpu", "sdpa", "reference"):
+    for name in ("cpu", "sdpa"):
         with pytest.raises(ValueError, match=f"cannot run on '{name}' here: the edges are a list"):
             interval_attention(*inputs.tensors, inputs.edges.edge_index(), backend=name)
     with pytest.raises(ValueError, match="cannot run on 'listed' here: the edges are intervals"):
