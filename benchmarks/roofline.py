@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from mea_graph.ops.predictive_attention.triton import HOPPER, Tiles
+from mea_graph.ops.predictive.triton import HOPPER, Tiles
 
 
 class Device(NamedTuple):

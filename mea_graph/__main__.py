@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mea-graph {__version__}")
         return 0
     try:
+        from mea_graph.studies import command as study
         from mea_graph.train import cli, demo
-        from mea_graph.train.study import command as study
     except ImportError as error:
         print(f"mea-graph: error: {error}", file=sys.stderr)
         return 2

@@ -47,19 +47,19 @@ def _package(part: str) -> str:
             page.append("")
     page += [".. toctree::", "   :hidden:", "", *(f"   mea_graph.{part}.{name}" for name in sorted(package.__all__))]
     if part == "data":
-        page.append("   mea_graph.data.readers")
+        page.append("   mea_graph.readers")
     return "\n".join(page) + "\n"
 
 
 def _readers() -> str:
-    page = [_heading("mea_graph.data.readers"), ".. py:module:: mea_graph.data.readers", ""]
+    page = [_heading("mea_graph.readers"), ".. py:module:: mea_graph.readers", ""]
     page += ["Their options are those of :py:obj:`mea_graph.data.open_dataset`.", ""]
-    return "\n".join(page + [f".. autofunction:: mea_graph.data.readers.{name}.read_{name}\n" for name in READERS])
+    return "\n".join(page + [f".. autofunction:: mea_graph.readers.{name}.read_{name}\n" for name in READERS])
 
 
 def pages() -> dict[str, str]:
     """Contents of every page by file name."""
-    out = {"mea_graph.data.readers.rst": _readers()}
+    out = {"mea_graph.readers.rst": _readers()}
     for part in PARTS:
         out[f"mea_graph.{part}.rst"] = _package(part)
         for name in importlib.import_module(f"mea_graph.{part}").__all__:

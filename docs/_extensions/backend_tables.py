@@ -62,7 +62,7 @@ def explanations(op: str, device: str) -> dict[tuple[str, torch.dtype], backends
     with (
         FakeTensorMode(),
         patch("torch.cuda.get_device_capability", lambda *_: (9, 0)),
-        patch("mea_graph.ops.edge_attention.cuda._what_is_missing", lambda device: None),
+        patch("mea_graph.ops.edge.cuda._what_is_missing", lambda device: None),
     ):
         for dtype in DTYPES:
             for case, arguments in CASES[op](device, dtype):

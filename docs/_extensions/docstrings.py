@@ -8,7 +8,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-PARTS = ("nn", "ops", "data", "train", "viz")
+PARTS = ("nn", "ops", "data", "train", "baselines", "viz")
 _TICKED = re.compile(r"(?P<other>``.+?``|:[\w:]+:`[^`]*`)|`(?P<name>[^`]+)`")  # what is reStructuredText already comes first
 _FIELD = re.compile(r"    (?P<name>\w+): (?P<type>.+?)(?:  # (?P<meaning>.+))?$")
 
@@ -16,7 +16,7 @@ _FIELD = re.compile(r"    (?P<name>\w+): (?P<type>.+?)(?:  # (?P<meaning>.+))?$"
 @functools.cache
 def public_names() -> dict[str, str]:
     """Full name of every public name, and of the packages."""
-    packages = [*(f"mea_graph.{part}" for part in PARTS), "mea_graph.data.readers"]
+    packages = [*(f"mea_graph.{part}" for part in PARTS), "mea_graph.readers"]
     names = dict(zip(packages, packages, strict=True))
     for part in PARTS:
         for name in importlib.import_module(f"mea_graph.{part}").__all__:

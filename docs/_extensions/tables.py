@@ -17,7 +17,7 @@ PHONE = 60  # characters that a phone has room for, counting 30 at most for a co
 def pieces(code: str) -> list[str]:
     """A long name in pieces, between which a line may end.
 
-    >>> pieces("mea_graph/ops/predictive_attention/cpu.py")
+    >>> pieces("mea_graph/ops/predictive/cpu.py")
     ['mea_', 'graph/', 'ops/', 'predictive_', 'attention/', 'cpu.py']
     """
     return _JOINT.split(code) if len(code) > UNBROKEN else [code]

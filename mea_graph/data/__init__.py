@@ -7,7 +7,7 @@ from mea_graph.data.length_bucket_sampler import LengthBucketBatchSampler, Paddi
 from mea_graph.data.missing_modalities import AddMissingModalities, check_batch
 from mea_graph.data.open import open_dataset
 from mea_graph.data.presets import IEMOCAP, MOSEI, MOSI, Preset
-from mea_graph.data.unpickle import load_pickle
+from mea_graph.readers.unpickle import load_pickle
 
 __all__ = [
     "IEMOCAP",

@@ -14,12 +14,12 @@ from mea_graph.data.cache import cached
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.kinds import check_kind, kind_of
-from mea_graph.data.readers.any_pickle import read_any_pickle
-from mea_graph.data.readers.csd import read_csd
-from mea_graph.data.readers.misa import read_misa
-from mea_graph.data.readers.mmsa import read_mmsa
-from mea_graph.data.readers.mult import read_mult
-from mea_graph.data.readers.npz import read_npz
+from mea_graph.readers.any_pickle import read_any_pickle
+from mea_graph.readers.csd import read_csd
+from mea_graph.readers.misa import read_misa
+from mea_graph.readers.mmsa import read_mmsa
+from mea_graph.readers.mult import read_mult
+from mea_graph.readers.npz import read_npz
 
 PathLike = str | os.PathLike[str]
 
@@ -52,7 +52,7 @@ def open_dataset(
         format: "mult", "mmsa", "misa" (pickles), "csd" (HDF5), "npz"; "auto" looks at the contents.
         cache_dir: folder for the cache, where the source's own cannot be written.
         modalities: keep only these, in this order.
-        options: those of the format's reader in `mea_graph.data.readers`, such as `label`, `split` or `embedding`
+        options: those of the format's reader in `mea_graph.readers`, such as `label`, `split` or `embedding`
             (an array `(V, d)`, or the path of an `.npy` file).
 
     Raises:

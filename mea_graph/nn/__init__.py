@@ -2,25 +2,25 @@
 
 # ruff: noqa: F401 (ruff does not see through the sum below)
 
-from mea_graph.nn.decoupled_graph_fusion import DecoupledGraphFusion, FusedRepresentations
+from mea_graph.nn.attention.feed_forward import FeedForward
+from mea_graph.nn.attention.hierarchical_cross_modal_attention import CrossModalEncoder, CrossModalOutput, HierarchicalCrossModalAttention
+from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit
+from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder, PredictiveEncoderOutput
+from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior
+from mea_graph.nn.attention.weighted_attention import WeightedAttention
 from mea_graph.nn.dense_sequences import dense_sequences
-from mea_graph.nn.double_discriminator import Discrimination, DoubleDiscriminator
-from mea_graph.nn.feed_forward import FeedForward
-from mea_graph.nn.fusion_graph import FusionGraph, fusion_graph
-from mea_graph.nn.gradient_reversal import GradientReversal
-from mea_graph.nn.graph_fusion_conv import GraphFusionConv
-from mea_graph.nn.hierarchical_cross_modal_attention import CrossModalEncoder, CrossModalOutput, HierarchicalCrossModalAttention
-from mea_graph.nn.losses import agnostic_adversarial, exclusive_adversarial, hsic, modality_confusion, orthogonality
+from mea_graph.nn.graph.decoupled_graph_fusion import DecoupledGraphFusion, FusedRepresentations
+from mea_graph.nn.graph.fusion_graph import FusionGraph, fusion_graph
+from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
 from mea_graph.nn.mea import MEA, MEAOutput
-from mea_graph.nn.mea_loss import LossTerms, MEALoss
-from mea_graph.nn.modality_centering import ModalityCentering
-from mea_graph.nn.modality_reinforcement_unit import ModalityReinforcementUnit
+from mea_graph.nn.objective.double_discriminator import Discrimination, DoubleDiscriminator
+from mea_graph.nn.objective.gradient_reversal import GradientReversal
+from mea_graph.nn.objective.losses import agnostic_adversarial, exclusive_adversarial, hsic, modality_confusion, orthogonality
+from mea_graph.nn.objective.mea_loss import LossTerms, MEALoss
+from mea_graph.nn.objective.modality_centering import ModalityCentering
 from mea_graph.nn.onnx_export import export_onnx
-from mea_graph.nn.predictive_encoder import PredictiveEncoder, PredictiveEncoderOutput
-from mea_graph.nn.predictive_self_attention import PredictiveSelfAttention, Prior
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
-from mea_graph.nn.weighted_attention import WeightedAttention
 
 classes = [
     "MEA",

@@ -12,12 +12,12 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._sequences import Layout, check_keys, check_modalities, check_sizes, enter_all
-from mea_graph.nn.decoupled_graph_fusion import DecoupledGraphFusion
-from mea_graph.nn.double_discriminator import Discrimination, DoubleDiscriminator
-from mea_graph.nn.fusion_graph import SPACES, FusionGraph, fusion_graph
-from mea_graph.nn.hierarchical_cross_modal_attention import Arrow, Arrows, CrossModalEncoder
-from mea_graph.nn.modality_centering import ModalityCentering
-from mea_graph.nn.predictive_encoder import PredictiveEncoder
+from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, Arrows, CrossModalEncoder
+from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder
+from mea_graph.nn.graph.decoupled_graph_fusion import DecoupledGraphFusion
+from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
+from mea_graph.nn.objective.double_discriminator import Discrimination, DoubleDiscriminator
+from mea_graph.nn.objective.modality_centering import ModalityCentering
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
 from mea_graph.ops import IntervalEdges, Pointers

@@ -3,12 +3,12 @@
 # ruff: noqa: F401 (ruff does not see through `functions` below)
 
 from mea_graph.ops.backends import Explanation, explain, record_calls, use_backend
-from mea_graph.ops.edge_attention import InEdges, edge_attention, sort_edges
-from mea_graph.ops.interval_attention import interval_attention, interval_attention_map
+from mea_graph.ops.edge import InEdges, edge_attention, sort_edges
+from mea_graph.ops.interval import interval_attention, interval_attention_map
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.masking import masked_softmax
 from mea_graph.ops.pointers import Pointers
-from mea_graph.ops.predictive_attention import predictive_attention, predictive_attention_map
+from mea_graph.ops.predictive import predictive_attention, predictive_attention_map
 from mea_graph.ops.segment import has_torch_scatter, segment_max, segment_mean, segment_softmax, segment_sum
 
 functions = [

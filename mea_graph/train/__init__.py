@@ -1,4 +1,4 @@
-"""Training and evaluation: Lightning modules, metrics, baselines, the command line (extra ``train``)."""
+"""Training and evaluation: Lightning modules, metrics, the command line (extra ``train``)."""
 
 # ruff: noqa: F401 (ruff does not see through the sum below)
 
@@ -11,20 +11,6 @@ except ImportError as error:
     raise ImportError(f"mea_graph.train needs {error.name}, which is not installed: pip install 'mea-graph[train]'") from error
 
 from mea_graph.train.augmentation import augment
-from mea_graph.train.baselines import (
-    ConcatenationTransformer,
-    ConcatenationTransformerModule,
-    EarlyFusionGRU,
-    EarlyFusionGRUModule,
-    LateFusionGRU,
-    LateFusionGRUModule,
-    PairwiseTransformer,
-    PairwiseTransformerModule,
-    SharedPrivateEncoders,
-    SharedPrivateEncodersModule,
-    SharedPrivateOutput,
-    constant_prediction,
-)
 from mea_graph.train.config_files import find_config, packaged_configs
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.mea_module import MEAModule
@@ -40,21 +26,10 @@ from mea_graph.train.task_module import LearningRateSchedule, NonFiniteLossError
 from mea_graph.train.versions import versions
 
 classes = [
-    "ConcatenationTransformer",
-    "ConcatenationTransformerModule",
-    "EarlyFusionGRU",
-    "EarlyFusionGRUModule",
-    "LateFusionGRU",
-    "LateFusionGRUModule",
     "LearningRateSchedule",
     "MEAModule",
     "NonFiniteLossError",
-    "PairwiseTransformer",
-    "PairwiseTransformerModule",
     "SequenceDataModule",
-    "SharedPrivateEncoders",
-    "SharedPrivateEncodersModule",
-    "SharedPrivateOutput",
     "SplitPolicy",
     "TaskMetrics",
     "TaskModule",
@@ -62,7 +37,6 @@ classes = [
 functions = [
     "augment",
     "classification_metrics",
-    "constant_prediction",
     "find_config",
     "multilabel_metrics",
     "packaged_configs",

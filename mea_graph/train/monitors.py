@@ -51,7 +51,7 @@ def logged_names(module: TaskModule, data: SequenceDataModule, validates: bool =
         validates: whether there are validation epochs.
 
     Example:
-        >>> from mea_graph.train import LateFusionGRUModule
+        >>> from mea_graph.baselines import LateFusionGRUModule
         >>> data = SequenceDataModule(events={"num_samples": 40})
         >>> logged_names(LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data)
         ['train/loss', 'train/task', 'valid/loss', 'valid/task', 'valid/mae', 'valid/rmse', 'valid/corr', 'valid/r2']

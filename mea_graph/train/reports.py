@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
-from mea_graph.train.baselines import constant_prediction
+from mea_graph.baselines import constant_prediction
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.metrics import TaskMetrics
 from mea_graph.train.whole_files import write_whole

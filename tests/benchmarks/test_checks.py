@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import cases, cpu_check, gpu_check
-from mea_graph.ops.predictive_attention import reference
+from mea_graph.ops.predictive import reference
 
 SMALL = [i for i, build in enumerate(gpu_check.CHECKS) if i < 8 or 9 <= i < 12 or i == len(gpu_check.CHECKS) - 1]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import cases, gpu_check, measure, report, roofline
-from mea_graph.ops.predictive_attention import triton as launcher
+from mea_graph.ops.predictive import triton as launcher
 
 KERNELS = ast.parse((Path(launcher.__file__).parent / "triton_kernels.py").read_text(encoding="utf-8"))
 NAMES = {"forward": "fwd_kernel", "query": "bwd_query_kernel", "key": "bwd_key_kernel"}

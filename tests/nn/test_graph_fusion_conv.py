@@ -9,7 +9,8 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
 
-from mea_graph.nn import GraphFusionConv, graph_fusion_conv
+from mea_graph.nn import GraphFusionConv
+from mea_graph.nn.graph import graph_fusion_conv
 
 C_IN, C_OUT, N = 4, 3, 5
 # Unsorted; nodes 0 and 1 hear each other, node 3 also itself, node 4 hears nobody; the edge 2 -> 1 stands twice.

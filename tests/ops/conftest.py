@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mea_graph.ops.predictive_attention import prediction
+from mea_graph.ops.predictive import prediction
 
 
 @pytest.fixture(params=["folded", "stored"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops import IntervalEdges, predictive_attention
-from mea_graph.ops.predictive_attention import reference
+from mea_graph.ops.predictive import reference
 
 from .layouts import FORMS, Layout, Run, heard, random_runs, windowed
 

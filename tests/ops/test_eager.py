@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention
 from mea_graph.ops.eager import is_transformed, only_evaluated
-from mea_graph.ops.interval_attention import cpu as interval
-from mea_graph.ops.predictive_attention import cpu
+from mea_graph.ops.interval import cpu as interval
+from mea_graph.ops.predictive import cpu
 
 from .layouts import FORMS, Layout
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from mea_graph.ops import edge_attention, explain, sort_edges
-from mea_graph.ops.edge_attention import flat
+from mea_graph.ops.edge import flat
 
 H, C, N_SRC, N_DST = 2, 3, 4, 5
 EDGES = torch.tensor([[0, 3, 1, 1, 2, 0, 3], [1, 1, 0, 4, 1, 4, 3]])  # bipartite, unsorted; destination 2 hears nobody

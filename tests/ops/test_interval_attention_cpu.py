@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops import IntervalEdges, Pointers, explain, interval_attention, record_calls
-from mea_graph.ops.interval_attention import cpu, reference
+from mea_graph.ops.interval import cpu, reference
 
 from .layouts import FORMS, Layout, Run, heard, random_runs, windowed
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mea_graph.ops import IntervalEdges, Pointers, explain, predictive_attention, record_calls
-from mea_graph.ops.predictive_attention import cpu, layout, prediction
+from mea_graph.ops.predictive import cpu, layout, prediction
 
 from .layouts import FORMS, Layout
 from .predictive_cases import FLOAT64, SEQUENCES, WINDOWS, Case, assert_true, every_form, make, output_gradient, run, truth

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data import DataError, MultimodalDataset
-from mea_graph.data.readers.any_pickle import read_any_pickle
-from mea_graph.data.readers.csd import read_csd
-from mea_graph.data.readers.npz import read_npz
+from mea_graph.readers.any_pickle import read_any_pickle
+from mea_graph.readers.csd import read_csd
+from mea_graph.readers.npz import read_npz
 
 SECONDS_A_CASE = 10.0
 MEMORY = 1 << 30  # more address space than at the start: a hundred thousand times the size of a seed file

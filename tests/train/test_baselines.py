@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from mea_graph.train import LateFusionGRU, LateFusionGRUModule, TaskMetrics, constant_prediction
+from mea_graph.baselines import LateFusionGRU, LateFusionGRUModule, constant_prediction
+from mea_graph.train import TaskMetrics
 
 
 def sequences(lengths, width, generator):

@@ -4,8 +4,8 @@ import matplotlib.image
 import pytest
 
 from mea_graph.__main__ import main
+from mea_graph.studies.recipe import read_recipe
 from mea_graph.train import MEAModule, demo
-from mea_graph.train.study.recipe import read_recipe
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
-from mea_graph.train import LateFusionGRUModule, LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
+from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
 
 TINY = {"channels": 8, "heads": 2, "hidden_channels": 8}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mea_graph.__main__ import main
+from mea_graph.studies.run import MODULES
 from mea_graph.train import SequenceDataModule
 from mea_graph.train.monitors import logged_names
-from mea_graph.train.study.run import MODULES
 
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.num_sanity_val_steps", "0"]
 GRU = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4"]

@@ -9,9 +9,9 @@ import pytest
 
 from mea_graph.__main__ import main
 from mea_graph.data import DataError
+from mea_graph.studies.records import read_records
 from mea_graph.train import whole_files
 from mea_graph.train.reports import write_json
-from mea_graph.train.study.records import read_records
 from mea_graph.train.whole_files import write_whole
 
 SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]

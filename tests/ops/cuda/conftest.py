@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mea_graph.ops.edge_attention import cuda, driver
+from mea_graph.ops.edge import cuda, driver
 
 HERE = Path(__file__).parent
 THREADS = cuda.WARP * cuda.WARPS

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mea_graph.ops import edge_attention, explain
-from mea_graph.ops.edge_attention import cuda, driver, nvrtc
+from mea_graph.ops.edge import cuda, driver, nvrtc
 
 VARIANTS = [  # the widths that matter, the narrowest and the widest reads, rows of few lanes and of several tiles
     cuda.variant_for(torch.float32, 64),

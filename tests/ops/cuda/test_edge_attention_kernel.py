@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops import sort_edges
-from mea_graph.ops.edge_attention import cuda, reference
+from mea_graph.ops.edge import cuda, reference
 
 DEGREES = [0, 1, 2, 31, 32, 33, 0, 257, 1100]
 FEW = [0, 1, 2, 33, 0, 0, 0, 0, 650]  # for slow sanitizers; a long row is still there, on both sides

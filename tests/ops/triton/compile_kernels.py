@@ -27,8 +27,8 @@ from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
 from mea_graph.ops import IntervalEdges, Pointers
-from mea_graph.ops.interval_attention import triton as interval
-from mea_graph.ops.predictive_attention import triton as predictive
+from mea_graph.ops.interval import triton as interval
+from mea_graph.ops.predictive import triton as predictive
 
 POINTERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 LENGTHS = ([100, 40], [1], [16, 16, 16])  # the kernels are those of the first, whatever the number of samples and of steps

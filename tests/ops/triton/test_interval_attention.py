@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops import IntervalEdges, Pointers, explain, interval_attention
-from mea_graph.ops.interval_attention import _OP
-from mea_graph.ops.interval_attention import triton as backend
+from mea_graph.ops.interval import _OP
+from mea_graph.ops.interval import triton as backend
 
 NAMES = ("query", "key", "value")
 Layout = Callable[[str, tuple[int, ...]], Pointers]

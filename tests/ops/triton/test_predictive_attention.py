@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops import IntervalEdges, Pointers, explain, predictive_attention
-from mea_graph.ops.interval_attention import triton as gpu
-from mea_graph.ops.predictive_attention import triton as backend
+from mea_graph.ops.interval import triton as gpu
+from mea_graph.ops.predictive import triton as backend
 
 NAMES = ("query", "key", "value", "prior_query", "prior_key", "weight", "bias")
 ROWS = NAMES[:5]
@@ -266,7 +266,7 @@ class Finder(importlib.machinery.PathFinder):
 
 sys.meta_path[:] = [Finder if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 import torch
-from mea_graph.ops.predictive_attention import triton
+from mea_graph.ops.predictive import triton
 x = torch.zeros(1, 1, 4)
 print(triton.refuse(x, x, x, x, x, torch.zeros(1, 1, 3, 3), None, 0.25, None, None))
 """

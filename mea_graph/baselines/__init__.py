@@ -1,0 +1,26 @@
+"""Other models on the same data: a constant, single modalities, GRUs, Transformers, shared and private encoders (extra ``train``)."""
+
+# ruff: noqa: F401 (ruff does not see through the sum below)
+
+from mea_graph.baselines.concatenation_transformer import ConcatenationTransformer, ConcatenationTransformerModule
+from mea_graph.baselines.constant import constant_prediction
+from mea_graph.baselines.early_fusion_gru import EarlyFusionGRU, EarlyFusionGRUModule
+from mea_graph.baselines.late_fusion_gru import LateFusionGRU, LateFusionGRUModule
+from mea_graph.baselines.pairwise_transformer import PairwiseTransformer, PairwiseTransformerModule
+from mea_graph.baselines.shared_private_encoders import SharedPrivateEncoders, SharedPrivateEncodersModule, SharedPrivateOutput
+
+classes = [
+    "ConcatenationTransformer",
+    "ConcatenationTransformerModule",
+    "EarlyFusionGRU",
+    "EarlyFusionGRUModule",
+    "LateFusionGRU",
+    "LateFusionGRUModule",
+    "PairwiseTransformer",
+    "PairwiseTransformerModule",
+    "SharedPrivateEncoders",
+    "SharedPrivateEncodersModule",
+    "SharedPrivateOutput",
+]
+functions = ["constant_prediction"]
+__all__ = classes + functions

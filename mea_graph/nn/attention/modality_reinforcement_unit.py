@@ -1,0 +1,135 @@
+"""One sequence reinforced by others, [MEA] Eq. 7."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mea_graph.nn._sequences import Layout, check_edges, check_heads, enter
+from mea_graph.nn._side_by_side import Groups, linear, norm
+from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
+from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
+
+
+class ModalityReinforcementUnit(nn.Module):
+    r"""Cross-modal attention block: a target sequence attends to one or several sources ([MEA] Eq. 7).
+
+    .. math::
+        Z_t' &= \mathrm{LN}(Z_t) + W_O \, \mathrm{softmax}(Q K^T / \sqrt{D}) V, \qquad Q = W_Q \mathrm{LN}(Z_t), \;
+        [K, V] = W_{KV} \mathrm{LN}(Z_s) \\
+        Z_t &\leftarrow \mathrm{FFN}(\mathrm{LN}(Z_t')) + Z_t'
+
+    Nothing needs to be aligned: source and target have lengths of their own. Several sources are read as one concatenated sequence.
+    A sample whose sources are all missing keeps the residual path and the biases.
+
+    Args:
+        channels: Width d of target and sources.
+        heads: K, a divisor of `channels`.
+        residual: "normalized" adds LN(Z_t), as printed; "input" adds Z_t.
+        dropout: Probability, on the attention's output and in the feed-forward block.
+
+    Shape:
+        - target: rows :math:`(N_t, d)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d)` with a mask :math:`(B, T)`, bool, True at real steps
+        - source: the same at its own lengths, or a list of such
+        - edges: `IntervalEdges` from the sources' rows to the target's, or edge_index :math:`(2, E)`
+        - result: as target, zeros in the padding
+
+    Raises:
+        ValueError: A wrong shape, not one layout per source, or sources with another number of samples than the target.
+
+    >>> import torch
+    >>> unit = ModalityReinforcementUnit(40)
+    >>> unit(torch.randn(2, 50, 40), source=torch.randn(2, 375, 40)).shape
+    torch.Size([2, 50, 40])
+    """
+
+    def __init__(
+        self, channels: int, heads: int = 8, residual: Literal["normalized", "input"] = "normalized", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        check_heads(channels, heads)
+        if residual not in ("normalized", "input"):
+            raise ValueError(f"residual: expected 'normalized' or 'input', got {residual!r}")
+        self.channels, self.heads, self.residual = channels, heads, residual
+        self.norm_target = nn.LayerNorm(channels)
+        self.norm_source = nn.LayerNorm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = FeedForward(channels, dropout=dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        for module in (self.norm_target, self.norm_source, self.query, self.key_value, self.out, self.feed_forward):
+            module.reset_parameters()
+
+    def forward(
+        self,
+        target: Tensor,
+        layout: Layout = None,
+        *,
+        source: Tensor | Sequence[Tensor],
+        source_layout: Layout | Sequence[Layout] = None,
+        edges: IntervalEdges | Tensor | None = None,
+        return_attention_weights: bool = False,
+    ):
+        """Returns the reinforced target; on request also the map, (B, K, T, sum of T_s).
+
+        The layouts are the ptr of rows or the mask of a padded batch, one for each source. `edges` say which target rows hear which source
+        rows, all sources one below the other; None: all of their sample.
+        """
+        entered = enter(target, layout, self.channels, "target")
+        sources = [source] if isinstance(source, Tensor) else list(source)
+        if not sources:
+            raise ValueError("source: expected at least one, got none")
+        several = isinstance(source_layout, list | tuple)
+        layouts: list[Layout] = list(source_layout) if several else [source_layout] * len(sources)  # type: ignore[arg-type,list-item]
+        if len(layouts) != len(sources) or (not several and source_layout is not None and len(sources) > 1):
+            got = len(layouts) if several else 1
+            raise ValueError(f"source_layout: expected one for each of the {len(sources)} sources, got {got}")
+        parts = [enter(s, p, self.channels, f"source[{i}]") for i, (s, p) in enumerate(zip(sources, layouts, strict=True))]
+        for part in (entered, *parts):
+            check_edges(edges, part)
+        if edges is None:
+            edges = IntervalEdges.complete([part.pointers for part in parts], entered.pointers)
+        rows = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
+        whole, own = Groups([0], [entered.x.size(0)]), Groups([0], [rows.size(0)])
+        z, key = reinforce([self], entered.x, whole, rows, [own], edges)
+        if not return_attention_weights:
+            return entered.leave(z)
+        if isinstance(edges, Tensor):
+            raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
+        query = self.query(self.norm_target(entered.x)).unflatten(1, (self.heads, -1))
+        return entered.leave(z), interval_attention_map(query, key, edges)
+
+
+def reinforce(
+    units: Sequence[ModalityReinforcementUnit],
+    target: Tensor,
+    targets: Groups,
+    source: Tensor,
+    sources: Sequence[Groups],
+    edges: IntervalEdges | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Each unit on target rows and source rows of its own; the results stand one below the other. Also returns the keys, (N_s, K, D).
+
+    `targets` says which rows of `target` (N, d) each unit reads, and `sources[u]` which rows of `source` unit u does. The edges count the
+    rows as they stand one below the other.
+    """
+    first = units[0]
+    per_part = [unit for unit, groups in zip(units, sources, strict=True) for _ in groups.starts]
+    parts = Groups([s for groups in sources for s in groups.starts], [n for groups in sources for n in groups.sizes])
+    placed = targets.placed()
+    normalized = norm([unit.norm_target for unit in units], target, targets)
+    query = linear([unit.query for unit in units], normalized, placed, steps_last=True).unflatten(1, (first.heads, -1))
+    memory = linear([u.key_value for u in per_part], source, parts, [u.norm_source for u in per_part], steps_last=True)
+    key, value = (t.permute(2, 0, 1) for t in memory.t().unflatten(0, (2, first.heads, -1)).unbind())  # (N_s, K, D) each
+    attended = interval_attention(query, key, value, edges)
+    carried = normalized if first.residual == "normalized" else target
+    if carried is target and placed != targets:
+        carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
+    z = carried + first.dropout(linear([unit.out for unit in units], attended.flatten(1), placed))
+    return feed_forward([unit.feed_forward for unit in units], z, placed), key

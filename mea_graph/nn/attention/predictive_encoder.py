@@ -1,0 +1,154 @@
+"""The predictive branch: stacks of predictive self-attention with weighted attention between, [MEA] Eq. 2-6."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn.inits import reset
+
+from mea_graph.nn._sequences import Layout, check_modalities, enter_all
+from mea_graph.nn._side_by_side import can_join
+from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend
+from mea_graph.nn.attention.weighted_attention import WeightedAttention
+from mea_graph.ops import IntervalEdges, Pointers
+
+
+class PredictiveEncoderOutput(NamedTuple):
+    """Sequences, the weights of the modalities after every layer, and the attention maps (empty unless asked for).
+
+    >>> import torch
+    >>> output = PredictiveEncoder(8, ["a", "b"], heads=2, num_layers=1)({"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)})
+    >>> len(output.modality_weights), output.attention
+    (1, {})
+    """
+
+    x: dict[str, Tensor]  # as the input: (N_m, d) or (B, T_m, d)
+    modality_weights: list[Tensor]  # (B, M) a layer
+    attention: dict[str, list[Tensor]]  # (B, K, T_m, T_m) a layer
+
+
+class PredictiveEncoder(nn.Module):
+    r"""M predictive self-attention layers per modality, with weighted attention across modalities after each ([MEA] Eq. 2-6).
+
+    Args:
+        channels: Width d.
+        modalities: Names of the modalities.
+        heads: K, a divisor of `channels`.
+        num_layers: M, at least 1.
+        mu: Share of the predicted map, in [0, 1].
+        prediction_chain: Whether a layer's maps guide the next one's (Table V, "w/o prediction chain").
+        weighted_attention: Whether the modalities are weighed after each layer (Table V, "w/o WAL").
+        residual, dropout: As for `PredictiveSelfAttention`.
+
+    Shape:
+        - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
+        - edges: by modality, as for `PredictiveSelfAttention`
+        - result: `PredictiveEncoderOutput`
+
+    Raises:
+        ValueError: A wrong shape or other modalities than those named.
+
+    >>> import torch
+    >>> encoder = PredictiveEncoder(16, ["audio", "lips"], heads=4)
+    >>> encoder({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x["lips"].shape
+    torch.Size([2, 5, 16])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        modalities: Iterable[str],
+        heads: int = 8,
+        num_layers: int = 3,
+        mu: float = 0.25,
+        prediction_chain: bool = True,
+        weighted_attention: bool = True,
+        residual: Literal["normalized", "input"] = "normalized",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+        self.channels, self.modalities = channels, check_modalities(modalities)
+        self.attention = nn.ModuleDict(
+            {
+                m: nn.ModuleList(
+                    PredictiveSelfAttention(channels, heads, mu, prediction_chain and i > 0, residual, dropout) for i in range(num_layers)
+                )
+                for m in self.modalities
+            }
+        )
+        self.weighted = nn.ModuleList(WeightedAttention(channels, self.modalities) for _ in range(num_layers if weighted_attention else 0))
+        self.num_layers, self.prediction_chain = num_layers, prediction_chain
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        reset(self.attention)
+        reset(self.weighted)
+
+    def forward(
+        self,
+        x: Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None = None,
+        edges: Mapping[str, IntervalEdges | Tensor] | None = None,
+        return_attention_weights: bool = False,
+    ) -> PredictiveEncoderOutput:
+        """Returns the sequences after the last layer."""
+        entered = enter_all(x, layout, self.modalities, self.channels, edges)
+        pointers = [e.pointers for e in entered.values()]
+        heard = [None if edges is None else edges.get(m) for m in self.modalities]
+        maps: dict[str, list[Tensor]] = {m: [] for m in self.modalities} if return_attention_weights else {}
+        layers = [[cast(nn.ModuleList, self.attention[m])[i] for m in self.modalities] for i in range(self.num_layers)]
+        weigh = [cast(WeightedAttention, w) for w in self.weighted]
+        if all(map(can_join, layers)) and (not weigh or can_join(weigh)) and all(w.can_join() for w in weigh):
+            rows, weights = self._joined(torch.cat([e.x for e in entered.values()]), pointers, heard, maps)
+            parts: Sequence[Tensor] = rows.split([p.num_rows for p in pointers])
+        else:
+            parts, weights = self._in_turn([e.x for e in entered.values()], pointers, heard, maps)
+        left = {m: e.leave(z) for (m, e), z in zip(entered.items(), parts, strict=True)}
+        return PredictiveEncoderOutput(left, weights, maps)
+
+    def _joined(
+        self,
+        rows: Tensor,
+        pointers: Sequence[Pointers],
+        edges: Sequence[IntervalEdges | Tensor | None],
+        maps: dict[str, list[Tensor]],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """All modalities at once, their rows one below the other."""
+        together, weights = Pointers.join(pointers), []
+        priors: list[Prior | None] = [None] * len(pointers)
+        for i in range(self.num_layers):
+            layers = [cast(PredictiveSelfAttention, cast(nn.ModuleList, self.attention[m])[i]) for m in self.modalities]
+            rows, own, drawn = attend(layers, rows, pointers, priors, edges, bool(maps))
+            priors = list(own) if self.prediction_chain else priors
+            for m, drawing in zip(maps, drawn, strict=True):
+                maps[m].append(drawing)
+            if self.weighted:
+                rows, psi = cast(WeightedAttention, self.weighted[i]).joined(rows, pointers, together)
+                weights.append(psi)
+        return rows, weights
+
+    def _in_turn(
+        self,
+        current: list[Tensor],
+        pointers: Sequence[Pointers],
+        edges: Sequence[IntervalEdges | Tensor | None],
+        maps: dict[str, list[Tensor]],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Modality by modality: where somebody listens to a layer, or a graph is recorded."""
+        weights = []
+        priors: list[Prior | None] = [None] * len(pointers)
+        for i in range(self.num_layers):
+            for j, m in enumerate(self.modalities):
+                layer = cast(nn.ModuleList, self.attention[m])[i]
+                current[j], own, *drawn = layer(current[j], pointers[j], priors[j], edges[j], bool(maps))
+                priors[j] = own if self.prediction_chain else None
+                if maps:
+                    maps[m].append(drawn[0])
+            if self.weighted:
+                scaled, psi = self.weighted[i](*(dict(zip(self.modalities, part, strict=True)) for part in (current, pointers)))
+                current = list(scaled.values())
+                weights.append(psi)
+        return current, weights

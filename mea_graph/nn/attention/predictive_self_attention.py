@@ -1,0 +1,169 @@
+"""One layer of predictive self-attention, [MEA] Eq. 2-4."""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mea_graph.nn._sequences import Layout, check_edges, check_heads, enter
+from mea_graph.nn._side_by_side import Groups, linear, norm
+from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
+from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
+
+
+class Prior(NamedTuple):
+    """What a layer's prediction needs of the layer before: the queries and keys of its rows, (N, K, D).
+
+    Their product is the previous layer's logit map; keeping the factors costs O(T) memory instead of O(T^2). Give it to a layer together
+    with the same mask or ptr.
+
+    >>> import torch
+    >>> _, prior = PredictiveSelfAttention(8, heads=2)(torch.randn(1, 5, 8))
+    >>> prior.query.shape
+    torch.Size([5, 2, 4])
+    """
+
+    query: Tensor
+    key: Tensor
+
+
+class PredictiveSelfAttention(nn.Module):
+    r"""Self-attention whose map is guided by a convolution over the previous layer's maps ([MEA] Eq. 2-4).
+
+    Attention patterns of neighbouring layers resemble each other; a 3 x 3 convolution over the previous layer's logit maps (heads as
+    channels) predicts this layer's, and the two are mixed:
+
+    .. math::
+        A &= \mathrm{softmax}\big(\mu \, \mathrm{GELU}(\mathrm{conv}(A_{pre})) + (1 - \mu) \, \mathrm{softmax}(Q K^T / \sqrt{D})\big) \\
+        Z' &= \mathrm{LN}(Z) + W_O \, A V, \qquad Z_e = \mathrm{FFN}(\mathrm{LN}(Z')) + Z'
+
+    Without a prior (the first layer) the map is plain softmax attention.
+
+    Args:
+        channels: Width d.
+        heads: K, a divisor of `channels`.
+        mu: Share of the prediction, in [0, 1].
+        prediction: Whether the layer owns a convolution, and so can use a prior. The first layer of a stack needs none.
+        residual: "normalized" adds LN(Z), as printed in Eq. 3; "input" adds Z, the usual pre-norm residual.
+        dropout: Probability, on the attention's output and in the feed-forward block.
+
+    Shape:
+        - x: rows :math:`(N, d)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d)` with a mask :math:`(B, T)`, bool, True at real steps
+        - prior: a `Prior` of the same rows; edges: `IntervalEdges` of the rows with themselves, or edge_index :math:`(2, E)`
+        - result: as x, zeros in the padding, and the `Prior` for the next layer
+
+    Raises:
+        ValueError: A wrong shape; a prior for a layer built with `prediction=False`, or one of other rows.
+
+    >>> import torch
+    >>> first, second = PredictiveSelfAttention(40, prediction=False), PredictiveSelfAttention(40)
+    >>> x, mask = torch.randn(2, 50, 40), torch.arange(50) < torch.tensor([[50], [12]])
+    >>> x, prior = first(x, mask)
+    >>> x, prior = second(x, mask, prior)
+    >>> x.shape
+    torch.Size([2, 50, 40])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 8,
+        mu: float = 0.25,
+        prediction: bool = True,
+        residual: Literal["normalized", "input"] = "normalized",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_heads(channels, heads)
+        if not 0 <= mu <= 1:
+            raise ValueError(f"mu: expected a number in [0, 1], got {mu}")
+        if residual not in ("normalized", "input"):
+            raise ValueError(f"residual: expected 'normalized' or 'input', got {residual!r}")
+        self.channels, self.heads, self.mu, self.residual = channels, heads, mu, residual
+        self.norm = nn.LayerNorm(channels)
+        self.query_key_value = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.predictor = nn.Conv2d(heads, heads, 3, padding=1) if prediction else None
+        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = FeedForward(channels, dropout=dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        self.norm.reset_parameters()
+        self.query_key_value.reset_parameters()
+        self.out.reset_parameters()
+        if self.predictor is not None:
+            self.predictor.reset_parameters()
+        self.feed_forward.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout = None,
+        prior: Prior | None = None,
+        edges: IntervalEdges | Tensor | None = None,
+        return_attention_weights: bool = False,
+    ):
+        """Returns the sequence and the prior for the next layer; on request also the map A, (B, K, T, T).
+
+        `layout` is the ptr of rows or the mask of a padded batch; None: one sequence, or no padding. `edges` say which steps hear which, as
+        rows count; None: all of their sample.
+        """
+        if prior is not None and self.predictor is None:
+            raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
+        entered = enter(x, layout, self.channels)
+        check_edges(edges, entered)
+        if prior is not None and prior.query.size(0) != entered.x.size(0):
+            raise ValueError(f"prior: expected that of {entered.x.size(0)} rows, as the layer before had, got {prior.query.size(0)}")
+        rows, priors, maps = attend([self], entered.x, [entered.pointers], [prior], [edges], return_attention_weights)
+        result = entered.leave(rows), priors[0]
+        return (*result, maps[0]) if return_attention_weights else result
+
+
+def attend(
+    layers: Sequence[PredictiveSelfAttention],
+    x: Tensor,
+    pointers: Sequence[Pointers],
+    priors: Sequence[Prior | None],
+    edges: Sequence[IntervalEdges | Tensor | None],
+    maps: bool = False,
+) -> tuple[Tensor, list[Prior], list[Tensor]]:
+    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if asked for."""
+    sizes = [p.num_rows for p in pointers]
+    groups = Groups.below_each_other(sizes)
+    first = layers[0]
+    normalized = norm([layer.norm for layer in layers], x, groups)
+    projected = linear([layer.query_key_value for layer in layers], normalized, groups)
+    query, key, value = projected.unflatten(1, (3, first.heads, -1)).unbind(1)  # (N, K, D) each
+    own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
+    intervals = [e for e in edges if not isinstance(e, Tensor)]
+    if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
+        complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
+        attended = interval_attention(query, key, value, IntervalEdges.below_each_other(complete))
+    else:
+        values = value.split(sizes)
+        parts = [
+            predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], **_guide(layer, priors[i]))
+            for i, layer in enumerate(layers)
+        ]
+        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
+    out = linear([layer.out for layer in layers], attended.flatten(1), groups)
+    carried = normalized if first.residual == "normalized" else x
+    z = feed_forward([layer.feed_forward for layer in layers], carried + first.dropout(out), groups)
+    drawn = []
+    if maps:
+        for i, layer in enumerate(layers):
+            of_layer = edges[i]
+            if isinstance(of_layer, Tensor):
+                raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
+            drawn.append(predictive_attention_map(*own[i], pointers[i], edges=of_layer, **_guide(layer, priors[i])))
+    return z, own, drawn
+
+
+def _guide(layer: PredictiveSelfAttention, prior: Prior | None) -> dict[str, Any]:
+    if prior is None or layer.predictor is None:
+        return {"mu": layer.mu}
+    predictor = layer.predictor
+    return {"prior_query": prior.query, "prior_key": prior.key, "weight": predictor.weight, "bias": predictor.bias, "mu": layer.mu}

@@ -1,0 +1,1 @@
+"""The graph of representations, and the layers that pass its messages."""

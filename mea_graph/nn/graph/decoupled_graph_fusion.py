@@ -1,0 +1,253 @@
+"""Message passing in one graph per sample and space, read out to one vector each, [MEA] Eq. 17-19."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn.aggr import Aggregation, MaxAggregation, MeanAggregation, MinAggregation, SumAggregation
+from torch_geometric.nn.dense import HeteroDictLinear
+from torch_geometric.nn.inits import reset
+from torch_geometric.nn.resolver import aggregation_resolver
+from torch_geometric.typing import EdgeType, NodeType
+
+from mea_graph.nn._sequences import check_modalities, check_sizes
+from mea_graph.nn.graph.fusion_graph import SPACES
+from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
+from mea_graph.ops.eager import is_traced
+
+_ANY_ORDER = (SumAggregation, MeanAggregation, MaxAggregation, MinAggregation)  # others expect a sample's nodes in one run
+
+
+class FusedRepresentations(NamedTuple):
+    """One vector per sample by space (or, without a readout, the nodes by type), and on request the transfer coefficients by edge type.
+
+    >>> import torch
+    >>> from mea_graph.nn import fusion_graph
+    >>> graph = fusion_graph({"a": torch.randn(3, 8), "b": torch.randn(3, 8)}, None)
+    >>> fuse = DecoupledGraphFusion(8, spaces=["exclusive"])
+    >>> fuse(graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples).x["exclusive"].shape
+    torch.Size([3, 8])
+    """
+
+    x: dict[str, Tensor]  # (B, d_out) by space; (N, d_out) by node type where `aggr` is None
+    transfer: dict[EdgeType, Tensor]  # xi, (E, heads) by edge type; 0 where an edge is absent
+
+
+class _Part(NamedTuple):
+    """The edges of one type in the graph of a space."""
+
+    edge_index: Tensor
+    source: int  # the rows before those of the source and of the destination type
+    target: int
+    present: Tensor | None
+
+    def equals(self, other: "_Part") -> bool:
+        same_tensors = self.edge_index is other.edge_index and self.present is other.present
+        return same_tensors and (self.source, self.target) == (other.source, other.target)
+
+
+class DecoupledGraphFusion(nn.Module):
+    r"""Fuses the representations of each space on a graph of its own ([MEA] Eq. 17-19).
+
+    .. math:: h_{fin} = \sum_i \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
+
+    One convolution for each space, in the `ModuleDict` `convs`, where any may be replaced: W is shared inside a graph, not between them.
+    Takes the graph that `fusion_graph` makes, or any heterogeneous graph: the nodes of a space are those whose type ends in
+    `_<space>`. Other node types, and edges from or to them, are passed over.
+
+    With `aggr=None` the nodes themselves are returned, so that layers stack:
+    `last(first(x_dict, edge_index_dict).x, edge_index_dict, sample_dict)`.
+
+    Args:
+        channels: Width d_h of the representations, -1 to take it from the first call; or a dict of widths by node type, each of which is
+            brought to `out_channels` by a linear map first.
+        out_channels: Width of the result; None means d_h.
+        conv: What passes the messages: a class or function that makes of two widths a module `f(x, edge_index)`, such as `GATConv` or
+            `partial(GraphFusionConv, heads=2, concat=False)`.
+        aggr: How a sample's nodes become one vector: an `Aggregation` of PyG, shared by the spaces, or its name; None for the nodes. (PyG's
+            LSTM and GRU run on over padding: what they make of a sample with fewer nodes than others depends on those.)
+        spaces: Which graphs to expect, by the endings of their node types (Table V, "w/o exclusive", "w/o agnostic").
+
+    Shape:
+        - x_dict: by node type :math:`(N, d_h)`; edge_index_dict: by edge type :math:`(2, E)`; sample_dict: by node type :math:`(N,)`, int64
+        - present_dict: by node type :math:`(N,)` and by edge type :math:`(E,)`, bool; a type that it lacks is present as a whole
+        - result: `FusedRepresentations`, :math:`(B, d_{out})` by space; for a sample without any node what `aggr` makes of nothing: zeros
+          where it is "sum"
+
+    Raises:
+        ValueError: Wrong widths, an edge type between two spaces, no node type of an expected space, or no `sample_dict` for a readout.
+
+    >>> import torch
+    >>> from mea_graph.nn import fusion_graph
+    >>> h = {m: torch.randn(5, 64) for m in ("text", "audio", "vision", "heart")}
+    >>> graph = fusion_graph(h, h)
+    >>> fused = DecoupledGraphFusion(64)(graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples)
+    >>> fused.x["agnostic"].shape
+    torch.Size([5, 64])
+    """
+
+    def __init__(
+        self,
+        channels: int | Mapping[NodeType, int],
+        out_channels: int | None = None,
+        conv: Callable[[int, int], nn.Module] = GraphFusionConv,
+        aggr: str | Aggregation | None = "sum",
+        spaces: tuple[str, ...] | list[str] = SPACES,
+    ) -> None:
+        super().__init__()
+        if isinstance(spaces, str) or not spaces:
+            raise ValueError(f"spaces: expected a list of at least one name, got {spaces!r}")
+        self.spaces = check_modalities(spaces)
+        if out_channels is None:
+            if not isinstance(channels, int) or channels == -1:
+                raise ValueError(f"out_channels: expected a width, since channels is {channels!r}, got None")
+            out_channels = channels
+        check_sizes(out_channels=out_channels)
+        self.channels, self.out_channels = channels, out_channels
+        self.align = None
+        if not isinstance(channels, int):
+            self.align = HeteroDictLinear(dict(channels), out_channels, bias=False)
+            channels = out_channels
+        self.convs = nn.ModuleDict({space: conv(channels, out_channels) for space in self.spaces})
+        self.aggr = aggregation_resolver(aggr) if isinstance(aggr, str) else aggr
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        for part in self.children():
+            reset(part)
+
+    def forward(
+        self,
+        x_dict: Mapping[NodeType, Tensor],
+        edge_index_dict: Mapping[EdgeType, Tensor],
+        sample_dict: Mapping[NodeType, Tensor] | None = None,
+        num_samples: int | None = None,
+        present_dict: Mapping[Any, Tensor] | None = None,
+        return_attention_weights: bool = False,
+    ) -> FusedRepresentations:
+        """Fuses a graph; `num_samples` spares a look at the data (and is needed if last samples have no node)."""
+        present = {} if present_dict is None else present_dict
+        space_of = self._spaces_of(x_dict, edge_index_dict)
+        nodes = {name: x_dict[name] for name in space_of}
+        self._check_widths(nodes)
+        if self.align is not None:
+            nodes = self.align(nodes)
+        if self.aggr is not None:
+            if sample_dict is None or set(space_of) - set(sample_dict):
+                raise ValueError(f"sample_dict: expected the samples of {list(space_of)}, got {sample_dict and list(sample_dict)}")
+            if num_samples is None:
+                num_samples = max((int(sample_dict[n].max()) + 1 for n in space_of if sample_dict[n].numel()), default=0)
+        result: dict[str, Tensor] = {}
+        transfer: dict[EdgeType, Tensor] = {}
+        last: tuple[list[_Part], int, Tensor] | None = None
+        for space, conv in self.convs.items():
+            names = [name for name, own in space_of.items() if own == space]
+            types = [t for t in edge_index_dict if t[0] in names and t[2] in names]
+            start, rows = {}, 0
+            for name in names:
+                start[name], rows = rows, rows + nodes[name].size(0)
+            parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
+            if last is None or is_traced() or not self._same(parts, rows, *last[:2]):  # the spaces mostly have the same edges
+                last = parts, rows, self._homogeneous(parts, rows, x_dict[names[0]].device)
+            # One more node, to which all edges go that are absent: it hears and reaches nobody else.
+            masked = any(part.present is not None for part in parts)
+            x = [nodes[name] for name in names]
+            x_all = torch.cat([*x, x[0].new_zeros(1, x[0].size(1))] if masked else x)
+            out = self._pass(conv, x_all, last[2], return_attention_weights)
+            if return_attention_weights:
+                out, weights = out
+                transfer.update(self._by_type(types, parts, weights))
+            out = out[:rows] if masked else out
+            if self.aggr is None:
+                result.update(zip(names, out.split([own.size(0) for own in x]), strict=True))
+            else:
+                assert sample_dict is not None
+                assert num_samples is not None
+                result[space] = self._read_out(out, names, sample_dict, num_samples, present)
+        return FusedRepresentations(result, transfer)
+
+    def _spaces_of(self, x_dict: Mapping[NodeType, Tensor], edge_index_dict: Mapping[EdgeType, Tensor]) -> dict[NodeType, str]:
+        """The space of each node type that has one."""
+        space_of = {}
+        for name in x_dict:
+            fitting = [space for space in self.spaces if name.endswith(f"_{space}")]
+            if fitting:
+                space_of[name] = max(fitting, key=len)
+        for space in self.spaces:
+            if space not in space_of.values():
+                raise ValueError(f"x_dict: expected node types ending in '_{space}', got {list(x_dict)}")
+        for edge_type in edge_index_dict:
+            ends = {space_of.get(edge_type[0]), space_of.get(edge_type[2])} - {None}
+            if len(ends) == 2:
+                raise ValueError(f"edge_index_dict: expected edges inside one space, got {edge_type}")
+        return space_of
+
+    def _check_widths(self, nodes: Mapping[NodeType, Tensor]) -> None:
+        if isinstance(self.channels, int):
+            width = self.channels if self.channels != -1 else next(iter(nodes.values())).size(-1)
+            expected = dict.fromkeys(nodes, width)
+        else:
+            expected = {name: nodes[name].size(-1) if width == -1 else width for name, width in self.channels.items() if name in nodes}
+        for name, x in nodes.items():
+            if name not in expected:
+                raise ValueError(f"x_dict: expected the node types {list(expected)} that channels names, got {name!r}")
+            if x.dim() != 2 or x.size(1) != expected[name]:
+                raise ValueError(f"x_dict[{name!r}]: expected (N, {expected[name]}), got {tuple(x.shape)}")
+
+    @staticmethod
+    def _same(parts: list[_Part], rows: int, others: list[_Part], other_rows: int) -> bool:
+        return rows == other_rows and len(parts) == len(others) and all(a.equals(b) for a, b in zip(parts, others, strict=True))
+
+    @staticmethod
+    def _homogeneous(parts: list[_Part], rows: int, device: torch.device) -> Tensor:
+        """The edges between the rows of a space, one type after the other; those that are absent go to one row more."""
+        if not parts:
+            return torch.empty(2, 0, dtype=torch.long, device=device)
+        ends: list[list[Tensor]] = [[], []]
+        for part in parts:
+            source, target = part.edge_index.unbind()
+            ends[0].append(source + part.source)
+            ends[1].append(target + part.target)
+        edges = torch.stack([torch.cat(ends[0]), torch.cat(ends[1])])
+        if all(part.present is None for part in parts):
+            return edges
+        there = [p.edge_index.new_ones(p.edge_index.size(1), dtype=torch.bool) if p.present is None else p.present for p in parts]
+        return torch.where(torch.cat(there), edges, rows)
+
+    @staticmethod
+    def _pass(conv: nn.Module, x: Tensor, edge_index: Tensor, return_attention_weights: bool) -> Any:
+        if not return_attention_weights:
+            return conv(x, edge_index)
+        if "return_attention_weights" not in inspect.signature(conv.forward).parameters:
+            raise ValueError(f"return_attention_weights: expected False, since {type(conv).__name__} has no attention weights")
+        out, (edges, weights) = conv(x, edge_index, return_attention_weights=True)
+        if edges.shape != edge_index.shape:
+            name = type(conv).__name__
+            raise ValueError(f"return_attention_weights: expected weights of {edge_index.size(1)} edges, got {edges.size(1)} of {name}")
+        return out, weights
+
+    @staticmethod
+    def _by_type(types: list[EdgeType], parts: list[_Part], weights: Tensor) -> dict[EdgeType, Tensor]:
+        own = weights.split([part.edge_index.size(1) for part in parts])
+        return {
+            t: xi if part.present is None else xi.masked_fill(~part.present.unsqueeze(1), 0)
+            for t, part, xi in zip(types, parts, own, strict=True)
+        }
+
+    def _read_out(
+        self, x: Tensor, names: list[NodeType], sample_dict: Mapping[NodeType, Tensor], num_samples: int, present: Mapping[Any, Tensor]
+    ) -> Tensor:
+        absent = any(name in present for name in names)
+        samples = []
+        for name in names:  # an absent node belongs to one sample more, which is cut off
+            sample = sample_dict[name]
+            samples.append(torch.where(present[name], sample, num_samples) if name in present else sample)
+        index = torch.cat(samples)
+        if not isinstance(self.aggr, _ANY_ORDER):
+            index, order = torch.sort(index, stable=True)
+            x = x.index_select(0, order)
+        assert self.aggr is not None
+        out = self.aggr(x, index, dim_size=num_samples + absent)
+        return out[:num_samples] if absent else out

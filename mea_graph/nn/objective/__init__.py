@@ -1,0 +1,1 @@
+"""What the two kinds of representation are trained for: losses and discriminators."""

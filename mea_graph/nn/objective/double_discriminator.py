@@ -1,0 +1,128 @@
+"""The two discriminators that drive the representations apart, [MEA] Eq. 15-16."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mea_graph.nn._sequences import check_batch, check_keys, check_modalities, check_sizes
+from mea_graph.nn.objective.gradient_reversal import GradientReversal
+
+
+class Discrimination(NamedTuple):
+    """Logits over the M modalities for each sample and modality, and the degrees omega. None where a space is absent.
+
+    >>> import torch
+    >>> h = {"a": torch.randn(4, 8), "b": torch.randn(4, 8)}
+    >>> DoubleDiscriminator(8, ["a", "b"])(h, h).omega.shape
+    torch.Size([4, 2])
+    """
+
+    exclusive: Tensor | None  # (B, M, M), D_m on h_e
+    agnostic: Tensor | None  # (B, M, M), D_m on GRL(h_a)
+    importance: Tensor | None  # (B, M, M), D_i on detached h_a
+    omega: Tensor | None  # (B, M), detached
+    confusion: Tensor | None = None  # (B, M, M), D_m with its weights held on h_a; only with adversary="confusion"
+
+
+class DoubleDiscriminator(nn.Module):
+    r"""Importance discriminator and modality discriminator ([MEA] Eq. 15-16).
+
+    The modality discriminator :math:`D_m`, one network for both kinds of representation, tells from which modality a representation stems:
+    exclusive ones are to make that easy, agnostic ones, behind a gradient reversal, hard. The importance discriminator :math:`D_i`,
+    a linear one, is trained on detached agnostic representations (R6), and weighs the adversarial loss of each:
+
+    .. math:: \omega = 1 - D_i(h_a)[m]
+
+    That is the paper's formula: the weight is low where :math:`D_i` is sure of the modality. The strategy stems from MARN
+    (arXiv 2003.07162). Where linear separation is easy, :math:`\omega` is near zero, and with it the adversarial loss.
+
+    The reversed loss has no bound: the agnostic representations can raise it for ever by growing. With `adversary="confusion"`
+    (Tzeng et al., arXiv 1510.02192) :math:`D_m` learns from detached agnostic representations, and these from `modality_confusion`, which
+    is least where :math:`D_m` is undecided.
+
+    Args:
+        channels: Width d_h of the representations.
+        modalities: Names of the modalities, at least two.
+        importance: Whether to weigh by omega; without, omega is 1 (Table V, "w/o omega").
+        reversal: Scale of the gradient reversal; without effect where the adversary is "confusion".
+        adversary: What agnostic representations are trained for: "reversal", as printed, raises the loss of :math:`D_m`; or "confusion".
+
+    Shape:
+        - exclusive, agnostic: dict of :math:`(B, d_h)`, or None where the space is not there
+        - result: `Discrimination`
+
+    Raises:
+        ValueError: Other modalities than those named, numbers of samples that differ between them, or another adversary.
+
+    >>> import torch
+    >>> layer = DoubleDiscriminator(64, ["text", "audio", "vision"])
+    >>> h = {m: torch.randn(5, 64) for m in layer.modalities}
+    >>> layer(h, h).agnostic.shape
+    torch.Size([5, 3, 3])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        modalities: Iterable[str],
+        importance: bool = True,
+        reversal: float = 1.0,
+        adversary: Literal["reversal", "confusion"] = "reversal",
+    ) -> None:
+        super().__init__()
+        if adversary not in ("reversal", "confusion"):
+            raise ValueError(f"adversary: expected 'reversal' or 'confusion', got {adversary!r}")
+        self.adversary = adversary
+        check_sizes(channels=channels)
+        self.modalities = check_modalities(modalities, at_least=2)
+        size = len(self.modalities)
+        self.importance = nn.Linear(channels, size, bias=False) if importance else None  # softmax(h W_i), as printed
+        self.reversal = GradientReversal(reversal)
+        self.hidden = nn.Linear(channels, channels)
+        self.out = nn.Linear(channels, size)
+        self.activation = nn.GELU()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        if self.importance is not None:
+            self.importance.reset_parameters()
+        self.hidden.reset_parameters()
+        self.out.reset_parameters()
+
+    def discriminate(self, h: Tensor) -> Tensor:
+        """Logits of the modality discriminator, (*, d_h) -> (*, M)."""
+        return self.out(self.activation(self.hidden(h)))
+
+    def _confusion(self, h: Tensor) -> Tensor:
+        """As `discriminate`, but the weights get no gradient."""
+        inner = F.linear(h, self.hidden.weight.detach(), self.hidden.bias.detach())
+        return F.linear(self.activation(inner), self.out.weight.detach(), self.out.bias.detach())
+
+    def forward(self, exclusive: Mapping[str, Tensor] | None, agnostic: Mapping[str, Tensor] | None) -> Discrimination:
+        """Returns the logits of both discriminators."""
+        stacked = []
+        for name, space in (("exclusive", exclusive), ("agnostic", agnostic)):
+            if space is not None:
+                check_keys(space, self.modalities, name)
+                check_batch(space, name)
+            stacked.append(None if space is None else torch.stack([space[m] for m in self.modalities], 1))  # (B, M, d_h)
+        h_e, h_a = stacked
+        importance = omega = confusion = None
+        if h_a is not None:
+            omega = torch.ones_like(h_a[..., 0])
+            if self.importance is not None:
+                importance = self.importance(h_a.detach())
+                omega = 1 - importance.detach().softmax(-1).diagonal(dim1=1, dim2=2)
+            if self.adversary == "confusion":
+                confusion, h_a = self._confusion(h_a), h_a.detach()
+        return Discrimination(
+            None if h_e is None else self.discriminate(h_e),
+            None if h_a is None else self.discriminate(self.reversal(h_a)),
+            importance,
+            omega,
+            confusion,
+        )

@@ -1,0 +1,134 @@
+"""The whole objective, [MEA] Eq. 20."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mea_graph.nn.mea import MEAOutput
+from mea_graph.nn.objective.losses import (
+    agnostic_adversarial,
+    at_least_float32,
+    exclusive_adversarial,
+    hsic,
+    modality_confusion,
+    orthogonality,
+)
+
+
+class LossTerms(NamedTuple):
+    """The objective and its terms, each unweighted but the total.
+
+    >>> LossTerms._fields
+    ('total', 'task', 'disparity', 'agnostic', 'exclusive', 'importance', 'confusion')
+    """
+
+    total: Tensor
+    task: Tensor
+    disparity: Tensor
+    agnostic: Tensor
+    exclusive: Tensor
+    importance: Tensor
+    confusion: Tensor
+
+
+class MEALoss(nn.Module):
+    r"""The objective of MEA, every term by name ([MEA] Eq. 20).
+
+    .. math:: L = L_{task} + \alpha L_{dis} + \beta \, (L_{agn} + L_{exc} + L_{imp})
+
+    :math:`L_{task}` is the mean squared error (regression), cross-entropy (classification) or binary cross-entropy (multilabel).
+    :math:`L_{dis}` is the mean over modalities of `hsic` between exclusive and agnostic representations. :math:`L_{imp}` trains the
+    importance discriminator, on detached representations (R6): it changes nothing else. A model with `adversary="confusion"` adds
+    :math:`\beta L_{con}` (`modality_confusion`); its :math:`L_{agn}` trains the modality discriminator alone.
+
+    Args:
+        task: Kind of target.
+        alpha, beta: Weights, finite and at least 0. Zero turns the term off (Table V, "w/o L_dis", "w/o adversarial").
+        disparity: "hsic", or "orthogonality" (Table V, "L_sep").
+        label_smoothing: Of the cross-entropy, in [0, 1].
+
+    Shape:
+        - output: `MEAOutput` with prediction :math:`(B, C)`; target: :math:`(B,)` float with C = 1 (regression), :math:`(B,)` int64 in
+          [0, C) (classification), :math:`(B, C)` of zeros and ones (multilabel)
+        - result: `LossTerms` of scalars
+
+    Raises:
+        ValueError: A target that does not fit the task or the prediction (classes out of range: looked for on the CPU only, since
+            elsewhere the look would wait for the device), or an option out of its range.
+
+    >>> import torch
+    >>> from mea_graph.nn import MEA
+    >>> output = MEA({"a": 3, "b": 5}, 1, channels=8, heads=2)({"a": torch.randn(4, 6, 3), "b": torch.randn(4, 9, 5)})
+    >>> terms = MEALoss("regression")(output, torch.randn(4))
+    >>> terms.total.backward()
+    """
+
+    def __init__(
+        self,
+        task: Literal["regression", "classification", "multilabel"] = "regression",
+        alpha: float = 0.02,
+        beta: float = 0.03,
+        disparity: Literal["hsic", "orthogonality"] = "hsic",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if task not in ("regression", "classification", "multilabel"):
+            raise ValueError(f"task: expected 'regression', 'classification' or 'multilabel', got {task!r}")
+        if disparity not in ("hsic", "orthogonality"):
+            raise ValueError(f"disparity: expected 'hsic' or 'orthogonality', got {disparity!r}")
+        if not (0 <= alpha < math.inf and 0 <= beta < math.inf):
+            raise ValueError(f"alpha, beta: expected finite numbers of at least 0, got {alpha}, {beta}")
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        self.task, self.alpha, self.beta, self.label_smoothing = task, alpha, beta, label_smoothing
+        self.disparity = disparity
+
+    def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """L_task alone, for networks that have no other term."""
+        expected = prediction.shape if self.task == "multilabel" else prediction.shape[:1]
+        if prediction.dim() != 2:
+            raise ValueError(f"prediction: expected (B, C), got {tuple(prediction.shape)}")
+        if self.task == "regression" and prediction.size(1) != 1:
+            raise ValueError(f"prediction: expected (B, 1) for regression, got {tuple(prediction.shape)}")
+        if target.shape != expected:
+            raise ValueError(f"target: expected {tuple(expected)} for {self.task}, got {tuple(target.shape)}")
+        if not (target.dtype == torch.int64 if self.task == "classification" else target.is_floating_point()):
+            kind = "int64" if self.task == "classification" else "floats"
+            raise ValueError(f"target: expected {kind} for {self.task}, got {target.dtype}")
+        prediction = at_least_float32(prediction)
+        if self.task == "regression":
+            return F.mse_loss(prediction.squeeze(1), target.to(prediction.dtype))
+        if self.task == "classification":
+            _check_classes(target, prediction.size(1))
+            return F.cross_entropy(prediction, target, label_smoothing=self.label_smoothing)
+        return F.binary_cross_entropy_with_logits(prediction, target.to(prediction.dtype))
+
+    def forward(self, output: MEAOutput, target: Tensor) -> LossTerms:
+        """Returns the objective and its terms."""
+        task = self.task_loss(output.prediction, target)
+        zero = task.new_zeros(())
+        disparity = agnostic = exclusive = importance = confusion = zero
+        # A term of weight zero is still computed: it is worth a look, and no parameter is left without a gradient.
+        if output.exclusive is not None and output.agnostic is not None:
+            term = hsic if self.disparity == "hsic" else orthogonality
+            disparity = torch.stack([term(output.exclusive[m], output.agnostic[m], output.present[m]) for m in output.exclusive]).mean()
+        seen, present = output.discrimination, torch.stack(list(output.present.values()), 1)  # (B, M)
+        if seen.agnostic is not None and seen.omega is not None:
+            agnostic = agnostic_adversarial(seen.agnostic, seen.omega, present)
+            if seen.confusion is not None:
+                confusion = modality_confusion(seen.confusion, seen.omega, present)
+        if seen.exclusive is not None:
+            exclusive = exclusive_adversarial(seen.exclusive, present)
+        if seen.importance is not None:
+            importance = exclusive_adversarial(seen.importance, present)
+        total = task + self.alpha * disparity + self.beta * (agnostic + exclusive + importance + confusion)
+        return LossTerms(total, task, disparity, agnostic, exclusive, importance, confusion)
+
+
+def _check_classes(target: Tensor, classes: int) -> None:
+    """cross_entropy would pass over -100 in silence. Looked at on the CPU only: elsewhere the look would wait for the device."""
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((target < 0) | (target >= classes)).any()):
+        raise ValueError(f"target: expected classes in [0, {classes}), got {int(target.min())} to {int(target.max())}")

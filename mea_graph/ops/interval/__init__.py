@@ -1,0 +1,126 @@
+"""Interval attention, [MEA] Eq. 7: each target row attends to runs of consecutive source rows."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.interval import cpu, listed, padded, reference, triton
+from mea_graph.ops.interval_edges import IntervalEdges
+
+__all__ = ["interval_attention", "interval_attention_map"]
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor | None, edges: Any) -> None:
+    if query.dim() != 3:
+        raise ValueError(f"query: expected (N, K, D), got {tuple(query.shape)}")
+    _, heads, width = query.shape
+    if key.dim() != 3 or key.shape[1:] != (heads, width):
+        raise ValueError(f"key: expected (N_s, {heads}, {width}), got {tuple(key.shape)}")
+    if value is not None and (value.dim() != 3 or value.shape[:2] != key.shape[:2]):
+        raise ValueError(f"value: expected ({key.size(0)}, {heads}, any), got {tuple(value.shape)}")
+    if isinstance(edges, IntervalEdges):
+        if edges.target.num_rows != query.size(0) or edges.num_source_rows != key.size(0):
+            expected = f"{query.size(0)} target and {key.size(0)} source rows"
+            raise ValueError(f"edges: expected {expected}, got {edges.target.num_rows} and {edges.num_source_rows}")
+    elif not isinstance(edges, Tensor) or edges.dim() != 2 or edges.size(0) != 2 or edges.dtype != torch.int64:
+        got = f"{edges.dtype} {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
+        raise ValueError(f"edges: expected IntervalEdges or an int64 edge_index (2, E), got {got}")
+
+
+def interval_attention(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges | Tensor, backend: str = "auto") -> Tensor:
+    r"""Multi-head attention over a graph whose edges come in runs ([MEA] Eq. 7).
+
+    .. math:: o_i = \sum_{j \in N(i)} \mathrm{softmax}_{j \in N(i)}\big(q_i^T k_j / \sqrt{D}\big) \, v_j
+
+    :math:`N(i)` are the source rows that `edges` gives to the target row i. A row that hears nothing gives zeros. With `IntervalEdges` no
+    map and no list of edges is stored: memory grows with the rows, time with the edges. Sums are taken in float32, or in float64 where an
+    input is float64, and repeat bit for bit.
+
+    Args:
+        query: Of the target rows, split into heads.
+        key, value: Of the source rows; several sources stand one below the other.
+        edges: `IntervalEdges`, or a PyG `edge_index` for any other graph, which is computed edge by edge.
+        backend: "cpu" computes block by block, for tensors on a CPU, "triton" for those on an NVIDIA GPU; "sdpa" pads and hands the batch
+            to PyTorch, on any device; "listed" computes edge by edge; "reference" stores the map. "auto" takes the first that can run.
+
+    Shape:
+        - query: :math:`(N_t, K, D)`; key: :math:`(N_s, K, D)`; value: :math:`(N_s, K, D_v)`
+        - result: :math:`(N_t, K, D_v)`, of the values' dtype
+
+    Raises:
+        ValueError: A shape is not as above, the edges are those of other rows, or the backend cannot run.
+
+    >>> import torch
+    >>> from mea_graph.ops import IntervalEdges, Pointers
+    >>> text, audio = Pointers.from_ptr(torch.tensor([0, 3, 7])), Pointers.from_ptr(torch.tensor([0, 9, 20]))
+    >>> sound = torch.randn(20, 4, 5)
+    >>> interval_attention(torch.randn(7, 4, 5), sound, sound, IntervalEdges.complete(audio, text)).shape
+    torch.Size([7, 4, 5])
+    """
+    _check(query, key, value, edges)
+    arguments = {"query": query, "key": key, "value": value, "edges": edges}
+    return _OP.run(backend, query.device, arguments)
+
+
+def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> Tensor:
+    r"""The attention map of `interval_attention`, padded, for figures.
+
+    Args:
+        query, key, edges: As for `interval_attention`.
+
+    Shape:
+        - result: :math:`(B, K, T, \sum_s T_s)`, the sources' steps in the order given; zero where nothing is heard.
+
+    Raises:
+        ValueError: As for `interval_attention`.
+
+    >>> import torch
+    >>> from mea_graph.ops import IntervalEdges, Pointers
+    >>> a, b = Pointers.from_ptr(torch.tensor([0, 3])), Pointers.from_ptr(torch.tensor([0, 5]))
+    >>> interval_attention_map(torch.randn(3, 2, 4), torch.randn(5, 2, 4), IntervalEdges.complete(b, a)).shape
+    torch.Size([1, 2, 3, 5])
+    """
+    _check(query, key, None, edges)
+    if not isinstance(edges, IntervalEdges):
+        raise ValueError("edges: expected IntervalEdges for a map, got an edge_index")
+    q, k, _, mask = padded.pad(query, key, key, edges, padded.common_dtype(query, key))
+    steps = edges.target.mask.unsqueeze(2)
+    return reference.attention_map(q, k, mask & steps)
+
+
+def _refuse_list(edges: Any, **_: Any) -> str | None:
+    return None if isinstance(edges, IntervalEdges) else "the edges are a list"
+
+
+def _refuse_intervals(edges: Any, **_: Any) -> str | None:
+    return "the edges are intervals" if isinstance(edges, IntervalEdges) else None
+
+
+def _refuse_cpu(query: Tensor, edges: Any, **_: Any) -> str | None:
+    return _refuse_list(edges) or cpu.refuse(query)
+
+
+def _accept(**_: Any) -> None:
+    """For the backend that runs on anything."""
+
+
+def _run_reference(query: Tensor, key: Tensor, value: Tensor, edges: Any) -> Tensor:
+    return (listed.run if isinstance(edges, Tensor) else padded.run_reference)(query, key, value, edges)
+
+
+def _run_listed(query: Tensor, key: Tensor, value: Tensor, edges: Tensor) -> Tensor:
+    return listed.run(query, key, value, edges)
+
+
+_OP = Op(
+    interval_attention,
+    {
+        "listed": Backend(_run_listed, _refuse_intervals),
+        "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
+        "triton": Backend(triton.run, triton.refuse, prefers="cuda"),
+        "sdpa": Backend(padded.run_sdpa, _refuse_list),
+        "reference": Backend(_run_reference, _accept),
+    },
+)

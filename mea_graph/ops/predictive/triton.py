@@ -1,0 +1,326 @@
+"""Predictive attention on NVIDIA GPUs: launches the Triton kernels and registers them as operators.
+
+Memory beyond the inputs is O(B K T (D + 3 K D)); no map is stored. A sample costs what its true length costs. The host knows no length but
+T, the longest. Triton itself is imported at the first call.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.interval import triton as gpu
+from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.library import register, through_reference
+from mea_graph.ops.pointers import Pointers
+from mea_graph.ops.predictive import padded
+
+_WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
+_BLOCK = 64  # copies are padded to multiples of it, and every tile divides it
+_FOLD_ROWS, _UNFOLD_ROWS = 32, 16
+_PROGRAMS = 512  # the loop over queries is split by heads into at least so many programs, to fill the largest GPUs
+
+
+class Tiles(NamedTuple):
+    """How a loop is cut."""
+
+    rows: int  # queries
+    columns: int  # keys
+    chunk: int  # channels of the folded width that are multiplied at once
+    warps: int
+    stages: int
+
+
+# By loop, precision and whether the tiles are narrow: heads of at most 16 channels, and a folded width 3 K D of at most 128. Chosen so that
+# nothing spills, with Triton 3.6 and 3.9, and so that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86,
+# sm_89): see tests/ops/triton/test_compiled.py.
+HOPPER = {
+    ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2),
+    ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
+    ("forward", "float", "narrow"): Tiles(64, 32, 32, 4, 2),
+    ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1),
+    ("query", "half", "narrow"): Tiles(64, 32, 128, 4, 2),
+    ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1),
+    ("query", "float", "narrow"): Tiles(64, 16, 32, 4, 1),
+    ("query", "float", "wide"): Tiles(16, 16, 32, 4, 1),
+    ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
+    ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1),
+    ("key", "float", "narrow"): Tiles(16, 64, 32, 4, 1),
+    ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1),
+}
+AMPERE = HOPPER | {
+    ("query", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
+    ("query", "float", "narrow"): Tiles(32, 16, 32, 4, 1),
+    ("key", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
+    ("key", "float", "narrow"): Tiles(16, 32, 32, 4, 1),
+}
+
+
+def refuse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior_query: Tensor | None,
+    prior_key: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mu: float,
+    pointers: Pointers,
+    edges: IntervalEdges | Tensor | None,
+) -> str | None:
+    """Why these kernels cannot run on these tensors, or None."""
+    if prior_query is None or prior_key is None or weight is None:
+        return "there is no prior, and plain attention needs no kernel of ours"
+    if isinstance(edges, Tensor):
+        return "the edges are a list"
+    if edges is not None and not edges.is_complete:
+        return "the edges are a window, and these kernels hear the whole sample"
+    tensors = {"query": query, "key": key, "value": value, "prior_query": prior_query, "prior_key": prior_key, "weight": weight}
+    reason = gpu.refuse_tensors(tensors if bias is None else tensors | {"bias": bias}) or gpu.refuse_sizes(query, key, value)
+    if reason is not None:
+        return reason
+    heads, width = prior_query.shape[1:]
+    folded = 3 * heads * width
+    if folded > _WIDEST_FOLDED:
+        return f"the prior's {heads} heads of {width} channels fold into 3 K D = {folded}, and the kernels hold at most {_WIDEST_FOLDED}"
+    if width == 0:
+        return "the prior's heads have no channels"
+    return None
+
+
+class _Call:
+    """What forward and backward share: sizes, where the rows are, and the aligned copies that the loops read."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], bias: Tensor | None, start: Tensor, length: Tensor, steps: int, mu: float) -> None:
+        self.query, self.key, self.value, self.prior_query, self.prior_key = map(gpu.dense_rows, tensors[:5])
+        self.weight, self.mu = tensors[5].contiguous(), float(mu)
+        self.bias = self.weight if bias is None else bias.contiguous()  # never read without a bias
+        self.start, self.length, self.batch = start.contiguous(), length.contiguous(), start.size(0)
+        self.heads, self.width = self.query.shape[1:]
+        self.value_width, self.prior_width = self.value.size(2), self.prior_query.size(2)
+        self.scale = math.log2(math.e) / math.sqrt(self.width)
+        self.prior_scale = 1 / math.sqrt(self.prior_width)
+        self.steps_padded = _pad(steps)
+        dtypes = {t.dtype for t in tensors[:5]}
+        self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
+        self.tiles = {"WIDTH": gpu.power_of_2(self.width), "VALUE_WIDTH": gpu.power_of_2(self.value_width)}
+        self.tiles["FOLDED"] = gpu.power_of_2(3 * self.heads * self.prior_width)
+        self.flags = {"HAS_BIAS": bias is not None, "EXACT": self.dtype == torch.float32}
+
+    def copies(self, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
+        """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
+        from mea_graph.ops.predictive.triton_fold import predictive_attention_fold_kernel
+
+        copies = {
+            "query_copy": self.empty("WIDTH"),
+            "key_copy": self.empty("WIDTH"),
+            "value_copy": self.empty("VALUE_WIDTH"),
+            "folded_query": self.empty("FOLDED"),
+            "folded_key": self.empty("FOLDED", per_head=False),
+            "grad_copy": self.empty("VALUE_WIDTH") if grad is not None else self.query,
+            "delta": self.rows() if grad is not None else self.query,
+        }
+        backward = out is not None and grad is not None
+        grad = gpu.dense_rows(self.value if grad is None else grad)
+        sources = [self.query, self.key, self.value, self.prior_query, self.prior_key]
+        strided = [a for t in sources for a in (t, *t.stride()[:2])]
+        predictive_attention_fold_kernel[(self.batch * (self.heads + 1) * (self.steps_padded // _FOLD_ROWS),)](
+            *strided, self.weight, self.start, self.length, self.value if out is None else out, grad, *grad.stride()[:2], *copies.values(),
+            self.steps_padded, self.width, self.value_width, self.prior_scale, HEADS=self.heads, PRIOR_WIDTH=self.prior_width,
+            **self.tiles, BACKWARD=backward, ROWS=_FOLD_ROWS, BLOCK=_BLOCK, num_warps=8,
+        )  # fmt: skip
+        return copies
+
+    def loop(self, name: str) -> tuple[Tiles, dict[str, Any]]:
+        """How a loop is cut, and its compile-time arguments."""
+        kind = "float" if self.dtype == torch.float32 else "half"
+        narrow = max(self.tiles["WIDTH"], self.tiles["VALUE_WIDTH"]) <= 16 and self.tiles["FOLDED"] <= 128
+        table = HOPPER if gpu.capability(self.query) >= (9, 0) else AMPERE
+        tiles = table[name, kind, "narrow" if narrow else "wide"]
+        sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns, "CHUNK": min(tiles.chunk, self.tiles["FOLDED"])}
+        return tiles, self.flags | self.tiles | sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages}
+
+    def empty(self, width: str, per_head: bool = True) -> Tensor:
+        heads = self.heads if per_head else 1
+        return self.query.new_empty(self.batch, heads, self.steps_padded, self.tiles[width], dtype=self.dtype)
+
+    def rows(self) -> Tensor:
+        return self.query.new_empty(self.batch, self.heads, self.steps_padded, dtype=torch.float32)
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior_query: Tensor,
+    prior_key: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: Tensor,
+    length: Tensor,
+    steps: int,
+    packed: bool,
+    mu: float,
+) -> tuple[Tensor, Tensor]:
+    nothing = query.size(0) == 0 or steps == 0
+    out, statistics = gpu.rows_like(value, packed and not nothing), _statistics(query, start, steps)
+    if nothing:
+        return out, statistics.zero_()
+    from mea_graph.ops.predictive.triton_kernels import predictive_attention_fwd_kernel
+
+    with gpu.on_device_of(query):
+        call = _Call((query, key, value, prior_query, prior_key, weight), bias, start, length, steps, mu)
+        copies = list(call.copies().values())[:5]
+        tiles, constants = call.loop("forward")
+        predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
+            *copies, call.bias, call.start, call.length, out, statistics[0], statistics[1],
+            call.heads, call.steps_padded, call.value_width, call.scale, call.mu, **constants,
+        )  # fmt: skip
+    return out, statistics
+
+
+def _backward(
+    grad: Tensor,
+    out: Tensor,
+    statistics: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior_query: Tensor,
+    prior_key: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: Tensor,
+    length: Tensor,
+    steps: int,
+    packed: bool,
+    mu: float,
+) -> tuple[Tensor, ...]:
+    nothing = query.size(0) == 0 or steps == 0
+    *grads, d_weight, d_bias = _fake_backward(grad, out, statistics, query, key, value, prior_query, prior_key, weight, bias)
+    d_query, d_key, d_value, d_prior_query, d_prior_key = (gpu.rows_like(g, packed and not nothing) for g in grads)
+    if nothing:
+        return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight.zero_(), d_bias.zero_()
+    from mea_graph.ops.predictive import triton_fold, triton_kernels
+
+    with gpu.on_device_of(query):
+        call = _Call((query, key, value, prior_query, prior_key, weight), bias, start, length, steps, mu)
+        *copies, delta = call.copies(out, grad).values()
+        shared = (*copies, call.bias, call.start, call.length, statistics[0], statistics[1], delta)
+        empty = functools.partial(torch.empty, dtype=torch.float32, device=query.device)
+
+        tiles, constants = call.loop("query")
+        blocks = call.steps_padded // tiles.rows
+        # The largest tensor of all. In bfloat16 it is rounded, as the folded queries are; in float16 it would underflow.
+        folded_query_grad = empty(copies[3].shape, dtype=torch.bfloat16 if call.dtype == torch.bfloat16 else torch.float32)
+        bias_parts = empty((call.batch, call.heads, blocks))
+        inner_delta = call.rows()
+        triton_kernels.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
+            *shared, d_query, folded_query_grad, bias_parts, inner_delta,
+            call.heads, call.steps_padded, call.width, call.scale, call.mu, **constants,
+        )  # fmt: skip
+
+        tiles, constants = call.loop("key")
+        blocks = call.steps_padded // tiles.columns
+        groups = min(call.heads, gpu.cdiv(_PROGRAMS, call.batch * blocks))
+        folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
+        triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
+            *shared, inner_delta, d_key, d_value, folded_key_grad,
+            call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, **constants,
+        )  # fmt: skip
+
+        channels = gpu.power_of_2(call.heads * call.prior_width)
+        blocks = call.steps_padded // _UNFOLD_ROWS
+        weight_parts = empty((call.batch * blocks, call.heads, 3, 3, channels))
+        triton_fold.predictive_attention_bwd_fold_kernel[(call.batch * blocks,)](
+            call.prior_query, *call.prior_query.stride()[:2], call.weight, call.start, call.length,
+            folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
+            call.heads, groups, call.steps_padded, call.prior_scale,
+            PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS, num_warps=8,
+        )  # fmt: skip
+        used = weight_parts.sum(0)[..., : call.heads * call.prior_width]
+        d_weight.copy_(used.unflatten(3, (call.heads, call.prior_width)).sum(4).movedim(3, 1))
+        d_bias.copy_(bias_parts.sum((0, 2)))
+    return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight, d_bias
+
+
+def _pad(steps: int) -> int:
+    return gpu.cdiv(steps, _BLOCK) * _BLOCK
+
+
+def _statistics(query: Tensor, start: Tensor, steps: int) -> Tensor:
+    """For log2 of the sums of both softmaxes: aligned as the copies are, which spares the loops a second kind of address."""
+    return query.new_empty(2, start.size(0), query.size(1), _pad(steps), dtype=torch.float32)
+
+
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    start, _length, steps = rest[4:7]
+    return value.new_empty(value.shape), _statistics(query, start, steps)
+
+
+def _fake_backward(grad: Tensor, out: Tensor, statistics: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    weight, bias = rest[5:7]
+    grads = (t.new_empty(t.shape) for t in rest[:6])
+    return *grads, weight.new_empty(weight.size(0), dtype=weight.dtype if bias is None else bias.dtype)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.steps, ctx.packed, ctx.mu = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*output, *tensors)
+
+
+def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    out, statistics, *tensors = ctx.saved_tensors
+    numbers = (ctx.steps, ctx.packed, ctx.mu)
+    if torch.is_grad_enabled():
+        return tuple(through_reference(_again, (*tensors, *numbers), grad))
+    *grads, d_bias = _BACKWARD(grad, out, statistics, *tensors, *numbers)
+    return *grads, None if tensors[6] is None else d_bias, *(None,) * 5
+
+
+def _again(*inputs: Any) -> Tensor:
+    """The same by the reference, for a second derivative."""
+    *tensors, start, length, _steps, packed, mu = inputs
+    pointers = Pointers(start, length, tensors[0].size(0), packed=packed)
+    query, key, value, prior_query, prior_key, weight, bias = tensors
+    return padded.run_reference(query, key, value, prior_query, prior_key, weight, bias, mu, pointers, None)
+
+
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor prior_query, Tensor prior_key, Tensor weight, Tensor? bias,"
+    " Tensor start, Tensor length, int steps, bool packed, float mu"
+)
+_BACKWARD = register(
+    "predictive_attention_triton_backward",
+    f"(Tensor grad, Tensor out, Tensor statistics, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _fake_backward,
+)
+_FORWARD = register(
+    "predictive_attention_triton",
+    f"({_INPUTS}) -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    _setup_context,
+    _autograd,
+)
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior_query: Tensor,
+    prior_key: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mu: float,
+    pointers: Pointers,
+    edges: IntervalEdges | None,
+) -> Tensor:
+    """See `mea_graph.ops.predictive_attention`."""
+    where = (pointers.start, pointers.length, pointers.max_length, pointers.packed)
+    return _FORWARD(query, key, value, prior_query, prior_key, weight, bias, *where, mu)[0]

@@ -1,0 +1,189 @@
+"""Reads `.npz` files: padded arrays `X` with their true lengths `X_len`."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mea_graph.data.dataset import MultimodalDataset
+from mea_graph.data.errors import DataError
+from mea_graph.data.labels import is_split, text
+from mea_graph.data.saved import FORMAT, saved_arrays
+from mea_graph.readers.checks import check_claimed_size, check_lengths, check_samples
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+_LABELS = (("label", "y"), ("labels", "target", "targets"))  # names of the labels; the second ones where there is none of the first
+_IDS = ("id", "name")
+
+
+def read_npz(
+    source: Path,
+    label: str | None = None,
+    id: str | None = None,
+    split: str | None = None,
+    label_names: Sequence[str] | None = None,
+    static: Sequence[str] = (),
+) -> MultimodalDataset:
+    """Reads an `.npz` file, never unpickling anything in it: of padded arrays, or one that `MultimodalDataset.save` wrote.
+
+    Every array `X` `(N, T, d)` is a modality, also `(N, T)` of one channel where its lengths are there; `X_len` `(N,)` its true lengths
+    (T where absent) and `X_time` `(N, T)` its times in seconds. Other arrays `(N,)` become fields. The data set's notes say what was
+    left out and what was guessed.
+
+    Args:
+        source: the file.
+        label: array with the labels: integers or strings for classes, floats for regression, `(N, K)` zeros and ones for binary
+            labels; "label", "y", "labels", "target" or "targets" where None.
+        id: array with the samples' names; "id" or "name" where None, else their numbers.
+        split: array with the name of each sample's split; where None, "split" if it holds nothing but train, valid (val, dev) and test.
+        label_names: names of the classes or binary labels.
+        static: arrays `(N, d)`, one vector a sample, each to be a modality of one step.
+
+    Raises:
+        DataError: where the file is no such file, holds Python objects, or its arrays do not fit each other.
+    """
+    arrays = _load(source)
+    try:
+        if FORMAT in arrays:
+            if label or id or split or label_names or static:
+                raise DataError("options: expected none for a saved data set, which knows its labels, names and splits")
+            return MultimodalDataset.from_arrays(**saved_arrays(arrays))
+        return MultimodalDataset.from_arrays(**_padded(arrays, label, id, split, label_names, static))
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def _padded(
+    arrays: dict[str, np.ndarray], label: str | None, id: str | None, split: str | None, label_names: Any, static: Sequence[str]
+) -> dict[str, Any]:
+    """The arguments of `MultimodalDataset.from_arrays` in padded arrays."""
+    arrays, notes = _with_channels(arrays, [static] if isinstance(static, str) else static)
+    names = [name for name, array in arrays.items() if array.ndim == 3]
+    if not names:
+        raise DataError(
+            "expected an array of shape (N, T, d) for every modality (of one channel: array[:, :, None]; "
+            f"of one vector a sample: static=), got { ({k: a.shape for k, a in arrays.items()}) }"
+        )
+    samples = len(arrays[names[0]])
+    check_samples("arrays", samples, sum(array.nbytes for array in arrays.values()))
+    taken = {*names, *(f"{name}_{part}" for name in names for part in ("len", "time"))}
+
+    def take(what: str, name: str | None, candidates: tuple[str, ...]) -> np.ndarray | None:
+        found = [c for c in ((name,) if name else candidates) if c in arrays]
+        if name and not found:
+            raise DataError(f"{what}: expected one of the arrays {sorted(arrays)}, got {name!r}")
+        if len(found) > 1:
+            raise DataError(f"{what}: expected one array, got {found}; say which with {what}=")
+        if found and not arrays[found[0]].ndim:
+            raise DataError(f"{what}: expected an array with one value a sample in {found[0]!r}, got a single value")
+        taken.update(found)
+        return arrays[found[0]] if found else None
+
+    y = take("label", label, _LABELS[0])
+    if y is not None and label is None and (others := [name for name in _LABELS[1] if name in arrays]):
+        notes.append(f"labels are those of {next(name for name in _LABELS[0] if name in arrays)!r}; label= takes {' or '.join(others)}")
+    if y is None and (y := take("label", None, _LABELS[1])) is None:
+        notes.append(f"no labels: none of the arrays is called {', '.join(sum(_LABELS, ()))}; label= names another")
+    if split is None and "split" in arrays:
+        if is_split(arrays["split"], samples):
+            split = "split"
+        else:
+            notes.append(
+                "array 'split' is a field, not the split: it holds more than train, valid and test; split='split' takes it all the same"
+            )
+    ids, splits = take("id", id, _IDS), take("split", split, ())
+    x, time = {}, {}
+    for name in names:
+        lengths = _lengths(name, arrays)
+        x[name] = [row[:n] for row, n in zip(arrays[name], lengths, strict=True)]
+        if (times := arrays.get(f"{name}_time")) is not None:
+            if times.shape != arrays[name].shape[:2]:
+                raise DataError(f"{name}_time: expected shape {arrays[name].shape[:2]}, got {times.shape}")
+            time[name] = [row[:n] for row, n in zip(times, lengths, strict=True)]
+    rest = {name: array for name, array in arrays.items() if name not in taken}
+    fields = {name: array for name, array in rest.items() if array.shape == (samples,)}
+    notes += [_left_out(name, array, samples) for name, array in rest.items() if name not in fields]
+    return {
+        "x": x,
+        "y": y,
+        "ids": None if ids is None else list(ids),
+        "time": time,
+        "split": splits,
+        "fields": fields,
+        "label_names": label_names,
+        "notes": notes,
+    }
+
+
+def _with_channels(arrays: dict[str, np.ndarray], static: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays, those of one vector a sample and of one channel as sequences, and notes on what was guessed."""
+    changed, notes = dict(arrays), []
+    for name in static:
+        if name not in arrays or arrays[name].ndim != 2:
+            got = "no such array" if name not in arrays else f"shape {arrays[name].shape}"
+            raise DataError(f"static: expected {name!r} to be an array of shape (N, d), got {got}")
+        changed[name] = arrays[name][:, None]
+    for name, array in arrays.items():
+        if array.ndim == 2 and name not in static and _are_lengths(arrays.get(f"{name}_len"), *array.shape):
+            changed[name] = array[:, :, None]
+            notes.append(f"array {name!r} of shape {array.shape} is taken as sequences of one channel, since {name}_len is there")
+    return changed, notes
+
+
+def _are_lengths(lengths: np.ndarray | None, samples: int, steps: int) -> bool:
+    return lengths is not None and lengths.shape == (samples,) and lengths.dtype.kind in "iu" and lengths.max(initial=0) <= steps
+
+
+def _left_out(name: str, array: np.ndarray, samples: int) -> str:
+    note = f"array {name!r} of shape {array.shape} left out: neither sequences (N, T, d) nor one value a sample (N,), N = {samples}"
+    if array.ndim == 2 and len(array) == samples and array.dtype.kind in "biuf":
+        note += f"; static=[{name!r}] makes it a modality of one step"
+    return note
+
+
+def _load(source: Path) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(source) as archive:
+            check_claimed_size(source, sum(member.file_size for member in archive.infolist()), source.stat().st_size)
+            for member in archive.infolist():
+                arrays[member.filename.removesuffix(".npy")] = text(_read_member(archive, member))
+    except Exception as error:  # a corrupt archive can raise nearly anything
+        if isinstance(error, DataError):
+            raise DataError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error
+        where = f" (array {len(arrays) + 1}, after {list(arrays)[-1:]})" if arrays else ""
+        raise DataError(f"{source}: cannot be read as .npz without unpickling{where}: {error}") from error
+    return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array. numpy takes the memory that a header asks for before it looks at the data; here the two must fit first."""
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(f"{member.filename}: expected a member stored or deflated, as numpy writes, got type {member.compress_type}")
+    with archive.open(member) as file:
+        if (version := np.lib.format.read_magic(file)) not in _HEADERS:
+            raise DataError(f"{member.filename}: expected .npy version 1 or 2, got {version}")
+        shape, _, dtype = _HEADERS[version](file)
+        count, there = math.prod(map(int, shape)), member.file_size - file.tell()
+        if dtype.hasobject:
+            raise DataError(f"{member.filename}: cannot be read without unpickling: it holds Python objects")
+        if count * dtype.itemsize != there or (not dtype.itemsize and count):
+            raise DataError(f"{member.filename}: expected {count * dtype.itemsize} bytes for {dtype} of shape {shape}, got {there}")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _lengths(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    samples, steps = arrays[name].shape[:2]
+    lengths = arrays.get(f"{name}_len")
+    if lengths is None:
+        return np.full(samples, steps)
+    check_lengths(f"{name}_len", lengths, samples, steps)
+    return lengths

@@ -1,0 +1,254 @@
+"""One run of a study: what it is, and carrying it out."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from mea_graph import baselines
+from mea_graph.data import DataError
+from mea_graph.studies.disentanglement import disentanglement
+from mea_graph.studies.evaluate import evaluate
+from mea_graph.studies.recipe import Recipe, open_data
+from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.early_stopping import EarlyStopping
+from mea_graph.train.error_message import one_line
+from mea_graph.train.history import History
+from mea_graph.train.mea_module import MEAModule
+from mea_graph.train.model_checkpoint import ModelCheckpoint
+from mea_graph.train.monitors import logged_names, unknown_monitor
+from mea_graph.train.quieten import quieten
+from mea_graph.train.reports import constant_scores
+from mea_graph.train.task_module import TaskModule
+from mea_graph.train.versions import versions
+
+MODULES: dict[str, Callable[..., TaskModule]] = {
+    module.__name__: module
+    for module in (
+        MEAModule,
+        baselines.LateFusionGRUModule,
+        baselines.EarlyFusionGRUModule,
+        baselines.ConcatenationTransformerModule,
+        baselines.PairwiseTransformerModule,
+        baselines.SharedPrivateEncodersModule,
+    )
+}
+PLACES = ("source", "cache_dir", "num_workers")  # options of the data that change no outcome
+CONSTANT = "constant"  # the kind of a run that trains nothing
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that decides the outcome of a run, as plain containers; two runs with the same ``id`` are the same.
+
+    Args:
+        name: the row of the table; not part of the ``id``.
+        kind: name of the module's class, or ``constant``.
+        options: of the module.
+        seed: of the weights, the order of samples and dropout.
+        data: options of `SequenceDataModule`.
+        data_hash: SHA-256 of the data.
+        trainer: arguments of Lightning's ``Trainer``.
+        selection: how validation chooses the epoch: ``monitor``, ``mode``, ``patience`` and ``epoch``, ``best`` or ``last``.
+        missing: probabilities with which modalities are taken away from the test samples.
+        embeddings: whether to measure how far the two kinds of representation are apart.
+    """
+
+    name: str
+    kind: str
+    options: dict[str, Any]
+    seed: int
+    data: dict[str, Any]
+    data_hash: str
+    trainer: dict[str, Any]
+    selection: dict[str, Any]
+    missing: list[float] = field(default_factory=list)
+    embeddings: bool = False
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return {key: value for key, value in asdict(self).items() if key != "name"}
+
+    @property
+    def id(self) -> str:
+        """Short name of the configuration; where the data lies does not matter, its hash says what it is.
+
+        An option of the module that has its default is left out, so that a run stays the same when a later version has one option more.
+        """
+        data = {name: value for name, value in self.data.items() if name not in PLACES}
+        default = defaults(self.kind)
+        options = {name: value for name, value in self.options.items() if name not in default or value != default[name]}
+        whole = self.config | {"data": data, "options": options}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+    def is_recorded_by(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record is of this run: it has the ``id``, and no default has changed since.
+
+        Args:
+            record: of a finished run.
+        """
+        known, own = record.get("config", {}).get("options", {}), json.loads(json.dumps(self.options))
+        return record["id"] == self.id and all(value == known.get(name, value) for name, value in own.items())
+
+
+def make_run(
+    name: str, kind: str, options: Mapping[str, Any], seed: int, recipe: Recipe, data_hash: str, epoch: str, **measured: Any
+) -> Run:
+    """Returns the run of a recipe with these options and this seed.
+
+    Args:
+        name: the row of the table.
+        kind: name of the module's class, or ``constant``.
+        options: of the module.
+        seed: of the run.
+        recipe: what all runs share.
+        data_hash: of the data.
+        epoch: ``best`` or ``last``.
+        measured: ``missing`` and ``embeddings``.
+    """
+    selection = {"monitor": recipe.monitor, "mode": recipe.mode, "patience": recipe.patience, "epoch": epoch}
+    # with every default written out, so that a record says all
+    return Run(
+        name, kind, defaults(kind) | dict(options), seed, recipe.data_for(seed), data_hash, dict(recipe.trainer), selection, **measured
+    )
+
+
+def defaults(kind: str) -> dict[str, Any]:
+    """Returns the options of a module that have a default, with it.
+
+    Args:
+        kind: name of the module's class, or ``constant``, which has none.
+
+    Example:
+        >>> defaults("MEAModule")["mu"]
+        0.25
+    """
+    if kind == CONSTANT:
+        return {}
+    parameters = {**inspect.signature(TaskModule).parameters, **inspect.signature(MODULES[kind]).parameters}
+    given = ("network", "in_channels", "task", "out_channels", "label_names", "kwargs")
+    return {name: parameter.default for name, parameter in parameters.items() if name not in given}
+
+
+def build(run: Run, data: SequenceDataModule) -> TaskModule:
+    """Returns the module of a run, its weights drawn from the seed.
+
+    Args:
+        run: any but that of a constant.
+        data: tells the sizes.
+
+    Raises:
+        DataError: where an option does not exist or is out of its range.
+    """
+    L.seed_everything(run.seed, verbose=False)
+    sizes = {"in_channels": data.in_channels, "task": data.task, "out_channels": data.out_channels, "label_names": data.label_names}
+    try:
+        return MODULES[run.kind](**sizes, **run.options)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{run.name}: {one_line(error)}") from error
+
+
+def carry_out(run: Run, accelerator: str, drawings: Path) -> dict[str, Any]:
+    """Trains, chooses the epoch by validation, reads the test samples once, and returns the record of the run.
+
+    Args:
+        run: what to do.
+        accelerator: of Lightning's ``Trainer``.
+        drawings: folder for what figures need and a record does not hold.
+    """
+    quieten()
+    torch.set_num_threads(1)  # runs go side by side, and such small matrices gain nothing from more
+    begin = time.perf_counter()
+    data = open_data(run.data)
+    record: dict[str, Any] = {"id": run.id, "name": run.name, "seed": run.seed, "config": run.config, "data_hash": data.dataset.hash}
+    if record["data_hash"] != run.data_hash:
+        raise DataError(f"data: {run.data.get('source')} has changed since the study began")
+    if run.kind == CONSTANT:
+        sentiment = bool(run.options.get("sentiment", False))
+        record |= {"valid": constant_scores(data, "valid", sentiment), "test": constant_scores(data, "test", sentiment)}
+        if run.missing:
+            record["missing"] = {}
+    else:
+        record |= _train(run, data, accelerator, drawings)
+    record |= {"seconds": round(time.perf_counter() - begin, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return record | {"versions": versions()}
+
+
+def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path) -> dict[str, Any]:
+    monitor, mode = run.selection["monitor"], run.selection["mode"]
+    history = History()
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
+        last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+        trainer = L.Trainer(
+            **{"gradient_clip_val": None, **run.trainer},
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            use_distributed_sampler=False,
+            callbacks=[history, EarlyStopping(monitor, mode=mode, patience=run.selection["patience"]), chosen, last],
+            num_sanity_val_steps=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        module = build(run, data)
+        begin = time.perf_counter()
+        trainer.fit(module, data, weights_only=True)
+        seconds = time.perf_counter() - begin
+        path = chosen.best_model_path if run.selection["epoch"] == "best" else str(Path(folder) / "last.ckpt")
+        if not path:
+            raise DataError(
+                f"{run.name}: {monitor} was not a number in any of the {trainer.current_epoch} epochs, so none of them is the best"
+            )
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.to(trainer.strategy.root_device).eval()
+    data.trainer = None  # from here on the data is read by us, not by Lightning
+    scores = evaluate(module, data, run.missing, run.seed)
+    record = {
+        "valid": {name.removeprefix("valid/"): v[checkpoint["epoch"]] for name, v in history.values.items() if name.startswith("valid/")},
+        "test": scores.whole,
+        "epochs": trainer.current_epoch,
+        "chosen_epoch": checkpoint["epoch"] + 1,
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "fit_seconds": round(seconds, 2),
+    }
+    if run.missing:
+        record["missing"] = scores.missing
+    if run.embeddings:
+        record["disentanglement"] = disentanglement(module, data, scores.seen, drawings / f"{run.id}.npz")
+    return record
+
+
+def check_runs(runs: list[Run]) -> None:
+    """Builds every model once, so that a mistake is told before hours of training.
+
+    Args:
+        runs: of a study.
+
+    Raises:
+        DataError: naming the run and the option.
+    """
+    data, seen = None, set()
+    for run in runs:
+        key = replace(run, seed=0, data={}, name="").id
+        if run.kind == CONSTANT or key in seen:
+            continue
+        seen.add(key)
+        data = data or open_data(run.data)
+        names = logged_names(build(run, data), data)
+        if names is not None and run.selection["monitor"] not in names:
+            raise unknown_monitor("early_stopping.monitor", run.selection["monitor"], names)
