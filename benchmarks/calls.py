@@ -115,7 +115,7 @@ def of_mea() -> Calls:
 
     batch = mosi_batch()
     torch.manual_seed(0)
-    network = MEA({"text": 300, "audio": 5, "vision": 20}, 1)
+    network = MEA.published({"text": 300, "audio": 5, "vision": 20}, 1)
     objective = MEALoss("regression")
     forward = count(lambda: network(batch))
     loss = objective(network(batch), batch.y).total

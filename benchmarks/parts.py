@@ -40,7 +40,7 @@ def parts(size: int, kind: str) -> dict[str, Pass]:
 
     def fused() -> list[Tensor]:
         made = fusion_graph(h, h, {m: p.diff() > 0 for m, p in ptr.items()})
-        return [*network.graph_fusion(made.x_dict, made.edge_index_dict, made.sample_dict, size).x.values()]
+        return [*network.fusion(made.x_dict, made.edge_index_dict, made.sample_dict, size).x.values()]
 
     def adam() -> list[Tensor]:
         optimizer.step()
@@ -48,23 +48,23 @@ def parts(size: int, kind: str) -> dict[str, Pass]:
 
     step = models.passes_of_mea(network, samples, "train")
     step()  # leaves gradients for Adam
-    encoders = [(network.exclusive_encoders[m], network.agnostic_encoder) for m in x]
+    encoders = [(network.exclusive.encoders[m], network.agnostic.encoder) for m in x]
     sequences, vectors = list(z.values()), list(h.values())
     return {
         "training step": step,
         "pointers of the batch": lambda: [Pointers.from_batch(batch, size).length for batch in samples.batch_dict.values()],
         "extractors (Bi-LSTM)": way(network.extractors, lambda: [network.extractors[m](x[m], ptr[m]) for m in x], []),
-        "predictive encoder": way(network.predictive, lambda: [*network.predictive(z, ptr)[0].values()], sequences),
-        "cross-modal encoder": way(network.cross_modal, lambda: [*network.cross_modal(z, ptr)[0].values()], sequences),
+        "predictive encoder": way(network.exclusive.attention, lambda: [*network.exclusive.attention(z, ptr)[0].values()], sequences),
+        "cross-modal encoder": way(network.agnostic.attention, lambda: [*network.agnostic.attention(z, ptr)[0].values()], sequences),
         "pooling encoders": way(
-            nn.ModuleList([network.exclusive_encoders, network.agnostic_encoder]),
+            nn.ModuleList([network.exclusive.encoders, network.agnostic.encoder]),
             lambda: [f(z[m], ptr[m]) for m, pair in zip(x, encoders, strict=True) for f in pair],
             sequences,
         ),
         "discriminators": way(
             network.discriminator, lambda: [t for t in network.discriminator(h, h) if isinstance(t, Tensor) and t.requires_grad], vectors
         ),
-        "graph fusion": way(network.graph_fusion, fused, vectors),
+        "graph fusion": way(network.fusion, fused, vectors),
         "Adam": adam,
     }
 

@@ -147,12 +147,11 @@ def _table_one(
         hidden_channels=64,
         learning_rate=learning_rate,
         heads=heads,
-        kernel_size=_read_only(text=3, audio=audio_kernel, vision=3),
-        mu=mu,
+        extractor=_read_only(kernel_size=_read_only(text=3, audio=audio_kernel, vision=3)),
+        exclusive=_read_only(num_layers=3, mu=mu),
+        agnostic=_read_only(num_layers=2),
         alpha=alpha,
         beta=beta,
-        num_predictive_layers=3,
-        num_cross_modal_layers=2,
     )
 
 

@@ -8,7 +8,9 @@ from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforce
 from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder, PredictiveEncoderOutput
 from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior
 from mea_graph.nn.attention.weighted_attention import WeightedAttention
+from mea_graph.nn.branches import AgnosticBranch, AgnosticOutput, ExclusiveBranch, ExclusiveOutput
 from mea_graph.nn.dense_sequences import dense_sequences
+from mea_graph.nn.graph.combination import Combination
 from mea_graph.nn.graph.decoupled_graph_fusion import DecoupledGraphFusion, FusedRepresentations
 from mea_graph.nn.graph.fusion_graph import FusionGraph, fusion_graph
 from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
@@ -19,18 +21,24 @@ from mea_graph.nn.objective.losses import agnostic_adversarial, exclusive_advers
 from mea_graph.nn.objective.mea_loss import LossTerms, MEALoss
 from mea_graph.nn.objective.modality_centering import ModalityCentering
 from mea_graph.nn.onnx_export import export_onnx
+from mea_graph.nn.prediction_head import PredictionHead
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
 
 classes = [
     "MEA",
+    "AgnosticBranch",
     "AgnosticEncoder",
+    "AgnosticOutput",
+    "Combination",
     "CrossModalEncoder",
     "CrossModalOutput",
     "DecoupledGraphFusion",
     "Discrimination",
     "DoubleDiscriminator",
+    "ExclusiveBranch",
     "ExclusiveEncoder",
+    "ExclusiveOutput",
     "FeedForward",
     "FusedRepresentations",
     "FusionGraph",
@@ -42,6 +50,7 @@ classes = [
     "MEAOutput",
     "ModalityCentering",
     "ModalityReinforcementUnit",
+    "PredictionHead",
     "PredictiveEncoder",
     "PredictiveEncoderOutput",
     "PredictiveSelfAttention",

@@ -1,35 +1,49 @@
-"""The whole model, made only of the layers beside it."""
+"""The whole model, put together from parts."""
 
+import inspect
 import warnings
-from collections.abc import Mapping
-from typing import Literal, NamedTuple, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData
-from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._sequences import Layout, check_keys, check_modalities, check_sizes, enter_all
-from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, Arrows, CrossModalEncoder
-from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder
+from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, Arrows
+from mea_graph.nn.branches import AgnosticBranch, AgnosticOutput, ExclusiveBranch, ExclusiveOutput, all_present
+from mea_graph.nn.graph.combination import Combination
 from mea_graph.nn.graph.decoupled_graph_fusion import DecoupledGraphFusion
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
+from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination, DoubleDiscriminator
-from mea_graph.nn.objective.modality_centering import ModalityCentering
-from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling
+from mea_graph.nn.prediction_head import PredictionHead
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
+from mea_graph.suggestions import did_you_mean
+
+Part = Mapping[str, Any] | nn.Module | None
+
+
+PARTS: dict[str, Callable[..., nn.Module]] = {
+    "extractor": UnimodalExtractor,
+    "exclusive": ExclusiveBranch,
+    "agnostic": AgnosticBranch,
+    "discriminator": DoubleDiscriminator,
+    "fusion": DecoupledGraphFusion,
+    "head": PredictionHead,
+}
 
 
 class MEAOutput(NamedTuple):
     """What the model returns. A space that was switched off is None; the last four are empty unless asked for (or switched off).
 
     >>> import torch
-    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2, hidden_channels=16)
+    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
     >>> output = model({"text": torch.randn(2, 4, 5), "audio": torch.randn(2, 9, 3)})
     >>> output.exclusive["audio"].shape, output.graph["text_agnostic"].num_nodes
     (torch.Size([2, 16]), 2)
@@ -40,6 +54,7 @@ class MEAOutput(NamedTuple):
     agnostic: dict[str, Tensor] | None  # h_a, (B, d_h) by modality
     present: dict[str, Tensor]  # (B,) bool by modality
     graph: FusionGraph  # what was fused
+    fused: Tensor  # h_fin of all spaces side by side, what the head reads
     discrimination: Discrimination
     transfer: dict[EdgeType, Tensor]  # transfer coefficients xi by edge type
     modality_weights: list[Tensor]  # psi, (B, M) a predictive layer
@@ -57,34 +72,24 @@ class MEA(nn.Module):
     Sequences may have any lengths, and a modality may be missing from a sample: it is then a node that is not in the fusion graph, takes
     part in nothing and gets zero gradient.
 
+    Each part is given as options of the class named below, as a module of your own in its place, or as None to leave it out. Options
+    that are not named keep their recommended values, `RECOMMENDED`; `MEA.published` has those of the paper.
+
     Args:
-        in_channels: Width of the features by modality, at least two modalities.
+        in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
         out_channels: Number of predicted values: 1 for regression, else classes or labels.
         channels: Common width d.
         hidden_channels: Width d_h of the representations.
         heads: Attention heads K, a divisor of `channels`.
-        kernel_size, stride: Of the extractor's convolution, one for all or by modality. The paper has stride 1; more shortens long signals.
-        skip: Whether the extractors have a path around their Bi-LSTM; the paper has none.
-        num_predictive_layers, num_cross_modal_layers: M and N.
-        mu: Share of the predicted map, in [0, 1].
-        exclusive, agnostic: Which of the two branches to have; at least one (Table V, "w/o exclusive", "w/o agnostic").
-        predictive_attention: Without, the exclusive encoders read the extractors (Table V, "w/o PSA").
-        prediction_chain: Without, plain self-attention (Table V, "w/o prediction chain").
-        weighted_attention: Table V, "w/o WAL".
-        cross_modal_attention: Without, the agnostic encoder reads the extractors (Table V, "w/o HCA").
-        mixed, coarse, fine: Stages of the cross-modal attention (Table V, "w/o mixed", "w/o coarse", "w/o fine").
-        importance: Whether the adversarial loss is weighed by omega (Table V, "w/o omega").
-        fusion: "graph", or the alternatives of Table V to it: "concatenation", "addition", "multiplication" of the representations.
-        self_loops: Whether the nodes of the fusion graph also hear themselves (R7).
-        head_norm: Whether the fused vector is normalised before the head. The sum of sigmoids of Eq. 19 moves little around M / 2 while the
-            weights are young; the norm makes that little visible, and training far faster. The paper has none.
-        residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
-        pooling, segments: Of the encoders, see `ExclusiveEncoder` (R5).
-        reversal: Scale of the gradient reversal; without effect where the adversary is "confusion".
-        adversary: "reversal", as printed, or "confusion", which has a bound; see `DoubleDiscriminator`.
-        center_agnostic: Whether agnostic representations lose the mean of their modality, so that no linear classifier tells it; see
-            `ModalityCentering`. The paper has none.
-        dropout: Probability, in every block.
+        dropout: Probability, in every part that is not given one of its own.
+        extractor: Options of `UnimodalExtractor` (`kernel_size`, `stride`, `skip`), each one for all modalities or a dict by modality;
+            or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows (N, d).
+        exclusive: Options of `ExclusiveBranch`; None is Table V, "w/o exclusive".
+        agnostic: Options of `AgnosticBranch`; None is Table V, "w/o agnostic".
+        discriminator: Options of `DoubleDiscriminator`.
+        fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether the nodes also hear themselves (R7). Or one of the
+            alternatives of Table V, see `Combination`: "concatenation", "addition", "multiplication".
+        head: Options of `PredictionHead`.
 
     Shape:
         - batch: a PyG batch whose node types hold `x` :math:`(\sum_b T_m, d_m)`; or dicts of rows, or of padded sequences, see `forward`
@@ -93,10 +98,11 @@ class MEA(nn.Module):
     Raises:
         ValueError: A wrong shape, other modalities than those named, a batch whose rows do not belong to their samples, or an option out
             of its range.
+        TypeError: An option that the part does not have.
 
     >>> import torch
     >>> from torch_geometric.data import Batch, HeteroData
-    >>> model = MEA({"text": 300, "audio": 5}, out_channels=1)
+    >>> model = MEA({"text": 300, "audio": 5}, out_channels=1, exclusive={"num_layers": 2})
     >>> sample = HeteroData(text={"x": torch.randn(7, 300)}, audio={"x": torch.randn(40, 5)})
     >>> batch = Batch.from_data_list([sample, sample])
     >>> model(batch).prediction.shape
@@ -112,87 +118,81 @@ class MEA(nn.Module):
         channels: int = 40,
         hidden_channels: int = 64,
         heads: int = 8,
-        kernel_size: int | dict[str, int] = 3,
-        stride: int | dict[str, int] = 1,
-        skip: bool = False,
-        num_predictive_layers: int = 3,
-        num_cross_modal_layers: int = 2,
-        mu: float = 0.25,
-        exclusive: bool = True,
-        agnostic: bool = True,
-        predictive_attention: bool = True,
-        prediction_chain: bool = True,
-        weighted_attention: bool = True,
-        cross_modal_attention: bool = True,
-        mixed: bool = True,
-        coarse: bool = True,
-        fine: bool = True,
-        importance: bool = True,
-        fusion: Literal["graph", "concatenation", "addition", "multiplication"] = "graph",
-        self_loops: bool = False,
-        head_norm: bool = False,
-        residual: Literal["normalized", "input"] = "normalized",
-        pooling: Pooling | Aggregation | str = "mean",
-        segments: int = 4,
-        reversal: float = 1.0,
-        adversary: Literal["reversal", "confusion"] = "reversal",
-        center_agnostic: bool = False,
-        dropout: float = 0.0,
+        dropout: float = RECOMMENDED["dropout"],
+        extractor: Mapping[str, Any] | nn.ModuleDict = RECOMMENDED["extractor"],
+        exclusive: Part = RECOMMENDED["exclusive"],
+        agnostic: Part = RECOMMENDED["agnostic"],
+        discriminator: Part = RECOMMENDED["discriminator"],
+        fusion: Mapping[str, Any] | str | nn.Module = RECOMMENDED["fusion"],
+        head: Mapping[str, Any] | nn.Module = RECOMMENDED["head"],
     ) -> None:
         super().__init__()
-        self.modalities = check_modalities(in_channels, at_least=2)
+        self.modalities = check_modalities(in_channels)
+        if len(self.modalities) == 1 and (agnostic is not None or discriminator is not None):
+            raise ValueError(
+                f"modalities: expected at least 2 different names, got {self.modalities}; "
+                "agnostic=None, discriminator=None make a model of one modality"
+            )
         taken = [m for m in self.modalities if m.endswith(tuple(f"_{space}" for space in SPACES))]
         if taken:
             raise ValueError(f"in_channels: expected names that end in no space of {SPACES}, whose nodes are called so, got {taken}")
-        if not (exclusive or agnostic):
-            raise ValueError("exclusive, agnostic: expected at least one of them, got False twice")
-        if fusion not in ("graph", "concatenation", "addition", "multiplication"):
-            raise ValueError(f"fusion: expected 'graph', 'concatenation', 'addition' or 'multiplication', got {fusion!r}")
+        if exclusive is None and agnostic is None:
+            raise ValueError("exclusive, agnostic: expected at least one of them, got None twice")
         check_sizes(**{f"in_channels[{m!r}]": width for m, width in in_channels.items()})
         check_sizes(out_channels=out_channels, hidden_channels=hidden_channels)
         self.in_channels, self.out_channels = dict(in_channels), out_channels
-        self.fusion, self.self_loops = fusion, self_loops
-        kernels, strides = self._per_modality(kernel_size, "kernel_size"), self._per_modality(stride, "stride")
-        self.extractors = nn.ModuleDict(
-            {m: UnimodalExtractor(in_channels[m], channels, kernels[m], strides[m], skip, dropout) for m in self.modalities}
-        )
-        self.predictive = self.cross_modal = self.exclusive_encoders = self.agnostic_encoder = self.centering = self.graph_fusion = None
-        if exclusive:
-            if predictive_attention:
-                self.predictive = PredictiveEncoder(
-                    channels, self.modalities, heads, num_predictive_layers, mu, prediction_chain, weighted_attention, residual, dropout
-                )
-            self.exclusive_encoders = nn.ModuleDict(
-                {m: ExclusiveEncoder(channels, hidden_channels, pooling, segments, dropout) for m in self.modalities}
-            )
-        if agnostic:
-            if cross_modal_attention:
-                self.cross_modal = CrossModalEncoder(
-                    channels, self.modalities, heads, num_cross_modal_layers, mixed, coarse, fine, residual, dropout
-                )
-            self.agnostic_encoder = AgnosticEncoder(channels, hidden_channels, pooling, segments, dropout)
-            if center_agnostic:
-                self.centering = ModalityCentering(hidden_channels, self.modalities)
-        self.discriminator = DoubleDiscriminator(hidden_channels, self.modalities, importance and agnostic, reversal, adversary)
-        spaces = [name for name, there in (("exclusive", exclusive), ("agnostic", agnostic)) if there]
-        self.spaces = tuple(spaces)
-        if fusion == "graph":
-            self.graph_fusion = DecoupledGraphFusion(hidden_channels, spaces=spaces)
-        fused = hidden_channels * len(spaces) * (len(self.modalities) if fusion == "concatenation" else 1)
-        self.head = nn.Sequential(
-            nn.LayerNorm(fused) if head_norm else nn.Identity(),
-            nn.Linear(fused, hidden_channels),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_channels, out_channels),
-        )
+        self.spaces = tuple(space for space, part in zip(SPACES, (exclusive, agnostic), strict=True) if part is not None)
+        inner = {"channels": channels, "hidden_channels": hidden_channels, "modalities": self.modalities}
+        common = {"heads": heads, "dropout": dropout}
 
-    def _per_modality(self, value: int | dict[str, int], name: str) -> dict[str, int]:
-        if isinstance(value, int):
+        self.extractors = self._extractors(extractor, channels, dropout)
+        self.exclusive = _part("exclusive", exclusive, inner, common)
+        self.agnostic = _part("agnostic", agnostic, inner, common)
+        judged = {"channels": hidden_channels, "modalities": self.modalities}
+        if isinstance(discriminator, Mapping) and agnostic is None:
+            discriminator = {**discriminator, "importance": False}  # it would weigh agnostic representations
+        self.discriminator = _part("discriminator", discriminator, judged, {})
+        self.self_loops = False
+        if isinstance(fusion, str):
+            self.fusion: nn.Module = Combination(cast(Any, fusion), hidden_channels, self.modalities)
+        else:
+            if isinstance(fusion, Mapping):
+                self.self_loops, fusion = fusion.get("self_loops", False), {k: v for k, v in fusion.items() if k != "self_loops"}
+            named = {"channels": hidden_channels, "spaces": list(self.spaces)}
+            self.fusion = cast(nn.Module, _part("fusion", fusion, named, {}, ("self_loops",)))
+        width = getattr(self.fusion, "out_channels", hidden_channels) * len(self.spaces)
+        sizes = {"in_channels": width, "hidden_channels": hidden_channels, "out_channels": out_channels}
+        self.head = cast(nn.Module, _part("head", head, sizes, {"dropout": dropout}))
+
+    @classmethod
+    def published(cls, in_channels: dict[str, int], out_channels: int, **options: Any) -> "MEA":
+        """The model of the paper: three predictive and two cross-modal layers, means over time, no dropout (`PUBLISHED`).
+
+        Takes the options of `MEA`; those of a part that are not named have the paper's values.
+
+        >>> model = MEA.published({"text": 300, "audio": 5, "vision": 20}, 1)
+        >>> sum(p.numel() for p in model.parameters())
+        788638
+        """
+        return cls(in_channels, out_channels, **merged(PUBLISHED, options))
+
+    def _extractors(self, given: Mapping[str, Any] | nn.ModuleDict, channels: int, dropout: float) -> nn.ModuleDict:
+        if isinstance(given, nn.Module):
+            check_keys(cast(Mapping[str, object], given), self.modalities, "extractor")
+            return given
+        options = {name: self._per_modality(value, name) for name, value in given.items()}
+        made = {}
+        for m, width in self.in_channels.items():
+            own = {name: value[m] for name, value in options.items()}
+            made[m] = _part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
+        return nn.ModuleDict(cast(Any, made))
+
+    def _per_modality(self, value: Any, name: str) -> dict[str, Any]:
+        if isinstance(value, int | float) and (name == "dropout" or isinstance(value, int)):
             return dict.fromkeys(self.modalities, value)
         if not isinstance(value, Mapping):
-            raise ValueError(f"{name}: expected an integer, or a dict of one by modality, got {value!r}")
-        check_keys(value, self.modalities, name)
+            raise ValueError(f"extractor.{name}: expected a number, or a dict of one by modality, got {value!r}")
+        check_keys(value, self.modalities, f"extractor.{name}")
         return dict(value)
 
     def reset_parameters(self) -> None:
@@ -205,7 +205,7 @@ class MEA(nn.Module):
         x: HeteroData | Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
         batch_size: int | None = None,
-        edges: Mapping[tuple[str, str], IntervalEdges] | None = None,
+        edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None = None,
         return_attention_weights: bool = False,
     ) -> MEAOutput:
         """Predicts for a PyG batch, or for sequences by modality: `fuse(embed(...))`.
@@ -216,20 +216,18 @@ class MEA(nn.Module):
         sample.
         """
         steps = self._steps(x, layout, batch_size, edges)
-        embedded = self._representations(steps, edges, return_attention_weights)
-        fused = self._fused(embedded.exclusive, embedded.agnostic, embedded.present, None, return_attention_weights)
-        return fused._replace(
-            modality_weights=embedded.modality_weights,
-            predictive_attention=embedded.predictive_attention,
-            cross_modal_attention=embedded.cross_modal_attention,
-        )
+        exclusive, agnostic, present = self._representations(steps, edges, return_attention_weights)
+        fused = self._fused(exclusive and exclusive.x, agnostic and agnostic.x, present, None, return_attention_weights)
+        if exclusive is not None:
+            fused = fused._replace(modality_weights=exclusive.modality_weights, predictive_attention=exclusive.attention)
+        return fused if agnostic is None else fused._replace(cross_modal_attention=agnostic.attention)
 
     def embed(
         self,
         x: HeteroData | Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
         batch_size: int | None = None,
-        edges: Mapping[tuple[str, str], IntervalEdges] | None = None,
+        edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None = None,
     ) -> FusionGraph:
         """Turns a batch into the graph whose messages `fuse` passes; takes what `forward` takes.
 
@@ -239,24 +237,21 @@ class MEA(nn.Module):
         (`FusionGraph.interval_edges`); `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
         steps = self._steps(x, layout, batch_size, edges)
-        embedded = self._representations(steps, edges, False)
-        graph = fusion_graph(embedded.exclusive, embedded.agnostic, embedded.present, self.self_loops)
+        exclusive, agnostic, present = self._representations(steps, edges, False)
+        graph = fusion_graph(exclusive and exclusive.x, agnostic and agnostic.x, present, self.self_loops)
         for m, z in steps.x.items():
             pointers = steps.pointers[m]
             real = None if pointers.packed else pointers.real
             graph[m].x, graph[m].sample = (z, pointers.sample) if real is None else (z[real], pointers.sample[real])
             if isinstance(x, HeteroData) and "time" in x[m]:
-                stride = cast(UnimodalExtractor, self.extractors[m]).stride
-                graph[m].time = x[m].time[steps.entered[m].position % stride == 0]
-        arrows = Arrows({m: p.compact() for m, p in steps.pointers.items()}, edges)
-        if self.predictive is not None:
-            for m in self.modalities:
-                graph[m, "self", m].interval = arrows.of(m, [m]).relative()
-        for stage in self.cross_modal.stages if self.cross_modal is not None else ():
-            for s in self.modalities:
-                for t in self.modalities:
-                    if s != t or stage == "mixed":
-                        graph[s, stage, t].interval = arrows.of(t, [s]).relative()
+                graph[m].time = x[m].time[steps.entered[m].position % self._stride(m) == 0]
+        arrows = Arrows({m: p.compact() for m, p in steps.pointers.items()}, cast(Any, edges))
+        for branch in (self.exclusive, self.agnostic):
+            for stage in getattr(branch, "stages", ()):
+                for s in self.modalities:
+                    for t in self.modalities:
+                        if stage == "mixed" or (s == t) == (stage == "self"):
+                            graph[s, stage, t].interval = arrows.of(t, [s]).relative()
         return graph
 
     def fuse(self, graph: FusionGraph, return_attention_weights: bool = False) -> MEAOutput:
@@ -295,36 +290,20 @@ class MEA(nn.Module):
         entered = {m: e.pointers for m, e in given.items()}
         if not any(p.num_rows for p in entered.values()) and entered[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
-        extractors = {m: cast(UnimodalExtractor, self.extractors[m]) for m in self.modalities}
-        z = {m: extractors[m](given[m].x, entered[m]) for m in self.modalities}
-        return _Steps(z, {m: entered[m].strided(extractors[m].stride) for m in self.modalities}, entered)
+        z = {m: self.extractors[m](given[m].x, entered[m]) for m in self.modalities}
+        return _Steps(z, {m: entered[m].strided(self._stride(m)) for m in self.modalities}, entered)
 
-    def _representations(self, steps: "_Steps", edges: Mapping[tuple[str, str], IntervalEdges] | None, maps: bool) -> "_Representations":
-        """Both branches, from sequences to one vector for each modality."""
-        pointers = steps.pointers
-        complete = all(p.packed and p.steps for p in pointers.values())  # told by shapes alone: every sample has every modality
-        present = {m: p.present for m, p in pointers.items()}
-        exclusive = agnostic = None
-        weights, predictive_maps, cross_modal_maps = [], {}, []
-        if self.exclusive_encoders is not None:
-            z = steps.x
-            if self.predictive is not None:
-                own = None if edges is None else {m: edges[m, m] for m in self.modalities if (m, m) in edges}
-                z, weights, predictive_maps = self.predictive(z, pointers, own, maps)
-            exclusive = {m: self.exclusive_encoders[m](z[m], pointers[m]) for m in self.modalities}
-        if self.agnostic_encoder is not None:
-            z = steps.x
-            if self.cross_modal is not None:
-                z, cross_modal_maps = self.cross_modal(z, pointers, edges, maps)
-            if is_traced():
-                agnostic = {m: self.agnostic_encoder(z[m], pointers[m]) for m in self.modalities}
-            else:
-                together = Pointers.join([pointers[m] for m in self.modalities])
-                h = self.agnostic_encoder(torch.cat([z[m] for m in self.modalities]), together)
-                agnostic = dict(zip(self.modalities, h.unflatten(0, (len(self.modalities), -1)).unbind(), strict=True))
-            if self.centering is not None:
-                agnostic = self.centering(agnostic, None if complete else present)
-        return _Representations(exclusive, agnostic, present if not complete else None, weights, predictive_maps, cross_modal_maps)
+    def _stride(self, modality: str) -> int:
+        return getattr(self.extractors[modality], "stride", 1)
+
+    def _representations(
+        self, steps: "_Steps", edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None, maps: bool
+    ) -> tuple[ExclusiveOutput | None, AgnosticOutput | None, dict[str, Tensor] | None]:
+        """Both branches; and which samples have which modality, None where all have all."""
+        given = steps.x, steps.pointers, edges, maps
+        exclusive = None if self.exclusive is None else self.exclusive(*given)
+        agnostic = None if self.agnostic is None else self.agnostic(*given)
+        return exclusive, agnostic, None if all_present(steps.pointers) else {m: p.present for m, p in steps.pointers.items()}
 
     def _fused(
         self,
@@ -341,28 +320,19 @@ class MEA(nn.Module):
             like = spaces[0][self.modalities[0]]
             present = dict.fromkeys(self.modalities, torch.ones(like.size(0), dtype=torch.bool, device=like.device))
         transfer: dict[EdgeType, Tensor] = {}
-        if self.graph_fusion is not None:
+        if isinstance(self.fusion, Combination):
+            vectors = [self.fusion(h, present) for h in spaces]
+        else:
             nodes = {f"{m}_{space}" for m in self.modalities for space in self.spaces}
             x_dict = {t: graph[t].x for t in graph.node_types if t in nodes}
             edge_index = {t: graph[t].edge_index for t in graph.edge_types if t[0] in nodes and t[2] in nodes}
             sample = {t: graph[t].sample for t in x_dict}
             there = graph.collect("present", allow_empty=True)
-            fused = self.graph_fusion(x_dict, edge_index, sample, graph.num_samples, there, return_attention_weights)
-            vectors, transfer = list(fused.x.values()), fused.transfer
-        else:
-            vectors = [self._combine(h, present) for h in spaces]
-        prediction = self.head(torch.cat(vectors, 1))
-        discrimination = self.discriminator(exclusive, agnostic)
-        return MEAOutput(prediction, exclusive, agnostic, present, graph, discrimination, transfer, [], {}, [])
-
-    def _combine(self, h: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
-        """The alternatives to the graph; a missing modality's vector is zero, and one where it would be a factor."""
-        if self.fusion == "concatenation":
-            return torch.cat([h[m] for m in self.modalities], 1)
-        if self.fusion == "addition":
-            return torch.stack([h[m] for m in self.modalities]).sum(0)
-        factors = [h[m].masked_fill(~present[m].unsqueeze(1), 1) for m in self.modalities]
-        return torch.stack(factors).prod(0)
+            result = self.fusion(x_dict, edge_index, sample, graph.num_samples, there, return_attention_weights)
+            vectors, transfer = list(result.x.values()), result.transfer
+        h_fin = torch.cat(vectors, 1)
+        seen = Discrimination(None, None, None, None) if self.discriminator is None else self.discriminator(exclusive, agnostic)
+        return MEAOutput(self.head(h_fin), exclusive, agnostic, present, graph, h_fin, seen, transfer, [], {}, [])
 
 
 class _Steps(NamedTuple):
@@ -371,13 +341,29 @@ class _Steps(NamedTuple):
     entered: dict[str, Pointers]  # before the extractors' strides
 
 
-class _Representations(NamedTuple):
-    exclusive: dict[str, Tensor] | None
-    agnostic: dict[str, Tensor] | None
-    present: dict[str, Tensor] | None  # None: every sample has every modality
-    modality_weights: list[Tensor]
-    predictive_attention: dict[str, list[Tensor]]
-    cross_modal_attention: list[dict[Arrow, Tensor]]
+def _part(
+    name: str,
+    given: Part,
+    decided: Mapping[str, Any],
+    common: Mapping[str, Any],
+    more: tuple[str, ...] = (),
+) -> nn.Module | None:
+    """The module of a part: the caller's own, or one of the kind with the recommended options but for those that were given."""
+    if given is None or isinstance(given, nn.Module):
+        return given
+    kind = PARTS[name]
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}: expected a dict of options of {kind.__name__}, a module or None, got {given!r}")
+    known = {option: p.annotation for option, p in inspect.signature(kind).parameters.items() if option not in decided}
+    for option, value in given.items():
+        if option not in known:
+            raise TypeError(
+                f"{name}: expected options of {kind.__name__}, {', '.join([*known, *more])}, got {option!r}{did_you_mean(option, known)}"
+            )
+        number: Any = {float: (int, float), int: int, bool: bool}.get(known[option], object)
+        if not isinstance(value, number) or (isinstance(value, bool) and known[option] in (int, float)):
+            raise TypeError(f"{name}.{option}: expected {known[option].__name__}, got {value!r}")
+    return kind(**decided, **(dict(common) | RECOMMENDED[name] | dict(given)))
 
 
 def _of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Layout]]:

@@ -41,7 +41,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
     >>> from mea_graph.nn import MEA, export_onnx
-    >>> model = MEA({"text": 3, "audio": 2}, 1, channels=4, heads=2, num_predictive_layers=1, agnostic=False)
+    >>> model = MEA({"text": 3, "audio": 2}, 1, channels=4, heads=2, agnostic=None)
     >>> with TemporaryDirectory() as folder:
     ...     export_onnx(model, Path(folder) / "mea.onnx")
     ...     (Path(folder) / "mea.onnx").exists()

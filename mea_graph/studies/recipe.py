@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from mea_graph.data import DataError
+from mea_graph.nn.model_options import merged
 from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.splits import SplitPolicy
@@ -75,10 +76,10 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
         if source != EMBEDDED:
             raise DataError(f"config: expected --config with the options for {source}, such as --config avletters; got none")
         names = [EMBEDDED]
-    merged: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
     for name in names:
-        merged = _merge(merged, _read(find_config(name)))
-    data, trainer, stopping = (dict(merged.get(section) or {}) for section in ("data", "trainer", "early_stopping"))
+        whole = merged(whole, _read(find_config(name)))
+    data, trainer, stopping = (dict(whole.get(section) or {}) for section in ("data", "trainer", "early_stopping"))
     if source != EMBEDDED:
         data.pop("events", None)
         data["source"] = source
@@ -88,7 +89,7 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     return Recipe(
         Path(names[0]).stem,
         data,
-        _model_options(merged.get("model") or {}),
+        _model_options(whole.get("model") or {}),
         trainer,
         stopping.get("monitor", "valid/task"),
         stopping.get("mode", "min"),
@@ -126,14 +127,6 @@ def _read(path: Path) -> dict[str, Any]:
     if unknown := sorted(set(found) - set(SECTIONS)):
         raise DataError(f"config: expected sections {', '.join(SECTIONS)} in {path}, got {', '.join(unknown)}")
     return found
-
-
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for name, value in above.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merge(merged[name], value) if both else value
-    return merged
 
 
 def _model_options(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mea_graph.data import DataError
-from mea_graph.nn import MEA
-from mea_graph.studies.run import CONSTANT, MODULES
+from mea_graph.nn.model_options import merged
+from mea_graph.studies.run import CONSTANT, whole_options
 from mea_graph.train.keyword_arguments import arguments_for
 from mea_graph.train.task_module import TaskModule
 
@@ -19,16 +18,16 @@ TABLE_V: dict[str, dict[str, Any]] = {
     "w/o L_dis": {"alpha": 0.0},
     "L_sep instead": {"disparity": "orthogonality"},
     "w/o adversarial": {"beta": 0.0},
-    "w/o omega": {"importance": False},
-    "w/o exclusive": {"exclusive": False},
-    "w/o agnostic": {"agnostic": False},
-    "w/o PSA": {"predictive_attention": False},
-    "w/o prediction chain": {"prediction_chain": False},
-    "w/o WAL": {"weighted_attention": False},
-    "w/o HCA": {"cross_modal_attention": False},
-    "w/o mixed": {"mixed": False},
-    "w/o coarse": {"coarse": False},
-    "w/o fine": {"fine": False},
+    "w/o omega": {"discriminator": {"importance": False}},
+    "w/o exclusive": {"exclusive": None},
+    "w/o agnostic": {"agnostic": None},
+    "w/o PSA": {"exclusive": {"num_layers": 0}},
+    "w/o prediction chain": {"exclusive": {"prediction_chain": False}},
+    "w/o WAL": {"exclusive": {"weighted_attention": False}},
+    "w/o HCA": {"agnostic": {"num_layers": 0}},
+    "w/o mixed": {"agnostic": {"mixed": False}},
+    "w/o coarse": {"agnostic": {"coarse": False}},
+    "w/o fine": {"agnostic": {"fine": False}},
     "w/o DGF (concatenation)": {"fusion": "concatenation"},
     "addition": {"fusion": "addition"},
     "multiplication": {"fusion": "multiplication"},
@@ -49,13 +48,18 @@ def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, R
         >>> list(compared({}, ["audio", "lips"]))[:4]
         ['MEA', 'constant', 'GRU audio', 'GRU lips']
     """
-    training = arguments_for(TaskModule, model)
-    given = {name: parameter.default for name, parameter in inspect.signature(MEA).parameters.items()} | dict(model)
-    narrow = {name: given[name] for name in ("hidden_channels", "dropout", "stride")} | training
-    attention = {
-        name: given[name] for name in ("channels", "hidden_channels", "heads", "kernel_size", "stride", "pooling", "segments", "dropout")
+    given = whole_options("MEAModule", model)
+    training = {name: value for name, value in given.items() if name in arguments_for(TaskModule, model)}
+    extractor, branch = given["extractor"], given["exclusive"] or given["agnostic"]
+    narrow = {"hidden_channels": given["hidden_channels"], "dropout": given["dropout"], "stride": extractor.get("stride", 1)} | training
+    attention = narrow | {
+        "channels": given["channels"],
+        "heads": given["heads"],
+        "kernel_size": extractor.get("kernel_size", 3),
+        "pooling": branch["pooling"],
+        "segments": branch.get("segments", 4),
+        "num_layers": max(1, sum(part["num_layers"] for part in (given["exclusive"], given["agnostic"]) if part)),
     }
-    attention |= {"num_layers": given["num_predictive_layers"] + given["num_cross_modal_layers"]} | training
     rows: dict[str, Row] = {FULL: ("MEAModule", dict(model)), "constant": (CONSTANT, {"sentiment": model.get("sentiment", False)})}
     rows |= {f"GRU {m}": ("LateFusionGRUModule", narrow | {"modalities": [m]}) for m in modalities}
     return rows | {
@@ -74,20 +78,36 @@ def ablated(model: Mapping[str, Any]) -> dict[str, Row]:
         model: MEA's options.
 
     Example:
-        >>> "w/o prediction chain" in ablated({}), "w/o prediction chain" in ablated({"num_predictive_layers": 1})
+        >>> "w/o prediction chain" in ablated({"form": "published"}), "w/o prediction chain" in ablated({"exclusive": {"num_layers": 1}})
         (True, False)
-        >>> "w/o fine" in ablated({"mixed": False, "coarse": False})  # is "w/o HCA"
+        >>> "w/o fine" in ablated({"agnostic": {"mixed": False, "coarse": False}})  # is "w/o HCA"
         False
     """
     rows: dict[str, Row] = {FULL: ("MEAModule", dict(model))}
-    defaults = {name: p.default for component in (MEA, MODULES["MEAModule"]) for name, p in inspect.signature(component).parameters.items()}
+    whole = whole_options("MEAModule", model)
     for name, change in TABLE_V.items():
-        idle = name == "w/o prediction chain" and model.get("num_predictive_layers", defaults["num_predictive_layers"]) == 1
-        options = {**model, **change}
-        whole = all(any((defaults | options)[part] for part in parts) for parts in (("exclusive", "agnostic"), ("mixed", "coarse", "fine")))
-        if not idle and whole and any(model.get(option, defaults[option]) != value for option, value in change.items()):
-            rows[name] = ("MEAModule", options)
+        if any(isinstance(value, Mapping) and not isinstance(whole[part], Mapping) for part, value in change.items()):
+            continue  # the part is not there
+        changed = merged(whole, change)
+        if changed != whole and _is_whole(changed) and _is_different(whole, changed):
+            rows[name] = ("MEAModule", merged(model, change))
     return rows
+
+
+def _is_whole(options: Mapping[str, Any]) -> bool:
+    """Whether a branch is left, and a stage in the agnostic one."""
+    agnostic = options["agnostic"]
+    return (options["exclusive"] or agnostic) is not None and (agnostic is None or any(agnostic[s] for s in ("mixed", "coarse", "fine")))
+
+
+def _is_different(options: Mapping[str, Any], changed: Mapping[str, Any]) -> bool:
+    """Whether a change reaches a layer that there is: the chain needs two predictive layers, the rest of a branch one."""
+    if changed["exclusive"] and options["exclusive"]["prediction_chain"] != changed["exclusive"]["prediction_chain"]:
+        return options["exclusive"]["num_layers"] > 1
+    for part in ("exclusive", "agnostic"):
+        if options[part] != changed[part]:
+            return options[part]["num_layers"] > 0
+    return True
 
 
 def with_dropout(rows: Mapping[str, Row], probability: float) -> dict[str, Row]:

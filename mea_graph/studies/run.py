@@ -25,7 +25,7 @@ from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.error_message import one_line
 from mea_graph.train.history import History
-from mea_graph.train.mea_module import MEAModule
+from mea_graph.train.mea_module import MEAModule, complete_options
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import logged_names, unknown_monitor
 from mea_graph.train.quieten import quieten
@@ -88,9 +88,8 @@ class Run:
         An option of the module that has its default is left out, so that a run stays the same when a later version has one option more.
         """
         data = {name: value for name, value in self.data.items() if name not in PLACES}
-        default = defaults(self.kind)
-        options = {name: value for name, value in self.options.items() if name not in default or value != default[name]}
-        whole = self.config | {"data": data, "options": options}
+        default = whole_options(self.kind, {})
+        whole = self.config | {"data": data, "options": _beyond(self.options, default)}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
     def is_recorded_by(self, record: Mapping[str, Any]) -> bool:
@@ -100,7 +99,26 @@ class Run:
             record: of a finished run.
         """
         known, own = record.get("config", {}).get("options", {}), json.loads(json.dumps(self.options))
-        return record["id"] == self.id and all(value == known.get(name, value) for name, value in own.items())
+        return record["id"] == self.id and _agree(own, known)
+
+
+def _beyond(options: Mapping[str, Any], default: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that differ from the default, inside parts too."""
+    different = {}
+    for name, value in options.items():
+        if name not in default or value != default[name]:
+            inner = default.get(name)
+            different[name] = _beyond(value, inner) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value
+    return different
+
+
+def _agree(options: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether no option differs that a record knows, inside parts too."""
+    for name, value in options.items():
+        inner = known.get(name, value)
+        if not (_agree(value, inner) if isinstance(value, Mapping) and isinstance(inner, Mapping) else value == inner):
+            return False
+    return True
 
 
 def make_run(
@@ -119,27 +137,34 @@ def make_run(
         measured: ``missing`` and ``embeddings``.
     """
     selection = {"monitor": recipe.monitor, "mode": recipe.mode, "patience": recipe.patience, "epoch": epoch}
-    # with every default written out, so that a record says all
-    return Run(
-        name, kind, defaults(kind) | dict(options), seed, recipe.data_for(seed), data_hash, dict(recipe.trainer), selection, **measured
-    )
+    try:
+        whole = whole_options(kind, options)  # with every default written out, so that a record says all
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: {one_line(error)}") from error
+    return Run(name, kind, whole, seed, recipe.data_for(seed), data_hash, dict(recipe.trainer), selection, **measured)
 
 
-def defaults(kind: str) -> dict[str, Any]:
-    """Returns the options of a module that have a default, with it.
+def whole_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a module, with those that are not given.
 
     Args:
         kind: name of the module's class, or ``constant``, which has none.
+        given: some of its options.
 
     Example:
-        >>> defaults("MEAModule")["mu"]
-        0.25
+        >>> whole_options("MEAModule", {"alpha": 0.5})["exclusive"]["pooling"]
+        'gru'
     """
     if kind == CONSTANT:
-        return {}
+        return dict(given)
+    if kind == MEAModule.__name__:
+        options = dict(given)
+        whole = complete_options(options.pop("form", "recommended"), options)
+        del whole["label_names"]  # the data's
+        return whole
     parameters = {**inspect.signature(TaskModule).parameters, **inspect.signature(MODULES[kind]).parameters}
-    given = ("network", "in_channels", "task", "out_channels", "label_names", "kwargs")
-    return {name: parameter.default for name, parameter in parameters.items() if name not in given}
+    decided = ("network", "in_channels", "task", "out_channels", "label_names", "kwargs")
+    return {name: parameter.default for name, parameter in parameters.items() if name not in decided} | dict(given)
 
 
 def build(run: Run, data: SequenceDataModule) -> TaskModule:

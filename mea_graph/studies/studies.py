@@ -12,15 +12,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from mea_graph.nn.model_options import merged
 from mea_graph.studies.disentanglement import read_drawing
 from mea_graph.studies.evaluate import ANY
 from mea_graph.studies.report import Results
 from mea_graph.studies.rows import FULL, Row, ablated, chosen, compared, with_dropout
-from mea_graph.studies.run import CONSTANT
+from mea_graph.studies.run import CONSTANT, whole_options
 from mea_graph.studies.tables import markdown, mean_and_sd
 from mea_graph.viz import embedding_scatter, score_bars, score_curves, score_map
 
 Report = tuple[str, dict[str, Figure]]
+LAYERS = {"exclusive": "predictive layers", "agnostic": "cross-modal layers"}  # by branch, as tables and figures call them
 T_TEST = "n runs each, mean ± standard deviation; p: two-sided paired t-test over the runs, not corrected for the number of rows."
 
 
@@ -63,35 +65,34 @@ def _table_report(results: Results, folder: Path, words: Namespace) -> Report:
 def _points(model: Mapping[str, Any], words: Namespace) -> dict[str, dict[str, Any]]:
     points: dict[str, dict[str, Any]] = {}
     # a single predictive layer has no map to predict from: mu means something from the second one on
-    deep = {} if model.get("num_predictive_layers", 3) > 1 else {"num_predictive_layers": 2}
+    layers = (whole_options("MEAModule", model)["exclusive"] or {}).get("num_layers", 0)
     for mu in words.mu:
-        points[f"mu = {mu:g}"] = {"mu": mu, **deep}
+        points[f"mu = {mu:g}"] = {"exclusive": {"mu": mu, "num_layers": max(2, layers)}}
     for alpha, beta in itertools.product(words.alpha, words.beta):
         points[f"alpha = {alpha:g}, beta = {beta:g}"] = {"alpha": alpha, "beta": beta}
-    for option, values in (("num_predictive_layers", words.predictive_layers), ("num_cross_modal_layers", words.cross_modal_layers)):
+    for part, values in (("exclusive", words.predictive_layers), ("agnostic", words.cross_modal_layers)):
         for value in values:
-            points[f"{option} = {value}"] = {option: value}
+            points[f"{LAYERS[part]} = {value}"] = {part: {"num_layers": value}}
     return points
 
 
 def _sensitivity_rows(model: Mapping[str, Any], modalities: Sequence[str], words: Namespace) -> dict[str, Row]:
     rows: dict[str, Row] = {FULL: ("MEAModule", dict(model))}
-    return rows | {name: ("MEAModule", {**model, **change}) for name, change in _points(model, words).items()}
+    return rows | {name: ("MEAModule", merged(model, change)) for name, change in _points(model, words).items()}
 
 
 def _sensitivity_report(results: Results, folder: Path, words: Namespace) -> Report:
     parts = {"validation": results.main_scores("valid"), "test": results.main_scores("test")}
     lines = {
         "mu": ("mu", words.mu),
-        "predictive layers": ("num_predictive_layers", words.predictive_layers),
-        "cross-modal layers": ("num_cross_modal_layers", words.cross_modal_layers),
+        **{LAYERS[part]: (LAYERS[part], getattr(words, LAYERS[part].replace("-", "_").replace(" ", "_"))) for part in LAYERS},
     }
     figures: dict[str, Figure] = {}
     for label, (option, values) in lines.items():
         names = {value: f"{option} = {value:g}" for value in values}
         curves = {part: {v: scores[name] for v, name in names.items() if name in scores} for part, scores in parts.items()}
         if curves["test"]:
-            figures[option.removeprefix("num_")] = score_curves({label: curves}, results.main)
+            figures[option.replace("-", "_").replace(" ", "_")] = score_curves({label: curves}, results.main)
     names = {(a, b): f"alpha = {a:g}, beta = {b:g}" for a, b in itertools.product(words.alpha, words.beta)}
     for part, scores in parts.items():
         found = {pair: scores[name] for pair, name in names.items() if name in scores}
@@ -153,11 +154,11 @@ def _disentangle_rows(model: Mapping[str, Any], modalities: Sequence[str], words
     changes: dict[str, dict[str, Any]] = {
         "with constraints": {},
         "without": {"alpha": 0.0, "beta": 0.0},
-        "centred": {"center_agnostic": True},  # left out where the configuration has it anyway: it is the first row then
+        "centred": {"agnostic": {"center": True}},  # left out where the configuration has it anyway: it is the first row then
     }
-    if model.get("center_agnostic"):
+    if whole_options("MEAModule", model)["agnostic"]["center"]:
         del changes["centred"]
-    return {name: ("MEAModule", {**model, **change}) for name, change in changes.items()}
+    return {name: ("MEAModule", merged(model, change)) for name, change in changes.items()}
 
 
 def _disentangle_report(results: Results, folder: Path, words: Namespace) -> Report:

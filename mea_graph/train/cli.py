@@ -39,6 +39,7 @@ from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 from mea_graph.train.whole_files import write_whole
 
+FORMER_WEIGHTS = ("network.exclusive_encoders.", "network.agnostic_encoder.", "network.graph_fusion.")
 LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
 
@@ -305,6 +306,8 @@ def check_same_options(path: str, saved: dict[str, Any], model: TaskModule) -> N
         DataError: naming the first difference.
     """
     weights, options = saved["state_dict"], saved.get("hyper_parameters", {})
+    if any(name.startswith(FORMER_WEIGHTS) for name in weights):
+        raise DataError(f"ckpt_path: {path} was written before MEA was made of parts, and cannot be read any more; train it again")
     hint = "use the run's own config.yaml"
     if (written_by := str(saved.get("mea_graph_version", __version__))) != __version__:
         hint += f", or mea-graph {written_by}, which wrote the checkpoint (this is {__version__})"

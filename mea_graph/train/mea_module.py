@@ -2,52 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
+from mea_graph.nn.mea import PARTS
+from mea_graph.nn.model_options import PUBLISHED, merged
+from mea_graph.suggestions import did_you_mean
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
+
+# Where options went that the model had before it was made of parts.
+FORMER = {
+    "num_predictive_layers": "exclusive.num_layers",
+    "num_cross_modal_layers": "agnostic.num_layers",
+    "kernel_size": "extractor.kernel_size",
+    "stride": "extractor.stride",
+    "skip": "extractor.skip",
+    "mu": "exclusive.mu",
+    "pooling": "exclusive.pooling and agnostic.pooling",
+    "residual": "exclusive.residual and agnostic.residual",
+    "head_norm": "head.norm",
+    "center_agnostic": "agnostic.center",
+    "importance": "discriminator.importance",
+    "adversary": "discriminator.adversary",
+    "self_loops": "fusion.self_loops",
+}
+# What the published form changes beside the model: the loss and the training of the paper.
+PUBLISHED_TRAINING = {"beta": 0.03, "weight_decay": 0.0, "warmup": 0.0, "cosine_decay": False}
 
 
 class MEAModule(TaskModule):
     """Trains `mea_graph.nn.MEA` with `mea_graph.nn.MEALoss` ([MEA] Eq. 20).
 
     Every option of the model, of the loss and of `TaskModule` is an argument here, with the default its owner gives it. With
-    ``center_agnostic`` each epoch ends with one more pass over the training samples, which measures the means of `ModalityCentering`.
+    ``agnostic={"center": True}`` each epoch ends with one more pass over the training samples, which measures the means of
+    `ModalityCentering`.
 
     Args:
         in_channels: width of each modality.
         task: what the target is.
         out_channels: width of the prediction: 1, the number of classes, or the number of labels.
-        kwargs: options of `MEA`, `MEALoss` and `TaskModule`.
+        form: what options have that are not named: "recommended", the defaults of their owners, or "published", what the paper has.
+        kwargs: options of `MEA` (parts as dicts of options), `MEALoss` and `TaskModule`.
 
     Shape: as `TaskModule`; the output is the `MEAOutput` of the model.
 
     Raises:
-        TypeError: where an option belongs to none of the three.
+        TypeError: where an option belongs to none of the three, or a part is a module, which a checkpoint could not hold.
         ValueError: where an option is outside its range.
 
     Example:
         >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, alpha=0.1, learning_rate=2e-3)
         >>> module.loss.alpha, module.learning_rate
         (0.1, 0.002)
+        >>> MEAModule({"audio": 5, "text": 3}, "regression", 1, form="published").hparams["exclusive"]["num_layers"]
+        3
     """
 
     @takes_arguments_of(MEA, MEALoss, TaskModule, skip=("network",))
-    def __init__(self, in_channels: dict[str, int], task: Task, out_channels: int, **kwargs: Any) -> None:
-        network, loss, training = (arguments_for(component, kwargs) for component in (MEA, MEALoss, TaskModule))
-        unknown = sorted(set(kwargs) - set(network) - set(loss) - set(training))
-        if unknown:
-            raise TypeError(f"MEAModule: unknown option {', '.join(unknown)}; options are those of MEA, MEALoss and TaskModule")
+    def __init__(
+        self,
+        in_channels: dict[str, int],
+        task: Task,
+        out_channels: int,
+        form: Literal["recommended", "published"] = "recommended",
+        **kwargs: Any,
+    ) -> None:
+        options = complete_options(form, kwargs)
+        network, loss, training = (arguments_for(component, options) for component in (MEA, MEALoss, TaskModule))
         super().__init__(MEA(in_channels, out_channels, **network), task=task, out_channels=out_channels, **training)
         # not save_hyperparameters: that looks every visible argument up among the local variables of this function
-        self.hparams.update(in_channels=in_channels, task=task, out_channels=out_channels, **kwargs)
+        self.hparams.update(in_channels=in_channels, task=task, out_channels=out_channels, **options)
         self.loss = MEALoss(task, **loss)
 
     def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
@@ -57,7 +89,7 @@ class MEAModule(TaskModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """At the end of an epoch, before anyone looks: the means of `ModalityCentering` as evaluation has them."""
-        centering: ModalityCentering | None = cast(MEA, self.network).centering
+        centering = cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
         if centering is None or not self.trainer.is_last_batch:
             return
         modes = {part: part.training for part in self.network.modules()}
@@ -88,3 +120,40 @@ def _joined(output: MEAOutput, gather: Callable[[Tensor], Tensor]) -> MEAOutput:
         present=each(output.present),
         discrimination=Discrimination(*(None if part is None else gather(part) for part in output.discrimination)),
     )
+
+
+def complete_options(form: Literal["recommended", "published"], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of `MEAModule` with those that are not given, as the form has them, inside parts too.
+
+    Args:
+        form: "recommended" or "published".
+        given: options of `MEA`, `MEALoss` and `TaskModule`.
+
+    Raises:
+        TypeError: where an option belongs to none of the three, or a part is a module.
+        ValueError: where there is no such form.
+
+    Example:
+        >>> complete_options("published", {"head": {"norm": True}})["head"]
+        {'norm': True, 'dropout': 0.0}
+    """
+    if form not in ("recommended", "published"):
+        raise ValueError(f"form: expected 'recommended' or 'published', got {form!r}")
+    decided = ("in_channels", "out_channels", "task", "network")
+    owners = (MEA, MEALoss, TaskModule)
+    defaults = {n: p.default for owner in reversed(owners) for n, p in inspect.signature(owner).parameters.items() if n not in decided}
+    for name, value in given.items():
+        if name not in defaults:
+            meant = f" ({FORMER[name]} now, in models and checkpoints)" if name in FORMER else did_you_mean(name, defaults)
+            raise TypeError(f"MEAModule: unknown option {name}{meant}; options are those of MEA, MEALoss and TaskModule")
+        if isinstance(value, nn.Module):
+            raise TypeError(f"{name}: expected options, which a checkpoint can hold, got a module; give it to MEA in a TaskModule of yours")
+    if form == "published":
+        defaults |= PUBLISHED | PUBLISHED_TRAINING
+    options = merged(defaults, given)
+    for name, kind in PARTS.items():
+        if isinstance(options[name], Mapping):
+            known = inspect.signature(kind).parameters.items()
+            plain = {n: p.default for n, p in known if isinstance(p.default, int | float | str) and n not in options}
+            options[name] = merged(plain, options[name])
+    return options

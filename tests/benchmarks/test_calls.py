@@ -28,7 +28,7 @@ def test_each_modality_is_padded_once_and_comes_back_once(found):
 
 def test_every_attention_goes_through_the_dispatcher(found):
     batch = calls.mosi_batch()
-    network = MEA({"text": 300, "audio": 5, "vision": 20}, 1)
+    network = MEA.published({"text": 300, "audio": 5, "vision": 20}, 1)
     with record_calls() as seen:
         network(batch)
     attentions = {(op, backend): times for (op, backend), times in seen.items() if op.endswith("attention")}

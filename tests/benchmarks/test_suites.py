@@ -83,7 +83,7 @@ def test_a_training_step_changes_no_weight_and_computes_every_gradient():
 
 
 def test_a_compiled_step_computes_the_same_and_one_that_cannot_be_compiled_is_named():
-    network = models.MEA(samples.CHANNELS, 1, num_predictive_layers=1, agnostic=False, fusion="addition")  # little for the compiler to do
+    network = models.MEA(samples.CHANNELS, 1, agnostic=None, fusion="addition")  # little for the compiler to do
     batch = samples.of_lengths({m: [3, 2] for m in samples.CHANNELS}, dict.fromkeys(samples.CHANNELS, 3))
     wrong = lambda graph, inputs: lambda *args: tuple(2 * t if t.is_floating_point() else t for t in graph(*args))  # noqa: E731
     options = {"eager": {"backend": "eager"}, "none": {"backend": "no such backend"}, "wrong": {"backend": wrong}}

@@ -57,7 +57,8 @@ def test_scores_out_of_range_missing_labels_and_missing_splits_are_seen():
 def test_the_numbers_are_those_of_the_paper():
     table = {preset.name: preset.hyperparameters for preset in (MOSI, MOSEI, IEMOCAP)}
     rows = {
-        name: [row[k] for k in ("batch_size", "epochs", "learning_rate", "heads", "mu", "alpha", "beta")] for name, row in table.items()
+        name: [(row | row["exclusive"])[k] for k in ("batch_size", "epochs", "learning_rate", "heads", "mu", "alpha", "beta")]
+        for name, row in table.items()
     }
     assert rows == {
         "CMU-MOSI": [32, 60, 1e-3, 8, 0.25, 2e-2, 3e-2],
@@ -65,10 +66,10 @@ def test_the_numbers_are_those_of_the_paper():
         "IEMOCAP": [32, 60, 1e-3, 8, 0.2, 1e-2, 2e-2],
     }
     assert all(
-        (row["channels"], row["hidden_channels"], row["num_predictive_layers"], row["num_cross_modal_layers"]) == (40, 64, 3, 2)
+        (row["channels"], row["hidden_channels"], row["exclusive"]["num_layers"], row["agnostic"]["num_layers"]) == (40, 64, 3, 2)
         for row in table.values()
     )
-    assert [dict(row["kernel_size"]) for row in table.values()] == [
+    assert [dict(row["extractor"]["kernel_size"]) for row in table.values()] == [
         {"text": 3, "audio": 3, "vision": 3},
         {"text": 3, "audio": 3, "vision": 3},
         {"text": 3, "audio": 5, "vision": 3},

@@ -31,7 +31,7 @@ def sample(lengths: dict[str, int]) -> HeteroData:
 @pytest.fixture
 def model() -> MEA:
     torch.manual_seed(0)
-    return MEA(dict.fromkeys(RATES, 2), 1, channels=8, hidden_channels=8, heads=2, num_predictive_layers=2, num_cross_modal_layers=1).eval()
+    return MEA(dict.fromkeys(RATES, 2), 1, channels=8, hidden_channels=8, heads=2, exclusive={"num_layers": 2}).eval()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
 SITE = DOCS / "_build" / "html"
-PARTS = ("nn", "ops", "data", "train", "viz")
+PARTS = ("nn", "ops", "data", "train", "baselines", "viz")
 PUBLIC = [f"mea_graph.{part}.{name}" for part in PARTS for name in importlib.import_module(f"mea_graph.{part}").__all__]
 
 

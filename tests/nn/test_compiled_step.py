@@ -14,7 +14,7 @@ def test_equals_the_eager_step() -> None:
     torch.compiler.reset()
     mask = {m: torch.arange(max(n)) < torch.tensor(n)[:, None] for m, n in LENGTHS.items()}
     x = {m: torch.randn(*v.shape, 3).double() for m, v in mask.items()}
-    model = MEA(dict.fromkeys(LENGTHS, 3), 1, channels=4, hidden_channels=4, heads=2, num_predictive_layers=2, num_cross_modal_layers=1)
+    model = MEA(dict.fromkeys(LENGTHS, 3), 1, channels=4, hidden_channels=4, heads=2, dropout=0.0, exclusive={"num_layers": 2})
     model, loss, target = model.double(), MEALoss("regression", alpha=0.5, beta=0.5), torch.randn(3).double()
 
     def step(x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:

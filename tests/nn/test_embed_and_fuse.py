@@ -12,11 +12,12 @@ from torch_geometric.data import Batch, HeteroData
 from torch_geometric.nn import GATConv, HeteroConv, SAGEConv, global_mean_pool
 
 from mea_graph.nn import MEA, DecoupledGraphFusion, MEALoss, fusion_graph
+from mea_graph.nn.model_options import merged
 from mea_graph.ops import IntervalEdges, Pointers
 
 WIDTHS = {"text": 5, "audio": 3, "vision": 4}
 LENGTHS = {"text": [3, 2, 4], "audio": [5, 0, 2], "vision": [2, 3, 0]}  # audio and vision are missing once each
-SMALL: dict[str, Any] = {"channels": 8, "hidden_channels": 6, "heads": 2, "num_predictive_layers": 2}
+SMALL: dict[str, Any] = {"channels": 8, "hidden_channels": 6, "heads": 2, "exclusive": {"num_layers": 2}}
 
 
 def sample(b: int) -> HeteroData:
@@ -33,11 +34,12 @@ def batch() -> Batch:
 
 
 def make(**options: Any) -> MEA:
-    return MEA(WIDTHS, 2, **(SMALL | options)).double()
+    return MEA.published(WIDTHS, 2, **merged(SMALL, options)).double()
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"agnostic": False}, {"exclusive": False}, {"fusion": "addition"}, {"stride": 2}, {"self_loops": True}]
+    "options",
+    [{}, {"agnostic": None}, {"exclusive": None}, {"fusion": "addition"}, {"extractor": {"stride": 2}}, {"fusion": {"self_loops": True}}],
 )
 def test_fuse_of_embed_is_the_model(batch: Batch, options: dict[str, Any]) -> None:
     model = make(**options)
@@ -71,7 +73,7 @@ def test_the_graph_holds_steps_representations_and_edges(batch: Batch) -> None:
 
 
 def test_strides_thin_steps_and_their_times(batch: Batch) -> None:
-    graph = make(stride={"text": 1, "audio": 2, "vision": 3}).embed(batch)
+    graph = make(extractor={"stride": {"text": 1, "audio": 2, "vision": 3}}).embed(batch)
     assert graph["audio"].sample.bincount(minlength=3).tolist() == [3, 0, 1]
     torch.testing.assert_close(graph["audio"].time, torch.tensor([0.0, 0.4, 0.8, 0.0]))
     assert graph["vision"].sample.tolist() == [0, 1]
@@ -182,7 +184,7 @@ def test_the_embeddings_may_be_others() -> None:
 
 def test_the_graph_fusion_may_be_of_any_convolution(batch: Batch) -> None:
     model = make()
-    model.graph_fusion = DecoupledGraphFusion(6, conv=SAGEConv, aggr="mean").double()
+    model.fusion = DecoupledGraphFusion(6, conv=SAGEConv, aggr="mean").double()
     assert model(batch).prediction.shape == (3, 2)
 
 

@@ -49,6 +49,14 @@ def unit(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> li
     return [module(x["text"], mask["text"], source=[x["audio"], x["vision"]], source_layout=[mask["audio"], mask["vision"]])]
 
 
+def branch(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+    return list(module(x, mask).x.values())
+
+
+def combined(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> list[Tensor]:
+    return [module(vectors(x), {m: v.any(1) for m, v in mask.items()})]
+
+
 def vectors(x: dict[str, Tensor]) -> dict[str, Tensor]:
     return {m: v[:, 0] for m, v in x.items()}
 
@@ -76,10 +84,11 @@ def objective(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) 
     present, h = {m: v.any(1) for m, v in mask.items()}, vectors(x)
     ones = x["text"].new_ones(x["text"].size(0), 3)
     seen = mea.Discrimination(torch.stack([v[:, :3] for v in h.values()], 1), torch.stack([v[:, 3:6] for v in h.values()], 1), None, ones)
-    output = mea.MEAOutput(x["text"][:, 0, :1], h, h, present, mea.fusion_graph(h, h), seen, {}, [], {}, [])
+    output = mea.MEAOutput(x["text"][:, 0, :1], h, h, present, mea.fusion_graph(h, h), x["text"][:, 0], seen, {}, [], {}, [])
     return list(module(output, x["audio"][:, 0, 0]))
 
 
+SMALL: dict[str, Any] = {"exclusive": {"num_layers": 2}, "agnostic": {"num_layers": 1}}
 CASES = {
     "AgnosticEncoder": Case(lambda **o: mea.AgnosticEncoder(D, D_H, **o), sequence),
     "CrossModalEncoder": Case(
@@ -108,7 +117,16 @@ CASES = {
     "HierarchicalCrossModalAttention": Case(
         lambda **o: mea.HierarchicalCrossModalAttention(D, NAMES, HEADS, **o), lambda module, x, mask: list(module(x, mask).x.values())
     ),
-    "MEA": Case(lambda **o: mea.MEA(NAMES, 2, D, D_H, HEADS, num_predictive_layers=2, num_cross_modal_layers=1, **o), whole),
+    "ExclusiveBranch": Case(lambda **o: mea.ExclusiveBranch(D, D_H, NAMES, HEADS, num_layers=2, **o), branch),
+    "AgnosticBranch": Case(lambda **o: mea.AgnosticBranch(D, D_H, NAMES, HEADS, num_layers=1, **o), branch),
+    "Combination": Case(lambda: mea.Combination("addition", D, NAMES), combined, dropout=False),
+    "PredictionHead": Case(lambda **o: mea.PredictionHead(D, D_H, 2, norm=True, **o), lambda module, x, mask: [module(x["text"][:, 0])]),
+    "MEA": Case(
+        lambda **o: mea.MEA.published(
+            NAMES, 2, channels=D, hidden_channels=D_H, heads=HEADS, exclusive={"num_layers": 2}, agnostic={"num_layers": 1}, **o
+        ),
+        whole,
+    ),
     "MEALoss": Case(lambda: mea.MEALoss(alpha=0.5, beta=0.5), objective, dropout=False),
     "ModalityCentering": Case(
         centring, lambda module, x, mask: list(module(vectors(x), {m: v.any(1) for m, v in mask.items()}).values()), dropout=False

@@ -9,45 +9,53 @@ from torch_geometric.data import HeteroData
 from torch_geometric.loader import DataLoader
 
 from mea_graph.nn import MEA, MEALoss, fusion_graph
+from mea_graph.nn.model_options import merged
 
 WIDTHS = {"text": 5, "audio": 3, "vision": 4}
 LENGTHS = {"text": [3, 2, 4, 3], "audio": [5, 0, 2, 6], "vision": [2, 3, 0, 4]}  # audio and vision are missing once each
 MASK = {m: torch.arange(max(n)) < torch.tensor(n)[:, None] for m, n in LENGTHS.items()}
-SMALL = {"channels": 8, "hidden_channels": 6, "heads": 2, "num_predictive_layers": 2}
+SMALL = {"channels": 8, "hidden_channels": 6, "heads": 2, "exclusive": {"num_layers": 2}}
+
+
+def both(**options: Any) -> dict[str, Any]:
+    """The same options for both branches."""
+    return {"exclusive": options, "agnostic": options}
+
 
 # Every row of Table V that is an argument of the model: which parameters it takes away (parts of their names).
 ABLATIONS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "full": ({}, []),
-    "w/o omega": ({"importance": False}, ["discriminator.importance"]),
-    "w/o exclusive": ({"exclusive": False}, ["predictive.", "exclusive_encoders.", "convs.exclusive."]),
-    "w/o agnostic": ({"agnostic": False}, ["cross_modal.", "agnostic_encoder.", "convs.agnostic.", "discriminator.importance"]),
-    "w/o PSA": ({"predictive_attention": False}, ["predictive."]),
-    "w/o prediction chain": ({"prediction_chain": False}, [".predictor."]),
-    "w/o WAL": ({"weighted_attention": False}, ["predictive.weighted."]),
-    "w/o HCA": ({"cross_modal_attention": False}, ["cross_modal."]),
-    "w/o mixed": ({"mixed": False}, [".mixed."]),
-    "w/o coarse": ({"coarse": False}, [".coarse."]),
-    "w/o fine": ({"fine": False}, [".fine."]),
-    "w/o DGF": ({"fusion": "concatenation"}, ["graph_fusion."]),
-    "addition": ({"fusion": "addition"}, ["graph_fusion."]),
-    "multiplication": ({"fusion": "multiplication"}, ["graph_fusion."]),
+    "w/o omega": ({"discriminator": {"importance": False}}, ["discriminator.importance"]),
+    "w/o exclusive": ({"exclusive": None}, ["exclusive.attention.", "exclusive.encoders.", "convs.exclusive."]),
+    "w/o agnostic": ({"agnostic": None}, ["agnostic.attention.", "agnostic.encoder.", "convs.agnostic.", "discriminator.importance"]),
+    "w/o PSA": ({"exclusive": {"num_layers": 0}}, ["exclusive.attention."]),
+    "w/o prediction chain": ({"exclusive": {"prediction_chain": False}}, [".predictor."]),
+    "w/o WAL": ({"exclusive": {"weighted_attention": False}}, ["exclusive.attention.weighted."]),
+    "w/o HCA": ({"agnostic": {"num_layers": 0}}, ["agnostic.attention."]),
+    "w/o mixed": ({"agnostic": {"mixed": False}}, [".mixed."]),
+    "w/o coarse": ({"agnostic": {"coarse": False}}, [".coarse."]),
+    "w/o fine": ({"agnostic": {"fine": False}}, [".fine."]),
+    "w/o DGF": ({"fusion": "concatenation"}, ["fusion."]),
+    "addition": ({"fusion": "addition"}, ["fusion."]),
+    "multiplication": ({"fusion": "multiplication"}, ["fusion."]),
 }
 FURTHER: dict[str, dict[str, Any]] = {
-    "self loops": {"self_loops": True},
-    "confusion": {"adversary": "confusion"},
-    "centred": {"center_agnostic": True},
-    "head norm": {"head_norm": True},
-    "skip": {"skip": True},
-    "input residual": {"residual": "input", "mu": 0.9},
-    "segments": {"pooling": "segments", "segments": 2},
-    "gru": {"pooling": "gru"},
-    "strides": {"stride": {"text": 1, "audio": 2, "vision": 3}, "kernel_size": {"text": 1, "audio": 2, "vision": 5}},
+    "self loops": {"fusion": {"self_loops": True}},
+    "confusion": {"discriminator": {"adversary": "confusion"}},
+    "w/o discriminator": {"discriminator": None},
+    "centred": {"agnostic": {"center": True}},
+    "head norm": {"head": {"norm": True}},
+    "skip": {"extractor": {"skip": True}},
+    "input residual": both(residual="input") | {"exclusive": {"residual": "input", "mu": 0.9}},
+    "segments": both(pooling="segments", segments=2),
+    "gru": both(pooling="gru"),
+    "strides": {"extractor": {"stride": {"text": 1, "audio": 2, "vision": 3}, "kernel_size": {"text": 1, "audio": 2, "vision": 5}}},
 }
 OPTIONS = {name: options for name, (options, _) in ABLATIONS.items()} | FURTHER
 
 
 def make(options: dict[str, Any], out_channels: int = 2) -> MEA:
-    return MEA(WIDTHS, out_channels, **(SMALL | options))
+    return MEA.published(WIDTHS, out_channels, **merged(SMALL, options))
 
 
 @pytest.fixture
@@ -57,35 +65,35 @@ def x() -> dict[str, Tensor]:
 
 def recompute(model: MEA, x: dict[str, Tensor], options: dict[str, Any]) -> dict[str, Any]:
     """The forward pass by hand, from the model's own layers."""
-    on = {"exclusive": True, "agnostic": True, "fusion": "graph", "prediction_chain": True} | options
+    on = merged({"exclusive": {"prediction_chain": True, "weighted_attention": True}, "agnostic": {}, "fusion": {}}, options)
     z = {m: model.extractors[m](x[m], MASK[m]) for m in WIDTHS}
     mask = {m: model.extractors[m].output_layout(MASK[m]) for m in WIDTHS}
     present = {m: mask[m].any(1) for m in WIDTHS}
     h: dict[str, dict[str, Tensor] | None] = {"exclusive": None, "agnostic": None}
-    if on["exclusive"]:
+    if on["exclusive"] is not None:
         z_e, prior = dict(z), dict.fromkeys(z)
-        for i in range(SMALL["num_predictive_layers"] if model.predictive is not None else 0):
+        for i in range(2 if model.exclusive.attention is not None else 0):
             for m in WIDTHS:
-                layer = model.predictive.attention[m][i]
-                z_e[m], prior[m] = layer(z_e[m], mask[m], prior[m] if on["prediction_chain"] else None)
-            if options.get("weighted_attention", True):
-                z_e, _ = model.predictive.weighted[i](z_e, mask)
-        h["exclusive"] = {m: model.exclusive_encoders[m](z_e[m], mask[m]) for m in WIDTHS}
-    if on["agnostic"]:
+                layer = model.exclusive.attention.attention[m][i]
+                z_e[m], prior[m] = layer(z_e[m], mask[m], prior[m] if on["exclusive"]["prediction_chain"] else None)
+            if on["exclusive"]["weighted_attention"]:
+                z_e, _ = model.exclusive.attention.weighted[i](z_e, mask)
+        h["exclusive"] = {m: model.exclusive.encoders[m](z_e[m], mask[m]) for m in WIDTHS}
+    if on["agnostic"] is not None:
         z_a = z
-        for layer in model.cross_modal.layers if model.cross_modal is not None else []:
+        for layer in model.agnostic.attention.layers if model.agnostic.attention is not None else []:
             z_a = layer(z_a, mask).x
-        h["agnostic"] = {m: model.agnostic_encoder(z_a[m], mask[m]) for m in WIDTHS}
-        if model.centering is not None:  # the first batch is all that the means know
+        h["agnostic"] = {m: model.agnostic.encoder(z_a[m], mask[m]) for m in WIDTHS}
+        if model.agnostic.centering is not None:  # the first batch is all that the means know
             means = {m: v[present[m]].mean(0) for m, v in h["agnostic"].items()}
             h["agnostic"] = {m: (v - means[m]) * present[m][:, None] for m, v in h["agnostic"].items()}
     vectors = []
     for space, values in h.items():
         if values is None:
             continue
-        if on["fusion"] == "graph":
-            graph = fusion_graph(h["exclusive"], h["agnostic"], present, options.get("self_loops", False))
-            fused = model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, 4)
+        if isinstance(on["fusion"], dict):
+            graph = fusion_graph(h["exclusive"], h["agnostic"], present, on["fusion"].get("self_loops", False))
+            fused = model.fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, 4)
             vectors.append(fused.x[space])
         elif on["fusion"] == "concatenation":
             vectors.append(torch.cat([values[m] * present[m][:, None] for m in WIDTHS], 1))
@@ -93,7 +101,7 @@ def recompute(model: MEA, x: dict[str, Tensor], options: dict[str, Any]) -> dict
             rows = [[values[m][b] for m in WIDTHS if present[m][b]] for b in range(4)]
             reduce = torch.sum if on["fusion"] == "addition" else torch.prod
             vectors.append(torch.stack([reduce(torch.stack(row), 0) for row in rows]))
-    seen = model.discriminator(h["exclusive"], h["agnostic"])
+    seen = [None] * 5 if model.discriminator is None else model.discriminator(h["exclusive"], h["agnostic"])
     return {**h, "prediction": model.head(torch.cat(vectors, 1)), "present": present, "discrimination": tuple(seen)}
 
 
@@ -171,7 +179,7 @@ def test_batch_size_tells_of_last_samples_without_any_modality() -> None:
     assert model(x, ptr).prediction.shape == (3, 2)
 
 
-@pytest.mark.parametrize("fusion", ["graph", "multiplication"])
+@pytest.mark.parametrize("fusion", [{}, "multiplication"])
 def test_a_modality_without_steps_is_missing_with_and_without_a_mask(x: dict[str, Tensor], fusion: str) -> None:
     model, x = make({"fusion": fusion}).double(), x | {"audio": x["audio"][:, :0]}
     full = {m: torch.ones(v.shape[:2], dtype=torch.bool) for m, v in x.items()}
@@ -181,12 +189,12 @@ def test_a_modality_without_steps_is_missing_with_and_without_a_mask(x: dict[str
 
 
 def test_the_head_norm_normalises_the_fused_vector(randomised, x: dict[str, Tensor]) -> None:
-    model = randomised(make({"head_norm": True}))
+    model = randomised(make({"head": {"norm": True}}))
     seen = []
     model.head[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     output = model(x, MASK)
     graph = output.graph
-    fused = torch.cat(list(model.graph_fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, 4).x.values()), 1)
+    fused = torch.cat(list(model.fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, 4).x.values()), 1)
     centred = fused - fused.mean(1, keepdim=True)
     normal = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(seen[0], normal * model.head[0].weight + model.head[0].bias, rtol=1e-9, atol=1e-12)
@@ -203,7 +211,7 @@ def test_the_graph_of_the_output_holds_the_representations_that_are_there(x: dic
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_attention_maps_on_request(x: dict[str, Tensor], stride: int) -> None:
-    model = make({"stride": stride, "num_cross_modal_layers": 2}).double()
+    model = make({"extractor": {"stride": stride}}).double()
     output = model(x, MASK, return_attention_weights=True)
     real = {m: MASK[m][:, ::stride] for m in WIDTHS}
 
@@ -262,19 +270,19 @@ def count_parameters(widths: dict[str, int], kernels: dict[str, int], heads: int
     ],
 )
 def test_sizes_of_table_1(widths: dict[str, int], kernels: dict[str, int], heads: int, mu: float, out: int) -> None:
-    model = MEA(widths, out, heads=heads, mu=mu, kernel_size=kernels)
+    model = MEA.published(widths, out, heads=heads, exclusive={"mu": mu}, extractor={"kernel_size": kernels})
     assert sum(p.numel() for p in model.parameters()) == count_parameters(widths, kernels, heads, out)
     output = model({m: torch.randn(2, 4, w) for m, w in widths.items()}, return_attention_weights=True)
     assert output.prediction.shape == (2, out)
     assert output.exclusive["text"].shape == output.agnostic["audio"].shape == (2, 64)
     assert [a.size(1) for a in output.predictive_attention["vision"]] == [heads] * 3
     assert len(output.cross_modal_attention) == 2
-    assert {layer.mu for m in widths for layer in model.predictive.attention[m]} == {mu}
+    assert {layer.mu for m in widths for layer in model.exclusive.attention.attention[m]} == {mu}
 
 
 def test_one_step_on_two_samples_of_five_modalities() -> None:
     widths = {f"sensor{i}": i + 1 for i in range(5)}
-    model, x = MEA(widths, 1, **SMALL), {m: torch.randn(2, 3 + w, w) for m, w in widths.items()}
+    model, x = MEA.published(widths, 1, **SMALL), {m: torch.randn(2, 3 + w, w) for m, w in widths.items()}
     target, loss = torch.tensor([1.0, -1.0]), MEALoss()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     before = loss(model(x), target).total
@@ -286,33 +294,36 @@ def test_one_step_on_two_samples_of_five_modalities() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"in_channels": {"text": 5}}, r"modalities: expected at least 2 different names, got \('text',\)"),
+        ({"in_channels": {"text": 5}}, r"modalities: expected at least 2 .*got \('text',\); agnostic=None, discriminator=None make"),
         ({"in_channels": {"a.b": 5, "c": 2}}, "modalities: expected names that can name a submodule.*got 'a.b'"),
-        ({"exclusive": False, "agnostic": False}, "exclusive, agnostic: expected at least one of them, got False twice"),
-        ({"fusion": "tensor"}, "fusion: expected 'graph', 'concatenation', 'addition' or 'multiplication', got 'tensor'"),
-        ({"kernel_size": {"text": 3, "audio": 3}}, r"kernel_size: expected the modalities .*got \['text', 'audio'\]"),
-        ({"stride": {"text": 1, "audio": 1, "vision": 1, "gaze": 1}}, "stride: expected the modalities .*'gaze'"),
+        ({"exclusive": None, "agnostic": None}, "exclusive, agnostic: expected at least one of them, got None twice"),
+        ({"fusion": "tensor"}, "how: expected 'concatenation', 'addition' or 'multiplication', got 'tensor'"),
+        (
+            {"extractor": {"kernel_size": {"text": 3, "audio": 3}}},
+            r"extractor.kernel_size: expected the modalities .*got \['text', 'audio'\]",
+        ),
+        ({"extractor": {"stride": {"text": 1, "audio": 1, "vision": 1, "gaze": 1}}}, "extractor.stride: expected the modalities .*'gaze'"),
         ({"channels": 9, "heads": 3}, "channels: expected an even number, half for each LSTM direction, got 9"),
         ({"heads": 3}, "heads: expected a divisor of channels = 8, got 3"),
-        ({"mu": 2.0}, r"mu: expected a number in \[0, 1\], got 2.0"),
-        ({"num_predictive_layers": 0}, "num_layers: expected at least 1, got 0"),
-        ({"mixed": False, "coarse": False, "fine": False}, "mixed, coarse, fine: expected at least one stage, got none"),
+        ({"exclusive": {"mu": 2.0}}, r"mu: expected a number in \[0, 1\], got 2.0"),
+        ({"exclusive": {"num_layers": -1}}, "num_layers: expected at least 1, got -1"),
+        ({"agnostic": {"mixed": False, "coarse": False, "fine": False}}, "mixed, coarse, fine: expected at least one stage, got none"),
         (
-            {"pooling": "last"},
+            {"exclusive": {"pooling": "last"}},
             "pooling: expected 'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one, got 'last'",
         ),
-        ({"reversal": -1.0}, "scale: expected a finite number of at least 0, got -1.0"),
-        ({"kernel_size": 3.0}, "kernel_size: expected an integer, or a dict of one by modality, got 3.0"),
-        ({"stride": [1, 1, 1]}, "stride: expected an integer, or a dict of one by modality, got "),
+        ({"discriminator": {"reversal": -1.0}}, "scale: expected a finite number of at least 0, got -1.0"),
+        ({"extractor": {"kernel_size": 3.0}}, "extractor.kernel_size: expected a number, or a dict of one by modality, got 3.0"),
+        ({"extractor": {"stride": [1, 1, 1]}}, "extractor.stride: expected a number, or a dict of one by modality, got "),
         ({"out_channels": 0}, "out_channels: expected an integer of at least 1, got 0"),
         ({"hidden_channels": 0}, "hidden_channels: expected an integer of at least 1, got 0"),
         ({"in_channels": {"text": 5, "audio": 0}}, r"in_channels\['audio'\]: expected an integer of at least 1, got 0"),
-        ({"pooling": "segments", "segments": 0}, "segments: expected an integer of at least 1, got 0"),
+        ({"agnostic": {"pooling": "segments", "segments": 0}}, "segments: expected an integer of at least 1, got 0"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MEA(**({"in_channels": WIDTHS, "out_channels": 1} | SMALL | options))
+        MEA.published(**({"in_channels": WIDTHS, "out_channels": 1} | merged(SMALL, options)))
 
 
 def test_bad_input_is_named(x: dict[str, Tensor]) -> None:

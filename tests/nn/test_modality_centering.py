@@ -108,8 +108,8 @@ def test_no_linear_classifier_beats_chance_afterwards() -> None:
 def test_the_model_centres_agnostic_representations_alone() -> None:
     torch.manual_seed(0)
     widths = {"text": 4, "audio": 3}
-    plain = MEA(widths, 1, channels=8, heads=2, hidden_channels=6)
-    model = MEA(widths, 1, channels=8, heads=2, hidden_channels=6, center_agnostic=True)
+    plain = MEA.published(widths, 1, channels=8, heads=2, hidden_channels=6)
+    model = MEA.published(widths, 1, channels=8, heads=2, hidden_channels=6, agnostic={"center": True})
     model.load_state_dict(plain.state_dict(), strict=False)
     x = {m: torch.randn(5, 7, d) for m, d in widths.items()}
     before, after = plain(x), model(x)
@@ -117,7 +117,7 @@ def test_the_model_centres_agnostic_representations_alone() -> None:
         assert torch.equal(after.exclusive[m], before.exclusive[m])
         torch.testing.assert_close(after.agnostic[m], before.agnostic[m] - before.agnostic[m].mean(0))
     torch.testing.assert_close(after.discrimination.agnostic, model.discriminator(after.exclusive, after.agnostic).agnostic)
-    assert MEA(widths, 1, agnostic=False, center_agnostic=True).centering is None
+    assert MEA(widths, 1, agnostic=None).agnostic is None
 
 
 @pytest.mark.parametrize("momentum", [0.0, -0.1, 1.5, float("nan")])

@@ -20,7 +20,7 @@ def model() -> MEA:
     below. With a standard deviation of 1 it was up to four times the tolerance: what then passed depended on the processor.
     """
     torch.manual_seed(2)  # a draw whose predictions differ enough
-    layers = {"num_predictive_layers": 2, "num_cross_modal_layers": 1, "pooling": "gru", "head_norm": True}
+    layers = {"exclusive": {"num_layers": 2}}
     model = MEA(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, dropout=0.5, **layers)
     with torch.no_grad():
         for parameter in model.parameters():

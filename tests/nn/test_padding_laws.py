@@ -78,8 +78,13 @@ def sums(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor | None]
     return {"-" + m: v for m, v in module(h, present).items()}
 
 
+def both(**options: object) -> dict[str, object]:
+    """The same options for both branches."""
+    return {"exclusive": options, "agnostic": options}
+
+
 def model(**options: object) -> Case:
-    return Case(lambda: mea.MEA(MODALITIES, 3, channels=D, hidden_channels=6, heads=HEADS, **options), whole, raw=True)
+    return Case(lambda: mea.MEA.published(MODALITIES, 3, channels=D, hidden_channels=6, heads=HEADS, **options), whole, raw=True)
 
 
 CASES = {
@@ -114,20 +119,28 @@ CASES = {
     "AgnosticEncoder": Case(lambda: mea.AgnosticEncoder(D, 6), pooled),
     "ModalityCentering": Case(lambda: centred(mea.ModalityCentering(D, MODALITIES)), sums),
     "MEA": model(),
-    "MEA stride": model(stride={"text": 1, "audio": 2, "vision": 3}, pooling="segments", head_norm=True),
-    "MEA gru": model(pooling="gru"),
-    "MEA skip": model(skip=True, head_norm=True),
-    "MEA self loops": model(self_loops=True, residual="input", pooling="max"),
-    "MEA concatenation": model(fusion="concatenation", mixed=False),
-    "MEA addition": model(fusion="addition", coarse=False),
-    "MEA multiplication": model(fusion="multiplication", fine=False),
-    "MEA exclusive only": model(agnostic=False, prediction_chain=False),
-    "MEA agnostic only": model(exclusive=False),
-    "MEA centred": Case(
-        lambda: centred(mea.MEA(MODALITIES, 3, channels=D, hidden_channels=6, heads=HEADS, center_agnostic=True)), whole, raw=True
+    "MEA recommended": Case(lambda: mea.MEA(MODALITIES, 3, channels=D, hidden_channels=6, heads=HEADS, dropout=0.0), whole, raw=True),
+    "MEA stride": model(
+        extractor={"stride": {"text": 1, "audio": 2, "vision": 3}},
+        exclusive={"pooling": "segments"},
+        agnostic={"pooling": "segments"},
+        head={"norm": True},
     ),
-    "MEA bare": model(predictive_attention=False, cross_modal_attention=False),
-    "MEA no omega, no WAL": model(importance=False, weighted_attention=False),
+    "MEA gru": model(**both(pooling="gru")),
+    "MEA skip": model(extractor={"skip": True}, head={"norm": True}),
+    "MEA self loops": model(fusion={"self_loops": True}, **both(residual="input", pooling="max")),
+    "MEA concatenation": model(fusion="concatenation", agnostic={"mixed": False}),
+    "MEA addition": model(fusion="addition", agnostic={"coarse": False}),
+    "MEA multiplication": model(fusion="multiplication", agnostic={"fine": False}),
+    "MEA exclusive only": model(agnostic=None, exclusive={"prediction_chain": False}),
+    "MEA agnostic only": model(exclusive=None),
+    "MEA centred": Case(
+        lambda: centred(mea.MEA.published(MODALITIES, 3, channels=D, hidden_channels=6, heads=HEADS, agnostic={"center": True})),
+        whole,
+        raw=True,
+    ),
+    "MEA bare": model(**both(num_layers=0)),
+    "MEA no omega, no WAL": model(discriminator={"importance": False}, exclusive={"weighted_attention": False}),
 }
 
 

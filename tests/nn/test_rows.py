@@ -90,7 +90,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Rows, Layouts], 
     "ExclusiveEncoder softmax": (lambda: mea.ExclusiveEncoder(D, 3, aggr.SoftmaxAggregation(learn=True)), pooled),
     "ExclusiveEncoder two": (lambda: mea.ExclusiveEncoder(D, 3, aggr.MultiAggregation(["mean", "max"])), pooled),
     "AgnosticEncoder": (lambda: mea.AgnosticEncoder(D, 3), pooled),
-    "MEA": (lambda: mea.MEA(dict.fromkeys(LENGTHS, D), 2, channels=D, hidden_channels=6, heads=HEADS), whole),
+    "MEA": (lambda: mea.MEA.published(dict.fromkeys(LENGTHS, D), 2, channels=D, hidden_channels=6, heads=HEADS), whole),
 }
 
 

@@ -42,16 +42,16 @@ def read_logs(folder):
 
 @pytest.fixture
 def fitted(classes_source):
-    run("fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 2, "--run_dir", "run", "--model.mu", 0.3)
+    run("fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 2, "--run_dir", "run", "--model.exclusive.mu", 0.3)
     return Path("run")
 
 
 def test_fit_writes_what_the_other_commands_need(fitted):
     config = yaml.safe_load((fitted / "config.yaml").read_text())
-    assert config["model"]["init_args"]["mu"] == 0.3
+    assert config["model"]["init_args"]["exclusive"]["mu"] == 0.3
     for name in ("best", "last"):
         checkpoint = torch.load(fitted / "checkpoints" / f"{name}.ckpt", weights_only=True)
-        assert checkpoint["hyper_parameters"]["mu"] == 0.3
+        assert checkpoint["hyper_parameters"]["exclusive"]["mu"] == 0.3
     logged = read_logs(fitted)
     assert {name for _, name in logged} >= {"train/disparity", "valid/loss", "valid/accuracy"}
     assert {epoch for epoch, _ in logged} == {0, 1}
@@ -98,7 +98,7 @@ def test_test_and_predict_agree_and_are_right(fitted, classes_source, capsys):
     assert [row["id"] for row in rows] == sorted((row["id"] for row in rows), key=int)
     assert len(rows) == record["samples"]["test"] == 12
     assert record["seed"] == 0
-    assert record["config"]["model"]["init_args"]["mu"] == 0.3
+    assert record["config"]["model"]["init_args"]["exclusive"]["mu"] == 0.3
     assert set(record["versions"]) >= {"torch", "mea-graph"}
     assert len(record["data_hash"]) == 64
     for name, value in expected.items():
@@ -174,13 +174,13 @@ def test_runs_are_numbered_and_the_latest_is_evaluated():
 
 
 def test_configurations_compose_and_print(capsys):
-    Path("mine.yaml").write_text("model: {init_args: {mu: 0.9}}\ntrainer: {max_epochs: 7}\n")
+    Path("mine.yaml").write_text("model: {init_args: {exclusive: {mu: 0.9}}}\ntrainer: {max_epochs: 7}\n")
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", "mosi", "--config", "mine.yaml", "--model.beta", "0.5", "--print_config"])
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     options = config["model"]["init_args"]
-    assert (options["mu"], options["beta"], options["alpha"], config["trainer"]["max_epochs"]) == (0.9, 0.5, 0.02, 7)
+    assert (options["exclusive"]["mu"], options["beta"], options["alpha"], config["trainer"]["max_epochs"]) == (0.9, 0.5, 0.02, 7)
 
 
 @pytest.mark.parametrize("name", sorted(packaged_configs()))
@@ -198,17 +198,21 @@ TABLE_I = {
 }
 
 
+KEYS = ("learning_rate", "heads", "kernel_size", "mu", "alpha", "beta")
+
+
 @pytest.mark.parametrize("name", TABLE_I)
 def test_table_one(name):
     config = yaml.safe_load(packaged_configs()[name].read_text())
     options = config["model"]["init_args"]
+    assert options["form"] == "published"
     found = (
         config["data"]["batch_size"],
         config["trainer"]["max_epochs"],
-        *(options[key] for key in ("learning_rate", "heads", "kernel_size", "mu", "alpha", "beta")),
+        *((options | options["extractor"] | options["exclusive"])[key] for key in KEYS),
     )
     assert found == TABLE_I[name]
-    assert (options["channels"], options["hidden_channels"], options["num_predictive_layers"], options["num_cross_modal_layers"]) == (
+    assert (options["channels"], options["hidden_channels"], options["exclusive"]["num_layers"], options["agnostic"]["num_layers"]) == (
         40,
         64,
         3,
@@ -295,7 +299,7 @@ class TestMistakes:
     def test_in_the_model(self, capsys, classes_source):
         source = words(classes_source)
         self.check(capsys, "Option 'muu' is not accepted", "fit", *source, "--model.muu", 3)
-        self.check(capsys, "mu: Expected a <class 'float'>. Got value: x", "fit", *source, "--model.mu", "x")
+        self.check(capsys, "exclusive.mu: expected float, got 'x'", "fit", *source, "--model.exclusive.mu", "x")
         self.check(capsys, "heads: expected a divisor of channels = 40, got 7", "fit", *source, "--model.heads", 7)
         self.check(capsys, "Nope", "fit", *source, "--model", "Nope")
 
@@ -311,7 +315,15 @@ class TestMistakes:
         self.check(capsys, "run holds a run; resume it with --ckpt_path last", "fit", "--config", config)
         self.check(capsys, "there is no run in runs/default yet", "test", *words(classes_source))
         self.check(capsys, "there is no checkpoint nix.ckpt", "test", "--config", config, "--ckpt_path", "nix.ckpt")
-        self.check(capsys, "model.mu: the checkpoint run/checkpoints/best.ckpt has 0.3", "test", "--config", config, "--model.mu", 0.4)
+        self.check(
+            capsys,
+            "model.exclusive: the checkpoint run/checkpoints/best.ckpt has {",
+            "test",
+            "--config",
+            config,
+            "--model.exclusive.mu",
+            0.4,
+        )
         self.check(capsys, "expected a checkpoint of plain tensors", "test", "--config", config, "--ckpt_path", classes_source["source"])
         folds = "{by: subject, folds: 2}"
         self.check(capsys, "of 30 test samples trained this checkpoint", "test", "--config", config, "--data.split", folds)

@@ -33,12 +33,12 @@ def test_two_processes_fit_test_and_predict(classes_source):
     # 11 test samples and 37 training samples: neither can be shared evenly
     split = "{by: subject, train: [0, 1, 2, 3, 4, 5], valid: [6, 7], test: [8, 9]}"
     source = ["--data.source", classes_source["source"], "--data.split", split, "--data.batch_size", "5"]
-    fit = ["fit", *source, *SMALL, "--model.center_agnostic", "true", "--trainer.max_epochs", "1"]
+    fit = ["fit", *source, *SMALL, "--model.agnostic.center", "true", "--trainer.max_epochs", "1"]
     printed = run(*fit, *TWO, "--run_dir", "run")
     assert printed.count("epoch 0: ") == 1
     assert main([*fit, *ONE, "--run_dir", "alone"]) == 0
     states = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("run", "alone")]
-    seen = [state["network.centering.seen"].tolist() for state in states]
+    seen = [state["network.agnostic.centering.seen"].tolist() for state in states]
     assert seen[0] == seen[1]  # the means are those of the samples of both
     assert 0 < min(seen[0]) < max(seen[0]) < 37  # some samples lack a modality
     for command in ("test", "predict"):

@@ -11,6 +11,7 @@ from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
+from mea_graph.train.cli import check_same_options
 
 TINY = {"channels": 8, "heads": 2, "hidden_channels": 8}
 
@@ -70,7 +71,7 @@ class FirstLook(L.Callback):
     """What validation saw of the means, and who was training."""
 
     def on_validation_start(self, trainer, pl_module):
-        self.mean = pl_module.network.centering.mean.clone()
+        self.mean = pl_module.network.agnostic.centering.mean.clone()
 
     def on_train_epoch_end(self, trainer, pl_module):
         self.training = [part.training for part in pl_module.network.modules()]
@@ -78,12 +79,12 @@ class FirstLook(L.Callback):
 
 def test_means_of_modalities_are_measured_without_dropout_before_validation(classes_source):
     data = SequenceDataModule(**classes_source, batch_size=5)
-    options = {"dropout": 0.5, "feature_noise": 0.5, "modality_dropout": 0.5, "center_agnostic": True}
+    options = {"dropout": 0.5, "feature_noise": 0.5, "modality_dropout": 0.5, "agnostic": {"center": True}}
     module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, **options)
     look = FirstLook()
     fit(module, data, epochs=2, callbacks=[look])
     assert all(look.training)
-    centering, module.network.centering = module.network.centering, None
+    centering, module.network.agnostic.centering = module.network.agnostic.centering, None
     module.eval()
     with torch.no_grad():
         found = [module(batch.x_dict, batch.batch_dict, batch_size=batch.num_graphs) for batch in data.train_dataloader()]
@@ -144,7 +145,7 @@ def test_double_precision_is_that_of_weights_features_and_losses(source, request
     for precision in ("32-true", "64-true"):
         torch.manual_seed(0)
         data = SequenceDataModule(**request.getfixturevalue(source))
-        module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, center_agnostic=True)
+        module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, agnostic={"center": True})
         trainer = fit(module, data, precision=precision)
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float64 if precision == "64-true" else torch.float32}
         losses[precision] = {name: value.item() for name, value in trainer.callback_metrics.items() if name.endswith("task")}
@@ -164,7 +165,9 @@ def test_weights_of_16_bits_are_refused_with_the_choices(scores_source, precisio
 @pytest.mark.parametrize("module_class", [MEAModule, LateFusionGRUModule])
 def test_a_module_comes_back_from_its_checkpoint_safely(module_class, tmp_path, classes_source):
     data = SequenceDataModule(**classes_source)
-    options = {**TINY, "mu": 0.4, "alpha": 0.3} if module_class is MEAModule else {"hidden_channels": 8, "modalities": ["lips"]}
+    options = (
+        {**TINY, "exclusive": {"mu": 0.4}, "alpha": 0.3} if module_class is MEAModule else {"hidden_channels": 8, "modalities": ["lips"]}
+    )
     module = module_class(data.in_channels, data.task, data.out_channels, learning_rate=0.005, **options)
     trainer = fit(module, data)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
@@ -223,3 +226,24 @@ def test_mea_module_takes_every_option_of_its_parts_and_no_other():
                 assert visible[name].default == parameter.default or name == "task"
     with pytest.raises(TypeError, match="unknown option colour; options are those of MEA, MEALoss and TaskModule"):
         MEAModule({"a": 1, "b": 1}, "regression", 1, colour="red")
+
+
+def test_a_checkpoint_of_the_model_before_its_parts_is_refused_with_the_reason():
+    module = MEAModule({"audio": 3, "text": 2}, "regression", 1, channels=8, heads=2)
+    weights = {name.replace("network.fusion.", "network.graph_fusion."): value for name, value in module.state_dict().items()}
+    with pytest.raises(DataError, match=r"ckpt_path: old.ckpt was written before MEA was made of parts, .*train it again"):
+        check_same_options("old.ckpt", {"state_dict": weights, "hyper_parameters": {"num_predictive_layers": 3}}, module)
+    with pytest.raises(TypeError, match=r"unknown option head_norm \(head.norm now"):
+        MEAModule({"audio": 3, "text": 2}, "regression", 1, head_norm=True)
+    with pytest.raises(TypeError, match=r"unknown option learning_rat \(did you mean 'learning_rate'"):
+        MEAModule({"audio": 3, "text": 2}, "regression", 1, learning_rat=1.0)
+
+
+def test_the_published_form_is_the_papers_down_to_its_training():
+    module = MEAModule({"audio": 3, "text": 2}, "regression", 1, form="published", exclusive={"mu": 0.5})
+    assert (module.loss.beta, module.weight_decay, module.warmup, module.cosine_decay) == (0.03, 0.0, 0.0, False)
+    assert {"num_layers": 3, "residual": "normalized", "pooling": "mean", "mu": 0.5}.items() <= module.hparams["exclusive"].items()
+    again = MEAModule(**module.hparams)  # as a checkpoint holds them, whatever the defaults have become
+    assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in module.named_parameters()}
+    with pytest.raises(TypeError, match="fusion: expected options, which a checkpoint can hold, got a module"):
+        MEAModule({"audio": 3, "text": 2}, "regression", 1, fusion=torch.nn.Identity())

@@ -11,16 +11,16 @@ from mea_graph.studies.rows import FULL, TABLE_V, ablated, chosen, compared, wit
 from mea_graph.studies.run import CONSTANT, MODULES, Run, build, check_runs, make_run
 from mea_graph.train.config_files import packaged_configs
 
-SMALL = {"channels": 8, "hidden_channels": 6, "heads": 2, "num_predictive_layers": 2, "num_cross_modal_layers": 1}
+SMALL = {"channels": 8, "hidden_channels": 6, "heads": 2, "exclusive": {"num_layers": 2}, "agnostic": {"num_layers": 1}}
 TRAINING = {"learning_rate": 3e-3, "weight_decay": 0.1, "warmup": 0.1, "cosine_decay": True, "label_smoothing": 0.2, "dropout": 0.1}
 
 
 def test_configurations_compose_and_a_file_replaces_the_embedded_data():
-    Path("mine.yaml").write_text("model: {init_args: {mu: 0.9}}\ndata: {batch_size: 4}\n")
+    Path("mine.yaml").write_text("model: {init_args: {exclusive: {mu: 0.9}}}\ndata: {batch_size: 4}\n")
     recipe = read_recipe("clips.npz", ["avletters", "mine.yaml"], epochs=3)
     assert recipe.name == "avletters"
     assert (recipe.data["source"], recipe.data["batch_size"], recipe.data["standardize"]) == ("clips.npz", 4, "train")
-    assert (recipe.model["mu"], recipe.model["channels"], recipe.trainer["max_epochs"]) == (0.9, 64, 3)
+    assert (recipe.model["exclusive"]["mu"], recipe.model["channels"], recipe.trainer["max_epochs"]) == (0.9, 64, 3)
     assert (recipe.monitor, recipe.mode, recipe.patience) == ("valid/accuracy", "max", 50)
     embedded = read_recipe("events", [], None)
     assert embedded.data["events"]["num_samples"] == 6000
@@ -87,7 +87,7 @@ def test_rivals_are_as_wide_and_trained_as_mea():
 
 def test_rivals_without_options_have_the_defaults_of_mea():
     options = compared({}, ["a", "b"])["pairwise Transformer (MulT)"][1]
-    assert (options["channels"], options["hidden_channels"], options["heads"], options["num_layers"]) == (40, 64, 8, 5)
+    assert (options["channels"], options["hidden_channels"], options["heads"], options["num_layers"]) == (40, 64, 8, 2)
 
 
 def test_table_five_is_whole_and_every_row_differs_from_mea():
@@ -101,8 +101,8 @@ def test_table_five_is_whole_and_every_row_differs_from_mea():
 def test_rows_that_change_nothing_are_left_out():
     assert "w/o L_dis" not in ablated({"alpha": 0.0})
     assert "addition" not in ablated({"fusion": "addition"})
-    assert "w/o prediction chain" not in ablated({"num_predictive_layers": 1})
-    assert "w/o exclusive" not in ablated({"agnostic": False})
+    assert "w/o prediction chain" not in ablated({"exclusive": {"num_layers": 1}})
+    assert "w/o exclusive" not in ablated({"agnostic": None})
 
 
 @pytest.mark.parametrize("config", packaged_configs())
@@ -136,25 +136,32 @@ def test_the_id_follows_from_all_but_the_name():
 
 
 def test_options_are_written_out_so_that_a_default_that_is_named_is_no_other_run():
-    named, unnamed = (runs_of({"MEA": ("MEAModule", options)})[0] for options in (SMALL, SMALL | {"mu": 0.25, "alpha": 0.02}))
+    named, unnamed = (
+        runs_of({"MEA": ("MEAModule", options)})[0]
+        for options in (SMALL, SMALL | {"exclusive": {"num_layers": 2, "mu": 0.25}, "alpha": 0.02})
+    )
     assert named.id == unnamed.id
-    assert {"mu": 0.25, "residual": "normalized", "weight_decay": 0.0}.items() <= named.options.items()
+    assert {"mu": 0.25, "residual": "input", "weight_decay": 0.0}.items() <= (named.options | named.options["exclusive"]).items()
     gru = runs_of({"GRU": ("LateFusionGRUModule", {"hidden_channels": 4})})[0].options
     assert {"modalities": None, "hidden_channels": 4, "modality_dropout": 0.0}.items() <= gru.items()
 
 
 def test_an_option_that_a_later_version_adds_leaves_finished_runs_as_they_are():
     run = runs_of({"MEA": ("MEAModule", SMALL)})[0]
-    later = replace(run, options=run.options | {"mu": 0.25})
-    earlier = replace(run, options={name: value for name, value in run.options.items() if name != "mu"})
+    inner = run.options["exclusive"]
+    later = replace(run, options=run.options | {"exclusive": inner | {"mu": 0.25}})
+    earlier = replace(run, options=run.options | {"exclusive": {name: value for name, value in inner.items() if name != "mu"}})
     assert earlier.id == later.id
     assert later.is_recorded_by({"id": earlier.id, "config": earlier.config})
-    assert replace(run, options=run.options | {"mu": 0.5}).id != run.id
+    assert replace(run, options=run.options | {"exclusive": inner | {"mu": 0.5}}).id != run.id
 
 
 def test_a_record_under_another_default_is_of_another_run():
     run = runs_of({"MEA": ("MEAModule", SMALL)})[0]
-    record = {"id": run.id, "config": run.config | {"options": run.options | {"mu": 0.1}}}  # mu was 0.1 by default when it was made
+    record = {
+        "id": run.id,
+        "config": run.config | {"options": run.options | {"exclusive": {"mu": 0.1}}},
+    }  # mu was 0.1 by default when it was made
     assert not run.is_recorded_by(record)
     assert run.is_recorded_by({"id": run.id, "config": run.config})
 

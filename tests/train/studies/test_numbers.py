@@ -43,7 +43,7 @@ def trained():
     """An untrained MEA will do, and its data."""
     torch.manual_seed(0)
     data = open_data({"events": {"num_samples": 120, "missing_rate": 0.2}, "batch_size": 8})
-    options = {"channels": 8, "hidden_channels": 8, "heads": 2, "num_predictive_layers": 1, "num_cross_modal_layers": 1}
+    options = {"channels": 8, "hidden_channels": 8, "heads": 2, "exclusive": {"num_layers": 1}}
     return MEAModule(data.in_channels, "regression", 1, **options).eval(), data
 
 
@@ -94,7 +94,7 @@ def test_probe_tells_what_can_be_told_and_no_more():
 
 
 def output_of(exclusive, agnostic, present):
-    return MEAOutput(None, exclusive, agnostic, present, None, None, {}, [], {}, [])
+    return MEAOutput(None, exclusive, agnostic, present, None, None, None, {}, [], {}, [])
 
 
 def test_dependence_is_the_papers_and_its_normalised_form():

@@ -15,7 +15,7 @@ from mea_graph.studies import schedule
 
 SMALL = """
 data: {events: {num_samples: 60, num_modalities: 2}, batch_size: 16}
-model: {init_args: {channels: 8, hidden_channels: 8, heads: 2, num_predictive_layers: 2}}
+model: {init_args: {channels: 8, hidden_channels: 8, heads: 2, exclusive: {num_layers: 2}}}
 """
 VOLATILE = ("seconds", "fit_seconds", "finished")  # what may differ between two equal runs
 
@@ -125,13 +125,18 @@ def test_sensitivity():
     study("sensitivity", *options)
     points = {r["name"]: r["config"]["options"] for r in records()}
     # mu, alpha, beta and the layers as the configuration has them are the same run as MEA itself
-    assert {(p["mu"], p["alpha"], p["beta"]) for p in points.values()} == {(0.25, 0.02, 0.001), (0.5, 0.02, 0.001), (0.25, 0.02, 0.3)}
+    varied = {(p["exclusive"]["mu"], p["alpha"], p["beta"]) for p in points.values()}
+    assert varied == {
+        (0.25, 0.02, 0.001),
+        (0.5, 0.02, 0.001),
+        (0.25, 0.02, 0.3),
+    }
     assert list(points) == ["MEA", "mu = 0.5", "alpha = 0.02, beta = 0.3"]
     minutes = sum(r["seconds"] for r in records()) / 60  # each run once, though MEA itself stands in five rows
     assert f"; {minutes:.1f} minutes of computing in all" in Path("out/table.md").read_text()
     assert figures() == {"mu", "predictive_layers", "cross_modal_layers", "alpha_beta_validation", "alpha_beta_test"}
     table = Path("out/table.md").read_text()
-    assert all(f"| {name} |" in table for name in ("MEA", "mu = 0.25", "mu = 0.5", "alpha = 0.02, beta = 0.3", "num_predictive_layers = 2"))
+    assert all(f"| {name} |" in table for name in ("MEA", "mu = 0.25", "mu = 0.5", "alpha = 0.02, beta = 0.3", "predictive layers = 2"))
 
 
 def test_missing_is_never_undefined():
@@ -156,7 +161,7 @@ def test_disentangle():
     found = records()
     assert [r["name"] for r in found] == ["with constraints", "without", "centred"] * 2
     assert [r["config"]["options"]["alpha"] for r in found[:3]] == [0.02, 0.0, 0.02]
-    assert [r["config"]["options"]["center_agnostic"] for r in found[:3]] == [False, False, True]
+    assert [r["config"]["options"]["agnostic"].get("center", False) for r in found[:3]] == [False, False, True]
     assert found[2]["disentanglement"] != found[0]["disentanglement"]
     for record in found:
         assert {"modality_from_agnostic", "modality_from_exclusive", "hsic", "alignment", "shared_from_agnostic"} <= set(
@@ -168,7 +173,7 @@ def test_disentangle():
 
 
 def test_disentangle_has_no_row_twice_where_the_configuration_is_centred():
-    Path("centred.yaml").write_text("model: {init_args: {center_agnostic: true}}")
+    Path("centred.yaml").write_text("model: {init_args: {agnostic: {center: true}}}")
     study("disentangle", "--config", "centred.yaml")
     assert [r["name"] for r in records()] == ["with constraints", "without"]
 

@@ -1,0 +1,221 @@
+"""The two halves between the extractors and the fusion: sequences to exclusive and to agnostic representations, [MEA] Eq. 2-12."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn.aggr import Aggregation
+from torch_geometric.nn.inits import reset
+
+from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
+from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, CrossModalEncoder
+from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder
+from mea_graph.nn.objective.modality_centering import ModalityCentering
+from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling
+from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.eager import is_traced
+
+
+class ExclusiveOutput(NamedTuple):
+    """One vector per sample and modality, and what the attention before it looked at.
+
+    >>> import torch
+    >>> output = ExclusiveBranch(8, 16, ["a", "b"], heads=2)({"a": torch.randn(2, 3, 8), "b": torch.randn(2, 4, 8)})
+    >>> output.x["a"].shape
+    torch.Size([2, 16])
+    """
+
+    x: dict[str, Tensor]  # h_e, (B, d_h) by modality; zeros where it is missing
+    modality_weights: list[Tensor]  # psi, (B, M) a layer
+    attention: dict[str, list[Tensor]]  # maps by modality and layer, none unless asked for
+
+
+class ExclusiveBranch(nn.Module):
+    r"""What each modality says by itself: predictive self-attention, then an encoder of its own ([MEA] Eq. 2-6, 11).
+
+    Args:
+        channels: Width d of the sequences.
+        hidden_channels: Width d_h of the representations.
+        modalities: Names of the modalities.
+        heads: K, a divisor of `channels`.
+        num_layers: Predictive layers; with 0 the encoders read the sequences as they come (Table V, "w/o PSA").
+        mu: Share of the predicted map, in [0, 1].
+        prediction_chain: Whether a layer's maps guide the next one's; without, plain self-attention (Table V, "w/o prediction chain").
+        weighted_attention: Whether modalities are weighed after each layer (Table V, "w/o WAL").
+        residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
+        pooling, segments: How an encoder makes one vector of a sequence, see `ExclusiveEncoder` (R5).
+        dropout: Probability, in every block.
+
+    Shape:
+        - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
+        - edges: by pair (source, target) of modalities, of which the pairs (m, m) are read; None: all of the sample
+        - result: `ExclusiveOutput`
+
+    Raises:
+        ValueError: A wrong shape, other modalities than those named, or an option out of its range.
+
+    >>> import torch
+    >>> branch = ExclusiveBranch(16, 32, ["audio", "lips"], heads=4, num_layers=2, pooling="gru")
+    >>> branch({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x["lips"].shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        modalities: Iterable[str],
+        heads: int = 8,
+        num_layers: int = 3,
+        mu: float = 0.25,
+        prediction_chain: bool = True,
+        weighted_attention: bool = True,
+        residual: Literal["normalized", "input"] = "normalized",
+        pooling: Pooling | Aggregation | str = "mean",
+        segments: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_sizes(hidden_channels=hidden_channels)
+        self.channels, self.hidden_channels, self.modalities = channels, hidden_channels, check_modalities(modalities)
+        self.attention = None
+        if num_layers:
+            self.attention = PredictiveEncoder(
+                channels, self.modalities, heads, num_layers, mu, prediction_chain, weighted_attention, residual, dropout
+            )
+        self.encoders = nn.ModuleDict({m: ExclusiveEncoder(channels, hidden_channels, pooling, segments, dropout) for m in self.modalities})
+
+    @property
+    def stages(self) -> list[str]:
+        """The edge types between steps that messages pass along."""
+        return [] if self.attention is None else ["self"]
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        reset(self.attention)
+        reset(self.encoders)
+
+    def forward(
+        self,
+        x: Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None = None,
+        edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None = None,
+        return_attention_weights: bool = False,
+    ) -> ExclusiveOutput:
+        """Returns a representation of each modality."""
+        entered = enter_all(x, layout, self.modalities, self.channels, edges)
+        z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
+        weights: list[Tensor] = []
+        maps: dict[str, list[Tensor]] = {}
+        if self.attention is not None:
+            own = None if edges is None else {m: edges[m, m] for m in self.modalities if (m, m) in edges}
+            z, weights, maps = self.attention(z, pointers, own, return_attention_weights)
+        return ExclusiveOutput({m: self.encoders[m](z[m], pointers[m]) for m in self.modalities}, weights, maps)
+
+
+class AgnosticOutput(NamedTuple):
+    """One vector per sample and modality, and the attention maps before it.
+
+    >>> import torch
+    >>> output = AgnosticBranch(8, 16, ["a", "b"], heads=2)({"a": torch.randn(2, 3, 8), "b": torch.randn(2, 4, 8)})
+    >>> output.x["a"].shape
+    torch.Size([2, 16])
+    """
+
+    x: dict[str, Tensor]  # h_a, (B, d_h) by modality; zeros where it is missing
+    attention: list[dict[Arrow, Tensor]]  # maps by layer and (stage, source, target), none unless asked for
+
+
+class AgnosticBranch(nn.Module):
+    r"""What modalities say together: hierarchical cross-modal attention, then one encoder for all ([MEA] Eq. 7-10, 12).
+
+    Args:
+        channels: Width d of the sequences.
+        hidden_channels: Width d_h of the representations.
+        modalities: Names of the modalities, at least two.
+        heads: K, a divisor of `channels`.
+        num_layers: Cross-modal layers; with 0 the encoder reads the sequences as they come (Table V, "w/o HCA").
+        mixed, coarse, fine: Stages of a layer (Table V, "w/o mixed", "w/o coarse", "w/o fine"); at least one.
+        residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
+        pooling, segments: How the encoder makes one vector of a sequence, see `AgnosticEncoder` (R5).
+        center: Whether representations lose the mean of their modality, so that no linear classifier tells it; see
+            `ModalityCentering`. The paper has none.
+        dropout: Probability, in every block.
+
+    Shape:
+        - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
+        - edges: by pair (source, target) of modalities; None: all of the sample
+        - result: `AgnosticOutput`
+
+    Raises:
+        ValueError: A wrong shape, other modalities than those named, or an option out of its range.
+
+    >>> import torch
+    >>> branch = AgnosticBranch(16, 32, ["audio", "lips"], heads=4, num_layers=1, coarse=False)
+    >>> branch({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x["lips"].shape
+    torch.Size([2, 32])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden_channels: int,
+        modalities: Iterable[str],
+        heads: int = 8,
+        num_layers: int = 2,
+        mixed: bool = True,
+        coarse: bool = True,
+        fine: bool = True,
+        residual: Literal["normalized", "input"] = "normalized",
+        pooling: Pooling | Aggregation | str = "mean",
+        segments: int = 4,
+        center: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_sizes(hidden_channels=hidden_channels)
+        self.channels, self.hidden_channels = channels, hidden_channels
+        self.modalities = check_modalities(modalities, at_least=2)
+        self.attention = None
+        if num_layers:
+            self.attention = CrossModalEncoder(channels, self.modalities, heads, num_layers, mixed, coarse, fine, residual, dropout)
+        self.encoder = AgnosticEncoder(channels, hidden_channels, pooling, segments, dropout)
+        self.centering = ModalityCentering(hidden_channels, self.modalities) if center else None
+
+    @property
+    def stages(self) -> list[str]:
+        """The edge types between steps that messages pass along."""
+        return [] if self.attention is None else self.attention.stages
+
+    def reset_parameters(self) -> None:
+        """Draws new weights."""
+        for part in self.children():
+            reset(part)
+
+    def forward(
+        self,
+        x: Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None = None,
+        edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None = None,
+        return_attention_weights: bool = False,
+    ) -> AgnosticOutput:
+        """Returns a representation of each modality."""
+        entered = enter_all(x, layout, self.modalities, self.channels, edges)
+        z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
+        maps: list[dict[Arrow, Tensor]] = []
+        if self.attention is not None:
+            z, maps = self.attention(z, pointers, cast(Any, edges), return_attention_weights)
+        if is_traced():
+            h = {m: self.encoder(z[m], pointers[m]) for m in self.modalities}
+        else:
+            together = self.encoder(torch.cat([z[m] for m in self.modalities]), Pointers.join([pointers[m] for m in self.modalities]))
+            h = dict(zip(self.modalities, together.unflatten(0, (len(self.modalities), -1)).unbind(), strict=True))
+        if self.centering is not None:
+            h = self.centering(h, None if all_present(pointers) else {m: p.present for m, p in pointers.items()})
+        return AgnosticOutput(h, maps)
+
+
+def all_present(pointers: Mapping[str, Pointers]) -> bool:
+    """Whether every sample has every modality, as far as shapes alone tell."""
+    return all(p.packed and p.steps for p in pointers.values())
