@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import Layout, check_edges, check_heads, enter
+from mea_graph.nn._sequences import Layout, check_edges, check_heads, check_heard, enter
 from mea_graph.nn._side_by_side import Groups, linear, norm
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
@@ -93,8 +93,11 @@ class ModalityReinforcementUnit(nn.Module):
         parts = [enter(s, p, self.channels, f"source[{i}]") for i, (s, p) in enumerate(zip(sources, layouts, strict=True))]
         for part in (entered, *parts):
             check_edges(edges, part)
+        pointers = [part.pointers for part in parts]
         if edges is None:
-            edges = IntervalEdges.complete([part.pointers for part in parts], entered.pointers)
+            edges = IntervalEdges.complete(pointers, entered.pointers)
+        else:
+            check_heard(edges, pointers, entered.pointers)
         rows = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
         whole, own = Groups([0], [entered.x.size(0)]), Groups([0], [rows.size(0)])
         z, key = reinforce([self], entered.x, whole, rows, [own], edges)

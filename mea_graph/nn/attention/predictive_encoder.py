@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._sequences import Layout, check_modalities, enter_all
+from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join
 from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend
 from mea_graph.nn.attention.weighted_attention import WeightedAttention
@@ -97,7 +97,12 @@ class PredictiveEncoder(nn.Module):
         """Returns the sequences after the last layer."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges)
         pointers = [e.pointers for e in entered.values()]
-        heard = [None if edges is None else edges.get(m) for m in self.modalities]
+        given = {} if edges is None else edges
+        for m, own in given.items():
+            if m not in entered:
+                raise ValueError(f"edges: expected some of the modalities {list(self.modalities)}, got {m!r}")
+            check_heard(own, [entered[m].pointers], entered[m].pointers, f"edges[{m!r}]")
+        heard = [given.get(m) for m in self.modalities]
         maps: dict[str, list[Tensor]] = {m: [] for m in self.modalities} if return_attention_weights else {}
         layers = [[cast(nn.ModuleList, self.attention[m])[i] for m in self.modalities] for i in range(self.num_layers)]
         weigh = [cast(WeightedAttention, w) for w in self.weighted]

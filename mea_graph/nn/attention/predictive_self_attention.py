@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import Layout, check_edges, check_heads, enter
+from mea_graph.nn._sequences import Layout, check_edges, check_heads, check_heard, enter
 from mea_graph.nn._side_by_side import Groups, linear, norm
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
@@ -115,6 +115,8 @@ class PredictiveSelfAttention(nn.Module):
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
         entered = enter(x, layout, self.channels)
         check_edges(edges, entered)
+        if edges is not None:
+            check_heard(edges, [entered.pointers], entered.pointers)
         if prior is not None and prior.query.size(0) != entered.x.size(0):
             raise ValueError(f"prior: expected that of {entered.x.size(0)} rows, as the layer before had, got {prior.query.size(0)}")
         rows, priors, maps = attend([self], entered.x, [entered.pointers], [prior], [edges], return_attention_weights)
