@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.data import Batch, HeteroData
 from torch_geometric.explain import Explainer, GNNExplainer
@@ -149,11 +151,20 @@ def test_sources_are_named() -> None:
         ModalityReinforcementUnit(8, 2)(x, x)
 
 
-@pytest.mark.parametrize(("prediction", "idle"), [(True, ["predictor.bias", "predictor.weight"]), (False, [])])
-def test_a_first_layer_without_prediction_leaves_no_parameter_idle(prediction: bool, idle: list[str]) -> None:
-    layer = PredictiveSelfAttention(8, 2, prediction=prediction)
-    layer(torch.randn(1, 5, 8))[0].sum().backward()
-    assert sorted(name for name, p in layer.named_parameters() if p.grad is None) == idle
+@pytest.mark.parametrize("options", [{}, {"prediction": False}], ids=["default", "without prediction"])
+def test_a_layer_alone_trains_under_ddp(options: dict[str, Any]) -> None:
+    """Without `find_unused_parameters`: one process is enough for the second step to find a parameter without gradient."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layer = PredictiveSelfAttention(8, 2, **options)
+        model = DistributedDataParallel(layer)
+        for _ in range(3):
+            model(torch.randn(2, 5, 8))[0].sin().sum().backward()
+    finally:
+        dist.destroy_process_group()
+    for name, p in layer.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.any() != name.startswith("predictor"), name
 
 
 # What does not work yet. Each of these fails when it does: the page must then say so.

@@ -1,7 +1,7 @@
 """Mixed, coarse and fine reinforcement of every modality by the others, [MEA] Eq. 7-10."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from mea_graph.nn._sequences import Layout, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join, is_watched
 from mea_graph.nn.attention.arrows import Arrows, Edges
 from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce
+from mea_graph.nn.attention.options import AttentionOptions
 from mea_graph.ops import Pointers
 
 Arrow = tuple[str, str, str]  # stage, source, target
@@ -47,7 +48,8 @@ class HierarchicalCrossModalAttention(nn.Module):
         modalities: Names of the modalities, at least two.
         heads: K, a divisor of `channels`.
         mixed, coarse, fine: Which stages to run (Table V, "w/o mixed", "w/o coarse", "w/o fine"); at least one.
-        residual, dropout: As for `ModalityReinforcementUnit`.
+        residual, dropout, options: As for `ModalityReinforcementUnit`; options are `head_channels`, `feed_forward_channels` and
+            `attention_dropout`.
 
     Shape:
         - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
@@ -74,6 +76,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         fine: bool = True,
         residual: Literal["normalized", "input"] = "normalized",
         dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         self.channels, self.modalities = channels, check_modalities(modalities, at_least=2)
@@ -81,7 +84,7 @@ class HierarchicalCrossModalAttention(nn.Module):
             raise ValueError("mixed, coarse, fine: expected at least one stage, got none")
 
         def units(names: Iterable[str]) -> nn.ModuleDict:
-            return nn.ModuleDict({m: ModalityReinforcementUnit(channels, heads, residual, dropout) for m in names})
+            return nn.ModuleDict({m: ModalityReinforcementUnit(channels, heads, residual, dropout, **options) for m in names})
 
         self.mixed = units(self.modalities) if mixed else None
         self.coarse = units(self.modalities) if coarse else None
@@ -188,7 +191,7 @@ class CrossModalEncoder(nn.Module):
         modalities: Names of the modalities, at least two.
         heads: K, a divisor of `channels`.
         num_layers: N, at least 1.
-        mixed, coarse, fine, residual, dropout: As for `HierarchicalCrossModalAttention`.
+        mixed, coarse, fine, residual, dropout, options: As for `HierarchicalCrossModalAttention`.
 
     Shape:
         - x, layout, edges: as for `HierarchicalCrossModalAttention`
@@ -215,13 +218,15 @@ class CrossModalEncoder(nn.Module):
         fine: bool = True,
         residual: Literal["normalized", "input"] = "normalized",
         dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
         names = check_modalities(modalities, at_least=2)
         self.layers = nn.ModuleList(
-            HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout) for _ in range(num_layers)
+            HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout, **options)
+            for _ in range(num_layers)
         )
 
     @property
