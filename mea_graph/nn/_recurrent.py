@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mea_graph.ops.eager import is_transformed
 from mea_graph.ops.library import register
 
 _WEIGHTS = "Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh"
@@ -21,8 +22,10 @@ class _Recurrent(nn.RNNBase):
     bias_ih_l0: Tensor
     bias_hh_l0: Tensor
 
-    def _states(self, eager: Callable[..., Tensor], operator: Callable[..., Tensor], x: Tensor) -> Tensor:
+    def _states(self, eager: Callable[..., Tensor], operator: Callable[..., Tensor], steps: Callable[..., Tensor], x: Tensor) -> Tensor:
         run = operator if torch.compiler.is_compiling() else eager  # eagerly torch's own backward pass saves computing the states again
+        if is_transformed():
+            run = steps  # torch has no batching rule and no forward mode for its own
         return run(x, self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
 
 
@@ -33,7 +36,7 @@ class LSTM(_Recurrent):
         super().__init__("LSTM", channels, hidden_channels, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._states(_lstm, LSTM_OPERATOR, x)
+        return self._states(_lstm, LSTM_OPERATOR, _lstm_steps, x)
 
 
 class GRU(_Recurrent):
@@ -43,7 +46,7 @@ class GRU(_Recurrent):
         super().__init__("GRU", channels, hidden_channels, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._states(_gru, GRU_OPERATOR, x)
+        return self._states(_gru, GRU_OPERATOR, _gru_steps, x)
 
 
 def both_ways(ahead: _Recurrent, back: _Recurrent, x: Tensor, length: Tensor) -> Tensor:
@@ -66,6 +69,29 @@ def _lstm(x: Tensor, *weights: Tensor) -> Tensor:
 
 def _gru(x: Tensor, *weights: Tensor) -> Tensor:
     return torch.gru(x, x.new_zeros(1, x.size(0), weights[1].size(1)), weights, True, 1, 0.0, False, False, True)[0]
+
+
+def _lstm_steps(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
+    """The same, step by step, in operations that any transform understands."""
+    hidden = cell = x.new_zeros(x.size(0), weight_hh.size(1))
+    states = []
+    for step in (x @ weight_ih.mT + (bias_ih + bias_hh)).unbind(1):
+        i, f, g, o = (step + hidden @ weight_hh.mT).chunk(4, 1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()
+        states.append(hidden)
+    return torch.stack(states, 1)
+
+
+def _gru_steps(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
+    """The same, step by step, in operations that any transform understands."""
+    hidden, states = x.new_zeros(x.size(0), weight_hh.size(1)), []
+    for step in (x @ weight_ih.mT + bias_ih).unbind(1):
+        (r, z, n), (past_r, past_z, past_n) = step.chunk(3, 1), (hidden @ weight_hh.mT + bias_hh).chunk(3, 1)
+        r, z = (r + past_r).sigmoid(), (z + past_z).sigmoid()
+        hidden = (1 - z) * (n + r * past_n).tanh() + z * hidden
+        states.append(hidden)
+    return torch.stack(states, 1)
 
 
 def _lstm_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """The door of every layer: what a caller gives becomes rows and pointers here, once, and results go back the way they came."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_graph.ops import Pointers
-from mea_graph.ops.eager import is_traced
+from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.pointers import put_rows, take_rows
 
 Layout = Tensor | Pointers | None  # mask, ptr or Pointers
@@ -51,6 +51,31 @@ def check_edges(edges: object, entered: Entered, name: str = "edges") -> None:
     """Edges count rows. Those of a padded batch are with their padding or without, as is best for the device: nobody could count them."""
     if edges is not None and entered.shape:
         raise ValueError(f"{name}: expected rows (N, d) with ptr beside edges, got a padded batch {entered.shape}")
+
+
+def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, name: str = "edges") -> None:
+    """Edges are those of the rows of the sources, one below the other, and of the target. Numbers in a list are looked at on a CPU only."""
+    rows = sum(source.num_rows for source in sources)
+    if isinstance(edges, IntervalEdges):
+        if edges.num_source_rows != rows or edges.target.num_rows != target.num_rows:
+            got = f"{edges.target.num_rows} and {edges.num_source_rows}"
+            raise ValueError(f"{name}: expected {target.num_rows} target and {rows} source rows, got {got}")
+        return
+    if not isinstance(edges, Tensor) or edges.dim() != 2 or edges.size(0) != 2 or edges.dtype != torch.int64:
+        got = f"{edges.dtype} {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
+        raise ValueError(f"{name}: expected IntervalEdges or an int64 edge_index (2, E), got {got}")
+    if edges.device.type != "cpu" or is_traced() or is_transformed() or not edges.numel():
+        return
+    for end, numbers, count in (("sources", edges[0], rows), ("targets", edges[1], target.num_rows)):
+        first, last = int(numbers.min()), int(numbers.max())
+        if first < 0 or last >= count:
+            raise ValueError(f"{name}: expected {end} among {count} rows, got numbers from {first} to {last}")
+    heard, hears = (torch.cat([p.sample.masked_fill(~p.real, -1) for p in of]) for of in (sources, [target]))  # -1: a gap
+    wrong = (heard[edges[0]] != hears[edges[1]]) | (hears[edges[1]] < 0)
+    if bool(wrong.any()):
+        edge = int(wrong.nonzero()[0])
+        got = f"row {int(edges[0, edge])} to row {int(edges[1, edge])}"
+        raise ValueError(f"{name}: expected edges between steps of one sample, got one from {got}")
 
 
 def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> Entered:

@@ -1,6 +1,7 @@
 """Runs the same kind of layer on several groups of rows at once, where that is the same as calling each layer in turn."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -55,25 +56,31 @@ def _are_plain_norms(layers: Sequence[Any]) -> bool:
 
 
 def can_join(modules: Sequence[nn.Module]) -> bool:
-    """Whether modules of one kind may run at once: nobody listens to one of them alone, and dropout is the same in all.
+    """Whether modules of one kind may run at once: nobody listens to one of them alone, and they differ in their weights only.
 
-    `linear` and `norm` look after their own.
+    What a kind calls its constants is the same in all, and so are the widths of linear layers: `linear` and `norm` look after the rest.
     """
     if is_traced():
         return False  # a compiler joins them itself, and padded batches of different widths stay apart
-    first = type(modules[0])
+    first = modules[0]
+    kind, manner = type(first), attrgetter("training", *getattr(first, "__constants__", ()))
+    own = manner(first)
     for module in modules:
-        if type(module) is not first or is_watched(module):
+        if type(module) is not kind or manner(module) != own or is_watched(module):
             return False
-    for name, part in modules[0]._modules.items():
-        if part is None or isinstance(part, nn.Linear | nn.LayerNorm):
+    for name, part in first._modules.items():
+        if part is None or isinstance(part, nn.LayerNorm):
             continue
-        parts = [module._modules[name] for module in modules]
-        if isinstance(part, nn.Dropout) and any(p.p != part.p or p.training != part.training for p in parts):  # type: ignore[union-attr]
-            return False
-        if not can_join(parts):  # type: ignore[arg-type]
+        parts: Sequence[Any] = [module._modules[name] for module in modules]
+        if isinstance(part, nn.Linear):
+            if len({_WIDTHS(p) for p in parts if isinstance(p, nn.Linear)}) > 1:
+                return False
+        elif not can_join(parts):
             return False
     return True
+
+
+_WIDTHS = attrgetter("in_features", "out_features")
 
 
 def is_watched(module: nn.Module) -> bool:

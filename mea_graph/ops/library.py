@@ -32,7 +32,7 @@ def register(
     """
     qualified = f"mea_graph::{name}"
     torch.library.define(qualified, schema, lib=_LIBRARY, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(qualified, "CompositeExplicitAutograd", _without_autocast(run), lib=_LIBRARY)
+    torch.library.impl(qualified, "CompositeExplicitAutograd", without_autocast(run), lib=_LIBRARY)
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is None:
         backward = _refuse_second_derivative
@@ -62,10 +62,10 @@ def _view(value: Any) -> Any:
     return value.view_as(value) if isinstance(value, torch.Tensor) and value.requires_grad else value
 
 
-def _without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
+def without_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any) -> Any:
         device = next(a.device.type for a in _flat(args) if isinstance(a, torch.Tensor))
-        if not torch.is_autocast_enabled(device):
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):  # "meta" has none
             return run(*args)
         with torch.autocast(device, enabled=False):
             return run(*args)

@@ -60,3 +60,32 @@ def test_operator_takes_a_narrower_input(layer: tuple, inputs: list[Tensor]) -> 
 
 def test_empty_batch(layer: tuple, inputs: list[Tensor]) -> None:
     assert layer[2](inputs[0][:0], *inputs[1:]).shape == (0, 7, 4)
+
+
+def test_transforms_see_the_steps(layer: tuple, inputs: list[Tensor]) -> None:
+    """Per-sample gradients, an ensemble, and forward-mode derivatives: equal to torch's own, one by one."""
+    ours = layer[0](6, 4).double()
+    names = [name for name, _ in ours.named_parameters()]
+    x, own = inputs[0].detach(), dict(zip(names, (t.detach() for t in inputs[1:]), strict=True))
+
+    def call(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(ours, parameters, (x,))
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return call(parameters, x.unsqueeze(0)).sin().sum()
+
+    found = torch.func.vmap(torch.func.grad_and_value(loss), in_dims=(None, 0))(own, x)
+    for b in range(len(x)):
+        leaves = {name: p.clone().requires_grad_() for name, p in own.items()}
+        value = loss(leaves, x[b])
+        torch.testing.assert_close(found[1][b], value.detach(), rtol=1e-10, atol=1e-12)
+        for name, grad in zip(names, torch.autograd.grad(value, list(leaves.values())), strict=True):
+            torch.testing.assert_close(found[0][name][b], grad, rtol=1e-10, atol=1e-12)
+    more = {name: torch.stack([p, 2 * p, -p]) for name, p in own.items()}
+    one_by_one = [call({name: p[i] for name, p in more.items()}, x) for i in range(3)]
+    torch.testing.assert_close(torch.func.vmap(call, in_dims=(0, None))(more, x), torch.stack(one_by_one), rtol=1e-10, atol=1e-12)
+    direction = torch.randn_like(x)
+    _, along = torch.func.jvp(lambda t: call(own, t).sin().sum(), (x,), (direction,))
+    leaf = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(call(own, leaf).sin().sum(), leaf)
+    torch.testing.assert_close(along, (grad * direction).sum(), rtol=1e-10, atol=1e-12)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops import IntervalEdges, explain, interval_attention, predictive_attention, record_calls, use_backend
-from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.backends import _OPS, Backend, Op
 from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear
 
 from .layouts import Layout
@@ -101,6 +101,19 @@ def test_a_device_that_no_backend_prefers_is_said(x: Tensor) -> None:
     found = op.explain("auto", x.device, {"x": x})
     assert (found.chosen, found.refused) == ("near", {"far": "taken only when asked for by name, since the tensors are on cpu"})
     assert torch.equal(op.run("far", x.device, {"x": x}), x)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize(
+    ("edges", "taken"), [(None, "reference"), (IntervalEdges.window(P, P, steps=1), "listed")], ids=["complete", "windows"]
+)
+def test_another_device_does_not_wait_for_blocks_of_the_cpu(x: Tensor, kind: str, edges: Any, taken: str) -> None:
+    """Tensors in float64, which the kernels refuse, as a device would be given them."""
+    arguments = {"query": x, "key": x, "value": x, "pointers": P, "mu": 0.25, "edges": edges} | guide(x)
+    found = _OPS["predictive_attention"].explain("auto", torch.device(kind), arguments)
+    assert found.chosen == taken
+    assert found.refused["cpu"] == f"taken only when asked for by name, since the tensors are on {kind}"
+    assert _OPS["predictive_attention"].explain("auto", x.device, arguments).chosen == "cpu"
 
 
 def test_where_nothing_can_run_each_reason_is_said(x: Tensor) -> None:

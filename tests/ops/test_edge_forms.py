@@ -81,7 +81,7 @@ def small(kind: str) -> tuple[Layout, list[Layout], IntervalEdges]:
 
 
 @every_kind
-@pytest.mark.parametrize("backend", ["cpu", "reference", "listed"])
+@pytest.mark.parametrize("backend", ["cpu", "sdpa", "reference", "listed"])
 def test_second_derivatives_of_interval_attention(kind: str, backend: str) -> None:
     target, sources, edges = small(kind)
     rows = sum(s.steps for s in sources)

@@ -290,7 +290,7 @@ def test_other_devices_take_sdpa_and_refuse_cpu() -> None:
     assert interval_attention(*tensors, edges).shape == inputs.query.shape
     with pytest.raises(ValueError, match=r"cannot run on 'cpu' here: .* the tensors are on meta"):
         interval_attention(*tensors, edges, backend="cpu")
-    with pytest.raises(ValueError, match=r"backend: expected one of \['auto', 'listed', .*\], got 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of \['auto', 'cpu', .*\], got 'cuda'"):
         interval_attention(*inputs.tensors, inputs.edges, backend="cuda")
 
 

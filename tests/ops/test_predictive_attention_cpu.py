@@ -320,8 +320,11 @@ def test_listed_edges_run_listed_and_nothing_else() -> None:
     assert explain(predictive_attention, **given).chosen == "listed"
     with pytest.raises(ValueError, match="'cpu' here: the edges are a list"):
         predictive_attention(**given, backend="cpu")
+    windows = given | {"edges": case.edges}
+    assert torch.equal(predictive_attention(**windows, backend="listed"), predictive_attention(**given))
+    assert explain(predictive_attention, **windows).refused["listed"] == "could run, but 'cpu' is preferred"
     with pytest.raises(ValueError, match="'listed' here: the edges are intervals"):
-        predictive_attention(**(given | {"edges": case.edges}), backend="listed")
+        predictive_attention(**(given | {"edges": None}), backend="listed")
 
 
 def test_without_a_prior_plain_attention_runs() -> None:
@@ -338,7 +341,7 @@ def test_without_a_prior_plain_attention_runs() -> None:
 def test_a_backend_that_cannot_run_is_named() -> None:
     case = make([4], 2, 3)
     given: Any = {**case.tensors, "pointers": case.layout.pointers}
-    with pytest.raises(ValueError, match=r"expected one of \['auto', 'plain', 'listed', 'triton', 'cpu', 'reference'\], got 'cuda'"):
+    with pytest.raises(ValueError, match=r"expected one of \['auto', 'plain', 'triton', 'cpu', 'listed', 'reference'\], got 'cuda'"):
         predictive_attention(**given, backend="cuda")
     with pytest.raises(ValueError, match="'plain' here: a prior is given"):
         predictive_attention(**given, backend="plain")

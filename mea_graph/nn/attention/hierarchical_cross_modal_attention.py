@@ -1,18 +1,18 @@
 """Mixed, coarse and fine reinforcement of every modality by the others, [MEA] Eq. 7-10."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Unpack, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
 from mea_graph.nn._sequences import Layout, check_modalities, enter_all
-from mea_graph.nn._side_by_side import Groups, can_join, is_watched
+from mea_graph.nn._side_by_side import can_join, is_watched
+from mea_graph.nn.attention.arrows import Arrows, Edges
 from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce
-from mea_graph.ops import IntervalEdges, Pointers
-from mea_graph.ops.pointers import take_rows
+from mea_graph.nn.attention.options import AttentionOptions
+from mea_graph.ops import Pointers
 
 Arrow = tuple[str, str, str]  # stage, source, target
 _Units = list[tuple[Arrow, Any, list[str]]]  # of a stage: its arrows, their units and sources
@@ -48,11 +48,13 @@ class HierarchicalCrossModalAttention(nn.Module):
         modalities: Names of the modalities, at least two.
         heads: K, a divisor of `channels`.
         mixed, coarse, fine: Which stages to run (Table V, "w/o mixed", "w/o coarse", "w/o fine"); at least one.
-        residual, dropout: As for `ModalityReinforcementUnit`.
+        residual, dropout, options: As for `ModalityReinforcementUnit`; options are `head_channels`, `feed_forward_channels` and
+            `attention_dropout`.
 
     Shape:
         - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
-        - edges: `IntervalEdges` by pair (source, target), in all stages; a pair that is not named hears all of its sample
+        - edges: `IntervalEdges` or edge_index :math:`(2, E)` by pair (source, target), in all stages, each in the rows of its pair; a pair
+          that is not named hears all of its sample
         - result: `CrossModalOutput`
 
     Raises:
@@ -74,6 +76,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         fine: bool = True,
         residual: Literal["normalized", "input"] = "normalized",
         dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         self.channels, self.modalities = channels, check_modalities(modalities, at_least=2)
@@ -81,7 +84,7 @@ class HierarchicalCrossModalAttention(nn.Module):
             raise ValueError("mixed, coarse, fine: expected at least one stage, got none")
 
         def units(names: Iterable[str]) -> nn.ModuleDict:
-            return nn.ModuleDict({m: ModalityReinforcementUnit(channels, heads, residual, dropout) for m in names})
+            return nn.ModuleDict({m: ModalityReinforcementUnit(channels, heads, residual, dropout, **options) for m in names})
 
         self.mixed = units(self.modalities) if mixed else None
         self.coarse = units(self.modalities) if coarse else None
@@ -99,7 +102,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         self,
         x: Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
-        edges: Mapping[tuple[str, str], IntervalEdges] | None = None,
+        edges: Mapping[tuple[str, str], Edges] | None = None,
         return_attention_weights: bool = False,
     ) -> CrossModalOutput:
         """Returns the reinforced sequences."""
@@ -108,10 +111,10 @@ class HierarchicalCrossModalAttention(nn.Module):
         rows, maps = self.reinforced({m: e.x for m, e in entered.items()}, arrows, return_attention_weights)
         return CrossModalOutput({m: e.leave(rows[m]) for m, e in entered.items()}, maps)
 
-    def reinforced(self, x: Mapping[str, Tensor], arrows: "Arrows", maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
+    def reinforced(self, x: Mapping[str, Tensor], arrows: Arrows, maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """The same on rows (N_m, d)."""
         stages = self._stages()
-        if maps or not can_join([unit for stage in stages for _, unit, _ in stage]):
+        if maps or arrows.listed or not can_join([unit for stage in stages for _, unit, _ in stage]):
             return self._in_turn(x, stages, arrows, maps)
         sizes = [arrows.pointers[m].num_rows for m in self.modalities]
         rows = self._joined(torch.cat([x[m] for m in self.modalities]), stages, arrows)
@@ -129,7 +132,7 @@ class HierarchicalCrossModalAttention(nn.Module):
             stages.append([(("fine", s, t), cast(nn.ModuleDict, fine[t])[s], [s]) for t in self.modalities for s in self._others(t)])
         return stages
 
-    def _joined(self, source: Tensor, stages: "list[_Units]", arrows: "Arrows") -> Tensor:
+    def _joined(self, source: Tensor, stages: "list[_Units]", arrows: Arrows) -> Tensor:
         """All units of a stage at once, on the rows of all modalities one below the other."""
         current = source
         for stage in stages:
@@ -140,9 +143,9 @@ class HierarchicalCrossModalAttention(nn.Module):
         return current
 
     def _in_turn(
-        self, x: Mapping[str, Tensor], stages: "list[_Units]", arrows: "Arrows", maps: bool
+        self, x: Mapping[str, Tensor], stages: "list[_Units]", arrows: Arrows, maps: bool
     ) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
-        """Unit by unit: for maps, and where somebody listens to a unit or a graph is recorded."""
+        """Unit by unit: for maps, with lists of edges, and where somebody listens to a unit or a graph is recorded."""
         drawn: dict[Arrow, Tensor] = {}
         current = dict(x)
         parts: dict[str, list[Tensor]] = {t: [] for t in self.modalities}
@@ -154,7 +157,7 @@ class HierarchicalCrossModalAttention(nn.Module):
                     arrows.pointers[t],
                     source=[x[s] for s in names],
                     source_layout=[arrows.pointers[s] for s in names],
-                    edges=arrows.of(t, names),
+                    edges=arrows.heard(t, names),
                     return_attention_weights=maps,
                 )
                 if maps:
@@ -180,111 +183,6 @@ class HierarchicalCrossModalAttention(nn.Module):
         return torch.where(present.any(0), total, instead)
 
 
-class _Stage(NamedTuple):
-    sorted: bool  # whether the rows are read sample by sample
-    sources: list[Groups]  # which of them each arrow reads
-    edges: IntervalEdges
-
-
-class Arrows:
-    """The edges between the modalities of a batch, built once and used by every layer."""
-
-    def __init__(self, pointers: Mapping[str, Pointers], edges: Mapping[tuple[str, str], IntervalEdges] | None = None) -> None:
-        self.pointers, self.edges = dict(pointers), dict(edges or {})
-        unknown = [pair for pair in self.edges if set(pair) - set(self.pointers)]
-        if unknown:
-            raise ValueError(f"edges: expected pairs of {list(self.pointers)}, got {unknown}")
-        self._stages: dict[tuple[tuple[str, tuple[str, ...]], ...], _Stage] = {}
-        samples = next(iter(self.pointers.values())).num_samples
-        packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # elsewhere kernels read several runs
-        self._may_sort = packed and samples > 1
-        self._sorted: tuple[Tensor, Tensor] | None = None
-        self._by_sample_order: Tensor | None = None
-        self._heard: Tensor | None = None
-        self._nothing_missing = all(p.packed and p.steps for p in self.pointers.values())  # told by shapes alone
-
-    def of(self, target: str, sources: Sequence[str]) -> IntervalEdges:
-        """From the rows of the sources, one below the other."""
-        if not any((s, target) in self.edges for s in sources):
-            return IntervalEdges.complete([self.pointers[s] for s in sources], self.pointers[target])
-        own = self.pointers[target]
-        return IntervalEdges.join([self.edges.get((s, target)) or IntervalEdges.complete(self.pointers[s], own) for s in sources])
-
-    def of_stage(self, rows: Tensor, stage: Sequence[tuple[str, list[str]]]) -> tuple[Tensor, list[Groups], IntervalEdges]:
-        """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph."""
-        key = tuple((target, tuple(sources)) for target, sources in stage)
-        if key not in self._stages:
-            one_source = max(len(sources) for _, sources in stage) == 1
-            sorted_by_sample = not self.edges and not one_source and self._may_sort
-            self._stages[key] = self._by_sample(stage) if sorted_by_sample else self._by_modality(stage)
-        found = self._stages[key]
-        return self.sorted(rows) if found.sorted else rows, found.sources, found.edges
-
-    def sorted(self, rows: Tensor) -> Tensor:
-        """The rows sample by sample instead of modality by modality; once for each matrix of rows."""
-        if self._sorted is None or self._sorted[0] is not rows:
-            self._sorted = rows, take_rows(rows, self._order())
-        return self._sorted[1]
-
-    def _order(self) -> Tensor:
-        if self._by_sample_order is None:
-            self._by_sample_order = torch.cat([p.sample for p in self.pointers.values()]).argsort(stable=True)
-        return self._by_sample_order
-
-    def _by_modality(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
-        """The rows as they stand: a run of each source."""
-        edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
-        return _Stage(False, [self.groups(sources) for _, sources in stage], edges)
-
-    def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
-        """The rows sorted by sample, all of which every arrow reads: sources beside each other are then one run."""
-        names = list(self.pointers)
-        length = torch.stack([self.pointers[m].length for m in names])  # (M, B)
-        total = length.sum(0)
-        start = length.cumsum(0) - length + (total.cumsum(0) - total)
-        rows = sum(p.num_rows for p in self.pointers.values())
-        runs = max(len(sources) for _, sources in stage)
-        start, length = F.pad(start, (0, 0, 0, 1)), F.pad(length, (0, 0, 0, 1))  # one more modality, of no row
-        place = [[names.index(s) for s in sources] + [len(names)] * (runs - len(sources)) for _, sources in stage]
-        index = torch.tensor(place, device=length.device)  # (arrows, S)
-        below = rows * torch.arange(len(stage), device=length.device).view(-1, 1, 1)  # each arrow has keys of its own
-        source_start, source_length = (start[index] + below).mT.flatten(0, 1), length[index].mT.flatten(0, 1)
-        target = Pointers.join([self.pointers[t] for t, _ in stage])
-        edges = IntervalEdges.of_runs(source_start, source_length, rows * len(stage), target)
-        return _Stage(True, [Groups([0], [rows])] * len(stage), edges)
-
-    def groups(self, names: Sequence[str]) -> Groups:
-        """Where the rows of each name are, those of all modalities one below the other."""
-        starts, row = {}, 0
-        for m, pointers in self.pointers.items():
-            starts[m], row = row, row + pointers.num_rows
-        return Groups([starts[m] for m in names], [self.pointers[m].num_rows for m in names])
-
-    def sum_of_present(self, rows: Tensor, instead: Tensor) -> Tensor:
-        """The sum over the fine units of each target, which stand one below the other, over the sources that a sample has."""
-        count = len(self.pointers) - 1
-        sizes = [p.num_rows for p in self.pointers.values() for _ in range(count)]
-        if self._heard is None and not self._nothing_missing:
-            there = torch.stack([p.present for p in self.pointers.values()])  # (M, B)
-            heard = []
-            for i, target in enumerate(self.pointers.values()):
-                others = [j for j in range(count + 1) if j != i]
-                heard.append(there[others].index_select(1, target.sample).flatten())
-            self._heard = torch.cat(heard).unsqueeze(1)  # as rows, (sum of sizes, 1)
-            self._nothing_missing = self._heard.device.type == "cpu" and bool(self._heard.all())
-        if count == 1 and self._nothing_missing:
-            return rows
-        if self._heard is not None and not self._nothing_missing:
-            rows = rows.masked_fill(~self._heard, 0)
-        parts = rows.split(sizes)
-        total = torch.cat([torch.stack(parts[i : i + count]).sum(0) if count > 1 else parts[i] for i in range(0, len(parts), count)])
-        if self._heard is None or self._nothing_missing:
-            return total
-        seen = self._heard.split(sizes)
-        any_of = torch.cat([torch.stack(seen[i : i + count]).any(0) for i in range(0, len(seen), count)])
-        return torch.where(any_of, total, instead)
-
-
 class CrossModalEncoder(nn.Module):
     r"""N layers of hierarchical cross-modal attention; each reads the one before, as sources and as targets (R4).
 
@@ -293,7 +191,7 @@ class CrossModalEncoder(nn.Module):
         modalities: Names of the modalities, at least two.
         heads: K, a divisor of `channels`.
         num_layers: N, at least 1.
-        mixed, coarse, fine, residual, dropout: As for `HierarchicalCrossModalAttention`.
+        mixed, coarse, fine, residual, dropout, options: As for `HierarchicalCrossModalAttention`.
 
     Shape:
         - x, layout, edges: as for `HierarchicalCrossModalAttention`
@@ -320,13 +218,15 @@ class CrossModalEncoder(nn.Module):
         fine: bool = True,
         residual: Literal["normalized", "input"] = "normalized",
         dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
         names = check_modalities(modalities, at_least=2)
         self.layers = nn.ModuleList(
-            HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout) for _ in range(num_layers)
+            HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout, **options)
+            for _ in range(num_layers)
         )
 
     @property
@@ -343,7 +243,7 @@ class CrossModalEncoder(nn.Module):
         self,
         x: Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
-        edges: Mapping[tuple[str, str], IntervalEdges] | None = None,
+        edges: Mapping[tuple[str, str], Edges] | None = None,
         return_attention_weights: bool = False,
     ) -> tuple[dict[str, Tensor], list[dict[Arrow, Tensor]]]:
         """Returns the sequences after the last layer and each layer's maps."""

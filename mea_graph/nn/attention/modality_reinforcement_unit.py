@@ -1,14 +1,15 @@
 """One sequence reinforced by others, [MEA] Eq. 7."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import Layout, check_edges, check_heads, enter
+from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
 from mea_graph.nn._side_by_side import Groups, linear, norm
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
+from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
 
 
@@ -25,13 +26,18 @@ class ModalityReinforcementUnit(nn.Module):
 
     Args:
         channels: Width d of target and sources.
-        heads: K, a divisor of `channels`.
+        heads: K, a divisor of `channels`, unless `head_channels` is given.
         residual: "normalized" adds LN(Z_t), as printed; "input" adds Z_t.
         dropout: Probability, on the attention's output and in the feed-forward block.
+        source_channels: Width of the sources; None means d.
+        head_channels: Width D of one head; None means d / K.
+        feed_forward_channels: Width inside the feed-forward block; None means 4 d.
+        attention_dropout: Probability with which a weight of the map is dropped in training, the others scaled up. The weights are then
+            stored: those of the padded map, or, with windows and lists of edges, those of the edges.
 
     Shape:
         - target: rows :math:`(N_t, d)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d)` with a mask :math:`(B, T)`, bool, True at real steps
-        - source: the same at its own lengths, or a list of such
+        - source: the same at its own lengths and width, or a list of such
         - edges: `IntervalEdges` from the sources' rows to the target's, or edge_index :math:`(2, E)`
         - result: as target, zeros in the padding
 
@@ -44,27 +50,77 @@ class ModalityReinforcementUnit(nn.Module):
     torch.Size([2, 50, 40])
     """
 
+    __constants__ = ["heads", "residual"]
+
     def __init__(
-        self, channels: int, heads: int = 8, residual: Literal["normalized", "input"] = "normalized", dropout: float = 0.0
+        self,
+        channels: int,
+        heads: int = 8,
+        residual: Literal["normalized", "input"] = "normalized",
+        dropout: float = 0.0,
+        *,
+        source_channels: int | None = None,
+        head_channels: int | None = None,
+        feed_forward_channels: int | None = None,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(channels, heads)
+        width = inner_channels(channels, heads, head_channels, feed_forward_channels)
+        source_channels = channels if source_channels is None else source_channels
+        check_sizes(source_channels=source_channels)
         if residual not in ("normalized", "input"):
             raise ValueError(f"residual: expected 'normalized' or 'input', got {residual!r}")
-        self.channels, self.heads, self.residual = channels, heads, residual
+        self.channels, self.source_channels, self.heads, self.residual = channels, source_channels, heads, residual
         self.norm_target = nn.LayerNorm(channels)
-        self.norm_source = nn.LayerNorm(channels)
-        self.query = nn.Linear(channels, channels)
-        self.key_value = nn.Linear(channels, 2 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.norm_source = nn.LayerNorm(source_channels)
+        self.query = nn.Linear(channels, width)
+        self.key_value = nn.Linear(source_channels, 2 * width)
+        self.out = nn.Linear(width, channels)
+        self.attention_dropout = map_dropout(attention_dropout)
         self.dropout = nn.Dropout(dropout)
-        self.feed_forward = FeedForward(channels, dropout=dropout)
+        self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
         for module in (self.norm_target, self.norm_source, self.query, self.key_value, self.out, self.feed_forward):
             module.reset_parameters()
+
+    @overload
+    def forward(
+        self,
+        target: Tensor,
+        layout: Layout = None,
+        *,
+        source: Tensor | Sequence[Tensor],
+        source_layout: Layout | Sequence[Layout] = None,
+        edges: IntervalEdges | Tensor | None = None,
+        return_attention_weights: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        target: Tensor,
+        layout: Layout = None,
+        *,
+        source: Tensor | Sequence[Tensor],
+        source_layout: Layout | Sequence[Layout] = None,
+        edges: IntervalEdges | Tensor | None = None,
+        return_attention_weights: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
+
+    @overload
+    def forward(
+        self,
+        target: Tensor,
+        layout: Layout = None,
+        *,
+        source: Tensor | Sequence[Tensor],
+        source_layout: Layout | Sequence[Layout] = None,
+        edges: IntervalEdges | Tensor | None = None,
+        return_attention_weights: bool,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
 
     def forward(
         self,
@@ -75,8 +131,8 @@ class ModalityReinforcementUnit(nn.Module):
         source_layout: Layout | Sequence[Layout] = None,
         edges: IntervalEdges | Tensor | None = None,
         return_attention_weights: bool = False,
-    ):
-        """Returns the reinforced target; on request also the map, (B, K, T, sum of T_s).
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Returns the reinforced target; on request also the map, (B, K, T, sum of T_s), as it is before any weight is dropped.
 
         The layouts are the ptr of rows or the mask of a padded batch, one for each source. `edges` say which target rows hear which source
         rows, all sources one below the other; None: all of their sample.
@@ -90,11 +146,14 @@ class ModalityReinforcementUnit(nn.Module):
         if len(layouts) != len(sources) or (not several and source_layout is not None and len(sources) > 1):
             got = len(layouts) if several else 1
             raise ValueError(f"source_layout: expected one for each of the {len(sources)} sources, got {got}")
-        parts = [enter(s, p, self.channels, f"source[{i}]") for i, (s, p) in enumerate(zip(sources, layouts, strict=True))]
+        parts = [enter(s, p, self.source_channels, f"source[{i}]") for i, (s, p) in enumerate(zip(sources, layouts, strict=True))]
         for part in (entered, *parts):
             check_edges(edges, part)
+        pointers = [part.pointers for part in parts]
         if edges is None:
-            edges = IntervalEdges.complete([part.pointers for part in parts], entered.pointers)
+            edges = IntervalEdges.complete(pointers, entered.pointers)
+        else:
+            check_heard(edges, pointers, entered.pointers)
         rows = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
         whole, own = Groups([0], [entered.x.size(0)]), Groups([0], [rows.size(0)])
         z, key = reinforce([self], entered.x, whole, rows, [own], edges)
@@ -127,7 +186,7 @@ def reinforce(
     query = linear([unit.query for unit in units], normalized, placed, steps_last=True).unflatten(1, (first.heads, -1))
     memory = linear([u.key_value for u in per_part], source, parts, [u.norm_source for u in per_part], steps_last=True)
     key, value = (t.permute(2, 0, 1) for t in memory.t().unflatten(0, (2, first.heads, -1)).unbind())  # (N_s, K, D) each
-    attended = interval_attention(query, key, value, edges)
+    attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
     carried = normalized if first.residual == "normalized" else target
     if carried is target and placed != targets:
         carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])

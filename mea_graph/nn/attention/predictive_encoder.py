@@ -1,14 +1,15 @@
 """The predictive branch: stacks of predictive self-attention with weighted attention between, [MEA] Eq. 2-6."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._sequences import Layout, check_modalities, enter_all
+from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join
+from mea_graph.nn.attention.options import AttentionOptions
 from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend
 from mea_graph.nn.attention.weighted_attention import WeightedAttention
 from mea_graph.ops import IntervalEdges, Pointers
@@ -39,7 +40,8 @@ class PredictiveEncoder(nn.Module):
         mu: Share of the predicted map, in [0, 1].
         prediction_chain: Whether a layer's maps guide the next one's (Table V, "w/o prediction chain").
         weighted_attention: Whether the modalities are weighed after each layer (Table V, "w/o WAL").
-        residual, dropout: As for `PredictiveSelfAttention`.
+        residual, dropout, options: As for `PredictiveSelfAttention`; options are `head_channels`, `feed_forward_channels` and
+            `attention_dropout`.
 
     Shape:
         - x: dict of rows :math:`(N_m, d)` with ptr :math:`(B + 1,)` each, or of :math:`(B, T_m, d)` with masks :math:`(B, T_m)`
@@ -66,6 +68,7 @@ class PredictiveEncoder(nn.Module):
         weighted_attention: bool = True,
         residual: Literal["normalized", "input"] = "normalized",
         dropout: float = 0.0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -74,7 +77,8 @@ class PredictiveEncoder(nn.Module):
         self.attention = nn.ModuleDict(
             {
                 m: nn.ModuleList(
-                    PredictiveSelfAttention(channels, heads, mu, prediction_chain and i > 0, residual, dropout) for i in range(num_layers)
+                    PredictiveSelfAttention(channels, heads, mu, prediction_chain and i > 0, residual, dropout, **options)
+                    for i in range(num_layers)
                 )
                 for m in self.modalities
             }
@@ -97,7 +101,12 @@ class PredictiveEncoder(nn.Module):
         """Returns the sequences after the last layer."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges)
         pointers = [e.pointers for e in entered.values()]
-        heard = [None if edges is None else edges.get(m) for m in self.modalities]
+        given = {} if edges is None else edges
+        for m, own in given.items():
+            if m not in entered:
+                raise ValueError(f"edges: expected some of the modalities {list(self.modalities)}, got {m!r}")
+            check_heard(own, [entered[m].pointers], entered[m].pointers, f"edges[{m!r}]")
+        heard = [given.get(m) for m in self.modalities]
         maps: dict[str, list[Tensor]] = {m: [] for m in self.modalities} if return_attention_weights else {}
         layers = [[cast(nn.ModuleList, self.attention[m])[i] for m in self.modalities] for i in range(self.num_layers)]
         weigh = [cast(WeightedAttention, w) for w in self.weighted]

@@ -1,14 +1,15 @@
 """One layer of predictive self-attention, [MEA] Eq. 2-4."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import Layout, check_edges, check_heads, enter
+from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
 from mea_graph.nn._side_by_side import Groups, linear, norm
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
+from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
 
 
@@ -42,11 +43,16 @@ class PredictiveSelfAttention(nn.Module):
 
     Args:
         channels: Width d.
-        heads: K, a divisor of `channels`.
+        heads: K, a divisor of `channels`, unless `head_channels` is given.
         mu: Share of the prediction, in [0, 1].
-        prediction: Whether the layer owns a convolution, and so can use a prior. The first layer of a stack needs none.
+        prediction: Whether the layer owns a convolution, and so can use a prior. The first layer of a stack needs none; where there is no
+            prior, the convolution's gradient is zero.
         residual: "normalized" adds LN(Z), as printed in Eq. 3; "input" adds Z, the usual pre-norm residual.
         dropout: Probability, on the attention's output and in the feed-forward block.
+        head_channels: Width D of one head; None means d / K.
+        feed_forward_channels: Width inside the feed-forward block; None means 4 d.
+        attention_dropout: Probability with which a weight of the map is dropped in training, the others scaled up. The weights are then
+            stored: those of the padded map, or, with windows and lists of edges, those of the edges.
 
     Shape:
         - x: rows :math:`(N, d)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d)` with a mask :math:`(B, T)`, bool, True at real steps
@@ -65,6 +71,8 @@ class PredictiveSelfAttention(nn.Module):
     torch.Size([2, 50, 40])
     """
 
+    __constants__ = ["heads", "residual"]
+
     def __init__(
         self,
         channels: int,
@@ -73,20 +81,25 @@ class PredictiveSelfAttention(nn.Module):
         prediction: bool = True,
         residual: Literal["normalized", "input"] = "normalized",
         dropout: float = 0.0,
+        *,
+        head_channels: int | None = None,
+        feed_forward_channels: int | None = None,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(channels, heads)
+        width = inner_channels(channels, heads, head_channels, feed_forward_channels)
         if not 0 <= mu <= 1:
             raise ValueError(f"mu: expected a number in [0, 1], got {mu}")
         if residual not in ("normalized", "input"):
             raise ValueError(f"residual: expected 'normalized' or 'input', got {residual!r}")
         self.channels, self.heads, self.mu, self.residual = channels, heads, mu, residual
         self.norm = nn.LayerNorm(channels)
-        self.query_key_value = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.query_key_value = nn.Linear(channels, 3 * width)
+        self.out = nn.Linear(width, channels)
         self.predictor = nn.Conv2d(heads, heads, 3, padding=1) if prediction else None
+        self.attention_dropout = map_dropout(attention_dropout)
         self.dropout = nn.Dropout(dropout)
-        self.feed_forward = FeedForward(channels, dropout=dropout)
+        self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -98,6 +111,28 @@ class PredictiveSelfAttention(nn.Module):
             self.predictor.reset_parameters()
         self.feed_forward.reset_parameters()
 
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout = None,
+        prior: Prior | None = None,
+        edges: IntervalEdges | Tensor | None = None,
+        return_attention_weights: Literal[False] = False,
+    ) -> tuple[Tensor, Prior]: ...
+
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout = None,
+        prior: Prior | None = None,
+        edges: IntervalEdges | Tensor | None = None,
+        *,
+        return_attention_weights: Literal[True],
+    ) -> tuple[Tensor, Prior, Tensor]: ...
+
+    @overload
     def forward(
         self,
         x: Tensor,
@@ -105,8 +140,17 @@ class PredictiveSelfAttention(nn.Module):
         prior: Prior | None = None,
         edges: IntervalEdges | Tensor | None = None,
         return_attention_weights: bool = False,
-    ):
-        """Returns the sequence and the prior for the next layer; on request also the map A, (B, K, T, T).
+    ) -> tuple[Tensor, Prior] | tuple[Tensor, Prior, Tensor]: ...
+
+    def forward(
+        self,
+        x: Tensor,
+        layout: Layout = None,
+        prior: Prior | None = None,
+        edges: IntervalEdges | Tensor | None = None,
+        return_attention_weights: bool = False,
+    ) -> tuple[Tensor, Prior] | tuple[Tensor, Prior, Tensor]:
+        """Returns the sequence and the prior for the next layer; on request also the map A, (B, K, T, T), before any weight is dropped.
 
         `layout` is the ptr of rows or the mask of a padded batch; None: one sequence, or no padding. `edges` say which steps hear which, as
         rows count; None: all of their sample.
@@ -115,6 +159,8 @@ class PredictiveSelfAttention(nn.Module):
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
         entered = enter(x, layout, self.channels)
         check_edges(edges, entered)
+        if edges is not None:
+            check_heard(edges, [entered.pointers], entered.pointers)
         if prior is not None and prior.query.size(0) != entered.x.size(0):
             raise ValueError(f"prior: expected that of {entered.x.size(0)} rows, as the layer before had, got {prior.query.size(0)}")
         rows, priors, maps = attend([self], entered.x, [entered.pointers], [prior], [edges], return_attention_weights)
@@ -137,21 +183,30 @@ def attend(
     normalized = norm([layer.norm for layer in layers], x, groups)
     projected = linear([layer.query_key_value for layer in layers], normalized, groups)
     query, key, value = projected.unflatten(1, (3, first.heads, -1)).unbind(1)  # (N, K, D) each
+    dropout = probability(first.attention_dropout)
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
     intervals = [e for e in edges if not isinstance(e, Tensor)]
     if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
         complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
-        attended = interval_attention(query, key, value, IntervalEdges.below_each_other(complete))
+        attended = interval_attention(query, key, value, IntervalEdges.below_each_other(complete), dropout)
     else:
         values = value.split(sizes)
         parts = [
-            predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], **_guide(layer, priors[i]))
+            predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], dropout=dropout, **_guide(layer, priors[i]))
             for i, layer in enumerate(layers)
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
     out = linear([layer.out for layer in layers], attended.flatten(1), groups)
     carried = normalized if first.residual == "normalized" else x
     z = feed_forward([layer.feed_forward for layer in layers], carried + first.dropout(out), groups)
+    idle = [
+        p
+        for layer, prior in zip(layers, priors, strict=True)
+        if prior is None and layer.predictor is not None
+        for p in layer.predictor.parameters()
+    ]
+    if idle and torch.is_grad_enabled():  # an exact zero that reaches them: DDP waits for every parameter
+        z = z + torch.stack([p.flatten()[:0].sum() for p in idle]).sum()
     drawn = []
     if maps:
         for i, layer in enumerate(layers):

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.interval import cpu, listed, padded, reference, triton
 from mea_graph.ops.interval_edges import IntervalEdges
 
 __all__ = ["interval_attention", "interval_attention_map"]
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor | None, edges: Any) -> None:
+def _check(query: Tensor, key: Tensor, value: Tensor | None, edges: Any, dropout: float = 0.0) -> None:
     if query.dim() != 3:
         raise ValueError(f"query: expected (N, K, D), got {tuple(query.shape)}")
     _, heads, width = query.shape
@@ -20,6 +21,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, edges: Any) -> None
         raise ValueError(f"key: expected (N_s, {heads}, {width}), got {tuple(key.shape)}")
     if value is not None and (value.dim() != 3 or value.shape[:2] != key.shape[:2]):
         raise ValueError(f"value: expected ({key.size(0)}, {heads}, any), got {tuple(value.shape)}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
     if isinstance(edges, IntervalEdges):
         if edges.target.num_rows != query.size(0) or edges.num_source_rows != key.size(0):
             expected = f"{query.size(0)} target and {key.size(0)} source rows"
@@ -29,7 +32,9 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, edges: Any) -> None
         raise ValueError(f"edges: expected IntervalEdges or an int64 edge_index (2, E), got {got}")
 
 
-def interval_attention(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges | Tensor, backend: str = "auto") -> Tensor:
+def interval_attention(
+    query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges | Tensor, dropout: float = 0.0, backend: str = "auto"
+) -> Tensor:
     r"""Multi-head attention over a graph whose edges come in runs ([MEA] Eq. 7).
 
     .. math:: o_i = \sum_{j \in N(i)} \mathrm{softmax}_{j \in N(i)}\big(q_i^T k_j / \sqrt{D}\big) \, v_j
@@ -42,8 +47,11 @@ def interval_attention(query: Tensor, key: Tensor, value: Tensor, edges: Interva
         query: Of the target rows, split into heads.
         key, value: Of the source rows; several sources stand one below the other.
         edges: `IntervalEdges`, or a PyG `edge_index` for any other graph, which is computed edge by edge.
+        dropout: Probability with which an edge's weight is dropped, anew in each call; the others grow by 1 / (1 - p). Weights that are
+            dropped must be stored: memory then grows with the edges, or, where each step hears its sample, with the padded map.
         backend: "cpu" computes block by block, for tensors on a CPU, "triton" for those on an NVIDIA GPU; "sdpa" pads and hands the batch
-            to PyTorch, on any device; "listed" computes edge by edge; "reference" stores the map. "auto" takes the first that can run.
+            to PyTorch, on any device; "listed" computes edge by edge, lists and windows; "reference" stores the map. "auto" takes the first
+            that can run.
 
     Shape:
         - query: :math:`(N_t, K, D)`; key: :math:`(N_s, K, D)`; value: :math:`(N_s, K, D_v)`
@@ -59,8 +67,10 @@ def interval_attention(query: Tensor, key: Tensor, value: Tensor, edges: Interva
     >>> interval_attention(torch.randn(7, 4, 5), sound, sound, IntervalEdges.complete(audio, text)).shape
     torch.Size([7, 4, 5])
     """
-    _check(query, key, value, edges)
-    arguments = {"query": query, "key": key, "value": value, "edges": edges}
+    _check(query, key, value, edges, dropout)
+    arguments: dict[str, Any] = {"query": query, "key": key, "value": value, "edges": edges}
+    if dropout:
+        arguments["dropout"] = dropout  # known to those who keep the weights
     return _OP.run(backend, query.device, arguments)
 
 
@@ -90,37 +100,45 @@ def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> 
     return reference.attention_map(q, k, mask & steps)
 
 
-def _refuse_list(edges: Any, **_: Any) -> str | None:
-    return None if isinstance(edges, IntervalEdges) else "the edges are a list"
+def refuse_kept(edges: Any, dropout: float = 0.0, **_: Any) -> str | None:
+    """Why what stores no weight, and follows runs, cannot run; or None."""
+    if isinstance(edges, Tensor):
+        return "the edges are a list"
+    return "weights are dropped, and it stores none" if dropout else None
 
 
-def _refuse_intervals(edges: Any, **_: Any) -> str | None:
-    return "the edges are intervals" if isinstance(edges, IntervalEdges) else None
+def refuse_unlisted(edges: Any, **_: Any) -> str | None:
+    """Why edges are not computed one by one; or None. Windows may be, where their number may be read."""
+    if isinstance(edges, Tensor):
+        return None
+    if edges is None or edges.is_complete or edges.begin.device.type == "meta" or is_traced() or is_transformed():
+        return "the edges are intervals"
+    return None
 
 
-def _refuse_cpu(query: Tensor, edges: Any, **_: Any) -> str | None:
-    return _refuse_list(edges) or cpu.refuse(query)
+def _refuse_cpu(query: Tensor, **arguments: Any) -> str | None:
+    return refuse_kept(**arguments) or cpu.refuse(query)
+
+
+def _refuse_triton(dropout: float = 0.0, **arguments: Any) -> str | None:
+    return refuse_kept(arguments["edges"], dropout) or triton.refuse(**arguments)
 
 
 def _accept(**_: Any) -> None:
     """For the backend that runs on anything."""
 
 
-def _run_reference(query: Tensor, key: Tensor, value: Tensor, edges: Any) -> Tensor:
-    return (listed.run if isinstance(edges, Tensor) else padded.run_reference)(query, key, value, edges)
-
-
-def _run_listed(query: Tensor, key: Tensor, value: Tensor, edges: Tensor) -> Tensor:
-    return listed.run(query, key, value, edges)
+def _run_reference(edges: Any, **arguments: Any) -> Tensor:
+    return (listed.run if isinstance(edges, Tensor) else padded.run_reference)(**arguments, edges=edges)
 
 
 _OP = Op(
     interval_attention,
     {
-        "listed": Backend(_run_listed, _refuse_intervals),
         "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
-        "triton": Backend(triton.run, triton.refuse, prefers="cuda"),
-        "sdpa": Backend(padded.run_sdpa, _refuse_list),
+        "triton": Backend(triton.run, _refuse_triton, prefers="cuda"),
+        "sdpa": Backend(padded.run_sdpa, refuse_kept),
+        "listed": Backend(listed.run, refuse_unlisted),
         "reference": Backend(_run_reference, _accept),
     },
 )

@@ -1,14 +1,16 @@
 """The backends that compute on padded sequences: the reference, and PyTorch's own kernels."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.interval import reference
 from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.library import through_reference, without_autocast
 
 
 class Padded(NamedTuple):
@@ -48,14 +50,49 @@ def unpad(out: Tensor, edges: IntervalEdges, dtype: torch.dtype) -> Tensor:
     return edges.target.unpad(out).to(dtype)
 
 
-def run_reference(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:
+def run_reference(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges, dropout: float = 0.0) -> Tensor:
     dtype = torch.promote_types(common_dtype(query, key, value), torch.float32)
     padded = pad(query, key, value, edges, dtype)
     mask = padded.mask.expand(-1, padded.query.size(2), -1)
+    if dropout:
+        weights = F.dropout(reference.attention_map(padded.query, padded.key, mask), dropout)
+        return unpad(weights @ padded.value, edges, value.dtype)
     return unpad(reference.interval_attention(padded.query, padded.key, padded.value, mask), edges, value.dtype)
 
 
 def run_sdpa(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:
+    """By PyTorch's own kernels, whose gradients have no gradients: those are the reference's."""
+    wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
+    return _Sdpa.apply(query, key, value, edges) if wanted and not is_traced() and not is_transformed() else _sdpa(query, key, value, edges)
+
+
+class _Sdpa(torch.autograd.Function):
+    """Keeps the graph of the first pass for the first gradient, and makes it again for one more."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.edges, ctx.graph = edges, _graph(query, key, value, edges)
+        return ctx.graph[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *through_reference(lambda q, k, v: run_reference(q, k, v, ctx.edges), (query, key, value), grads[0]), None
+        (out, inputs), ctx.graph = ctx.graph or _graph(query, key, value, ctx.edges), None  # it is large
+        found = iter(torch.autograd.grad(out, [t for t in inputs if t.requires_grad], grads[0]))
+        return *(next(found) if t.requires_grad else None for t in inputs), None
+
+
+def _graph(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> tuple[Tensor, list[Tensor]]:
+    """The result and leaves that it was computed from. As operators are, it is computed in the dtypes that came."""
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_(t.requires_grad) for t in (query, key, value)]
+        return without_autocast(_sdpa)(*leaves, edges), leaves
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:
     q, k, v, mask = pad(query, key, value, edges, common_dtype(query, key, value))
     if k.size(2) == 0:
         out = (q.sum(-1, keepdim=True) + k.sum() + v.sum()) * v.new_zeros(v.size(-1))  # zeros that a gradient flows through

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.interval import interval_attention
+from mea_graph.ops.interval import interval_attention, refuse_kept, refuse_unlisted
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive import cpu, listed, padded, reference, triton
@@ -70,6 +70,7 @@ def predictive_attention(
     bias: Tensor | None = None,
     mu: float = 0.25,
     edges: IntervalEdges | Tensor | None = None,
+    dropout: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
     r"""Attention guided by the previous layer's logits ([MEA] Eq. 2, times V).
@@ -83,7 +84,7 @@ def predictive_attention(
     that a step hears: all of its sample, or those that `edges` give it. The image is that of the whole sample in any case. Without a prior
     the result is plain attention.
 
-    The backends other than "reference" never store a map: the convolution is folded into one more dot product of width 3 K D, rows are
+    The backends "triton" and "cpu" never store a map: the convolution is folded into one more dot product of width 3 K D, rows are
     computed block by block, and again in the backward pass. They take O(N K D) memory, and time that follows the true lengths, or the
     edges. Sums are taken in float32, or in float64 where an input is float64, and repeat bit for bit. One exception: a single sequence of
     up to 64 steps, on a CPU, that no gradient is asked of takes the formula itself, whose maps then fit a block.
@@ -95,8 +96,10 @@ def predictive_attention(
         weight, bias: Of the convolution, as `torch.nn.Conv2d(K, K, 3)` holds them; `weight` goes with the prior.
         mu: Share of the prediction, in [0, 1].
         edges: Which steps hear which: `IntervalEdges` of the rows with themselves, a PyG `edge_index`, or None: all of the sample.
-        backend: "auto", "plain" (without a prior: `interval_attention` of the rows with themselves), "triton" (CUDA), "cpu" (plain
-            torch, on any device), "listed" (edge by edge) or "reference" (stores the maps).
+        dropout: As for `interval_attention`, on the map A.
+        backend: "plain" (without a prior: `interval_attention` of the rows with themselves), "triton" (CUDA), "cpu" (plain torch, block by
+            block; on another device only if asked for, since it waits for the lengths), "listed" (edge by edge: lists and windows) or
+            "reference" (stores the maps). "auto" takes the first that can run.
 
     Shape:
         - query, key: :math:`(N, K, D)`; prior_query, prior_key: :math:`(N, K, D_{pre})`; value: :math:`(N, K, D_v)`
@@ -114,7 +117,7 @@ def predictive_attention(
     torch.Size([9, 4, 5])
     """
     _check(query, key, value, pointers, prior_query, prior_key, weight, bias, mu, edges)
-    arguments = {
+    arguments: dict[str, Any] = {
         "query": query,
         "key": key,
         "value": value,
@@ -126,6 +129,10 @@ def predictive_attention(
         "pointers": pointers,
         "edges": edges,
     }
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
+    if dropout:
+        arguments["dropout"] = dropout  # known to those who keep the weights
     return _OP.run(backend, query.device, arguments)
 
 
@@ -167,28 +174,28 @@ def predictive_attention_map(
     return reference.attention_map(q, k, prior_q, prior_k, weight, bias, mu, mask, heard)
 
 
-def _run_plain(query: Tensor, key: Tensor, value: Tensor, pointers: Pointers, edges: Any, **_: Any) -> Tensor:
-    return interval_attention(query, key, value, IntervalEdges.complete(pointers, pointers) if edges is None else edges)
+def _run_plain(query: Tensor, key: Tensor, value: Tensor, pointers: Pointers, edges: Any, dropout: float = 0.0, **_: Any) -> Tensor:
+    edges = IntervalEdges.complete(pointers, pointers) if edges is None else edges
+    return interval_attention(query, key, value, edges, dropout)
 
 
 def _refuse_plain(prior_query: Tensor | None, **_: Any) -> str | None:
     return None if prior_query is None else "a prior is given, and this computes attention without one"
 
 
-def _refuse_list(prior_query: Tensor | None, edges: Any, **_: Any) -> str | None:
-    return "the edges are a list" if isinstance(edges, Tensor) else None
+_NO_PRIOR = "without a prior it is plain attention"
 
 
-def _refuse_cpu(prior_query: Tensor | None, edges: Any, **_: Any) -> str | None:
-    if prior_query is None:
-        return "without a prior it is plain attention"
-    return _refuse_list(prior_query, edges)
+def _refuse_cpu(prior_query: Tensor | None, **arguments: Any) -> str | None:
+    return _NO_PRIOR if prior_query is None else refuse_kept(**arguments)
 
 
-def _refuse_listed(prior_query: Tensor | None, edges: Any, **_: Any) -> str | None:
-    if prior_query is None:
-        return "without a prior it is plain attention"
-    return None if isinstance(edges, Tensor) else "the edges are intervals"
+def _refuse_triton(dropout: float = 0.0, **arguments: Any) -> str | None:
+    return refuse_kept(arguments["edges"], dropout) or triton.refuse(**arguments)
+
+
+def _refuse_listed(prior_query: Tensor | None, **arguments: Any) -> str | None:
+    return _NO_PRIOR if prior_query is None else refuse_unlisted(**arguments)
 
 
 def _accept(**_: Any) -> None:
@@ -199,7 +206,8 @@ def _run_reference(edges: Any, **arguments: Any) -> Tensor:
     if not isinstance(edges, Tensor):
         return padded.run_reference(**arguments, edges=edges)
     if arguments["prior_query"] is None:
-        return interval_attention(arguments["query"], arguments["key"], arguments["value"], edges, backend="reference")
+        dropout = arguments.get("dropout", 0.0)
+        return interval_attention(arguments["query"], arguments["key"], arguments["value"], edges, dropout, backend="reference")
     return listed.run(**arguments, edges=edges)
 
 
@@ -207,9 +215,9 @@ _OP = Op(
     predictive_attention,
     {
         "plain": Backend(_run_plain, _refuse_plain),
+        "triton": Backend(triton.run, _refuse_triton, prefers="cuda"),
+        "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
         "listed": Backend(listed.run, _refuse_listed),
-        "triton": Backend(triton.run, triton.refuse, prefers="cuda"),
-        "cpu": Backend(cpu.run, _refuse_cpu),
         "reference": Backend(_run_reference, _accept),
     },
 )

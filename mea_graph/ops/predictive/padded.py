@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -42,6 +43,7 @@ def run_reference(
     mu: float,
     pointers: Pointers,
     edges: IntervalEdges | None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """The formula in float32 or better."""
     tensors = (query, key, value, prior_query, prior_key)
@@ -52,6 +54,9 @@ def run_reference(
     sequences, mask, heard = padded_arguments(tensors, pointers, edges, dtype)
     w, b = (None if t is None else t.to(dtype) for t in (weight, bias))
     query, key, value, prior_query, prior_key = sequences
-    out = reference.predictive_attention(query, key, value, prior_query, prior_key, w, b, mu, mask, heard)
+    if dropout:
+        out = F.dropout(reference.attention_map(query, key, prior_query, prior_key, w, b, mu, mask, heard), dropout) @ value
+    else:
+        out = reference.predictive_attention(query, key, value, prior_query, prior_key, w, b, mu, mask, heard)
     out = rearrange(out, "sample head step width -> sample step head width").contiguous().masked_fill(~mask[:, :, None, None], 0)
     return pointers.unpad(out).to(value.dtype)

@@ -1,0 +1,152 @@
+"""The edges between the modalities of a batch, for the layers that pass messages over all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mea_graph.nn._sequences import check_heard
+from mea_graph.nn._side_by_side import Groups
+from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.pointers import take_rows
+
+Edges = IntervalEdges | Tensor  # runs of source rows, or an edge_index (2, E)
+
+
+class _Stage(NamedTuple):
+    sorted: bool  # whether the rows are read sample by sample
+    sources: list[Groups]  # which of them each arrow reads
+    edges: IntervalEdges
+
+
+class Arrows:
+    """The edges between the modalities of a batch, built once and used by every layer."""
+
+    def __init__(self, pointers: Mapping[str, Pointers], edges: Mapping[tuple[str, str], Edges] | None = None) -> None:
+        self.pointers, self.edges = dict(pointers), dict(edges or {})
+        unknown = [pair for pair in self.edges if set(pair) - set(self.pointers)]
+        if unknown:
+            raise ValueError(f"edges: expected pairs of {list(self.pointers)}, got {unknown}")
+        for (s, t), heard in self.edges.items():
+            check_heard(heard, [self.pointers[s]], self.pointers[t], f"edges[{s!r}, {t!r}]")
+        self.listed = any(isinstance(heard, Tensor) for heard in self.edges.values())
+        self._heard_by: dict[tuple[str, tuple[str, ...]], Edges] = {}
+        self._stages: dict[tuple[tuple[str, tuple[str, ...]], ...], _Stage] = {}
+        samples = next(iter(self.pointers.values())).num_samples
+        packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # elsewhere kernels read several runs
+        self._may_sort = packed and samples > 1
+        self._sorted: tuple[Tensor, Tensor] | None = None
+        self._by_sample_order: Tensor | None = None
+        self._heard: Tensor | None = None
+        self._nothing_missing = all(p.packed and p.steps for p in self.pointers.values())  # told by shapes alone
+
+    def of(self, target: str, sources: Sequence[str]) -> IntervalEdges:
+        """From the rows of the sources, one below the other; as runs."""
+        heard = self.heard(target, sources)
+        if isinstance(heard, Tensor):
+            raise ValueError(
+                f"edges: expected IntervalEdges from {list(sources)} to {target!r} where a graph stores runs, got an edge_index"
+            )
+        return heard
+
+    def heard(self, target: str, sources: Sequence[str]) -> Edges:
+        """The same; a list, if that of any source is one."""
+        key = target, tuple(sources)
+        if key not in self._heard_by:
+            self._heard_by[key] = self._joined(target, sources)
+        return self._heard_by[key]
+
+    def _joined(self, target: str, sources: Sequence[str]) -> Edges:
+        own = self.pointers[target]
+        if not any((s, target) in self.edges for s in sources):
+            return IntervalEdges.complete([self.pointers[s] for s in sources], own)
+        complete = {s: IntervalEdges.complete(self.pointers[s], own) for s in sources}
+        parts = [self.edges.get((s, target), complete[s]) for s in sources]
+        intervals = [part for part in parts if isinstance(part, IntervalEdges)]
+        if len(intervals) == len(parts):
+            return IntervalEdges.join(intervals)
+        lists, rows = [], 0
+        for s, part in zip(sources, parts, strict=True):
+            source, heard_by = part if isinstance(part, Tensor) else part.edge_index()
+            lists.append(torch.stack([source + rows, heard_by]))
+            rows += self.pointers[s].num_rows
+        return torch.cat(lists, 1)
+
+    def of_stage(self, rows: Tensor, stage: Sequence[tuple[str, list[str]]]) -> tuple[Tensor, list[Groups], IntervalEdges]:
+        """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph.
+
+        None of them may be a list.
+        """
+        key = tuple((target, tuple(sources)) for target, sources in stage)
+        if key not in self._stages:
+            one_source = max(len(sources) for _, sources in stage) == 1
+            sorted_by_sample = not self.edges and not one_source and self._may_sort
+            self._stages[key] = self._by_sample(stage) if sorted_by_sample else self._by_modality(stage)
+        found = self._stages[key]
+        return self.sorted(rows) if found.sorted else rows, found.sources, found.edges
+
+    def sorted(self, rows: Tensor) -> Tensor:
+        """The rows sample by sample instead of modality by modality; once for each matrix of rows."""
+        if self._sorted is None or self._sorted[0] is not rows:
+            self._sorted = rows, take_rows(rows, self._order())
+        return self._sorted[1]
+
+    def _order(self) -> Tensor:
+        if self._by_sample_order is None:
+            self._by_sample_order = torch.cat([p.sample for p in self.pointers.values()]).argsort(stable=True)
+        return self._by_sample_order
+
+    def _by_modality(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
+        """The rows as they stand: a run of each source."""
+        edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
+        return _Stage(False, [self.groups(sources) for _, sources in stage], edges)
+
+    def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
+        """The rows sorted by sample, all of which every arrow reads: sources beside each other are then one run."""
+        names = list(self.pointers)
+        length = torch.stack([self.pointers[m].length for m in names])  # (M, B)
+        total = length.sum(0)
+        start = length.cumsum(0) - length + (total.cumsum(0) - total)
+        rows = sum(p.num_rows for p in self.pointers.values())
+        runs = max(len(sources) for _, sources in stage)
+        start, length = F.pad(start, (0, 0, 0, 1)), F.pad(length, (0, 0, 0, 1))  # one more modality, of no row
+        place = [[names.index(s) for s in sources] + [len(names)] * (runs - len(sources)) for _, sources in stage]
+        index = torch.tensor(place, device=length.device)  # (arrows, S)
+        below = rows * torch.arange(len(stage), device=length.device).view(-1, 1, 1)  # each arrow has keys of its own
+        source_start, source_length = (start[index] + below).mT.flatten(0, 1), length[index].mT.flatten(0, 1)
+        target = Pointers.join([self.pointers[t] for t, _ in stage])
+        edges = IntervalEdges.of_runs(source_start, source_length, rows * len(stage), target)
+        return _Stage(True, [Groups([0], [rows])] * len(stage), edges)
+
+    def groups(self, names: Sequence[str]) -> Groups:
+        """Where the rows of each name are, those of all modalities one below the other."""
+        starts, row = {}, 0
+        for m, pointers in self.pointers.items():
+            starts[m], row = row, row + pointers.num_rows
+        return Groups([starts[m] for m in names], [self.pointers[m].num_rows for m in names])
+
+    def sum_of_present(self, rows: Tensor, instead: Tensor) -> Tensor:
+        """The sum over the fine units of each target, which stand one below the other, over the sources that a sample has."""
+        count = len(self.pointers) - 1
+        sizes = [p.num_rows for p in self.pointers.values() for _ in range(count)]
+        if self._heard is None and not self._nothing_missing:
+            there = torch.stack([p.present for p in self.pointers.values()])  # (M, B)
+            heard = []
+            for i, target in enumerate(self.pointers.values()):
+                others = [j for j in range(count + 1) if j != i]
+                heard.append(there[others].index_select(1, target.sample).flatten())
+            self._heard = torch.cat(heard).unsqueeze(1)  # as rows, (sum of sizes, 1)
+            self._nothing_missing = self._heard.device.type == "cpu" and bool(self._heard.all())
+        if count == 1 and self._nothing_missing:
+            return rows
+        if self._heard is not None and not self._nothing_missing:
+            rows = rows.masked_fill(~self._heard, 0)
+        parts = rows.split(sizes)
+        total = torch.cat([torch.stack(parts[i : i + count]).sum(0) if count > 1 else parts[i] for i in range(0, len(parts), count)])
+        if self._heard is None or self._nothing_missing:
+            return total
+        seen = self._heard.split(sizes)
+        any_of = torch.cat([torch.stack(seen[i : i + count]).any(0) for i in range(0, len(seen), count)])
+        return torch.where(any_of, total, instead)

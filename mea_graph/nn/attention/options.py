@@ -1,0 +1,38 @@
+"""What the attention layers may be built with beyond the paper's form."""
+
+from typing import TypedDict
+
+from torch import nn
+
+from mea_graph.nn._sequences import check_heads, check_sizes
+
+
+class AttentionOptions(TypedDict, total=False):
+    """For every attention layer inside an encoder; see `PredictiveSelfAttention` and `ModalityReinforcementUnit`."""
+
+    head_channels: int | None
+    feed_forward_channels: int | None
+    attention_dropout: float
+
+
+def inner_channels(channels: int, heads: int, head_channels: int | None, feed_forward_channels: int | None) -> int:
+    """The width of all heads: `channels`, unless that of one is given. The other width is looked at too."""
+    if feed_forward_channels is not None:
+        check_sizes(feed_forward_channels=feed_forward_channels)
+    if head_channels is None:
+        check_heads(channels, heads)
+        return channels
+    check_sizes(channels=channels, heads=heads, head_channels=head_channels)
+    return heads * head_channels
+
+
+def map_dropout(p: float) -> nn.Dropout:
+    """The dropout of a map, which the layer hands to its op."""
+    if not 0 <= p < 1:
+        raise ValueError(f"attention_dropout: expected a probability in [0, 1), got {p}")
+    return nn.Dropout(p)
+
+
+def probability(dropout: nn.Dropout) -> float:
+    """That with which it drops now."""
+    return dropout.p if dropout.training else 0.0
