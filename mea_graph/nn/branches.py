@@ -1,7 +1,7 @@
 """The two halves between the extractors and the fusion: sequences to exclusive and to agnostic representations, [MEA] Eq. 2-12."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +9,12 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 
 from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
+from mea_graph.nn.attention.arrows import Edges
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, CrossModalEncoder
 from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder
 from mea_graph.nn.objective.modality_centering import ModalityCentering
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling
-from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 
 
@@ -100,7 +101,7 @@ class ExclusiveBranch(nn.Module):
         self,
         x: Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
-        edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None = None,
+        edges: Mapping[tuple[str, str], Edges] | None = None,
         return_attention_weights: bool = False,
     ) -> ExclusiveOutput:
         """Returns a representation of each modality."""
@@ -197,7 +198,7 @@ class AgnosticBranch(nn.Module):
         self,
         x: Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
-        edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None = None,
+        edges: Mapping[tuple[str, str], Edges] | None = None,
         return_attention_weights: bool = False,
     ) -> AgnosticOutput:
         """Returns a representation of each modality."""
@@ -205,7 +206,7 @@ class AgnosticBranch(nn.Module):
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
         maps: list[dict[Arrow, Tensor]] = []
         if self.attention is not None:
-            z, maps = self.attention(z, pointers, cast(Any, edges), return_attention_weights)
+            z, maps = self.attention(z, pointers, edges, return_attention_weights)
         if is_traced():
             h = {m: self.encoder(z[m], pointers[m]) for m in self.modalities}
         else:

@@ -12,7 +12,8 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._sequences import Layout, check_keys, check_modalities, check_sizes, enter_all
-from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, Arrows
+from mea_graph.nn.attention.arrows import Arrows, Edges
+from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
 from mea_graph.nn.branches import AgnosticBranch, AgnosticOutput, ExclusiveBranch, ExclusiveOutput, all_present
 from mea_graph.nn.graph.combination import Combination
 from mea_graph.nn.graph.decoupled_graph_fusion import DecoupledGraphFusion
@@ -21,7 +22,7 @@ from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination, DoubleDiscriminator
 from mea_graph.nn.prediction_head import PredictionHead
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
-from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
 from mea_graph.suggestions import did_you_mean
@@ -205,15 +206,15 @@ class MEA(nn.Module):
         x: HeteroData | Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
         batch_size: int | None = None,
-        edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None = None,
+        edges: Mapping[tuple[str, str], Edges] | None = None,
         return_attention_weights: bool = False,
     ) -> MEAOutput:
         """Predicts for a PyG batch, or for sequences by modality: `fuse(embed(...))`.
 
         `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or
         padded sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
-        `edges` narrow attention by pair (source, target) of modalities, as the extractors' results count their rows; None: all of the
-        sample.
+        `edges` narrow attention by pair (source, target) of modalities, `IntervalEdges` or an edge_index (2, E), as the extractors' results
+        count their rows; None: all of the sample.
         """
         steps = self._steps(x, layout, batch_size, edges)
         exclusive, agnostic, present = self._representations(steps, edges, return_attention_weights)
@@ -227,14 +228,14 @@ class MEA(nn.Module):
         x: HeteroData | Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None = None,
         batch_size: int | None = None,
-        edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None = None,
+        edges: Mapping[tuple[str, str], Edges] | None = None,
     ) -> FusionGraph:
         """Turns a batch into the graph whose messages `fuse` passes; takes what `forward` takes.
 
         Node types: `<modality>`, its steps as the extractor gives them (`x`, `sample`, and `time` where the batch has it);
         `<modality>_exclusive` and `<modality>_agnostic`, one node for each sample that has the modality. Edge types: `(m, "self", m)` of
         predictive attention and `(s, "mixed" | "coarse" | "fine", t)` of cross-modal attention, as intervals
-        (`FusionGraph.interval_edges`); `(<s>_<space>, "to", <t>_<space>)` between representations.
+        (`FusionGraph.interval_edges`), or as the edge_index that was given; `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
         steps = self._steps(x, layout, batch_size, edges)
         exclusive, agnostic, present = self._representations(steps, edges, False)
@@ -245,13 +246,17 @@ class MEA(nn.Module):
             graph[m].x, graph[m].sample = (z, pointers.sample) if real is None else (z[real], pointers.sample[real])
             if isinstance(x, HeteroData) and "time" in x[m]:
                 graph[m].time = x[m].time[steps.entered[m].position % self._stride(m) == 0]
-        arrows = Arrows({m: p.compact() for m, p in steps.pointers.items()}, cast(Any, edges))
+        arrows = Arrows({m: p.compact() for m, p in steps.pointers.items()}, edges)
         for branch in (self.exclusive, self.agnostic):
             for stage in getattr(branch, "stages", ()):
                 for s in self.modalities:
                     for t in self.modalities:
                         if stage == "mixed" or (s == t) == (stage == "self"):
-                            graph[s, stage, t].interval = arrows.of(t, [s]).relative()
+                            heard = arrows.heard(t, [s])
+                            if isinstance(heard, Tensor):
+                                graph[s, stage, t].edge_index = heard
+                            else:
+                                graph[s, stage, t].interval = heard.relative()
         return graph
 
     def fuse(self, graph: FusionGraph, return_attention_weights: bool = False) -> MEAOutput:
@@ -297,7 +302,7 @@ class MEA(nn.Module):
         return getattr(self.extractors[modality], "stride", 1)
 
     def _representations(
-        self, steps: "_Steps", edges: Mapping[tuple[str, str], IntervalEdges | Tensor] | None, maps: bool
+        self, steps: "_Steps", edges: Mapping[tuple[str, str], Edges] | None, maps: bool
     ) -> tuple[ExclusiveOutput | None, AgnosticOutput | None, dict[str, Tensor] | None]:
         """Both branches; and which samples have which modality, None where all have all."""
         given = steps.x, steps.pointers, edges, maps

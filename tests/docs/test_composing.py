@@ -156,18 +156,15 @@ def test_ensembles_and_gradients_of_each_sample_of_a_layer() -> None:
 RECURRENT = {
     "UnimodalExtractor": lambda: UnimodalExtractor(2, 4),
     "ExclusiveEncoder": lambda: ExclusiveEncoder(2, 3, pooling="gru"),
-    "MEA": lambda: MEA({"a": 2, "b": 2}, 1, channels=4, hidden_channels=4, heads=2, pooling="gru"),
+    "MEA": lambda: MEA({"a": 2, "b": 2}, 1, channels=4, hidden_channels=4, heads=2),
 }
 
 
 @pytest.mark.parametrize("name", RECURRENT)
 def test_vmap_reaches_through_recurrent_layers(name: str) -> None:
-    """Over samples, their gradients, and an ensemble. MEA without its gradient reversal, of which torch knows no batching rule."""
+    """Over samples, their gradients, and an ensemble."""
     torch.manual_seed(0)
     layers = [RECURRENT[name]().double().eval() for _ in range(2)]
-    for layer in layers:
-        if isinstance(layer, MEA):
-            layer.discriminator.reversal = nn.Identity()
     x = torch.randn(3, 5, 2, dtype=torch.float64)
 
     def call(state: Any, x: Tensor) -> Tensor:
@@ -211,11 +208,6 @@ def test_a_layer_alone_trains_under_ddp(options: dict[str, Any]) -> None:
 
 
 # What does not work yet. Each of these fails when it does: the page must then say so.
-
-
-def test_vmap_does_not_reach_through_the_gradient_reversal(model: MEA) -> None:
-    with pytest.raises(RuntimeError, match="vmap over _Reverse"):
-        torch.func.vmap(lambda x: model({m: x.unsqueeze(0) for m in RATES}).prediction)(torch.randn(3, 5, 2))
 
 
 def test_edge_masks_do_not_reach_decoupled_graph_fusion() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch_geometric.data import Batch
 
 from mea_graph import nn as mea
 from mea_graph.ops import IntervalEdges, Pointers, record_calls
@@ -28,7 +29,7 @@ LAYERS: dict[str, tuple[Any, Any]] = {
         lambda layer, x, edges: layer(x, PTR, edges)[0],
     ),
     "MEA": (
-        lambda: mea.MEA(dict.fromkeys(LENGTHS, D), 2, D, 6, HEADS),
+        lambda: mea.MEA(dict.fromkeys(LENGTHS, D), 2, D, 6, HEADS, dropout=0.0),
         lambda layer, x, edges: {"prediction": layer(x, PTR, edges=edges).prediction},
     ),
 }
@@ -142,7 +143,15 @@ def test_a_step_of_the_padding_is_no_step() -> None:
         mea.PredictiveSelfAttention(D, HEADS)(torch.randn(6, D), Pointers.from_mask(mask), edges=torch.tensor([[1, 2], [0, 0]]))
 
 
-def test_a_graph_that_stores_runs_refuses_a_list(x: Any, windows: Any) -> None:
+def test_the_graph_of_embed_stores_a_list_as_it_was_given(x: Any, windows: Any) -> None:
     model = LAYERS["MEA"][0]().double()
-    with pytest.raises(ValueError, match=r"edges: expected IntervalEdges from \['audio'\] to 'text' .*, got an edge_index"):
-        model.embed(x, PTR, edges={("audio", "text"): windows["audio", "text"].edge_index()})
+    listed = windows["audio", "text"].edge_index()
+    graph = model.embed(x, PTR, edges={("audio", "text"): listed})
+    assert torch.equal(graph["audio", "fine", "text"].edge_index, listed)
+    assert "interval" in graph["text", "fine", "audio"]
+    given = model(x, PTR, edges={("audio", "text"): listed})
+    torch.testing.assert_close(model.fuse(graph).prediction, given.prediction, rtol=1e-12, atol=1e-14)
+    twice = Batch.from_data_list([graph, graph]).expand()
+    source, target = twice["audio", "fine", "text"].edge_index
+    assert torch.equal(twice["audio"].sample[source], twice["text"].sample[target])
+    assert len(source) == 2 * listed.size(1)

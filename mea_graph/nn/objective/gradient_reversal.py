@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 
 class _Reverse(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, scale: float) -> Tensor:
         return x.view_as(x)
