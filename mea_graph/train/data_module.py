@@ -42,7 +42,7 @@ class SequenceDataModule(L.LightningDataModule):
     In evaluation every sample is seen exactly once, also where several processes share the work.
 
     Args:
-        source: file or folder that `mea_graph.data.open_dataset` reads, or in Python a data set, not standardized; or give ``events``.
+        source: file or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardized; or give ``events``.
         preset: the protocol that the source should follow: where it does not, a warning lists the differences.
         events: arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
         format: name of the reader, or ``auto``.
@@ -283,6 +283,9 @@ class SequenceDataModule(L.LightningDataModule):
             part.lengths, self.batch_size, shuffle=shuffle, seed=self.seed, num_replicas=num_replicas, rank=rank
         )
         return DataLoader(part, batch_sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
+
+
+SequenceDataModule.__init__.__annotations__["source"] = "str | None"  # all that the command line can give: it goes by these
 
 
 def data_hash(dataset: MultimodalDataset) -> str:
