@@ -186,7 +186,9 @@ class SequenceDataModule(L.LightningDataModule):
     def check_labelled(self) -> np.ndarray:
         """Returns all targets, or says that the data has none, before anything is trained or measured."""
         if self.dataset.y is None:
-            raise DataError("y: the data has no targets, so nothing can be trained or measured on it; `predict` needs none")
+            named = [name for name in ("label", "labels", "target", "targets") if name in self.dataset.fields]
+            hint = f"; its field {named[0]!r} is none: targets are y, in from_arrays and in a PyG sample" if named else ""
+            raise DataError(f"y: the data has no targets, so nothing can be trained or measured on it; `predict` needs none{hint}")
         return self.dataset.y
 
     def some_samples(self, part: str) -> Any:

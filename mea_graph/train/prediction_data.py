@@ -83,7 +83,7 @@ class TrainingData:
             return None
         names = [""] * len(dataset)
         for name, numbers in self.parts.items():
-            for number in numbers.tolist():
+            for number in numbers[(numbers >= 0) & (numbers < len(names))].tolist():
                 names[number] = name
         return names
 
@@ -124,6 +124,7 @@ def as_dataset(data: Any, known: TrainingData, cache_dir: str | os.PathLike[str]
             "dataset.transform set to the same"
         )
     _check_names(set(dataset.modalities) - set(known.unused), known)
+    _check_not_left_out(dataset, known)
     wanted = [m for m in known.channels if m in dataset.modalities]
     if dataset.transform is None:
         for m in wanted:
@@ -160,6 +161,19 @@ def _check_names(names: set[str], known: TrainingData) -> None:
         raise DataError(f"data: expected modalities among {list(known.channels)}, which the model was trained on, got {unknown}")
     if not names:
         raise DataError(f"data: expected some of the modalities {list(known.channels)}, got none")
+
+
+def _check_not_left_out(dataset: MultimodalDataset, known: TrainingData) -> None:
+    """A modality that the file has in another shape than a modality's is no missing one."""
+    for m, width in known.channels.items():
+        if m in dataset.modalities:
+            continue
+        expected = f"{m}: expected sequences of width {width}, as in training"
+        if m in dataset.fields:
+            raise DataError(f"{expected}, got one value a sample")
+        for note in dataset.notes:
+            if note.startswith(f"array {m!r} "):
+                raise DataError(f"{expected}, got none: {note}")
 
 
 def _static(path: Path, static: Sequence[str]) -> dict[str, Any]:

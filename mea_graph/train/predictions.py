@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Predictions:
         label_names: names of the classes or labels; their numbers as text where they have none.
         target: the true labels or values, where the data has them and they are of the model's kind.
         part: ``train``, ``valid`` or ``test`` (an empty text for neither) where the data is what the model was trained with; else None.
+        notes: what was left out of the data, guessed or renamed.
         embeddings: where they were asked for.
         attention: for each sample the `MEAOutput` of that sample alone with every map, where they were asked for.
 
@@ -63,6 +64,7 @@ class Predictions:
     label_names: list[str]
     target: list[Any] | None = None
     part: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
     embeddings: Embeddings | None = None
     attention: list[MEAOutput] | None = None
 

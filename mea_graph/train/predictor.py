@@ -31,7 +31,7 @@ _NAMED = 5  # samples that a warning names
 
 
 class Predictor:
-    """Predicts with a trained module: new samples in any form, scaled as in training, batched by itself, without dropout.
+    """Predicts with a trained module: new samples in any form, scaled as in training, batched by itself, in the precision of its weights.
 
     `Predictor.load` makes one of a run's folder or of a checkpoint alone, which holds all that is needed: modalities and their widths,
     the classes' names, the task and the statistics of the training samples. The constructor takes a module that is in memory.
@@ -169,20 +169,20 @@ class Predictor:
         network = self.module.network
         if attention and not isinstance(network, MEA):
             raise DataError(f"attention: expected a model MEA, got {type(network).__name__}")
-        outputs: dict[int, Any] = {}  # by sample: its row of the batch's output, and with attention all of it
-        rows: dict[str, dict[int, Tensor]] = {}
+        rows: dict[str, dict[int, Tensor]] = {}  # by kind of result and sample
+        outputs: dict[int, Any] = {}  # of one sample each
         sampler = LengthBucketBatchSampler(dataset.lengths, 1 if attention else self.batch_size, shuffle=False)
         with torch.no_grad(), _watched(network, embeddings, attention) as fused:
             for samples in sampler:
-                output = _on_cpu(self.module._run(self._batch(dataset, samples)))
+                output = self.module._run(self._batch(dataset, samples))
                 found = {"output": prediction_of(output)}
                 if embeddings:
-                    found |= {"fused": fused[-1].cpu(), **_representations(output)}
+                    found |= {"fused": fused[-1], **_representations(output)}
                     fused.clear()
                 for name, values in found.items():
-                    rows.setdefault(name, {}).update(zip(samples, values, strict=True))
+                    rows.setdefault(name, {}).update(zip(samples, _on_cpu(values), strict=True))
                 if attention:
-                    outputs[samples[0]] = output
+                    outputs[samples[0]] = _on_cpu(output)
         arrays = {name: torch.stack([by_sample[n] for n in range(len(dataset))]).numpy() for name, by_sample in rows.items()}
         return Predictions(
             ids=list(dataset.ids),
@@ -191,6 +191,7 @@ class Predictor:
             label_names=self.label_names,
             target=self._targets(given),
             part=self._known.part_of(given),
+            notes=list(given.notes),
             embeddings=_embeddings(arrays) if embeddings else None,
             attention=[outputs[n] for n in range(len(dataset))] if attention else None,
         )

@@ -2,7 +2,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError, MultimodalDataset, open_dataset
 from mea_graph.train import SequenceDataModule, SplitPolicy
@@ -295,6 +297,13 @@ class TestDataSetsInMemory:
         attach(SequenceDataModule(dataset[:50])).load_state_dict(state)
         with pytest.raises(DataError, match="expected the data and split that the checkpoint was trained on"):
             attach(SequenceDataModule(dataset[10:])).load_state_dict(state)
+
+    def test_labels_under_another_name_are_told(self):
+        samples = [HeteroData(audio={"x": torch.ones(2, 3)}, label=n % 2, split="train") for n in range(4)]
+        with pytest.raises(
+            DataError, match=r"the data has no targets.*its field 'label' is none: targets are y, in from_arrays and in a PyG"
+        ):
+            SequenceDataModule(MultimodalDataset.from_samples(samples)).train_dataloader()
 
     def test_what_is_about_files_is_refused(self, dataset):
         for option in ({"format": "npz"}, {"cache_dir": "here"}, {"reader": {"label": "y"}}):

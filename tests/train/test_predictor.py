@@ -310,6 +310,16 @@ def test_modalities_that_training_left_out_may_be_there(classes_source):
     assert_same(predictor(open_dataset(data.source)), expected)
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (2,)])
+def test_an_array_that_is_no_sequence_is_no_missing_modality(untrained, shape):
+    """It would be left out of the file, with a note that nobody reads, and predicted without."""
+    np.savez("new.npz", audio=np.ones((2, 3, 4)), lips=np.ones(shape))
+    with pytest.raises(DataError, match="lips: expected sequences of width 3, as in training, got"):
+        untrained("new.npz")
+    np.savez("other.npz", audio=np.ones((2, 3, 4)), about=np.ones((2, 3)))
+    assert any("array 'about'" in note and "left out" in note for note in untrained("other.npz").notes)
+
+
 def test_arrays_of_one_vector_are_read_as_in_training(classes_source):
     arrays = dict(np.load(classes_source["source"]))
     np.savez("static.npz", **arrays, about=np.arange(120.0).reshape(60, 2))
