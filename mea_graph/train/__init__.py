@@ -21,14 +21,19 @@ from mea_graph.train.metrics import (
     regression_metrics,
     sentiment_metrics,
 )
+from mea_graph.train.predictions import Embeddings, Predictions
+from mea_graph.train.predictor import Predictor
 from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.task_module import LearningRateSchedule, NonFiniteLossError, TaskModule
 from mea_graph.train.versions import versions
 
 classes = [
+    "Embeddings",
     "LearningRateSchedule",
     "MEAModule",
     "NonFiniteLossError",
+    "Predictions",
+    "Predictor",
     "SequenceDataModule",
     "SplitPolicy",
     "TaskMetrics",

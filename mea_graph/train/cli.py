@@ -1,4 +1,4 @@
-"""`mea-graph fit | validate | test | predict`: LightningCLI with the package's modules, data and configurations."""
+"""`mea-graph fit | validate | test`: LightningCLI with the package's modules, data and configurations."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.console import Console
 
 from mea_graph import __version__
 from mea_graph.data import DataError
+from mea_graph.train import predict_command
 from mea_graph.train.config_files import packaged_configs, with_config_paths
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
@@ -29,7 +30,6 @@ from mea_graph.train.error_message import one_line
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import check_monitors
-from mea_graph.train.prediction_writer import PredictionWriter
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
@@ -83,7 +83,7 @@ class CommandLine(LightningCLI):
             parser_kwargs={
                 "prog": "mea-graph",
                 "description": f"Trains and evaluates MEA. Configurations: {', '.join(packaged_configs())}. "
-                "See also: mea-graph demo, mea-graph study.",
+                "See also: mea-graph predict, mea-graph demo, mea-graph study.",
                 **plain_errors,
                 **{name: dict(plain_errors) for name in self.subcommands()},
             },
@@ -91,9 +91,12 @@ class CommandLine(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Hides what this class decides: checkpoints are always loaded safely, results always printed as one table."""
-        decided = {"datamodule", "model", "weights_only", "verbose", "return_predictions"}
-        return {name: skipped | decided for name, skipped in LightningCLI.subcommands().items()}
+        """Hides what this class decides: checkpoints are always loaded safely, results always printed as one table.
+
+        `predict` is a command of its own (`predict_command`), which needs no configuration.
+        """
+        decided = {"datamodule", "model", "weights_only", "verbose"}
+        return {name: skipped | decided for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; runs/<config>/<number> by default.")
@@ -158,10 +161,6 @@ class CommandLine(LightningCLI):
         with self._stopping(kwargs.get("ckpt_path")):
             self.trainer.test(weights_only=True, verbose=False, **kwargs)
 
-    def predict(self, **kwargs: Any) -> None:
-        with self._stopping(kwargs.get("ckpt_path")):
-            self.trainer.predict(weights_only=True, return_predictions=False, **kwargs)
-
     def before_fit(self) -> None:
         validates = bool(self.trainer.limit_val_batches)
         self.datamodule.check_parts("train", *(["valid"] if validates else []))
@@ -215,9 +214,6 @@ class CommandLine(LightningCLI):
         )
         self._announce(f"written: {self.metrics}")
 
-    def after_predict(self) -> None:
-        self._announce(f"written: {self.predictions}")
-
     def configuration(self) -> dict[str, Any]:
         """Returns every option of this run as plain containers, without its folder, checkpoint and composed files."""
         options = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.subcommand]
@@ -227,10 +223,6 @@ class CommandLine(LightningCLI):
         callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines()]
         if self.subcommand == "test":
             self.metrics = self._result("metrics.json", "test")
-        if self.subcommand == "predict":
-            data = self.datamodule
-            self.predictions = self._result("predictions.csv", data.predict_split)
-            callbacks.append(PredictionWriter(self.predictions, data.task, data.dataset.ids, data.label_names))
         if self.subcommand == "fit" and not fast_dev_run:
             watched = self.config_init["fit"].early_stopping
             folder = self.folder.checkpoint("best").parent
@@ -334,6 +326,8 @@ def main(arguments: Sequence[str]) -> int:
     if os.getcwd() not in sys.path:  # so that `--model my_file.MyModule` is found; last, so that no file there stands for another module
         sys.path.append(os.getcwd())
     try:
+        if arguments and arguments[0] == "predict":
+            return predict_command.main(arguments[1:])
         with ExitStack() as closing:
             CommandLine(arguments, closing)
     except USER_ERRORS as error:

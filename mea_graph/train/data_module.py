@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import warnings
 from functools import cached_property
 from typing import Any, Literal
@@ -27,17 +29,20 @@ from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.targets import check_targets
 
 OWN_SPLITS = SplitPolicy()
+PARTS = ("train", "valid", "test")
 PRESETS = {"MOSI": MOSI, "MOSEI": MOSEI, "IEMOCAP": IEMOCAP}
 
 
 class SequenceDataModule(L.LightningDataModule):
     """Opens a source, divides it and hands out batches, the same for every module and on any number of processes.
 
+    `SequenceDataModule(dataset)` takes a `MultimodalDataset` made in memory in place of a file.
+
     Knows ``in_channels``, ``out_channels``, ``task`` and ``label_names`` before `setup`, so that a network can be made to measure.
     In evaluation every sample is seen exactly once, also where several processes share the work.
 
     Args:
-        source: file or folder that `mea_graph.data.open_dataset` reads; or give ``events``.
+        source: file or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardized; or give ``events``.
         preset: the protocol that the source should follow: where it does not, a warning lists the differences.
         events: arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
         format: name of the reader, or ``auto``.
@@ -66,7 +71,7 @@ class SequenceDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        source: str | None = None,
+        source: str | os.PathLike[str] | MultimodalDataset | None = None,
         preset: Literal["MOSI", "MOSEI", "IEMOCAP"] | None = None,
         events: dict[str, Any] | None = None,
         format: str = "auto",
@@ -89,6 +94,11 @@ class SequenceDataModule(L.LightningDataModule):
             raise DataError(f"data: expected data.source (a file) or data.events (embedded data), got {got}")
         if batch_size < 1 or num_workers < 0:
             raise DataError(f"data: expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
+        if isinstance(source, MultimodalDataset):
+            if format != "auto" or cache_dir is not None or reader:
+                raise DataError("data: expected format, cache_dir and reader with a file only, got one of them with a data set")
+            if source._scaling is not None:
+                raise DataError("data.source: expected a raw data set, got a standardized one; give standardize= in its place")
         self.source = source
         self.preset = preset
         self.events = events
@@ -111,9 +121,13 @@ class SequenceDataModule(L.LightningDataModule):
     def dataset(self) -> MultimodalDataset:
         """All samples, raw."""
         if self.source is not None:
-            dataset = open_dataset(self.source, format=self.format, cache_dir=self.cache_dir, modalities=self.modalities, **self.reader)
+            if isinstance(self.source, MultimodalDataset):
+                dataset = self.source if self.modalities is None else self.source.with_modalities(self.modalities)
+            else:
+                dataset = open_dataset(self.source, format=self.format, cache_dir=self.cache_dir, modalities=self.modalities, **self.reader)
             if self.preset is not None and (found := PRESETS[self.preset].mismatches(dataset)):
-                warnings.warn(f"{self.source} does not follow the protocol of {self.preset}: {'; '.join(found)}", stacklevel=2)
+                name = "the data set" if isinstance(self.source, MultimodalDataset) else self.source
+                warnings.warn(f"{name} does not follow the protocol of {self.preset}: {'; '.join(found)}", stacklevel=2)
             return dataset
         try:
             dataset = AsynchronousEvents(**(self.events or {}))
@@ -123,8 +137,8 @@ class SequenceDataModule(L.LightningDataModule):
 
     @property
     def in_channels(self) -> dict[str, int]:
-        """Width of each modality."""
-        return dict(self.dataset.channels)
+        """Width of each modality, as the network sees it."""
+        return dict(self.dataset.num_node_features)
 
     @property
     def task(self) -> Task:
@@ -172,7 +186,9 @@ class SequenceDataModule(L.LightningDataModule):
     def check_labelled(self) -> np.ndarray:
         """Returns all targets, or says that the data has none, before anything is trained or measured."""
         if self.dataset.y is None:
-            raise DataError("y: the data has no targets, so nothing can be trained or measured on it; `predict` needs none")
+            named = [name for name in ("label", "labels", "target", "targets") if name in self.dataset.fields]
+            hint = f"; its field {named[0]!r} is none: targets are y, in from_arrays and in a PyG sample" if named else ""
+            raise DataError(f"y: the data has no targets, so nothing can be trained or measured on it; `predict` needs none{hint}")
         return self.dataset.y
 
     def some_samples(self, part: str) -> Any:
@@ -204,12 +220,18 @@ class SequenceDataModule(L.LightningDataModule):
         return self._evaluation_loader(self.predict_split)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later run needs to resume exactly, never to test on what was trained, and to scale other data as the training data."""
+        """What a later run needs to resume exactly, never to test on what was trained, and what `Predictor` needs to read other data."""
         scaled = self._prepared.statistics if self.standardize == "train" else None
         tensors = None if scaled is None else {name: [torch.as_tensor(part) for part in parts] for name, parts in scaled.items()}
         return {
-            "data_hash": self.dataset.hash,
-            "train": torch.as_tensor(self.parts.get("train", np.arange(0))),
+            "data_hash": data_hash(self.dataset),
+            **{name: torch.as_tensor(self.parts.get(name, np.arange(0))) for name in PARTS},
+            "samples": len(self.dataset),
+            "channels": self.in_channels,
+            "unused": sorted(set(self.dataset._store.sequences) - set(self.dataset.modalities)),
+            "static": list(self.reader.get("static", ())),
+            "label_names": self.label_names,
+            "transform": None if self.dataset.transform is None else repr(self.dataset.transform),
             "standardize": self.standardize,
             "statistics": tensors,
             "seed": int(self.seed),
@@ -265,9 +287,29 @@ class SequenceDataModule(L.LightningDataModule):
         return DataLoader(part, batch_sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
 
 
+SequenceDataModule.__init__.__annotations__["source"] = "str | None"  # all that the command line can give: it goes by these
+
+
+def data_hash(dataset: MultimodalDataset) -> str:
+    """Returns the SHA-256 that tells the samples of a data set, in their order: that of its source, of a cut one of its own.
+
+    Args:
+        dataset: the samples.
+
+    Example:
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 3})
+        >>> data_hash(dataset) == dataset.hash, data_hash(dataset[1:]) == dataset.hash
+        (True, False)
+    """
+    rows = np.asarray(dataset.indices(), dtype=np.int64)
+    if np.array_equal(rows, np.arange(dataset.len())):
+        return dataset.hash
+    return hashlib.sha256(dataset.hash.encode() + rows.tobytes()).hexdigest()
+
+
 def check_same_data(state: dict[str, Any], data: SequenceDataModule, stage: str | None) -> None:
     """Refuses to resume on other data, and to test on samples that the checkpoint was trained on."""
-    same_source = state["data_hash"] == data.dataset.hash
+    same_source = state["data_hash"] == data_hash(data.dataset)
     trained = state["train"].numpy()
     if stage == TrainerFn.FITTING and not (same_source and np.array_equal(trained, data.parts.get("train", np.arange(0)))):
         raise DataError("ckpt_path: expected the data and split that the checkpoint was trained on; resume with the run's config.yaml")

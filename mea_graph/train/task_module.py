@@ -110,6 +110,8 @@ class TaskModule(L.LightningModule):
         self.network = network
         self.loss = MEALoss(task, label_smoothing=label_smoothing)
         self.task = task
+        self.out_channels = out_channels
+        self.label_names = None if label_names is None else list(label_names)
         self.sentiment = sentiment
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -179,6 +181,7 @@ class TaskModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_seed"] = self._seed
         checkpoint["mea_graph_version"] = __version__
+        checkpoint["module"] = public_name(type(self))
         checkpoint["precision"] = self.trainer.precision
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -285,6 +288,22 @@ def prediction_of(output: Any) -> Tensor:
         torch.Size([2, 1])
     """
     return output if isinstance(output, Tensor) else output.prediction
+
+
+def public_name(module: type) -> str:
+    """Returns the name by which a class is imported; of ours the one that stays when a file moves inside its package.
+
+    Args:
+        module: a class.
+
+    Example:
+        >>> public_name(TaskModule)
+        'mea_graph.train.TaskModule'
+    """
+    package = module.__module__
+    if package.startswith("mea_graph."):
+        package = ".".join(package.split(".")[:2])
+    return f"{package}.{module.__qualname__}"
 
 
 def check_precision(precision: str) -> None:

@@ -20,13 +20,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def test_training_and_evaluation_reach_for_no_network(child, command, small_fit):
+def test_training_and_evaluation_reach_for_no_network(child, command, small_fit, source):
     Path("guarded.py").write_text(GUARDED)
     config = ["--config", "run/config.yaml"]
-    for words in ([*small_fit, "--run_dir", "run", "--trainer.max_epochs", "1"], ["test", *config], ["predict", *config]):
+    predict = ["predict", "--ckpt", "run", "--data", str(source), "--output", "out.csv"]
+    for words in ([*small_fit, "--run_dir", "run", "--trainer.max_epochs", "1"], ["test", *config], predict):
         process = child("guarded.py", command, *words)
         assert process.wait() == 0, process.text()
-    assert Path("run/predictions.csv").exists()
+    assert Path("out.csv").exists()
     assert not Path("reached.txt").exists(), Path("reached.txt").read_text()
 
 

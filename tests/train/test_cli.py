@@ -72,9 +72,9 @@ def test_fit_tells_what_the_reader_left_out(classes_source, capsys):
 def test_test_and_predict_agree_and_are_right(fitted, classes_source, capsys):
     run("test", "--config", fitted / "config.yaml")
     table = capsys.readouterr().out
-    run("predict", "--config", fitted / "config.yaml")
+    run("predict", "--ckpt", fitted, "--data", classes_source["source"], "--output", "out.csv")
     record = json.loads((fitted / "metrics.json").read_text())
-    rows = read_csv(fitted / "predictions.csv")
+    rows = [row for row in read_csv("out.csv") if row["part"] == "test"]
     target = np.array([int(row["target"]) for row in rows])
     predicted = np.array([int(row["prediction"]) for row in rows])
     expected = {
@@ -105,25 +105,18 @@ def test_test_and_predict_agree_and_are_right(fitted, classes_source, capsys):
         assert any(name in line and f"{value:.3f}" in line for line in table.splitlines())
 
 
-def test_what_is_predicted_of_other_samples_replaces_nothing(fitted, classes_source, capsys):
+def test_what_is_measured_on_other_samples_replaces_nothing(fitted, classes_source, capsys):
     config = ["--config", fitted / "config.yaml"]
-    for command in ("test", "predict"):
-        run(command, *config)
-    before = {name: (fitted / name).read_bytes() for name in ("metrics.json", "predictions.csv")}
+    run("test", *config)
+    before = (fitted / "metrics.json").read_bytes()
     arrays = dict(np.load(classes_source["source"]))
     np.savez("other.npz", **{**arrays, "audio": arrays["audio"] + 1})
     capsys.readouterr()
-    run("predict", *config, "--data.predict_split", "all")
-    run("predict", *config, "--data.source", "other.npz")
     run("test", *config, "--data.source", "other.npz")
-    written = [Path(line.removeprefix("written: ")) for line in capsys.readouterr().out.splitlines() if line.startswith("written: ")]
-    assert len(read_csv(written[0])) == 60
-    assert len(read_csv(written[1])) == 12
-    assert json.loads(written[2].read_text())["data_hash"] != json.loads(before["metrics.json"])["data_hash"]
-    assert [path.name[:18] for path in written] == ["predictions_all.cs", "predictions_other_", "metrics_other_" + written[2].name[14:18]]
-    assert {name: (fitted / name).read_bytes() for name in before} == before
-    run("predict", *config)  # the same samples again are the same file
-    assert (fitted / "predictions.csv").read_bytes() == before["predictions.csv"]
+    (written,) = [Path(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("written: ")]
+    assert json.loads(written.read_text())["data_hash"] != json.loads(before)["data_hash"]
+    assert written.name.startswith("metrics_other_")
+    assert (fitted / "metrics.json").read_bytes() == before
 
 
 def test_no_file_of_the_current_folder_stands_for_another_module(classes_source, capsys):
@@ -262,8 +255,8 @@ def test_sentiment_and_labels(scores_source, labels_source):
     run("test", "--config", "scores/config.yaml")
     assert {"acc7", "acc2_pos", "f1_nonneg"} <= set(json.loads(Path("scores/metrics.json").read_text())["metrics"]["model"])
     run("fit", *words(labels_source), *SMALL, "--data.label_names", "[happy, sad, angry]", "--trainer.max_epochs", 1, "--run_dir", "labels")
-    run("predict", "--config", "labels/config.yaml")
-    assert {"target_happy", "prediction_sad", "probability_angry"} <= set(read_csv("labels/predictions.csv")[0])
+    run("predict", "--ckpt", "labels", "--data", labels_source["source"], "--output", "labels.csv")
+    assert {"target_happy", "prediction_sad", "probability_angry"} <= set(read_csv("labels.csv")[0])
 
 
 def test_bfloat16(classes_source):
@@ -284,7 +277,7 @@ class TestMistakes:
 
     def test_in_the_command(self, capsys):
         self.check(capsys, "invalid choice: 'fot'", "fot")
-        self.check(capsys, "fit,validate,test,predict")
+        self.check(capsys, "fit,validate,test")
         self.check(capsys, "unrecognized arguments: --modle", "fit", "--modle", 3)
 
     def test_in_the_configuration(self, capsys, classes_source):
@@ -346,8 +339,8 @@ class TestMistakes:
         run(*fit, "--data.source", "full.npz", "--trainer.max_epochs", 1)
         for command in ("validate", "test"):
             self.check(capsys, "y: the data has no targets", command, "--config", "run/new/config.yaml", "--data.source", "bare.npz", *told)
-        run("predict", "--config", "run/new/config.yaml", "--data.source", "bare.npz", *told)
-        assert "target" not in read_csv(next(Path("run/new").glob("predictions_bare_*.csv")))[0]
+        run("predict", "--ckpt", "run/new", "--data", "bare.npz", "--output", "out.csv")
+        assert "target" not in read_csv("out.csv")[0]
 
     def test_in_training(self, capsys, classes_source):
         self.check(capsys, "samples of the batch: ", "fit", *words(classes_source), *SMALL, "--model.learning_rate", 1e30)

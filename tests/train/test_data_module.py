@@ -2,9 +2,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from torch_geometric.data import HeteroData
 
-from mea_graph.data import DataError, open_dataset
+from mea_graph.data import DataError, MultimodalDataset, open_dataset
 from mea_graph.train import SequenceDataModule, SplitPolicy
 from mea_graph.train.targets import check_targets
 
@@ -242,3 +244,75 @@ def test_what_has_no_targets_is_neither_trained_nor_measured(tmp_path):
 def test_every_class_has_a_name_of_its_own(classes_source, names):
     with pytest.raises(DataError, match=f"label_names: expected 2 names, each once, got {len(names)}: {', '.join(names)}"):
         _ = SequenceDataModule(**classes_source, label_names=names).label_names
+
+
+class TestDataSetsInMemory:
+    @pytest.fixture
+    def dataset(self, classes_source):
+        """The samples of the file, made in memory; labels are words."""
+        stored = open_dataset(classes_source["source"])
+        x = {m: [sample[m].x.numpy() for sample in stored] for m in stored.modalities}
+        words = np.array(["rest", "stress"])[stored.y]
+        return MultimodalDataset.from_arrays(x, words, split=stored.split, fields=stored.fields)
+
+    def test_are_divided_and_scaled_as_files_are(self, dataset, classes_source):
+        options = {"standardize": "train", "batch_size": 7}
+        made, file = SequenceDataModule(dataset, **options), SequenceDataModule(classes_source["source"], **options)
+        assert (made.in_channels, made.task, made.out_channels, made.label_names) == (
+            file.in_channels,
+            "classification",
+            2,
+            ["rest", "stress"],
+        )
+        for name in LOADERS:
+            for a, b in zip(getattr(made, name)(), getattr(file, name)(), strict=True):
+                assert a.id == b.id
+                assert a.y.tolist() == b.y.tolist()
+                assert all((a[m].x == b[m].x).all() for m in dataset.modalities)
+
+    def test_come_back_from_their_file(self, dataset, tmp_path):
+        dataset.save(tmp_path / "saved.npz")
+        made, saved = SequenceDataModule(dataset), SequenceDataModule(tmp_path / "saved.npz")
+        assert saved.label_names == made.label_names
+        assert {name: part.tolist() for name, part in saved.parts.items()} == {name: part.tolist() for name, part in made.parts.items()}
+        (a,), (b,) = (SequenceDataModule(d, batch_size=99).test_dataloader() for d in (dataset, tmp_path / "saved.npz"))
+        assert a["audio"].x.tolist() == b["audio"].x.tolist()
+
+    def test_choose_modalities(self, dataset):
+        assert SequenceDataModule(dataset, modalities=["lips"]).in_channels == {"lips": 3}
+
+    def test_widths_are_those_after_a_transform(self, dataset):
+        def halve(sample):
+            sample["audio"].x = sample["audio"].x[:, :2]
+            return sample
+
+        dataset.transform = halve
+        data = SequenceDataModule(dataset)
+        assert data.in_channels == {"audio": 2, "lips": 3}
+        assert data.state_dict()["channels"] == {"audio": 2, "lips": 3}
+
+    def test_a_run_is_not_resumed_on_another_cut(self, dataset):
+        """A cut has the hash of the whole, and the same positions in it are other samples."""
+        state = SequenceDataModule(dataset[:50]).state_dict()
+        attach(SequenceDataModule(dataset[:50])).load_state_dict(state)
+        with pytest.raises(DataError, match="expected the data and split that the checkpoint was trained on"):
+            attach(SequenceDataModule(dataset[10:])).load_state_dict(state)
+
+    def test_labels_under_another_name_are_told(self):
+        samples = [HeteroData(audio={"x": torch.ones(2, 3)}, label=n % 2, split="train") for n in range(4)]
+        with pytest.raises(
+            DataError, match=r"the data has no targets.*its field 'label' is none: targets are y, in from_arrays and in a PyG"
+        ):
+            SequenceDataModule(MultimodalDataset.from_samples(samples)).train_dataloader()
+
+    def test_what_is_about_files_is_refused(self, dataset):
+        for option in ({"format": "npz"}, {"cache_dir": "here"}, {"reader": {"label": "y"}}):
+            with pytest.raises(DataError, match="expected format, cache_dir and reader with a file only"):
+                SequenceDataModule(dataset, **option)
+        with pytest.raises(DataError, match="expected a raw data set, got a standardized one; give standardize="):
+            SequenceDataModule(dataset.standardize())
+
+
+def test_a_file_with_splits_of_its_own_needs_no_option(classes_source):
+    found = SequenceDataModule(classes_source["source"]).parts
+    assert {name: len(part) for name, part in found.items()} == {"train": 36, "valid": 12, "test": 12}

@@ -1,6 +1,5 @@
-"""Two processes (gloo, CPU) give the metrics and predictions of one."""
+"""Two processes (gloo, CPU) give the metrics of one."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -25,11 +24,11 @@ def run(*words):
 
 def results():
     metrics = json.loads(Path("run/metrics.json").read_text())["metrics"]
-    return metrics["model"], metrics["constant"], list(csv.DictReader(Path("run/predictions.csv").open(newline="")))
+    return metrics["model"], metrics["constant"]
 
 
 @pytest.mark.slow
-def test_two_processes_fit_test_and_predict(classes_source):
+def test_two_processes_fit_and_test(classes_source):
     # 11 test samples and 37 training samples: neither can be shared evenly
     split = "{by: subject, train: [0, 1, 2, 3, 4, 5], valid: [6, 7], test: [8, 9]}"
     source = ["--data.source", classes_source["source"], "--data.split", split, "--data.batch_size", "5"]
@@ -41,13 +40,9 @@ def test_two_processes_fit_test_and_predict(classes_source):
     seen = [state["network.agnostic.centering.seen"].tolist() for state in states]
     assert seen[0] == seen[1]  # the means are those of the samples of both
     assert 0 < min(seen[0]) < max(seen[0]) < 37  # some samples lack a modality
-    for command in ("test", "predict"):
-        run(command, "--config", "run/config.yaml", *TWO)
-    model, constant, rows = results()
-    for command in ("test", "predict"):
-        assert main([command, "--config", "run/config.yaml", *ONE]) == 0
-    alone, alone_constant, alone_rows = results()
+    run("test", "--config", "run/config.yaml", *TWO)
+    model, constant = results()
+    assert main(["test", "--config", "run/config.yaml", *ONE]) == 0
+    alone, alone_constant = results()
     assert model == pytest.approx(alone, abs=1e-6)
     assert constant == alone_constant
-    assert [(row["id"], row["target"]) for row in rows] == [(row["id"], row["target"]) for row in alone_rows]
-    assert [float(row["probability_1"]) for row in rows] == pytest.approx([float(row["probability_1"]) for row in alone_rows], abs=1e-5)

@@ -75,7 +75,7 @@ def test_resuming_from_a_forged_checkpoint_removes_nothing(fitted, treasure, nam
     assert sorted(path.name for path in (fitted / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+@pytest.mark.parametrize("command", ["validate", "test"])
 def test_evaluating_a_forged_checkpoint_removes_nothing(fitted, treasure, command):
     forge(fitted / "checkpoints/last.ckpt", "given.ckpt", ["ftp://127.0.0.1:1/x", str(treasure)])
     keep = ["--trainer.callbacks+", "lightning.pytorch.callbacks.ModelCheckpoint"]  # so that its state is restored

@@ -79,12 +79,13 @@ def test_the_records_of_a_study_stay(full):
 def test_a_run_can_go_on_after_a_full_disk(classes_source, full, capsys):
     words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *SMALL]
     assert main(["fit", *words, "--run_dir", "run", "--trainer.max_epochs", "1"]) == 0
-    for command in ("test", "predict"):
-        assert main([command, "--config", "run/config.yaml"]) == 0
+    predict = ["predict", "--ckpt", "run", "--data", classes_source["source"], "--output", "run/predictions.csv"]
+    for command in (["test", "--config", "run/config.yaml"], predict):
+        assert main(command) == 0
     before = {name: Path("run", name).read_bytes() for name in ("config.yaml", "metrics.json", "predictions.csv")}
     full(*before)
     resume = ["fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"]
-    for command in (resume, ["test", "--config", "run/config.yaml"], ["predict", "--config", "run/config.yaml"]):
+    for command in (resume, ["test", "--config", "run/config.yaml"], predict):
         capsys.readouterr()
         assert main(command) == 2
         error = capsys.readouterr().err

@@ -1,0 +1,79 @@
+"""`mea-graph predict`: predictions of a trained model for new samples, with nothing but its checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import pkgutil
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from mea_graph.data import DataError
+from mea_graph.train.error_message import one_line
+from mea_graph.train.predictor import Predictor
+from mea_graph.train.quieten import quieten
+from mea_graph.train.task_module import TaskModule
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``mea-graph predict`` and returns its exit code: 0, or 2 after a user's mistake, told in one line.
+
+    Args:
+        arguments: the words after ``predict``.
+    """
+    words = _parser().parse_args(list(arguments))
+    quieten()
+    try:
+        predict(words)
+    except (DataError, ImportError, OSError) as error:
+        print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def predict(words: argparse.Namespace) -> None:
+    """Predicts and writes what was asked for.
+
+    Args:
+        words: of the command.
+    """
+    module = None if words.module is None else _module(words.module)
+    predictor = Predictor.load(words.ckpt, module=module, batch_size=words.batch_size, device=words.device)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        found = predictor.predict(words.data, embeddings=words.embeddings is not None, cache_dir=words.cache_dir)
+    for message in (*(w.message for w in caught if issubclass(w.category, UserWarning)), *found.notes):
+        if not str(message).startswith("no labels"):
+            print(f"note: {message}")
+    if found.part is not None:
+        print(f"note: {found.part.count('train')} of these {len(found)} samples trained the model; the column `part` says which")
+    found.save(words.output)
+    print(f"written: {words.output} ({len(found)} samples, {predictor.checkpoint})")
+    if words.embeddings is not None:
+        found.save_embeddings(words.embeddings)
+        print(f"written: {words.embeddings}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mea-graph predict", description="Predicts samples with a trained model.", exit_on_error=True)
+    parser.add_argument("--ckpt", required=True, type=Path, help="a checkpoint, or the folder of a run (its best one)")
+    parser.add_argument("--data", required=True, type=Path, help="the samples: a file or folder; labels are not needed")
+    parser.add_argument("--output", required=True, type=Path, help="the CSV to write, one row a sample; replaced where there is one")
+    parser.add_argument("--embeddings", type=Path, help="an .npz to write the vectors behind the predictions to")
+    parser.add_argument("--module", help="the class that was trained, such as my_file.MyModule; not needed for those of mea-graph")
+    parser.add_argument("--batch_size", type=int, default=32, help="samples that are computed at a time (default: 32)")
+    parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: cpu)")
+    parser.add_argument("--cache_dir", type=Path, help="folder for converted data; beside the file by default")
+    return parser
+
+
+def _module(name: str) -> type[TaskModule]:
+    """A class of the user's, found from the current folder too, which `mea_graph.train.cli.main` put last."""
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DataError(f"module: expected the name of a class, such as my_file.MyModule, got {name!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, TaskModule)):
+        raise DataError(f"module: expected a subclass of TaskModule, got {name!r}")
+    return found

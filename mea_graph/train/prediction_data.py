@@ -1,0 +1,249 @@
+"""Data of every form as the samples that a trained model reads: the same modalities, widths and scaling as in training."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mea_graph.data import DataError, MultimodalDataset, check_batch, open_dataset
+from mea_graph.data.kinds import kind_of
+from mea_graph.data.saved import FORMAT
+from mea_graph.train.data_module import PARTS, data_hash
+
+FORMS = "arrays by modality, a data file, HeteroData or a list of them, or a MultimodalDataset"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a model must know of the data that it was trained on.
+
+    Args:
+        channels: width of each modality, in the model's order.
+        standardize: as `SequenceDataModule` has it.
+        statistics: mean and standard deviation of each modality, where ``standardize`` is ``train``.
+        unused: modalities of the source that training left out.
+        static: arrays of an `.npz` that are modalities of one step.
+        transform: what changed the samples on access, as text.
+        data_hash: of the samples.
+        samples: how many there were.
+        parts: which of them trained, validated and tested.
+    """
+
+    channels: dict[str, int]
+    standardize: str | None = None
+    statistics: Mapping[str, tuple[Any, Any]] | None = None
+    unused: Sequence[str] = ()
+    static: Sequence[str] = ()
+    transform: str | None = None
+    data_hash: str | None = None
+    samples: int = 0
+    parts: Mapping[str, Tensor] | None = None
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], channels: dict[str, int]) -> TrainingData:
+        """Returns it from the state of a `SequenceDataModule`.
+
+        Args:
+            state: its ``state_dict()``.
+            channels: widths that the model was made with.
+
+        Raises:
+            DataError: where the state lacks the statistics.
+        """
+        if state["standardize"] == "train" and state.get("statistics") is None:
+            raise DataError("standardize: this checkpoint lacks the statistics of its training samples")
+        return cls(
+            channels,
+            state["standardize"],
+            state.get("statistics"),
+            state.get("unused", ()),
+            state.get("static", ()),
+            state.get("transform"),
+            state["data_hash"],
+            state.get("samples", 0),
+            {name: state[name] for name in PARTS if name in state},
+        )
+
+    def part_of(self, dataset: MultimodalDataset) -> list[str] | None:
+        """Returns the part of each sample where these are the samples of training, else None.
+
+        Args:
+            dataset: as given, before it was scaled.
+        """
+        if self.parts is None or len(dataset) != self.samples or data_hash(dataset) != self.data_hash:
+            return None
+        names = [""] * len(dataset)
+        for name, numbers in self.parts.items():
+            for number in numbers[(numbers >= 0) & (numbers < len(names))].tolist():
+                names[number] = name
+        return names
+
+
+def as_dataset(data: Any, known: TrainingData, cache_dir: str | os.PathLike[str] | None = None) -> MultimodalDataset:
+    """Returns the samples as a raw data set of the model's modalities only; those that it lacks are added when a sample is read.
+
+    Args:
+        data: in any form that `Predictor.predict` takes.
+        known: what the model was trained on.
+        cache_dir: of a file, as `open_dataset` has it.
+
+    Raises:
+        DataError: where a modality is unknown or of another width, values are no numbers, or there is no sample.
+    """
+    if isinstance(data, MultimodalDataset):
+        dataset = data
+    elif isinstance(data, str | os.PathLike):
+        dataset = open_dataset(data, cache_dir=cache_dir, **_static(Path(data), known.static))
+    elif isinstance(data, HeteroData):
+        check_batch(data)
+        batched = hasattr(data, "num_graphs")
+        dataset = _of_samples(data.to_data_list() if batched else [data], known)
+    elif isinstance(data, Mapping):
+        dataset = _of_arrays(data, known)
+    elif isinstance(data, Sequence) and data and all(isinstance(sample, HeteroData) for sample in data):
+        dataset = _of_samples(data, known)
+    else:
+        got = "none" if isinstance(data, Sequence) and not len(data) else type(data).__name__
+        raise DataError(f"data: expected {FORMS}, got {got}")
+    if not len(dataset):
+        raise DataError("data: expected at least one sample, got none")
+    if dataset._scaling is not None:
+        raise DataError("data: expected a raw data set, got a standardized one; the predictor scales samples as training did")
+    if known.transform is not None and dataset.transform is None:
+        raise DataError(
+            f"data: the model was trained on samples that a transform changed, {known.transform}; give a MultimodalDataset with "
+            "dataset.transform set to the same"
+        )
+    _check_names(set(dataset.modalities) - set(known.unused), known)
+    _check_not_left_out(dataset, known)
+    wanted = [m for m in known.channels if m in dataset.modalities]
+    if dataset.transform is None:
+        for m in wanted:
+            if dataset.channels[m] != known.channels[m]:
+                raise DataError(f"{m}: expected width {known.channels[m]}, as in training, got {dataset.channels[m]}")
+    return dataset.with_modalities(wanted)
+
+
+def scaled(dataset: MultimodalDataset, known: TrainingData) -> MultimodalDataset:
+    """Returns the samples as training scaled its own.
+
+    Args:
+        dataset: of `as_dataset`.
+        known: what the model was trained on.
+
+    Raises:
+        DataError: where training had statistics for each value of a field, which the data lacks.
+    """
+    if known.standardize is None:
+        return dataset
+    if known.standardize == "train":
+        return dataset.standardize(statistics=known.statistics)
+    field = known.standardize
+    if field not in dataset.fields:
+        raise DataError(
+            f"standardize: the model was trained on z-scores by {field!r}, each value with statistics of its own; expected data with "
+            f"that field, such as MultimodalDataset.from_arrays(..., fields={{{field!r}: [...]}}), got {sorted(dataset.fields) or 'none'}"
+        )
+    return dataset.standardize(by=field)
+
+
+def _check_names(names: set[str], known: TrainingData) -> None:
+    if unknown := sorted(names - set(known.channels)):
+        raise DataError(f"data: expected modalities among {list(known.channels)}, which the model was trained on, got {unknown}")
+    if not names:
+        raise DataError(f"data: expected some of the modalities {list(known.channels)}, got none")
+
+
+def _check_not_left_out(dataset: MultimodalDataset, known: TrainingData) -> None:
+    """A modality that the file has in another shape than a modality's is no missing one."""
+    for m, width in known.channels.items():
+        if m in dataset.modalities:
+            continue
+        expected = f"{m}: expected sequences of width {width}, as in training"
+        if m in dataset.fields:
+            raise DataError(f"{expected}, got one value a sample")
+        for note in dataset.notes:
+            if note.startswith(f"array {m!r} "):
+                raise DataError(f"{expected}, got none: {note}")
+
+
+def _static(path: Path, static: Sequence[str]) -> dict[str, Any]:
+    """The reader's option `static` where the file has such arrays; a saved data set and other formats have no such option."""
+    if not static or not path.is_file() or kind_of(path) != "npz":
+        return {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+    except zipfile.BadZipFile:
+        return {}  # which the reader is going to say
+    found = [name for name in static if name in names]
+    return {"static": found} if found and FORMAT not in names else {}
+
+
+def _of_arrays(data: Mapping[str, Any], known: TrainingData) -> MultimodalDataset:
+    _check_names(set(data), known)
+    x = {m: _sequences(m, value) for m, value in data.items()}
+    if len({len(sequences) for sequences in x.values()}) > 1:
+        raise DataError(f"data: expected as many samples in every modality, got { ({m: len(v) for m, v in x.items()}) }")
+    for m, sequences in x.items():  # a modality that no sample has tells its width by nothing else
+        empty = np.zeros((0, known.channels[m]), np.float32)
+        x[m] = [empty if sequence is None else sequence for sequence in sequences]
+    if not next(iter(x.values())):
+        raise DataError("data: expected at least one sample, got none")
+    return MultimodalDataset.from_arrays(x)
+
+
+def _sequences(name: str, value: Any) -> list[Any]:
+    """One array a sample, of a list or of one array of sequences of equal length."""
+    array = _array(value)
+    if isinstance(array, np.ndarray) and array.dtype != object:
+        if array.ndim != 3:
+            raise DataError(
+                f"{name}: expected a list of arrays (T, d), one a sample, or one array (N, T, d), got {array.dtype} of shape "
+                f"{array.shape}; of one sample (T, d) it is [array]"
+            )
+        return list(array)
+    if not isinstance(array, list | tuple | np.ndarray):
+        raise DataError(f"{name}: expected a list of arrays (T, d), one a sample, or one array (N, T, d), got {type(value).__name__}")
+    return [_array(sequence) for sequence in array]
+
+
+def _array(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
+def _of_samples(samples: Sequence[HeteroData], known: TrainingData) -> MultimodalDataset:
+    """Samples of a pipeline of the user's: networks read `x` and `time` of the modalities, so edges and the like are left behind."""
+    kept = ["id"] if known.standardize in (None, "train") else ["id", known.standardize]
+    names = {name for sample in samples for name in sample.node_types if "x" in sample[name]}
+    _check_names(names, known)
+    found = []
+    for number, sample in enumerate(samples):
+        own = HeteroData()
+        for m in known.channels:
+            x = sample[m].get("x") if m in sample.node_types else None
+            if x is None:
+                x = torch.zeros(0, known.channels[m])
+            if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != known.channels[m]:
+                got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+                raise DataError(f"sample {sample.get('id', number)!r}: {m}: expected x of shape (T, {known.channels[m]}), got {got}")
+            own[m].x = x
+            if m in sample.node_types and "time" in sample[m]:
+                own[m].time = sample[m].time
+        for name in kept:
+            if name in sample:
+                own[name] = sample[name]
+        found.append(own)
+    return MultimodalDataset.from_samples(found)

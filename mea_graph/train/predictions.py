@@ -1,0 +1,129 @@
+"""What a `Predictor` gives: one row a sample, whatever was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mea_graph.nn import MEAOutput
+from mea_graph.train.metrics import Task
+from mea_graph.train.prediction_writer import prediction_row, write_embeddings, write_rows
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """The vectors behind predictions; NaN where a sample lacks the modality.
+
+    Args:
+        fused: what the head reads.
+        exclusive: representations by modality; None where the model has none.
+        agnostic: representations by modality; None where the model has none.
+
+    Shape: ``fused`` ``(N, d)``, each representation ``(N, d_h)``, float32 or float64.
+
+    Example:
+        >>> Embeddings(np.zeros((3, 8)), None, None).fused.shape
+        (3, 8)
+    """
+
+    fused: np.ndarray
+    exclusive: dict[str, np.ndarray] | None
+    agnostic: dict[str, np.ndarray] | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of a `Predictor`, in the order of the samples.
+
+    Args:
+        ids: names of the samples.
+        task: what the model predicts.
+        output: the network's own output: the value, or a logit for each class or label.
+        label_names: names of the classes or labels; their numbers as text where they have none.
+        target: the true labels or values, where the data has them and they are of the model's kind.
+        part: ``train``, ``valid`` or ``test`` (an empty text for neither) where the data is what the model was trained with; else None.
+        notes: what was left out of the data, guessed or renamed.
+        embeddings: where they were asked for.
+        attention: for each sample the `MEAOutput` of that sample alone with every map, where they were asked for.
+
+    Shape: ``output`` ``(N, out_channels)``.
+
+    Example:
+        >>> found = Predictions(["a", "b"], "classification", np.array([[2.0, 0.0], [0.0, 1.0]]), ["rest", "stress"])
+        >>> found.labels, found.probabilities.round(2).tolist()
+        (['rest', 'stress'], [[0.88, 0.12], [0.27, 0.73]])
+    """
+
+    ids: list[str]
+    task: Task
+    output: np.ndarray
+    label_names: list[str]
+    target: list[Any] | None = None
+    part: list[str] | None = None
+    notes: list[str] = field(default_factory=list)
+    embeddings: Embeddings | None = None
+    attention: list[MEAOutput] | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def labels(self) -> list[Any] | None:
+        """The name of each sample's class; of binary labels, a list of those that hold; None for regression."""
+        if self.task == "regression":
+            return None
+        if self.task == "classification":
+            return [self.label_names[k] for k in self.output.argmax(1)]
+        return [[name for name, logit in zip(self.label_names, row, strict=True) if logit > 0] for row in self.output]
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """A probability for each class, or each binary label, ``(N, C)``; None for regression."""
+        if self.task == "regression":
+            return None
+        output = torch.from_numpy(self.output)
+        return (output.softmax(1) if self.task == "classification" else output.sigmoid()).numpy()
+
+    @property
+    def values(self) -> np.ndarray | None:
+        """The predicted values ``(N,)`` of a regression; else None."""
+        return self.output[:, 0] if self.task == "regression" else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Returns the cells of each sample by column, as `save` writes them."""
+        targets = [None] * len(self) if self.target is None else self.target
+        output = torch.from_numpy(self.output)
+        rows = [
+            prediction_row(id_, self.task, self.label_names, prediction, target)
+            for id_, prediction, target in zip(self.ids, output, targets, strict=True)
+        ]
+        if self.part is not None:
+            rows = [row | {"part": part} for row, part in zip(rows, self.part, strict=True)]
+        return rows
+
+    def save(self, path: str | Path) -> None:
+        """Writes a CSV with one row a sample, whole or not at all.
+
+        Args:
+            path: the file; one of that name is replaced.
+        """
+        write_rows(Path(path), self.rows())
+
+    def save_embeddings(self, path: str | Path) -> None:
+        """Writes an `.npz` with ``ids``, ``fused`` and for each modality ``<modality>_exclusive`` and ``<modality>_agnostic``.
+
+        Args:
+            path: the file; one of that name is replaced.
+
+        Raises:
+            ValueError: where no embeddings were asked for.
+        """
+        if self.embeddings is None:
+            raise ValueError("embeddings: these predictions have none; ask for them with predictor.predict(data, embeddings=True)")
+        spaces = {"exclusive": self.embeddings.exclusive, "agnostic": self.embeddings.agnostic}
+        arrays = {f"{m}_{space}": x for space, by_modality in spaces.items() for m, x in (by_modality or {}).items()}
+        write_embeddings(Path(path), {"ids": np.array(self.ids, dtype=np.str_), "fused": self.embeddings.fused, **arrays})
