@@ -1,7 +1,5 @@
 """Layers, losses and the model, each a standalone module on rows `(N, d)` with `ptr`, or on `(B, T, d)` with a mask."""
 
-# ruff: noqa: F401 (ruff does not see through the sum below)
-
 from mea_graph.nn.attention.feed_forward import FeedForward
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import CrossModalEncoder, CrossModalOutput, HierarchicalCrossModalAttention
 from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit
@@ -22,7 +20,7 @@ from mea_graph.nn.onnx_export import export_onnx
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
 
-classes = [
+__all__ = [
     "MEA",
     "AgnosticEncoder",
     "CrossModalEncoder",
@@ -48,8 +46,6 @@ classes = [
     "Prior",
     "UnimodalExtractor",
     "WeightedAttention",
-]
-functions = [
     "agnostic_adversarial",
     "dense_sequences",
     "exclusive_adversarial",
@@ -59,4 +55,3 @@ functions = [
     "modality_confusion",
     "orthogonality",
 ]
-__all__ = classes + functions
