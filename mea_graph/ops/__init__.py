@@ -1,5 +1,6 @@
 """The arithmetic that dominates cost, as plain functions: each op is a folder with a frozen reference."""
 
+import mea_graph.ops.flops  # noqa: F401 (what `FlopCounterMode` counts)
 from mea_graph.ops.backends import Explanation, explain, record_calls, use_backend
 from mea_graph.ops.edge import InEdges, edge_attention, sort_edges
 from mea_graph.ops.interval import interval_attention, interval_attention_map
