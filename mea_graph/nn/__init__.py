@@ -16,7 +16,7 @@ from mea_graph.nn.objective.gradient_reversal import GradientReversal
 from mea_graph.nn.objective.losses import agnostic_adversarial, exclusive_adversarial, hsic, modality_confusion, orthogonality
 from mea_graph.nn.objective.mea_loss import LossTerms, MEALoss
 from mea_graph.nn.objective.modality_centering import ModalityCentering
-from mea_graph.nn.onnx_export import export_onnx
+from mea_graph.nn.onnx_export import export_onnx, onnx_translations
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
 
@@ -53,5 +53,6 @@ __all__ = [
     "fusion_graph",
     "hsic",
     "modality_confusion",
+    "onnx_translations",
     "orthogonality",
 ]

@@ -207,7 +207,7 @@ class Pointers:
             return self
         length = (self.length + stride - 1).div(stride, rounding_mode="floor")
         if self.steps is not None:
-            steps = -(-self.steps // stride)
+            steps = (self.steps + stride - 1) // stride  # of a negative number ONNX would take another quotient
             start = torch.arange(self.num_samples, device=length.device) * steps
             return Pointers(start, length, self.num_samples * steps, steps, self.packed)
         end = length.cumsum(0)

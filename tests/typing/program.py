@@ -71,6 +71,7 @@ def whole(batch: HeteroData, target: Tensor) -> Tensor:
     terms = layers.MEALoss("regression", alpha=0.1).forward(output, target)
     assert_type(terms, layers.LossTerms)
     layers.export_onnx(model, "mea.onnx")
+    torch.onnx.export(model.extractors, custom_translation_table=layers.onnx_translations(), dynamo=True)
     assert_type(viz.modality_weights(output), Figure)
     return terms.total
 
