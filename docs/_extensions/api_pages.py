@@ -34,17 +34,25 @@ def _summary(value: object) -> str:
     return with_links(first)
 
 
+def _kinds(part: str) -> dict[str, list[str]]:
+    """The public names of a package by what they are; kinds that it lacks are left out."""
+    package = importlib.import_module(f"mea_graph.{part}")
+    found: dict[str, list[str]] = {"Classes": [], "Functions": [], "Presets": []}
+    for name in sorted(package.__all__):
+        value = getattr(package, name)
+        found["Classes" if inspect.isclass(value) else "Functions" if inspect.isroutine(value) else "Presets"].append(name)
+    return {title: names for title, names in found.items() if names}
+
+
 def _package(part: str) -> str:
     package = importlib.import_module(f"mea_graph.{part}")
-    lists = {title: getattr(package, title.lower(), []) for title in ("Classes", "Functions", "Presets")}
     page = [_heading(f"mea_graph.{part}"), f".. py:module:: mea_graph.{part}", "", _summary(package), ""]
-    for title, names in lists.items():
-        if names:
-            page += [title, "-" * len(title), "", ".. list-table::", "   :widths: 35 65", "   :class: summary", ""]
-            for name in sorted(names):
-                value = getattr(package, name)
-                page += [f"   * - :py:obj:`~mea_graph.{part}.{name}`", f"     - {_summary(value if callable(value) else type(value))}"]
-            page.append("")
+    for title, names in _kinds(part).items():
+        page += [title, "-" * len(title), "", ".. list-table::", "   :widths: 35 65", "   :class: summary", ""]
+        for name in names:
+            value = getattr(package, name)
+            page += [f"   * - :py:obj:`~mea_graph.{part}.{name}`", f"     - {_summary(value if callable(value) else type(value))}"]
+        page.append("")
     page += [".. toctree::", "   :hidden:", "", *(f"   mea_graph.{part}.{name}" for name in sorted(package.__all__))]
     if part == "data":
         page.append("   mea_graph.readers")
@@ -78,7 +86,7 @@ def _write(app: Sphinx) -> None:
         if not path.is_file() or path.read_text(encoding="utf-8") != text:  # an unchanged page is not read again
             path.write_text(text, encoding="utf-8")
     viz = importlib.import_module("mea_graph.viz")
-    for name in viz.functions:
+    for name in viz.__all__:
         draw(getattr(viz, name), folder)
 
 

@@ -1,7 +1,5 @@
 """Other models on the same data: a constant, single modalities, GRUs, Transformers, shared and private encoders (extra ``train``)."""
 
-# ruff: noqa: F401 (ruff does not see through the sum below)
-
 from mea_graph.baselines.concatenation_transformer import ConcatenationTransformer, ConcatenationTransformerModule
 from mea_graph.baselines.constant import constant_prediction
 from mea_graph.baselines.early_fusion_gru import EarlyFusionGRU, EarlyFusionGRUModule
@@ -9,7 +7,7 @@ from mea_graph.baselines.late_fusion_gru import LateFusionGRU, LateFusionGRUModu
 from mea_graph.baselines.pairwise_transformer import PairwiseTransformer, PairwiseTransformerModule
 from mea_graph.baselines.shared_private_encoders import SharedPrivateEncoders, SharedPrivateEncodersModule, SharedPrivateOutput
 
-classes = [
+__all__ = [
     "ConcatenationTransformer",
     "ConcatenationTransformerModule",
     "EarlyFusionGRU",
@@ -21,6 +19,5 @@ classes = [
     "SharedPrivateEncoders",
     "SharedPrivateEncodersModule",
     "SharedPrivateOutput",
+    "constant_prediction",
 ]
-functions = ["constant_prediction"]
-__all__ = classes + functions

@@ -25,6 +25,3 @@ __all__ = [
     "load_pickle",
     "open_dataset",
 ]
-presets = ["IEMOCAP", "MOSEI", "MOSI"]
-functions = ["check_batch", "load_pickle", "open_dataset"]
-classes = [name for name in __all__ if name not in {*presets, *functions}]

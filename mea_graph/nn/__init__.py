@@ -1,7 +1,5 @@
 """Layers, losses and the model, each a standalone module on rows `(N, d)` with `ptr`, or on `(B, T, d)` with a mask."""
 
-# ruff: noqa: F401 (ruff does not see through the sum below)
-
 from mea_graph.nn.attention.feed_forward import FeedForward
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import CrossModalEncoder, CrossModalOutput, HierarchicalCrossModalAttention
 from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit
@@ -20,12 +18,12 @@ from mea_graph.nn.objective.gradient_reversal import GradientReversal
 from mea_graph.nn.objective.losses import agnostic_adversarial, exclusive_adversarial, hsic, modality_confusion, orthogonality
 from mea_graph.nn.objective.mea_loss import LossTerms, MEALoss
 from mea_graph.nn.objective.modality_centering import ModalityCentering
-from mea_graph.nn.onnx_export import export_onnx
+from mea_graph.nn.onnx_export import export_onnx, onnx_translations
 from mea_graph.nn.prediction_head import PredictionHead
 from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
 
-classes = [
+__all__ = [
     "MEA",
     "AgnosticBranch",
     "AgnosticEncoder",
@@ -57,8 +55,6 @@ classes = [
     "Prior",
     "UnimodalExtractor",
     "WeightedAttention",
-]
-functions = [
     "agnostic_adversarial",
     "dense_sequences",
     "exclusive_adversarial",
@@ -66,6 +62,6 @@ functions = [
     "fusion_graph",
     "hsic",
     "modality_confusion",
+    "onnx_translations",
     "orthogonality",
 ]
-__all__ = classes + functions

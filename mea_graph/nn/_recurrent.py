@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mea_graph.ops import flops
 from mea_graph.ops.eager import is_transformed
 from mea_graph.ops.library import register
 
@@ -167,9 +168,12 @@ def _define(name: str, eager: Callable[..., Tensor], eager_backward: Callable[..
 
     results = ", ".join(["Tensor"] * 5)
     backward = register(f"{name}_backward", f"(Tensor grad, Tensor x, {_WEIGHTS}) -> ({results})", run_backward, fake_backward)
-    return register(
+    operator = register(
         name, f"(Tensor x, {_WEIGHTS}) -> Tensor", run, fake, setup_context, lambda ctx, grad: backward(grad, *ctx.saved_tensors)
     )
+    flops.register(getattr(torch.ops.mea_graph, name), flops.recurrent)
+    flops.register(getattr(torch.ops.mea_graph, f"{name}_backward"), flops.recurrent_backward)
+    return operator
 
 
 LSTM_OPERATOR = _define("lstm", _lstm, _lstm_backward)

@@ -44,7 +44,7 @@ class Entered(NamedTuple):
         x = pointers.pad(x)
         if not pointers.packed:
             x = x.masked_fill(~pointers.mask.unsqueeze(-1), 0)
-        return F.pad(x, (0, 0, 0, -(-self.shape[1] // stride) - x.size(1)))
+        return F.pad(x, (0, 0, 0, (self.shape[1] + stride - 1) // stride - x.size(1)))
 
 
 def check_edges(edges: object, entered: Entered, name: str = "edges") -> None:

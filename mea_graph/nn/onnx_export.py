@@ -1,5 +1,11 @@
 """The model as a file for other runtimes."""
 
+import contextlib
+import logging
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
 from os import PathLike, fspath
 from typing import Any
 
@@ -8,6 +14,8 @@ from torch import Tensor, nn
 
 from mea_graph.nn._recurrent import GRU_OPERATOR, LSTM_OPERATOR
 from mea_graph.nn.mea import MEA
+
+_PATIENCE = 5.0  # seconds that a stage may take in silence
 
 
 class _Prediction(nn.Module):
@@ -25,7 +33,8 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     r"""Writes a trained `MEA` as ONNX, for ONNX Runtime and whatever else reads it.
 
     The file's inputs are named as the modalities, say `text`, and their masks, `text_mask`; its output is `prediction`. It takes any number
-    of samples and of steps; a modality that no sample has is one step of padding. Needs the extra `onnx`, and a minute or more.
+    of samples and of steps; a modality that no sample has is one step of padding. Needs the extra `onnx`. The default model takes about a
+    minute; what it is busy with is said on stderr.
 
     Args:
         model: Exported as in evaluation, without dropout, and left as it is.
@@ -47,11 +56,9 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     ...     (Path(folder) / "mea.onnx").exists()
     True
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f'export_onnx needs the extra "onnx": pip install "mea-graph[onnx]" ({error})') from error
+    _need_extra("export_onnx")
+    from onnxscript import optimizer
+
     like = next(model.parameters())
     # Any sizes will do, but no two alike, and none of 1: those would be taken for constants.
     x = {m: like.new_zeros(2, 3 + i, width) for i, (m, width) in enumerate(model.in_channels.items())}
@@ -61,21 +68,86 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     same = {m: dict.fromkeys((0, 1), torch.export.Dim.AUTO) for m in x}  # a mask has the sizes of its sequence
     training = {module: module.training for module in model.modules()}
     try:
-        torch.onnx.export(
-            _Prediction(model).eval(),
-            f=fspath(file),
-            kwargs={"x": x, "mask": mask},
-            dynamic_shapes={"x": sizes, "mask": same},
-            input_names=[*x, *(f"{m}_mask" for m in x)],
-            output_names=["prediction"],
-            custom_translation_table={LSTM_OPERATOR: _lstm, GRU_OPERATOR: _gru},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        with _stage("tracing the model and translating its operators, a minute or so"), _without_foreign_words():
+            program = torch.onnx.export(
+                _Prediction(model).eval(),
+                kwargs={"x": x, "mask": mask},
+                dynamic_shapes={"x": sizes, "mask": same},
+                input_names=[*x, *(f"{m}_mask" for m in x)],
+                output_names=["prediction"],
+                custom_translation_table=onnx_translations(),
+                dynamo=True,
+                optimize=False,  # its search for patterns grows with the square of the nodes: minutes, for what runtimes do themselves
+                verbose=False,
+            )
+        assert program is not None
+        with _stage("folding constants"):
+            optimizer.fold_constants(program.model)
+            optimizer.remove_unused_nodes(program.model)
+        with _stage(f"writing {fspath(file)}"):
+            program.save(fspath(file), external_data=False)
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def onnx_translations() -> dict[Callable[..., Any], Any]:
+    r"""The package's operators in ONNX: what `torch.onnx.export` needs for a model of your own that holds layers of this package.
+
+    Hand the module itself to `torch.onnx.export`, with `dynamo=True`: attention is then traced as operators that ONNX has. In a program of
+    `torch.export.export` it stands as the package's own.
+
+    Shape:
+        - no tensors
+
+    Raises:
+        ImportError: The extra `onnx` is not installed.
+
+    >>> import torch
+    >>> from mea_graph.nn import UnimodalExtractor, onnx_translations
+    >>> layer, x = UnimodalExtractor(3, 4).eval(), torch.randn(2, 5, 3)
+    >>> program = torch.onnx.export(layer, (x,), custom_translation_table=onnx_translations(), dynamo=True, verbose=False)
+    >>> [node.op_type for node in program.model.graph].count("LSTM")
+    2
+    """
+    _need_extra("onnx_translations")
+    return {LSTM_OPERATOR: _lstm, GRU_OPERATOR: _gru}
+
+
+def _need_extra(name: str) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'{name} needs the extra "onnx": pip install "mea-graph[onnx]" ({error})') from error
+
+
+@contextlib.contextmanager
+def _stage(what: str) -> Iterator[None]:
+    """Says on stderr what is being done, where it takes long."""
+    timer = threading.Timer(_PATIENCE, print, (f"export_onnx: {what}",), {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _without_foreign_words() -> Iterator[None]:
+    """Torch's exporter warns of packages that it does not find, of parts of torch that are old, and of axes that share a name."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", category)
+            warnings.filterwarnings("ignore", "# The axis name")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _lstm(x: Any, *weights: Any) -> Any:

@@ -1,6 +1,7 @@
 """From a raw modality to the common width, [MEA] Eq. 1."""
 
 import math
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,12 @@ class UnimodalExtractor(nn.Module):
         self.conv.reset_parameters()
         self.forward_lstm.reset_parameters()
         self.backward_lstm.reset_parameters()
+
+    @overload
+    def output_layout(self, layout: Tensor) -> Tensor: ...
+
+    @overload
+    def output_layout(self, layout: Pointers) -> Pointers: ...
 
     def output_layout(self, layout: Tensor | Pointers) -> Tensor | Pointers:
         """The mask, ptr or pointers of the result: those of the input unless `stride` > 1."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mea_graph.ops.eager import is_transformed
 
-functions = ["explain", "record_calls", "use_backend"]
 __all__ = ["Backend", "Explanation", "Op", "explain", "record_calls", "use_backend"]
 
 _OPS: dict[str, "Op"] = {}

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,13 @@ from mea_graph.ops.eager import is_traced
 __all__ = ["Pointers"]
 
 
-def kept(make: Callable[[Any], Tensor]) -> property:
+class _Kept(Protocol):
+    """What a type checker takes the property for."""
+
+    def __get__(self, owner: Any, kind: type | None = None, /) -> Tensor: ...
+
+
+def kept(make: Callable[[Any], Tensor]) -> _Kept:
     """A property that is made once. It is made outside of inference mode, so that it can serve a training step afterwards."""
 
     @functools.wraps(make)
@@ -201,7 +207,7 @@ class Pointers:
             return self
         length = (self.length + stride - 1).div(stride, rounding_mode="floor")
         if self.steps is not None:
-            steps = -(-self.steps // stride)
+            steps = (self.steps + stride - 1) // stride  # of a negative number ONNX would take another quotient
             start = torch.arange(self.num_samples, device=length.device) * steps
             return Pointers(start, length, self.num_samples * steps, steps, self.packed)
         end = length.cumsum(0)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from mea_graph.ops.eager import is_traced, is_transformed
 
-functions = ["has_torch_scatter", "segment_max", "segment_mean", "segment_softmax", "segment_sum"]
-__all__ = functions
+__all__ = ["has_torch_scatter", "segment_max", "segment_mean", "segment_softmax", "segment_sum"]
 
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 

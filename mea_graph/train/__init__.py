@@ -1,6 +1,6 @@
 """Training and evaluation: Lightning modules, metrics, the command line (extra ``train``)."""
 
-# ruff: noqa: F401 (ruff does not see through the sum below)
+# ruff: noqa: F401 (the extra is imported to see whether it is there)
 
 try:
     import jsonargparse
@@ -27,7 +27,7 @@ from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.task_module import LearningRateSchedule, NonFiniteLossError, TaskModule
 from mea_graph.train.versions import versions
 
-classes = [
+__all__ = [
     "Embeddings",
     "LearningRateSchedule",
     "MEAModule",
@@ -38,8 +38,6 @@ classes = [
     "SplitPolicy",
     "TaskMetrics",
     "TaskModule",
-]
-functions = [
     "augment",
     "classification_metrics",
     "find_config",
@@ -49,4 +47,3 @@ functions = [
     "sentiment_metrics",
     "versions",
 ]
-__all__ = classes + functions

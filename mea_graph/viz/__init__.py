@@ -1,6 +1,6 @@
 """Figures (extra ``viz``): functions that take plain arrays or the model's own output and return a matplotlib figure."""
 
-# ruff: noqa: F401 (ruff does not see through the sum below)
+# ruff: noqa: F401 (the extra is imported to see whether it is there)
 
 try:
     import matplotlib
@@ -16,8 +16,7 @@ from mea_graph.viz.score_bars import score_bars
 from mea_graph.viz.score_curves import score_curves
 from mea_graph.viz.score_map import score_map
 
-classes: list[str] = []
-functions = [
+__all__ = [
     "attention_map",
     "embedding_scatter",
     "fusion_graph",
@@ -27,4 +26,3 @@ functions = [
     "score_curves",
     "score_map",
 ]
-__all__ = classes + functions

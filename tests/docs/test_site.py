@@ -147,10 +147,10 @@ def test_formulas_become_mathml(extension):
 
 def test_the_tables_of_backends_name_backends_that_exist(extension):
     tables = extension("backend_tables")
-    from mea_graph.ops import functions
+    from mea_graph.ops import __all__ as public
     from mea_graph.ops.backends import _OPS
 
-    assert set(tables.CASES) == {op for op in _OPS if op in functions}
+    assert set(tables.CASES) == {op for op in _OPS if op in public}
     for op in tables.CASES:
         for line in tables.table(op)[2:]:
             named = set(re.findall(r"`(\w+)`", line))
@@ -187,7 +187,7 @@ def test_the_paper_map_has_every_equation_figure_table_and_reading():
 
 
 def test_the_page_of_a_figure_shows_it(pages):
-    for name in importlib.import_module("mea_graph.viz").functions:
+    for name in importlib.import_module("mea_graph.viz").__all__:
         path = SITE / "api" / f"mea_graph.viz.{name}.html"
         (image,) = [load for load in pages[path].loads if load.endswith(f"{name}.svg")]
         assert (path.parent / image).resolve().stat().st_size > 2000

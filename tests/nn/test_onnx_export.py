@@ -1,13 +1,23 @@
-"""The model in ONNX Runtime: the same predictions, at sizes other than those it was exported with."""
+"""The model, and a model of a user's own, in ONNX Runtime: the same predictions, at sizes other than those they were exported with."""
 
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mea_graph.nn import MEA, export_onnx
+from mea_graph.nn import (
+    MEA,
+    ExclusiveEncoder,
+    GraphFusionConv,
+    ModalityReinforcementUnit,
+    PredictiveSelfAttention,
+    UnimodalExtractor,
+    export_onnx,
+    onnx_export,
+    onnx_translations,
+)
 
 WIDTHS = {"audio": 3, "vision": 4}
 
@@ -34,10 +44,19 @@ def batch(lengths: dict[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, T
 
 
 @pytest.mark.slow
-def test_onnxruntime_predicts_the_same(model: MEA, tmp_path: Path) -> None:
+def test_onnxruntime_predicts_the_same(
+    model: MEA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     import onnxruntime
 
+    monkeypatch.setattr(onnx_export, "_PATIENCE", 0.0)
     export_onnx(model, tmp_path / "mea.onnx")
+    said = capfd.readouterr()
+    assert said.out == ""
+    lines = said.err.splitlines()  # of our own making, all of them
+    assert lines[0] == "export_onnx: tracing the model and translating its operators, a minute or so"
+    assert all(line.startswith("export_onnx: ") for line in lines), lines
+    assert [str(warning.message) for warning in recwarn] == []
     assert model.training
     assert all(module.training for module in model.modules())
     session = onnxruntime.InferenceSession(tmp_path / "mea.onnx")
@@ -59,4 +78,62 @@ def test_a_missing_extra_is_named(model: MEA, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ImportError, match=r'extra "onnx": pip install "mea-graph\[onnx\]"'):
         export_onnx(model, tmp_path / "mea.onnx")
+    with pytest.raises(ImportError, match="onnx_translations needs the extra"):
+        onnx_translations()
     assert not any(tmp_path.iterdir())
+
+
+class Own(nn.Module):
+    """A model of a user's own: layers that are traced as the package's operators, and layers that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.audio = UnimodalExtractor(3, 8), UnimodalExtractor(2, 8, stride=2)
+        self.first, self.second = PredictiveSelfAttention(8, 2, prediction=False), PredictiveSelfAttention(8, 2)
+        self.unit = ModalityReinforcementUnit(8, 2)
+        self.pool = ExclusiveEncoder(8, 8, pooling="gru")
+        self.conv = GraphFusionConv(8, 4, heads=2, activation="none")
+
+    def forward(self, text: Tensor, text_mask: Tensor, audio: Tensor, audio_mask: Tensor, edge_index: Tensor) -> Tensor:
+        x, source = self.text(text, text_mask), self.audio(audio, audio_mask)
+        x, prior = self.first(x, text_mask)
+        x = self.second(x, text_mask, prior)[0]
+        x = self.unit(x, text_mask, source=source, source_layout=self.audio.output_layout(audio_mask))
+        return self.conv(self.pool(x, text_mask), edge_index)
+
+
+def inputs_of_own(text: list[int], audio: list[int], edges: int) -> tuple[Tensor, ...]:
+    masks = [torch.arange(max(lengths)) < torch.tensor(lengths)[:, None] for lengths in (text, audio)]
+    x, y = (torch.randn(*mask.shape, width) for mask, width in zip(masks, (3, 2), strict=True))
+    return x, masks[0], y, masks[1], torch.randint(len(text), (2, edges))
+
+
+@pytest.mark.slow
+def test_layers_in_a_model_of_ones_own_are_translated(tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model, dim = Own().eval(), torch.export.Dim.AUTO
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    program = torch.onnx.export(
+        model,
+        inputs_of_own([5, 3, 2], [9, 7, 6], 6),
+        dynamic_shapes=(*({0: dim, 1: dim},) * 4, {1: dim}),
+        custom_translation_table=onnx_translations(),
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+    )
+    program.save(tmp_path / "own.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "own.onnx")
+    for inputs in (
+        inputs_of_own([9, 1], [2, 13], 3),
+        inputs_of_own([6], [3], 1),
+        inputs_of_own([5, 2, 8, 1, 3], [5, 8, 6, 1, 1], 12),
+    ):
+        (found,) = session.run(None, {name.name: value.numpy() for name, value in zip(session.get_inputs(), inputs, strict=True)})
+        expected = model(*inputs).detach()
+        assert expected.std() > 0.01
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)

@@ -156,6 +156,17 @@ class GraphFusionConv(MessagePassing):
         return_attention_weights: Literal[True],
     ) -> tuple[Tensor, SparseTensor]: ...
 
+    @overload
+    def forward(
+        self,
+        x: Tensor | OptPairTensor,
+        edge_index: Adj,
+        edge_attr: OptTensor = None,
+        edge_weight: OptTensor = None,
+        size: Size = None,
+        return_attention_weights: bool | None = None,
+    ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, SparseTensor]: ...
+
     def forward(
         self,
         x: Tensor | OptPairTensor,
