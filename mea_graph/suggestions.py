@@ -1,0 +1,32 @@
+"""What a user may have meant by a name that does not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns the end of a message about an unknown name: the known name nearest to it, or nothing where none is near.
+
+    Case and the difference between ``-`` and ``_`` do not count.
+
+    Args:
+        name: what came.
+        known: the names there are.
+
+    Example:
+        >>> did_you_mean("poolng", ["channels", "pooling"])
+        " (did you mean 'pooling'?)"
+        >>> did_you_mean("colour", ["channels", "pooling"])
+        ''
+    """
+    by_plain_form: dict[str, str] = {}
+    for candidate in known:
+        by_plain_form.setdefault(_plain(candidate), candidate)
+    near = get_close_matches(_plain(name), by_plain_form, n=1, cutoff=0.65)
+    return f" (did you mean {by_plain_form[near[0]]!r}?)" if near else ""
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("-", "_")
