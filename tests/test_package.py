@@ -21,13 +21,13 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "mea_graph"
 OPTIONAL = ["torch_scatter", "lightning", "torchmetrics", "jsonargparse", "rich", "matplotlib", "sklearn", "scipy", "h5py", "pandas"]
 CORE = {"torch", "torch_geometric", "einops", "numpy", "mea_graph"}
-EVERYWHERE = {"__version__", "suggestions"}
+EVERYWHERE = {"__version__", "configurations", "suggestions"}  # import nothing of the package
 MAY_IMPORT = {
     "ops": {"ops"},
     "nn": {"nn", "ops"},
     "data": {"data", "nn", "ops"},
     "viz": {"viz", "data", "nn", "ops"},
-    "train": {"train", "viz", "data", "nn", "ops"},
+    "train": {"train", "command", "viz", "data", "nn", "ops"},
 }
 
 

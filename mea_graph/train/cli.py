@@ -19,13 +19,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from rich.console import Console
 
 from mea_graph import __version__
+from mea_graph.command.options import with_suggestion
+from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
-from mea_graph.train.config_files import packaged_configs, with_config_paths
+from mea_graph.train.accelerators import check_accelerator
+from mea_graph.train.config_files import with_config_paths
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
-from mea_graph.train.epoch_log import EpochLog, LogBeforeCheckpoint
+from mea_graph.train.epoch_log import LogBeforeCheckpoint
 from mea_graph.train.error_message import one_line
+from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import check_monitors
@@ -96,6 +100,7 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; runs/<config>/<number> by default.")
+        parser.add_argument("--logger", type=LoggerName | None, default=None, help="Where the numbers go beside logs/ of the run.")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults({"early_stopping.monitor": "valid/task", "early_stopping.patience": 20})
         parser.set_defaults({"model": {"class_path": f"{MEAModule.__module__}.{MEAModule.__name__}"}})
@@ -131,8 +136,12 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
+        check_accelerator(config.accelerator)
+        named = self.config[self.subcommand].logger
         if config.logger is None:
-            kwargs["logger"] = EpochLog(self.folder.path, name="logs") if self.subcommand == "fit" else False
+            kwargs["logger"] = loggers(named, self.folder.path) if self.subcommand == "fit" else False
+        elif named is not None:
+            raise DataError(f"logger: expected --logger or --trainer.logger, got both ({named} and {config.logger})")
         if config.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.folder.path)
         if self.subcommand != "fit" and config.enable_checkpointing is None:
@@ -220,7 +229,8 @@ class CommandLine(LightningCLI):
     def configuration(self) -> dict[str, Any]:
         """Returns every option of this run as plain containers, without its folder, checkpoint and composed files."""
         options = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.subcommand]
-        return {name: value for name, value in options.items() if name not in ("config", "ckpt_path", "run_dir")}
+        left_out = ["config", "ckpt_path", "run_dir", *(["logger"] if options["logger"] is None else [])]
+        return {name: value for name, value in options.items() if name not in left_out}
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
         callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines()]
@@ -333,7 +343,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with ExitStack() as closing:
             CommandLine(arguments, closing)
+    except BrokenPipeError:  # not the user's mistake: `mea-graph fit ... | head` has seen enough
+        raise
     except USER_ERRORS as error:
-        print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
+        print(f"mea-graph: error: {with_suggestion(one_line(error), arguments)}", file=sys.stderr)
         return 2
     return 0

@@ -246,9 +246,20 @@ def test_mistakes_are_told_in_one_line(words, message, capsys):
     assert message in error
 
 
-def test_words_that_do_not_exist(capsys):
-    for words, message in ((["compair"], "invalid choice"), (["compare", "--seeds", "0"], "expected at least 1, got 0")):
-        with pytest.raises(SystemExit) as stop:
-            main(["study", *words])
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compair"], "invalid choice: 'compair'"),
+        (["compair"], "(did you mean 'compare'?)"),
+        (["compare", "--seeds", "0"], "expected at least 1, got 0"),
+        (["ablate", "--sedes", "2"], "there is no option --sedes (did you mean '--seeds'?); see mea-graph study ablate --help"),
+        (["missing", "--selct=last"], "there is no option --selct (did you mean '--select'?)"),
+        (["compare", "--select", "bst"], "(did you mean 'best'?)"),
+    ],
+)
+def test_words_that_do_not_exist(words, message, capsys):
+    assert main(["study", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mea-graph: error: study: ")
+    assert error.count("\n") == 1
+    assert message in error

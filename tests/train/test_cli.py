@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from mea_graph.__main__ import main
@@ -279,22 +280,27 @@ class TestMistakes:
         assert message in error
 
     def test_in_the_command(self, capsys):
-        self.check(capsys, "invalid choice: 'fot'", "fot")
-        self.check(capsys, "fit,validate,test,predict")
-        self.check(capsys, "unrecognized arguments: --modle", "fit", "--modle", 3)
+        self.check(capsys, "got 'fot' (did you mean 'fit'?)", "fot")
+        self.check(capsys, "expected a command, one of fit, validate, test, predict, study, demo, got none")
+        self.check(capsys, "there is no option --modle (did you mean '--model'?)", "fit", "--modle", 3)
 
     def test_in_the_configuration(self, capsys, classes_source):
         self.check(
             capsys, "config: expected a file or one of avletters, avletters_speakers, events, events_three", "fit", "--config", "mosy"
         )
+        self.check(capsys, "got 'mosy' (did you mean 'mosi'?)", "fit", "--config", "mosy")
         Path("broken.yaml").write_text("model: [")
         self.check(capsys, "config", "fit", "--config", "broken.yaml")
         Path("unknown.yaml").write_text("models: 3")
         self.check(capsys, "models", "fit", "--config", "unknown.yaml")
+        Path("close.yaml").write_text("data: {sorce: mine.npz}")
+        self.check(capsys, "'data.sorce' (did you mean 'data.source'?)", "fit", "--config", "close.yaml")
+        Path("close.yaml").write_text("model: {init_args: {poolng: gru}}")
+        self.check(capsys, "'poolng' is not accepted (did you mean 'model.pooling'?)", "fit", "--config", "close.yaml")
 
     def test_in_the_model(self, capsys, classes_source):
         source = words(classes_source)
-        self.check(capsys, "Option 'muu' is not accepted", "fit", *source, "--model.muu", 3)
+        self.check(capsys, "there is no option --model.muu (did you mean '--model.mu'?)", "fit", *source, "--model.muu", 3)
         self.check(capsys, "mu: Expected a <class 'float'>. Got value: x", "fit", *source, "--model.mu", "x")
         self.check(capsys, "heads: expected a divisor of channels = 40, got 7", "fit", *source, "--model.heads", 7)
         self.check(capsys, "Nope", "fit", *source, "--model", "Nope")
@@ -356,3 +362,43 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(fitted, capsys):
 def test_version(capsys):
     run("--version")
     assert capsys.readouterr().out.startswith("mea-graph 0")
+
+
+class TestLoggers:
+    def test_each_by_one_word(self, classes_source, capsys, monkeypatch):
+        """The package may be absent; what is made of the word is looked at, and the CSV of the run stays."""
+        made = []
+
+        class Recording(CSVLogger):
+            def __init__(self, save_dir, name):
+                made.append((str(save_dir), name))
+                super().__init__(save_dir, name)
+
+        monkeypatch.setattr("mea_graph.train.loggers.TensorBoardLogger", Recording)
+        monkeypatch.setattr("mea_graph.train.loggers._installed", lambda package: True)
+        fit = ["fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 1, "--run_dir", "run", "--logger", "tensorboard"]
+        run(*fit)
+        assert made == [("run", "tensorboard")]
+        assert {name for _, name in read_logs("run")} >= {"train/loss", "valid/accuracy"}
+        assert Path("run/tensorboard/version_0/metrics.csv").exists()
+        assert yaml.safe_load(Path("run/config.yaml").read_text())["logger"] == "tensorboard"
+        run("test", "--config", "run/config.yaml")
+
+    @pytest.mark.parametrize(("word", "package"), [("tensorboard", "tensorboard"), ("wandb", "wandb")])
+    def test_a_missing_package_is_named(self, word, package, classes_source, capsys, monkeypatch):
+        for name in ("tensorboard", "tensorboardX", "wandb"):
+            monkeypatch.setitem(sys.modules, name, None)
+        run("fit", *words(classes_source), *SMALL, "--logger", word, "--run_dir", "run", expect=2)
+        error = capsys.readouterr().err
+        assert error == f"mea-graph: error: logger: {word} needs the package {package}, which is not installed: pip install {package}\n"
+        assert not Path("run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_in_one_line(classes_source, capsys):
+    expected = "expected one that this machine has, one of cpu or auto, got"
+    for name in ("gpu", "cuda"):
+        run("fit", *words(classes_source), *SMALL, "--trainer.accelerator", name, expect=2)
+        assert capsys.readouterr().err == f"mea-graph: error: trainer.accelerator: {expected} {name!r}\n"
+    run("study", "compare", "--accelerator", "gpu", expect=2)
+    assert capsys.readouterr().err == f"mea-graph: error: accelerator: {expected} 'gpu'\n"

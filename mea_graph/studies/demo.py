@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +19,6 @@ from mea_graph.studies.run import MODULES
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.history import History
 from mea_graph.train.model_checkpoint import ModelCheckpoint
-from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import cell, constant_scores, plain
 from mea_graph.train.task_module import TaskModule
 
@@ -129,22 +125,3 @@ def results_table(outcomes: dict[str, Outcome], constant: dict[str, float]) -> T
     for name, scores in rows.items():
         table.add_row(name, *(cell(scores[metric]) for metric in SHOWN))
     return table
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``mea-graph demo [--out FOLDER]`` and returns its exit code.
-
-    Args:
-        arguments: the words after ``demo``.
-    """
-    parser = argparse.ArgumentParser(prog="mea-graph demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for checkpoints and the figure (default: demo)")
-    options = parser.parse_args(list(arguments))
-    quieten()
-    torch.set_num_threads(1)  # such small matrices gain nothing from more, and lose much on a machine that is busy
-    try:
-        run(options.out)
-    except (ImportError, OSError) as error:
-        print(f"mea-graph: error: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -4,8 +4,9 @@ import matplotlib.image
 import pytest
 
 from mea_graph.__main__ import main
+from mea_graph.studies import demo
 from mea_graph.studies.recipe import read_recipe
-from mea_graph.train import MEAModule, demo
+from mea_graph.train import MEAModule
 
 
 @pytest.fixture
