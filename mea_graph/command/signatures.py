@@ -56,7 +56,8 @@ def class_options(name: str, file: Path | None = None) -> dict[str, Option]:
         return _of_bases(found)
     given = init.args
     defaults: list[ast.expr | None] = [*[None] * (len(given.args) - len(given.defaults)), *given.defaults]
-    pairs = [*zip(given.args, defaults, strict=True)][1:] + [*zip(given.kwonlyargs, given.kw_defaults, strict=True)]  # without self
+    own = zip(given.args[1:], defaults[1:], strict=True)  # without self
+    pairs = [*own, *zip(given.kwonlyargs, given.kw_defaults, strict=True)]
     options = {a.arg: Option(a.arg, _written(a.annotation) or "", _written(value), docs.get(a.arg, "")) for a, value in pairs}
     if given.kwarg is None:
         return options

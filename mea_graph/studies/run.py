@@ -27,7 +27,7 @@ from mea_graph.train.error_message import one_line
 from mea_graph.train.history import History
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
-from mea_graph.train.monitors import logged_names, unknown_monitor
+from mea_graph.train.monitors import logged_names, unknown_monitor, watching_mode
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores
 from mea_graph.train.task_module import TaskModule
@@ -118,7 +118,7 @@ def make_run(
         epoch: ``best`` or ``last``.
         measured: ``missing`` and ``embeddings``.
     """
-    selection = {"monitor": recipe.monitor, "mode": recipe.mode, "patience": recipe.patience, "epoch": epoch}
+    selection = {"monitor": recipe.monitor, "mode": watching_mode(recipe.monitor, recipe.mode), "patience": recipe.patience, "epoch": epoch}
     # with every default written out, so that a record says all
     return Run(
         name, kind, defaults(kind) | dict(options), seed, recipe.data_for(seed), data_hash, dict(recipe.trainer), selection, **measured

@@ -32,7 +32,7 @@ from mea_graph.train.error_message import one_line
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
-from mea_graph.train.monitors import check_monitors
+from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.prediction_writer import PredictionWriter
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores, plain, scores_table, write_json
@@ -118,6 +118,9 @@ class CommandLine(LightningCLI):
         fits = self.subcommand == "fit"
         self.folder = RunFolder.choose(config.run_dir, configs, fits and not resuming, trains=fits and _is_first_process())
         self.closing.callback(self.folder.release)
+        watched = config.early_stopping
+        if watched.mode is not None or mode_of(watched.monitor) is not None:
+            watched.mode = watching_mode(watched.monitor, watched.mode)  # so that config.yaml says it
         self.checkpoint = None
         if not fits or resuming:
             config.ckpt_path = str(self.folder.find_checkpoint(config.ckpt_path))
@@ -242,10 +245,11 @@ class CommandLine(LightningCLI):
             callbacks.append(PredictionWriter(self.predictions, data.task, data.dataset.ids, data.label_names))
         if self.subcommand == "fit" and not fast_dev_run:
             watched = self.config_init["fit"].early_stopping
+            mode = watched.mode or "min"  # where it is not known, `check_monitors` refuses
             folder = self.folder.checkpoint("best").parent
             callbacks.append(LogBeforeCheckpoint())
             # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
-            callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=watched.mode, enable_version_counter=False))
+            callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=mode, enable_version_counter=False))
             callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         return callbacks
 
