@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -31,12 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _run(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print(f"\nmea-graph: stopped by Ctrl+C; start again with: {shlex.join(['mea-graph', *words])}", file=sys.stderr)
-        return 130
+        return _stopped(words)
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        return _stopped(words)  # Lightning made that of it
     except BrokenPipeError:  # `mea-graph ... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing is said when the interpreter ends
+        with contextlib.suppress(OSError, ValueError):  # so that nothing is said of it when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     return code
+
+
+def _stopped(words: Sequence[str]) -> int:
+    how = "go on" if words[0] == "study" else "start again"
+    print(f"\nmea-graph: stopped by Ctrl+C; {how} with: {shlex.join(['mea-graph', *words])}", file=sys.stderr)
+    return 130
 
 
 def _run(words: Sequence[str]) -> int:
@@ -64,13 +75,15 @@ def _answer(words: Sequence[str]) -> int:
     from mea_graph.command.help import command_help
     from mea_graph.command.options import mistyped
 
-    try:
+    text = message = None
+    with contextlib.suppress(LookupError, OSError, ImportError):  # without sources or packages the program itself answers, later
         if {"--help", "-h"} & set(words):
-            print(command_help(words))
-            return 0
-        message = mistyped(words)
-    except (LookupError, OSError, ImportError):  # without sources or packages the program itself answers, later
-        message = None
+            text = command_help(words)
+        else:
+            message = mistyped(words)
+    if text is not None:
+        print(text)
+        return 0
     return _mistake(f"{message}; see mea-graph {words[0]} --help") if message else _program(words[0])(words)
 
 

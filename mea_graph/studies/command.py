@@ -48,9 +48,6 @@ def main(arguments: Sequence[str]) -> int:
     except (DataError, OSError, ImportError) as error:
         print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
-        return 130
 
 
 def _study(words: argparse.Namespace, command: str) -> int:

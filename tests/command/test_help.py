@@ -154,3 +154,15 @@ def test_a_class_named_in_a_file_is_believed(tmp_path):
 def test_a_file_with_an_unknown_option_is_told_what_was_meant():
     assert with_suggestion("Option 'muu' is not accepted", ["fit"]).endswith("(did you mean 'model.mu'?)")
     assert with_suggestion("heads: expected 3", ["fit"]) == "heads: expected 3"
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake():
+    """`mea-graph fit --help | head -1`."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    code = "import sys; sys.stdin.read(); from mea_graph.__main__ import main; sys.exit(main(['fit', '--help']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, **pipes)
+    process.stdout.close()
+    process.stdin.close()
+    error = process.stderr.read()
+    assert process.wait() == 141
+    assert error == b""
