@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,12 +19,13 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 
-from mea_graph import __version__
 from mea_graph.command.options import with_suggestion
 from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.train.accelerators import check_accelerator
 from mea_graph.train.config_files import with_config_paths
+from mea_graph.train.confusion import ConfusionCounter, confusion_text
+from mea_graph.train.convergence import WatchedValues
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
@@ -38,6 +40,7 @@ from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
+from mea_graph.train.same_options import check_same_options
 from mea_graph.train.task_module import NonFiniteLossError, TaskModule, check_precision
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
@@ -193,17 +196,39 @@ class CommandLine(LightningCLI):
         self.datamodule.check_labelled()
 
     def after_fit(self) -> None:
+        stopped = False
         for callback in trainer_callbacks(self.trainer):
             if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+                stopped = True
                 self._announce(f"stopped early: {one_line(ValueError(callback.stopping_reason_message))}")
             if isinstance(callback, ModelCheckpoint) and callback.filename == "best":
                 found = self.folder.checkpoint("best")
+                score = callback.best_model_score
+                self._look_back(math.nan if score is None else float(score), stopped)
                 if callback.best_model_path:
                     self._announce(f"best checkpoint: {found}")
                     self._announce(f"next: mea-graph test --config {self.folder.path / 'config.yaml'}")
                 else:
                     hint = "watch another one with --early_stopping.monitor, or use the last epoch with --ckpt_path last"
                     self._announce(f"no best checkpoint: {callback.monitor} was not a number in any epoch; {hint}")
+
+    def _look_back(self, best: float, stopped: bool) -> None:
+        """Shows which classes the best epoch confuses, and says where training ended too early."""
+        values = self.watched.values
+        last = max(values, default=-1)
+        epoch, which = self.watched.best_epoch, "the best"
+        resumed = epoch is None or values[epoch] != best  # then the best one was before
+        if resumed:
+            epoch, which = last, "the last"
+        if epoch in self.confusion.valid:
+            self._announce(confusion_text(self.confusion.valid[epoch], self.datamodule.label_names, f"valid, epoch {epoch} ({which})"))
+        if not stopped and not resumed and (why := self.watched.unfinished()) is not None:
+            command = f"mea-graph fit --config {self.folder.path / 'config.yaml'}"
+            if self.model.cosine_decay:  # going on would be with a rate of 0
+                how = f"train anew and longer: {command} --run_dir {self.folder.path}-longer"
+            else:
+                how = f"train longer: {command} --ckpt_path last"
+            self._announce(f"not converged: {why}; {how} --trainer.max_epochs {2 * (last + 1)}")
 
     def after_validate(self) -> None:
         self._report("valid")
@@ -222,6 +247,7 @@ class CommandLine(LightningCLI):
                 "samples": {name: len(part) for name, part in self.datamodule.parts.items()},
                 "versions": versions(),
                 "config": self.configuration(),
+                **({} if self.confusion.test is None else {"confusion": self.confusion.test.tolist()}),
             },
         )
         self._announce(f"written: {self.metrics}")
@@ -237,6 +263,9 @@ class CommandLine(LightningCLI):
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
         callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines()]
+        self.confusion = ConfusionCounter()
+        if self.subcommand != "predict":
+            callbacks.append(self.confusion)
         if self.subcommand == "test":
             self.metrics = self._result("metrics.json", "test")
         if self.subcommand == "predict":
@@ -247,7 +276,8 @@ class CommandLine(LightningCLI):
             watched = self.config_init["fit"].early_stopping
             mode = watched.mode or "min"  # where it is not known, `check_monitors` refuses
             folder = self.folder.checkpoint("best").parent
-            callbacks.append(LogBeforeCheckpoint())
+            self.watched = WatchedValues(watched.monitor, mode)
+            callbacks += [LogBeforeCheckpoint(), self.watched]
             # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
             callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=mode, enable_version_counter=False))
             callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
@@ -290,6 +320,9 @@ class CommandLine(LightningCLI):
         constant = constant_scores(self.datamodule, part, self.model.sentiment)
         scores = {"model": {name: found[f"{part}/{name}"] for name in constant}, "constant": constant}
         Console().print(scores_table(f"{part} ({len(self.datamodule.parts[part])} samples)", scores))
+        matrix = self.confusion.test if part == "test" else next(iter(self.confusion.valid.values()), None)
+        if matrix is not None:
+            self._announce(confusion_text(matrix, self.datamodule.label_names, part))
         return scores
 
     def _announce(self, message: object) -> None:
@@ -305,34 +338,6 @@ def trainer_callbacks(trainer: Trainer) -> list[Callback]:
 def plugins(given: Any) -> list[Any]:
     """Returns the trainer's plugins, of which there may be none, one or several, as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-
-
-def check_same_options(path: str, saved: dict[str, Any], model: TaskModule) -> None:
-    """Refuses a checkpoint whose model was made with other options than the configuration has, or has other parameters.
-
-    Args:
-        path: checkpoint file.
-        saved: what it holds.
-        model: what the configuration gives.
-
-    Raises:
-        DataError: naming the first difference.
-    """
-    weights, options = saved["state_dict"], saved.get("hyper_parameters", {})
-    hint = "use the run's own config.yaml"
-    if (written_by := str(saved.get("mea_graph_version", __version__))) != __version__:
-        hint += f", or mea-graph {written_by}, which wrote the checkpoint (this is {__version__})"
-    for name, value in model.hparams.items():
-        if name in options and options[name] != value:
-            raise DataError(f"model.{name}: the checkpoint {path} has {options[name]!r}, the configuration {value!r}; {hint}")
-    if unknown := sorted(options.keys() - model.hparams.keys()):
-        raise DataError(f"model: the checkpoint {path} has an option {unknown[0]!r}, {type(model).__name__} has none; {hint}")
-    shapes, found = ({name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), weights))
-    for name in sorted(shapes.keys() | found.keys()):
-        if shapes.get(name) != found.get(name):
-            raise DataError(
-                f"ckpt_path: the checkpoint {path} has {name} {found.get(name)}, {type(model).__name__} {shapes.get(name)}; {hint}"
-            )
 
 
 def main(arguments: Sequence[str]) -> int:
