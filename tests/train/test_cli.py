@@ -318,7 +318,15 @@ class TestMistakes:
         self.check(capsys, "there is no run in runs/default yet", "test", *words(classes_source))
         self.check(capsys, "there is no checkpoint nix.ckpt", "test", "--config", config, "--ckpt_path", "nix.ckpt")
         self.check(capsys, "model.mu: the checkpoint run/checkpoints/best.ckpt has 0.3", "test", "--config", config, "--model.mu", 0.4)
-        self.check(capsys, "expected a checkpoint of plain tensors", "test", "--config", config, "--ckpt_path", classes_source["source"])
+        given = ["test", "--config", config, "--ckpt_path"]
+        npz = "it is an .npz with the arrays audio, audio_len, lips, lips_len, label, ...; data are given by --data.source"
+        self.check(capsys, f"expected a checkpoint of plain tensors and containers, got classes.npz: {npz}", *given, "classes.npz")
+        torch.save(torch.nn.Linear(2, 3).state_dict(), "weights.pt")
+        self.check(capsys, "it holds weights alone (2 tensors, weight ...) without the options of their network", *given, "weights.pt")
+        torch.save({"epoch": 1, "model": {}}, "other.pt")
+        self.check(capsys, "it holds a dict of epoch, model without 'state_dict'", *given, "other.pt")
+        Path("pointer.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")
+        self.check(capsys, "it is a Git LFS pointer", *given, "pointer.ckpt")
         folds = "{by: subject, folds: 2}"
         self.check(capsys, "of 30 test samples trained this checkpoint", "test", "--config", config, "--data.split", folds)
         gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 8]
