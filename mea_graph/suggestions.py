@@ -9,7 +9,7 @@ from difflib import get_close_matches
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of a message about an unknown name: the known name nearest to it, or nothing where none is near.
 
-    Case and the difference between ``-`` and ``_`` do not count.
+    Case and the difference between ``-`` and ``_`` do not count; a name that only one of them begins with is that one, cut short.
 
     Args:
         name: what came.
@@ -24,7 +24,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     by_plain_form: dict[str, str] = {}
     for candidate in known:
         by_plain_form.setdefault(_plain(candidate), candidate)
-    near = get_close_matches(_plain(name), by_plain_form, n=1, cutoff=0.65)
+    begun = [plain for plain in by_plain_form if len(name) > 2 and plain.startswith(_plain(name))]
+    near = begun if len(begun) == 1 else get_close_matches(_plain(name), by_plain_form, n=1, cutoff=0.65)
     return f" (did you mean {by_plain_form[near[0]]!r}?)" if near else ""
 
 

@@ -37,6 +37,7 @@ REASONS = {
     "installs packages",
     "it asks a data base of weaknesses over the network",
     "makes an environment and takes minutes",
+    "needs a package that is not installed",
     "needs recordings that are not in the repository",
     "needs two machines with GPUs",
     "runs the tests themselves",
@@ -159,7 +160,9 @@ def test_blocks_that_are_not_run_are_few_and_say_why():
     for block in not_run:
         if block.language == "python":
             load(block)
-    assert sum(block.language == "python" for block in not_run) == 0, "an example that is not run may be wrong"
+    elsewhere = {"# search.py"}  # tests/docs/test_search.py runs it where Optuna is installed
+    begin = {block.code.splitlines()[0] for block in not_run if block.language == "python"}
+    assert begin <= elsewhere, "an example that is not run may be wrong"
     assert {block.reason for block in not_run} <= REASONS
 
 

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "mea_graph"
 OPTIONAL = ["torch_scatter", "lightning", "torchmetrics", "jsonargparse", "rich", "matplotlib", "sklearn", "scipy", "h5py", "pandas"]
 CORE = {"torch", "torch_geometric", "einops", "numpy", "mea_graph"}
-EVERYWHERE = {"__version__", "suggestions"}
+EVERYWHERE = {"__version__", "configurations", "suggestions"}  # import nothing of the package
 PUBLIC_PARTS = ["nn", "ops", "data", "train", "baselines", "viz"]
 MAY_IMPORT = {
     "ops": {"ops"},
@@ -29,9 +29,9 @@ MAY_IMPORT = {
     "readers": {"readers", "data"},
     "data": {"data", "readers", "nn", "ops"},
     "viz": {"viz", "data", "nn", "ops"},
-    "train": {"train", "baselines", "studies", "viz", "data", "nn", "ops"},
+    "train": {"train", "command", "baselines", "viz", "data", "nn", "ops"},
     "baselines": {"baselines", "train", "data", "nn", "ops"},
-    "studies": {"studies", "baselines", "train", "viz", "data", "nn", "ops"},
+    "studies": {"studies", "baselines", "train", "command", "viz", "data", "nn", "ops"},
 }
 
 

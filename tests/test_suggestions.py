@@ -17,6 +17,7 @@ OPTIONS = ["channels", "hidden_channels", "heads", "head_norm", "pooling", "num_
         ("max_epoch", "max_epochs"),
         ("headnorm", "head_norm"),
         ("head", "heads"),
+        ("chan", "channels"),
     ],
 )
 def test_the_nearest_name_is_meant(name: str, meant: str) -> None:

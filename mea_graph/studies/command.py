@@ -7,13 +7,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mea_graph.data import DataError
-from mea_graph.studies.recipe import EMBEDDED, Recipe, open_data, read_recipe
-from mea_graph.studies.run import Run, check_runs, make_run
-from mea_graph.train.config_files import packaged_configs
-from mea_graph.train.error_message import one_line
-from mea_graph.train.quieten import quieten
+from mea_graph.command.words import MistypedError, Words
+from mea_graph.configurations import packaged_configs
+
+if TYPE_CHECKING:  # what needs torch is imported once the words of the command are known to be right
+    from mea_graph.studies.recipe import Recipe
+    from mea_graph.studies.run import Run
 
 HELP = {
     "compare": "Tables II-IV: MEA, a constant, single modalities, GRUs, Transformers, shared and private encoders",
@@ -30,25 +31,36 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: the words after ``study``.
     """
-    words = _parser().parse_args(list(arguments))
+    try:
+        words = _parser().read(arguments)
+    except MistypedError as error:
+        print(f"mea-graph: error: study: {error}", file=sys.stderr)
+        return 2
+    from mea_graph.data import DataError
+    from mea_graph.train.error_message import one_line
+    from mea_graph.train.quieten import quieten
+
     quieten()
     try:
         return _study(words, "mea-graph study " + shlex.join(arguments))
+    except BrokenPipeError:  # not the user's mistake: `mea-graph study ... | head` has seen enough
+        raise
     except (DataError, OSError, ImportError) as error:
         print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it was", file=sys.stderr)
-        return 130
 
 
 def _study(words: argparse.Namespace, command: str) -> int:
+    from mea_graph.studies.recipe import EMBEDDED, open_data, read_recipe
     from mea_graph.studies.report import Results, write_report  # these need the extra viz: told before any training
+    from mea_graph.studies.run import check_runs
     from mea_graph.studies.schedule import finish
     from mea_graph.studies.studies import STUDIES
+    from mea_graph.train.accelerators import check_accelerator
 
+    check_accelerator(words.accelerator, "accelerator")
     study = STUDIES[words.study]
-    recipe = read_recipe(words.data, words.config, words.epochs)
+    recipe = read_recipe(words.data or EMBEDDED, words.config, words.epochs)
     data = open_data(recipe.data_for(0))
     runs = plan(recipe, study.rows(recipe.model, list(data.in_channels), words), words, data.dataset.hash, **study.measured(words))
     check_runs(runs)
@@ -76,6 +88,8 @@ def plan(recipe: Recipe, rows: dict, words: argparse.Namespace, data_hash: str, 
         data_hash: of the data.
         measured: what runs measure beside their metrics.
     """
+    from mea_graph.studies.run import make_run
+
     return [
         make_run(name, kind, options, seed, recipe, data_hash, words.select, **measured)
         for seed in range(words.seeds)
@@ -83,8 +97,8 @@ def plan(recipe: Recipe, rows: dict, words: argparse.Namespace, data_hash: str, 
     ]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mea-graph study", description="The paper's tables and figures, on any data.")
+def _parser() -> Words:
+    parser = Words(prog="mea-graph study", description="The paper's tables and figures, on any data.")
     commands = parser.add_subparsers(dest="study", required=True, metavar=" | ".join(HELP))
     for name, text in HELP.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -105,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", default=EMBEDDED, help="a data file or folder; the embedded data by default")
+    command.add_argument("--data", help="a data file or folder; the embedded data by default")
     names = ", ".join(packaged_configs())
     command.add_argument("--config", action="append", default=[], metavar="NAME", help=f"{names}, or a path; a later one overrides")
     command.add_argument("--seeds", type=_count, default=5, help="number of runs of each row (default: 5)")

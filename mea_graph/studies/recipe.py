@@ -14,9 +14,10 @@ from mea_graph.data import DataError
 from mea_graph.nn.model_options import merged
 from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.monitors import watching_mode
 from mea_graph.train.splits import SplitPolicy
 
-SECTIONS = ("data", "model", "trainer", "early_stopping", "seed_everything")
+SECTIONS = ("data", "model", "trainer", "early_stopping", "seed_everything", "logger")
 EMBEDDED = "events"
 
 
@@ -86,13 +87,14 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     if epochs is not None:
         trainer["max_epochs"] = epochs
     trainer.setdefault("max_epochs", 60)
+    monitor = stopping.get("monitor", "valid/task")
     return Recipe(
         Path(names[0]).stem,
         data,
         _model_options(whole.get("model") or {}),
         trainer,
-        stopping.get("monitor", "valid/task"),
-        stopping.get("mode", "min"),
+        monitor,
+        watching_mode(monitor, stopping.get("mode")),
         stopping.get("patience", 20),
     )
 

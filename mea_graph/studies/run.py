@@ -31,6 +31,7 @@ from mea_graph.train.monitors import logged_names, unknown_monitor
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores
 from mea_graph.train.task_module import TaskModule
+from mea_graph.train.training_progress import Step, TellProgress
 from mea_graph.train.versions import versions
 
 MODULES: dict[str, Callable[..., TaskModule]] = {
@@ -75,6 +76,11 @@ class Run:
     selection: dict[str, Any]
     missing: list[float] = field(default_factory=list)
     embeddings: bool = False
+
+    @property
+    def title(self) -> str:
+        """The row and the seed, for people."""
+        return f"{self.name}, seed {self.seed}"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -185,13 +191,14 @@ def build(run: Run, data: SequenceDataModule) -> TaskModule:
         raise DataError(f"{run.name}: {one_line(error)}") from error
 
 
-def carry_out(run: Run, accelerator: str, drawings: Path) -> dict[str, Any]:
+def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step], None]) -> dict[str, Any]:
     """Trains, chooses the epoch by validation, reads the test samples once, and returns the record of the run.
 
     Args:
         run: what to do.
         accelerator: of Lightning's ``Trainer``.
         drawings: folder for what figures need and a record does not hold.
+        tell: hears how far the training is.
     """
     quieten()
     torch.set_num_threads(1)  # runs go side by side, and such small matrices gain nothing from more
@@ -206,12 +213,12 @@ def carry_out(run: Run, accelerator: str, drawings: Path) -> dict[str, Any]:
         if run.missing:
             record["missing"] = {}
     else:
-        record |= _train(run, data, accelerator, drawings)
+        record |= _train(run, data, accelerator, drawings, tell)
     record |= {"seconds": round(time.perf_counter() - begin, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     return record | {"versions": versions()}
 
 
-def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path) -> dict[str, Any]:
+def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path, tell: Callable[[Step], None]) -> dict[str, Any]:
     monitor, mode = run.selection["monitor"], run.selection["mode"]
     history = History()
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +230,13 @@ def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path)
             devices=1,
             logger=False,
             use_distributed_sampler=False,
-            callbacks=[history, EarlyStopping(monitor, mode=mode, patience=run.selection["patience"]), chosen, last],
+            callbacks=[
+                history,
+                EarlyStopping(monitor, mode=mode, patience=run.selection["patience"]),
+                TellProgress(run.title, monitor, tell),
+                chosen,
+                last,
+            ],
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,

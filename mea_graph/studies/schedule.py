@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
-import sys
+import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mea_graph.studies.records import Record, append_record, read_records
 from mea_graph.studies.run import Run, carry_out
 from mea_graph.train.error_message import one_line
 from mea_graph.train.reports import cell
+from mea_graph.train.training_progress import Step, TrainingDisplay
 
+LINE_EVERY = 30.0  # seconds, where progress is lines
 Outcome = tuple[Run, Record | None, str]  # a run, its record, or why it failed
 
 
@@ -43,44 +42,55 @@ def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, sh
         wanted.setdefault(run.id, run)
     left = [run for id, run in wanted.items() if id not in records or not run.is_recorded_by(records[id])]
     errors = []
-    with _Display(len(wanted), len(wanted) - len(left)) as display:
-        for run, record, error in _outcomes(left, workers, accelerator, folder / "embeddings"):
+    before = len(wanted) - len(left)
+    if before:
+        print(f"{before} of {len(wanted)} runs are finished already", flush=True)
+    with TrainingDisplay("runs", len(wanted), before, LINE_EVERY) as display:
+        for run, record, error in _outcomes(left, workers, accelerator, folder / "embeddings", display.tell):
             if record is None:
-                errors.append(f"{run.name}, seed {run.seed}: {error}")
-                display.finished(f"{run.name}, seed {run.seed}: failed: {error}")
+                errors.append(f"{run.title}: {error}")
+                display.finished(run.title, f"{run.title}: failed: {error}")
                 continue
             append_record(path, record)
             records[run.id] = record
             score = cell(record["test"].get(shown, math.nan))
-            display.finished(f"{run.name}, seed {run.seed}: test {shown} {score}, {record['seconds']:.0f} s")
+            display.finished(run.title, f"{run.title}: test {shown} {score}, {record['seconds']:.0f} s")
     # the records as they stand in the file: an undefined number is null there
     found = read_records(path)
     return {id: found[id] for id in wanted if id in found}, errors
 
 
-def _outcomes(runs: Sequence[Run], workers: int, accelerator: str, drawings: Path) -> Iterator[Outcome]:
+def _outcomes(runs: Sequence[Run], workers: int, accelerator: str, drawings: Path, tell: Callable[[Step], None]) -> Iterator[Outcome]:
     if workers == 1 or len(runs) < 2:
         for run in runs:
-            yield _attempt(run, accelerator, drawings)
+            yield _attempt(run, accelerator, drawings, tell)
         return
     # spawned, not forked: a fork of a process in which torch has threads may hang
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    context = multiprocessing.get_context("spawn")
+    steps = context.SimpleQueue()
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(steps,))
     try:
         waiting: dict[Future[Outcome], Run] = {pool.submit(_attempt, run, accelerator, drawings): run for run in runs}
         while waiting:
-            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            done, _ = wait(waiting, timeout=0.25, return_when=FIRST_COMPLETED)
+            while not steps.empty():
+                tell(steps.get())
             for future in done:
                 run = waiting.pop(future)
                 error = future.exception()
                 yield (run, None, f"its process ended ({one_line(error)})") if error is not None else future.result()
     finally:
+        processes = list((getattr(pool, "_processes", None) or {}).values())  # the pool forgets them when it is shut down
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((getattr(pool, "_processes", None) or {}).values()):
+        for process in processes:
             process.kill()  # only after an interruption is any of them still at work, and Lightning would outlive a termination
 
 
-def _end_with_parent() -> None:
-    """Where the study is killed, its processes would train on, for records that nobody writes."""
+def _begin_worker(steps: Any) -> None:
+    """Where the study is killed, its processes would train on, for records that nobody writes; Ctrl+C is for the study to act upon."""
+    global _tell
+    _tell = steps.put
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -91,37 +101,17 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _attempt(run: Run, accelerator: str, drawings: Path) -> Outcome:
+def _ignore(step: Step) -> None:
+    pass
+
+
+_tell: Callable[[Step], None] = _ignore  # in a process of a study: to the one that shows
+
+
+def _attempt(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step], None] | None = None) -> Outcome:
     try:
-        return run, carry_out(run, accelerator, drawings), ""
+        return run, carry_out(run, accelerator, drawings, tell or _tell), ""
+    except BrokenPipeError:  # of what is shown, not of the run
+        raise
     except Exception as error:  # whatever it is, the other runs go on
         return run, None, f"{type(error).__name__}: {one_line(error)}"
-
-
-class _Display:
-    """A bar on a terminal, a line for each finished run elsewhere."""
-
-    def __init__(self, total: int, before: int) -> None:
-        self.total, self.done = total, before
-        columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=Console()) if sys.stdout.isatty() else None
-
-    def __enter__(self) -> _Display:
-        if self.done:
-            print(f"{self.done} of {self.total} runs are finished already", flush=True)
-        if self.progress is not None:
-            self.progress.start()
-            self.task: Any = self.progress.add_task("runs", total=self.total, completed=self.done)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-    def finished(self, message: str) -> None:
-        self.done += 1
-        if self.progress is None:
-            print(f"[{self.done}/{self.total}] {message}", flush=True)
-        else:
-            self.progress.console.print(message, highlight=False)
-            self.progress.advance(self.task)

@@ -10,8 +10,9 @@ try:
 except ImportError as error:
     raise ImportError(f"mea_graph.train needs {error.name}, which is not installed: pip install 'mea-graph[train]'") from error
 
+from mea_graph.configurations import packaged_configs
 from mea_graph.train.augmentation import augment
-from mea_graph.train.config_files import find_config, packaged_configs
+from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.metrics import (

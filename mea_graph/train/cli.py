@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,28 +19,33 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 
-from mea_graph import __version__
+from mea_graph.command.options import with_suggestion
+from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.train import predict_command
-from mea_graph.train.config_files import packaged_configs, with_config_paths
+from mea_graph.train.accelerators import check_accelerator
+from mea_graph.train.config_files import with_config_paths
+from mea_graph.train.confusion import ConfusionCounter, confusion_text
+from mea_graph.train.convergence import WatchedValues
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
-from mea_graph.train.epoch_log import EpochLog, LogBeforeCheckpoint
+from mea_graph.train.epoch_log import LogBeforeCheckpoint
 from mea_graph.train.error_message import one_line
+from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
-from mea_graph.train.monitors import check_monitors
+from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import constant_scores, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
+from mea_graph.train.same_options import check_same_options
 from mea_graph.train.task_module import NonFiniteLossError, TaskModule, check_precision
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 from mea_graph.train.whole_files import write_whole
 
-FORMER_WEIGHTS = ("network.exclusive_encoders.", "network.agnostic_encoder.", "network.graph_fusion.")
 LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
 
@@ -100,6 +106,7 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; runs/<config>/<number> by default.")
+        parser.add_argument("--logger", type=LoggerName | None, default=None, help="Where the numbers go beside logs/ of the run.")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults({"early_stopping.monitor": "valid/task", "early_stopping.patience": 20})
         parser.set_defaults({"model": {"class_path": f"{MEAModule.__module__}.{MEAModule.__name__}"}})
@@ -117,6 +124,9 @@ class CommandLine(LightningCLI):
         fits = self.subcommand == "fit"
         self.folder = RunFolder.choose(config.run_dir, configs, fits and not resuming, trains=fits and _is_first_process())
         self.closing.callback(self.folder.release)
+        watched = config.early_stopping
+        if watched.mode is not None or mode_of(watched.monitor) is not None:
+            watched.mode = watching_mode(watched.monitor, watched.mode)  # so that config.yaml says it
         self.checkpoint = None
         if not fits or resuming:
             config.ckpt_path = str(self.folder.find_checkpoint(config.ckpt_path))
@@ -135,8 +145,12 @@ class CommandLine(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand].trainer
+        check_accelerator(config.accelerator)
+        named = self.config[self.subcommand].logger
         if config.logger is None:
-            kwargs["logger"] = EpochLog(self.folder.path, name="logs") if self.subcommand == "fit" else False
+            kwargs["logger"] = loggers(named, self.folder.path) if self.subcommand == "fit" else False
+        elif named is not None:
+            raise DataError(f"logger: expected --logger or --trainer.logger, got both ({named} and {config.logger})")
         if config.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.folder.path)
         if self.subcommand != "fit" and config.enable_checkpointing is None:
@@ -181,17 +195,39 @@ class CommandLine(LightningCLI):
         self.datamodule.check_labelled()
 
     def after_fit(self) -> None:
+        stopped = False
         for callback in trainer_callbacks(self.trainer):
             if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+                stopped = True
                 self._announce(f"stopped early: {one_line(ValueError(callback.stopping_reason_message))}")
             if isinstance(callback, ModelCheckpoint) and callback.filename == "best":
                 found = self.folder.checkpoint("best")
+                score = callback.best_model_score
+                self._look_back(math.nan if score is None else float(score), stopped)
                 if callback.best_model_path:
                     self._announce(f"best checkpoint: {found}")
                     self._announce(f"next: mea-graph test --config {self.folder.path / 'config.yaml'}")
                 else:
                     hint = "watch another one with --early_stopping.monitor, or use the last epoch with --ckpt_path last"
                     self._announce(f"no best checkpoint: {callback.monitor} was not a number in any epoch; {hint}")
+
+    def _look_back(self, best: float, stopped: bool) -> None:
+        """Shows which classes the best epoch confuses, and says where training ended too early."""
+        values = self.watched.values
+        last = max(values, default=-1)
+        epoch, which = self.watched.best_epoch, "the best"
+        resumed = epoch is None or values[epoch] != best  # then the best one was before
+        if resumed:
+            epoch, which = last, "the last"
+        if epoch in self.confusion.valid:
+            self._announce(confusion_text(self.confusion.valid[epoch], self.datamodule.label_names, f"valid, epoch {epoch} ({which})"))
+        if not stopped and not resumed and (why := self.watched.unfinished()) is not None:
+            command = f"mea-graph fit --config {self.folder.path / 'config.yaml'}"
+            if self.model.cosine_decay:  # going on would be with a rate of 0
+                how = f"train anew and longer: {command} --run_dir {self.folder.path}-longer"
+            else:
+                how = f"train longer: {command} --ckpt_path last"
+            self._announce(f"not converged: {why}; {how} --trainer.max_epochs {2 * (last + 1)}")
 
     def after_validate(self) -> None:
         self._report("valid")
@@ -210,6 +246,7 @@ class CommandLine(LightningCLI):
                 "samples": {name: len(part) for name, part in self.datamodule.parts.items()},
                 "versions": versions(),
                 "config": self.configuration(),
+                **({} if self.confusion.test is None else {"confusion": self.confusion.test.tolist()}),
             },
         )
         self._announce(f"written: {self.metrics}")
@@ -217,18 +254,23 @@ class CommandLine(LightningCLI):
     def configuration(self) -> dict[str, Any]:
         """Returns every option of this run as plain containers, without its folder, checkpoint and composed files."""
         options = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.subcommand]
-        return {name: value for name, value in options.items() if name not in ("config", "ckpt_path", "run_dir")}
+        left_out = ["config", "ckpt_path", "run_dir", *(["logger"] if options["logger"] is None else [])]
+        return {name: value for name, value in options.items() if name not in left_out}
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
         callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines()]
+        self.confusion = ConfusionCounter()
+        callbacks.append(self.confusion)
         if self.subcommand == "test":
             self.metrics = self._result("metrics.json", "test")
         if self.subcommand == "fit" and not fast_dev_run:
             watched = self.config_init["fit"].early_stopping
+            mode = watched.mode or "min"  # where it is not known, `check_monitors` refuses
             folder = self.folder.checkpoint("best").parent
-            callbacks.append(LogBeforeCheckpoint())
+            self.watched = WatchedValues(watched.monitor, mode)
+            callbacks += [LogBeforeCheckpoint(), self.watched]
             # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
-            callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=watched.mode, enable_version_counter=False))
+            callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=mode, enable_version_counter=False))
             callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
         return callbacks
 
@@ -269,6 +311,9 @@ class CommandLine(LightningCLI):
         constant = constant_scores(self.datamodule, part, self.model.sentiment)
         scores = {"model": {name: found[f"{part}/{name}"] for name in constant}, "constant": constant}
         Console().print(scores_table(f"{part} ({len(self.datamodule.parts[part])} samples)", scores))
+        matrix = self.confusion.test if part == "test" else next(iter(self.confusion.valid.values()), None)
+        if matrix is not None:
+            self._announce(confusion_text(matrix, self.datamodule.label_names, part))
         return scores
 
     def _announce(self, message: object) -> None:
@@ -286,36 +331,6 @@ def plugins(given: Any) -> list[Any]:
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
-def check_same_options(path: str, saved: dict[str, Any], model: TaskModule) -> None:
-    """Refuses a checkpoint whose model was made with other options than the configuration has, or has other parameters.
-
-    Args:
-        path: checkpoint file.
-        saved: what it holds.
-        model: what the configuration gives.
-
-    Raises:
-        DataError: naming the first difference.
-    """
-    weights, options = saved["state_dict"], saved.get("hyper_parameters", {})
-    if any(name.startswith(FORMER_WEIGHTS) for name in weights):
-        raise DataError(f"ckpt_path: {path} was written before MEA was made of parts, and cannot be read any more; train it again")
-    hint = "use the run's own config.yaml"
-    if (written_by := str(saved.get("mea_graph_version", __version__))) != __version__:
-        hint += f", or mea-graph {written_by}, which wrote the checkpoint (this is {__version__})"
-    for name, value in model.hparams.items():
-        if name in options and options[name] != value:
-            raise DataError(f"model.{name}: the checkpoint {path} has {options[name]!r}, the configuration {value!r}; {hint}")
-    if unknown := sorted(options.keys() - model.hparams.keys()):
-        raise DataError(f"model: the checkpoint {path} has an option {unknown[0]!r}, {type(model).__name__} has none; {hint}")
-    shapes, found = ({name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), weights))
-    for name in sorted(shapes.keys() | found.keys()):
-        if shapes.get(name) != found.get(name):
-            raise DataError(
-                f"ckpt_path: the checkpoint {path} has {name} {found.get(name)}, {type(model).__name__} {shapes.get(name)}; {hint}"
-            )
-
-
 def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code: 0, or 2 after a user's mistake, told in one line.
 
@@ -330,7 +345,9 @@ def main(arguments: Sequence[str]) -> int:
             return predict_command.main(arguments[1:])
         with ExitStack() as closing:
             CommandLine(arguments, closing)
+    except BrokenPipeError:  # not the user's mistake: `mea-graph fit ... | head` has seen enough
+        raise
     except USER_ERRORS as error:
-        print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
+        print(f"mea-graph: error: {with_suggestion(one_line(error), arguments)}", file=sys.stderr)
         return 2
     return 0

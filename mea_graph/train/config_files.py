@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
-
-FOLDER = Path(__file__).parent / "configs"
-
-
-def packaged_configs() -> dict[str, Path]:
-    """Returns the configurations in the package by name, so that ``--config mosi`` needs no path.
-
-    Example:
-        >>> "mosi" in packaged_configs()
-        True
-    """
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+from mea_graph.suggestions import did_you_mean
 
 
 def find_config(name: str) -> Path:
@@ -38,7 +28,7 @@ def find_config(name: str) -> Path:
         return packaged[name]
     if Path(name).is_file():
         return Path(name)
-    raise DataError(f"config: expected a file or one of {', '.join(packaged)}, got {name!r}")
+    raise DataError(f"config: expected a file or one of {', '.join(packaged)}, got {name!r}{did_you_mean(name, packaged)}")
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import lightning as L
 from lightning.pytorch import callbacks
 from torch import Tensor
 
-from mea_graph.train.monitors import unknown_monitor
+from mea_graph.train.monitors import Mode, mode_of, unknown_monitor, watching_mode
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -19,16 +20,27 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     Args:
         monitor: name of what is watched, such as ``valid/task``.
+        mode: ``min`` or ``max``: which value is best; follows from the name of every number that the package logs.
         check_finite: whether training ends at once where it is not finite.
         kwargs: further options of Lightning's ``EarlyStopping``.
 
+    Raises:
+        DataError: where the mode is the wrong way round, or not known.
+
     Example:
-        >>> EarlyStopping("valid/corr", mode="max").patience
-        3
+        >>> EarlyStopping("valid/corr").mode
+        'max'
     """
 
-    def __init__(self, monitor: str, check_finite: bool = False, **kwargs: Any) -> None:
-        super().__init__(monitor, check_finite=check_finite, **kwargs)
+    def __init__(self, monitor: str, mode: Mode | None = None, check_finite: bool = False, **kwargs: Any) -> None:
+        self.mode_is_unknown = mode is None and mode_of(monitor) is None  # told once it is known that there is such a number
+        super().__init__(monitor, mode="min" if self.mode_is_unknown else watching_mode(monitor, mode), check_finite=check_finite, **kwargs)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuses to watch a number of which nobody says whether less or more is better."""
+        if self.mode_is_unknown:
+            watching_mode(self.monitor, None)
+        super().on_train_start(trainer, pl_module)
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         if bool(current.isnan()) and not self.check_finite and math.isinf(self.best_score):

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Literal
 
 import lightning as L
 import torch
 
 from mea_graph.data import DataError
+from mea_graph.nn import LossTerms
+from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.task_module import TaskModule
+
+Mode = Literal["min", "max"]
+LOWER_IS_BETTER = {"loss", "mae", "rmse", *LossTerms._fields, "difference", "similarity", "reconstruction"}  # the last three are MISA's
+HIGHER_IS_BETTER = {"r2", "corr", "auc", "accuracy", "f1", "acc2", "acc5", "acc7"}  # alone, or before the name of a label or convention
 
 _LOGGING = ("training_step", "validation_step", "on_train_batch_end", "on_train_epoch_end", "on_validation_epoch_end")
 _ALWAYS = ("epoch", "step")  # what Lightning offers a checkpoint by itself
 
 
-def check_monitors(callbacks: Iterable[L.Callback], module: TaskModule, data: SequenceDataModule, validates: bool = True) -> None:
+def check_monitors(callbacks: Collection[L.Callback], module: TaskModule, data: SequenceDataModule, validates: bool = True) -> None:
     """Refuses a callback that watches what is never logged; a module or a callback of the user's own may log anything.
 
     Args:
@@ -26,18 +33,22 @@ def check_monitors(callbacks: Iterable[L.Callback], module: TaskModule, data: Se
         validates: whether there are validation epochs.
 
     Raises:
-        DataError: with the names there are.
+        DataError: with the names there are; where a callback takes the worst value of a metric for the best.
     """
-    callbacks = list(callbacks)
-    if any(type(callback).__module__.partition(".")[0] not in ("lightning", "mea_graph") for callback in callbacks):
-        return
     watching = [callback for callback in callbacks if isinstance(getattr(callback, "monitor", None), str)]
-    names = logged_names(module, data, validates) if watching else None
-    for callback in watching if names is not None else []:
+    for callback in watching:  # Lightning's own take the least for the best where nothing else is said
         monitor = callback.monitor  # type: ignore[attr-defined]
-        if monitor not in (*names, *_ALWAYS):  # type: ignore[misc]
+        if mode_of(monitor) is not None:
+            watching_mode(monitor, getattr(callback, "mode", None), f"{type(callback).__name__}.mode")
+    foreign = any(type(callback).__module__.partition(".")[0] not in ("lightning", "mea_graph") for callback in callbacks)
+    names = logged_names(module, data, validates) if watching and not foreign else None
+    for callback in watching:
+        monitor = callback.monitor  # type: ignore[attr-defined]
+        if names is not None and monitor not in (*names, *_ALWAYS):
             option = "early_stopping.monitor" if isinstance(callback, L.pytorch.callbacks.EarlyStopping) else "monitor"
-            raise unknown_monitor(option, monitor, names)  # type: ignore[arg-type]
+            raise unknown_monitor(option, monitor, names)
+        if getattr(callback, "mode_is_unknown", False):
+            watching_mode(monitor, None)
 
 
 def logged_names(module: TaskModule, data: SequenceDataModule, validates: bool = True) -> list[str] | None:
@@ -85,6 +96,49 @@ def unknown_monitor(option: str, monitor: str, names: Iterable[str]) -> DataErro
 
     Example:
         >>> unknown_monitor("early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"])
-        DataError("early_stopping.monitor: expected one of valid/accuracy, valid/loss, got 'valid/acc'")
+        DataError("early_stopping.monitor: expected one of valid/accuracy, valid/loss, got 'valid/acc' (did you mean 'valid/accuracy'?)")
     """
-    return DataError(f"{option}: expected one of {', '.join(sorted(names))}, got {monitor!r}")
+    known = sorted(names)
+    return DataError(f"{option}: expected one of {', '.join(known)}, got {monitor!r}{did_you_mean(monitor, known)}")
+
+
+def mode_of(monitor: str) -> Mode | None:
+    """Returns whether the least or the greatest value of a number is its best; None for one that the package does not log.
+
+    Args:
+        monitor: as it is logged.
+
+    Example:
+        >>> mode_of("valid/task"), mode_of("valid/f1_happy"), mode_of("mine")
+        ('min', 'max', None)
+    """
+    stage, _, name = monitor.partition("/")
+    if stage not in ("train", "valid", "test"):
+        return None
+    if name in LOWER_IS_BETTER:
+        return "min"
+    return "max" if name.partition("_")[0] in HIGHER_IS_BETTER else None
+
+
+def watching_mode(monitor: str, given: str | None, option: str = "early_stopping.mode") -> Mode:
+    """Returns the way round in which a number is watched: what its name says.
+
+    Args:
+        monitor: what is watched.
+        given: ``min``, ``max``, or None.
+        option: where it was given.
+
+    Raises:
+        DataError: where that is the wrong way round, or nothing is known of the name and nothing given.
+
+    Example:
+        >>> watching_mode("valid/accuracy", None)
+        'max'
+    """
+    known = mode_of(monitor)
+    if given not in (None, "min", "max") or (given is not None and known is not None and given != known):
+        expected = f"{known}, since {monitor} is best where it is {'least' if known == 'min' else 'greatest'}" if known else "min or max"
+        raise DataError(f"{option}: expected {expected}; got {given!r}")
+    if given is None and known is None:
+        raise DataError(f"{option}: expected min or max, since nothing is known of {monitor!r}; got none")
+    return known or given  # type: ignore[return-value]

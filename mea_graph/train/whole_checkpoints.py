@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
+from mea_graph.train.foreign_files import what_it_holds, what_it_is
 from mea_graph.train.whole_files import write_whole
 
 
@@ -63,13 +64,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         mea_graph.data.errors.DataError: ckpt_path: expected a checkpoint ..., got pyproject.toml: File is not a zip file
     """
     try:
+        if (foreign := what_it_is(path)) is not None:
+            raise TypeError(f"it is {foreign}")
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"the part {damaged!r} is not as it was written")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-            raise TypeError("it has no state_dict")
+            raise TypeError(f"it holds {what_it_holds(checkpoint)}")
     except Exception as error:  # a damaged archive raises nearly anything
-        raise DataError(f"ckpt_path: expected a checkpoint of plain tensors and containers, got {path}: {one_line(error)[:200]}") from error
+        raise DataError(f"ckpt_path: expected a checkpoint of plain tensors and containers, got {path}: {one_line(error)[:300]}") from error
     return checkpoint

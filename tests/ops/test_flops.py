@@ -136,7 +136,7 @@ def test_of_the_lengths_of_fake_tensors_nothing_is_known() -> None:
 
 
 def test_a_whole_model_counts_more_the_longer_its_sequences_are() -> None:
-    model = MEA({"a": 3, "b": 2}, 1, channels=8, heads=2, hidden_channels=8, num_predictive_layers=2, num_cross_modal_layers=1).eval()
+    model = MEA({"a": 3, "b": 2}, 1, channels=8, heads=2, hidden_channels=8, exclusive={"num_layers": 2}).eval()
 
     def flops(steps: int) -> dict[str, int]:
         return counted(lambda: model({"a": torch.randn(2, steps, 3), "b": torch.randn(2, steps, 2)}))

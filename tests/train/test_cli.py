@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from mea_graph.__main__ import main
@@ -276,22 +277,27 @@ class TestMistakes:
         assert message in error
 
     def test_in_the_command(self, capsys):
-        self.check(capsys, "invalid choice: 'fot'", "fot")
-        self.check(capsys, "fit,validate,test")
-        self.check(capsys, "unrecognized arguments: --modle", "fit", "--modle", 3)
+        self.check(capsys, "got 'fot' (did you mean 'fit'?)", "fot")
+        self.check(capsys, "expected a command, one of fit, validate, test, predict, study, demo, got none")
+        self.check(capsys, "there is no option --modle (did you mean '--model'?)", "fit", "--modle", 3)
 
     def test_in_the_configuration(self, capsys, classes_source):
         self.check(
             capsys, "config: expected a file or one of avletters, avletters_speakers, events, events_three", "fit", "--config", "mosy"
         )
+        self.check(capsys, "got 'mosy' (did you mean 'mosi'?)", "fit", "--config", "mosy")
         Path("broken.yaml").write_text("model: [")
         self.check(capsys, "config", "fit", "--config", "broken.yaml")
         Path("unknown.yaml").write_text("models: 3")
         self.check(capsys, "models", "fit", "--config", "unknown.yaml")
+        Path("close.yaml").write_text("data: {sorce: mine.npz}")
+        self.check(capsys, "'data.sorce' (did you mean 'data.source'?)", "fit", "--config", "close.yaml")
+        Path("close.yaml").write_text("model: {init_args: {poolng: gru}}")
+        self.check(capsys, "'poolng' is not accepted (did you mean 'model.pooling'?)", "fit", "--config", "close.yaml")
 
     def test_in_the_model(self, capsys, classes_source):
         source = words(classes_source)
-        self.check(capsys, "Option 'muu' is not accepted", "fit", *source, "--model.muu", 3)
+        self.check(capsys, "there is no option --model.muu", "fit", *source, "--model.muu", 3)
         self.check(capsys, "exclusive.mu: expected float, got 'x'", "fit", *source, "--model.exclusive.mu", "x")
         self.check(capsys, "heads: expected a divisor of channels = 40, got 7", "fit", *source, "--model.heads", 7)
         self.check(capsys, "Nope", "fit", *source, "--model", "Nope")
@@ -308,16 +314,17 @@ class TestMistakes:
         self.check(capsys, "run holds a run; resume it with --ckpt_path last", "fit", "--config", config)
         self.check(capsys, "there is no run in runs/default yet", "test", *words(classes_source))
         self.check(capsys, "there is no checkpoint nix.ckpt", "test", "--config", config, "--ckpt_path", "nix.ckpt")
-        self.check(
-            capsys,
-            "model.exclusive: the checkpoint run/checkpoints/best.ckpt has {",
-            "test",
-            "--config",
-            config,
-            "--model.exclusive.mu",
-            0.4,
-        )
-        self.check(capsys, "expected a checkpoint of plain tensors", "test", "--config", config, "--ckpt_path", classes_source["source"])
+        other = ["--model.exclusive.mu", 0.4]
+        self.check(capsys, "model.exclusive: the checkpoint run/checkpoints/best.ckpt has {", "test", "--config", config, *other)
+        given = ["test", "--config", config, "--ckpt_path"]
+        npz = "it is an .npz with the arrays audio, audio_len, lips, lips_len, label, ...; data are given by --data.source"
+        self.check(capsys, f"expected a checkpoint of plain tensors and containers, got classes.npz: {npz}", *given, "classes.npz")
+        torch.save(torch.nn.Linear(2, 3).state_dict(), "weights.pt")
+        self.check(capsys, "it holds weights alone (2 tensors, weight ...) without the options of their network", *given, "weights.pt")
+        torch.save({"epoch": 1, "model": {}}, "other.pt")
+        self.check(capsys, "it holds a dict of epoch, model without 'state_dict'", *given, "other.pt")
+        Path("pointer.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")
+        self.check(capsys, "it is a Git LFS pointer", *given, "pointer.ckpt")
         folds = "{by: subject, folds: 2}"
         self.check(capsys, "of 30 test samples trained this checkpoint", "test", "--config", config, "--data.split", folds)
         gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 8]
@@ -361,3 +368,43 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(fitted, capsys):
 def test_version(capsys):
     run("--version")
     assert capsys.readouterr().out.startswith("mea-graph 0")
+
+
+class TestLoggers:
+    def test_each_by_one_word(self, classes_source, capsys, monkeypatch):
+        """The package may be absent; what is made of the word is looked at, and the CSV of the run stays."""
+        made = []
+
+        class Recording(CSVLogger):
+            def __init__(self, save_dir, name):
+                made.append((str(save_dir), name))
+                super().__init__(save_dir, name)
+
+        monkeypatch.setattr("mea_graph.train.loggers.TensorBoardLogger", Recording)
+        monkeypatch.setattr("mea_graph.train.loggers._installed", lambda package: True)
+        fit = ["fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 1, "--run_dir", "run", "--logger", "tensorboard"]
+        run(*fit)
+        assert made == [("run", "tensorboard")]
+        assert {name for _, name in read_logs("run")} >= {"train/loss", "valid/accuracy"}
+        assert Path("run/tensorboard/version_0/metrics.csv").exists()
+        assert yaml.safe_load(Path("run/config.yaml").read_text())["logger"] == "tensorboard"
+        run("test", "--config", "run/config.yaml")
+
+    @pytest.mark.parametrize(("word", "package"), [("tensorboard", "tensorboard"), ("wandb", "wandb")])
+    def test_a_missing_package_is_named(self, word, package, classes_source, capsys, monkeypatch):
+        for name in ("tensorboard", "tensorboardX", "wandb"):
+            monkeypatch.setitem(sys.modules, name, None)
+        run("fit", *words(classes_source), *SMALL, "--logger", word, "--run_dir", "run", expect=2)
+        error = capsys.readouterr().err
+        assert error == f"mea-graph: error: logger: {word} needs the package {package}, which is not installed: pip install {package}\n"
+        assert not Path("run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_in_one_line(classes_source, capsys):
+    expected = "expected one that this machine has, one of cpu or auto, got"
+    for name in ("gpu", "cuda"):
+        run("fit", *words(classes_source), *SMALL, "--trainer.accelerator", name, expect=2)
+        assert capsys.readouterr().err == f"mea-graph: error: trainer.accelerator: {expected} {name!r}\n"
+    run("study", "compare", "--accelerator", "gpu", expect=2)
+    assert capsys.readouterr().err == f"mea-graph: error: accelerator: {expected} 'gpu'\n"

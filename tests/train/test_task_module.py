@@ -11,7 +11,7 @@ from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
-from mea_graph.train.cli import check_same_options
+from mea_graph.train.same_options import check_same_options
 
 TINY = {"channels": 8, "heads": 2, "hidden_channels": 8}
 

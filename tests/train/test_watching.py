@@ -5,11 +5,12 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+import yaml
 
 from mea_graph.__main__ import main
 from mea_graph.studies.run import MODULES
 from mea_graph.train import SequenceDataModule
-from mea_graph.train.monitors import logged_names
+from mea_graph.train.monitors import logged_names, mode_of
 
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.num_sanity_val_steps", "0"]
 GRU = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4"]
@@ -45,7 +46,7 @@ def run(*arguments, expect=0):
 @pytest.fixture
 def late(scores_source):
     Path("late.py").write_text(LATE)
-    watch = ["--early_stopping.monitor", "valid/corr", "--early_stopping.mode", "max", "--early_stopping.patience", 2]
+    watch = ["--early_stopping.monitor", "valid/corr", "--early_stopping.patience", 2]
     return ["fit", "--data.source", scores_source["source"], "--data.reader.split", "split", "--model", "late.LateModule", *SMALL, *watch]
 
 
@@ -106,10 +107,12 @@ class TestNames:
     def test_an_unknown_one_is_refused_before_the_first_step(self, classes_source, capsys):
         names = "train/loss, train/task, valid/accuracy, valid/auc, valid/f1_macro, valid/f1_weighted, valid/loss, valid/task"
         error = self.fit(classes_source, capsys, "--early_stopping.monitor", "valid/acc")
-        assert f"early_stopping.monitor: expected one of {names}, got 'valid/acc'" in error
+        assert f"early_stopping.monitor: expected one of {names}, got 'valid/acc' (did you mean 'valid/accuracy'?)" in error
         checkpoint = "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"
         error = self.fit(classes_source, capsys, checkpoint, "--trainer.callbacks.monitor", "valid/acc")
         assert f"monitor: expected one of {names}, got 'valid/acc'" in error
+        error = self.fit(classes_source, capsys, checkpoint, "--trainer.callbacks.monitor", "valid/accuracy")
+        assert "ModelCheckpoint.mode: expected max, since valid/accuracy is best where it is greatest; got 'min'" in error
         error = self.fit(classes_source, capsys, "--trainer.limit_val_batches", 0)
         assert "expected one of train/loss, train/task, got 'valid/task'" in error
 
@@ -130,9 +133,52 @@ class TestNames:
         words = ["fit", "--data.source", scores_source["source"], "--data.reader.split", "split", *SMALL]
         words += ["--model", "logging_late.LateModule"]
         words += ["--model.constant", "[]", "--trainer.max_epochs", 1]
+        run(*words, "--early_stopping.monitor", "mine", "--run_dir", "run", expect=2)
+        error = capsys.readouterr().err
+        assert error == "mea-graph: error: early_stopping.mode: expected min or max, since nothing is known of 'mine'; got none\n"
+        words += ["--early_stopping.mode", "max"]
         run(*words, "--early_stopping.monitor", "mine", "--run_dir", "run")
         assert epoch_of("best") == 0
         run(*words, "--early_stopping.monitor", "other", "--run_dir", "again", expect=2)
         error = capsys.readouterr().err
         assert "early_stopping.monitor: expected one of mine, train/loss" in error
         assert error.count("\n") == 1
+
+
+class TestTheWayRound:
+    """A metric of the package is never watched the wrong way round."""
+
+    def test_follows_from_the_name(self, classes_source):
+        words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *GRU, *SMALL]
+        run("fit", *words, "--early_stopping.monitor", "valid/accuracy", "--trainer.max_epochs", 2, "--run_dir", "run")
+        state = torch.load("run/checkpoints/best.ckpt", weights_only=True)["callbacks"]
+        watching = [key for key in state if "'monitor': 'valid/accuracy'" in key]
+        assert len(watching) == 2
+        assert all("'mode': 'max'" in key for key in watching)
+        assert yaml.safe_load(Path("run/config.yaml").read_text())["early_stopping"]["mode"] == "max"
+
+    @pytest.mark.parametrize(("monitor", "mode", "right"), [("valid/accuracy", "min", "max"), ("valid/task", "max", "min")])
+    def test_that_is_wrong_is_refused(self, monitor, mode, right, classes_source, capsys):
+        words = ["--data.source", classes_source["source"], "--early_stopping.monitor", monitor, "--early_stopping.mode", mode]
+        run("fit", *words, *GRU, "--run_dir", "run", expect=2)
+        error = capsys.readouterr().err
+        assert f"early_stopping.mode: expected {right}, since {monitor} is best where it is" in error
+        assert error.count("\n") == 1
+        assert not Path("run").exists()
+
+    def test_that_is_wrong_is_refused_in_a_study(self, capsys):
+        Path("wrong.yaml").write_text("early_stopping: {monitor: valid/mae, mode: max}\ndata: {events: {num_samples: 40}}\n")
+        run("study", "compare", "--config", "events", "--config", "wrong.yaml", expect=2)
+        assert "early_stopping.mode: expected min, since valid/mae is best where it is least; got 'max'" in capsys.readouterr().err
+
+    def test_is_known_of_all_that_is_logged(self, classes_source, scores_source, labels_source):
+        higher = set()
+        for source, more in ((classes_source, {}), (scores_source, {}), (scores_source, {"sentiment": True}), (labels_source, {})):
+            data = SequenceDataModule(**source)
+            for kind, module_class in MODULES.items():
+                small = {"channels": 8, "heads": 2} if kind == "MEAModule" else {}
+                names = logged_names(module_class(data.in_channels, data.task, data.out_channels, **small, **more), data)
+                assert all(mode_of(name) is not None for name in names), names
+                higher |= {name for name in names if mode_of(name) == "max"}
+        for name in higher:
+            assert any(word in name for word in ("acc", "f1", "auc", "corr", "r2")), name

@@ -1,5 +1,6 @@
 """Each study end to end on data of seconds."""
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from mea_graph.__main__ import main
 from mea_graph.studies import schedule
+from mea_graph.train import TaskModule
 
 SMALL = """
 data: {events: {num_samples: 60, num_modalities: 2}, batch_size: 16}
@@ -83,7 +85,7 @@ def test_a_study_that_was_interrupted_goes_on_where_it_was(monkeypatch, capsys):
 
     monkeypatch.setattr(schedule, "carry_out", stop_at_the_third)
     study("compare", *only, expect=130)
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "go on with: mea-graph study compare --config events --config small.yaml" in capsys.readouterr().err
     assert len(records()) == 2
     study("compare", *only)
     assert begun == [r["id"] for r in whole[:3]] + [r["id"] for r in whole[2:]]
@@ -203,10 +205,11 @@ def test_processes_find_what_one_finds():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])  # one that Python turns into an error, and one that it never sees
 def test_processes_end_with_a_study_that_is_killed(sign):
     words = ["study", "compare", "--config", "events", "--config", "small.yaml", "--epochs", "1000", "--out", "out", "--workers", "2"]
-    parent = subprocess.Popen([sys.executable, "-m", "mea_graph", *words, "--accelerator", "cpu"])
+    command = [sys.executable, "-m", "mea_graph", *words, "--accelerator", "cpu"]
+    parent = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
 
     def workers():
@@ -229,9 +232,51 @@ def test_processes_end_with_a_study_that_is_killed(sign):
         wait_until(lambda: len(workers()) == 2 and Path("out/runs.jsonl").exists())
         started = workers()
     finally:
-        os.kill(parent.pid, sign)
-        parent.wait()
+        # Ctrl+C reaches every process of the terminal
+        os.killpg(parent.pid, sign) if sign == signal.SIGINT else os.kill(parent.pid, sign)
+        _, error = parent.communicate(timeout=60)
+    assert "Traceback" not in error
+    if sign == signal.SIGINT:
+        assert parent.returncode == 130
+        assert "go on with: mea-graph study compare --config events" in error
     wait_until(lambda: not any(at_work(worker) for worker in started))
+
+
+def test_progress_is_shown_while_a_model_trains(monkeypatch, capsys):
+    monkeypatch.setattr(schedule, "LINE_EVERY", 0)
+    study("compare", "--only", "constant")
+    lines = capsys.readouterr().out.splitlines()
+    assert "MEA, seed 0: epoch 1 of 2" in lines
+    assert any(line.startswith("MEA, seed 0: epoch 2 of 2, valid/r2 ") for line in lines)
+
+
+def test_ctrl_c_while_a_model_trains_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(TaskModule, "training_step", interrupt)
+    try:
+        study("compare", "--only", "constant", expect=130)
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+    error = capsys.readouterr().err
+    assert error.strip().startswith("mea-graph: stopped by Ctrl+C; go on with: mea-graph study compare --config events --config small")
+    assert error.strip().count("\n") == 0
+
+
+def test_a_closed_pipe_is_no_mistake_of_the_user(monkeypatch, capsys):
+    class Head(io.StringIO):
+        """`head -1`: takes one line."""
+
+        def write(self, text):
+            if "\n" in self.getvalue():
+                raise BrokenPipeError(32, "Broken pipe")
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", Head())
+    study("compare", "--only", "constant", expect=141)
+    assert "mea-graph: error" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -251,9 +296,20 @@ def test_mistakes_are_told_in_one_line(words, message, capsys):
     assert message in error
 
 
-def test_words_that_do_not_exist(capsys):
-    for words, message in ((["compair"], "invalid choice"), (["compare", "--seeds", "0"], "expected at least 1, got 0")):
-        with pytest.raises(SystemExit) as stop:
-            main(["study", *words])
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compair"], "invalid choice: 'compair'"),
+        (["compair"], "(did you mean 'compare'?)"),
+        (["compare", "--seeds", "0"], "expected at least 1, got 0"),
+        (["ablate", "--sedes", "2"], "there is no option --sedes (did you mean '--seeds'?); see mea-graph study ablate --help"),
+        (["missing", "--selct=last"], "there is no option --selct (did you mean '--select'?)"),
+        (["compare", "--select", "bst"], "(did you mean 'best'?)"),
+    ],
+)
+def test_words_that_do_not_exist(words, message, capsys):
+    assert main(["study", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mea-graph: error: study: ")
+    assert error.count("\n") == 1
+    assert message in error

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.studies.recipe import open_data, read_recipe
 from mea_graph.studies.rows import FULL, TABLE_V, ablated, chosen, compared, with_dropout
 from mea_graph.studies.run import CONSTANT, MODULES, Run, build, check_runs, make_run
-from mea_graph.train.config_files import packaged_configs
 
 SMALL = {"channels": 8, "hidden_channels": 6, "heads": 2, "exclusive": {"num_layers": 2}, "agnostic": {"num_layers": 1}}
 TRAINING = {"learning_rate": 3e-3, "weight_decay": 0.1, "warmup": 0.1, "cosine_decay": True, "label_smoothing": 0.2, "dropout": 0.1}

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -22,10 +19,11 @@ from mea_graph.studies.run import MODULES
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.history import History
 from mea_graph.train.model_checkpoint import ModelCheckpoint
-from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import cell, constant_scores, plain
 from mea_graph.train.task_module import TaskModule
+from mea_graph.train.training_progress import Step, TellProgress, TrainingDisplay
 
+LINE_EVERY = 10.0  # seconds, where progress is lines
 SHOWN = ("r2", "corr", "mae")
 FUSED = "late fusion GRU"
 PAIRWISE = "pairwise Transformer (MulT)"
@@ -41,24 +39,32 @@ class Outcome:
     checkpoint: Path
 
 
-def train(name: str, make: Callable[[], TaskModule], data: SequenceDataModule, options: Mapping[str, Any], folder: Path) -> Outcome:
+def train(
+    name: str,
+    make: Callable[[], TaskModule],
+    data: SequenceDataModule,
+    options: Mapping[str, Any],
+    folder: Path,
+    tell: Callable[[Step], None],
+) -> Outcome:
     """Trains one model and tests the epoch that was best on the validation samples.
 
     Args:
-        name: names its folder.
+        name: of the model; names its folder.
         make: makes the module, after the seed is set.
         data: the samples, the same for every model.
         options: of Lightning's ``Trainer``.
         folder: where checkpoints go.
+        tell: hears how far the training is.
     """
     L.seed_everything(0, verbose=False)
     history = History()
-    best = ModelCheckpoint(folder / name, "best", monitor="valid/r2", mode="max", enable_version_counter=False)
+    best = ModelCheckpoint(folder / name.replace(" ", "_"), "best", monitor="valid/r2", mode="max", enable_version_counter=False)
     trainer = L.Trainer(
         **options,
         accelerator="cpu",
         logger=False,
-        callbacks=[history, best],
+        callbacks=[history, TellProgress(name, "valid/r2", tell), best],
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -88,13 +94,15 @@ def run(folder: Path) -> dict[str, Outcome]:
     rows = compared(recipe.model, list(data.in_channels))
 
     console.print(data.dataset.describe(), highlight=False)
+    names = (FULL, *(f"GRU {modality}" for modality in data.in_channels), FUSED, PAIRWISE)
     outcomes = {}
-    for name in (FULL, *(f"GRU {modality}" for modality in data.in_channels), FUSED, PAIRWISE):
-        kind, options = rows[name]
-        make = partial(MODULES[kind], **sizes, **options)
-        outcomes[name] = train(name.replace(" ", "_"), make, data, recipe.trainer, folder / "checkpoints")
-        valid = outcomes[name].history["valid/r2"]
-        console.print(f"{name}: {len(valid)} epochs in {outcomes[name].seconds:.0f} s, valid R2 {max(valid):.3f}")
+    with TrainingDisplay("models", len(names), seconds=LINE_EVERY) as display:
+        for name in names:
+            kind, options = rows[name]
+            make = partial(MODULES[kind], **sizes, **options)
+            outcomes[name] = train(name, make, data, recipe.trainer, folder / "checkpoints", display.tell)
+            valid = outcomes[name].history["valid/r2"]
+            display.finished(name, f"{name}: {len(valid)} epochs in {outcomes[name].seconds:.0f} s, valid R2 {max(valid):.3f}")
 
     figure = learning_curves(
         {
@@ -129,22 +137,3 @@ def results_table(outcomes: dict[str, Outcome], constant: dict[str, float]) -> T
     for name, scores in rows.items():
         table.add_row(name, *(cell(scores[metric]) for metric in SHOWN))
     return table
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Runs ``mea-graph demo [--out FOLDER]`` and returns its exit code.
-
-    Args:
-        arguments: the words after ``demo``.
-    """
-    parser = argparse.ArgumentParser(prog="mea-graph demo", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for checkpoints and the figure (default: demo)")
-    options = parser.parse_args(list(arguments))
-    quieten()
-    torch.set_num_threads(1)  # such small matrices gain nothing from more, and lose much on a machine that is busy
-    try:
-        run(options.out)
-    except (ImportError, OSError) as error:
-        print(f"mea-graph: error: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -1,11 +1,13 @@
+import signal
 from dataclasses import replace
 
 import matplotlib.image
 import pytest
 
 from mea_graph.__main__ import main
+from mea_graph.studies import demo
 from mea_graph.studies.recipe import read_recipe
-from mea_graph.train import MEAModule, demo
+from mea_graph.train import MEAModule, TaskModule
 
 
 @pytest.fixture
@@ -17,7 +19,8 @@ def small(monkeypatch):
 
 
 @pytest.mark.usefixtures("small")
-def test_the_demo_ends_with_table_margin_checkpoint_and_figure(tmp_path, capsys):
+def test_the_demo_ends_with_table_margin_checkpoint_and_figure(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "LINE_EVERY", 0)
     assert main(["demo", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     for row in (
@@ -29,6 +32,9 @@ def test_the_demo_ends_with_table_margin_checkpoint_and_figure(tmp_path, capsys)
         "points more of the variance than its best rival",
     ):
         assert row in printed
+    lines = printed.splitlines()
+    assert lines.index("MEA: epoch 1 of 2") < next(i for i, line in enumerate(lines) if line.startswith("[1/5] MEA: 2 epochs in "))
+    assert any(line.startswith("pairwise Transformer (MulT): epoch 2 of 2, valid/r2 ") for line in lines)
     assert matplotlib.image.imread(tmp_path / "out" / "learning_curves.png").std() > 0.05
     module = MEAModule.load_from_checkpoint(tmp_path / "out" / "checkpoints" / "MEA" / "best.ckpt", weights_only=True)
     assert module.hparams["channels"] == 8
@@ -41,3 +47,17 @@ def test_a_missing_extra_is_told_before_the_training(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "mea_graph.viz" in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.usefixtures("small")
+def test_ctrl_c_says_the_command_again(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(TaskModule, "training_step", interrupt)
+    try:
+        assert main(["demo", "--out", "my demo"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
+    assert capsys.readouterr().err == "\nmea-graph: stopped by Ctrl+C; start again with: mea-graph demo --out 'my demo'\n"

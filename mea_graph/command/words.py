@@ -1,0 +1,55 @@
+"""Reading the words of ``mea-graph study`` and ``demo``: a mistake is one line, with what was meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from mea_graph.suggestions import did_you_mean
+
+
+class MistypedError(Exception):
+    """Says in one line what is wrong with the words of a command."""
+
+
+class Words(argparse.ArgumentParser):
+    """argparse's parser, whose mistakes are errors to be told in one line, with the option or command that was meant.
+
+    Example:
+        >>> words = Words(prog="mea-graph demo")
+        >>> _ = words.add_argument("--out")
+        >>> words.read(["--uot", "x"])
+        Traceback (most recent call last):
+        mea_graph.command.words.MistypedError: there is no option --uot (did you mean '--out'?); see mea-graph demo --help
+    """
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Returns what the words say.
+
+        Args:
+            arguments: the words.
+
+        Raises:
+            MistypedError: where they are not as the parser has them.
+        """
+        found, unknown = self.parse_known_args(list(arguments))
+        if unknown:
+            chosen = self._chosen(arguments)
+            first = next((word for word in unknown if word.startswith("-")), unknown[0])
+            known = [name for action in chosen._actions for name in action.option_strings]
+            what = "option" if first.startswith("-") else "word"
+            hint = did_you_mean(first.partition("=")[0], known)
+            raise MistypedError(f"there is no {what} {first.partition('=')[0]}{hint}; see {chosen.prog} --help")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = did_you_mean(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+        raise MistypedError(f"{message}{hint}; see {self.prog} --help")
+
+    def _chosen(self, arguments: Sequence[str]) -> argparse.ArgumentParser:
+        """The parser of the subcommand, or this one where there is none."""
+        every: Any = next((action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction)), {})
+        return next((every[word] for word in arguments if word in every), self)

@@ -1,0 +1,39 @@
+"""`mea-graph demo`: reads its words before anything heavy is imported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mea_graph.command.words import MistypedError, Words
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs ``mea-graph demo [--out FOLDER]`` and returns its exit code.
+
+    Args:
+        arguments: the words after ``demo``.
+    """
+    parser = Words(prog="mea-graph demo", description="MEA against its rivals on the embedded data, in one run of a few minutes.")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for checkpoints and the figure (default: demo)")
+    try:
+        options = parser.read(arguments)
+    except MistypedError as error:
+        print(f"mea-graph: error: demo: {error}", file=sys.stderr)
+        return 2
+    import torch
+
+    from mea_graph.studies.demo import run
+    from mea_graph.train.quieten import quieten
+
+    quieten()
+    torch.set_num_threads(1)  # such small matrices gain nothing from more, and lose much on a machine that is busy
+    try:
+        run(options.out)
+    except BrokenPipeError:  # not the user's mistake: `mea-graph demo | head` has seen enough
+        raise
+    except (ImportError, OSError) as error:
+        print(f"mea-graph: error: {error}", file=sys.stderr)
+        return 2
+    return 0
