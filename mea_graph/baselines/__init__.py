@@ -1,4 +1,4 @@
-"""Other models on the same data: a constant, single modalities, GRUs, Transformers, shared and private encoders (extra ``train``)."""
+"""Other models on the same data: a constant, a linear model, GRUs, Transformers, shared and private encoders (extra ``train``)."""
 
 # ruff: noqa: F401 (ruff does not see through the sum below)
 
@@ -7,6 +7,7 @@ from mea_graph.baselines.constant import constant_prediction
 from mea_graph.baselines.early_fusion_gru import EarlyFusionGRU, EarlyFusionGRUModule
 from mea_graph.baselines.late_fusion_gru import LateFusionGRU, LateFusionGRUModule
 from mea_graph.baselines.pairwise_transformer import PairwiseTransformer, PairwiseTransformerModule
+from mea_graph.baselines.pooled_linear import PooledLinear
 from mea_graph.baselines.shared_private_encoders import SharedPrivateEncoders, SharedPrivateEncodersModule, SharedPrivateOutput
 
 classes = [
@@ -18,6 +19,7 @@ classes = [
     "LateFusionGRUModule",
     "PairwiseTransformer",
     "PairwiseTransformerModule",
+    "PooledLinear",
     "SharedPrivateEncoders",
     "SharedPrivateEncodersModule",
     "SharedPrivateOutput",

@@ -175,6 +175,14 @@ class SequenceDataModule(L.LightningDataModule):
             raise DataError("y: the data has no targets, so nothing can be trained or measured on it; `predict` needs none")
         return self.dataset.y
 
+    def samples(self, part: str) -> MultimodalDataset:
+        """Returns the samples of one part as a network sees them: standardised, where that is asked for.
+
+        Args:
+            part: ``train``, ``valid``, ``test`` or ``all``.
+        """
+        return self._prepared.subset(self._part(part))
+
     def some_samples(self, part: str) -> Any:
         """Returns the first samples of one part, two at most, as a batch, as they are in the source.
 
