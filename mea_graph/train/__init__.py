@@ -23,6 +23,7 @@ from mea_graph.train.metrics import (
 )
 from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.task_module import LearningRateSchedule, NonFiniteLossError, TaskModule
+from mea_graph.train.training_length import TrainingLength
 from mea_graph.train.versions import versions
 
 classes = [
@@ -33,6 +34,7 @@ classes = [
     "SplitPolicy",
     "TaskMetrics",
     "TaskModule",
+    "TrainingLength",
 ]
 functions = [
     "augment",
