@@ -136,7 +136,7 @@ def test_balanced_without_targets_to_count_is_refused(classes_source):
 def test_evening_out_twice_is_refused(classes_source):
     data = SequenceDataModule(**classes_source, balanced=True)
     module = LateFusionGRUModule(data.in_channels, data.task, data.out_channels, class_weights="balanced")
-    with pytest.raises(DataError, match="class_weights: expected 'balanced' here or data.balanced, got both"):
+    with pytest.raises(DataError, match=r"class_weights: expected 'balanced' here or data.balanced, got both"):
         fit(module, data)
 
 
