@@ -43,7 +43,7 @@ REASONS = {
     "takes minutes",
 }
 CAMEL = re.compile(r"(?<!`)`(?P<name>[A-Z][a-z]+(?:[A-Z]\w*)+|MEA(?:[A-Z][a-z]\w*)?)(?:\([^`]*\))?`(?!`)")
-PUBLIC = {name for part in ("nn", "ops", "data", "train", "viz") for name in pkgutil.resolve_name(f"mea_graph.{part}").__all__}
+PUBLIC = {name for part in ("nn", "ops", "data", "train", "baselines", "viz") for name in pkgutil.resolve_name(f"mea_graph.{part}").__all__}
 ELSEWHERE = {
     "BasicGNN": "torch_geometric.nn.models.basic_gnn.BasicGNN",
     "DataLoader": "torch_geometric.loader.DataLoader",
