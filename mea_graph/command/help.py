@@ -22,12 +22,14 @@ _SECTIONS = {
     "data": "what is read, and how it is divided",
     "model": "the model and its training, here {model}; `--model CLASS --help` shows another one's",
     "early_stopping": "which number says what epoch is best, and how long to wait for a better one",
+    "training": "how long to train, in updates of the weights; `--trainer.max_epochs` says it in epochs instead",
     "trainer": "Lightning's trainer",
 }
 _SET = {
     ("early_stopping", "monitor"): "valid/task",
     ("early_stopping", "patience"): "20",
-    ("trainer", "max_epochs"): "60",
+    ("training", "updates"): "2000",
+    ("trainer", "max_epochs"): "None",
     ("trainer", "use_distributed_sampler"): "False",
     ("trainer", "log_every_n_steps"): "1",
     ("trainer", "enable_model_summary"): "False",

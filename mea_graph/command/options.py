@@ -15,6 +15,7 @@ from mea_graph.suggestions import did_you_mean
 MODEL = "MEAModule"
 TRAINING = ("fit", "validate", "test")
 LINKED = ("in_channels", "out_channels", "task", "label_names")  # what the data tells the model
+FOLLOWS = ("seed", "batches_per_epoch")  # what the command tells the data
 SINGLE = {
     "config": "NAME|FILE: a configuration of the package or a file; given twice, the later one overrides the earlier",
     "run_dir": "FOLDER of the run; runs/<config>/<number> by default",
@@ -41,7 +42,8 @@ class Options:
 
     def names(self) -> list[str]:
         """Every option as it is written in a command, without the dashes."""
-        return [*SINGLE, *self.sections, *(f"{section}.{name}" for section, options in self.sections.items() for name in options)]
+        whole = [section for section in self.sections if section != "training"]  # no class stands behind it
+        return [*SINGLE, *whole, *(f"{section}.{name}" for section, options in self.sections.items() for name in options)]
 
     def unknown(self, word: str) -> str | None:
         """Returns the option of a word that does not exist, or None where it does or the parser alone can tell.
@@ -99,7 +101,7 @@ def known_options(words: Sequence[str]) -> Options:
         " (did you mean '--model.exclusive.pooling'?)"
     """
     model = _model_class(words)
-    data = {name: option for name, option in class_options("SequenceDataModule").items() if name != "seed"}
+    data = {name: option for name, option in class_options("SequenceDataModule").items() if name not in FOLLOWS}
     data |= {f"split.{name}": option for name, option in class_options("SplitPolicy").items()}
     options_of_model = class_options(model) if model else {}
     if model == MODEL:
@@ -108,6 +110,7 @@ def known_options(words: Sequence[str]) -> Options:
         "data": data,
         "model": {name: option for name, option in options_of_model.items() if name not in LINKED},
         "early_stopping": class_options("EarlyStopping"),
+        "training": class_options("TrainingLength"),
         "trainer": class_options("Trainer", lightning_file("pytorch/trainer/trainer.py")),
     }
     return Options(sections, model)

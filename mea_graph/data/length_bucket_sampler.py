@@ -29,6 +29,9 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
     modalities. Batches depend on `(seed, epoch)` only, every rank gets the same number of them, and the ranks' batches of one
     step are alike in length. Give it to a data loader as `batch_sampler=`.
 
+    A pass over all samples is an epoch, unless `batches` says how many batches are one: passes then follow each other without a break, and
+    an epoch may be a part of one or several.
+
     Args:
         lengths: true lengths `(N,)` of every modality, as `MultimodalDataset.lengths`.
         batch_size: samples per batch and rank, >= 1.
@@ -38,6 +41,9 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         num_replicas: number of ranks, >= 1.
         rank: in `[0, num_replicas)`.
         bucket_multiplier: batches per pool, >= 1; 1 is plain random batches, large is least padding.
+        batches: batches of an epoch, >= 1; those of one pass where None.
+        classes: the class `(N,)` of each sample: a pass then has as many samples of each class as of any other, and N in all. Those of a
+            small class come several times, about equally often; of a large class, others are left out in each pass.
 
     Raises:
         ValueError: where an argument is out of range.
@@ -60,6 +66,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
         bucket_multiplier: int = 10,
+        batches: int | None = None,
+        classes: np.ndarray | None = None,
     ) -> None:
         if not isinstance(lengths, Mapping) or not lengths:
             raise ValueError(f"lengths: expected a non-empty dict of arrays (N,), got {type(lengths).__name__}")
@@ -71,6 +79,7 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
             ("batch_size", batch_size, 1),
             ("num_replicas", num_replicas, 1),
             ("bucket_multiplier", bucket_multiplier, 1),
+            ("batches", 1 if batches is None else batches, 1),
         ):
             if value < least:
                 raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
@@ -81,6 +90,10 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self._shuffle, self._seed, self._epoch = shuffle, seed, 0
         self._num_replicas, self._rank, self._bucket_multiplier = num_replicas, rank, bucket_multiplier
         self._steps = np.sum(list(self._lengths.values()), axis=0)
+        self._batches = batches
+        if batches is not None and self._batches_of_a_pass == 0:
+            raise ValueError(f"batches: expected at least one batch in a pass over the samples, got none of {len(self._steps)} samples")
+        self._members = None if classes is None else _members(np.asarray(classes), len(self._steps), shuffle)
 
     @property
     def sampler(self) -> LengthBucketBatchSampler:
@@ -92,28 +105,43 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self._epoch = epoch
 
     def __len__(self) -> int:
-        together = self._batch_size * self._num_replicas
-        return len(self._steps) // together if self._drop_last else -(-len(self._steps) // together)
+        return self._batches_of_a_pass if self._batches is None else self._batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for together in self._groups(self._bucket_multiplier):
+        for together in self._groups_of_epoch(self._bucket_multiplier, self._shuffle):
             yield together[self._rank :: self._num_replicas].tolist()
 
     @property
     def padding(self) -> Padding:
         """Share of padded steps in this epoch's batches of all ranks, and in random batches of the same size."""
-        return Padding(self._padded_share(self._groups(self._bucket_multiplier)), self._padded_share(self._groups(1, shuffle=True)))
+        own = self._groups_of_epoch(self._bucket_multiplier, self._shuffle)
+        return Padding(self._padded_share(own), self._padded_share(self._groups_of_epoch(1, shuffle=True)))
 
-    def _groups(self, pool: int, shuffle: bool | None = None) -> list[np.ndarray]:
-        """What all ranks take in one step, step by step."""
-        shuffle = self._shuffle if shuffle is None else shuffle
-        together, total = self._batch_size * self._num_replicas, len(self._steps)
+    @property
+    def _batches_of_a_pass(self) -> int:
+        together = self._batch_size * self._num_replicas
+        return len(self._steps) // together if self._drop_last else -(-len(self._steps) // together)
+
+    def _groups_of_epoch(self, pool: int, shuffle: bool) -> list[np.ndarray]:
+        """What all ranks take in one step, step by step: a pass, or a piece of all passes in a row."""
+        if self._batches is None:
+            return self._groups(self._epoch, pool, shuffle)
+        number, first = divmod(self._epoch * self._batches, self._batches_of_a_pass)
+        groups: list[np.ndarray] = []
+        while len(groups) < first + self._batches:
+            groups += self._groups(number, pool, shuffle)
+            number += 1
+        return groups[first : first + self._batches]
+
+    def _groups(self, number: int, pool: int, shuffle: bool) -> list[np.ndarray]:
+        """The steps of one pass."""
+        together = self._batch_size * self._num_replicas
         if not shuffle:
             groups = _cut(np.argsort(-self._steps, kind="stable"), together)  # longest first: too little memory shows at once
         else:
-            rng = np.random.default_rng([self._seed, self._epoch])
+            rng = np.random.default_rng([self._seed, number])
             groups = []
-            for part in _cut(rng.permutation(total), together * pool):
+            for part in _cut(self._drawn(rng), together * pool):
                 groups += _cut(part if pool == 1 else part[np.argsort(self._steps[part], kind="stable")], together)
         if groups and len(groups[-1]) < together:
             if self._drop_last:
@@ -124,6 +152,15 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
             rng.shuffle(order := np.arange(len(groups)))
             groups = [groups[i] for i in order]
         return groups
+
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """The samples of one pass, in random order."""
+        total = len(self._steps)
+        if self._members is None:
+            return rng.permutation(total)
+        share = np.full(len(self._members), total // len(self._members))
+        share[rng.permutation(len(share))[: total % len(share)]] += 1
+        return rng.permutation(np.concatenate([np.resize(rng.permutation(m), n) for m, n in zip(self._members, share, strict=True)]))
 
     def _padded_share(self, groups: list[np.ndarray]) -> float:
         real = padded = 0
@@ -138,3 +175,11 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
 
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _members(classes: np.ndarray, count: int, shuffle: bool) -> list[np.ndarray]:
+    if classes.shape != (count,):
+        raise ValueError(f"classes: expected one for each of {count} samples, got {classes.shape}")
+    if not shuffle:
+        raise ValueError("classes: expected shuffle=True with them, got shuffle=False, which takes each sample once")
+    return [np.flatnonzero(classes == name) for name in np.unique(classes)]

@@ -16,8 +16,9 @@ from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.monitors import watching_mode
 from mea_graph.train.splits import SplitPolicy
+from mea_graph.train.training_length import TrainingLength
 
-SECTIONS = ("data", "model", "trainer", "early_stopping", "seed_everything", "logger")
+SECTIONS = ("data", "model", "trainer", "early_stopping", "training", "seed_everything", "logger")
 EMBEDDED = "events"
 
 
@@ -84,6 +85,13 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     if source != EMBEDDED:
         data.pop("events", None)
         data["source"] = source
+    if (length := _training_length(whole.get("training") or {})) is not None:
+        if trainer.get("max_epochs") is not None:
+            raise DataError(
+                f"training: expected no trainer.max_epochs beside it, got {trainer['max_epochs']}: updates say how long to train"
+            )
+        data["batches_per_epoch"] = length.batches_per_epoch(trainer.get("accumulate_grad_batches") or 1)
+        trainer["max_epochs"], stopping["patience"] = length.epochs, length.patience_epochs
     if epochs is not None:
         trainer["max_epochs"] = epochs
     trainer.setdefault("max_epochs", 60)
@@ -129,6 +137,14 @@ def _read(path: Path) -> dict[str, Any]:
     if unknown := sorted(set(found) - set(SECTIONS)):
         raise DataError(f"config: expected sections {', '.join(SECTIONS)} in {path}, got {', '.join(unknown)}")
     return found
+
+
+def _training_length(options: Mapping[str, Any]) -> TrainingLength | None:
+    given = {name: value for name, value in options.items() if value is not None}  # a run's config.yaml says null
+    try:
+        return TrainingLength(**given) if given else None
+    except TypeError as error:
+        raise DataError(f"training: {error}") from error
 
 
 def _model_options(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from mea_graph.data import DataError
 from mea_graph.nn.model_options import merged
-from mea_graph.studies.run import CONSTANT, whole_options
+from mea_graph.studies.run import UNTRAINED, whole_options
 from mea_graph.train.keyword_arguments import arguments_for
 from mea_graph.train.task_module import TaskModule
 
@@ -45,8 +45,8 @@ def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, R
         modalities: names of the modalities.
 
     Example:
-        >>> list(compared({}, ["audio", "lips"]))[:4]
-        ['MEA', 'constant', 'GRU audio', 'GRU lips']
+        >>> list(compared({}, ["audio", "lips"]))[:5]
+        ['MEA', 'constant', 'pooled linear', 'GRU audio', 'GRU lips']
     """
     given = whole_options("MEAModule", model)
     training = {name: value for name, value in given.items() if name in arguments_for(TaskModule, model)}
@@ -60,7 +60,8 @@ def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, R
         "segments": branch.get("segments", 4),
         "num_layers": max(1, sum(part["num_layers"] for part in (given["exclusive"], given["agnostic"]) if part)),
     }
-    rows: dict[str, Row] = {FULL: ("MEAModule", dict(model)), "constant": (CONSTANT, {"sentiment": model.get("sentiment", False)})}
+    rows: dict[str, Row] = {FULL: ("MEAModule", dict(model))}
+    rows |= {kind: (kind, {"sentiment": model.get("sentiment", False)}) for kind in UNTRAINED}
     rows |= {f"GRU {m}": ("LateFusionGRUModule", narrow | {"modalities": [m]}) for m in modalities}
     return rows | {
         "early fusion GRU": ("EarlyFusionGRUModule", narrow),

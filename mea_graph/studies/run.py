@@ -29,7 +29,7 @@ from mea_graph.train.mea_module import MEAModule, complete_options
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import logged_names, unknown_monitor
 from mea_graph.train.quieten import quieten
-from mea_graph.train.reports import constant_scores
+from mea_graph.train.reports import constant_scores, pooled_linear, pooled_linear_scores
 from mea_graph.train.task_module import TaskModule
 from mea_graph.train.training_progress import Step, TellProgress
 from mea_graph.train.versions import versions
@@ -46,7 +46,7 @@ MODULES: dict[str, Callable[..., TaskModule]] = {
     )
 }
 PLACES = ("source", "cache_dir", "num_workers")  # options of the data that change no outcome
-CONSTANT = "constant"  # the kind of a run that trains nothing
+CONSTANT, POOLED_LINEAR = UNTRAINED = ("constant", "pooled linear")  # kinds of runs without epochs
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Run:
 
     Args:
         name: the row of the table; not part of the ``id``.
-        kind: name of the module's class, or ``constant``.
+        kind: name of the module's class, ``constant`` or ``pooled linear``.
         options: of the module.
         seed: of the weights, the order of samples and dropout.
         data: options of `SequenceDataModule`.
@@ -154,14 +154,14 @@ def whole_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of a module, with those that are not given.
 
     Args:
-        kind: name of the module's class, or ``constant``, which has none.
+        kind: name of the module's class, ``constant`` or ``pooled linear``, which have none.
         given: some of its options.
 
     Example:
         >>> whole_options("MEAModule", {"alpha": 0.5})["exclusive"]["pooling"]
         'gru'
     """
-    if kind == CONSTANT:
+    if kind in UNTRAINED:
         return dict(given)
     if kind == MEAModule.__name__:
         options = dict(given)
@@ -207,15 +207,23 @@ def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step],
     record: dict[str, Any] = {"id": run.id, "name": run.name, "seed": run.seed, "config": run.config, "data_hash": data.dataset.hash}
     if record["data_hash"] != run.data_hash:
         raise DataError(f"data: {run.data.get('source')} has changed since the study began")
-    if run.kind == CONSTANT:
-        sentiment = bool(run.options.get("sentiment", False))
-        record |= {"valid": constant_scores(data, "valid", sentiment), "test": constant_scores(data, "test", sentiment)}
-        if run.missing:
-            record["missing"] = {}
+    if run.kind in UNTRAINED:
+        record |= _fit_at_once(run, data)
     else:
         record |= _train(run, data, accelerator, drawings, tell)
     record |= {"seconds": round(time.perf_counter() - begin, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     return record | {"versions": versions()}
+
+
+def _fit_at_once(run: Run, data: SequenceDataModule) -> dict[str, Any]:
+    sentiment = bool(run.options.get("sentiment", False))
+    if run.kind == CONSTANT:
+        return {part: constant_scores(data, part, sentiment) for part in ("valid", "test")}
+    begin = time.perf_counter()
+    model = pooled_linear(data)
+    seconds = time.perf_counter() - begin
+    scores = {part: pooled_linear_scores(data, part, sentiment, model) for part in ("valid", "test")}
+    return scores | {"parameters": model.num_parameters, "fit_seconds": round(seconds, 2)}
 
 
 def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path, tell: Callable[[Step], None]) -> dict[str, Any]:
@@ -283,7 +291,7 @@ def check_runs(runs: list[Run]) -> None:
     data, seen = None, set()
     for run in runs:
         key = replace(run, seed=0, data={}, name="").id
-        if run.kind == CONSTANT or key in seen:
+        if run.kind in UNTRAINED or key in seen:
             continue
         seen.add(key)
         data = data or open_data(run.data)

@@ -17,7 +17,7 @@ from mea_graph.studies.disentanglement import read_drawing
 from mea_graph.studies.evaluate import ANY
 from mea_graph.studies.report import Results
 from mea_graph.studies.rows import FULL, Row, ablated, chosen, compared, with_dropout
-from mea_graph.studies.run import CONSTANT, whole_options
+from mea_graph.studies.run import UNTRAINED, whole_options
 from mea_graph.studies.tables import markdown, mean_and_sd
 from mea_graph.viz import embedding_scatter, score_bars, score_curves, score_map
 
@@ -107,7 +107,7 @@ def _sensitivity_report(results: Results, folder: Path, words: Namespace) -> Rep
 
 
 def _missing_rows(model: Mapping[str, Any], modalities: Sequence[str], words: Namespace) -> dict[str, Row]:
-    rows = {name: row for name, row in compared(model, modalities).items() if row[0] != CONSTANT and not name.startswith("GRU ")}
+    rows = {name: row for name, row in compared(model, modalities).items() if row[0] not in UNTRAINED and not name.startswith("GRU ")}
     return with_dropout(chosen(rows, words.only), words.modality_dropout)
 
 

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from mea_graph.train.metrics import Task
+from mea_graph.train.metrics import MAIN_METRIC, Task
 
-LOWER_IS_BETTER = ("mae", "rmse", "loss", "task")
 Values = dict[int, float]  # by seed
 
 
@@ -31,7 +30,7 @@ def shown_metrics(task: Task, names: Iterable[str], monitor: str) -> list[str]:
     known = list(names)
     main = monitor.rpartition("/")[2]
     if main not in known:
-        main = {"regression": "mae", "classification": "accuracy", "multilabel": "f1"}[task]
+        main = MAIN_METRIC[task]
     return [main, *(name for name in known if name != main)]
 
 

@@ -26,6 +26,7 @@ from mea_graph.train.predictions import Embeddings, Predictions
 from mea_graph.train.predictor import Predictor
 from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.task_module import LearningRateSchedule, NonFiniteLossError, TaskModule
+from mea_graph.train.training_length import TrainingLength
 from mea_graph.train.versions import versions
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SplitPolicy",
     "TaskMetrics",
     "TaskModule",
+    "TrainingLength",
     "augment",
     "classification_metrics",
     "find_config",

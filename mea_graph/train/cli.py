@@ -24,6 +24,7 @@ from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.train import predict_command
 from mea_graph.train.accelerators import check_accelerator
+from mea_graph.train.class_balance import imbalance_note
 from mea_graph.train.config_files import with_config_paths
 from mea_graph.train.confusion import ConfusionCounter, confusion_text
 from mea_graph.train.convergence import WatchedValues
@@ -32,20 +33,24 @@ from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
 from mea_graph.train.epoch_log import LogBeforeCheckpoint
 from mea_graph.train.error_message import one_line
+from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.quieten import quieten
-from mea_graph.train.reports import constant_scores, plain, scores_table, write_json
+from mea_graph.train.reports import baseline_scores, behind_a_baseline, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.same_options import check_same_options
 from mea_graph.train.task_module import NonFiniteLossError, TaskModule, check_precision
+from mea_graph.train.training_length import TrainingLength
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 from mea_graph.train.whole_files import write_whole
 
+UPDATES = 2000  # where neither `trainer` nor `training` says how long to train
+LENGTH = ("updates", "check_every", "patience")
 LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
 
@@ -66,6 +71,7 @@ class CommandLine(LightningCLI):
     """
 
     folder: RunFolder
+    length: TrainingLength | None  # None where epochs say how long to train
     checkpoint: dict[str, Any] | None  # what is resumed or evaluated, until the model is known to fit it
 
     def __init__(self, arguments: Sequence[str], closing: ExitStack) -> None:
@@ -81,7 +87,6 @@ class CommandLine(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             trainer_defaults={
-                "max_epochs": 60,
                 "use_distributed_sampler": False,
                 "log_every_n_steps": 1,
                 "enable_model_summary": False,
@@ -110,6 +115,11 @@ class CommandLine(LightningCLI):
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults({"early_stopping.monitor": "valid/task", "early_stopping.patience": 20})
         parser.set_defaults({"model": {"class_path": f"{MEAModule.__module__}.{MEAModule.__name__}"}})
+        meanings = argument_docs(TrainingLength)
+        for name in LENGTH:
+            parser.add_argument(f"--training.{name}", type=int | None, default=None, help=meanings[name])
+        sources = (*(f"training.{name}" for name in LENGTH), "trainer.accumulate_grad_batches")
+        parser.link_arguments(sources, "data.batches_per_epoch", batches_per_epoch)
         parser.link_arguments("seed_everything", "data.seed")
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -127,6 +137,13 @@ class CommandLine(LightningCLI):
         watched = config.early_stopping
         if watched.mode is not None or mode_of(watched.monitor) is not None:
             watched.mode = watching_mode(watched.monitor, watched.mode)  # so that config.yaml says it
+        self.length, given = training_length(**config.training), config.trainer.max_epochs
+        if self.length is None and given is None:
+            config.training.updates = UPDATES  # so that config.yaml says it
+            self.length = TrainingLength(UPDATES)
+            config.data.batches_per_epoch = self.length.batches_per_epoch(config.trainer.accumulate_grad_batches)
+        elif self.length is not None and given is not None:
+            raise DataError(f"training: expected no trainer.max_epochs (null) beside it, got {given}: updates say how long to train")
         self.checkpoint = None
         if not fits or resuming:
             config.ckpt_path = str(self.folder.find_checkpoint(config.ckpt_path))
@@ -151,6 +168,9 @@ class CommandLine(LightningCLI):
             kwargs["logger"] = loggers(named, self.folder.path) if self.subcommand == "fit" else False
         elif named is not None:
             raise DataError(f"logger: expected --logger or --trainer.logger, got both ({named} and {config.logger})")
+        if self.length is not None:
+            kwargs["max_epochs"] = self.length.epochs
+            self.config_init[self.subcommand].early_stopping.patience = self.length.patience_epochs
         if config.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.folder.path)
         if self.subcommand != "fit" and config.enable_checkpointing is None:
@@ -183,7 +203,9 @@ class CommandLine(LightningCLI):
         if not self.config["fit"].trainer.fast_dev_run:
             check_monitors(trainer_callbacks(self.trainer), self.model, self.datamodule, validates)
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
-        for note in self.datamodule.dataset.notes:
+        data = self.datamodule
+        unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
+        for note in (*data.dataset.notes, *([unequal] if unequal else [])):
             self._announce(f"note: {note}")
         if self.trainer.is_global_zero and not self.config["fit"].trainer.fast_dev_run:
             write_whole(self.folder.path / "config.yaml", yaml.safe_dump(self.configuration(), sort_keys=False))
@@ -304,13 +326,15 @@ class CommandLine(LightningCLI):
         return f"mea-graph fit --config {self.folder.path / 'config.yaml'} {how}"
 
     def _report(self, part: str) -> dict[str, dict[str, float]] | None:
-        """Prints the metrics beside the constant predictor's; returns them on the first process only."""
+        """Prints the metrics beside those of the baselines; returns them on the first process only."""
         found = plain(self.trainer.callback_metrics)
         if not self.trainer.is_global_zero:
             return None
-        constant = constant_scores(self.datamodule, part, self.model.sentiment)
-        scores = {"model": {name: found[f"{part}/{name}"] for name in constant}, "constant": constant}
+        others = baseline_scores(self.datamodule, part, self.model.sentiment)
+        scores = {"model": {name: found[f"{part}/{name}"] for name in others["constant"]}, **others}
         Console().print(scores_table(f"{part} ({len(self.datamodule.parts[part])} samples)", scores))
+        if behind := behind_a_baseline(self.datamodule.task, scores):
+            self._announce(f"note: {behind}")
         matrix = self.confusion.test if part == "test" else next(iter(self.confusion.valid.values()), None)
         if matrix is not None:
             self._announce(confusion_text(matrix, self.datamodule.label_names, part))
@@ -324,6 +348,21 @@ class CommandLine(LightningCLI):
 def trainer_callbacks(trainer: Trainer) -> list[Callback]:
     """Returns the callbacks of a trainer, in the order in which they are called."""
     return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def training_length(updates: int | None, check_every: int | None, patience: int | None) -> TrainingLength | None:
+    """Returns how long to train where that is said in updates."""
+    if updates is not None:
+        return TrainingLength(updates, check_every, patience)
+    if check_every is not None or patience is not None:
+        raise DataError("training: expected updates beside check_every and patience, got none")
+    return None
+
+
+def batches_per_epoch(updates: int | None, check_every: int | None, patience: int | None, accumulate: int) -> int | None:
+    """Returns the batches of an epoch; one pass over the samples where no length is given in updates."""
+    length = training_length(updates, check_every, patience)
+    return None if length is None else length.batches_per_epoch(accumulate)
 
 
 def plugins(given: Any) -> list[Any]:

@@ -56,6 +56,10 @@ class SequenceDataModule(L.LightningDataModule):
         standardize: z-scores per channel: ``train`` (statistics of the training samples; the checkpoint keeps them for other data),
             or the name of a field, such as ``subject`` (statistics of each of its values); raw features where it is ``None``.
         batch_size: samples per batch and process, >= 1.
+        batches_per_epoch: batches of an epoch of training, >= 1, of passes over the samples that follow each other without a break
+            (`TrainingLength`); one pass where it is ``None``.
+        balanced: whether training draws all classes equally often, as often as all have samples together: those of small classes several
+            times, those of large ones less than once.
         seed: decides the order of the training samples, with the epoch.
         num_workers: processes that read samples, >= 0.
         predict_split: the part to predict: ``test``, ``train``, ``valid`` or ``all``.
@@ -84,6 +88,8 @@ class SequenceDataModule(L.LightningDataModule):
         split: SplitPolicy = OWN_SPLITS,
         standardize: str | None = None,
         batch_size: int = 32,
+        batches_per_epoch: int | None = None,
+        balanced: bool = False,
         seed: int = 0,
         num_workers: int = 0,
         predict_split: Literal["test", "train", "valid", "all"] = "test",
@@ -99,6 +105,10 @@ class SequenceDataModule(L.LightningDataModule):
                 raise DataError("data: expected format, cache_dir and reader with a file only, got one of them with a data set")
             if source._scaling is not None:
                 raise DataError("data.source: expected a raw data set, got a standardized one; give standardize= in its place")
+        if batches_per_epoch is not None and batches_per_epoch < 1:
+            raise DataError(
+                f"data.batches_per_epoch: expected an integer >= 1, or none for one pass over the samples, got {batches_per_epoch}"
+            )
         self.source = source
         self.preset = preset
         self.events = events
@@ -112,6 +122,8 @@ class SequenceDataModule(L.LightningDataModule):
         self.split = split
         self.standardize = standardize
         self.batch_size = batch_size
+        self.batches_per_epoch = batches_per_epoch
+        self.balanced = balanced
         self.seed = seed
         self.num_workers = num_workers
         self.predict_split = predict_split
@@ -191,6 +203,14 @@ class SequenceDataModule(L.LightningDataModule):
             raise DataError(f"y: the data has no targets, so nothing can be trained or measured on it; `predict` needs none{hint}")
         return self.dataset.y
 
+    def samples(self, part: str) -> MultimodalDataset:
+        """Returns the samples of one part as a network sees them: standardised, where that is asked for.
+
+        Args:
+            part: ``train``, ``valid``, ``test`` or ``all``.
+        """
+        return self._prepared.subset(self._part(part))
+
     def some_samples(self, part: str) -> Any:
         """Returns the first samples of one part, two at most, as a batch, as they are in the source.
 
@@ -201,8 +221,11 @@ class SequenceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.check_labelled()
+        if self.balanced and self.task != "classification":
+            raise DataError(f"data.balanced: expected classification, whose classes it draws equally often, got {self.task}")
         rank, processes = self._processes
-        loader = self._loader(self._part("train"), shuffle=True, num_replicas=processes, rank=rank)
+        drawn = {"batches": self.batches_per_epoch, "classes": self.targets("train").numpy() if self.balanced else None}
+        loader = self._loader(self._part("train"), shuffle=True, num_replicas=processes, rank=rank, **drawn)
         if self.trainer is not None:  # in a resumed run Lightning sets the epoch too late for workers, which fetch at once
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             loader.batch_sampler.set_epoch(progress.processed)
@@ -236,6 +259,8 @@ class SequenceDataModule(L.LightningDataModule):
             "statistics": tensors,
             "seed": int(self.seed),
             "batch_size": self.batch_size * self._processes[1],
+            "batches_per_epoch": self.batches_per_epoch,
+            "balanced": self.balanced,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -279,11 +304,9 @@ class SequenceDataModule(L.LightningDataModule):
             raise DataError(f"split: part {part!r} has {len(indices)} samples, fewer than the {processes} processes that share it")
         return self._loader(indices[rank::processes], shuffle=False)
 
-    def _loader(self, indices: np.ndarray, shuffle: bool, num_replicas: int = 1, rank: int = 0) -> DataLoader:
+    def _loader(self, indices: np.ndarray, shuffle: bool, **sampling: Any) -> DataLoader:
         part = self._prepared.subset(indices)
-        sampler = LengthBucketBatchSampler(
-            part.lengths, self.batch_size, shuffle=shuffle, seed=self.seed, num_replicas=num_replicas, rank=rank
-        )
+        sampler = LengthBucketBatchSampler(part.lengths, self.batch_size, shuffle=shuffle, seed=self.seed, **sampling)
         return DataLoader(part, batch_sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
 
 
@@ -314,9 +337,14 @@ def check_same_data(state: dict[str, Any], data: SequenceDataModule, stage: str 
     if stage == TrainerFn.FITTING and not (same_source and np.array_equal(trained, data.parts.get("train", np.arange(0)))):
         raise DataError("ckpt_path: expected the data and split that the checkpoint was trained on; resume with the run's config.yaml")
     if stage == TrainerFn.FITTING:
-        batch_size = data.batch_size * data._processes[1]
-        for name, used, asked in (("seed", state.get("seed"), int(data.seed)), ("batch_size", state.get("batch_size"), batch_size)):
-            if used is not None and used != asked:
+        drawn = {
+            "seed": int(data.seed),
+            "batch_size": data.batch_size * data._processes[1],
+            "batches_per_epoch": data.batches_per_epoch,
+            "balanced": data.balanced,
+        }
+        for name, asked in drawn.items():
+            if (used := state.get(name, asked)) != asked:
                 unit = " of all processes together" if name == "batch_size" else ""
                 raise DataError(
                     f"data.{name}: the checkpoint was trained with {used}{unit}, this run has {asked}; resume with the run's config.yaml"

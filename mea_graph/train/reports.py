@@ -11,9 +11,9 @@ from typing import Any
 from rich.table import Table
 from torch import Tensor
 
-from mea_graph.baselines import constant_prediction
+from mea_graph.baselines import PooledLinear, constant_prediction
 from mea_graph.train.data_module import SequenceDataModule
-from mea_graph.train.metrics import TaskMetrics
+from mea_graph.train.metrics import LOWER_IS_BETTER, MAIN_METRIC, Task, TaskMetrics
 from mea_graph.train.whole_files import write_whole
 
 
@@ -30,10 +30,82 @@ def constant_scores(data: SequenceDataModule, part: str, sentiment: bool = False
         >>> constant_scores(data, "test")["auc"]
         0.5
     """
-    target = data.targets(part)
     constant = constant_prediction(data.targets("train"), data.task, data.out_channels)
+    return _scores(data, part, sentiment, constant.expand(len(data.targets(part)), -1))
+
+
+def pooled_linear(data: SequenceDataModule) -> PooledLinear:
+    """Returns `PooledLinear`, fitted to the training samples as a network sees them.
+
+    Its penalty is chosen in folds of which each leaves out other values of the field that divides the data, such as other speakers.
+
+    Args:
+        data: has the samples.
+
+    Example:
+        >>> data = SequenceDataModule(events={"num_samples": 60})
+        >>> pooled_linear(data).num_parameters
+        201
+    """
+    by = data.split.by
+    groups = None if by is None else data.dataset.fields[by][data.parts["train"]]
+    data.targets("train")  # says what is missing
+    return PooledLinear(data.task, data.out_channels).fit(data.samples("train"), groups)
+
+
+def pooled_linear_scores(
+    data: SequenceDataModule, part: str, sentiment: bool = False, model: PooledLinear | None = None
+) -> dict[str, float]:
+    """Returns the metrics of the pooled linear model: what is reached without looking at the order of steps.
+
+    Args:
+        data: its training samples make the model.
+        part: ``test`` or ``valid``, which it is measured on.
+        sentiment: as of `TaskMetrics`.
+        model: what `pooled_linear` made of the data, where it is at hand.
+
+    Example:
+        >>> data = SequenceDataModule(events={"num_samples": 300, "task": "classification", "num_classes": 2})
+        >>> pooled_linear_scores(data, "test")["auc"] > constant_scores(data, "test")["auc"]
+        True
+    """
+    model = pooled_linear(data) if model is None else model
+    return _scores(data, part, sentiment, model.predict(data.samples(part)))
+
+
+def baseline_scores(data: SequenceDataModule, part: str, sentiment: bool = False) -> dict[str, dict[str, float]]:
+    """Returns the metrics of what every model has to beat, by name, in the order of the table.
+
+    Args: as of `constant_scores`.
+
+    Example:
+        >>> list(baseline_scores(SequenceDataModule(events={"num_samples": 60}), "test"))
+        ['constant', 'pooled linear']
+    """
+    return {"constant": constant_scores(data, part, sentiment), "pooled linear": pooled_linear_scores(data, part, sentiment)}
+
+
+def behind_a_baseline(task: Task, scores: Mapping[str, Mapping[str, float]]) -> str | None:
+    """Returns the sentence that says which baseline is better than the model, by the main metric of the task; None where none is.
+
+    Args:
+        task: what the target is.
+        scores: of ``model`` and of baselines, by name.
+
+    Example:
+        >>> behind_a_baseline("classification", {"model": {"accuracy": 0.49}, "pooled linear": {"accuracy": 0.72}})
+        'the model is behind pooled linear: accuracy 0.490 against 0.720'
+    """
+    metric = MAIN_METRIC[task]
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    own, others = scores["model"][metric], {name: found[metric] for name, found in scores.items() if name != "model"}
+    name = max(others, key=lambda name: sign * others[name])
+    return f"the model is behind {name}: {metric} {cell(own)} against {cell(others[name])}" if sign * others[name] > sign * own else None
+
+
+def _scores(data: SequenceDataModule, part: str, sentiment: bool, prediction: Tensor) -> dict[str, float]:
     metrics = TaskMetrics(data.task, data.out_channels, sentiment, data.label_names if data.task == "multilabel" else None)
-    return plain(metrics.scores(constant.expand(len(target), -1), target))
+    return plain(metrics.scores(prediction, data.targets(part)))
 
 
 def plain(scores: Mapping[str, Tensor | float]) -> dict[str, float]:

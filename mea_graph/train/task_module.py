@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -18,6 +18,7 @@ from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train.augmentation import augment
+from mea_graph.train.class_balance import balanced_weights
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
@@ -60,6 +61,8 @@ class TaskModule(L.LightningModule):
         warmup: share of all steps over which the learning rate rises linearly, in [0, 1).
         cosine_decay: whether the learning rate then falls to 0 along half a cosine.
         label_smoothing: of the cross-entropy, in [0, 1].
+        class_weights: of the cross-entropy: one number >= 0 a class, or a label, for samples that have it; ``balanced`` takes them from the
+            training samples (`balanced_weights`) and keeps them in the checkpoint. They count in the ``loss`` and ``task`` of every part.
         modality_dropout: probability with which each modality of a training sample is left out, in [0, 1); each sample keeps one.
         time_stretch, time_mask, feature_noise: how far training samples are changed, see `mea_graph.train.augment`; 0 is not at all.
 
@@ -92,6 +95,7 @@ class TaskModule(L.LightningModule):
         warmup: float = 0.0,
         cosine_decay: bool = False,
         label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
         modality_dropout: float = 0.0,
         time_stretch: float = 0.0,
         time_mask: float = 0.0,
@@ -107,11 +111,13 @@ class TaskModule(L.LightningModule):
         if time_stretch < 0 or not 0 <= time_mask <= 1 or feature_noise < 0:
             got = f"{time_stretch}, {time_mask} and {feature_noise}"
             raise ValueError(f"time_stretch, time_mask, feature_noise: expected >= 0, in [0, 1] and >= 0, got {got}")
+        check_class_weights(class_weights, task, out_channels)
         self.network = network
         self.loss = MEALoss(task, label_smoothing=label_smoothing)
         self.task = task
         self.out_channels = out_channels
         self.label_names = None if label_names is None else list(label_names)
+        self.class_weights = class_weights
         self.sentiment = sentiment
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -177,15 +183,21 @@ class TaskModule(L.LightningModule):
             check_precision(self._trainer.precision)
         if self._seed is None:
             self._seed = torch.initial_seed()
+        if self.class_weights is not None and (stage == "fit" or self.loss.class_weights is None):
+            self.loss.class_weights = self._weights_of_classes(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["random_seed"] = self._seed
         checkpoint["mea_graph_version"] = __version__
         checkpoint["module"] = public_name(type(self))
         checkpoint["precision"] = self.trainer.precision
+        if self.loss.class_weights is not None:
+            checkpoint["class_weights"] = self.loss.class_weights
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seed = checkpoint.get("random_seed", self._seed)
+        if self.class_weights is not None and "class_weights" in checkpoint:
+            self.loss.class_weights = checkpoint["class_weights"]
         if self._trainer is None:  # only the weights are loaded
             return
         keep_own_paths(checkpoint, self._trainer)
@@ -214,6 +226,18 @@ class TaskModule(L.LightningModule):
             raise ValueError("warmup, cosine_decay: expected trainer.max_epochs or trainer.max_steps with them, got an endless run")
         schedule = LearningRateSchedule(int(steps), self.warmup, self.cosine_decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"}}
+
+    def _weights_of_classes(self, stage: str) -> Tensor | None:
+        if self.class_weights is None or self.class_weights != "balanced":
+            return None if self.class_weights is None else torch.tensor(self.class_weights)
+        data: Any = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        if stage != "fit" and "train" not in getattr(data, "parts", ()):
+            return None  # the checkpoint brings them
+        if not hasattr(data, "targets"):
+            raise DataError("class_weights: expected a SequenceDataModule, whose training targets 'balanced' counts; or give numbers")
+        if getattr(data, "balanced", False):
+            raise DataError("class_weights: expected 'balanced' here or data.balanced, got both, which makes rare classes count too much")
+        return balanced_weights(data.targets("train"), self.task, self.out_channels)
 
     def _run(self, batch: Batch) -> Any:
         x_dict, batch_dict = batch.x_dict, batch.batch_dict
@@ -320,3 +344,26 @@ def check_precision(precision: str) -> None:
     """
     if precision not in PRECISIONS:
         raise DataError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
+def check_class_weights(weights: object, task: str, out_channels: int) -> None:
+    """Refuses weights of classes that do not fit the task.
+
+    Args:
+        weights: as of `TaskModule`.
+        task: what the target is.
+        out_channels: number of classes or labels.
+
+    Raises:
+        ValueError: saying what fits.
+
+    Example:
+        >>> check_class_weights([1.0, 2.5], "classification", 2)
+    """
+    if weights is None:
+        return
+    if task == "regression":
+        raise ValueError(f"class_weights: expected none for regression, got {weights!r}")
+    numbers = [w for w in weights if isinstance(w, int | float) and 0 <= w < math.inf] if isinstance(weights, list | tuple) else []
+    if weights != "balanced" and not (isinstance(weights, list | tuple) and len(numbers) == len(weights) == out_channels and any(numbers)):
+        raise ValueError(f"class_weights: expected 'balanced' or {out_channels} finite numbers >= 0, one a class or label, got {weights!r}")

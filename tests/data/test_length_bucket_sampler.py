@@ -86,6 +86,11 @@ def test_no_samples_and_no_steps():
         {"num_replicas": 0},
         {"rank": 2, "num_replicas": 2},
         {"bucket_multiplier": 0},
+        {"batches": 0},
+        {"batches": 1, "lengths": {"a": np.zeros(0, int)}},
+        {"batches": 1, "batch_size": 8, "drop_last": True},
+        {"classes": np.zeros(4, int)},
+        {"classes": np.zeros(5, int), "shuffle": False},
     ],
 )
 def test_arguments_out_of_range(arguments):
@@ -107,3 +112,45 @@ def test_lightning_finds_set_epoch(dataset):
     expected = LengthBucketBatchSampler(dataset.lengths, batch_size=2, seed=1)
     expected.set_epoch(1)
     assert list(sampler) == list(expected) != before
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("batches", [3, 7, 19])  # a pass has 11 batches of one rank, 6 of two
+def test_epochs_of_any_number_of_batches_are_pieces_of_passes_in_a_row(batches, ranks):
+    def sampler(rank, epoch, batches=None):
+        sampler = LengthBucketBatchSampler(lengths(41), 4, num_replicas=ranks, rank=rank, batches=batches, bucket_multiplier=2)
+        sampler.set_epoch(epoch)
+        return sampler
+
+    for rank in range(ranks):
+        passes = [batch for number in range(12) for batch in sampler(rank, number)]
+        epochs = [list(sampler(rank, epoch, batches)) for epoch in range(3)]
+        assert [len(epoch) for epoch in epochs] == [batches] * 3
+        assert len(sampler(rank, 0, batches)) == batches
+        assert [batch for epoch in epochs for batch in epoch] == passes[: 3 * batches]
+    assert 0 < sampler(0, 1, batches).padding.left < 1
+
+
+def test_balanced_passes_have_as_many_of_each_class_and_come_round_to_every_sample():
+    classes = np.array([0] * 30 + [1] * 7 + [2] * 4)
+    sampler = LengthBucketBatchSampler(lengths(41), 4, classes=classes)
+    seen = []
+    for epoch in range(12):
+        sampler.set_epoch(epoch)
+        drawn = [i for batch in sampler for i in batch]
+        assert len(drawn) == 41
+        assert sorted(np.bincount(classes[drawn])) == [13, 14, 14]
+        times = np.bincount(drawn, minlength=41)
+        assert times[classes == 0].max() == 1
+        assert {1, 2} >= set(times[classes == 1])
+        assert {3, 4} >= set(times[classes == 2])
+        seen.append(tuple(drawn))
+    assert len(set(seen)) == 12
+    assert {i for drawn in seen for i in drawn} == set(range(41))
+
+
+def test_balanced_batches_of_all_ranks_are_those_of_one():
+    classes = np.arange(24) % 5 // 4
+    whole = list(LengthBucketBatchSampler(lengths(24), 6, classes=classes))
+    parts = [list(LengthBucketBatchSampler(lengths(24), 3, classes=classes, num_replicas=2, rank=rank)) for rank in range(2)]
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == [sorted(batch) for batch in whole]

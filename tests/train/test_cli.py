@@ -292,8 +292,8 @@ class TestMistakes:
         self.check(capsys, "models", "fit", "--config", "unknown.yaml")
         Path("close.yaml").write_text("data: {sorce: mine.npz}")
         self.check(capsys, "'data.sorce' (did you mean 'data.source'?)", "fit", "--config", "close.yaml")
-        Path("close.yaml").write_text("model: {init_args: {poolng: gru}}")
-        self.check(capsys, "'poolng' is not accepted (did you mean 'model.pooling'?)", "fit", "--config", "close.yaml")
+        Path("close.yaml").write_text("model: {init_args: {chanels: gru}}")
+        self.check(capsys, "'chanels' is not accepted (did you mean 'model.channels'?)", "fit", "--config", "close.yaml")
 
     def test_in_the_model(self, capsys, classes_source):
         source = words(classes_source)

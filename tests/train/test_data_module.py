@@ -139,6 +139,7 @@ def test_a_missing_part_is_an_error(classes_source):
         ({}, r"expected data.source .* or data.events .*, got none"),
         ({"source": "a.npz", "events": {}}, "got both"),
         ({"events": {}, "batch_size": 0}, "batch_size >= 1"),
+        ({"events": {}, "batches_per_epoch": 0}, r"data.batches_per_epoch: expected an integer >= 1, or none for one pass .*, got 0"),
     ],
 )
 def test_contradicting_options(options, message):
@@ -151,7 +152,49 @@ def test_unknown_arguments_of_the_embedded_data_are_named():
         SequenceDataModule(events={"num_samplez": 3}).dataset  # noqa: B018
 
 
+class TestSampling:
+    def test_an_epoch_may_be_any_number_of_batches(self, classes_source):
+        data = SequenceDataModule(**classes_source, batch_size=9, batches_per_epoch=6)  # a pass has 4
+        loader = data.train_dataloader()
+        batches = []
+        for epoch in range(2):
+            loader.batch_sampler.set_epoch(epoch)
+            batches += [list(batch.id) for batch in loader]
+        assert len(batches) == 12
+        for first in (0, 4, 8):
+            once = sorted(id_ for batch in batches[first : first + 4] for id_ in batch)
+            assert once == sorted(data.dataset.subset(data.parts["train"]).ids)
+        assert len(data.val_dataloader()) == 2, "evaluation sees each sample once as ever"
+
+    def test_balanced_training_draws_all_classes_equally_often(self, tmp_path):
+        y = np.array(([0] * 8 + [1, 2]) * 6)
+        np.savez(tmp_path / "rare.npz", audio=np.ones((60, 4, 2)), label=y, split=np.array(["train"] * 40 + ["valid"] * 10 + ["test"] * 10))
+
+        def found(loader, **options):
+            data = SequenceDataModule(str(tmp_path / "rare.npz"), reader={"split": "split"}, **options)
+            return sorted(np.bincount(np.concatenate([batch.y for batch in getattr(data, loader)()]), minlength=3))
+
+        assert found("train_dataloader") == [4, 4, 32]
+        assert found("train_dataloader", balanced=True) == [13, 13, 14]
+        assert found("val_dataloader", balanced=True) == [1, 1, 8]
+        assert found("test_dataloader", balanced=True) == [1, 1, 8]
+
+    @pytest.mark.parametrize(("source", "task"), [("scores_source", "regression"), ("labels_source", "multilabel")])
+    def test_nothing_but_classes_can_be_balanced(self, source, task, request):
+        data = SequenceDataModule(**request.getfixturevalue(source), balanced=True)
+        with pytest.raises(DataError, match=f"data.balanced: expected classification, .* got {task}"):
+            data.train_dataloader()
+
+
 class TestResuming:
+    @pytest.mark.parametrize(("option", "value"), [("batches_per_epoch", 5), ("balanced", True)])
+    def test_with_samples_drawn_another_way_is_refused(self, classes_source, option, value):
+        state = SequenceDataModule(**classes_source).state_dict()
+        with pytest.raises(DataError, match=rf"data.{option}: the checkpoint was trained with (None|False), this run has {value}"):
+            attach(SequenceDataModule(**classes_source, **{option: value})).load_state_dict(state)
+        older = {name: kept for name, kept in state.items() if name != option}
+        attach(SequenceDataModule(**classes_source)).load_state_dict(older)
+
     def test_on_other_data_is_refused(self, classes_source, scores_source):
         state = SequenceDataModule(**classes_source).state_dict()
         attach(SequenceDataModule(**classes_source)).load_state_dict(state)

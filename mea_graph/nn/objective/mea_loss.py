@@ -50,6 +50,9 @@ class MEALoss(nn.Module):
         disparity: "hsic", or "orthogonality" (Table V, "L_sep").
         label_smoothing: Of the cross-entropy, in [0, 1].
 
+    The attribute `class_weights`, None or :math:`(C,)`, multiplies the cross-entropy of each class, or that of the samples which have a
+    label. The task term stays a mean over samples, so that batches of any size add up.
+
     Shape:
         - output: `MEAOutput` with prediction :math:`(B, C)`; target: :math:`(B,)` float with C = 1 (regression), :math:`(B,)` int64 in
           [0, C) (classification), :math:`(B, C)` of zeros and ones (multilabel)
@@ -65,6 +68,8 @@ class MEALoss(nn.Module):
     >>> terms = MEALoss("regression")(output, torch.randn(4))
     >>> terms.total.backward()
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -85,6 +90,7 @@ class MEALoss(nn.Module):
             raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
         self.task, self.alpha, self.beta, self.label_smoothing = task, alpha, beta, label_smoothing
         self.disparity = disparity
+        self.register_buffer("class_weights", None, persistent=False)
 
     def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """L_task alone, for networks that have no other term."""
@@ -99,12 +105,16 @@ class MEALoss(nn.Module):
             kind = "int64" if self.task == "classification" else "floats"
             raise ValueError(f"target: expected {kind} for {self.task}, got {target.dtype}")
         prediction = at_least_float32(prediction)
+        weights = None if self.class_weights is None else self.class_weights.to(prediction)
         if self.task == "regression":
             return F.mse_loss(prediction.squeeze(1), target.to(prediction.dtype))
         if self.task == "classification":
             _check_classes(target, prediction.size(1))
-            return F.cross_entropy(prediction, target, label_smoothing=self.label_smoothing)
-        return F.binary_cross_entropy_with_logits(prediction, target.to(prediction.dtype))
+            if weights is None:
+                return F.cross_entropy(prediction, target, label_smoothing=self.label_smoothing)
+            # not torch's own mean, which divides by the weights of the batch: a batch of one would ignore them
+            return F.cross_entropy(prediction, target, weights, label_smoothing=self.label_smoothing, reduction="none").mean()
+        return F.binary_cross_entropy_with_logits(prediction, target.to(prediction.dtype), pos_weight=weights)
 
     def forward(self, output: MEAOutput, target: Tensor) -> LossTerms:
         """Returns the objective and its terms."""

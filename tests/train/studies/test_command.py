@@ -46,7 +46,7 @@ def figures():
 
 def test_compare(capsys):
     study("compare", "--seeds", 2)
-    names = ["MEA", "constant", "GRU text", "GRU audio", "early fusion GRU", "late fusion GRU", "Transformer"]
+    names = ["MEA", "constant", "pooled linear", "GRU text", "GRU audio", "early fusion GRU", "late fusion GRU", "Transformer"]
     names += ["pairwise Transformer (MulT)", "shared-private (MISA)"]
     found = records()
     assert [(r["name"], r["seed"]) for r in found] == [(name, seed) for seed in (0, 1) for name in names]
@@ -56,17 +56,17 @@ def test_compare(capsys):
         assert len(record["data_hash"]) == 64
         assert record["versions"]["torch"]
         assert record["seconds"] > 0
-        if record["name"] != "constant":
-            assert record["valid"]["r2"] is not None
+        assert record["valid"]["r2"] is not None
+        if record["name"] not in ("constant", "pooled linear"):
             assert 1 <= record["chosen_epoch"] <= record["epochs"] == 2
     table = Path("out/table.md").read_text()
     assert all(f"| {name} | 2 |" in table for name in names)
     assert "mea-graph study compare --config events" in table
     assert figures() == {"scores"}
     printed = capsys.readouterr().out
-    assert "[18/18] shared-private (MISA), seed 1: test r2" in printed
+    assert "[20/20] shared-private (MISA), seed 1: test r2" in printed
     study("compare", "--seeds", 2)
-    assert "18 of 18 runs are finished already" in capsys.readouterr().out
+    assert "20 of 20 runs are finished already" in capsys.readouterr().out
     assert records() == found  # nothing was run again
 
 

@@ -9,7 +9,7 @@ from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.studies.recipe import open_data, read_recipe
 from mea_graph.studies.rows import FULL, TABLE_V, ablated, chosen, compared, with_dropout
-from mea_graph.studies.run import CONSTANT, MODULES, Run, build, check_runs, make_run
+from mea_graph.studies.run import MODULES, UNTRAINED, Run, build, check_runs, make_run
 
 SMALL = {"channels": 8, "hidden_channels": 6, "heads": 2, "exclusive": {"num_layers": 2}, "agnostic": {"num_layers": 1}}
 TRAINING = {"learning_rate": 3e-3, "weight_decay": 0.1, "warmup": 0.1, "cosine_decay": True, "label_smoothing": 0.2, "dropout": 0.1}
@@ -75,7 +75,7 @@ def test_rivals_are_as_wide_and_trained_as_mea():
     assert sum(name.startswith("GRU ") for name in rows) == 3
     data = open_data({"events": {"num_samples": 40}})
     for run in runs_of(rows):
-        if run.kind == CONSTANT:
+        if run.kind in UNTRAINED:
             continue
         module = build(run, data)
         found = {name: getattr(module, name) for name in ("learning_rate", "weight_decay", "warmup", "cosine_decay")}
