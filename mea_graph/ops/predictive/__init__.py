@@ -209,7 +209,7 @@ _OP = Op(
         "plain": Backend(_run_plain, _refuse_plain),
         "listed": Backend(listed.run, _refuse_listed),
         "triton": Backend(triton.run, triton.refuse, prefers="cuda"),
-        "cpu": Backend(cpu.run, _refuse_cpu),
+        "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
         "reference": Backend(_run_reference, _accept),
     },
 )
