@@ -1,160 +1,167 @@
-"""Checks every kernel against float64 on a CUDA device, times it beside its rivals, prints one table and writes JSON.
+"""Settles what can be known only on a GPU, in one run that can lose nothing, and writes JSON.
 
-    python -m benchmarks.gpu_check                 # at most eight minutes; needs no network
-    python -m benchmarks.gpu_check --check-only    # correctness alone
-    python -m benchmarks.report                    # makes docs/performance.md of what was written
+    python -m benchmarks.gpu_check                                   # at most nine minutes; needs no network
+    python -m benchmarks.gpu_check --check-only                      # correctness alone
+    python -m benchmarks.gpu_check --stages kernels "whole model"    # some of it
+    python -m benchmarks.gpu_check --device cpu --small --out FOLDER # rehearses it where there is no GPU
+    python -m benchmarks.report                                      # makes docs/performance.md of what was written
 
-Run it from the repository's root; the package need not be installed. A kernel that is wrong is not timed, and the exit code is then 1.
+Run it from the repository's root; the package need not be installed. Each job is a process of its own, each finding a line of JSON on the
+disk before the next one begins (`*.jsonl`), and after each job the whole is written as one JSON file. What there was no time for is named.
+The exit code is 1 if a check failed, a job did not end as it should, or something could not be timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shlex
 import sys
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import cases, measure, roofline
 from benchmarks.cpu_check import show
-from mea_graph.ops import IntervalEdges, explain
+from benchmarks.gpu_check_run import Job, Record, Settings, run_all
 
+STARTING = 15.0  # seconds for imports, before any job's clock runs
 RESULTS = Path(__file__).parent / "results"
-FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
-TEXT, AUDIO, MOSI = cases.mosi_lengths(32, 50, 12), cases.mosi_lengths(32, 375, 50), cases.mosi_lengths(32)
+_OPS, _MODELS = "benchmarks.gpu_check_ops", "benchmarks.gpu_check_models"
 
-# A budget is a relative error of output or gradient. bfloat16 keeps 8 bits: 2^-8 for a rounded result, a few of them through a chain.
-BUDGET = {FLOAT32: 1e-4, BFLOAT16: 3e-2}
-
-CHECKS: list[Callable[[torch.dtype, str], cases.Case]] = [
-    *(lambda dtype, device, n=n: cases.predictive(2, n, None, dtype, device) for n in (1, 3, 63, 64, 65, 127, 500)),
-    lambda dtype, device: cases.predictive(5, 130, [130, 1, 0, 64, 65], dtype, device),
-    lambda dtype, device: cases.predictive(32, 500, MOSI, dtype, device),
-    *(lambda dtype, device, h=h, c=c: cases.edges("32 graphs of 6 nodes", h, c, dtype, device) for h, c in ((1, 64), (4, 64), (3, 5))),
-    *(lambda dtype, device, h=h: cases.edges("20k nodes, 400k edges", h, 64, dtype, device) for h in (1, 4)),
-    lambda dtype, device: cases.crossing(4, [9, 0, 3, 70], [[5, 0, 2, 33], [0, 0, 1, 20]], [70, 33, 20], dtype, device),
-]
-
-TIMES: list[Callable[[str], cases.Case]] = [
-    *(lambda device, dtype=dtype: cases.predictive(32, 500, None, dtype, device, True) for dtype in (FLOAT32, BFLOAT16)),
-    *(lambda device, dtype=dtype: cases.predictive(32, 500, MOSI, dtype, device, True) for dtype in (FLOAT32, BFLOAT16)),
-    lambda device: cases.predictive(4, 2000, None, BFLOAT16, device),
-    *(
-        lambda device, name=name, heads=heads, dtype=dtype: cases.edges(name, heads, 64, dtype, device)
-        for name in ("32 graphs of 6 nodes", "20k nodes, 400k edges", "200k nodes, 4M edges")
-        for heads, dtype in ((1, FLOAT32), (4, FLOAT32), (4, BFLOAT16))
-    ),
-    *(lambda device, dtype=dtype: cases.crossing(32, MOSI, [TEXT, AUDIO], [500, 50, 375], dtype, device) for dtype in (FLOAT32, BFLOAT16)),
+# In the order of what has to be known first. The seconds are shares of the whole time: what a job leaves goes to those after it.
+JOBS = [
+    Job("device", "device", "benchmarks.gpu_check_device:device", 15),
+    Job("checks", "predictive attention", f"{_OPS}:check_predictive", 60),
+    Job("checks", "interval attention", f"{_OPS}:check_interval", 40),
+    Job("checks", "edge attention", f"{_OPS}:check_edge", 20),
+    Job("checks", "grouped linear", f"{_OPS}:check_grouped", 8),
+    Job("checks", "model", f"{_MODELS}:check_model", 25),
+    Job("times", "predictive attention", f"{_OPS}:time_predictive", 60),
+    Job("times", "interval attention", f"{_OPS}:time_interval", 20),
+    Job("times", "edge attention", f"{_OPS}:time_edge", 35),
+    Job("kernels", "ops", f"{_OPS}:kernels_of_ops", 20),
+    Job("layers", "layers", f"{_MODELS}:layers_of_mea", 45),
+    Job("whole model", "eager", f"{_MODELS}:model_eager", 80),
+    Job("whole model", "kernels", f"{_MODELS}:model_kernels", 12),
+    Job("whole model", "captured", f"{_MODELS}:model_captured", 25),
+    Job("whole model", "compiled", f"{_MODELS}:model_compiled", 70),
+    Job("manners", "streams, memory, sanitizer", f"{_MODELS}:manners", 25),
 ]
 
 
-def check(build: Callable[[torch.dtype, str], cases.Case], dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """The errors of one case, beside those that the eager formula makes in the same dtype."""
-    case = build(dtype, device)
-    try:
-        errors = case.errors()
-        again = all(torch.equal(a, b) for a, b in zip(*(case.contenders["mea_graph"]() for _ in range(2)), strict=True))
-        passed = _good(errors, dtype) and again
-        return {"case": case.name, "dtype": _name(dtype), "errors": errors, "same_bits_twice": again, "passed": passed}
-    except Exception:  # one kernel that fails must not hide what the others do
-        return {"case": case.name, "dtype": _name(dtype), "passed": False, "raised": traceback.format_exc()}
-
-
-def timed(build: Callable[[str], cases.Case], seconds: float, device: str) -> dict[str, Any]:
-    case = build(device)
-    try:
-        errors = case.errors()
-        if not _good(errors, case.dtype):
-            return {"case": case.name, "dtype": _name(case.dtype), "contenders": {}, "not_timed": f"error {errors['mea_graph']:.1e}"}
-        timings = measure.interleave(case.contenders, seconds)
-        results = {
-            name: {**timing._asdict(), "error": errors.get(name), "peak_bytes": measure.peak_cuda_memory(case.contenders[name])}
-            for name, timing in timings.items()
-        }
-        return {"case": case.name, "dtype": _name(case.dtype), "contenders": results, **_share(case, timings["mea_graph"].median, device)}
-    except Exception:
-        return {"case": case.name, "dtype": _name(case.dtype), "contenders": {}, "not_timed": traceback.format_exc()}
-
-
-def _share(case: cases.Case, seconds: float, device: str) -> dict[str, Any]:
-    """What predictive attention achieves of the bound on paper, on a GPU whose figures are known."""
-    if "attention" not in case.about or device != "cuda":
-        return {}
-    found = roofline.achieved(roofline.work(**case.about["attention"], dtype=case.dtype), measure.device_name(), case.dtype, seconds)
-    return {} if found is None else {"roofline": found}
-
-
-def _good(errors: dict[str, float], dtype: torch.dtype) -> bool:
-    """Within the budget; in bfloat16 no worse than the eager formula, where that itself is beyond it (small differences of large sums)."""
-    least = BUDGET[dtype] if dtype == FLOAT32 else max(BUDGET[dtype], errors.get("eager formula", 0.0))
-    return errors["mea_graph"] <= least < float("inf")
-
-
-def ceilings() -> dict[str, float]:
-    """What this device reaches: bytes a second through a large copy, operations a second through a large bfloat16 product."""
-    source = torch.randn(2**28, device="cuda")
-    target = torch.empty_like(source)
-    copy = measure.interleave({"copy": lambda: [target.copy_(source)]}, 1.0)["copy"].median
-    a, b = torch.randn(2, 8192, 8192, device="cuda", dtype=BFLOAT16)
-    product = measure.interleave({"product": lambda: [a @ b]}, 1.0)["product"].median
-    return {"copy_bytes_per_second": 2 * source.nbytes / copy, "bfloat16_flops_per_second": 2 * 8192**3 / product}
-
-
-def chosen() -> dict[str, str]:
-    """What `auto` runs here, and why nothing else does."""
-    q, pointers = torch.randn(128, 8, 5, device="cuda"), cases.pointers_of([64, 64], "cuda")
-    weight, bias = torch.randn(8, 8, 3, 3, device="cuda"), torch.randn(8, device="cuda")
-    x, score = torch.randn(4, 2, 8, device="cuda"), torch.randn(4, 2, device="cuda")
+def gathered(records: Sequence[Record]) -> dict[str, Any]:
+    """All findings in the form that the report reads."""
+    found: dict[str, Any] = {}
+    for r in records:
+        if r["kind"] in ("environment", "chosen", "ceilings"):
+            more = r.get("found", {"raised": r.get("raised", "")})
+            found |= more if r["kind"] == "environment" else {r["kind"]: more}
+    of = lambda *kinds: [{k: v for k, v in r.items() if k != "kind"} for r in records if r["kind"] in kinds]  # noqa: E731
+    timed = [{"dtype": "", "contenders": {}, **({"not_timed": r["raised"]} if "raised" in r else {}), **r} for r in of("time")]
     return {
-        "predictive_attention": str(explain("predictive_attention", q, q, q, pointers, q, q, weight, bias)),
-        "edge_attention": str(explain("edge_attention", x, score, score, torch.tensor([[0, 1], [1, 2]], device="cuda"))),
-        "interval_attention": str(explain("interval_attention", q, q, q, IntervalEdges.complete(pointers, pointers))),
+        **found,
+        "checks": of("check"),
+        "cases": timed,
+        "kernels": of("kernels"),
+        "manners": of("manners"),
+        "absent": of("absent"),
+        "jobs": of("ended"),
+        "left_out": of("left_out", "torn"),
     }
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def faults(found: dict[str, Any]) -> list[str]:
+    """What did not go as it should, a line each. That time was over is none; it is told in `left_out`."""
+    lines = [f"check failed: {c['case']}{_why(c)}" for c in found["checks"] if not c["passed"]]
+    lines += [f"failed: {c['case']}{_why(c)}" for c in found["manners"] if not c.get("passed", "skipped" in c)]
+    lines += [f"not timed: {c['case']}: {c['not_timed'].strip().splitlines()[-1]}" for c in found["cases"] if "not_timed" in c]
+    lines += [f"no profile: {c['case']}{_why(c)}" for c in found["kernels"] if "raised" in c]
+    return lines + [f"{j['stage']}, {j['job']}: {j['how']}" for j in found["jobs"] if j["how"] != "done"]
 
 
-def main() -> None:
+def _why(record: Record) -> str:
+    return (
+        f": {record['raised'].strip().splitlines()[-1]}" if "raised" in record else f": {record.get('what', '')} {record.get('errors', '')}"
+    )
+
+
+def write(path: Path, found: dict[str, Any], command: str) -> None:
+    """Whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps({"command": command, "runs": [found]}, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def tell(job: Job, records: Sequence[Record]) -> None:
+    for r in records:
+        if r["kind"] == "check":
+            errors = ", ".join(f"{n} {e:.1e}" for n, e in r.get("errors", {}).items())
+            print(f"{'ok  ' if r['passed'] else 'FAIL'} {r.get('what', r['case'])}, {r.get('dtype', '')}: {errors}{r.get('raised', '')}")
+        elif r["kind"] == "kernels" and "kernels" in r:
+            print(f"{r['case']}: {r['launches']} launches a pass")
+            for k in r["kernels"][:12]:
+                print(
+                    f"  {k['us']:>10.1f} us  {k['launches']:>6.1f} x  {k['kernel'][:70]}"
+                    + (f"  {k['share']:.0%} of the bound" if "share" in k else "")
+                )
+        elif r["kind"] == "left_out":
+            print(f"left out: {r['case']} ({r['why']})")
+        elif r["kind"] == "ended":
+            print(f"-- {job}: {r['how']}" + (f"\n{r['output']}" if r.get("output") else ""), flush=True)
+
+
+def main(arguments: Sequence[str] | None = None, jobs: Sequence[Job] = tuple(JOBS)) -> int:
+    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="to spend on timing each case")
-    parser.add_argument("--check-only", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
-    args = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("gpu_check needs a CUDA device; torch sees none")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which all is over, whatever happens")
+    parser.add_argument("--seconds", type=float, default=2.0, help="to spend on timing each case")
+    parser.add_argument(
+        "--stages", nargs="+", choices=list(dict.fromkeys(j.stage for j in jobs)), help="only these; the device's is always run"
+    )
+    parser.add_argument("--check-only", action="store_true", help="the stages device and checks")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal, without the kernels")
+    parser.add_argument("--small", action="store_true", help="little input")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for what is found")
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("gpu_check needs a CUDA device; torch sees none (--device cpu --small --out FOLDER rehearses it)")
+    if args.device == "cpu" and args.out == RESULTS:
+        raise SystemExit("--out: expected a folder for the rehearsal, whose figures mean nothing, got that of the results")
     start = time.monotonic()
-    found: dict[str, Any] = {**measure.environment(), "chosen": chosen(), "ceilings": ceilings()}
-    print(*found["chosen"].values(), sep="\n")
-    found["checks"] = [check(build, dtype, "cuda") for build in CHECKS for dtype in (FLOAT32, BFLOAT16)]
-    for c in found["checks"]:
-        errors = ", ".join(f"{n} {e:.1e}" for n, e in c.get("errors", {}).items())
-        print(f"{'ok  ' if c['passed'] else 'FAIL'} {c['case']}, {c['dtype']}: {errors}{c.get('raised', '')}")
-    path = args.out / f"{re.sub('[^a-z0-9]+', '-', found['device'].lower()).strip('-')}-{datetime.now(UTC):%Y-%m-%d}.json"
+    stages = ["device", "checks"] if args.check_only else ["device", *(args.stages or [j.stage for j in jobs])]
     args.out.mkdir(parents=True, exist_ok=True)
-    found["cases"] = []
-    for build in [] if args.check_only else TIMES:
-        found["cases"].append(timed(build, args.seconds, "cuda"))
-        path.write_text(json.dumps({"command": "python -m benchmarks.gpu_check", "runs": [found]}, indent=1) + "\n", encoding="utf-8")
-    path.write_text(json.dumps({"command": "python -m benchmarks.gpu_check", "runs": [found]}, indent=1) + "\n", encoding="utf-8")
-    show({**found, "cases": [c for c in found["cases"] if c["contenders"]]})
+    now = datetime.now(UTC)
+    lines = args.out / f"gpu-check-{now:%Y-%m-%d-%H%M%S}.jsonl"
+    command = shlex.join(["python", "-m", "benchmarks.gpu_check", *(sys.argv[1:] if arguments is None else arguments)])
+    records: list[Record] = []
+    found: dict[str, Any] = {}
+    path = args.out / f"gpu-check-{now:%Y-%m-%d}.json"
+    settings = Settings(args.device, args.small, args.seconds)
+    for job, new in run_all([j for j in jobs if j.stage in stages], settings, args.out, lines, 60 * args.minutes - STARTING):
+        records += new
+        found = gathered(records)
+        named = args.out / f"{re.sub('[^a-z0-9]+', '-', found.get('device', 'gpu-check').lower()).strip('-')}-{now:%Y-%m-%d}.json"
+        if named != path:
+            path.unlink(missing_ok=True)
+            path = named
+        write(path, found, command)
+        tell(job, new)
+    if "device" in found:
+        show({**found, "cases": [c for c in found["cases"] if c["contenders"]]})
     for c in found["cases"]:
         if "roofline" in c:
-            r = c["roofline"]
-            print(f"{c['case']}, {c['dtype']}: {r['share']:.0%} of the roofline, {1e6 * r['bound']:.0f} us")
-        if "not_timed" in c:
-            print(f"not timed: {c['case']}, {c['dtype']}: {c['not_timed']}")
-    print(f"wrote {path} after {time.monotonic() - start:.0f} s")
-    sys.exit(not all(c["passed"] for c in found["checks"]) or any("not_timed" in c for c in found["cases"]))
+            print(f"{c['case']}, {c['dtype']}: {c['roofline']['share']:.0%} of the roofline, {1e6 * c['roofline']['bound']:.0f} us")
+    wrong = faults(found)
+    print(*wrong, sep="\n")
+    print(f"{len(found['left_out'])} cases left out; wrote {path} and {lines} after {time.monotonic() - start:.0f} s")
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

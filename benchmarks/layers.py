@@ -26,7 +26,7 @@ Layer = tuple[
 def _sequences(samples: Samples) -> Inputs:
     """Rows of the layers' width, as the layers before would give them."""
     generator = torch.Generator().manual_seed(7)
-    return {m: torch.randn(len(x), D, generator=generator) for m, x in samples.x_dict.items()}
+    return {m: torch.randn(len(x), D, generator=generator).to(x.device) for m, x in samples.x_dict.items()}
 
 
 def _vectors(x: Inputs, ptr: Inputs, step: int = 0) -> Inputs:
@@ -76,13 +76,14 @@ LAYERS: dict[str, Callable[[], Layer]] = {
 }
 
 
-def layer(name: str, shape: Shape, title: str, size: int, kind: Kind) -> Case:
+def layer(name: str, shape: Shape, title: str, size: int, kind: Kind, device: str = "cpu") -> Case:
     """Forward and backward of one layer. There is no rival: it shows what each part of MEA costs."""
     torch.manual_seed(0)
-    samples = draw(shape, size, kind)
+    samples = draw(shape, size, kind, device=device)
     ptr = samples.ptr_dict
     x = {m: v.requires_grad_() for m, v in _sequences(samples).items()}
     module, call = LAYERS[name]()
+    module.to(device)
 
     def run(f: nn.Module, inputs: Inputs) -> list[Tensor]:
         f.zero_grad()
@@ -108,19 +109,19 @@ def _joined(run: Pass, inputs: int) -> list[Tensor]:
     return [*found[: 1 + inputs], torch.cat([g.flatten() for g in found[1 + inputs :]])]
 
 
-def fusion(size: int) -> Case:
+def fusion(size: int, device: str = "cpu") -> Case:
     """`DecoupledGraphFusion` over the fusion graph of a batch beside PyG's layers for heterogeneous graphs, of the same width."""
     from torch_geometric.nn import GATConv, HeteroConv, HGTConv
 
     torch.manual_seed(0)
-    h = {m: torch.randn(size, D_H) for m in MODALITIES}
+    h = {m: torch.randn(size, D_H).to(device) for m in MODALITIES}
     made = mea.fusion_graph(h, h)
     leaves = {n: v.detach().clone().requires_grad_() for n, v in made.x_dict.items()}
     edges, batch = made.edge_index_dict, made.sample_dict
-    ours = mea.DecoupledGraphFusion(D_H)
-    gat = HeteroConv({t: GATConv((D_H, D_H), D_H, add_self_loops=False) for t in edges})
-    hgt = HGTConv(D_H, D_H, (list(leaves), list(edges)))
-    cotangent = torch.randn(size, D_H)
+    ours = mea.DecoupledGraphFusion(D_H).to(device)
+    gat = HeteroConv({t: GATConv((D_H, D_H), D_H, add_self_loops=False) for t in edges}).to(device)
+    hgt = HGTConv(D_H, D_H, (list(leaves), list(edges))).to(device)
+    cotangent = torch.randn(size, D_H).to(device)
 
     def fused(f: nn.Module, x: Inputs) -> Tensor:
         return torch.stack(list(f(x, edges, batch, size).x.values())).sum(0)

@@ -31,11 +31,11 @@ def mea(seed: int = 0) -> MEA:
     return MEA.published(CHANNELS, 1)
 
 
-def training_step(network: nn.Module, loss: Callable[[], Tensor]) -> Pass:
+def training_step(network: nn.Module, loss: Callable[[], Tensor], capturable: bool = False) -> Pass:
     """Zeroes the gradients, computes the loss, goes back, and lets Adam step. The rate is zero: every step does the same work.
 
-    Adam is fused for every model, as `TaskModule` has it on a CPU."""
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.0, fused=True)
+    Adam is fused for every model, as `TaskModule` has it on a CPU; `capturable` as a CUDA graph asks for it."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.0, fused=True, capturable=capturable)
 
     def run() -> list[Tensor]:
         if not network.training:  # to say it again walks through all submodules
@@ -153,7 +153,7 @@ def case(
 
     def truth() -> list[Tensor]:
         with use_backend("reference"):
-            return outputs(deepcopy(network).double(), _wide(few))
+            return outputs(deepcopy(network).double(), wide(few))
 
     about = {
         "refused": refused,
@@ -167,7 +167,7 @@ def case(
     return Case(title, contenders, ["mea_graph"], truth, torch.float32, {"mea_graph": lambda: outputs(network, few)}, about)
 
 
-def _wide(samples: Samples) -> Samples:
+def wide(samples: Samples) -> Samples:
     return samples._replace(
         x_dict={m: x.double() for m, x in samples.x_dict.items()},
         padded={m: x.double() for m, x in samples.padded.items()},

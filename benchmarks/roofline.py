@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from mea_graph.ops.predictive.triton import _GROUPS as GROUPS
 from mea_graph.ops.predictive.triton import HOPPER, Tiles
 
 
@@ -92,7 +93,7 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
     copies_grad = copies + copied * (wide * size + 4)
     row = 4 * steps  # a float32 a row
     tiles = {name: HOPPER[name, "float" if exact else "half", narrow] for name in LOOPS}
-    groups = min(heads, -(-512 // (len(lengths) * -(-longest // tiles["key"].columns))))
+    groups = min(heads, GROUPS)
     query_grad, key_grad = copied * folded * folded_size, copied // heads * groups * folded * 4
     parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // 16)
     moved = {

@@ -320,7 +320,7 @@ class MEA(nn.Module):
     ) -> MEAOutput:
         spaces = [h for h in (exclusive, agnostic) if h is not None]
         if graph is None:
-            graph = fusion_graph(exclusive, agnostic, present, self.self_loops, keep_absent=is_traced())
+            graph = fusion_graph(exclusive, agnostic, present, self.self_loops, keep_absent=None)
         if present is None:
             like = spaces[0][self.modalities[0]]
             present = dict.fromkeys(self.modalities, torch.ones(like.size(0), dtype=torch.bool, device=like.device))
@@ -385,7 +385,13 @@ def _of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str,
             if node.ptr.numel() != samples + 1:
                 # PyG leaves out the samples that lack a node type, and gives their places to the next ones.
                 raise ValueError(f"batch[{m!r}]: expected rows of {samples} samples, got those of {node.ptr.numel() - 1}; {remedy}")
-            layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0))
+            layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), _longest(batch, m))
         else:
             layout[m] = Pointers.from_batch(node.batch, samples) if "batch" in node else None
     return {m: batch[m].x for m in modalities}, layout
+
+
+def _longest(batch: HeteroData, modality: str) -> int | None:
+    """The longest length, from the numbers that PyG keeps on the host to take a batch apart; None where there are none."""
+    ends = getattr(batch, "_slice_dict", {}).get(modality, {}).get("x")
+    return int(ends.diff().max()) if isinstance(ends, Tensor) and ends.numel() > 1 and ends.device.type == "cpu" else None

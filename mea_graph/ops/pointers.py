@@ -62,8 +62,8 @@ class Pointers:
         self._made: dict[str, Any] = {}  # what was derived once
 
     @classmethod
-    def from_ptr(cls, ptr: Tensor, num_rows: int | None = None) -> "Pointers":
-        """Of a PyG batch: sample b has the rows `ptr[b]` to `ptr[b + 1] - 1`. `num_rows` spares a look at the data.
+    def from_ptr(cls, ptr: Tensor, num_rows: int | None = None, max_length: int | None = None) -> "Pointers":
+        """Of a PyG batch: sample b has the rows `ptr[b]` to `ptr[b + 1] - 1`. `num_rows` and `max_length` spare looks at the data.
 
         >>> Pointers.from_ptr(torch.tensor([0, 2, 5]), 5)
         Pointers(2 samples, 5 rows)
@@ -77,7 +77,10 @@ class Pointers:
                 raise ValueError(
                     f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
                 )
-        return cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
+        made = cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
+        if max_length is not None:
+            made._made["max_length"] = max_length
+        return made
 
     @classmethod
     def from_batch(cls, batch: Tensor, num_samples: int) -> "Pointers":

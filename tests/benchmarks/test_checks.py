@@ -4,25 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases, cpu_check, gpu_check
+from benchmarks import cases, cpu_check, gpu_check_ops, roofline
 from mea_graph.ops.predictive import reference
 
-SMALL = [i for i, build in enumerate(gpu_check.CHECKS) if i < 8 or 9 <= i < 12 or i == len(gpu_check.CHECKS) - 1]
 
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("number", SMALL)
-def test_every_small_case_of_the_gpu_check_passes_on_the_cpu(number, dtype):
-    found = gpu_check.check(gpu_check.CHECKS[number], dtype, "cpu")
+@pytest.mark.parametrize("dtype", gpu_check_ops.DTYPES, ids=str)
+@pytest.mark.parametrize("number", [7, 8, 9])
+def test_rows_with_gaps_and_without_any_step_pass_the_gpu_check_on_the_cpu(number, dtype):
+    found = gpu_check_ops.check("predictive_attention", gpu_check_ops.CHECKS["predictive_attention"][number], dtype, "cpu")
     assert found["passed"], found
 
 
 @pytest.mark.parametrize(
-    "build", [lambda d: cases.predictive(2, 9, [9, 4], device=d), lambda d: cases.edges("32 graphs of 6 nodes", 2, 3, device=d)]
+    "build", [lambda: cases.predictive(2, 9, [9, 4]), lambda: cases.edges("32 graphs of 6 nodes", 2, 3)], ids=["attention", "edges"]
 )
-def test_a_timed_case_has_a_time_for_each_contender(build, monkeypatch):
-    monkeypatch.setattr(gpu_check.measure, "peak_cuda_memory", lambda run: 0)
-    found = gpu_check.timed(build, 0, "cpu")
+def test_a_timed_case_has_a_time_for_each_contender(build):
+    found = gpu_check_ops.time_case(build, 0, "cpu")
     assert "not_timed" not in found, found["not_timed"]
     assert len(found["contenders"]) == 2
     assert all(c["median"] > 0 for c in found["contenders"].values())
@@ -33,22 +30,43 @@ def test_a_wrong_result_is_not_timed(monkeypatch):
         return build._replace(contenders={**build.contenders, "mea_graph": lambda: [2 * t for t in build.contenders["mea_graph"]()]})
 
     case = wrong(cases.predictive(1, 5))
-    found = gpu_check.timed(lambda device: case, 0, "cpu")
+    found = gpu_check_ops.time_case(lambda: case, 0, "cpu")
     assert found["contenders"] == {}
     assert found["not_timed"].startswith("error ")
-    assert not gpu_check.check(lambda dtype, device: case, torch.float32, "cpu")["passed"]
+    assert not gpu_check_ops.check("predictive_attention", lambda dtype, device: case, torch.float32, "cpu")["passed"]
     with pytest.raises(SystemExit, match="nothing is timed"):
         cpu_check.check(case)
 
 
-def test_a_kernel_that_raises_is_told_and_hides_no_other():
-    def broken(*_: object) -> list[Tensor]:
-        raise RuntimeError("launch failed")
+def test_what_ran_on_a_gpu_must_be_the_kernel():
+    case = gpu_check_ops.CHECKS["predictive_attention"]
+    names = [build(torch.float32, "cpu") for build in case[:1] + case[10:]]
+    expected = [gpu_check_ops.expected("predictive_attention", c, torch.float32) for c in names]
+    assert expected.count("reference") == 1  # 3 K D = 384
+    assert set(expected) == {"triton", "reference"}
+    found = gpu_check_ops.check("predictive_attention", case[0], torch.float32, "cpu")
+    assert found["backend"] == ["cpu"] != ["triton"]  # which on a GPU would fail
 
-    case = cases.predictive(1, 5)
-    case = case._replace(contenders={**case.contenders, "mea_graph": broken})
-    assert "launch failed" in gpu_check.check(lambda dtype, device: case, torch.float32, "cpu")["raised"]
-    assert "launch failed" in gpu_check.timed(lambda device: case, 0, "cpu")["not_timed"]
+
+def test_a_rival_in_bfloat16_computes_in_bfloat16():
+    case = gpu_check_ops.predictive_times(2, 6, [6, 3], torch.bfloat16, "cpu", False)
+    upcast, true = (case.contenders[n]() for n in ("eager formula", "eager formula in bfloat16"))
+    assert {t.dtype for t in true} == {torch.bfloat16}
+    assert [t.shape for t in true] == [t.shape for t in upcast]
+
+
+def test_kernels_carry_their_bound_and_share():
+    case = cases.predictive(2, 9, [9, 4])
+    device = roofline.DEVICES["H200"]
+    found = [{"kernel": "predictive_attention_fwd_kernel", "launches": 1.0, "us": 10.0}, {"kernel": "fill", "launches": 2.0, "us": 1.0}]
+    first, second = gpu_check_ops.with_bounds(found, case, device)
+    forward = roofline.work([9, 4], 9, cases.HEADS, cases.WIDTH, torch.float32)[1]
+    assert forward.kernel == "forward loop"
+    assert first["bound_us"] == round(1e6 * max(forward.seconds(device, torch.float32).values()), 2)
+    assert first["share"] > 0
+    assert second == found[1]
+    kernels = {k.kernel for k in roofline.work([9], 9, 8, 5, torch.float32)}
+    assert {n for names in gpu_check_ops._BOUNDS.values() for n in names} == kernels
 
 
 def test_the_truth_is_the_formula_of_the_reference():
@@ -72,10 +90,3 @@ def _inputs() -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     drawn = [torch.randn(12, cases.HEADS, cases.WIDTH, generator=generator) for _ in range(5)]
     return [*drawn, 0.1 * torch.randn(cases.HEADS, cases.HEADS, 3, 3, generator=generator), torch.randn(cases.HEADS, generator=generator)]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
-def test_without_a_gpu_one_clear_sentence(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["gpu_check"])
-    with pytest.raises(SystemExit, match="needs a CUDA device"):
-        gpu_check.main()

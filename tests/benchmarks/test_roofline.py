@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases, gpu_check, measure, report, roofline
+from benchmarks import cases, gpu_check_ops, measure, report, roofline
 from mea_graph.ops.predictive import triton as launcher
 
 KERNELS = ast.parse((Path(launcher.__file__).parent / "triton_kernels.py").read_text(encoding="utf-8"))
@@ -86,11 +86,11 @@ def test_no_unit_is_faster_than_the_bound():
 def test_the_gpu_check_stores_the_share_and_the_report_shows_it(monkeypatch):
     monkeypatch.setattr(measure, "device_name", lambda: "NVIDIA H200")
     case = cases.predictive(2, 9, [9, 4])
-    found = gpu_check._share(case, 1e-3, "cuda")["roofline"]
+    found = gpu_check_ops.share(case, 1e-3, "cuda")["roofline"]
     assert found["share"] == found["bound"] / 1e-3 > 0
     lines = report._roofline([{"case": "attention", "dtype": "float32", "roofline": {"bound": 2e-4, "share": 0.25}}, {"case": "edges"}])
     assert lines[2:] == ["| attention, float32 | 0.200 | 25% |", ""]
-    assert gpu_check._share(cases.crossing(1, [3], [[2]], [3, 2]), 1e-3, "cuda") == {}
+    assert gpu_check_ops.share(cases.crossing(1, [3], [[2]], [3, 2]), 1e-3, "cuda") == {}
 
 
 def test_the_page_of_the_kernels_shows_these_bounds():

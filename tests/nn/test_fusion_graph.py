@@ -227,3 +227,13 @@ def test_samples_survive_what_pyg_does_to_a_graph() -> None:
     assert torch.equal(whole.sample[whole.edge_index[0]], whole.sample[whole.edge_index[1]])
     check(pickle.loads(pickle.dumps(batch)), samples)
     assert batch.edge_type_subgraph(batch.edge_types[:1]).num_samples == 6
+
+
+def test_what_is_absent_is_left_out_on_a_cpu_unless_one_asks() -> None:
+    h = representations(2, ["text", "audio"])
+    present = {"text": torch.tensor([True, True]), "audio": torch.tensor([True, False])}
+    undecided, left_out = (fusion_graph(h, h, present, keep_absent=keep) for keep in (None, False))
+    assert undecided["audio_agnostic"].num_nodes == left_out["audio_agnostic"].num_nodes == 1
+    on_device = fusion_graph({m: v.to("meta") for m, v in h.items()}, None, {m: v.to("meta") for m, v in present.items()}, keep_absent=None)
+    assert on_device["audio_exclusive"].num_nodes == 2
+    assert on_device["audio_exclusive"].present.device.type == "meta"

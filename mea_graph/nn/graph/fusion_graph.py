@@ -11,6 +11,7 @@ from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._sequences import check_keys
 from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.eager import is_traced
 
 SPACES = ("exclusive", "agnostic")
 
@@ -72,7 +73,7 @@ def fusion_graph(
     agnostic: Mapping[str, Tensor] | None,
     present: Mapping[str, Tensor] | None = None,
     self_loops: bool = False,
-    keep_absent: bool = False,
+    keep_absent: bool | None = False,
 ) -> FusionGraph:
     r"""Builds the two fusion graphs of every sample as one `FusionGraph`.
 
@@ -88,7 +89,8 @@ def fusion_graph(
         exclusive, agnostic: Representations by modality; None leaves the space out.
         present: Which samples have the modality. None: all have all.
         self_loops: Whether every node also sends to itself.
-        keep_absent: Whether what is absent is marked instead of left out; without effect where `present` is None.
+        keep_absent: Whether what is absent is marked instead of left out; without effect where `present` is None. None: wherever leaving
+            it out would look at numbers that are on a device, or while a graph is recorded.
 
     Shape:
         - exclusive[m], agnostic[m]: :math:`(B, d_m)`; present[m]: :math:`(B,)`, bool
@@ -108,6 +110,8 @@ def fusion_graph(
     modalities = list(next(iter(spaces.values())))
     like = next(iter(spaces.values()))[modalities[0]]
     there = None if present is None else torch.stack([present[m] for m in modalities])  # (M, B)
+    if keep_absent is None:
+        keep_absent = there is not None and (there.device.type != "cpu" or is_traced())
     if there is None or keep_absent:
         every = torch.arange(samples, device=like.device)
         rows = dict.fromkeys(modalities, every)

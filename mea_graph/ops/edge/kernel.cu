@@ -20,6 +20,7 @@ typedef unsigned long long uint64;
 #define LONG_ROW 256
 #define GROUPS (WARP / LANES)
 #define TILE (LANES * VECTOR)  // channels of a block
+#define IN_FLIGHT (LANES < 4 ? LANES : 4)  // reads that a lane has under way at once; more are no more than the edges of a warp
 #define FULL 0xffffffffu
 #define DEVICE static __device__ __forceinline__
 // At least three blocks on a multiprocessor: left to itself the compiler spills registers to fit more.
@@ -49,6 +50,7 @@ struct Channels {  // a lane's part of a row
 
 DEVICE float not_a_number() { return __int_as_float(0x7fffffff); }
 DEVICE float minus_infinity() { return __int_as_float((int)0xff800000); }
+DEVICE int at_most(int a, int b) { return a < b ? a : b; }
 DEVICE int lane_id() { return threadIdx.x % WARP; }
 DEVICE int warp_id() { return threadIdx.x / WARP; }
 
@@ -92,18 +94,29 @@ DEVICE float dot_product(const Pack& left, const Pack& right) {
 // The first channel that this lane owns.
 DEVICE int first_channel() { return blockIdx.y * TILE + lane_id() % LANES * VECTOR; }
 
-// sum += weight * values[node], over the `count` edges whose node and weight the lanes hold. The groups of a warp take turns.
+// sum += weight * values[node], over the `count` edges, one at least, whose node and weight the lanes hold. The groups of a warp take turns.
+// Reads are not guarded, for a guard would make each wait for the one before: beyond the last edge, or the last channel, they read again
+// what is there, and nothing comes of it.
 DEVICE void add_rows(Channels& sum, const value* values, int64 node, float weight, int count, int head, int heads, int channels) {
-  const int channel = first_channel(), group = lane_id() / LANES;
-#pragma unroll 4
-  for (int first = 0; first < count; first += GROUPS) {
-    const int edge = first + group;
-    const int64 from = __shfl_sync(FULL, node, edge % WARP);
-    const float by = __shfl_sync(FULL, weight, edge % WARP);
-    if (edge < count && channel < channels) {
-      const Pack pack = load(values + (from * heads + head) * channels, channel);
+  if (channels == 0) return;
+  const int channel = first_channel() < channels ? first_channel() : 0, group = lane_id() / LANES;
+#pragma unroll 1
+  for (int first = group; first - group < count; first += GROUPS * IN_FLIGHT) {
+    Pack pack[IN_FLIGHT];
+    float by[IN_FLIGHT];
 #pragma unroll
-      for (int u = 0; u < VECTOR; ++u) sum.v[u] += by * widen(pack.v[u]);
+    for (int i = 0; i < IN_FLIGHT; ++i) {
+      const int edge = at_most(first + i * GROUPS, count - 1);
+      const int64 from = __shfl_sync(FULL, node, edge);
+      by[i] = __shfl_sync(FULL, weight, edge);
+      pack[i] = load(values + (from * heads + head) * channels, channel);
+    }
+#pragma unroll
+    for (int i = 0; i < IN_FLIGHT; ++i) {
+      if (first + i * GROUPS < count) {
+#pragma unroll
+        for (int u = 0; u < VECTOR; ++u) sum.v[u] += by[i] * widen(pack[i].v[u]);
+      }
     }
   }
 }
@@ -264,8 +277,6 @@ KERNEL edge_attention_bwd_target_kernel(const value* __restrict__ grad_y, const 
     const value* grad_row = grad_y + (row.node * heads + row.head) * channels;
     const int64 begin = row.begin + (int64)part * WARP, step = (int64)parts * WARP;
     const int group = lane_id() / LANES, channel = lane_id() % LANES * VECTOR;
-    Pack own_grad;
-    if (channel < channels) own_grad = load(grad_row, channel);
     float mean = 0.0f;  // this lane's part of the sum of weight * gradient of the weight
     for (int64 k = begin; k < row.end; k += step) {
       const int count = edges_from(k, row.end);
@@ -274,21 +285,31 @@ KERNEL edge_attention_bwd_target_kernel(const value* __restrict__ grad_y, const 
       const bool there = (uint64)node < (uint64)num_sources;
       if (!there) node = 0;
       float grad = 0.0f;  // of the weight of this lane's edge
-#pragma unroll 4
-      for (int first = 0; first < count; first += GROUPS) {
-        const int edge = first + group;
-        const int64 from = __shfl_sync(FULL, node, edge % WARP);
-        float dot = 0.0f;
-        if (edge < count) {
-          const value* x_row = x + (from * heads + row.head) * channels;
-          if (channel < channels) dot = dot_product(own_grad, load(x_row, channel));
 #pragma unroll 1
-          for (int c = channel + TILE; c < channels; c += TILE) dot += dot_product(load(grad_row, c), load(x_row, c));
+      for (int first = 0; first < (channels ? count : 0); first += GROUPS * IN_FLIGHT) {
+        float dots[IN_FLIGHT] = {};
+#pragma unroll 1
+        for (int c = channel; c - channel < channels; c += TILE) {  // the same number of turns on all lanes
+          const bool inside = c < channels;
+          const Pack own_grad = load(grad_row, inside ? c : 0);
+          Pack pack[IN_FLIGHT];
+#pragma unroll
+          for (int i = 0; i < IN_FLIGHT; ++i) {  // as in add_rows
+            const int64 from = __shfl_sync(FULL, node, at_most(first + i * GROUPS + group, count - 1));
+            pack[i] = load(x + (from * heads + row.head) * channels, inside ? c : 0);
+          }
+#pragma unroll
+          for (int i = 0; i < IN_FLIGHT; ++i) {
+            if (inside) dots[i] += dot_product(own_grad, pack[i]);
+          }
         }
 #pragma unroll
-        for (int o = LANES / 2; o > 0; o /= 2) dot += __shfl_xor_sync(FULL, dot, o);
-        const float found = __shfl_sync(FULL, dot, lane_id() % GROUPS * LANES);  // from the group whose edge is this lane's, in its turn
-        if (lane_id() / GROUPS * GROUPS == first) grad = found;
+        for (int i = 0; i < IN_FLIGHT; ++i) {
+#pragma unroll
+          for (int o = LANES / 2; o > 0; o /= 2) dots[i] += __shfl_xor_sync(FULL, dots[i], o);
+          const float found = __shfl_sync(FULL, dots[i], lane_id() % GROUPS * LANES);  // from the group whose edge is this lane's
+          if (lane_id() / GROUPS * GROUPS == first + i * GROUPS) grad = found;
+        }
       }
       if (lane_id() < count) {
         const int64 given = order[k + lane_id()] * heads + row.head;

@@ -41,7 +41,7 @@ def interval_attention(
 
     :math:`N(i)` are the source rows that `edges` gives to the target row i. A row that hears nothing gives zeros. With `IntervalEdges` no
     map and no list of edges is stored: memory grows with the rows, time with the edges. Sums are taken in float32, or in float64 where an
-    input is float64, and repeat bit for bit.
+    input is float64, and repeat bit for bit; but for the gradients of "sdpa" on a GPU, which torch's own kernels may add in any order.
 
     Args:
         query: Of the target rows, split into heads.

@@ -20,7 +20,7 @@ from mea_graph.ops.predictive import padded
 _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
 _BLOCK = 64  # copies are padded to multiples of it, and every tile divides it
 _FOLD_ROWS, _UNFOLD_ROWS = 32, 16
-_PROGRAMS = 512  # the loop over queries is split by heads into at least so many programs, to fill the largest GPUs
+_GROUPS = 4  # the loop over queries takes the heads in so many groups: whatever the batch, so that no sum is cut by its company
 
 
 class Tiles(NamedTuple):
@@ -224,7 +224,7 @@ def _backward(
 
         tiles, constants = call.loop("key")
         blocks = call.steps_padded // tiles.columns
-        groups = min(call.heads, gpu.cdiv(_PROGRAMS, call.batch * blocks))
+        groups = min(call.heads, _GROUPS)
         folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
         triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
             *shared, inner_delta, d_key, d_value, folded_key_grad,

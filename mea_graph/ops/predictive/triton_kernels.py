@@ -163,6 +163,13 @@ def predictive_attention_fwd_kernel(
 
 
 @triton.jit
+def _gain(copy):
+    """What gradients of maps are multiplied by before they are rounded to the dtype of the copies: in float16, where they are products of
+    two softmaxes, they would fall below what it holds. An exact power of two; what is summed of them is divided by it again."""
+    return 256.0 if copy.dtype.element_ty == tl.float16 else 1.0
+
+
+@triton.jit
 def predictive_attention_bwd_query_kernel(
     query, key, value, folded_query, folded_key, grad, bias, starts, lengths, inner, outer, delta,
     query_grad, folded_query_grad, bias_parts, inner_delta,
@@ -201,6 +208,7 @@ def predictive_attention_bwd_query_kernel(
     inner_rows = tl.load(inner + pair * steps_padded + rows, mask=inside, other=float("inf"))
     outer_rows = tl.load(outer + pair * steps_padded + rows, mask=inside, other=float("inf"))
     delta_rows = tl.load(delta + pair * steps_padded + rows)
+    gain = _gain(grad)
 
     inner_deltas = tl.zeros([ROWS], tl.float32)
     bias_grads = tl.zeros([ROWS], tl.float32)
@@ -222,7 +230,7 @@ def predictive_attention_bwd_query_kernel(
         mixed = (mu * LOG2_E) * gelu + ((1.0 - mu) * LOG2_E) * share - outer_rows[:, None]
         weights = tl.exp2(tl.where(real, mixed, -float("inf")))
         products = dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), EXACT)
-        mixed_grads = weights * (products - delta_rows[:, None])
+        mixed_grads = weights * (products - delta_rows[:, None]) * gain
         shared_grads = share * mixed_grads
         inner_deltas += tl.sum(shared_grads, 1)
         weighted = add_dot(weighted, shared_grads, keys, EXACT)
@@ -234,13 +242,13 @@ def predictive_attention_bwd_query_kernel(
         folded_grads = add_dot(folded_grads, mixed_grads, folded_keys, EXACT)
 
     folded_query_grad += pair * steps_padded * FOLDED + rows[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :]
-    tl.store(folded_query_grad, folded_grads.to(folded_query_grad.dtype.element_ty))
+    tl.store(folded_query_grad, (folded_grads / gain).to(folded_query_grad.dtype.element_ty))
     # ln 2 takes the log2(e) out of `scale` again.
-    query_grads = (weighted - inner_deltas[:, None] * mean_keys) * ((1.0 - mu) * scale * LN_2)
+    query_grads = (weighted - inner_deltas[:, None] * mean_keys) * ((1.0 - mu) * scale * LN_2 / gain)
     at_first = ((tl.load(starts + sample) + block * ROWS) * heads + head) * width
     _store_tile(query_grad + at_first, heads * width, length - block * ROWS, query_grads, width, WIDTH)
-    tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)
-    tl.store(bias_parts + tl.program_id(0), tl.sum(bias_grads, 0))
+    tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)  # with the gain, which the other loop has too
+    tl.store(bias_parts + tl.program_id(0), tl.sum(bias_grads, 0) / gain)
 
 
 @triton.jit(do_not_specialize=["groups"])
@@ -273,6 +281,7 @@ def predictive_attention_bwd_key_kernel(
     if CHUNK == FOLDED:
         folded_keys = _tile(folded_key, columns, FOLDED)
     folded_grads = tl.zeros([COLUMNS, FOLDED], tl.float32)
+    gain = _gain(grad)
     for head in range(low, high):
         pair = sample * heads + head
         keys = _tile(key + pair * steps_padded * WIDTH, columns, WIDTH)
@@ -304,7 +313,7 @@ def predictive_attention_bwd_key_kernel(
             grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
             value_grads = add_dot(value_grads, weights, grads, EXACT)
             products = dot(values, tl.trans(grads), EXACT)
-            mixed_grads = weights * (products - delta_rows[None, :])
+            mixed_grads = weights * (products - delta_rows[None, :]) * gain
             logit_grads = share * (mixed_grads - inner_deltas[None, :])
             key_grads = add_dot(key_grads, logit_grads, queries, EXACT)
             mixed_grads *= mu * slope
@@ -312,10 +321,10 @@ def predictive_attention_bwd_key_kernel(
                 folded_queries = _tile(folded_rows, rows, FOLDED)
             folded_grads = add_dot(folded_grads, mixed_grads, folded_queries, EXACT)
         # ln 2 takes the log2(e) out of `scale` again.
-        key_grads *= (1.0 - mu) * scale * LN_2
+        key_grads *= (1.0 - mu) * scale * LN_2 / gain
         at_first = (tl.load(starts + sample) + block * COLUMNS) * heads + head
         count = length - block * COLUMNS
         _store_tile(key_grad + at_first * width, heads * width, count, key_grads, width, WIDTH)
         _store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, VALUE_WIDTH)
     folded_key_grad += (sample * groups + group) * steps_padded * FOLDED
-    tl.store(folded_key_grad + columns[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads)
+    tl.store(folded_key_grad + columns[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads / gain)

@@ -1,6 +1,7 @@
 """kernel.cu compiled for real GPUs, without one: every shipped kind of variant, no register spilled; and the cache of the results."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,19 @@ def test_compiles_without_spills(variant: cuda.Variant, capability: int) -> None
         assert int(shared) <= 16 * 1024, name
     assert {name for name, *_ in found} == KERNELS
     assert cubin[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.usefixtures("_nvrtc")
+def test_four_rows_are_read_at_once(capability: int, tmp_path: Path) -> None:
+    """In machine code: no multiplication between a read of 16 bytes and the three after it."""
+    dump = Path(pytest.importorskip("triton").__file__).parent / "backends/nvidia/bin/cuobjdump"
+    cubin, _ = nvrtc.compile_source(cuda.source(), capability, VARIANTS[0].options)
+    (tmp_path / "kernel.cubin").write_bytes(cubin)
+    code = subprocess.run([dump, "--dump-sass", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True).stdout
+    for part in code.split("Function : ")[1:]:
+        between = re.split(r"\bFFMA\b|\bFMUL\b", part)
+        assert max(len(re.findall(r"\bLDG\.E\.128", each)) for each in between) >= 4, part.split()[0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mea_graph.ops import IntervalEdges, Pointers, explain, predictive_attention
 from mea_graph.ops.interval import triton as gpu
+from mea_graph.ops.predictive import _OP
 from mea_graph.ops.predictive import triton as backend
 
 NAMES = ("query", "key", "value", "prior_query", "prior_key", "weight", "bias")
@@ -123,6 +124,34 @@ def test_half_precision(case: Case, dtype: torch.dtype, bound: float, lay_out: L
     assert not {n: e for n, e in errors(found, truth(tensors, pointers, case.mu, grad)).items() if not e < bound}
 
 
+@pytest.mark.usefixtures("coarse_tiles")
+def test_small_gradients_do_not_vanish_in_float16(lay_out: Layout, errors: Errors) -> None:
+    """Those of maps are products of two softmaxes of 256 steps, and of a gradient of 0.01."""
+    case, pointers = Case(1, (5, 5, 5), ()), lay_out("packed", (256,))
+    tensors = {n: t.half() if t is not None and n in ROWS else t for n, t in case.tensors(256).items()}
+    grad = (0.01 * torch.randn(256, 1, 5)).half()
+    found = attend(tensors, pointers, case.mu, grad)
+    assert not {n: e for n, e in errors(found, truth(tensors, pointers, case.mu, grad)).items() if not e < 5e-3}
+
+
+def test_groups_of_heads_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, lay_out: Layout) -> None:
+    """They cut the sum over heads that is `prior_key`'s gradient: it must not be rounded otherwise in other company."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from mea_graph.ops.predictive.triton_kernels import predictive_attention_bwd_key_kernel as kernel
+
+    groups: list[int] = []
+
+    def launch(self: InterpretedFunction, grid: tuple[int, ...]) -> Callable[..., None]:
+        at = kernel.arg_names.index("groups")
+        return lambda *args, **kwargs: groups.append(args[at]) if self is kernel else None
+
+    monkeypatch.setattr(InterpretedFunction, "__getitem__", launch)
+    for lengths in ((3,), (3,) * 600, (500,) * 40):
+        attend(Case(8, (5, 5, 5), ()).tensors(sum(lengths)), lay_out("packed", lengths), 0.25, torch.zeros(sum(lengths), 8, 5))
+    assert groups == [4, 4, 4]
+
+
 def test_mixed_precision_is_computed_in_float32(lay_out: Layout, errors: Errors) -> None:
     torch.manual_seed(1)  # a draw whose gradient of the bias is not a small difference of large numbers
     case, pointers = Case(2, (4, 6, 5), ()), lay_out("packed", (3, 0, 1))
@@ -140,10 +169,7 @@ def test_mixed_precision_is_computed_in_float32(lay_out: Layout, errors: Errors)
 
 @pytest.mark.usefixtures("coarse_tiles")
 def test_the_same_bits_on_every_run_and_in_any_company(lay_out: Layout) -> None:
-    """A sample's result and gradients do not depend on gaps or on the other samples: not even in the last bit.
-
-    Here. The key's loop takes the heads in groups; where a larger batch has fewer groups, `prior_key`'s gradient is rounded otherwise.
-    """
+    """A sample's result and gradients do not depend on gaps or on the other samples: not even in the last bit."""
     case, packed, padded = Case(1, (5, 5, 5), ()), lay_out("packed", (41, 70)), lay_out("padded", (41, 70))
     tensors, grad = case.tensors(111), torch.randn(111, 1, 5)
     first, second = (attend(tensors, packed, 0.25, grad) for _ in range(2))
@@ -211,6 +237,15 @@ def test_says_why_it_cannot_run(change: dict[str, Any], reason: str | None) -> N
     tensors = Case(2, (4, 4, 4), ()).tensors(3)
     said = backend.refuse(**(tensors | {"mu": 0.25, "pointers": STEPS, "edges": None} | change))
     assert (said is None) if reason is None else reason in str(said)
+
+
+@pytest.mark.parametrize(("heads", "width", "backend"), [(8, 5, "triton"), (8, 16, "reference")])
+def test_on_a_gpu_auto_takes_the_formula_where_no_kernel_holds_the_prior(heads: int, width: int, backend: str) -> None:
+    """3 K D = 384. The blocks made for a CPU would launch thousands of kernels there, and wait for the device again and again."""
+    arguments = Case(heads, (width, width, width), ()).tensors(3) | {"mu": 0.25, "pointers": STEPS, "edges": None}
+    chosen, refused = _OP._automatic(torch.device("cuda"), arguments, every=True)
+    assert chosen == backend
+    assert refused["cpu"] == "taken only when asked for by name, since the tensors are on cuda"
 
 
 def test_needs_a_gpu_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:

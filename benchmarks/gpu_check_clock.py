@@ -1,0 +1,100 @@
+"""What a pass takes on a device: on the wall, between events, as a CUDA graph without its host, kernel by kernel; and its peak memory."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import measure
+from benchmarks.measure import Pass
+
+_REPEATS = 20
+
+
+def clocks(contenders: Mapping[str, Pass], seconds: float, device: str, graphs: bool = True) -> dict[str, dict[str, Any]]:
+    """By contender: seconds on the wall with their quartiles, taken in turn, and on a GPU what the device itself needs."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, timing in measure.interleave(contenders, seconds).items():
+        found[name] = timing._asdict()
+        if device != "cuda":
+            continue
+        run = contenders[name]
+        found[name]["events"] = between_events(run)
+        found[name]["peak_bytes"] = measure.peak_cuda_memory(run)
+        if graphs:
+            try:
+                found[name]["graph"] = between_events(captured(run))
+            except Exception as refused:  # a pass that synchronises cannot be captured: that is a finding, not a fault of the others
+                found[name]["graph_refused"] = first_line(refused)
+                measure.synchronize()
+    return found
+
+
+def between_events(run: Callable[[], Any]) -> float:
+    """Seconds a pass between two events of the device, of many passes queued one behind the other."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    run()
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(_REPEATS):
+        run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / _REPEATS
+
+
+def captured(run: Callable[[], Any]) -> Callable[[], list[Tensor]]:
+    """The pass as a CUDA graph: what it returns is overwritten by each replay."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return out
+
+    return replay
+
+
+def kernels(run: Callable[[], Any], device: str, passes: int = 3) -> list[dict[str, Any]]:
+    """By kernel (on a CPU by operator): how often a pass launches it, and the microseconds a pass it takes; the longest first."""
+    on_cuda = device == "cuda"
+    passes = passes if on_cuda else 1
+    run()
+    measure.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as seen:
+        for _ in range(passes):
+            run()
+        measure.synchronize()
+    launches: dict[str, int] = defaultdict(int)
+    took: dict[str, float] = defaultdict(float)
+    for event in seen.events() or []:
+        if on_cuda != (str(event.device_type).endswith("CUDA")):
+            continue
+        name = re.sub(r"\s+", " ", event.name)[:120]
+        launches[name] += 1
+        took[name] += event.self_device_time_total if on_cuda else event.self_cpu_time_total
+    return [
+        {"kernel": n, "launches": launches[n] / passes, "us": round(took[n] / passes, 2)} for n in sorted(took, key=took.__getitem__)[::-1]
+    ]
+
+
+def launches(run: Callable[[], Any], device: str) -> float | None:
+    """Kernels, copies and fills that a pass starts on a GPU."""
+    return round(sum(k["launches"] for k in kernels(run, device)), 1) if device == "cuda" else None
+
+
+def first_line(raised: BaseException) -> str:
+    return f"{type(raised).__name__}: {(str(raised).splitlines() or [''])[0]}"

@@ -1,0 +1,252 @@
+"""Layers and the whole model on a device: eager, compiled and captured, beside its rivals; autocast, streams, memory."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import cases, layers, measure, models, rivals
+from benchmarks.gpu_check_clock import captured, clocks, first_line, kernels, launches
+from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, CHECKS, FLOAT32, check
+from benchmarks.gpu_check_run import Record, Run
+from benchmarks.samples import SHAPES, Kind, Samples, Shape, draw
+from mea_graph.nn import MEALoss
+from mea_graph.ops import use_backend
+
+LITTLE = Shape({"text": 6, "audio": 9, "vision": 8}, {"text": 3, "audio": 5, "vision": 5})
+AGAINST = ("MulT", "MulT, trimmed", "LinMulT", "Transformer over the concatenation")
+MODEL_BUDGET = 1e-3  # of gradients through the whole model in float32, without TF32 in cuDNN
+
+
+def _shape(run: Run) -> Shape:
+    return LITTLE if run.small else SHAPES["MOSI"]
+
+
+def _exact() -> Any:
+    """cuDNN rounds to TF32 by default; what is checked must not."""
+    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+
+
+def layers_of_mea(run: Run) -> None:
+    """Each layer against float64, its times, how many kernels it launches, and whether it can be captured (a layer that waits cannot)."""
+    size = 3 if run.small else 32
+    builds: dict[str, Callable[[], cases.Case]] = {
+        name: partial(layers.layer, name, _shape(run), "MOSI", size, "true lengths", run.device)
+        for name in (list(layers.LAYERS)[:3] if run.small else layers.LAYERS)
+    }
+    if not run.small:
+        builds["the fusion graph beside PyG's layers"] = partial(layers.fusion, size, run.device)
+
+    def find(build: Callable[[], cases.Case]) -> Record:
+        case = build()
+        with _exact():
+            errors = case.errors()
+        found = {"case": case.name, "dtype": "float32", "errors": errors, "passed": errors["mea_graph"] <= BUDGET[FLOAT32]}
+        if not found["passed"]:
+            return {**found, "contenders": {}, "not_timed": f"error {errors['mea_graph']:.1e}"}
+        started = launches(case.contenders["mea_graph"], run.device)
+        return {**found, "launches": started, "contenders": clocks(case.contenders, run.clock / 2, run.device)}
+
+    run.each("time", {name: lambda build=build: find(build) for name, build in builds.items()})
+
+
+def check_model(run: Run) -> None:
+    """The model against float64 by the reference, exactly and under autocast, on a few samples of at most 250 steps."""
+    few = draw(_shape(run).at_most(250), 2, "true lengths", device=run.device)
+    network = models.mea().to(run.device)
+
+    def errors(autocast: bool) -> Record:
+        with use_backend("reference"):
+            truth = models.outputs(deepcopy(network).double(), models.wide(few))
+        with _exact(), torch.autocast(run.device, BFLOAT16, enabled=autocast):
+            found = {"mea_graph": measure.error(models.outputs(network, few), truth)}
+            with use_backend("reference"):
+                found["eager formula"] = measure.error(models.outputs(network, few), truth)
+        # Through so many layers roundings grow, the formula's as ours: autocast is held to the formula under the same autocast.
+        least = max(BUDGET[BFLOAT16], 1.5 * found["eager formula"]) if autocast else MODEL_BUDGET
+        return {"dtype": "bfloat16 by autocast" if autocast else "float32", "errors": found, "passed": found["mea_graph"] <= least}
+
+    def twice() -> Record:
+        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, deterministic=True):
+            first, second = (models.outputs(network, few) for _ in range(2))
+        same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        return {"dtype": "float32", "errors": {}, "same_bits_twice": same, "passed": same}
+
+    run.each(
+        "check",
+        {"MEA": lambda: errors(False), "MEA under autocast": lambda: errors(True), "MEA twice, cuDNN deterministic": twice},
+    )
+
+
+def _batches(run: Run) -> list[tuple[Kind, int, models.Mode]]:
+    """The most telling first."""
+    if run.small:
+        return [("true lengths", 2, "train"), ("true lengths", 2, "predict")]
+    kinds: tuple[Kind, ...] = ("true lengths", "full padding")
+    return [(kind, size, mode) for size, mode, kind in product((32, 16, 128), ("train", "predict"), kinds)]
+
+
+def _title(kind: Kind, size: int, mode: models.Mode, more: str = "") -> str:
+    return f"MEA, {'training step' if mode == 'train' else 'prediction'}, MOSI, B {size}, {kind}{more}"
+
+
+def _with_autocast(forward: models.Forward, device: str) -> models.Forward:
+    def run() -> Tensor:
+        with torch.autocast(device, BFLOAT16):
+            return forward()
+
+    return run
+
+
+def _rival(name: str, samples: Samples, mode: models.Mode, wrap: Callable[[models.Forward], models.Forward]) -> measure.Pass:
+    torch.manual_seed(0)
+    rival = rivals.build(name, samples)
+    return (
+        models.prediction(rival.network, wrap(rival.predict))
+        if mode == "predict"
+        else models.training_step(rival.network, wrap(rival.loss))
+    )
+
+
+def model_eager(run: Run) -> None:
+    """Training step and prediction beside the rivals, in float32 and, for all alike, under autocast."""
+    present = [name for name in rivals.available() if name in AGAINST]
+    for name, why in rivals.absent().items():
+        if name in AGAINST:
+            run.emit("absent", name=name, why=why)
+
+    def find(kind: Kind, size: int, mode: models.Mode, autocast: bool) -> Record:
+        samples = draw(_shape(run), size, kind, device=run.device)
+        wrap = partial(_with_autocast, device=run.device) if autocast else (lambda forward: forward)
+        contenders = {"mea_graph": models.passes_of_mea(models.mea().to(run.device), samples, mode, wrap)}
+        refused = {}
+        for name in present:
+            try:
+                contenders[name] = _rival(name, samples, mode, wrap)
+                contenders[name]()
+            except Exception as raised:
+                contenders.pop(name, None)
+                refused[name] = first_line(raised)
+        started = launches(contenders["mea_graph"], run.device)
+        title = _title(kind, size, mode, ", autocast" if autocast else "")
+        found = clocks(contenders, run.clock, run.device, graphs=False)
+        dtype = "bfloat16" if autocast else "float32"
+        return {"case": title, "dtype": dtype, "contenders": found, "launches": started, "refused": refused, "samples": size}
+
+    batches = [(*batch, autocast) for batch in _batches(run) for autocast in (False, True) if not (autocast and batch[1] != 32)]
+    run.each("time", {_title(*b[:3], ", autocast" if b[3] else ""): lambda b=b: find(*b) for b in batches})
+
+
+def model_kernels(run: Run) -> None:
+    """What a training step launches, kernel by kernel; on little input a prediction."""
+    kind, size, mode = _batches(run)[-1 if run.small else 0]
+
+    def find() -> Record:
+        samples = draw(_shape(run), size, kind, device=run.device)
+        found = kernels(models.passes_of_mea(models.mea().to(run.device), samples, mode), run.device)
+        return {"launches": round(sum(k["launches"] for k in found), 1), "kernels": found[:60]}
+
+    run.each("kernels", {_title(kind, size, mode): find})
+
+
+def model_captured(run: Run) -> None:
+    """The padded batch, whose sizes no number decides, as one CUDA graph: held to the eager pass, then timed."""
+
+    def find(kind: Kind, size: int, mode: models.Mode) -> Record:
+        samples = draw(_shape(run), size, kind, device=run.device)
+        network = models.mea().to(run.device)
+        objective = MEALoss("regression").to(samples.y)
+        forward = lambda: network(samples.padded, samples.mask)  # noqa: E731
+        if mode == "predict":
+            eager = models.prediction(network, lambda: forward().prediction.squeeze(1))
+        else:
+            loss = lambda: objective(forward(), samples.y).total  # noqa: E731
+            eager = models.training_step(network, loss, capturable=run.on_cuda)
+        expected = [t.clone() for t in eager()]
+        found = {"case": _title(kind, size, mode, ", padded"), "dtype": "float32", "contenders": {}}
+        if not run.on_cuda:
+            return {**found, "skipped": "a CUDA graph needs CUDA"}
+        try:
+            replay = captured(eager)
+        except Exception as raised:
+            return {**found, "not_timed": f"not captured: {first_line(raised)}"}
+        away = measure.error(replay(), expected)
+        if away > models.BUDGET:
+            return {**found, "not_timed": f"error {away:.1e} against the eager pass"}
+        return {**found, "contenders": clocks({"mea_graph": eager, "MEA, captured": replay}, run.clock, run.device, graphs=False)}
+
+    run.each("time", {_title(*b, ", captured"): lambda b=b: find(*b) for b in _batches(run)})
+
+
+def model_compiled(run: Run) -> None:
+    """`torch.compile`, as it is and with CUDA graphs; a compiled pass that differs from the eager one is not timed."""
+
+    def find(kind: Kind, size: int, mode: models.Mode) -> Record:
+        samples = draw(_shape(run), size, kind, device=run.device)
+        network = models.mea().to(run.device)
+        passes, refused = models.compiled(network, samples, mode, {} if run.small else models.COMPILERS)  # a rehearsal has no time for it
+        contenders = {"mea_graph": models.passes_of_mea(network, samples, mode), **passes}
+        found = clocks(contenders, run.clock, run.device, graphs=False)
+        return {"case": _title(kind, size, mode, ", compiled"), "dtype": "float32", "contenders": found, "refused": refused}
+
+    batches = [b for b in _batches(run) if b[1] <= 32]
+    run.each("time", {_title(*b, ", compiled"): lambda b=b: find(*b) for b in (batches[:1] if run.small else batches)})
+
+
+def manners(run: Run) -> None:
+    """A second stream, a second device, memory that grows with the rows, and compute-sanitizer."""
+
+    def other_stream() -> Record:
+        if not run.on_cuda:
+            return {"skipped": "there are no streams on a CPU"}
+        case = cases.predictive(4, 130, [130, 9, 64, 1], FLOAT32, run.device)
+        here = case.contenders["mea_graph"]()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            busy = torch.zeros(2**26, device=run.device)
+            for _ in range(20):
+                busy += 1  # whatever forgets the stream is done before this is
+            there = case.contenders["mea_graph"]()
+        torch.cuda.synchronize()
+        same = all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+        return {"passed": same}
+
+    def second_device() -> Record:
+        if not run.on_cuda or torch.cuda.device_count() < 2:
+            return {"skipped": "there is no second device"}
+        found = {op: check(op, builds[1], FLOAT32, "cuda:1") for op, builds in CHECKS.items()}
+        return {"checks": found, "passed": all(one["passed"] for one in found.values())}
+
+    def memory() -> Record:
+        if not run.on_cuda:
+            return {"skipped": "peak memory on a CPU is measured by benchmarks.cpu_check"}
+        taken = {
+            n: measure.peak_cuda_memory(cases.predictive(4, n, None, BFLOAT16, run.device).contenders["mea_graph"])
+            for n in (1000, 2000, 4000)
+        }
+        return {"peak_bytes": taken, "passed": taken[4000] <= 2.2 * taken[2000] <= 2.2**2 * taken[1000]}
+
+    def sanitized() -> Record:
+        tool = shutil.which("compute-sanitizer")
+        if tool is None or not run.on_cuda:
+            return {"skipped": "compute-sanitizer is not on the PATH" if run.on_cuda else "it needs CUDA"}
+        command = [tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu_check_models"]
+        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=max(5.0, run.left()))
+        return {"passed": done.returncode == 0, "output": (done.stdout + done.stderr)[-2000:]}
+
+    run.each("manners", {"second stream": other_stream, "second device": second_device, "memory": memory, "compute-sanitizer": sanitized})
+
+
+if __name__ == "__main__":  # what compute-sanitizer looks at
+    for name, chosen in CHECKS.items():
+        check(name, chosen[6], FLOAT32, "cuda") if len(chosen) > 6 else check(name, chosen[0], FLOAT32, "cuda")
