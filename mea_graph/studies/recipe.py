@@ -150,5 +150,5 @@ def _training_length(options: Mapping[str, Any]) -> TrainingLength | None:
 def _model_options(model: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(model.get("class_path", "MEAModule")).rpartition(".")[2]
     if kind != "MEAModule" or set(model) - {"class_path", "init_args"}:
-        raise DataError("config: expected model.class_path MEAModule with model.init_args; the rivals take their options from MEA's")
+        raise DataError("config: expected model.class_path MEAModule with model.init_args; the baselines take their options from MEA's")
     return dict(model.get("init_args") or {})

@@ -35,7 +35,7 @@ TABLE_V: dict[str, dict[str, Any]] = {
 
 
 def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Row]:
-    """Returns the rows of Tables II-IV: MEA and its rivals, each with the widths, depth and training of MEA's options.
+    """Returns the rows of Tables II-IV: MEA and its baselines, each with the widths, depth and training of MEA's options.
 
     The GRUs are as wide as the representations in each direction, and read as one step what MEA's convolution strides over. The
     Transformers are as wide as MEA's attention, and as deep as its predictive and cross-modal layers together, with its pooling.
@@ -124,8 +124,9 @@ def with_dropout(rows: Mapping[str, Row], probability: float) -> dict[str, Row]:
     """
     twice: dict[str, Row] = {}
     for name, (kind, options) in rows.items():
-        twice[name] = (kind, {**options, "modality_dropout": 0.0})
-        twice[f"{name}, modality dropout"] = (kind, {**options, "modality_dropout": probability})
+        others = {way: much for way, much in (options.get("augmentation") or {}).items() if way != "modality_dropout"}
+        twice[name] = (kind, {**options, "augmentation": others or None})
+        twice[f"{name}, modality dropout"] = (kind, {**options, "augmentation": {**others, "modality_dropout": probability}})
     return twice
 
 

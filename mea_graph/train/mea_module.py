@@ -14,6 +14,7 @@ from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCenter
 from mea_graph.nn.mea import PARTS
 from mea_graph.nn.model_options import PUBLISHED, merged
 from mea_graph.suggestions import did_you_mean
+from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -33,6 +34,10 @@ FORMER = {
     "importance": "discriminator.importance",
     "adversary": "discriminator.adversary",
     "self_loops": "fusion.self_loops",
+    "modality_dropout": "augmentation.modality_dropout",
+    "time_stretch": "augmentation.time_stretch",
+    "time_mask": "augmentation.time_mask",
+    "feature_noise": "augmentation.feature_noise",
 }
 # What the published form changes beside the model: the loss and the training of the paper.
 PUBLISHED_TRAINING = {"beta": 0.03, "weight_decay": 0.0, "warmup": 0.0, "cosine_decay": False}
@@ -95,11 +100,21 @@ class MEAModule(TaskModule):
         modes = {part: part.training for part in self.network.modules()}
         self.network.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():  # in evaluation's precision
-            for part in cast(Iterable[Batch], self.trainer.train_dataloader):
+            for part in self._each_sample_once():
                 given = part.to(self.device)
                 self(given.x_dict, given.batch_dict, batch_size=given.num_graphs)
         for module, training in modes.items():
             module.training = training
+        self._average(centering)
+
+    def _each_sample_once(self) -> Iterable[Batch]:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SequenceDataModule) and (data.batches_per_epoch is not None or data.balanced):
+            return data.pass_dataloader()  # an epoch is no pass there
+        return cast(Iterable[Batch], self.trainer.train_dataloader)
+
+    def _average(self, centering: ModalityCentering) -> None:
+        """The means of all processes."""
         if self.trainer.world_size > 1:
             total = self.trainer.strategy.reduce(centering.mean * centering.seen.unsqueeze(1), reduce_op="sum")
             seen = self.trainer.strategy.reduce(centering.seen, reduce_op="sum")

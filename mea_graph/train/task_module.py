@@ -17,7 +17,7 @@ from torch_geometric.data import Batch
 from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
-from mea_graph.train.augmentation import augment
+from mea_graph.train.augmentation import augment, checked_augmentation
 from mea_graph.train.class_balance import balanced_weights
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
@@ -63,8 +63,9 @@ class TaskModule(L.LightningModule):
         label_smoothing: of the cross-entropy, in [0, 1].
         class_weights: of the cross-entropy: one number >= 0 a class, or a label, for samples that have it; ``balanced`` takes them from the
             training samples (`balanced_weights`) and keeps them in the checkpoint. They count in the ``loss`` and ``task`` of every part.
-        modality_dropout: probability with which each modality of a training sample is left out, in [0, 1); each sample keeps one.
-        time_stretch, time_mask, feature_noise: how far training samples are changed, see `mea_graph.train.augment`; 0 is not at all.
+        augmentation: how far training samples are changed, by name; what is not named is 0, not at all. ``modality_dropout`` in [0, 1):
+            probability with which each modality of a sample is left out, though each sample keeps one. ``time_stretch``, ``time_mask``,
+            ``feature_noise``: see `mea_graph.train.augment`.
 
     Shape:
         - batch: as PyG's ``DataLoader`` makes it of a `MultimodalDataset`.
@@ -96,21 +97,13 @@ class TaskModule(L.LightningModule):
         cosine_decay: bool = False,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
-        modality_dropout: float = 0.0,
-        time_stretch: float = 0.0,
-        time_mask: float = 0.0,
-        feature_noise: float = 0.0,
+        augmentation: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup < 1:
             raise ValueError(
                 f"learning_rate, weight_decay, warmup: expected > 0, >= 0 and in [0, 1), got {learning_rate}, {weight_decay} and {warmup}"
             )
-        if not 0 <= modality_dropout < 1:
-            raise ValueError(f"modality_dropout: expected a probability in [0, 1), got {modality_dropout}")
-        if time_stretch < 0 or not 0 <= time_mask <= 1 or feature_noise < 0:
-            got = f"{time_stretch}, {time_mask} and {feature_noise}"
-            raise ValueError(f"time_stretch, time_mask, feature_noise: expected >= 0, in [0, 1] and >= 0, got {got}")
         check_class_weights(class_weights, task, out_channels)
         self.network = network
         self.loss = MEALoss(task, label_smoothing=label_smoothing)
@@ -123,8 +116,8 @@ class TaskModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.cosine_decay = cosine_decay
-        self.modality_dropout = modality_dropout
-        self.augmentation = {"time_stretch": time_stretch, "time_mask": time_mask, "feature_noise": feature_noise}
+        self.augmentation = checked_augmentation(augmentation)
+        self.modality_dropout = self.augmentation.pop("modality_dropout")
         self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.gather = RowGatherer()

@@ -79,7 +79,7 @@ class FirstLook(L.Callback):
 
 def test_means_of_modalities_are_measured_without_dropout_before_validation(classes_source):
     data = SequenceDataModule(**classes_source, batch_size=5)
-    options = {"dropout": 0.5, "feature_noise": 0.5, "modality_dropout": 0.5, "agnostic": {"center": True}}
+    options = {"dropout": 0.5, "augmentation": {"feature_noise": 0.5, "modality_dropout": 0.5}, "agnostic": {"center": True}}
     module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, **options)
     look = FirstLook()
     fit(module, data, epochs=2, callbacks=[look])
@@ -247,3 +247,12 @@ def test_the_published_form_is_the_papers_down_to_its_training():
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in module.named_parameters()}
     with pytest.raises(TypeError, match="fusion: expected options, which a checkpoint can hold, got a module"):
         MEAModule({"audio": 3, "text": 2}, "regression", 1, fusion=torch.nn.Identity())
+
+
+@pytest.mark.parametrize("options", [{"batches_per_epoch": 3}, {"balanced": True}])
+def test_means_of_modalities_are_of_each_training_sample_once_where_an_epoch_is_no_pass(classes_source, options):
+    data = SequenceDataModule(**classes_source, batch_size=4, **options)
+    module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, agnostic={"center": True})
+    fit(module, data)
+    there = [int((data.dataset.lengths[m][data.parts["train"]] > 0).sum()) for m in data.in_channels]
+    assert module.network.agnostic.centering.seen.tolist() == there

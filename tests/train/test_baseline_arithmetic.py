@@ -1,4 +1,4 @@
-"""The rivals' own arithmetic, written out by hand."""
+"""The baselines' own arithmetic, written out by hand."""
 
 import pytest
 import torch
