@@ -13,7 +13,7 @@ from mea_graph.data.errors import DataError
 from mea_graph.data.texts import as_array, as_text
 from mea_graph.readers.checks import check_non_finite, refused, repair
 from mea_graph.readers.padded_splits import make_unique
-from mea_graph.readers.unpickle import load_pickle
+from mea_graph.readers.unpickle import mapped_pickle
 
 _SPLIT_NAMES = {"dev": "valid"}  # MISA's name for what the rest of the field calls valid
 
@@ -42,9 +42,9 @@ def read_misa(
         DataError: where a file is refused, is not as described, or a word number is outside of the embedding.
     """
     if isinstance(source, Mapping):
-        payload: Any = {name: load_pickle(path) for name, path in source.items()}
+        payload: Any = {name: mapped_pickle(path) for name, path in source.items()}
         return misa_dataset(next(iter(source.values())).parent, payload, embedding, split, label_column, non_finite)
-    return misa_dataset(source, load_pickle(source), embedding, split, label_column, non_finite)
+    return misa_dataset(source, mapped_pickle(source), embedding, split, label_column, non_finite)
 
 
 def misa_dataset(

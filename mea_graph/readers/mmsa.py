@@ -13,7 +13,7 @@ from mea_graph.data.errors import DataError
 from mea_graph.data.texts import as_text
 from mea_graph.readers.checks import check_non_finite, refused, repair
 from mea_graph.readers.padded_splits import MODALITIES, checked_splits, column, left_out, one_a_sample, read_splits
-from mea_graph.readers.unpickle import load_pickle
+from mea_graph.readers.unpickle import mapped_pickle
 
 _LABELS = {"regression": "regression_labels", "classification": "classification_labels"}
 _EXTRA = ("regression_labels_T", "regression_labels_A", "regression_labels_V")  # one label per modality, in CH-SIMS
@@ -35,7 +35,7 @@ def read_mmsa(source: Path, label: str = "regression", lengths: str = "stored", 
     Raises:
         DataError: where the file is refused, its arrays are not as described, or stored lengths contradict the values.
     """
-    return mmsa_dataset(source, load_pickle(source), label, lengths, non_finite)
+    return mmsa_dataset(source, mapped_pickle(source), label, lengths, non_finite)
 
 
 def mmsa_dataset(

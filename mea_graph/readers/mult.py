@@ -13,7 +13,7 @@ from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.readers.checks import check_non_finite, refused, repair
 from mea_graph.readers.padded_splits import MODALITIES, checked_splits, column, left_out, read_splits
-from mea_graph.readers.unpickle import load_pickle
+from mea_graph.readers.unpickle import mapped_pickle
 
 
 def read_mult(source: Path, label_names: Sequence[str] | None = None, non_finite: str = "error") -> MultimodalDataset:
@@ -32,7 +32,7 @@ def read_mult(source: Path, label_names: Sequence[str] | None = None, non_finite
     Raises:
         DataError: where the file is refused, or its arrays are not as described.
     """
-    return mult_dataset(source, load_pickle(source), label_names, non_finite)
+    return mult_dataset(source, mapped_pickle(source), label_names, non_finite)
 
 
 def mult_dataset(source: Path, payload: Any, label_names: Sequence[str] | None = None, non_finite: str = "error") -> MultimodalDataset:
