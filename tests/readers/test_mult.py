@@ -134,7 +134,10 @@ def test_unknown_keys_are_left_out_and_reported(tmp_path, payload):
         (lambda p: p["valid"].update(audio=p["valid"]["audio"][..., :1]), "audio: .*expected width 3"),
         (lambda p: p["valid"].update(audio=p["valid"]["audio"].astype(str)), "valid/audio: expected numbers"),
         (lambda p: p["valid"].update(labels=np.ones((2, 3, 1))), "labels: expected the same shape"),
-        (lambda p: [q.update(labels=np.ones((len(q["labels"]), 3, 1))) for q in p.values()], r"labels: expected shape \(N, 1, 1\) or"),
+        (
+            lambda p: [q.update(labels=np.ones((len(q["labels"]), 2, 3))) for q in p.values()],
+            r"labels: expected one value a sample, several \(N, K\)",
+        ),
         (lambda p: [q.update(labels=np.ones((len(q["labels"]), 3, 2))) for q in p.values()], "labels: expected one-hot pairs"),
         (lambda p: p["valid"].update(id=["a"]), "valid/id: expected 2 names, got 1"),
         (lambda p: [[q.pop(m) for m in WIDTHS] for q in p.values()], "expected arrays named"),
