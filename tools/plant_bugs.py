@@ -100,6 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", action="append", choices=KINDS, help="only these; may stand several times")
     parser.add_argument("--only", type=int, help="only this number, with all that the tests say")
+    parser.add_argument("--first", type=int, default=0, help="begin with this number")
     parser.add_argument("--sound", action="store_true", help="run the tests without any mistake first")
     arguments = parser.parse_args()
     import lightning  # noqa: F401 (imported once, for every process forked from here)
@@ -108,7 +109,9 @@ def main() -> int:
 
     torch.set_num_threads(1)  # threads do not survive a fork
     chosen = [
-        (i, bug) for i, bug in enumerate(bugs()) if arguments.only in (None, i) and (not arguments.kind or bug.kind in arguments.kind)
+        (i, bug)
+        for i, bug in enumerate(bugs())
+        if i >= arguments.first and arguments.only in (None, i) and (not arguments.kind or bug.kind in arguments.kind)
     ]
     found: dict[str, int] = {}
     tests = tuple(dict.fromkeys(test for _, bug in chosen for test in bug.tests))
