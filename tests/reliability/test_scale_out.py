@@ -12,17 +12,22 @@ from mea_graph.data import MultimodalDataset
 from mea_graph.data.store_files import write_store
 
 
+def start_two(child, command, words):
+    """Starts a command in two processes over gloo, as a launcher such as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    words = [*words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    return [child(command, *words, environment={**launched, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+
+
 @pytest.fixture
 def two(child, command):
-    """Runs a command in two processes over gloo, started as a launcher such as torchrun starts them."""
+    """Runs a command in two processes."""
 
     def run(*words):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-        words = [*words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-        started = [child(command, *words, environment={**launched, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+        started = start_two(child, command, words)
         codes = [process.wait(timeout=100) for process in started]  # one that waits for the other for ever fails here
         assert codes == [0, 0], "\n".join(process.text() for process in started)
 
@@ -55,6 +60,26 @@ def test_two_processes_have_the_loss_curve_of_one(two, small_model, arrays, read
     weights = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two")]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_told_in_one_line(child, command, small_fit):
+    """The other one printed a traceback of forty lines."""
+    Path("killer.py").write_text(
+        "import os, signal\nimport lightning as L\n"
+        "class Kill(L.Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, index):\n"
+        "        if trainer.global_rank == 1 and trainer.current_epoch == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    words = [*small_fit, "--run_dir", "run", "--trainer.max_epochs", "3", "--trainer.callbacks+", "killer.Kill"]
+    first, second = start_two(child, command, words)
+    assert second.wait() < 0
+    assert first.wait() == 2, first.text()
+    assert "Traceback" not in first.text()
+    (error,) = [line for line in first.text().splitlines() if line.startswith("mea-graph: error: ")]
+    assert "another process of this run has ended" in error
+    assert "go on with: mea-graph fit --config run/config.yaml --ckpt_path last" in error
 
 
 MEASURE = """
