@@ -99,7 +99,7 @@ def _run(tests: tuple[str, ...], tree: Path, quiet: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", action="append", choices=KINDS, help="only these; may stand several times")
-    parser.add_argument("--only", type=int, help="only this number, with all that the tests say")
+    parser.add_argument("--only", type=int, action="append", help="only this number, with all that the tests say where it is one")
     parser.add_argument("--first", type=int, default=0, help="begin with this number")
     parser.add_argument("--sound", action="store_true", help="run the tests without any mistake first")
     arguments = parser.parse_args()
@@ -111,7 +111,7 @@ def main() -> int:
     chosen = [
         (i, bug)
         for i, bug in enumerate(bugs())
-        if i >= arguments.first and arguments.only in (None, i) and (not arguments.kind or bug.kind in arguments.kind)
+        if i >= arguments.first and i in (arguments.only or [i]) and (not arguments.kind or bug.kind in arguments.kind)
     ]
     found: dict[str, int] = {}
     tests = tuple(dict.fromkeys(test for _, bug in chosen for test in bug.tests))
@@ -123,7 +123,7 @@ def main() -> int:
             return 1
         for i, bug in chosen:
             began = time.monotonic()
-            said = outcome(bug, tree, quiet=arguments.only is None)
+            said = outcome(bug, tree, quiet=len(chosen) > 1)
             found[said] = found.get(said, 0) + 1
             print(f"{i:3} {said:8} {time.monotonic() - began:5.0f} s  {bug.title}", flush=True)
     print(f"{found.get('caught', 0)} of {len(chosen)} caught" + "".join(f", {n} {what}" for what, n in found.items() if what != "caught"))

@@ -80,12 +80,11 @@ def read_splits(
             start(f"reading {split}/{name}", array.nbytes)
             with np.errstate(all="ignore"):  # NaN and what overflows float32 are told later, with their sample
                 for i, x in enumerate(array):
-                    seen = x
-                    if name == "audio" and not keep_infinite and x.dtype.kind == "f" and not all_finite(single(x)):
-                        wrong = np.isneginf(x)
-                        if count := int(wrong.sum()):
-                            infinite[len(cut[name])], seen = count, np.where(wrong, 0, x)  # a row of nothing else is padding
-                    first, last = _span(seen)
+                    first, last = _span(x)
+                    mends = name == "audio" and not keep_infinite and x.dtype.kind == "f" and not all_finite(single(x[first:last]))
+                    if mends and (count := int(np.isneginf(x[first:last]).sum())):
+                        infinite[len(cut[name])] = count
+                        first, last = _without_infinite_ends(x, first, last)
                     if stored is not None:
                         first, last = _cut(first, last, int(stored[i]), len(x), f"{source}: {split}/{name}: sample {i}")
                     cut[name].append(x[first:last])
@@ -179,6 +178,19 @@ def _span(x: np.ndarray) -> tuple[int, int]:
         return first, len(x)
     real = (x[::-1] != 0).any(axis=1)
     return first, len(x) - int(real.argmax())
+
+
+def _without_infinite_ends(x: np.ndarray, first: int, last: int) -> tuple[int, int]:
+    """The same span without rows of nothing but zeros and -inf at its ends: once -inf is 0 they are padding."""
+
+    def real(row: np.ndarray) -> bool:
+        return bool(((row != 0) & ~np.isneginf(row)).any())
+
+    while first < last and not real(x[first]):
+        first += 1
+    while first < last and not real(x[last - 1]):
+        last -= 1
+    return (first, last) if first < last else (0, 0)
 
 
 def _first(x: np.ndarray) -> int:
