@@ -29,6 +29,12 @@ No figure: no kernel of the library has run on a GPU yet. Without one, Triton's 
 numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine with a GPU, `python -m benchmarks.gpu_check` checks every
 kernel against float64, times it beside its rivals and writes the file that this page is made of.
 """
+OPENING = """Pickles of MulT's form with CMU-MOSEI's widths and steps (MOSEI itself has 22,856 samples), each opened in a process of its
+own, the least of some rounds; in brackets, seconds of the processor, all threads together, which other programs change less. Memory is
+all that counts as the process's, pages of the mapped file among it, which the system may take back at any time.
+
+| File | GiB of arrays | `pickle.load`, s | first opening, s | times `pickle.load` | memory, times the arrays | from the cache, ms |
+|---|---|---|---|---|---|---|""".splitlines()
 CLOCKS = {
     "processor time": "those that the processor spent on the one thread, so that other programs on the machine count little",
     "wall time": "those of the clock on the wall",
@@ -52,6 +58,7 @@ def page(files: Iterable[Path]) -> str:
     """The whole page, from the newest file of each device or suite."""
     newest = {path.stem[:-11]: results.load(path) for path in sorted(files)}
     suites = {name: found for name, found in newest.items() if name.startswith(results.SUITES)}
+    opened = newest.pop("opening", None)
     checks = {name: found for name, found in newest.items() if name not in suites}
     parts = [HEAD]
     for name, found in sorted(suites.items(), key=lambda item: (item[0].startswith("growth-"), item[0])):
@@ -65,7 +72,26 @@ def page(files: Iterable[Path]) -> str:
             parts.append(
                 "\n".join([*_heading(run, found["command"]), *_aims(run, aims), *_roofline(run["cases"]), *_table(run["cases"])]) + "\n"
             )
+    if opened is not None:
+        parts += [_opening(run, opened["command"]) for run in opened["runs"]]
     return "\n".join(parts)
+
+
+def _opening(run: dict[str, Any], command: str) -> str:
+    """The first opening of large files beside `pickle.load`."""
+    lines = [*_heading(run, command, "Opening files: "), *OPENING]
+    for case in run["cases"]:
+        plain, first = case["pickle"], case["first"]
+        form = ", ".join([f"{case['samples']} samples, {case['dtype']}", *([case["broken"]] if case["broken"] else [])])
+        cells = [
+            form,
+            f"{case['arrays'] / 2**30:.2f}",
+            f"{plain['wall']:.2f} ({plain['cpu']:.2f})",
+            f"{first['wall']:.2f} ({first['cpu']:.2f})",
+        ]
+        cells += [f"{first['wall'] / plain['wall']:.1f} ({first['cpu'] / plain['cpu']:.1f})", f"{first['peak'] / case['arrays']:.2f}"]
+        lines.append("| " + " | ".join([*cells, f"{1000 * case['cached']['wall']:.0f}"]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _heading(run: dict[str, Any], command: str, what: str = "") -> list[str]:

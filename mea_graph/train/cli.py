@@ -32,7 +32,7 @@ from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
 from mea_graph.train.epoch_log import LogBeforeCheckpoint
-from mea_graph.train.error_message import one_line
+from mea_graph.train.error_message import is_lost_process, one_line
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
@@ -319,6 +319,11 @@ class CommandLine(LightningCLI):
                 how = f" in epoch {self.trainer.current_epoch}; go on with: {self._go_on()}" if self.subcommand == "fit" else ""
                 print(f"mea-graph: stopped by {name}{how}", file=sys.stderr)
             raise SystemExit(code) from stop
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            how = f"; go on with: {self._go_on()}" if self.subcommand == "fit" else ""
+            raise DataError(f"another process of this run has ended, and said why if it could ({one_line(error)[:120]}){how}") from error
 
     def _go_on(self) -> str:
         """The command that takes this run up again."""

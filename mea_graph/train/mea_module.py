@@ -150,7 +150,7 @@ def complete_options(form: Literal["recommended", "published"], given: Mapping[s
 
     Example:
         >>> complete_options("published", {"head": {"norm": True}})["head"]
-        {'norm': True, 'dropout': 0.0}
+        {'norm': True}
     """
     if form not in ("recommended", "published"):
         raise ValueError(f"form: expected 'recommended' or 'published', got {form!r}")

@@ -195,6 +195,6 @@ def test_the_page_of_a_figure_shows_it(pages):
 
 def test_a_long_name_breaks_at_its_joints_only(extension):
     pieces = extension("tables").pieces
-    assert pieces("ops/edge/cpu.py::test") == ["ops/", "edge_", "attention/", "cpu.py::", "test"]
+    assert pieces("ops/grouped_linear/cpu.py::test") == ["ops/", "grouped_", "linear/", "cpu.py::", "test"]
     assert pieces("mea_graph.nn.PredictiveEncoder") == ["mea_", "graph.", "nn.", "Predictive", "Encoder"]
     assert pieces("mean_over_time") == ["mean_over_time"]
