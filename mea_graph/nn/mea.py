@@ -30,6 +30,7 @@ from mea_graph.suggestions import did_you_mean
 Part = Mapping[str, Any] | nn.Module | None
 
 
+AS_RECOMMENDED: dict[str, Any] = {}
 PARTS: dict[str, Callable[..., nn.Module]] = {
     "extractor": UnimodalExtractor,
     "exclusive": ExclusiveBranch,
@@ -82,7 +83,7 @@ class MEA(nn.Module):
         channels: Common width d.
         hidden_channels: Width d_h of the representations.
         heads: Attention heads K, a divisor of `channels`.
-        dropout: Probability, in every part that is not given one of its own.
+        dropout: Probability, in every part that is not given one of its own; None is the recommended 0.1.
         extractor: Options of `UnimodalExtractor` (`kernel_size`, `stride`, `skip`), each one for all modalities or a dict by modality;
             or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows (N, d).
         exclusive: Options of `ExclusiveBranch`; None is Table V, "w/o exclusive".
@@ -119,15 +120,16 @@ class MEA(nn.Module):
         channels: int = 40,
         hidden_channels: int = 64,
         heads: int = 8,
-        dropout: float = RECOMMENDED["dropout"],
-        extractor: Mapping[str, Any] | nn.ModuleDict = RECOMMENDED["extractor"],
-        exclusive: Part = RECOMMENDED["exclusive"],
-        agnostic: Part = RECOMMENDED["agnostic"],
-        discriminator: Part = RECOMMENDED["discriminator"],
-        fusion: Mapping[str, Any] | str | nn.Module = RECOMMENDED["fusion"],
-        head: Mapping[str, Any] | nn.Module = RECOMMENDED["head"],
+        dropout: float | None = None,
+        extractor: Mapping[str, Any] | nn.ModuleDict = AS_RECOMMENDED,
+        exclusive: Part = AS_RECOMMENDED,
+        agnostic: Part = AS_RECOMMENDED,
+        discriminator: Part = AS_RECOMMENDED,
+        fusion: Mapping[str, Any] | str | nn.Module = AS_RECOMMENDED,
+        head: Mapping[str, Any] | nn.Module = AS_RECOMMENDED,
     ) -> None:
         super().__init__()
+        dropout = RECOMMENDED["dropout"] if dropout is None else dropout
         self.modalities = check_modalities(in_channels)
         if len(self.modalities) == 1 and (agnostic is not None or discriminator is not None):
             raise ValueError(

@@ -49,7 +49,7 @@ def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, R
         ['MEA', 'constant', 'pooled linear', 'GRU audio', 'GRU lips']
     """
     given = whole_options("MEAModule", model)
-    training = {name: value for name, value in given.items() if name in arguments_for(TaskModule, model)}
+    training = {name: value for name, value in arguments_for(TaskModule, given).items() if name != "label_names"}
     extractor, branch = given["extractor"], given["exclusive"] or given["agnostic"]
     narrow = {"hidden_channels": given["hidden_channels"], "dropout": given["dropout"], "stride": extractor.get("stride", 1)} | training
     attention = narrow | {

@@ -12,7 +12,7 @@ from torch_geometric.data import Batch
 
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
 from mea_graph.nn.mea import PARTS
-from mea_graph.nn.model_options import PUBLISHED, merged
+from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
@@ -39,8 +39,10 @@ FORMER = {
     "time_mask": "augmentation.time_mask",
     "feature_noise": "augmentation.feature_noise",
 }
-# What the published form changes beside the model: the loss and the training of the paper.
+# What the forms have beside the model: the loss and the training.
 PUBLISHED_TRAINING = {"beta": 0.03, "weight_decay": 0.0, "warmup": 0.0, "cosine_decay": False}
+RECOMMENDED_TRAINING = {"beta": 0.001, "weight_decay": 0.01, "warmup": 0.05, "cosine_decay": True}
+BY_FORM: tuple[str, ...] = ("dropout", "beta", "weight_decay", "warmup", "cosine_decay")  # None: as the form has them
 
 
 class MEAModule(TaskModule):
@@ -54,7 +56,8 @@ class MEAModule(TaskModule):
         in_channels: width of each modality.
         task: what the target is.
         out_channels: width of the prediction: 1, the number of classes, or the number of labels.
-        form: what options have that are not named: "recommended", the defaults of their owners, or "published", what the paper has.
+        form: what options have that are not named: "recommended", or "published", what the paper has. It decides ``dropout``, ``beta``,
+            ``weight_decay``, ``warmup``, ``cosine_decay`` and the options inside parts, where they are ``None`` or not there.
         kwargs: options of `MEA` (parts as dicts of options), `MEALoss` and `TaskModule`.
 
     Shape: as `TaskModule`; the output is the `MEAOutput` of the model.
@@ -71,7 +74,7 @@ class MEAModule(TaskModule):
         3
     """
 
-    @takes_arguments_of(MEA, MEALoss, TaskModule, skip=("network",))
+    @takes_arguments_of(MEA, MEALoss, TaskModule, skip=("network",), unset=BY_FORM)
     def __init__(
         self,
         in_channels: dict[str, int],
@@ -163,9 +166,8 @@ def complete_options(form: Literal["recommended", "published"], given: Mapping[s
             raise TypeError(f"MEAModule: unknown option {name}{meant}; options are those of MEA, MEALoss and TaskModule")
         if isinstance(value, nn.Module):
             raise TypeError(f"{name}: expected options, which a checkpoint can hold, got a module; give it to MEA in a TaskModule of yours")
-    if form == "published":
-        defaults |= PUBLISHED | PUBLISHED_TRAINING
-    options = merged(defaults, given)
+    defaults |= PUBLISHED | PUBLISHED_TRAINING if form == "published" else RECOMMENDED | RECOMMENDED_TRAINING
+    options = merged(defaults, {name: value for name, value in given.items() if value is not None or name not in BY_FORM})
     for name, kind in PARTS.items():
         if isinstance(options[name], Mapping):
             known = inspect.signature(kind).parameters.items()

@@ -135,7 +135,7 @@ class TestCheckpoints:
         assert "or mea-graph 9.0, which wrote the checkpoint (this is 0." in error
         weights = {name: value for name, value in state["state_dict"].items() if not name.startswith("network.head")}
         torch.save({**state, "state_dict": weights}, "other.ckpt")
-        assert "ckpt_path: the checkpoint other.ckpt has network.head.0.bias None, MEAModule (8,)" in refused(*test)
+        assert "ckpt_path: the checkpoint other.ckpt has network.head.1.bias None, MEAModule (8,)" in refused(*test)
         Path("other.ckpt").write_bytes(path.read_bytes()[:2000])
         assert "ckpt_path: expected a checkpoint of plain tensors and containers, got other.ckpt" in refused(*test)
         np.savez(source, **{**arrays, "audio": np.ones((40, 8, 7))})

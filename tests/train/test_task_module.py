@@ -11,6 +11,7 @@ from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
+from mea_graph.train.mea_module import BY_FORM
 from mea_graph.train.same_options import check_same_options
 
 TINY = {"channels": 8, "heads": 2, "hidden_channels": 8}
@@ -222,7 +223,9 @@ def test_mea_module_takes_every_option_of_its_parts_and_no_other():
     visible = inspect.signature(MEAModule).parameters
     for part in (MEA, MEALoss, TaskModule):
         for name, parameter in inspect.signature(part).parameters.items():
-            if name != "network":
+            if name in BY_FORM:
+                assert visible[name].default is None  # as the form has it
+            elif name != "network":
                 assert visible[name].default == parameter.default or name == "task"
     with pytest.raises(TypeError, match="unknown option colour; options are those of MEA, MEALoss and TaskModule"):
         MEAModule({"a": 1, "b": 1}, "regression", 1, colour="red")

@@ -152,7 +152,8 @@ def test_missing_is_never_undefined():
             assert set(shares) == {"0", "0.5", "1"}
             assert shares["0"] == record["test"]
             assert all(value is not None for scores in shares.values() for value in scores.values())
-    assert [r["config"]["options"]["augmentation"] for r in found[:2]] == [None, {"modality_dropout": 0.4}]
+    noise = {"feature_noise": 0.15}  # of the configuration
+    assert [r["config"]["options"]["augmentation"] for r in found[:2]] == [noise, noise | {"modality_dropout": 0.4}]
     assert found[0]["test"] != found[1]["test"]
     assert figures() == {"whole", "modality_dropout"}
     assert "## Share of samples without text" in Path("out/table.md").read_text()

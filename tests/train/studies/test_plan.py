@@ -142,7 +142,7 @@ def test_options_are_written_out_so_that_a_default_that_is_named_is_no_other_run
         for options in (SMALL, SMALL | {"exclusive": {"num_layers": 2, "mu": 0.25}, "alpha": 0.02})
     )
     assert named.id == unnamed.id
-    assert {"mu": 0.25, "residual": "input", "weight_decay": 0.0}.items() <= (named.options | named.options["exclusive"]).items()
+    assert {"mu": 0.25, "residual": "input", "weight_decay": 0.01}.items() <= (named.options | named.options["exclusive"]).items()
     gru = runs_of({"GRU": ("LateFusionGRUModule", {"hidden_channels": 4})})[0].options
     assert {"modalities": None, "hidden_channels": 4, "augmentation": None}.items() <= gru.items()
 
