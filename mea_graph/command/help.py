@@ -30,6 +30,7 @@ _SET = {
     ("early_stopping", "patience"): "20",
     ("training", "updates"): "2000",
     ("trainer", "max_epochs"): "None",
+    ("trainer", "gradient_clip_val"): "1.0",
     ("trainer", "use_distributed_sampler"): "False",
     ("trainer", "log_every_n_steps"): "1",
     ("trainer", "enable_model_summary"): "False",

@@ -95,6 +95,7 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     if epochs is not None:
         trainer["max_epochs"] = epochs
     trainer.setdefault("max_epochs", 60)
+    trainer.setdefault("gradient_clip_val", 1.0)  # as the command has it
     monitor = stopping.get("monitor", "valid/task")
     return Recipe(
         Path(names[0]).stem,

@@ -205,7 +205,9 @@ class TaskModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         # One call for hundreds of small tensors. Only on a CPU: on a GPU it is torch's own choice, and gradient scaling minds a fused one.
-        fused = True if all(parameter.device.type == "cpu" for parameter in self.parameters()) else None
+        # In mixed precision Lightning clips no gradients with a fused one.
+        mixed = self._trainer is not None and "mixed" in self.trainer.precision
+        fused = True if not mixed and all(parameter.device.type == "cpu" for parameter in self.parameters()) else None
         if self.weight_decay > 0:
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(
                 self.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=fused
