@@ -186,7 +186,10 @@ class MEA(nn.Module):
         options = {name: self._per_modality(value, name) for name, value in given.items()}
         made = {}
         for m, width in self.in_channels.items():
-            own = {name: value[m] for name, value in options.items()}
+            own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}
+            if own.get("stride", 1) > own["kernel_size"]:
+                at_least = f"at least the stride, {own['stride']}, so that no step is passed over"
+                raise ValueError(f"extractor.kernel_size: expected {at_least}, got {own['kernel_size']} for {m!r}")
             made[m] = _part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
         return nn.ModuleDict(cast(Any, made))
 
