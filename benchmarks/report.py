@@ -31,7 +31,8 @@ kernel against float64, times it beside its rivals and writes the file that this
 """
 OPENING = """Pickles of MulT's form with CMU-MOSEI's widths and steps (MOSEI itself has 22,856 samples), each opened in a process of its
 own, the least of some rounds; in brackets, seconds of the processor, all threads together, which other programs change less. Memory is
-all that counts as the process's, pages of the mapped file among it, which the system may take back at any time.
+all that counts as the process's, pages of the mapped file among it, which the system may take back at any time. Where the load is above
+the number of cores, seconds say little: an opening waits for the disk too, and hashes in a second thread.
 
 | File | GiB of arrays | `pickle.load`, s | first opening, s | times `pickle.load` | memory, times the arrays | from the cache, ms |
 |---|---|---|---|---|---|---|""".splitlines()

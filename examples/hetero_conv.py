@@ -1,8 +1,8 @@
 import torch
-from torch_geometric.data import Batch, HeteroData
-from torch_geometric.nn import GATConv, HeteroConv, SAGEConv
 from mea_graph.nn import MEA, GraphFusionConv
 from mea_graph.ops import segment_mean
+from torch_geometric.data import Batch, HeteroData
+from torch_geometric.nn import GATConv, HeteroConv, SAGEConv
 
 torch.manual_seed(0)
 

@@ -1,6 +1,6 @@
 import torch
-from torch.func import functional_call, grad, vmap
 from mea_graph.nn import MEA
+from torch.func import functional_call, grad, vmap
 
 torch.manual_seed(0)
 x = {"text": torch.randn(16, 4, 4), "audio": torch.randn(16, 6, 3)}

@@ -154,7 +154,19 @@ def test_blocks_run(document, tmp_path, monkeypatch):
 
 def test_blocks_that_are_not_run_are_few_and_say_why():
     every = [block for document in DOCUMENTS for block in blocks(document)]
-    known = {"", "text", "python", "yaml", "bibtex", "toctree", "drawing", "backends", "admonition", *SHELL}
+    known = {
+        "",
+        "text",
+        "python",
+        "yaml",
+        "bibtex",
+        "toctree",
+        "drawing",
+        "backends",
+        "admonition",
+        "literalinclude",
+        *SHELL,
+    }  # included programs: test_gallery
     assert {block.language for block in every} <= known
     not_run = [block for block in every if block.reason]
     for block in not_run:

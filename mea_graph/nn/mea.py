@@ -188,8 +188,8 @@ class MEA(nn.Module):
         for m, width in self.in_channels.items():
             own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}
             if own.get("stride", 1) > own["kernel_size"]:
-                at_least = f"at least the stride, {own['stride']}, so that no step is passed over"
-                raise ValueError(f"extractor.kernel_size: expected {at_least}, got {own['kernel_size']} for {m!r}")
+                why = f"the stride, {own['stride']}, or more, lest steps be passed over, got {own['kernel_size']} for {m!r}"
+                raise ValueError(f"extractor.kernel_size: expected {why}")
             made[m] = _part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
         return nn.ModuleDict(cast(Any, made))
 
@@ -351,17 +351,11 @@ class _Steps(NamedTuple):
     entered: dict[str, Pointers]  # before the extractors' strides
 
 
-def _part(
-    name: str,
-    given: Part,
-    decided: Mapping[str, Any],
-    common: Mapping[str, Any],
-    more: tuple[str, ...] = (),
-) -> nn.Module | None:
+def _part(name: str, given: Part, decided: Mapping[str, Any], common: Mapping[str, Any], more: tuple[str, ...] = ()) -> nn.Module | None:
     """The module of a part: the caller's own, or one of the kind with the recommended options but for those that were given."""
+    kind = PARTS[name]
     if given is None or isinstance(given, nn.Module):
         return given
-    kind = PARTS[name]
     if not isinstance(given, Mapping):
         raise TypeError(f"{name}: expected a dict of options of {kind.__name__}, a module or None, got {given!r}")
     known = {option: p.annotation for option, p in inspect.signature(kind).parameters.items() if option not in decided}

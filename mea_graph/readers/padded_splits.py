@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,8 @@ import numpy as np
 
 from mea_graph.data.errors import DataError
 from mea_graph.data.progress import advance, start
-from mea_graph.data.ragged import all_finite
 from mea_graph.data.texts import as_array, as_text, check_padded
-from mea_graph.readers.checks import check_lengths, check_samples, single, with_mended
+from mea_graph.readers.checks import check_lengths, check_samples, with_mended
 
 MODALITIES = ("text", "audio", "vision")
 SYNONYMS = {"language": "text", "acoustic": "audio", "visual": "vision"}
@@ -77,12 +77,12 @@ def read_splits(
                     f"{source}: {split}/{name}: expected numbers of shape ({samples}, T, d), got {array.dtype} of shape {array.shape}"
                 )
             stored = _stored_lengths(source, split, part, name, array) if lengths_known(name) else None
+            mends = name == "audio" and not keep_infinite and array.dtype.kind == "f"
             start(f"reading {split}/{name}", array.nbytes)
             with np.errstate(all="ignore"):  # NaN and what overflows float32 are told later, with their sample
                 for i, x in enumerate(array):
                     first, last = _span(x)
-                    mends = name == "audio" and not keep_infinite and x.dtype.kind == "f" and not all_finite(single(x[first:last]))
-                    if mends and (count := int(np.isneginf(x[first:last]).sum())):
+                    if mends and (count := _minus_infinities(x[first:last])):
                         infinite[len(cut[name])] = count
                         first, last = _without_infinite_ends(x, first, last)
                     if stored is not None:
@@ -166,8 +166,16 @@ def _stored_lengths(source: Path, split: Any, part: Mapping[str, Any], name: str
     return lengths
 
 
+def _minus_infinities(x: np.ndarray) -> int:
+    """How many values are -inf; where the sum of squares is finite there is none."""
+    flat = x.reshape(-1)
+    return 0 if math.isfinite(np.dot(flat, flat)) else int(np.count_nonzero(x == -np.inf))
+
+
 def _without_minus_infinity(x: np.ndarray) -> np.ndarray:
-    return np.where(np.isneginf(x), x.dtype.type(0), x)
+    mended = x.copy()
+    mended[mended == -np.inf] = 0
+    return mended
 
 
 def _span(x: np.ndarray) -> tuple[int, int]:
