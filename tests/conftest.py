@@ -22,6 +22,7 @@ def _seed() -> None:
 def _ctrl_c() -> Iterator[None]:
     """Lightning ignores Ctrl+C for good once it has come, and so would every later test of this process and the programs it starts."""
     handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it, too
     yield
     signal.signal(signal.SIGINT, handler)
 
