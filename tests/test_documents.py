@@ -16,7 +16,8 @@ import yaml
 from mea_graph.__main__ import main
 
 REPOSITORY = Path(__file__).parents[1]
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")])
+FOLDERS = (REPOSITORY, REPOSITORY / "docs", REPOSITORY / "benchmarks", REPOSITORY / ".github", REPOSITORY / ".github" / "ISSUE_TEMPLATE")
+DOCUMENTS = sorted(document for folder in FOLDERS for document in folder.glob("*.md"))
 DOCUMENT_IDS = [d.relative_to(REPOSITORY).as_posix() for d in DOCUMENTS]
 
 FENCE = re.compile(
