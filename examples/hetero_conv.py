@@ -1,8 +1,10 @@
 import torch
-from mea_graph.nn import MEA, GraphFusionConv
-from mea_graph.ops import segment_mean
+import torch.nn.functional as F
 from torch_geometric.data import Batch, HeteroData
 from torch_geometric.nn import GATConv, HeteroConv, SAGEConv
+
+from mea_graph.nn import MEA, GraphFusionConv
+from mea_graph.ops import segment_mean
 
 torch.manual_seed(0)
 
@@ -19,16 +21,17 @@ kinds = {"self": GATConv, "mixed": SAGEConv, "fine": SAGEConv, "to": GraphFusion
 types = [t for t in model.embed(batch).edge_types if t[1] in kinds]
 conv = HeteroConv({t: kinds[t[1]](8, 8) for t in types})
 score = torch.nn.Linear(8, 1)
-optimizer = torch.optim.Adam([*model.parameters(), *conv.parameters(), *score.parameters()], lr=0.01)
+parts = torch.nn.ModuleList([model, conv, score])
+optimizer = torch.optim.Adam(parts.parameters(), lr=0.01)
 losses = []
-for _ in range(60):
+for _ in range(40):
     graph = model.embed(batch).expand()
-    words = conv(graph.x_dict, graph.edge_index_dict)["text"]  # and only the words are read
+    words = conv(graph.x_dict, graph.edge_index_dict)["text"]  # only words are read
     prediction = score(segment_mean(words, graph["text"].sample, 32)).squeeze(1)
-    losses.append(torch.nn.functional.mse_loss(prediction, batch.y))
+    losses.append(F.mse_loss(prediction, batch.y))
     optimizer.zero_grad()
     losses[-1].backward()
     optimizer.step()
 
-print(f"loss from {losses[0]:.3f} to {losses[-1]:.3f}")
-assert losses[-1] < 0.2 * losses[0]
+print(f"loss {losses[-1]:.3f}, variance {batch.y.var():.3f}")
+assert losses[-1] < 0.2 * batch.y.var()

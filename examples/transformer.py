@@ -1,4 +1,6 @@
 import torch
+import torch.nn.functional as F
+
 from mea_graph.nn import PredictiveSelfAttention
 from mea_graph.ops import segment_mean
 
@@ -15,24 +17,23 @@ class Transformer(torch.nn.Module):
 
     def forward(self, tokens, ptr):
         x, prior = self.first(self.embed(tokens), ptr)
-        x, _ = self.second(x, ptr, prior)  # its map is partly predicted from the first one's
+        x, _ = self.second(x, ptr, prior)  # predicts its map from the first one's
         return self.score(segment_mean(x, ptr=ptr)).squeeze(1)
 
 
 def sentences(n):  # does a sentence hold a word and its opposite, w and w + 8?
-    ptr = torch.nn.functional.pad(torch.randint(3, 8, (n,)).cumsum(0), (1, 0))
+    ptr = F.pad(torch.randint(3, 8, (n,)).cumsum(0), (1, 0))
     tokens = torch.randint(16, (int(ptr[-1]),))
-    words = [set(part) for part in map(torch.Tensor.tolist, tokens.split(ptr.diff().tolist()))]
-    return tokens, ptr, torch.tensor([any(w + 8 in own for w in own) for own in words])
+    parts = [part.tolist() for part in tokens.split(ptr.diff().tolist())]
+    return tokens, ptr, torch.tensor([any(w + 8 in part for w in part) for part in parts])
 
 
 model = Transformer(words=16)
 optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
-for _ in range(200):
+for _ in range(150):
     tokens, ptr, answer = sentences(64)
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(model(tokens, ptr), answer.float())
     optimizer.zero_grad()
-    loss.backward()
+    F.binary_cross_entropy_with_logits(model(tokens, ptr), answer.float()).backward()
     optimizer.step()
 
 tokens, ptr, answer = sentences(500)
