@@ -100,12 +100,11 @@ class MEAModule(TaskModule):
         centering = cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
         if centering is None or not self.trainer.is_last_batch:
             return
-        modes = {part: part.training for part in self.network.modules()}
-        self.network.eval()
+        modes = {part: part.training for part in self.modules()}
+        self.eval()  # as a whole: no dropout, and no augmentation
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():  # in evaluation's precision
             for part in self._each_sample_once():
-                given = part.to(self.device)
-                self(given.x_dict, given.batch_dict, batch_size=given.num_graphs)
+                self.run(part.to(self.device))
         for module, training in modes.items():
             module.training = training
         self._average(centering)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -51,7 +51,8 @@ class TaskModule(L.LightningModule):
     ``test/<metric>`` for each of `TaskMetrics`.
 
     Args:
-        network: called as ``network(x_dict, batch_dict, batch_size)``; returns the prediction or a NamedTuple that has one.
+        network: called as ``network(x_dict, batch_dict, batch_size)``; returns the prediction or a NamedTuple that has one. One whose
+            attribute ``reads_time`` is true is given ``time`` by name too: the seconds of the steps of each modality that has them.
         task: what the target is.
         out_channels: width of the prediction: 1, the number of classes, or the number of labels.
         sentiment: whether a regression target is a sentiment score in [-3, 3], so that Acc7, Acc2 and F1 are reported.
@@ -118,15 +119,37 @@ class TaskModule(L.LightningModule):
         self.cosine_decay = cosine_decay
         self.augmentation = checked_augmentation(augmentation)
         self.modality_dropout = self.augmentation.pop("modality_dropout")
+        if self.augmentation["time_stretch"] > 0 and getattr(network, "reads_time", False):
+            why = "0 with a network that reads times in seconds, which have one pace"
+            raise ValueError(f"augmentation.time_stretch: expected {why}, got {self.augmentation['time_stretch']}")
         self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.gather = RowGatherer()
         self._means = TermMeans()
         self._seed: int | None = None
 
-    def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Any:
-        """Returns what the network returns; the features are brought to the precision of its weights."""
-        return self.network({name: x.to(self.dtype) for name, x in x_dict.items()}, batch_dict, batch_size=batch_size)
+    def forward(
+        self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int, time: dict[str, Tensor] | None = None
+    ) -> Any:
+        """Returns what the network returns; the features are brought to the precision of its weights, times keep their own."""
+        given = {} if time is None else {"time": time}
+        return self.network({name: x.to(self.dtype) for name, x in x_dict.items()}, batch_dict, batch_size=batch_size, **given)
+
+    def run(self, batch: Batch, missing: Mapping[str, Tensor] | None = None) -> Any:
+        """Returns what the network returns for a batch, whose times it is given where it reads them; training changes the batch first.
+
+        ``missing``, ``(B,)`` bool by modality, says which samples go without it.
+        """
+        x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, self._times(batch)
+        if self.training and any(self.augmentation.values()):  # every step stays: no stretch beside times
+            x_dict, batch_dict = augment(x_dict, batch_dict, batch.num_graphs, **self.augmentation)
+        if self.training and self.modality_dropout > 0:
+            missing = draw_missing(batch_dict, batch.num_graphs, self.modality_dropout)
+        if missing is not None:
+            for m in time.get("time", {}).keys() & missing.keys():
+                time["time"][m] = time["time"][m][~missing[m][batch_dict[m]]]
+            x_dict, batch_dict = without_modalities(x_dict, batch_dict, missing)
+        return self(x_dict, batch_dict, batch_size=batch.num_graphs, **time)
 
     def loss_terms(self, output: Any, target: Tensor) -> dict[str, Tensor]:
         """Returns the loss to minimise as ``loss`` and each of its terms by name; ``task`` is the term every module has.
@@ -154,12 +177,12 @@ class TaskModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Returns ids, predictions ``(B, out_channels)`` and, where known, targets of one batch."""
-        prediction = prediction_of(self._run(batch))
+        prediction = prediction_of(self.run(batch))
         return {"id": list(batch.id), "prediction": prediction.float().cpu(), "target": batch.y.cpu() if "y" in batch else None}
 
     def number_names(self, batch: Batch) -> tuple[list[str], list[str]]:
         """Returns the names of the terms of the loss and of the metrics, as this batch has them; nothing is logged."""
-        output = self._run(batch)
+        output = self.run(batch)
         metrics = self.valid_metrics.scores(prediction_of(output).double(), batch.y)
         return list(self.loss_terms(output, batch.y)), list(metrics)
 
@@ -234,18 +257,15 @@ class TaskModule(L.LightningModule):
             raise DataError("class_weights: expected 'balanced' here or data.balanced, got both, which makes rare classes count too much")
         return balanced_weights(data.targets("train"), self.task, self.out_channels)
 
-    def _run(self, batch: Batch) -> Any:
-        x_dict, batch_dict = batch.x_dict, batch.batch_dict
-        if self.training and any(self.augmentation.values()):
-            x_dict, batch_dict = augment(x_dict, batch_dict, batch.num_graphs, **self.augmentation)
-        if self.training and self.modality_dropout > 0:
-            missing = draw_missing(batch_dict, batch.num_graphs, self.modality_dropout)
-            x_dict, batch_dict = without_modalities(x_dict, batch_dict, missing)
-        return self(x_dict, batch_dict, batch_size=batch.num_graphs)
+    def _times(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """The argument ``time`` of a network that reads it; none for others."""
+        if not getattr(self.network, "reads_time", False):
+            return {}
+        return {"time": {m: batch[m].time for m in batch.node_types if "time" in batch[m]}}
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()
-        output = self._run(batch)
+        output = self.run(batch)
         terms = self.loss_terms(output, batch.y)
         if not torch.isfinite(terms["loss"]):
             values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())

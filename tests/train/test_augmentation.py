@@ -83,8 +83,8 @@ def test_only_training_samples_change():
     batch = Batch.from_data_list([sample] * 3)
     module = TaskModule(Sum(), "regression", 1, augmentation={"time_mask": 1.0})
     torch.manual_seed(0)
-    assert module.train()._run(batch)[0].item() < 120
-    assert module.eval()._run(batch)[0].item() == 120
+    assert module.train().run(batch)[0].item() < 120
+    assert module.eval().run(batch)[0].item() == 120
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_geometric.data import Batch
 
 from mea_graph.baselines import LateFusionGRUModule
-from mea_graph.data import DataError
+from mea_graph.data import AsynchronousEvents, DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
 from mea_graph.train.mea_module import BY_FORM
@@ -259,3 +260,68 @@ def test_means_of_modalities_are_of_each_training_sample_once_where_an_epoch_is_
     fit(module, data)
     there = [int((data.dataset.lengths[m][data.parts["train"]] > 0).sum()) for m in data.in_channels]
     assert module.network.agnostic.centering.seen.tolist() == there
+
+
+class Clock(nn.Module):
+    """A network that reads times: every step's features are its time."""
+
+    def __init__(self, reads_time: bool = True) -> None:
+        super().__init__()
+        self.reads_time, self.linear, self.seen = reads_time, nn.Linear(1, 1), []
+
+    def forward(self, x_dict, batch_dict, batch_size, time=None):
+        self.seen.append((x_dict, batch_dict, time))
+        return self.linear(x_dict["text"].new_zeros(batch_size, 1))
+
+
+def timed_batch():
+    """Of each step the first feature is its time."""
+    events = AsynchronousEvents(num_samples=12)
+    samples = [events[n] for n in range(12)]
+    for sample in samples:
+        for m in events.modalities:
+            sample[m].x[:, 0] = sample[m].time
+    del samples[0]["vision"].time  # PyG leaves the attribute out of the batch then
+    return Batch.from_data_list(samples)
+
+
+def test_times_reach_a_network_that_reads_them_and_stay_with_their_steps():
+    batch = timed_batch()
+    module = TaskModule(Clock(), "regression", 1, augmentation={"modality_dropout": 0.5})
+    module.train().run(batch)
+    x, sample, time = module.network.seen.pop()
+    assert set(time) == {"text", "audio"}
+    for m, seconds in time.items():
+        assert torch.equal(seconds, x[m][:, 0])
+        assert 0 < len(seconds) == len(sample[m]) < len(batch[m].time)
+    module = TaskModule(Clock(), "regression", 1, augmentation={"time_mask": 0.5, "feature_noise": 0.1})
+    module.train().run(batch)
+    assert all(torch.equal(module.network.seen[-1][2][m], batch[m].time) for m in time)
+    still = TaskModule(Clock(reads_time=False), "regression", 1)
+    still.run(batch)
+    assert still.network.seen.pop()[2] is None
+
+
+def test_another_pace_beside_times_is_refused():
+    with pytest.raises(ValueError, match=r"augmentation.time_stretch: expected 0 with a network that reads times in seconds, .*got 0.1"):
+        TaskModule(Clock(), "regression", 1, augmentation={"time_stretch": 0.1})
+    TaskModule(Clock(reads_time=False), "regression", 1, augmentation={"time_stretch": 0.1})
+    with pytest.raises(ValueError, match="time_stretch: expected 0 with a network that reads times"):
+        MEAModule({"a": 1, "b": 1}, "regression", 1, extractor={"positions": "seconds"}, augmentation={"time_stretch": 0.1})
+
+
+def test_a_model_of_seconds_trains_by_its_options_and_predicts():
+    data = SequenceDataModule(events={"num_samples": 24, "missing_rate": 0.2}, batch_size=8)
+    options = {"extractor": {"positions": "seconds", "time_scale": 0.2}, "augmentation": {"modality_dropout": 0.3}, **TINY}
+    module = MEAModule(data.in_channels, data.task, data.out_channels, **options)
+    fit(module, data)
+    again = MEAModule(**module.hparams)
+    assert again.network.reads_time
+    assert again.network.extractors["audio"].time_scale == 0.2
+    again.load_state_dict(module.state_dict())
+    batch = next(iter(data.val_dataloader()))
+    outputs = [m.eval().predict_step(batch, 0)["prediction"] for m in (module, again)]
+    assert torch.equal(*outputs)
+    late = batch.clone()
+    late["audio"].time = late["audio"].time + 1
+    assert not torch.allclose(module.predict_step(late, 0)["prediction"], outputs[0])
