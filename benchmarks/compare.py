@@ -31,6 +31,9 @@ SELECTION = [
     ("ops", "edge attention, 20k nodes, 400k edges, 1 heads, float32, backward"),
     ("layers", "GraphFusionConv, 32 graphs of 6 nodes, 1 heads"),
     ("model", "training step, MOSI, true lengths, alone"),
+    ("model", "training step, MOSI, full padding"),
+    ("model", "training step, MOSI, one long clip, leaders"),
+    ("model", "prediction, MOSI, one sample"),
     ("data", "batching, batches of 32"),
 ]
 

@@ -28,10 +28,11 @@ for source in RATES:
 
 model = MEA(dict.fromkeys(RATES, 2), 1, channels=16, heads=4).eval()
 output = model(batch, edges=near, return_attention_weights=True)
-attention_map(output, ("fine", "motion", "heart")).savefig("sensors.png")
+seconds = {m: batch[0][m].time for m in RATES}
+figure = attention_map(output, ("fine", "motion", "heart"), time=seconds)
+figure.savefig("sensors.png")
 
 weights = output.cross_modal_attention[0]["fine", "motion", "heart"][0].mean(0)
-heart, motion = (batch[0][m].time for m in ("heart", "motion"))
-apart = (heart.unsqueeze(1) - motion).abs()
-print(f"a beat hears {(weights > 0).sum(1).max()} of {len(motion)} steps of motion")
+apart = (seconds["heart"].unsqueeze(1) - seconds["motion"]).abs()
+print(f"a beat hears {(weights > 0).sum(1).max()} of {apart.size(1)} steps of motion")
 assert torch.equal(weights > 0, apart <= 1.5)

@@ -43,7 +43,7 @@ PARTS: dict[str, Callable[..., nn.Module]] = {
 
 
 class MEAOutput(NamedTuple):
-    """What the model returns. A space that was switched off is None; the last four are empty unless asked for (or switched off).
+    """What the model returns. A space that was switched off is None; the last five are empty unless asked for (or switched off).
 
     >>> import torch
     >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
@@ -63,6 +63,7 @@ class MEAOutput(NamedTuple):
     modality_weights: list[Tensor]  # psi, (B, M) a predictive layer
     predictive_attention: dict[str, list[Tensor]]  # maps by modality and layer
     cross_modal_attention: list[dict[Arrow, Tensor]]  # maps by layer and (stage, source, target)
+    lengths: dict[str, Tensor]  # (B,) steps by modality, of which the maps are
 
 
 class MEA(nn.Module):
@@ -232,6 +233,8 @@ class MEA(nn.Module):
         fused = self._fused(exclusive and exclusive.x, agnostic and agnostic.x, present, None, return_attention_weights)
         if exclusive is not None:
             fused = fused._replace(modality_weights=exclusive.modality_weights, predictive_attention=exclusive.attention)
+        if return_attention_weights:
+            fused = fused._replace(lengths={m: p.length for m, p in steps.pointers.items()})
         return fused if agnostic is None else fused._replace(cross_modal_attention=agnostic.attention)
 
     def embed(
@@ -314,21 +317,18 @@ class MEA(nn.Module):
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
-        z = {}
+        z, timed = {}, self.timed_modalities
         for m in self.modalities:
             given: tuple[Any, ...] = entered[m].x, pointers[m]
-            if self._reads_time(m):
+            if m in timed:
                 given = *given, read_time(times[m][0], entered[m], times[m][1])
             z[m] = self.extractors[m](*given)
         return _Steps(z, {m: pointers[m].strided(self._stride(m)) for m in self.modalities}, entered, times)
 
     @property
-    def reads_time(self) -> bool:
-        """Whether `forward` needs the times of steps, since an extractor has `positions="seconds"`."""
-        return any(self._reads_time(m) for m in self.modalities)
-
-    def _reads_time(self, modality: str) -> bool:
-        return getattr(self.extractors[modality], "positions", "steps") == "seconds"
+    def timed_modalities(self) -> tuple[str, ...]:
+        """The modalities whose steps need times, since their extractors have `positions="seconds"`."""
+        return tuple(m for m in self.modalities if getattr(self.extractors[m], "positions", "steps") == "seconds")
 
     def _stride(self, modality: str) -> int:
         return getattr(self.extractors[modality], "stride", 1)
@@ -369,7 +369,7 @@ class MEA(nn.Module):
             vectors, transfer = list(result.x.values()), result.transfer
         h_fin = torch.cat(vectors, 1)
         seen = Discrimination(None, None, None, None) if self.discriminator is None else self.discriminator(exclusive, agnostic)
-        return MEAOutput(self.head(h_fin), exclusive, agnostic, present, graph, h_fin, seen, transfer, [], {}, [])
+        return MEAOutput(self.head(h_fin), exclusive, agnostic, present, graph, h_fin, seen, transfer, [], {}, [], {})
 
 
 class _Steps(NamedTuple):

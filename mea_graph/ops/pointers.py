@@ -143,6 +143,13 @@ class Pointers:
         return self.start.size(0)
 
     @kept
+    def ptr(self) -> Tensor:
+        """(B + 1,): where each sample begins and the last one ends, as PyG has it; of samples without gaps between them."""
+        if not self.packed:
+            raise ValueError("ptr: expected samples that follow each other without gaps, got a padded batch")
+        return torch.nn.functional.pad(self.length.cumsum(0), (1, 0))
+
+    @kept
     def sample(self) -> Tensor:
         """(N,): the sample of each row. A gap has that of the sample before it, or of the first."""
         if "parts" in self._made:

@@ -67,7 +67,7 @@ def read_drawing(path: Path) -> MEAOutput:
             kind, _, modality = name.partition(".")
             found.setdefault(kind, {})[modality] = torch.as_tensor(arrays[name])
     nothing: Any = None
-    return MEAOutput(nothing, found["exclusive"], found["agnostic"], found["present"], nothing, nothing, nothing, {}, [], {}, [])
+    return MEAOutput(nothing, found["exclusive"], found["agnostic"], found["present"], nothing, nothing, nothing, {}, [], {}, [], {})
 
 
 def _vectors(outputs: Sequence[MEAOutput]) -> dict[tuple[str, str], np.ndarray]:

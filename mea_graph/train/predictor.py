@@ -260,17 +260,17 @@ class _Scaled(nn.Module):
 
     def __init__(self, network: MEA, statistics: Mapping[str, tuple[Any, Any]] | None) -> None:
         super().__init__()
-        self.network, self.in_channels, self.places = network, network.in_channels, {}
+        self.network, self.in_channels, self.timed_modalities, self.places = network, network.in_channels, network.timed_modalities, {}
         like = next(network.parameters())
         for place, m in enumerate(self.in_channels if statistics is not None else ()):
             self.places[m] = place
             for name, part in zip(("mean", "std"), statistics[m], strict=True):  # type: ignore[index]
                 self.register_buffer(f"{name}_{place}", torch.as_tensor(part, dtype=like.dtype, device=like.device))
 
-    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> MEAOutput:
+    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor], time: dict[str, Tensor] | None = None) -> MEAOutput:
         if self.places:
             x = {m: (v - getattr(self, f"mean_{self.places[m]}")) / getattr(self, f"std_{self.places[m]}") for m, v in x.items()}
-        return self.network(x, mask)
+        return self.network(x, mask, time=time)
 
 
 def _find(path: Path, checkpoint: str) -> Path:

@@ -52,7 +52,7 @@ class TaskModule(L.LightningModule):
 
     Args:
         network: called as ``network(x_dict, batch_dict, batch_size)``; returns the prediction or a NamedTuple that has one. One whose
-            attribute ``reads_time`` is true is given ``time`` by name too: the seconds of the steps of each modality that has them.
+            attribute ``timed_modalities`` names some is given ``time`` by name too: the seconds of their steps, where the batch has them.
         task: what the target is.
         out_channels: width of the prediction: 1, the number of classes, or the number of labels.
         sentiment: whether a regression target is a sentiment score in [-3, 3], so that Acc7, Acc2 and F1 are reported.
@@ -119,7 +119,7 @@ class TaskModule(L.LightningModule):
         self.cosine_decay = cosine_decay
         self.augmentation = checked_augmentation(augmentation)
         self.modality_dropout = self.augmentation.pop("modality_dropout")
-        if self.augmentation["time_stretch"] > 0 and getattr(network, "reads_time", False):
+        if self.augmentation["time_stretch"] > 0 and getattr(network, "timed_modalities", None):
             why = "0 with a network that reads times in seconds, which have one pace"
             raise ValueError(f"augmentation.time_stretch: expected {why}, got {self.augmentation['time_stretch']}")
         self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
@@ -259,9 +259,8 @@ class TaskModule(L.LightningModule):
 
     def _times(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
         """The argument ``time`` of a network that reads it; none for others."""
-        if not getattr(self.network, "reads_time", False):
-            return {}
-        return {"time": {m: batch[m].time for m in batch.node_types if "time" in batch[m]}}
+        timed = getattr(self.network, "timed_modalities", ())
+        return {"time": {m: batch[m].time for m in timed if "time" in batch[m]}} if timed else {}
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()

@@ -31,7 +31,8 @@ def model() -> MEA:
     """
     torch.manual_seed(2)  # a draw whose predictions differ enough
     layers = {"exclusive": {"num_layers": 2, "pooling": "gru"}, "agnostic": {"num_layers": 1, "pooling": "gru"}, "head": {"norm": True}}
-    model = MEA.published(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, dropout=0.5, **layers)
+    positions = {"positions": {"audio": "seconds", "vision": "steps"}}
+    model = MEA.published(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, dropout=0.5, extractor=positions, **layers)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
@@ -67,9 +68,10 @@ def test_onnxruntime_predicts_the_same(
         {"audio": [4], "vision": [0]},  # missing in the whole batch
     ):
         x, mask = batch(lengths)
-        inputs = {m: v.numpy() for m, v in x.items()} | {f"{m}_mask": v.numpy() for m, v in mask.items()}
+        time = torch.rand(mask["audio"].shape).cumsum(1)
+        inputs = {m: v.numpy() for m, v in x.items()} | {f"{m}_mask": v.numpy() for m, v in mask.items()} | {"audio_time": time.numpy()}
         (prediction,) = session.run(["prediction"], inputs)
-        expected = model(x, mask).prediction.detach()
+        expected = model(x, mask, time={"audio": time}).prediction.detach()
         torch.testing.assert_close(torch.from_numpy(prediction), expected, rtol=1e-5, atol=1e-6)
         assert len(lengths["audio"]) == 1 or expected.std() > 5e-3
 
