@@ -113,7 +113,7 @@ def part_options() -> dict[str, Option]:
         "'gru'"
     """
     options = {}
-    parts = _assigned("nn/mea.py", "PARTS")
+    parts = _assigned("nn/_parts.py", "PARTS")
     assert isinstance(parts, ast.Dict)
     for key, value in zip(parts.keys, parts.values, strict=True):
         part = ast.literal_eval(key) if key is not None else ""
@@ -140,6 +140,7 @@ def _recommended() -> dict[str, Any]:
 def _assigned(file: str, name: str) -> ast.expr:
     """What a file of the package assigns to a name that has a type."""
     found = [n for n in _tree(PACKAGE / file).body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == name]
+    assert found, f"{file}: expected {name}"  # a mistake of ours, unlike sources that are not there
     assert found[0].value is not None
     return found[0].value
 

@@ -1,8 +1,7 @@
 """The whole model, put together from parts."""
 
-import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,34 +11,20 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
+from mea_graph.nn._parts import Part, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
-from mea_graph.nn.attention.arrows import Arrows, Edges
+from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
-from mea_graph.nn.branches import AgnosticBranch, AgnosticOutput, ExclusiveBranch, ExclusiveOutput, all_present
+from mea_graph.nn.branches import AgnosticOutput, ExclusiveOutput, all_present
 from mea_graph.nn.graph.combination import Combination
-from mea_graph.nn.graph.decoupled_graph_fusion import DecoupledGraphFusion
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
-from mea_graph.nn.objective.double_discriminator import Discrimination, DoubleDiscriminator
-from mea_graph.nn.prediction_head import PredictionHead
-from mea_graph.nn.unimodal_extractor import UnimodalExtractor
+from mea_graph.nn.objective.double_discriminator import Discrimination
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
-from mea_graph.suggestions import did_you_mean
-
-Part = Mapping[str, Any] | nn.Module | None
-
 
 AS_RECOMMENDED: dict[str, Any] = {}
-PARTS: dict[str, Callable[..., nn.Module]] = {
-    "extractor": UnimodalExtractor,
-    "exclusive": ExclusiveBranch,
-    "agnostic": AgnosticBranch,
-    "discriminator": DoubleDiscriminator,
-    "fusion": DecoupledGraphFusion,
-    "head": PredictionHead,
-}
 
 
 class MEAOutput(NamedTuple):
@@ -95,6 +80,9 @@ class MEA(nn.Module):
         fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether the nodes also hear themselves (R7). Or one of the
             alternatives of Table V, see `Combination`: "concatenation", "addition", "multiplication".
         head: Options of `PredictionHead`.
+        window: Which steps attention hears: None, all of the sample; `{"seconds": 1.5}`, those at most that far away in time, in whatever
+            modality, which needs the times of all steps; `{"steps": 10}`, those at most so many steps away, see `IntervalEdges.window`.
+            `"causal": True` beside either leaves out what comes later.
 
     Shape:
         - batch: a PyG batch whose node types hold `x` :math:`(\sum_b T_m, d_m)`; or dicts of rows, or of padded sequences, see `forward`
@@ -130,6 +118,7 @@ class MEA(nn.Module):
         discriminator: Part = AS_RECOMMENDED,
         fusion: Mapping[str, Any] | str | nn.Module = AS_RECOMMENDED,
         head: Mapping[str, Any] | nn.Module = AS_RECOMMENDED,
+        window: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         dropout = RECOMMENDED["dropout"] if dropout is None else dropout
@@ -151,13 +140,14 @@ class MEA(nn.Module):
         inner = {"channels": channels, "hidden_channels": hidden_channels, "modalities": self.modalities}
         common = {"heads": heads, "dropout": dropout}
 
+        self.window = None if window is None else Window.of(window)
         self.extractors = self._extractors(extractor, channels, dropout)
-        self.exclusive = _part("exclusive", exclusive, inner, common)
-        self.agnostic = _part("agnostic", agnostic, inner, common)
+        self.exclusive = make_part("exclusive", exclusive, inner, common)
+        self.agnostic = make_part("agnostic", agnostic, inner, common)
         judged = {"channels": hidden_channels, "modalities": self.modalities}
         if isinstance(discriminator, Mapping) and agnostic is None:
             discriminator = {**discriminator, "importance": False}  # it would weigh agnostic representations
-        self.discriminator = _part("discriminator", discriminator, judged, {})
+        self.discriminator = make_part("discriminator", discriminator, judged, {})
         self.self_loops = False
         if isinstance(fusion, str):
             self.fusion: nn.Module = Combination(cast(Any, fusion), hidden_channels, self.modalities)
@@ -165,10 +155,10 @@ class MEA(nn.Module):
             if isinstance(fusion, Mapping):
                 self.self_loops, fusion = fusion.get("self_loops", False), {k: v for k, v in fusion.items() if k != "self_loops"}
             named = {"channels": hidden_channels, "spaces": list(self.spaces)}
-            self.fusion = cast(nn.Module, _part("fusion", fusion, named, {}, ("self_loops",)))
+            self.fusion = cast(nn.Module, make_part("fusion", fusion, named, {}, ("self_loops",)))
         width = getattr(self.fusion, "out_channels", hidden_channels) * len(self.spaces)
         sizes = {"in_channels": width, "hidden_channels": hidden_channels, "out_channels": out_channels}
-        self.head = cast(nn.Module, _part("head", head, sizes, {"dropout": dropout}))
+        self.head = cast(nn.Module, make_part("head", head, sizes, {"dropout": dropout}))
 
     @classmethod
     def published(cls, in_channels: dict[str, int], out_channels: int, **options: Any) -> "MEA":
@@ -193,7 +183,7 @@ class MEA(nn.Module):
             if own.get("stride", 1) > own["kernel_size"]:
                 why = f"the stride, {own['stride']}, or more, lest steps be passed over, got {own['kernel_size']} for {m!r}"
                 raise ValueError(f"extractor.kernel_size: expected {why}")
-            made[m] = _part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
+            made[m] = make_part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
         return nn.ModuleDict(cast(Any, made))
 
     def _per_modality(self, value: Any, name: str) -> dict[str, Any]:
@@ -225,11 +215,12 @@ class MEA(nn.Module):
         `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or
         padded sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
         `edges` narrow attention by pair (source, target) of modalities, `IntervalEdges` or an edge_index (2, E), as the extractors' results
-        count their rows; None: all of the sample. `time` are the seconds of each step beside dicts, (N_m,) or (B, T_m), of the modalities
-        that have some (a PyG batch has its own, `batch[m].time`); extractors with `positions="seconds"` read them.
+        count their rows, and go before the model's window; None: as the window says, or all of the sample. `time` are the seconds of each
+        step beside dicts, (N_m,) or (B, T_m), of the modalities that have some (a PyG batch has its own, `batch[m].time`); a window in
+        seconds and extractors with `positions="seconds"` read them.
         """
         steps = self._steps(x, layout, batch_size, edges, time)
-        exclusive, agnostic, present = self._representations(steps, edges, return_attention_weights)
+        exclusive, agnostic, present = self._representations(steps, return_attention_weights)
         fused = self._fused(exclusive and exclusive.x, agnostic and agnostic.x, present, None, return_attention_weights)
         if exclusive is not None:
             fused = fused._replace(modality_weights=exclusive.modality_weights, predictive_attention=exclusive.attention)
@@ -253,7 +244,7 @@ class MEA(nn.Module):
         (`FusionGraph.interval_edges`), or as the edge_index that was given; `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
         steps = self._steps(x, layout, batch_size, edges, time)
-        exclusive, agnostic, present = self._representations(steps, edges, False)
+        exclusive, agnostic, present = self._representations(steps, False)
         graph = fusion_graph(exclusive and exclusive.x, agnostic and agnostic.x, present, self.self_loops)
         for m, z in steps.x.items():
             pointers = steps.pointers[m]
@@ -262,7 +253,10 @@ class MEA(nn.Module):
             seconds, name = steps.times[m]
             if seconds is not None:
                 graph[m].time = strided_time(seconds, steps.entered[m], self._stride(m), name)
-        arrows = Arrows({m: p.compact() for m, p in steps.pointers.items()}, edges)
+        compact, heard_by = {m: p.compact() for m, p in steps.pointers.items()}, steps.edges
+        if self.window is not None and not all(p.packed for p in steps.pointers.values()):
+            heard_by = self.window.edges(compact, {m: graph[m].time for m in self.modalities if "time" in graph[m]})
+        arrows = Arrows(compact, heard_by)
         for branch in (self.exclusive, self.agnostic):
             for stage in getattr(branch, "stages", ()):
                 for s in self.modalities:
@@ -301,7 +295,7 @@ class MEA(nn.Module):
         x: HeteroData | Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None,
         batch_size: int | None,
-        edges: object,
+        edges: Mapping[tuple[str, str], Edges] | None,
         time: Mapping[str, Tensor] | None,
     ) -> "_Steps":
         """The extracted sequences, rows by modality."""
@@ -317,27 +311,34 @@ class MEA(nn.Module):
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
-        z, timed = {}, self.timed_modalities
+        z, seconds = {}, {m: read_time(times[m][0], entered[m], times[m][1]) for m in self.timed_modalities}
         for m in self.modalities:
-            given: tuple[Any, ...] = entered[m].x, pointers[m]
-            if m in timed:
-                given = *given, read_time(times[m][0], entered[m], times[m][1])
-            z[m] = self.extractors[m](*given)
-        return _Steps(z, {m: pointers[m].strided(self._stride(m)) for m in self.modalities}, entered, times)
+            z[m] = self.extractors[m](entered[m].x, pointers[m], *([seconds[m]] if self._places_in_time(m) else []))
+        left = {m: pointers[m].strided(self._stride(m)) for m in self.modalities}
+        if self.window is not None:
+            # of a padded batch too, steps of the same number in each stride stand for it, those of the padding included
+            seconds = {m: time[pointers[m].position % self._stride(m) == 0] if self._stride(m) > 1 else time for m, time in seconds.items()}
+            edges = {**self.window.edges(left, seconds), **(edges or {})}
+        return _Steps(z, left, edges, entered, times)
 
     @property
     def timed_modalities(self) -> tuple[str, ...]:
-        """The modalities whose steps need times, since their extractors have `positions="seconds"`."""
-        return tuple(m for m in self.modalities if getattr(self.extractors[m], "positions", "steps") == "seconds")
+        """The modalities whose steps need times: all with a window in seconds, else those whose extractors have `positions="seconds"`."""
+        if self.window is not None and self.window.seconds is not None:
+            return self.modalities
+        return tuple(m for m in self.modalities if self._places_in_time(m))
+
+    def _places_in_time(self, modality: str) -> bool:
+        return getattr(self.extractors[modality], "positions", "steps") == "seconds"
 
     def _stride(self, modality: str) -> int:
         return getattr(self.extractors[modality], "stride", 1)
 
     def _representations(
-        self, steps: "_Steps", edges: Mapping[tuple[str, str], Edges] | None, maps: bool
+        self, steps: "_Steps", maps: bool
     ) -> tuple[ExclusiveOutput | None, AgnosticOutput | None, dict[str, Tensor] | None]:
         """Both branches; and which samples have which modality, None where all have all."""
-        given = steps.x, steps.pointers, edges, maps
+        given = steps.x, steps.pointers, steps.edges, maps
         exclusive = None if self.exclusive is None else self.exclusive(*given)
         agnostic = None if self.agnostic is None else self.agnostic(*given)
         return exclusive, agnostic, None if all_present(steps.pointers) else {m: p.present for m, p in steps.pointers.items()}
@@ -375,24 +376,6 @@ class MEA(nn.Module):
 class _Steps(NamedTuple):
     x: dict[str, Tensor]  # (N_m, d)
     pointers: dict[str, Pointers]
+    edges: Mapping[tuple[str, str], Edges] | None
     entered: dict[str, Entered]  # before the extractors' strides
     times: dict[str, tuple[Tensor | None, str]]  # as they were given, and what errors call them
-
-
-def _part(name: str, given: Part, decided: Mapping[str, Any], common: Mapping[str, Any], more: tuple[str, ...] = ()) -> nn.Module | None:
-    """The module of a part: the caller's own, or one of the kind with the recommended options but for those that were given."""
-    kind = PARTS[name]
-    if given is None or isinstance(given, nn.Module):
-        return given
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{name}: expected a dict of options of {kind.__name__}, a module or None, got {given!r}")
-    known = {option: p.annotation for option, p in inspect.signature(kind).parameters.items() if option not in decided}
-    for option, value in given.items():
-        if option not in known:
-            raise TypeError(
-                f"{name}: expected options of {kind.__name__}, {', '.join([*known, *more])}, got {option!r}{did_you_mean(option, known)}"
-            )
-        number: Any = {float: (int, float), int: int, bool: bool}.get(known[option], object)
-        if not isinstance(value, number) or (isinstance(value, bool) and known[option] in (int, float)):
-            raise TypeError(f"{name}.{option}: expected {known[option].__name__}, got {value!r}")
-    return kind(**decided, **(dict(common) | RECOMMENDED[name] | dict(given)))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
-from mea_graph.nn.mea import PARTS
+from mea_graph.nn._parts import PARTS
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import SequenceDataModule

@@ -1,7 +1,7 @@
 """The edges between the modalities of a batch, for the layers that pass messages over all of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,34 @@ from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.pointers import take_rows
 
 Edges = IntervalEdges | Tensor  # runs of source rows, or an edge_index (2, E)
+
+
+class Window:
+    """Edges between steps that are near each other, for every pair of modalities: `IntervalEdges.window` with the same options."""
+
+    def __init__(self, steps: int | None = None, seconds: float | None = None, causal: bool = False) -> None:
+        if (steps is None) == (seconds is None):
+            raise ValueError(f"window: expected steps or seconds, got {'both' if steps is not None else 'none'}")
+        for name, width in (("steps", steps), ("seconds", seconds)):
+            if width is not None and (isinstance(width, bool) or not isinstance(width, int | float) or not width >= 0):
+                raise ValueError(f"window.{name}: expected a number of at least 0, got {width!r}")
+        self.steps, self.seconds, self.causal = steps, seconds, causal
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Window":
+        """Of what a caller wrote."""
+        if not isinstance(options, Mapping) or set(options) - {"steps", "seconds", "causal"}:
+            raise ValueError(f"window: expected a dict of steps or seconds, and causal, got {options!r}")
+        return cls(**options)
+
+    def edges(self, pointers: Mapping[str, Pointers], time: Mapping[str, Tensor]) -> dict[tuple[str, str], Edges]:
+        """By pair (source, target); `time` are the seconds of each row, which a width in seconds needs."""
+        found: dict[tuple[str, str], Edges] = {}
+        for s in pointers:
+            for t in pointers:
+                times = {} if self.seconds is None else {"source_time": time[s], "target_time": time[t]}
+                found[s, t] = IntervalEdges.window(pointers[s], pointers[t], self.steps, self.seconds, causal=self.causal, **times)
+        return found
 
 
 class _Stage(NamedTuple):
