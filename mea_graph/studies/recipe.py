@@ -16,7 +16,7 @@ from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.monitors import watching_mode
 from mea_graph.train.splits import SplitPolicy
-from mea_graph.train.training_length import TrainingLength
+from mea_graph.train.training_length import UPDATES, TrainingLength
 
 SECTIONS = ("data", "model", "trainer", "early_stopping", "training", "seed_everything", "logger")
 EMBEDDED = "events"
@@ -85,7 +85,10 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     if source != EMBEDDED:
         data.pop("events", None)
         data["source"] = source
-    if (length := _training_length(whole.get("training") or {})) is not None:
+    length = _training_length(whole.get("training") or {})
+    if length is None and trainer.get("max_epochs") is None and epochs is None:
+        length = TrainingLength(UPDATES)  # as the command trains
+    if length is not None:
         if trainer.get("max_epochs") is not None:
             raise DataError(
                 f"training: expected no trainer.max_epochs beside it, got {trainer['max_epochs']}: updates say how long to train"
@@ -94,7 +97,6 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
         trainer["max_epochs"], stopping["patience"] = length.epochs, length.patience_epochs
     if epochs is not None:
         trainer["max_epochs"] = epochs
-    trainer.setdefault("max_epochs", 60)
     trainer.setdefault("gradient_clip_val", 1.0)  # as the command has it
     monitor = stopping.get("monitor", "valid/task")
     return Recipe(

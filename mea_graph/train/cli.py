@@ -44,13 +44,12 @@ from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.same_options import check_same_options
 from mea_graph.train.task_module import NonFiniteLossError, TaskModule, check_precision
-from mea_graph.train.training_length import TrainingLength
+from mea_graph.train.training_length import UPDATES, TrainingLength
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 from mea_graph.train.whole_files import write_whole
 
 CLIP = 1.0  # norm of the gradients; the published configurations have none
-UPDATES = 2000  # where neither `trainer` nor `training` says how long to train
 LENGTH = ("updates", "check_every", "patience")
 LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)

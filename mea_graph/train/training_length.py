@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mea_graph.data import DataError
 
+UPDATES = 2000  # of a command or study that does not say how long to train
 CHECKS = 20  # validations of a training that does not say how often
 
 
