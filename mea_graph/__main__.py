@@ -1,4 +1,4 @@
-"""The command ``mea-graph``, also as ``python -m mea_graph``."""
+"""The command `mea-graph`, also as `python -m mea_graph`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What needs no model is answered without torch and Lightning, whose import takes seconds.
 
     Args:
-        arguments: the words after the program's name; those of this process where it is ``None``.
+        arguments: The words after the program's name; those of this process where it is `None`.
 
-    Example:
-        >>> main(["--version"])  # doctest: +ELLIPSIS
-        mea-graph ...
-        0
+    >>> main(["--version"])  # doctest: +ELLIPSIS
+    mea-graph ...
+    0
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:

@@ -24,11 +24,10 @@ _SHARED, _PRIVATE, _CODE = 2, 2, 4
 class Latents(NamedTuple):
     """What produced a data set; row n belongs to sample n. E events, each with a code of width 4.
 
-    Example:
-        >>> from mea_graph.data import AsynchronousEvents
-        >>> latents = AsynchronousEvents(num_samples=10).latents
-        >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
-        ((10, 2), (10, 2), (10, 4))
+    >>> from mea_graph.data import AsynchronousEvents
+    >>> latents = AsynchronousEvents(num_samples=10).latents
+    >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
+    ((10, 2), (10, 2), (10, 4))
     """
 
     shared: np.ndarray  # (N, 2), seen by every modality
@@ -75,10 +74,9 @@ class AsynchronousEvents(MultimodalDataset):
     Raises:
         ValueError: An argument out of its range.
 
-    Example:
-        >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
-        >>> events.channels, len(events.select(split="train"))
-        ({'text': 16, 'audio': 14, 'vision': 20}, 24)
+    >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
+    >>> events.channels, len(events.select(split="train"))
+    ({'text': 16, 'audio': 14, 'vision': 20}, 24)
     """
 
     def __init__(

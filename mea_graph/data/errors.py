@@ -14,9 +14,8 @@ class DataError(ValueError):
     One type for all of them, so that a program can show the message without a traceback: it names the file or field, what was
     expected and what came. What a file made part of a message is shown without control characters, and cut where it is long.
 
-    Example:
-        >>> issubclass(DataError, ValueError)
-        True
+    >>> issubclass(DataError, ValueError)
+    True
     """
 
     def __init__(self, message: object = "") -> None:

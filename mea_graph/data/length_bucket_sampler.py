@@ -12,9 +12,8 @@ from torch.utils.data import Sampler
 class Padding(NamedTuple):
     """Share of the padded steps that are no real ones: in the sampler's batches, and in random batches of the same size.
 
-    Example:
-        >>> Padding(left=0.07, random=0.3)._asdict()
-        {'left': 0.07, 'random': 0.3}
+    >>> Padding(left=0.07, random=0.3)._asdict()
+    {'left': 0.07, 'random': 0.3}
     """
 
     left: float
@@ -35,27 +34,26 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
     an epoch may be a part of one or several.
 
     Args:
-        lengths: true lengths `(N,)` of every modality, as `MultimodalDataset.lengths`.
-        batch_size: samples per batch and rank, >= 1.
+        lengths: True lengths `(N,)` of every modality, as `MultimodalDataset.lengths`.
+        batch_size: Samples per batch and rank, >= 1.
         shuffle: False sorts all samples, longest first, and keeps that order in every epoch: match results by sample id.
         seed: >= 0.
-        drop_last: leave out the last batch where it is not full on every rank.
-        num_replicas: number of ranks, >= 1.
-        rank: in `[0, num_replicas)`.
-        bucket_multiplier: batches per pool, >= 1; 1 is plain random batches, large is least padding.
-        batches: batches of an epoch, >= 1; those of one pass where None.
-        classes: the class `(N,)` of each sample: a pass then has as many samples of each class as of any other, and N in all. Those of a
+        drop_last: Leave out the last batch where it is not full on every rank.
+        num_replicas: Number of ranks, >= 1.
+        rank: In `[0, num_replicas)`.
+        bucket_multiplier: Batches per pool, >= 1; 1 is plain random batches, large is least padding.
+        batches: Batches of an epoch, >= 1; those of one pass where None.
+        classes: The class `(N,)` of each sample: a pass then has as many samples of each class as of any other, and N in all. Those of a
             small class come several times, about equally often; of a large class, others are left out in each pass.
 
     Raises:
-        ValueError: where an argument is out of range.
+        ValueError: If an argument is out of range.
 
-    Example:
-        >>> sampler = LengthBucketBatchSampler({"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False)
-        >>> list(sampler)
-        [[0, 2], [3, 1]]
-        >>> round(sampler.padding.left, 3)
-        0.091
+    >>> sampler = LengthBucketBatchSampler({"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False)
+    >>> list(sampler)
+    [[0, 2], [3, 1]]
+    >>> round(sampler.padding.left, 3)
+    0.091
     """
 
     def __init__(

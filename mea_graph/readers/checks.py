@@ -46,11 +46,11 @@ def repair(x: dict[str, Any], time: Mapping[str, list[Any]] | None, non_finite: 
     """Mends NaN and infinity in sequences of numbers, when they are packed, and says in the notes how many there are.
 
     Args:
-        x: for each modality one `(T, d)` array a sample, or None; sequences that need it are replaced by `Mended` ones.
-        time: for some modalities one `(T,)` array a sample; steps are left out in place.
+        x: For each modality one `(T, d)` array a sample, or None; sequences that need it are replaced by `Mended` ones.
+        time: For some modalities one `(T,)` array a sample; steps are left out in place.
         non_finite: "error" leaves everything as it is, to be refused; "zero" sets such values to 0; "drop" leaves out every step
             that has one.
-        notes: takes the counts.
+        notes: Takes the counts.
     """
     if non_finite == "error":
         return

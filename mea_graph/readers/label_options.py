@@ -29,15 +29,15 @@ def as_labels(
     """Labels as `MultimodalDataset.from_arrays` takes them, and the names of the classes or labels.
 
     Args:
-        y: what the file holds: one value a sample, several `(N, K)` (with axes of length 1 anywhere), or pairs (no, yes) `(N, K, 2)`.
-        ids: the samples' names, for errors.
+        y: What the file holds: one value a sample, several `(N, K)` (with axes of length 1 anywhere), or pairs (no, yes) `(N, K, 2)`.
+        ids: The samples' names, for errors.
         labels: "regression": real numbers. "classes": whole numbers, of which those below 0 are numbered anew, or rows with a single
             one. "labels": zeros and ones, several a sample. A number: above it a label is 1, and at or below it 0. None: classes where
             the file holds integers or strings, several labels where it holds nothing but zeros and ones, else real numbers.
-        columns: which of several labels a sample, by number, or by name where `label_names` names all of them; one, or a list.
-        label_names: names of the classes or of the labels.
-        notes: takes what was guessed or numbered anew.
-        regression: whether integers, of one label a sample, are real numbers too where `labels` is None: of files that cast them.
+        columns: Which of several labels a sample, by number, or by name where `label_names` names all of them; one, or a list.
+        label_names: Names of the classes or of the labels.
+        notes: Takes what was guessed or numbered anew.
+        regression: Whether integers, of one label a sample, are real numbers too where `labels` is None: of files that cast them.
     """
     check_labels(labels)
     y = y if isinstance(y, np.ndarray) else np.asarray(y)

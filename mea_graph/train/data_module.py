@@ -38,39 +38,38 @@ class SequenceDataModule(L.LightningDataModule):
 
     `SequenceDataModule(dataset)` takes a `MultimodalDataset` made in memory in place of a file.
 
-    Knows ``in_channels``, ``out_channels``, ``task`` and ``label_names`` before `setup`, so that a network can be made to measure.
+    Knows `in_channels`, `out_channels`, `task` and `label_names` before `setup`, so that a network can be made to measure.
     In evaluation every sample is seen exactly once, also where several processes share the work.
 
     Args:
-        source: file or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardized; or give ``events``.
-        preset: the protocol that the source should follow: where it does not, a warning lists the differences.
-        events: arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
-        format: name of the reader, or ``auto``.
-        cache_dir: folder for converted data; beside the source where it is ``None``.
-        reader: further options of the reader, such as ``label: emotion``.
-        modalities: the modalities to use, in this order; all where it is ``None``.
-        task: what the target is; follows from the targets where it is ``None``.
-        num_classes: number of classes where not all of them occur.
-        label_names: names of the classes or labels where the data has none.
-        split: which samples train, validate and test.
-        standardize: z-scores per channel: ``train`` (statistics of the training samples; the checkpoint keeps them for other data),
-            or the name of a field, such as ``subject`` (statistics of each of its values); raw features where it is ``None``.
-        batch_size: samples per batch and process, >= 1.
-        batches_per_epoch: batches of an epoch of training, >= 1, of passes over the samples that follow each other without a break
-            (`TrainingLength`); one pass where it is ``None``.
-        balanced: whether training draws all classes equally often, as often as all have samples together: those of small classes several
+        source: File or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardized; or give `events`.
+        preset: The protocol that the source should follow: where it does not, a warning lists the differences.
+        events: Arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
+        format: Name of the reader, or `auto`.
+        cache_dir: Folder for converted data; beside the source where it is `None`.
+        reader: Further options of the reader, such as `label: emotion`.
+        modalities: The modalities to use, in this order; all where it is `None`.
+        task: What the target is; follows from the targets where it is `None`.
+        num_classes: Number of classes where not all of them occur.
+        label_names: Names of the classes or labels where the data has none.
+        split: Which samples train, validate and test.
+        standardize: Z-scores per channel: `train` (statistics of the training samples; the checkpoint keeps them for other data),
+            or the name of a field, such as `subject` (statistics of each of its values); raw features where it is `None`.
+        batch_size: Samples per batch and process, >= 1.
+        batches_per_epoch: Batches of an epoch of training, >= 1, of passes over the samples that follow each other without a break
+            (`TrainingLength`); one pass where it is `None`.
+        balanced: Whether training draws all classes equally often, as often as all have samples together: those of small classes several
             times, those of large ones less than once.
-        seed: decides the order of the training samples, with the epoch.
-        num_workers: processes that read samples, >= 0.
-        predict_split: the part to predict: ``test``, ``train``, ``valid`` or ``all``.
+        seed: Decides the order of the training samples, with the epoch.
+        num_workers: Processes that read samples, >= 0.
+        predict_split: The part to predict: `test`, `train`, `valid` or `all`.
 
     Raises:
-        DataError: where the source, the split or the targets are not as described; the field is named.
+        DataError: If the source, the split or the targets are not as described; the field is named.
 
-    Example:
-        >>> data = SequenceDataModule(events={"num_samples": 40, "task": "classification"}, batch_size=8)
-        >>> data.task, len(data.in_channels)
-        ('classification', 3)
+    >>> data = SequenceDataModule(events={"num_samples": 40, "task": "classification"}, batch_size=8)
+    >>> data.task, len(data.in_channels)
+    ('classification', 3)
     """
 
     def __init__(
@@ -173,14 +172,14 @@ class SequenceDataModule(L.LightningDataModule):
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
-        """Sample numbers of each part, ``train``, ``valid`` and ``test`` where they exist."""
+        """Sample numbers of each part, `train`, `valid` and `test` where they exist."""
         return self.split.apply(len(self.dataset), self.dataset.split, self.dataset.fields, self.dataset.y)
 
     def check_parts(self, *names: str) -> None:
         """Says which of the parts has no sample, before anything is written.
 
         Args:
-            names: parts that are needed.
+            names: Parts that are needed.
         """
         for name in names:
             self._part(name)
@@ -189,9 +188,10 @@ class SequenceDataModule(L.LightningDataModule):
         """Returns the targets of one part.
 
         Args:
-            part: ``train``, ``valid`` or ``test``.
+            part: `train`, `valid` or `test`.
 
-        Shape: ``(N,)`` or ``(N, K)``.
+        Shape:
+            - :math:`(N,)` or :math:`(N, K)`.
         """
         return torch.as_tensor(self.check_labelled()[self._part(part)])
 
@@ -207,7 +207,7 @@ class SequenceDataModule(L.LightningDataModule):
         """Returns the samples of one part as a network sees them: standardised, where that is asked for.
 
         Args:
-            part: ``train``, ``valid``, ``test`` or ``all``.
+            part: `train`, `valid`, `test` or `all`.
         """
         return self._prepared.subset(self._part(part))
 
@@ -215,7 +215,7 @@ class SequenceDataModule(L.LightningDataModule):
         """Returns the first samples of one part, two at most, as a batch, as they are in the source.
 
         Args:
-            part: ``train``, ``valid`` or ``test``.
+            part: `train`, `valid` or `test`.
         """
         return next(iter(DataLoader(self.dataset.subset(self._part(part)[:2]), batch_size=2)))
 
@@ -321,12 +321,11 @@ def data_hash(dataset: MultimodalDataset) -> str:
     """Returns the SHA-256 that tells the samples of a data set, in their order: that of its source, of a cut one of its own.
 
     Args:
-        dataset: the samples.
+        dataset: The samples.
 
-    Example:
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 3})
-        >>> data_hash(dataset) == dataset.hash, data_hash(dataset[1:]) == dataset.hash
-        (True, False)
+    >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 3})
+    >>> data_hash(dataset) == dataset.hash, data_hash(dataset[1:]) == dataset.hash
+    (True, False)
     """
     rows = np.asarray(dataset.indices(), dtype=np.int64)
     if np.array_equal(rows, np.arange(dataset.len())):

@@ -36,25 +36,24 @@ class Predictor:
     `Predictor.load` makes one of a run's folder or of a checkpoint alone, which holds all that is needed: modalities and their widths,
     the classes' names, the task and the statistics of the training samples. The constructor takes a module that is in memory.
 
-    Where training had statistics for each value of a field (``standardize: subject``), so has the new data: it must have that field, and
+    Where training had statistics for each value of a field (`standardize: subject`), so has the new data: it must have that field, and
     the statistics are those of its own samples, as in training. All samples of a subject belong into one call.
 
     Args:
-        module: a trained `MEAModule`, baseline, or other `TaskModule`; it is put into evaluation mode.
-        data: what it was trained with; None where it was trained on features as they are, without a `SequenceDataModule`.
-        batch_size: samples that are computed at a time, >= 1; predictions do not depend on it.
-        device: where to compute, such as ``cuda``; where the module is, by default.
+        module: A trained `MEAModule`, baseline, or other `TaskModule`; it is put into evaluation mode.
+        data: What it was trained with; None where it was trained on features as they are, without a `SequenceDataModule`.
+        batch_size: Samples that are computed at a time, >= 1; predictions do not depend on it.
+        device: Where to compute, such as `cuda`; where the module is, by default.
 
     Raises:
-        DataError: where the module does not say its modalities, or there is no such device.
+        DataError: If the module does not say its modalities, or there is no such device.
 
-    Example:
-        >>> from mea_graph.train import MEAModule
-        >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
-        >>> predictor = Predictor(module)
-        >>> found = predictor({"audio": [np.ones((7, 5)), np.ones((4, 5))]})  # text is missing
-        >>> found.ids, found.values.shape
-        (['0', '1'], (2,))
+    >>> from mea_graph.train import MEAModule
+    >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
+    >>> predictor = Predictor(module)
+    >>> found = predictor({"audio": [np.ones((7, 5)), np.ones((4, 5))]})  # text is missing
+    >>> found.ids, found.values.shape
+    (['0', '1'], (2,))
     """
 
     def __init__(
@@ -96,26 +95,25 @@ class Predictor:
         batch_size: int = 32,
         device: str | torch.device = "cpu",
     ) -> Predictor:
-        """Makes a predictor of the folder of a run, such as ``runs/mine/0``, or of a checkpoint, also one of somebody else.
+        """Makes a predictor of the folder of a run, such as `runs/mine/0`, or of a checkpoint, also one of somebody else.
 
         A checkpoint is opened as plain tensors and containers: nothing in it runs, and it imports nothing but this package.
 
         Args:
-            path: folder or ``.ckpt`` file.
-            checkpoint: of a folder, ``best`` (the best epoch on the validation samples) or ``last``; `checkpoint` says which was taken.
-            module: the class that was trained, where it is none of this package and not imported yet; or an instance, to take the weights.
-            statistics: mean and standard deviation by modality that the features were scaled by, where no `SequenceDataModule` trained the
-                checkpoint; ``{}`` where they were used as they are.
-            batch_size: samples that are computed at a time, >= 1.
-            device: where to compute.
+            path: Folder or `.ckpt` file.
+            checkpoint: Of a folder, `best` (the best epoch on the validation samples) or `last`; `checkpoint` says which was taken.
+            module: The class that was trained, where it is none of this package and not imported yet; or an instance, to take the weights.
+            statistics: Mean and standard deviation by modality that the features were scaled by, where no `SequenceDataModule` trained the
+                checkpoint; `{}` where they were used as they are.
+            batch_size: Samples that are computed at a time, >= 1.
+            device: Where to compute.
 
         Raises:
-            DataError: where there is no checkpoint, it is damaged, or it lacks what cannot be guessed; the remedy is named.
+            DataError: If there is no checkpoint, it is damaged, or it lacks what cannot be guessed; the remedy is named.
 
-        Example:
-            >>> Predictor.load("runs/none")
-            Traceback (most recent call last):
-            mea_graph.data.errors.DataError: ckpt_path: there is no checkpoint runs/none
+        >>> Predictor.load("runs/none")
+        Traceback (most recent call last):
+        mea_graph.data.errors.DataError: ckpt_path: there is no checkpoint runs/none
         """
         place = _find(Path(path), checkpoint)
         saved = read_checkpoint(place)
@@ -153,15 +151,15 @@ class Predictor:
         """Predicts samples, which need no labels and may lack modalities.
 
         Args:
-            data: a dict with a list of arrays or tensors ``(T, d)`` by modality, one a sample and None where it is missing (or one array
-                ``(N, T, d)``); the path of a file that `open_dataset` reads; a `HeteroData`, a list or a batch of them; or a
+            data: A dict with a list of arrays or tensors `(T, d)` by modality, one a sample and None where it is missing (or one array
+                `(N, T, d)`); the path of a file that `open_dataset` reads; a `HeteroData`, a list or a batch of them; or a
                 `MultimodalDataset`.
-            embeddings: whether to give the vectors behind the predictions.
-            attention: whether to give every attention map, of `MEA` only; samples are then computed one by one.
-            cache_dir: of a file, as `open_dataset` has it.
+            embeddings: Whether to give the vectors behind the predictions.
+            attention: Whether to give every attention map, of `MEA` only; samples are then computed one by one.
+            cache_dir: Of a file, as `open_dataset` has it.
 
         Raises:
-            DataError: where a modality is unknown or of another width, or what training needed is missing.
+            DataError: If a modality is unknown or of another width, or what training needed is missing.
         """
         given = as_dataset(data, self._known, cache_dir)
         dataset = scaled(given, self._known)
@@ -199,14 +197,14 @@ class Predictor:
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Writes the model as ONNX, standardisation included: the file takes raw features, as `mea_graph.nn.export_onnx` says.
 
-        Its output ``prediction`` is that of the network: values, or a logit for each of `label_names`.
+        Its output `prediction` is that of the network: values, or a logit for each of `label_names`.
 
         Args:
-            path: where to write.
+            path: Where to write.
 
         Raises:
-            DataError: where the model is not `MEA`, or its features were scaled by what only the data tells.
-            ImportError: where the extra ``onnx`` is not installed.
+            DataError: If the model is not `MEA`, or its features were scaled by what only the data tells.
+            ImportError: If the extra `onnx` is not installed.
         """
         network = self.module.network
         if not isinstance(network, MEA):
