@@ -31,7 +31,7 @@ READING = """
 - "peak" is memory beyond what the inputs take. [How the kernels work](kernels.md) says what bounds time and memory.
 """
 NO_GPU = """
-## GPU
+## On a GPU
 
 No figure: no kernel of the library has run on a GPU yet. Without one, Triton's interpreter and a host build of the CUDA C++ check the
 numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine with a GPU, `python -m benchmarks.gpu_check` checks every
