@@ -71,7 +71,7 @@ class LateFusionGRUModule(TaskModule):
         in_channels: Width of each modality of the data.
         task: What the target is.
         out_channels: Width of the prediction.
-        modalities: The modalities to read; all where it is `None`.
+        modalities: The modalities to read; all if `None`.
         hidden_channels: Width of each GRU direction and of the perceptron.
         dropout: Share of pooled values dropped in training, in [0, 1).
         stride: How many steps a GRU reads as one, one for all or by modality, >= 1.

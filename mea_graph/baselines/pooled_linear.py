@@ -192,7 +192,7 @@ class Statistics(NamedTuple):
 
         Args:
             samples: The samples.
-            channels: Width of each modality; as the samples have it where None.
+            channels: Width of each modality; as the samples have it if None.
         """
         widths = dict(channels or {})
         found: list[dict[str, Tensor]] = []

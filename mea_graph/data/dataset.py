@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 
 class MultimodalDataset(ViewedDataset):
-    """Samples of several modalities as `HeteroData` graphs: one node a time step, one node type a modality, no padding.
+    """Samples of several modalities as `HeteroData` graphs, with a node type for each modality, a node for each time step and no padding.
 
-    Everything a sampler, a splitter or a report needs (lengths, labels, fields) is at hand without reading a sequence. Make one
-    with `from_arrays`, `from_samples` or `open_dataset`. It is a data set of PyG: cut it with `dataset[2:5]`, an index, a mask or
-    `shuffle`, with `select` and `where`. A cut is a view of the same class, copies nothing, and all properties follow it.
+    Make one with `from_arrays`, `from_samples` or `open_dataset`. Lengths, labels and fields are available without reading a sequence.
+    It is a data set of PyG: select samples by `dataset[2:5]`, an index, a mask, `shuffle`, `select` or `where`. The result is a
+    view of the same class; it copies nothing, and all properties follow it.
 
     Args:
         store: The checked arrays.
-        transform: Applied to a sample on every access, as in PyG; also by assignment, `dataset.transform = f`. What is known without
-            reading (`lengths`, `y`, `channels`) is that of the stored samples.
+        transform: A function applied to a sample on every access, as in PyG; you can also assign `dataset.transform = f`. `lengths`, `y`
+            and `channels` describe the stored samples, before the transform.
 
     Shape:
         - `sample[m].x`: :math:`(T_m, d_m)`, float32; :math:`(0, d_m)` if the sample lacks the modality
@@ -80,20 +80,20 @@ class MultimodalDataset(ViewedDataset):
         """Makes a data set from arrays in memory, checking all of them.
 
         Args:
-            x: For each modality one `(T, d)` array a sample, at its true length; None or zero rows where it is missing.
+            x: For each modality a list with one `(T, d)` array for each sample, at its true length; None or zero rows if it is missing.
             y: `(N,)` floats for regression, `(N,)` integers >= 0 or strings for classes, or `(N, K)` zeros and ones for K binary labels.
-            ids: Unique names of the samples; their numbers where None.
-            time: For some of the modalities one `(T,)` array a sample, in seconds.
+            ids: Unique names of the samples; their numbers if None.
+            time: For some of the modalities one `(T,)` array for each sample, in seconds.
             split: The name of each sample's split: "train", "valid" ("val" and "dev" mean the same), "test", or names of your own.
-            fields: Further numbers or strings, one a sample, such as a speaker.
-            label_names: Names of the classes or of the K binary labels; of strings in `y`, in alphabetical order where None.
+            fields: Further values by name, one number or string for each sample, such as the speaker.
+            label_names: Names of the classes or of the K binary labels; of strings in `y`, in alphabetical order if None.
             notes: Remarks that `describe` repeats.
             transform: Applied to a sample on every access.
-            pre_transform: Applied to every sample once, here; its `x`, `time` and `y` are stored.
-            pre_filter: Only samples of which it says True are stored; asked before `pre_transform`.
+            pre_transform: A function applied once to every sample; `x`, `time` and `y` of its result are stored.
+            pre_filter: A function of a sample that returns whether to store it; it runs before `pre_transform`.
 
         Raises:
-            DataError: If shapes, widths or counts do not fit, a value is not finite, or an id stands twice.
+            DataError: If shapes, widths or counts do not fit, a value is not finite, or an id occurs twice.
 
         >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((2, 3))], "b": [np.ones((4, 1))]}, y=[0.5], ids=["clip"])
         >>> dataset[0].id, dataset[0].y
@@ -118,8 +118,8 @@ class MultimodalDataset(ViewedDataset):
     ) -> Self:
         """Makes a data set from PyG samples of your own, checking all of them.
 
-        A node type is a modality: `x` and, where known, `time` are kept. `y` and `id` mean what they mean in a sample of this class, an
-        attribute `split` names the sample's split, and further attributes of one value become `fields`. A sample may lack a node type.
+        Each node type is a modality; its `x` and, if present, its `time` are kept. `y` and `id` have the meaning of this class, `split`
+        names the split of the sample, and further attributes with one value become `fields`. A sample may lack a node type.
 
         Args:
             samples: The samples.
@@ -128,7 +128,7 @@ class MultimodalDataset(ViewedDataset):
             transform: Applied to a sample on every access.
 
         Raises:
-            DataError: As `from_arrays`; also where a sample holds what could not be given back, such as edges.
+            DataError: As `from_arrays`, and if a sample holds something that a data set cannot store, such as edges.
 
         >>> both, text = HeteroData(y=1.5, id="p", speaker="ann"), HeteroData(y=0.5, id="q", speaker="bob")
         >>> both["text"].x, both["audio"].x, text["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
@@ -228,7 +228,7 @@ class MultimodalDataset(ViewedDataset):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the source file (of the arrays, where there is no file); a view has that of the whole."""
+        """SHA-256 of the source file, or of the arrays without a file; a view has that of the whole data set."""
         return self._store.hash
 
     def has_time(self, modality: str) -> bool:
@@ -264,13 +264,13 @@ class MultimodalDataset(ViewedDataset):
         return part._view(_store=taken(part), _indices=np.arange(len(rows)), _scaling=scaling)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the samples into an `.npz` file that `open_dataset` and the command `mea-graph` read as any other.
+        """Writes the samples to an `.npz` file for `open_dataset` and the command `mea-graph`.
 
-        What comes back is equal: sequences, times, labels, names, splits, fields and notes. Of a standardized data set the z-scores
-        are written. `transform` is not.
+        Opening it returns equal sequences, times, labels, names, splits, fields and notes. A standardised data set is written with its
+        z-scores. `transform` is not written.
 
         Args:
-            path: The file, in any folder there is; one of that name is replaced.
+            path: The file, in an existing folder; it replaces a file of that name.
 
         Raises:
             DataError: If it cannot be written.
@@ -354,8 +354,8 @@ class MultimodalDataset(ViewedDataset):
         that is constant there keeps standard deviation 1.
 
         Args:
-            by: A field: each of its values (such as a subject) has statistics of its own.
-            fit_on: Indices or mask of the samples that the statistics come from; all of this data set's where None.
+            by: A field, such as the subject, each of whose values gets statistics of its own.
+            fit_on: Indices or mask of the samples that the statistics come from, usually the training samples; all samples if None.
             statistics: Those to use instead of taking any, by modality: `statistics` of the data set that a model was trained on.
 
         Raises:

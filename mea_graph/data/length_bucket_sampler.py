@@ -21,30 +21,27 @@ class Padding(NamedTuple):
 
 
 class LengthBucketBatchSampler(Sampler[list[int]]):
-    """Yields batches (lists of indices) of samples of similar length, so that padding them to a common length wastes little.
+    """Yields batches (lists of indices) of samples of similar length, so that padding wastes little.
 
-    The samples are shuffled, cut into pools of `bucket_multiplier` batches, sorted by length inside each pool, cut into batches,
-    and the batches shuffled: random enough to learn from, alike enough to pad little. Length is the number of steps over all
-    modalities. Batches depend on `(seed, epoch)` only, every rank gets the same number of them, and the ranks' batches of one
-    step are alike in length. Give it to a data loader as `batch_sampler=`. What is left over for the last batch joins the one before it
-    where it is a single sample, or fewer than there are ranks: every sample comes once, and two ranks have the batches of one with twice
-    the size.
+    Give it to a loader as `batch_sampler`. Each epoch shuffles the samples, cuts them into pools of `bucket_multiplier` batches, sorts each
+    pool by length, cuts it into batches and shuffles the batches. Length is the number of steps over all modalities. Batches depend only on `(seed, epoch)`. Every rank gets the
+    same number of batches, of similar length in each step, and two ranks together have the batches of one rank with twice the size. Every
+    sample comes once: a last batch with a single sample, or with fewer samples than ranks, joins the batch before it.
 
-    A pass over all samples is an epoch, unless `batches` says how many batches are one: passes then follow each other without a break, and
-    an epoch may be a part of one or several.
+    An epoch is one pass over all samples. With `batches` it is that number of batches, and the passes continue across epochs.
 
     Args:
         lengths: True lengths `(N,)` of every modality, as `MultimodalDataset.lengths`.
         batch_size: Samples per batch and rank, >= 1.
         shuffle: False sorts all samples, longest first, and keeps that order in every epoch: match results by sample id.
         seed: >= 0.
-        drop_last: Leave out the last batch where it is not full on every rank.
+        drop_last: Whether to leave out a last batch that is not full on every rank.
         num_replicas: Number of ranks, >= 1.
         rank: In `[0, num_replicas)`.
-        bucket_multiplier: Batches per pool, >= 1; 1 is plain random batches, large is least padding.
-        batches: Batches of an epoch, >= 1; those of one pass where None.
-        classes: The class `(N,)` of each sample: a pass then has as many samples of each class as of any other, and N in all. Those of a
-            small class come several times, about equally often; of a large class, others are left out in each pass.
+        bucket_multiplier: Batches in a pool, >= 1. With 1 the batches are random; larger numbers leave less padding and less randomness.
+        batches: Batches of an epoch, >= 1; those of one pass if None.
+        classes: The class `(N,)` of each sample, to draw all classes equally often. A pass still has N samples: those of a small class come
+            several times, about equally often; some of a large class are left out, others in each pass.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -18,8 +18,8 @@ _NAMED = 8  # samples that an error names
 class AddMissingModalities(BaseTransform):
     """Gives a sample an empty node type for every modality that it lacks.
 
-    PyG counts the rows of a node type by the samples that have it, so a batch of samples that lack a node type altogether gives rows
-    to the wrong sample (`check_batch` finds that). Apply this to every sample, or give it to a data set as `transform`.
+    If some samples of a batch lack a node type, PyG assigns the rows of the others to the wrong samples (`check_batch` detects that). Apply
+    this transform to every sample, or give it to a data set as `transform`.
 
     Args:
         channels: The width d of every modality, as `MEA` takes it for `in_channels`.
@@ -65,14 +65,14 @@ class AddMissingModalities(BaseTransform):
 
 
 def check_batch(batch: HeteroData | Sequence[HeteroData], modalities: Collection[str] | None = None) -> None:
-    """Refuses samples of which some lack a node type, and the batch that PyG made of them.
+    """Raises an error if some samples lack a node type, or if a batch was made of such samples.
 
-    In such a batch a node type knows fewer samples than the batch has, and its rows belong to the wrong ones. A batch no longer tells
-    which sample lacks it; the list of samples does.
+    In such a batch the rows of the node type belong to the wrong samples. The error names the faulty sample if you give the list of
+    samples; a batch no longer holds that information.
 
     Args:
         batch: What a PyG loader yields (`Batch.from_data_list` makes it), or the samples that it is to be made of.
-        modalities: The node types that must be there; those of the batch, or of any of the samples, where None.
+        modalities: The node types that must be there; those of the batch, or of any of the samples, if None.
 
     Raises:
         DataError: Naming the node type, the sample (of a batch: its samples) and what to do.

@@ -19,16 +19,16 @@ _SENTIMENT_METRICS = ("acc7", "acc2_nonneg", "f1_nonneg", "acc2_pos", "f1_pos", 
 class Preset:
     """The protocol of a benchmark, with shapes, splits, task, metrics, and Table I of the paper.
 
-    The data themselves must be asked for from their owners; `instructions` says which file goes where and `check` tells whether a
-    data set is the one that published figures are about.
+    Request the data from their owners. `instructions` says which file goes where, and `check` raises an error if a data set is not the
+    one behind the published figures.
 
     Args:
         name: The data set's usual name.
         widths: For every modality the channels d that its published features have.
-        max_lengths: For every modality the most steps a sample has.
+        max_lengths: The largest number of steps of a sample, by modality.
         split_sizes: Samples in train, valid and test.
         task: "regression" or "multilabel".
-        metrics: What the field reports, by the names `mea-graph test` uses.
+        metrics: The metrics that the field reports, by the names that `mea-graph test` uses.
         hyperparameters: Table I, by the names of the arguments they are for.
         files: The files that hold the data in a form `open_dataset` reads, with the form's name.
         owner: Who grants access.

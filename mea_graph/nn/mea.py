@@ -43,7 +43,8 @@ PARTS: dict[str, Callable[..., nn.Module]] = {
 
 
 class MEAOutput(NamedTuple):
-    """What the model returns. A space that was switched off is None; the last four are empty unless asked for (or switched off).
+    """The result of `MEA`. A space that is switched off is None. `transfer` and the attention maps are empty without
+    `return_attention_weights`, `modality_weights` without weighted attention.
 
     >>> import torch
     >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
@@ -68,15 +69,16 @@ class MEAOutput(NamedTuple):
 class MEA(nn.Module):
     r"""Fuses asynchronous sequences through modality-exclusive and modality-agnostic representations ([MEA], all of it).
 
-    Per modality a `UnimodalExtractor`; then two branches: `PredictiveEncoder` with one `ExclusiveEncoder` per modality, and
-    `CrossModalEncoder` with one `AgnosticEncoder` for all; `DoubleDiscriminator` looks at both; `DecoupledGraphFusion` passes messages in
-    two graphs per sample, and a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts. Train it with `MEALoss`.
+    A `UnimodalExtractor` for each modality feeds two branches: `PredictiveEncoder` with one `ExclusiveEncoder` for each modality, and
+    `CrossModalEncoder` with one `AgnosticEncoder` for all. `DoubleDiscriminator` reads the representations of both,
+    `DecoupledGraphFusion` passes messages in two graphs for each sample, and a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
+    Train it with `MEALoss`.
 
-    Sequences may have any lengths, and a modality may be missing from a sample: it is then a node that is not in the fusion graph, takes
-    part in nothing and gets zero gradient.
+    Sequences may have any lengths, and a sample may lack a modality: the modality then has no node in the fusion graph of the sample and
+    gets no gradient from it.
 
-    Each part is given as options of the class named below, as a module of your own in its place, or as None to leave it out. Options
-    that are not named keep their recommended values, `RECOMMENDED`; `MEA.published` has those of the paper.
+    Give each part as a dict of options of the class named below, as a module of your own, or as None to leave it out. Options
+    that you do not set keep their recommended values, `RECOMMENDED`; `MEA.published` has those of the paper.
 
     Args:
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
@@ -84,15 +86,15 @@ class MEA(nn.Module):
         channels: Common width d.
         hidden_channels: Width d_h of the representations.
         heads: Attention heads K, a divisor of `channels`.
-        dropout: Probability, in every part that is not given one of its own; None is the recommended 0.1.
-        extractor: Options of `UnimodalExtractor` (`kernel_size`, `stride`, `skip`, `positions`), each one for all modalities or a dict by
-            modality, but for `time_scale`, which is one; or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
-            (N, d). One whose attribute `positions` is "seconds" is called with the times of its rows (N,) too.
-        exclusive: Options of `ExclusiveBranch`; None is Table V, "w/o exclusive".
-        agnostic: Options of `AgnosticBranch`; None is Table V, "w/o agnostic".
+        dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
+        extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
+            dict by modality; `time_scale` is one value. Or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
+            (N, d); a module whose attribute `positions` is "seconds" also gets the times of its rows (N,).
+        exclusive: Options of `ExclusiveBranch`; None leaves the branch out (Table V, "w/o exclusive").
+        agnostic: Options of `AgnosticBranch`; None leaves the branch out (Table V, "w/o agnostic").
         discriminator: Options of `DoubleDiscriminator`.
-        fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether the nodes also hear themselves (R7). Or one of the
-            alternatives of Table V, see `Combination`: "concatenation", "addition", "multiplication".
+        fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether nodes also hear themselves (R7). Or "concatenation",
+            "addition" or "multiplication" to combine without a graph, see `Combination` (Table V).
         head: Options of `PredictionHead`.
 
     Shape:
@@ -224,8 +226,8 @@ class MEA(nn.Module):
         `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or
         padded sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
         `edges` narrow attention by pair (source, target) of modalities, `IntervalEdges` or an edge_index (2, E), as the extractors' results
-        count their rows; None: all of the sample. `time` are the seconds of each step beside dicts, (N_m,) or (B, T_m), of the modalities
-        that have some (a PyG batch has its own, `batch[m].time`); extractors with `positions="seconds"` read them.
+        count their rows; None: all of the sample. `time` holds the seconds of each step, (N_m,) or (B, T_m), for the modalities that have
+        times; a PyG batch has its own, `batch[m].time`. Extractors with `positions="seconds"` read them.
         """
         steps = self._steps(x, layout, batch_size, edges, time)
         exclusive, agnostic, present = self._representations(steps, edges, return_attention_weights)
@@ -324,7 +326,7 @@ class MEA(nn.Module):
 
     @property
     def reads_time(self) -> bool:
-        """Whether `forward` needs the times of steps, since an extractor has `positions="seconds"`."""
+        """Whether `forward` needs the times of steps, because an extractor has `positions="seconds"`."""
         return any(self._reads_time(m) for m in self.modalities)
 
     def _reads_time(self, modality: str) -> bool:

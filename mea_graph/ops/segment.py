@@ -22,10 +22,10 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 @functools.cache
 def has_torch_scatter() -> bool:
-    """Says whether torch_scatter can be used here.
+    """Returns whether torch_scatter can be used.
 
-    It is optional: it ships no wheels, and building it takes minutes. One that is installed but cannot be loaded (built for another torch,
-    say) gives a warning and counts as absent.
+    torch_scatter is optional: it has no wheels, and building it takes minutes. If it is installed but cannot be loaded (for example,
+    because it was built for another torch), the function warns and returns False.
 
     >>> from mea_graph.ops.segment import has_torch_scatter
     >>> has_torch_scatter() in (True, False)

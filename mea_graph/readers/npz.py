@@ -43,7 +43,7 @@ def read_npz(
 
     Args:
         source: The file.
-        label: Array with the labels; "label", "y", "labels", "target" or "targets" where None.
+        label: Array with the labels; "label", "y", "labels", "target" or "targets" if None.
         id: Array with the samples' names; "id" or "name" where None, else their numbers.
         split: Array with the name of each sample's split; where None, "split" if it holds nothing but train, valid (val, dev) and test.
         labels, columns, label_names: What the labels are, as `open_dataset` has it.

@@ -132,7 +132,7 @@ def chosen(rows: Mapping[str, Row], only: Sequence[str] | None) -> dict[str, Row
 
     Args:
         rows: Of a study.
-        only: Their names; all where it is `None`.
+        only: Their names; all if `None`.
 
     Raises:
         DataError: If there is no such row.

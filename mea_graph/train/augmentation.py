@@ -48,13 +48,13 @@ def augment(
     time_mask: float = 0.0,
     feature_noise: float = 0.0,
 ) -> tuple[Sequences, Sequences]:
-    r"""Draws another form of each sample of a batch.
+    r"""Returns a randomly changed copy of each sample of a batch, against overfitting.
 
-    1. Each sample is played at a pace of its own, :math:`T_m \to \mathrm{round}(T_m \, e^{u})` with
-       :math:`u \sim U(-\mathrm{stretch}, \mathrm{stretch})`, steps between two others by linear interpolation. All modalities of a sample
-       share the pace, so that what happens at one time still does.
-    2. One span of each sequence is hidden: zeros, the mean of standardised features. Its share of the steps is drawn from
-       :math:`U(0, \mathrm{mask})` (the time mask of SpecAugment, Park et al. 2019), for each modality anew.
+    1. Each sample is played faster or slower, :math:`T_m \to \mathrm{round}(T_m \, e^{u})` with
+       :math:`u \sim U(-\mathrm{stretch}, \mathrm{stretch})`, by linear interpolation between steps. All modalities of a sample
+       share the pace, so simultaneous events stay simultaneous.
+    2. One span of each sequence is set to zero, the mean of standardised features. Its share of the steps is drawn from
+       :math:`U(0, \mathrm{mask})` for each modality (the time mask of SpecAugment, Park et al. 2019).
     3. Each value gets Gaussian noise.
 
     Args:

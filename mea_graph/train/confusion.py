@@ -65,7 +65,7 @@ def confusion_text(matrix: Tensor, names: Sequence[str] | None, title: str) -> s
 
     Args:
         matrix: Of `confusion_matrix`.
-        names: Of the classes; their numbers where it is None.
+        names: Of the classes; their numbers if None.
         title: The first line.
 
     Shape:

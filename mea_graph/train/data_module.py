@@ -34,33 +34,32 @@ PRESETS = {"MOSI": MOSI, "MOSEI": MOSEI, "IEMOCAP": IEMOCAP}
 
 
 class SequenceDataModule(L.LightningDataModule):
-    """Opens a source, divides it and hands out batches, the same for every module and on any number of processes.
+    """Opens a source, splits it and yields batches for training, validation and test, on any number of processes.
 
-    `SequenceDataModule(dataset)` takes a `MultimodalDataset` made in memory in place of a file.
-
-    Knows `in_channels`, `out_channels`, `task` and `label_names` before `setup`, so that a network can be made to measure.
-    In evaluation every sample is seen exactly once, also where several processes share the work.
+    `SequenceDataModule(dataset)` takes a `MultimodalDataset` in memory in place of a file. `in_channels`, `out_channels`, `task` and
+    `label_names` are known before `setup`; give them to the module. Evaluation reads every sample exactly once, even if several
+    processes share the work.
 
     Args:
-        source: File or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardized; or give `events`.
-        preset: The protocol that the source should follow: where it does not, a warning lists the differences.
+        source: File or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardised. Or give `events`.
+        preset: The protocol that the source should follow, such as MOSI's; a warning lists the differences.
         events: Arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
         format: Name of the reader, or `auto`.
-        cache_dir: Folder for converted data; beside the source where it is `None`.
+        cache_dir: Folder for converted data; beside the source if `None`.
         reader: Further options of the reader, such as `label: emotion`.
-        modalities: The modalities to use, in this order; all where it is `None`.
-        task: What the target is; follows from the targets where it is `None`.
-        num_classes: Number of classes where not all of them occur.
-        label_names: Names of the classes or labels where the data has none.
+        modalities: The modalities to use, in this order; all if `None`.
+        task: What the target is; follows from the targets if `None`.
+        num_classes: Number of classes, if some do not occur in the data.
+        label_names: Names of the classes or labels, if the data has none.
         split: Which samples train, validate and test.
         standardize: Z-scores per channel: `train` (statistics of the training samples; the checkpoint keeps them for other data),
-            or the name of a field, such as `subject` (statistics of each of its values); raw features where it is `None`.
+            or the name of a field, such as `subject` (statistics of each of its values); raw features if `None`.
         batch_size: Samples per batch and process, >= 1.
-        batches_per_epoch: Batches of an epoch of training, >= 1, of passes over the samples that follow each other without a break
-            (`TrainingLength`); one pass where it is `None`.
-        balanced: Whether training draws all classes equally often, as often as all have samples together: those of small classes several
-            times, those of large ones less than once.
-        seed: Decides the order of the training samples, with the epoch.
+        batches_per_epoch: Batches of an epoch of training, >= 1, which then need not be one pass over the samples (`TrainingLength`); one
+            pass if `None`.
+        balanced: Whether training draws all classes equally often, for unequal classes: samples of small classes come several times,
+            some of large classes not at all. An epoch keeps its length.
+        seed: Seed of the order of the training samples; the order also depends on the epoch.
         num_workers: Processes that read samples, >= 0.
         predict_split: The part to predict: `test`, `train`, `valid` or `all`.
 
@@ -176,7 +175,7 @@ class SequenceDataModule(L.LightningDataModule):
         return self.split.apply(len(self.dataset), self.dataset.split, self.dataset.fields, self.dataset.y)
 
     def check_parts(self, *names: str) -> None:
-        """Says which of the parts has no sample, before anything is written.
+        """Raises an error if a part has no sample, before anything is written.
 
         Args:
             names: Parts that are needed.
@@ -196,7 +195,7 @@ class SequenceDataModule(L.LightningDataModule):
         return torch.as_tensor(self.check_labelled()[self._part(part)])
 
     def check_labelled(self) -> np.ndarray:
-        """Returns all targets, or says that the data has none, before anything is trained or measured."""
+        """Returns all targets; raises an error if the data has none."""
         if self.dataset.y is None:
             named = [name for name in ("label", "labels", "target", "targets") if name in self.dataset.fields]
             hint = f"; its field {named[0]!r} is none: targets are y, in from_arrays and in a PyG sample" if named else ""
@@ -204,7 +203,7 @@ class SequenceDataModule(L.LightningDataModule):
         return self.dataset.y
 
     def samples(self, part: str) -> MultimodalDataset:
-        """Returns the samples of one part as a network sees them: standardised, where that is asked for.
+        """Returns the samples of one part as the network reads them, standardised with `standardize`.
 
         Args:
             part: `train`, `valid`, `test` or `all`.

@@ -48,16 +48,15 @@ BY_FORM: tuple[str, ...] = ("dropout", "beta", "weight_decay", "warmup", "cosine
 class MEAModule(TaskModule):
     """Trains `mea_graph.nn.MEA` with `mea_graph.nn.MEALoss` ([MEA] Eq. 20).
 
-    Every option of the model, of the loss and of `TaskModule` is an argument here, with the default its owner gives it. With
-    `agnostic={"center": True}` each epoch ends with one more pass over the training samples, which measures the means of
-    `ModalityCentering`.
+    It takes every option of the model, of the loss and of `TaskModule`, with the same defaults. With `agnostic={"center": True}` each epoch
+    ends with one more pass over the training samples, which measures the means of `ModalityCentering`.
 
     Args:
         in_channels: Width of each modality.
         task: What the target is.
         out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
-        form: What options have that are not named: "recommended", or "published", what the paper has. It decides `dropout`, `beta`,
-            `weight_decay`, `warmup`, `cosine_decay` and the options inside parts, where they are `None` or not there.
+        form: The defaults of options that you do not set: "recommended", or "published" for those of the paper. It decides `dropout`,
+            `beta`, `weight_decay`, `warmup`, `cosine_decay` and the options inside parts, if they are `None` or absent.
         kwargs: Options of `MEA` (parts as dicts of options), `MEALoss` and `TaskModule`.
 
     Shape:

@@ -38,7 +38,7 @@ class TaskMetrics(Metric):
         task: What the target is.
         out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
         sentiment: Whether a regression target is a sentiment score in [-3, 3].
-        label_names: Names of the labels, one per output; their numbers where it is `None`. Used by `multilabel` only.
+        label_names: Names of the labels, one per output; their numbers if `None`. Used by `multilabel` only.
 
     Shape:
         - update: prediction `(B, out_channels)` (scores or logits), target :math:`(B,)` or, for `multilabel`, `(B, out_channels)`.

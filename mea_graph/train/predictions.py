@@ -44,11 +44,11 @@ class Predictions:
         task: What the model predicts.
         output: The network's own output: the value, or a logit for each class or label.
         label_names: Names of the classes or labels; their numbers as text where they have none.
-        target: The true labels or values, where the data has them and they are of the model's kind.
-        part: `train`, `valid` or `test` (an empty text for neither) where the data is what the model was trained with; else None.
+        target: The true labels or values, if the data has them and they fit the model's task.
+        part: For data that the model was trained with, the part of each sample: `train`, `valid`, `test` or an empty text. Else None.
         notes: What was left out of the data, guessed or renamed.
-        embeddings: Where they were asked for.
-        attention: For each sample the `MEAOutput` of that sample alone with every map, where they were asked for.
+        embeddings: The vectors behind the predictions, with `predict(..., embeddings=True)`; else None.
+        attention: The `MEAOutput` of each sample with every map, with `predict(..., attention=True)`; else None.
 
     Shape:
         - `output` `(N, out_channels)`.
@@ -73,7 +73,7 @@ class Predictions:
 
     @property
     def labels(self) -> list[Any] | None:
-        """The name of each sample's class; of binary labels, a list of those that hold; None for regression."""
+        """The name of each sample's class, or the list of its binary labels; None for regression."""
         if self.task == "regression":
             return None
         if self.task == "classification":
@@ -120,7 +120,7 @@ class Predictions:
             path: The file; one of that name is replaced.
 
         Raises:
-            ValueError: If no embeddings were asked for.
+            ValueError: If the predictions were made without embeddings.
         """
         if self.embeddings is None:
             raise ValueError("embeddings: these predictions have none; ask for them with predictor.predict(data, embeddings=True)")

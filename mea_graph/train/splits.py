@@ -14,23 +14,23 @@ Value = int | str
 
 @dataclass(frozen=True)
 class SplitPolicy:
-    """Says how samples are divided, so that a protocol is a line of configuration and test samples never leak.
+    """Divides samples into training, validation and test parts that share no sample.
 
-    Three policies: the file's own splits (`by` left out); explicit values of a field (`by` with `train` and `test`);
-    k folds over the values of a field (`by` with `folds` and `fold`), where all samples of one value stay together.
-    Validation samples come from the file's own split, from explicit values, or are carved out of the training samples.
+    There are three policies: the file's own splits (without `by`); explicit values of a field (`by` with `train` and `test`);
+    k folds over the values of a field (`by` with `folds` and `fold`), which keep all samples of one value together.
+    Validation samples come from the file's own split, from explicit values, or from the training samples (`valid_fraction`).
 
     Args:
-        by: Field that decides, such as `speaker`; the file's own splits where it is left out.
-        train: Values of the field whose samples train.
-        valid: Values of the field whose samples validate.
-        test: Values of the field whose samples test.
-        folds: Number of folds, at least 2; groups are spread so that the folds are of even size, always in the same way.
-        fold: The fold that tests, counted from 0.
-        valid_fraction: Share of the training samples that validates instead, in (0, 1); stratified by the target where
-            `valid_by` is left out.
-        valid_by: Field whose values stay together when validation samples are carved out.
-        seed: Decides which samples are carved out.
+        by: Field to split by, such as `speaker`; without it, the file's own splits.
+        train: Values of the field for training.
+        valid: Values of the field for validation.
+        test: Values of the field for the test.
+        folds: Number of folds, at least 2. The values are spread over folds of even size, always in the same way.
+        fold: Number of the test fold, from 0.
+        valid_fraction: Share of the training samples that is used for validation instead, in (0, 1); stratified by the target without
+            `valid_by`.
+        valid_by: Field whose values stay together when `valid_fraction` takes validation samples.
+        seed: Seed of the choice of validation samples.
 
     Raises:
         DataError: If the options contradict each other.

@@ -13,8 +13,8 @@ def check_targets(y: np.ndarray | None, task: Task | None, num_classes: int | No
 
     Args:
         y: Targets, or `None` where they are not known.
-        task: The task asked for; follows from the targets where it is `None`.
-        num_classes: Number of classes; the largest class number plus one where it is `None`.
+        task: The task asked for; follows from the targets if `None`.
+        num_classes: Number of classes; the largest class number plus one if `None`.
 
     Shape:
         - `y` is float :math:`(N,)` for regression, integer :math:`(N,)` for classification, :math:`(N, K)` of zeros and ones for labels.

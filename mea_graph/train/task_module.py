@@ -40,18 +40,18 @@ class NonFiniteLossError(ArithmeticError):
 class TaskModule(L.LightningModule):
     r"""Trains a network on regression, classification or several binary labels, with the field's metrics.
 
-    The base of every module here, and of yours: give it a network, or override `loss_terms` too; a subclass that is to be loaded
-    from a checkpoint calls `self.save_hyperparameters()` after `super().__init__`, as Lightning has it.
+    It is the base class of all modules here. For a model of your own, give it a network; override `loss_terms` for a loss of your own. To
+    load a subclass from a checkpoint, call `self.save_hyperparameters()` after `super().__init__`, as Lightning requires.
 
-    Adam as in the paper (AdamW where weight decay is asked for); optionally a linear warm-up and a cosine decay to 0, both counted
-    in optimiser steps. Random numbers start anew from (seed, epoch, batch, rank) with every training batch, so that a resumed run
-    equals one never interrupted. Several processes train on the loss of their joint batch, as one process with that batch would.
+    The optimiser is Adam as in the paper, or AdamW with weight decay, with an optional linear warm-up and cosine decay to 0, both in
+    optimiser steps. The random numbers of a training batch depend only on (seed, epoch, batch, rank), so a resumed run equals an
+    uninterrupted one. Several processes train on the loss of their joint batch, as one process with that batch would.
     Logs `train/<term>`, `valid/<term>` and `test/<term>` for each term of the loss, and `valid/<metric>` and
     `test/<metric>` for each of `TaskMetrics`.
 
     Args:
-        network: Called as `network(x_dict, batch_dict, batch_size)`; returns the prediction or a NamedTuple that has one. One whose
-            attribute `reads_time` is true is given `time` by name too: the seconds of the steps of each modality that has them.
+        network: A module that is called as `network(x_dict, batch_dict, batch_size)` and returns the prediction, or a NamedTuple with the
+            field `prediction`. If its attribute `reads_time` is true, it also gets `time`: for each modality with times, their seconds.
         task: What the target is.
         out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
         sentiment: Whether a regression target is a sentiment score in [-3, 3], so that Acc7, Acc2 and F1 are reported.
@@ -60,12 +60,12 @@ class TaskModule(L.LightningModule):
         weight_decay: Decoupled weight decay, >= 0; 0 is plain Adam.
         warmup: Share of all steps over which the learning rate rises linearly, in [0, 1).
         cosine_decay: Whether the learning rate then falls to 0 along half a cosine.
-        label_smoothing: Of the cross-entropy, in [0, 1].
-        class_weights: Of the cross-entropy: one number >= 0 a class, or a label, for samples that have it; `balanced` takes them from the
-            training samples (`balanced_weights`) and keeps them in the checkpoint. They count in the `loss` and `task` of every part.
-        augmentation: How far training samples are changed, by name; what is not named is 0, not at all. `modality_dropout` in [0, 1):
-            probability with which each modality of a sample is left out, though each sample keeps one. `time_stretch`, `time_mask`,
-            `feature_noise`: see `mea_graph.train.augment`.
+        label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
+        class_weights: Weights of the cross-entropy, for unequal classes: one number >= 0 for each class or label. `balanced` computes them
+            from the training samples and keeps them in the checkpoint. They count in the `loss` and `task` of every part.
+        augmentation: Random changes of training samples, by name; 0 if not named. `modality_dropout` in [0, 1) is the probability of
+            leaving out each modality of a sample (each sample keeps one); use it if modalities may be missing. For `time_stretch`,
+            `time_mask` and `feature_noise` see `mea_graph.train.augment`.
 
     Shape:
         - batch: as PyG's `DataLoader` makes it of a `MultimodalDataset`.

@@ -11,17 +11,17 @@ CHECKS = 20  # validations of a training that does not say how often
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long to train, how often to validate and how long to wait for an improvement, all in updates of the weights.
+    """Sets how long to train, how often to validate and how long to wait for an improvement, all in updates of the weights.
 
-    A pass over 300 samples is 10 updates, one over 20,000 is 600: a number of passes says little about how long a model has learnt. So an
-    "epoch" of the trainer becomes `check_every` updates, whatever the number of samples. All that happens by epoch happens then:
-    validation, early stopping, a checkpoint, a line of the log; and a run resumes from there bit for bit. Warm-up and cosine decay of
-    `TaskModule` span all updates.
+    A pass over 300 samples is 10 updates and one over 20,000 is 600, so a number of passes says little about the length of a training. With
+    this class an epoch of the trainer is `check_every` updates, whatever the number of samples. Validation, early stopping, checkpoints and
+    lines of the log come after each such epoch, and a run resumes from there bit for bit. Warm-up and cosine decay of `TaskModule` span
+    all updates.
 
     Args:
-        updates: Updates of the weights, >= 1; rounded up to whole epochs.
-        check_every: Updates between two validations, >= 1; a twentieth of all where it is `None`.
-        patience: Updates without an improvement after which training ends, >= 1, rounded up to whole epochs; never where it is `None`.
+        updates: Number of updates of the weights, >= 1; rounded up to whole epochs.
+        check_every: Number of updates between two validations, >= 1; a twentieth of all if `None`.
+        patience: Number of updates without an improvement that ends the training, >= 1, rounded up to whole epochs; if `None`, none does.
 
     Raises:
         DataError: If one is below 1.

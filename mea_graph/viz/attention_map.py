@@ -32,7 +32,7 @@ def attention_map(
             `("fine", "audio", "text")`: stage, source ("all" and "others" in the mixed and coarse stages), target.
         layer: Number of the layer; -1 is the last one.
         sample: Number of the sample in the batch.
-        head: The head to draw; the mean of all heads where it is `None`.
+        head: The head to draw; the mean of all heads if `None`.
         words: For some modalities the names of the sample's steps, written on the axis where there are at most 40.
         title: Above the figure.
 

@@ -22,8 +22,8 @@ def modality_weights(
     Args:
         output: Of a model that has weighted attention.
         layer: Number of the layer; -1 is the last one.
-        samples: Numbers of at most 24 samples of the batch; the first ones where it is `None`.
-        names: One for each sample drawn, such as its id; its number where it is `None`.
+        samples: Numbers of at most 24 samples of the batch; the first ones if `None`.
+        names: One for each sample drawn, such as its id; its number if `None`.
         title: Above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("weights.png")`.
