@@ -90,7 +90,7 @@ COSTS: dict[str, str] = {
     "nn.UnimodalExtractor": "time `O(N d (d_in kernel_size + d))`; the Bi-LSTM takes one step after another.",
     "nn.ExclusiveBranch": "a `PredictiveEncoder`, and an `ExclusiveEncoder` for each modality.",
     "nn.PredictiveEncoder": "L times a `PredictiveSelfAttention` for each modality, and a `WeightedAttention`.",
-    "nn.ExclusiveEncoder": "time `O(N d + B d_h^2)`; with \"gru\" `O(N d_h (d + d_h))`, step by step.",
+    "nn.ExclusiveEncoder": 'time `O(N d + B d_h^2)`; with "gru" `O(N d_h (d + d_h))`, step by step.',
     "nn.AgnosticBranch": "a `CrossModalEncoder`, and one `AgnosticEncoder` over all modalities.",
     "nn.CrossModalEncoder": "L times a `HierarchicalCrossModalAttention`; its stages grow with the square of the number of modalities M.",
     "nn.AgnosticEncoder": "as `ExclusiveEncoder`, for the steps of all modalities.",

@@ -24,9 +24,10 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
     """Yields batches (lists of indices) of samples of similar length, so that padding wastes little.
 
     Give it to a loader as `batch_sampler`. Each epoch shuffles the samples, cuts them into pools of `bucket_multiplier` batches, sorts each
-    pool by length, cuts it into batches and shuffles the batches. Length is the number of steps over all modalities. Batches depend only on `(seed, epoch)`. Every rank gets the
-    same number of batches, of similar length in each step, and two ranks together have the batches of one rank with twice the size. Every
-    sample comes once: a last batch with a single sample, or with fewer samples than ranks, joins the batch before it.
+    pool by length, cuts it into batches and shuffles the batches. Length is the number of steps over all modalities. Batches depend only on
+    `(seed, epoch)`. Every rank gets the same number of batches, of similar length in each step, and two ranks together have the batches of
+    one rank with twice the size. Every sample comes once: a last batch with a single sample, or with fewer samples than ranks, joins the
+    batch before it.
 
     An epoch is one pass over all samples. With `batches` it is that number of batches, and the passes continue across epochs.
 
