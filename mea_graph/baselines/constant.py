@@ -16,7 +16,7 @@ def constant_prediction(y: Tensor, task: Task, out_channels: int) -> Tensor:
 
     Args:
         y: Training targets.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction.
 
     Shape:

@@ -104,7 +104,7 @@ class EarlyFusionGRUModule(BaselineModule):
 
     Args:
         in_channels: Width of each modality.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction.
         kwargs: Options of `EarlyFusionGRU` and `TaskModule`.
 

@@ -69,7 +69,7 @@ class LateFusionGRUModule(TaskModule):
 
     Args:
         in_channels: Width of each modality of the data.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction.
         modalities: The modalities to read; all if `None`.
         hidden_channels: Width of each GRU direction and of the perceptron.

@@ -29,8 +29,8 @@ class PairwiseTransformer(nn.Module):
         hidden_channels: Width of each modality's pooled vector and of the perceptron.
         heads: Attention heads, a divisor of `channels`.
         num_layers: Cross-attention blocks for each pair, >= 1.
-        kernel_size: Of the convolution that projects, one for all or by modality.
-        stride: Of that convolution, one for all or by modality.
+        kernel_size: The kernel size of the convolution that projects, one for all or by modality.
+        stride: The stride of that convolution, one for all or by modality.
         pooling: `mean`, `segments`, `max` or `gru`, as of `mea_graph.nn.ExclusiveEncoder`.
         segments: Number of parts with `segments`, >= 1.
         dropout: Share of values dropped in training, in [0, 1).
@@ -104,7 +104,7 @@ class PairwiseTransformerModule(BaselineModule):
 
     Args:
         in_channels: Width of each modality.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction.
         kwargs: Options of `PairwiseTransformer` and `TaskModule`.
 

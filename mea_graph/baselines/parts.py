@@ -40,8 +40,8 @@ def by_modality(value: int | Mapping[str, int], modalities: Iterable[str], name:
 
     Args:
         value: One for all, or one for each.
-        modalities: Their names.
-        name: Of the option, for the error.
+        modalities: Names of the modalities.
+        name: The name of the option, for the error.
 
     Raises:
         ValueError: If a modality has none, or the value is below 1.
@@ -93,8 +93,8 @@ class Projection(nn.Module):
     Args:
         in_channels: Width of the features.
         channels: Common width.
-        kernel_size: Of the convolution, "same" padding, >= 1.
-        stride: Of the convolution; above 1 it shortens long signals, as MEA's extractor does, >= 1.
+        kernel_size: The kernel size of the convolution, "same" padding, >= 1.
+        stride: The stride of the convolution; above 1 it shortens long signals, as MEA's extractor does, >= 1.
         dropout: Share of values dropped in training, in [0, 1).
 
     Shape:
@@ -161,7 +161,7 @@ def mean_gru_state(gru: nn.Module, x: Tensor, batch: Tensor, batch_size: int, wi
         x: The steps of all samples.
         batch: The sample number of each step.
         batch_size: Number of samples B.
-        width: Of a state, both directions.
+        width: The width of a state, both directions.
         stride: How many steps the GRU reads as one, their mean, >= 1.
 
     Shape:
@@ -201,7 +201,7 @@ class BaselineModule(TaskModule):
 
     Args:
         in_channels: Width of each modality.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction.
         kwargs: Options of `network_class` and of `TaskModule`.
 

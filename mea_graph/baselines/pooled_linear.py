@@ -34,7 +34,7 @@ class PooledLinear:
     :math:`\ell`. The same samples give the same result.
 
     Args:
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
 
     Shape:

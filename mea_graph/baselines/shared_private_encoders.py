@@ -119,11 +119,11 @@ class SharedPrivateEncodersModule(BaselineModule):
 
     Args:
         in_channels: Width of each modality.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction.
-        difference_weight: Of the difference loss, >= 0.
-        similarity_weight: Of the similarity loss, >= 0.
-        reconstruction_weight: Of the reconstruction loss, >= 0.
+        difference_weight: Weight of the difference loss, >= 0.
+        similarity_weight: Weight of the similarity loss, >= 0.
+        reconstruction_weight: Weight of the reconstruction loss, >= 0.
         kwargs: Options of `SharedPrivateEncoders` and `TaskModule`.
 
     >>> module = SharedPrivateEncodersModule({"audio": 5, "text": 3}, "regression", 1, difference_weight=0.1, hidden_channels=8)
@@ -160,7 +160,7 @@ def auxiliary_losses(output: SharedPrivateOutput) -> dict[str, Tensor]:
     """Returns MISA's losses over the samples that have the modalities concerned.
 
     Args:
-        output: Of the network.
+        output: The output of the network.
     """
     present, pairs = output.present, list(combinations(range(output.present.size(1)), 2))
     zero = output.prediction.new_zeros(()).float()

@@ -61,7 +61,7 @@ def command_help(words: Sequence[str]) -> str:
     """Returns what `mea-graph fit --help` shows, and `validate` and `test` likewise.
 
     Args:
-        words: Of the command line, the subcommand first.
+        words: The words of the command line, the subcommand first.
 
     Raises:
         LookupError: If sources are not there to be read.

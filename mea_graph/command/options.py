@@ -49,7 +49,7 @@ class Options:
         """Returns the option of a word that does not exist, or None where it does or the parser alone can tell.
 
         Args:
-            word: Of the command, such as `--data.batch_size=8`.
+            word: The word of the command, such as `--data.batch_size=8`.
         """
         option = word.removeprefix("--").partition("=")[0].rstrip("+")
         if not word.startswith("--") or not option:
@@ -88,7 +88,7 @@ def known_options(words: Sequence[str]) -> Options:
     """Returns the options of a command, whose words say which model is trained.
 
     Args:
-        words: Of the command line.
+        words: The words of the command line.
 
     Raises:
         LookupError: If sources are not there to be read.
@@ -119,7 +119,7 @@ def mistyped(words: Sequence[str]) -> str | None:
     """Returns the message about the first option of a command that does not exist; None where there is none.
 
     Args:
-        words: Of the command line, the subcommand first.
+        words: The words of the command line, the subcommand first.
 
     >>> mistyped(["fit", "--data.sorce", "mine.npz"])
     "fit: there is no option --data.sorce (did you mean '--data.source'?)"
@@ -138,7 +138,7 @@ def with_suggestion(message: str, words: Sequence[str]) -> str:
 
     Args:
         message: One line.
-        words: Of the command line.
+        words: The words of the command line.
 
     >>> with_suggestion("Subcommand 'fit' does not accept option 'trainer.max_epoch'", ["fit"])
     "Subcommand 'fit' does not accept option 'trainer.max_epoch' (did you mean 'trainer.max_epochs'?)"
@@ -174,7 +174,7 @@ def values_of(words: Iterable[str], option: str, short: str | None = None) -> li
     """Returns every value that a command gives an option, in order.
 
     Args:
-        words: Of the command line.
+        words: The words of the command line.
         option: Without the dashes.
         short: Another way to write it.
 

@@ -19,7 +19,7 @@ class Option:
     """An argument of a class: its name, type and default as they are written, and what its docstring says of it.
 
     Args:
-        name: Of the argument.
+        name: The name of the argument.
         type: The annotation; empty where there is none.
         default: None where the argument must be given.
         meaning: One line.
@@ -35,7 +35,7 @@ def class_options(name: str, file: Path | None = None) -> dict[str, Option]:
     """Returns the options of a class by name, those that it hands on to its parts or its base included.
 
     Args:
-        name: Of a class of the package, or of one in `file`.
+        name: The name of a class of the package, or of one in `file`.
         file: A Python file outside the package.
 
     Raises:

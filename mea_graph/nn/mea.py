@@ -43,8 +43,7 @@ PARTS: dict[str, Callable[..., nn.Module]] = {
 
 
 class MEAOutput(NamedTuple):
-    """The result of `MEA`. A space that is switched off is None. `transfer` and the attention maps are empty without
-    `return_attention_weights`, `modality_weights` without weighted attention.
+    """The result of `MEA`. A space that is switched off is None; maps that were not requested are empty.
 
     >>> import torch
     >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
@@ -71,8 +70,7 @@ class MEA(nn.Module):
 
     A `UnimodalExtractor` for each modality feeds two branches: `PredictiveEncoder` with one `ExclusiveEncoder` for each modality, and
     `CrossModalEncoder` with one `AgnosticEncoder` for all. `DoubleDiscriminator` reads the representations of both,
-    `DecoupledGraphFusion` passes messages in two graphs for each sample, and a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
-    Train it with `MEALoss`.
+    `DecoupledGraphFusion` passes messages in two graphs for each sample, a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
 
     Sequences may have any lengths, and a sample may lack a modality: the modality then has no node in the fusion graph of the sample and
     gets no gradient from it.

@@ -22,7 +22,7 @@ def register(
     """Defines `mea_graph::name` for every device and returns it.
 
     Args:
-        name: Of the operator.
+        name: The name of the operator.
         schema: "(Tensor x, ...) -> Tensor".
         run: Computes it. Runs with autocast switched off, on the dtypes that came.
         fake: Shapes and dtypes of the results, for tracing.

@@ -36,7 +36,7 @@ def read_csd(
     Args:
         source: Path of every modality's file and of the label file, by name.
         label: Which name is the label file; the only one that contains "label" if None.
-        labels, columns, label_names: What the labels are, as `open_dataset` has it; real numbers where a segment has one. Of several,
+        labels, columns, label_names: As for `open_dataset`; real numbers where a segment has one. Of several,
             `columns` is needed: CMU-MOSEI's are sentiment, happy, sad, anger, surprise, disgust and fear.
         split: For every split the names of its videos; segments of other videos are left out.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.

@@ -38,7 +38,7 @@ def read_misa(
         source: The file, or one file a split, by split name ("dev" is read as "valid").
         embedding: `(V, d)`, the vector of every word number.
         split: The split that a single bare list is.
-        labels, columns, label_names: What the labels are, as `open_dataset` has it; real numbers where a sample has one.
+        labels, columns, label_names: As for `open_dataset`; real numbers where a sample has one.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:

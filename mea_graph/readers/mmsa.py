@@ -35,7 +35,7 @@ def read_mmsa(
 
     Args:
         source: The file.
-        labels, columns, label_names: What the labels are, as `open_dataset` has it. "classes" takes `classification_labels`, where the
+        labels, columns, label_names: As for `open_dataset`. "classes" takes `classification_labels`, where the
             file has them, anything else `regression_labels`; the others become fields.
         lengths: "stored", or "zeros" to ignore stored lengths and go by zero rows.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.

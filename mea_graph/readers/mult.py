@@ -24,7 +24,7 @@ def read_mult(
 
     Args:
         source: The file.
-        labels, columns, label_names: What the labels are, as `open_dataset` has it; real numbers where the file has one a sample.
+        labels, columns, label_names: As for `open_dataset`; real numbers where the file has one a sample.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them
             (-inf in the audio among them).
 

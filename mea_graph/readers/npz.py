@@ -46,7 +46,7 @@ def read_npz(
         label: Array with the labels; "label", "y", "labels", "target" or "targets" if None.
         id: Array with the samples' names; "id" or "name" where None, else their numbers.
         split: Array with the name of each sample's split; where None, "split" if it holds nothing but train, valid (val, dev) and test.
-        labels, columns, label_names: What the labels are, as `open_dataset` has it.
+        labels, columns, label_names: As for `open_dataset`.
         static: Arrays `(N, d)`, one vector a sample, each to be a modality of one step.
         non_finite: "error", "zero" to set NaN and infinity in the sequences to 0, or "drop" to leave out the steps that have them.
 

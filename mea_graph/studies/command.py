@@ -84,8 +84,8 @@ def plan(recipe: Recipe, rows: dict, words: argparse.Namespace, data_hash: str, 
     Args:
         recipe: What all runs share.
         rows: Name -> kind and options.
-        words: Of the command.
-        data_hash: Of the data.
+        words: The words of the command.
+        data_hash: Hash of the data.
         measured: What runs measure beside their metrics.
     """
     from mea_graph.studies.run import make_run

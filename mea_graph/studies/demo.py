@@ -50,10 +50,10 @@ def train(
     """Trains one model and tests the epoch that was best on the validation samples.
 
     Args:
-        name: Of the model; names its folder.
+        name: The name of the model; names its folder.
         make: Makes the module, after the seed is set.
         data: The samples, the same for every model.
-        options: Of Lightning's `Trainer`.
+        options: The options of Lightning's `Trainer`.
         folder: Where checkpoints go.
         tell: Hears how far the training is.
     """

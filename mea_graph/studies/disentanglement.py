@@ -59,7 +59,7 @@ def read_drawing(path: Path) -> MEAOutput:
     """Returns the representations in a file as the output that figures take.
 
     Args:
-        path: Of a file that `disentanglement` wrote.
+        path: The path of a file that `disentanglement` wrote.
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
     with np.load(path, allow_pickle=False) as arrays:

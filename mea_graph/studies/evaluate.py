@@ -91,7 +91,7 @@ def which_missing(draw: np.ndarray, has: np.ndarray, modalities: Sequence[str], 
     Args:
         draw: A number in [0, 1) for each sample and modality, which decides.
         has: Which modalities the samples have.
-        modalities: Their names.
+        modalities: Names of the modalities.
         which: The modality that may be missing, or `any`.
         probability: With which it is.
 

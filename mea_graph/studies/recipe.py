@@ -27,7 +27,7 @@ class Recipe:
     """One configuration, as plain containers.
 
     Args:
-        name: Of the configuration; names the study's folder.
+        name: The name of the configuration; names the study's folder.
         data: Arguments of `SequenceDataModule`, the split as a dict.
         model: Options of `MEAModule`.
         trainer: Arguments of Lightning's `Trainer`.
@@ -111,7 +111,7 @@ def open_data(options: Mapping[str, Any]) -> SequenceDataModule:
     """Returns the data of a run.
 
     Args:
-        options: Of `SequenceDataModule`, the split as a dict.
+        options: The options of `SequenceDataModule`, the split as a dict.
 
     Raises:
         DataError: If an option does not exist, or the data is not as they say.

@@ -47,7 +47,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
     Args:
         path: The file; its folder is made.
-        record: Of plain containers.
+        record: A record, of plain containers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

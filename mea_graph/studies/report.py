@@ -21,8 +21,8 @@ class Results:
     """Records of a study under the names of its rows.
 
     Args:
-        records: Of finished runs, in the order of the plan.
-        task: What the target is.
+        records: The records of finished runs, in the order of the plan.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         monitor: The validation metric that chose the epochs.
         planned: Number of runs that the study has.
     """
@@ -76,10 +76,10 @@ def write_report(folder: Path, title: str, command: str, results: Results, text:
     """Writes `table.md` and the figures of a study.
 
     Args:
-        folder: Of the study.
+        folder: The folder of the study.
         title: The heading.
         command: What makes it again.
-        results: Of the study.
+        results: The results of the study.
         text: Tables and remarks, Markdown.
         figures: By file name without its ending.
     """
@@ -108,7 +108,7 @@ def software_line(records: Sequence[Record]) -> str:
     """Returns the versions of all software the records were made with; a study that was resumed may have several of one package.
 
     Args:
-        records: Of finished runs.
+        records: The records of finished runs.
 
     >>> old, new = {"torch": "2.12.1", "torch-scatter": "2.1.2"}, {"torch": "2.13.0", "torch-scatter": None}
     >>> software_line([{"versions": old}, {"versions": new}])

@@ -113,8 +113,8 @@ def with_dropout(rows: Mapping[str, Row], probability: float) -> dict[str, Row]:
     """Returns every row twice: trained on whole samples, and with modality dropout.
 
     Args:
-        rows: Of models that are trained.
-        probability: Of the modality dropout.
+        rows: The rows of models that are trained.
+        probability: The probability of the modality dropout.
 
     >>> list(with_dropout({"MEA": ("MEAModule", {})}, 0.3))
     ['MEA', 'MEA, modality dropout']
@@ -131,7 +131,7 @@ def chosen(rows: Mapping[str, Row], only: Sequence[str] | None) -> dict[str, Row
     """Returns some of the rows, and MEA's in any case.
 
     Args:
-        rows: Of a study.
+        rows: The rows of a study.
         only: Their names; all if `None`.
 
     Raises:

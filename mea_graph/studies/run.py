@@ -56,8 +56,8 @@ class Run:
     Args:
         name: The row of the table; not part of the `id`.
         kind: Name of the module's class, `constant` or `pooled linear`.
-        options: Of the module.
-        seed: Of the weights, the order of samples and dropout.
+        options: The options of the module.
+        seed: The seed of the weights, the order of samples and dropout.
         data: Options of `SequenceDataModule`.
         data_hash: SHA-256 of the data.
         trainer: Arguments of Lightning's `Trainer`.
@@ -102,7 +102,7 @@ class Run:
         """Whether a record is of this run: it has the `id`, and no default has changed since.
 
         Args:
-            record: Of a finished run.
+            record: A finished run.
         """
         known, own = record.get("config", {}).get("options", {}), json.loads(json.dumps(self.options))
         return record["id"] == self.id and _agree(own, known)
@@ -135,10 +135,10 @@ def make_run(
     Args:
         name: The row of the table.
         kind: Name of the module's class, or `constant`.
-        options: Of the module.
-        seed: Of the run.
+        options: The options of the module.
+        seed: The seed of the run.
         recipe: What all runs share.
-        data_hash: Of the data.
+        data_hash: Hash of the data.
         epoch: `best` or `last`.
         measured: `missing` and `embeddings`.
     """
@@ -195,7 +195,7 @@ def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step],
 
     Args:
         run: What to do.
-        accelerator: Of Lightning's `Trainer`.
+        accelerator: The accelerator of Lightning's `Trainer`.
         drawings: Folder for what figures need and a record does not hold.
         tell: Hears how far the training is.
     """
@@ -282,7 +282,7 @@ def check_runs(runs: list[Run]) -> None:
     """Builds every model once, so that a mistake is told before hours of training.
 
     Args:
-        runs: Of a study.
+        runs: The runs of a study.
 
     Raises:
         DataError: Naming the run and the option.

@@ -29,10 +29,10 @@ def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, sh
     not end the others.
 
     Args:
-        runs: Of the study; equal ones are carried out once.
+        runs: The runs of the study; equal ones are carried out once.
         folder: Holds `runs.jsonl`.
         workers: Number of processes; 1 works in this one.
-        accelerator: Of Lightning's `Trainer`.
+        accelerator: The accelerator of Lightning's `Trainer`.
         shown: The test metric to show as runs finish.
     """
     path = folder / "runs.jsonl"

@@ -17,8 +17,8 @@ def shown_metrics(task: Task, names: Iterable[str], monitor: str) -> list[str]:
     """Returns the metrics of a table, the main one first: that which chose the epochs, where it is one of the task's.
 
     Args:
-        task: What the target is.
-        names: Of all test metrics.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        names: The names of all test metrics.
         monitor: The validation metric that chose the epochs.
 
     >>> shown_metrics("regression", ["mae", "rmse", "corr", "r2"], "valid/r2")
@@ -68,7 +68,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table.
 
     Args:
-        header: Of the columns.
+        header: The header of the columns.
         rows: One cell a column.
 
     >>> print(markdown(["model", "r2"], [["MEA", "0.6"]]))
@@ -84,7 +84,7 @@ def scores_by_row(records: Iterable[Mapping], part: str = "test") -> dict[str, d
     """Returns row -> metric -> seed -> value; an undefined value is NaN.
 
     Args:
-        records: Of runs, each with its name.
+        records: The records of runs, each with its name.
         part: `test` or `valid`.
     """
     found: dict[str, dict[str, Values]] = {}

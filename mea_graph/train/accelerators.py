@@ -17,11 +17,11 @@ def check_accelerator(name: object, option: str = "trainer.accelerator") -> None
     """Refuses an accelerator that this machine lacks.
 
     Args:
-        name: As of Lightning's `Trainer`; whatever is not one of its words is left to it.
+        name: As for Lightning's `Trainer`; whatever is not one of its words is left to it.
         option: Where it was given.
 
     Raises:
-        DataError: With what the machine has.
+        DataError: Listing what the machine has.
 
     >>> check_accelerator("cpu")
     """

@@ -62,7 +62,7 @@ def imbalance_note(y: Tensor, task: Task, out_channels: int, names: Sequence[str
         y: Training targets.
         task: What they are; a regression has no remark.
         out_channels: Number of classes or labels.
-        names: Of the classes or labels; their numbers if None.
+        names: The names of the classes or labels; their numbers if None.
 
     Shape:
         - `y` is :math:`(N,)` or :math:`(N, K)`.

@@ -64,8 +64,8 @@ def confusion_text(matrix: Tensor, names: Sequence[str] | None, title: str) -> s
     """Returns the matrix for people, with the scores of each class; of many classes the worst scores and confusions alone.
 
     Args:
-        matrix: Of `confusion_matrix`.
-        names: Of the classes; their numbers if None.
+        matrix: The matrix of `confusion_matrix`.
+        names: The names of the classes; their numbers if None.
         title: The first line.
 
     Shape:
@@ -105,7 +105,7 @@ def class_scores(matrix: Tensor) -> list[tuple[float, float, float]]:
     """Returns recall, precision and F1 of each class; NaN where a class does not occur or is never predicted.
 
     Args:
-        matrix: Of `confusion_matrix`.
+        matrix: The matrix of `confusion_matrix`.
 
     Shape:
         - `(classes, classes)`.

@@ -16,7 +16,7 @@ def what_it_is(path: str | Path) -> str | None:
     """Returns what a file plainly is, or None where it may be a checkpoint.
 
     Args:
-        path: Of the file.
+        path: The path of the file.
 
     >>> what_it_is("pyproject.toml") is None
     True

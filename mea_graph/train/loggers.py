@@ -20,7 +20,7 @@ def loggers(name: LoggerName | None, folder: Path) -> list[Logger]:
 
     Args:
         name: `csv`, `tensorboard` (files below `folder/tensorboard`) or `wandb` (which uploads, as its own settings say).
-        folder: Of the run.
+        folder: The folder of the run.
 
     Raises:
         DataError: If the package that the logger needs is not installed.

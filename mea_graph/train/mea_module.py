@@ -53,7 +53,7 @@ class MEAModule(TaskModule):
 
     Args:
         in_channels: Width of each modality.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
         form: The defaults of options that you do not set: "recommended", or "published" for those of the paper. It decides `dropout`,
             `beta`, `weight_decay`, `warmup`, `cosine_decay` and the options inside parts, if they are `None` or absent.

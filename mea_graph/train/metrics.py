@@ -35,7 +35,7 @@ class TaskMetrics(Metric):
     - `multilabel`: `accuracy_<label>` and `f1_<label>` (weighted) for each label, and their means `accuracy` and `f1`.
 
     Args:
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
         sentiment: Whether a regression target is a sentiment score in [-3, 3].
         label_names: Names of the labels, one per output; their numbers if `None`. Used by `multilabel` only.

@@ -27,13 +27,13 @@ def check_monitors(callbacks: Collection[L.Callback], module: TaskModule, data: 
     """Refuses a callback that watches what is never logged; a module or a callback of the user's own may log anything.
 
     Args:
-        callbacks: Of the trainer; those with a `monitor` are looked at.
+        callbacks: The callbacks of the trainer; those with a `monitor` are looked at.
         module: What is to be trained.
         data: Has the samples.
         validates: Whether there are validation epochs.
 
     Raises:
-        DataError: With the names there are; where a callback takes the worst value of a metric for the best.
+        DataError: Listing the names there are; where a callback takes the worst value of a metric for the best.
     """
     watching = [callback for callback in callbacks if isinstance(getattr(callback, "monitor", None), str)]
     for callback in watching:  # Lightning's own take the least for the best where nothing else is said

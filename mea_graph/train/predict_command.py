@@ -36,7 +36,7 @@ def predict(words: argparse.Namespace) -> None:
     """Predicts and writes what was asked for.
 
     Args:
-        words: Of the command.
+        words: The words of the command.
     """
     module = None if words.module is None else _module(words.module)
     predictor = Predictor.load(words.ckpt, module=module, batch_size=words.batch_size, device=words.device)

@@ -33,7 +33,7 @@ class TrainingData:
         unused: Modalities of the source that training left out.
         static: Arrays of an `.npz` that are modalities of one step.
         transform: What changed the samples on access, as text.
-        data_hash: Of the samples.
+        data_hash: Hash of the samples.
         samples: How many there were.
         parts: Which of them trained, validated and tested.
     """
@@ -94,7 +94,7 @@ def as_dataset(data: Any, known: TrainingData, cache_dir: str | os.PathLike[str]
     Args:
         data: In any form that `Predictor.predict` takes.
         known: What the model was trained on.
-        cache_dir: Of a file, as `open_dataset` has it.
+        cache_dir: Folder for the cache of a file, as for `open_dataset`.
 
     Raises:
         DataError: If a modality is unknown or of another width, values are no numbers, or there is no sample.
@@ -137,7 +137,7 @@ def scaled(dataset: MultimodalDataset, known: TrainingData) -> MultimodalDataset
     """Returns the samples as training scaled its own.
 
     Args:
-        dataset: Of `as_dataset`.
+        dataset: The dataset of `as_dataset`.
         known: What the model was trained on.
 
     Raises:

@@ -23,7 +23,7 @@ def prediction_row(id_: str, task: Task, names: Sequence[str], prediction: Tenso
 
     Args:
         id_: Sample id.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         names: Names of the classes or labels.
         prediction: What the network gave.
         target: The true value, the name of the class, or a list of zeros and ones.

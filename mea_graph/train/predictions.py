@@ -41,7 +41,7 @@ class Predictions:
 
     Args:
         ids: Names of the samples.
-        task: What the model predicts.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         output: The network's own output: the value, or a logit for each class or label.
         label_names: Names of the classes or labels; their numbers as text where they have none.
         target: The true labels or values, if the data has them and they fit the model's task.

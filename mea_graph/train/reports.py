@@ -23,7 +23,7 @@ def constant_scores(data: SequenceDataModule, part: str, sentiment: bool = False
     Args:
         data: Its training targets make the prediction.
         part: `test` or `valid`, whose targets it is measured on.
-        sentiment: As of `TaskMetrics`.
+        sentiment: As for `TaskMetrics`.
 
     >>> data = SequenceDataModule(events={"num_samples": 60, "task": "classification", "num_classes": 2})
     >>> constant_scores(data, "test")["auc"]
@@ -59,7 +59,7 @@ def pooled_linear_scores(
     Args:
         data: Its training samples make the model.
         part: `test` or `valid`, which it is measured on.
-        sentiment: As of `TaskMetrics`.
+        sentiment: As for `TaskMetrics`.
         model: What `pooled_linear` made of the data, where it is at hand.
 
     >>> data = SequenceDataModule(events={"num_samples": 300, "task": "classification", "num_classes": 2})
@@ -85,8 +85,8 @@ def behind_a_baseline(task: Task, scores: Mapping[str, Mapping[str, float]]) -> 
     """Returns the sentence that says which baseline is better than the model, by the main metric of the task; None where none is.
 
     Args:
-        task: What the target is.
-        scores: Of `model` and of baselines, by name.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        scores: The scores of `model` and of baselines, by name.
 
     >>> behind_a_baseline("classification", {"model": {"accuracy": 0.49}, "pooled linear": {"accuracy": 0.72}})
     'the model is behind pooled linear: accuracy 0.490 against 0.720'
@@ -116,7 +116,7 @@ def scores_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Tabl
     """Returns a table with one row per metric and one column per model; an undefined value is a dash.
 
     Args:
-        title: Above the table.
+        title: Text above the table.
         columns: Scores of each model; the first one names the rows.
 
     >>> scores_table("test", {"MEA": {"accuracy": 0.9}, "constant": {"accuracy": 0.5}}).row_count

@@ -30,7 +30,7 @@ class Restoring(L.Callback):
         """Turns whatever a changed field of a checkpoint raises into one error.
 
         Args:
-            path: Of the checkpoint; None where there is none.
+            path: The path of the checkpoint; None where there is none.
 
         Raises:
             DataError: If the checkpoint could not be restored.

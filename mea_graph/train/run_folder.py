@@ -142,7 +142,7 @@ class RunFolder:
         """Returns where a result goes: nothing but the same samples may ever replace it.
 
         Args:
-            name: Of the file for the test samples of the run's own data, such as `predictions.csv`.
+            name: The name of the file for the test samples of the run's own data, such as `predictions.csv`.
             part: The part of the data.
             source: File or folder of other data than the run was trained on.
             digest: SHA-256 of other data.

@@ -52,7 +52,7 @@ class TaskModule(L.LightningModule):
     Args:
         network: A module that is called as `network(x_dict, batch_dict, batch_size)` and returns the prediction, or a NamedTuple with the
             field `prediction`. If its attribute `reads_time` is true, it also gets `time`: for each modality with times, their seconds.
-        task: What the target is.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
         sentiment: Whether a regression target is a sentiment score in [-3, 3], so that Acc7, Acc2 and F1 are reported.
         label_names: Names of the labels or classes, one per output.
@@ -344,10 +344,10 @@ def check_precision(precision: str) -> None:
     """Refuses weights of 16 bits: Adam's steps are lost in them, and in float16 its epsilon is 0.
 
     Args:
-        precision: Of Lightning's `Trainer`.
+        precision: The precision of Lightning's `Trainer`.
 
     Raises:
-        DataError: With the choices.
+        DataError: Listing the choices.
 
     >>> check_precision("bf16-mixed")
     """
@@ -359,8 +359,8 @@ def check_class_weights(weights: object, task: str, out_channels: int) -> None:
     """Refuses weights of classes that do not fit the task.
 
     Args:
-        weights: As of `TaskModule`.
-        task: What the target is.
+        weights: As for `TaskModule`.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
         out_channels: Number of classes or labels.
 
     Raises:

@@ -17,7 +17,7 @@ class Step(NamedTuple):
     """Where a training is.
 
     Args:
-        name: Of the model, with its seed.
+        name: The name of the model, with its seed.
         epoch: How many are done, parts of one included.
         epochs: How many there will be at most.
         note: The last validation number; empty before the first.
@@ -36,7 +36,7 @@ class TellProgress(L.Callback):
     """Tells where the training is, a few times a second at most.
 
     Args:
-        name: Of the model, with its seed.
+        name: The name of the model, with its seed.
         monitor: The number to show.
         tell: Takes a `Step`.
     """

@@ -27,14 +27,14 @@ def attention_map(
     """Draws one attention map of one sample, darker where more attention goes; its padding is cut away ([MEA] Fig. 3, 4).
 
     Args:
-        output: Of a model called with `return_attention_weights=True`.
+        output: The output of a model called with `return_attention_weights=True`.
         which: A modality, for its predictive self-attention; or the arrow of a modality reinforcement unit, such as
             `("fine", "audio", "text")`: stage, source ("all" and "others" in the mixed and coarse stages), target.
         layer: Number of the layer; -1 is the last one.
         sample: Number of the sample in the batch.
         head: The head to draw; the mean of all heads if `None`.
         words: For some modalities the names of the sample's steps, written on the axis where there are at most 40.
-        title: Above the figure.
+        title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("map.png")`.
 

@@ -29,7 +29,7 @@ def embedding_scatter(
         panels: Title -> the output for one batch, or those for several; two titles show a model with and without the constraints.
         method: `pca`, where distances mean what they seem to; or `tsne`, where only neighbourhood does.
         samples: How many samples to draw at most, evenly spaced, >= 1.
-        seed: Of t-SNE.
+        seed: The seed of t-SNE.
 
     Returns a figure that is not shown; save it with `figure.savefig("scatter.png")`.
 

@@ -24,9 +24,9 @@ def fusion_graph(output: MEAOutput, sample: int = 0, title: str | None = None) -
     coefficient stands beside the arrow, which is thicker where it is larger; those of the arrows into one node sum to 1.
 
     Args:
-        output: Of a model called with `return_attention_weights=True`; without, the arrows have no numbers.
+        output: The output of a model called with `return_attention_weights=True`; without, the arrows have no numbers.
         sample: Number of the sample in the batch.
-        title: Above the figure.
+        title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("graph.png")`.
 

@@ -17,7 +17,7 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarr
 
     Args:
         panels: Quantity (the axis label) -> model -> one value per epoch, counted from 1; NaN leaves a gap.
-        title: Above the figure.
+        title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("curves.png")`.
 

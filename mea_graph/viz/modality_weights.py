@@ -20,11 +20,11 @@ def modality_weights(
     """Draws the weight that a weighted attention layer gives to each modality, one bar a sample ([MEA] Fig. 6).
 
     Args:
-        output: Of a model that has weighted attention.
+        output: The output of a model that has weighted attention.
         layer: Number of the layer; -1 is the last one.
         samples: Numbers of at most 24 samples of the batch; the first ones if `None`.
         names: One for each sample drawn, such as its id; its number if `None`.
-        title: Above the figure.
+        title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("weights.png")`.
 

@@ -17,7 +17,7 @@ def score_bars(scores: Mapping[str, Sequence[float]], metric: str, reference: st
         scores: Model -> one value a seed.
         metric: The label of the axis.
         reference: The model to set off; a line marks its mean.
-        title: Above the figure.
+        title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("scores.png")`.
 

@@ -23,7 +23,7 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     Args:
         panels: Label of the horizontal axis -> model -> place on that axis -> one value a seed.
         metric: Label of the vertical axis, common to all panels.
-        title: Above the figure.
+        title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("curves.png")`.
 

@@ -21,7 +21,7 @@ def score_map(
         labels: Names of the two options; the first one runs downwards.
         metric: Label of the scale.
         lower_is_better: Whether small values are the dark ones.
-        title: Above the figure.
+        title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("map.png")`.
 
