@@ -70,7 +70,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _answer(words: Sequence[str]) -> int:
-    """Runs a command of training, unless its help is asked for or an option is mistyped, which is told at once."""
+    """Runs a command of training, unless its help is requested or an option is mistyped, which is told at once."""
     from mea_graph.command.help import command_help
     from mea_graph.command.options import mistyped
 

@@ -90,7 +90,7 @@ def table(op: str) -> list[str]:
             per_dtype = {dtype: found[case, dtype] for dtype in DTYPES}
             runs = _by_dtype({dtype: f"`{e.chosen}`" for dtype, e in per_dtype.items()})
             refused = per_dtype[torch.float32].refused
-            could = [name for name, reason in refused.items() if reason.startswith(("could run", "taken only when asked"))]
+            could = [name for name, reason in refused.items() if reason.startswith(("could run", "taken only by name"))]
             cannot = "; ".join(f"`{name}`: {reason}" for name, reason in refused.items() if name not in could)
             lines.append(f"| {device} | {case} | {runs} | {', '.join(f'`{name}`' for name in could)} | {cannot} |")
     return lines

@@ -91,7 +91,7 @@ def _from_reference(reference: Any) -> Any:
 
 
 class Mended(Sequence[Any]):
-    """Sequences of which some are mended whenever they are asked for, so that no mended copy of all of them is held.
+    """Sequences of which some are mended whenever they are requested, so that no mended copy of all of them is held.
 
     Args:
         arrays: One `(T, d)` array a sample, or None.

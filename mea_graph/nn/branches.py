@@ -30,7 +30,7 @@ class ExclusiveOutput(NamedTuple):
 
     x: dict[str, Tensor]  # h_e, (B, d_h) by modality; zeros where it is missing
     modality_weights: list[Tensor]  # psi, (B, M) a layer
-    attention: dict[str, list[Tensor]]  # maps by modality and layer, none unless asked for
+    attention: dict[str, list[Tensor]]  # maps by modality and layer, none unless requested
 
 
 class ExclusiveBranch(nn.Module):
@@ -126,7 +126,7 @@ class AgnosticOutput(NamedTuple):
     """
 
     x: dict[str, Tensor]  # h_a, (B, d_h) by modality; zeros where it is missing
-    attention: list[dict[Arrow, Tensor]]  # maps by layer and (stage, source, target), none unless asked for
+    attention: list[dict[Arrow, Tensor]]  # maps by layer and (stage, source, target), none unless requested
 
 
 class AgnosticBranch(nn.Module):

@@ -190,7 +190,7 @@ class MEA(nn.Module):
         for m, width in self.in_channels.items():
             own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}
             if own.get("stride", 1) > own["kernel_size"]:
-                why = f"the stride, {own['stride']}, or more, lest steps be passed over, got {own['kernel_size']} for {m!r}"
+                why = f"the stride, {own['stride']}, or more, so that no step is skipped, got {own['kernel_size']} for {m!r}"
                 raise ValueError(f"extractor.kernel_size: expected {why}")
             made[m] = _part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
         return nn.ModuleDict(cast(Any, made))

@@ -95,7 +95,7 @@ def _only_finite(array: np.ndarray) -> np.ndarray:
 def with_mended(
     arrays: Sequence[Any], mend: Mapping[int, Callable[[np.ndarray], np.ndarray]], lengths: dict[int, int] | None = None
 ) -> Mended:
-    """Sequences of which some are mended when they are asked for, after what they were mended by before."""
+    """Sequences of which some are mended when they are requested, after what they were mended by before."""
     if not isinstance(arrays, Mended):
         return Mended(arrays, mend, lengths)
     both = {i: _after(arrays.mend[i], function) if i in arrays.mend else function for i, function in mend.items()}

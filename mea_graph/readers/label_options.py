@@ -80,7 +80,7 @@ def _matrix(y: np.ndarray) -> np.ndarray:
 
 
 def _chosen(matrix: np.ndarray, columns: Columns, label_names: Names) -> tuple[np.ndarray, Names]:
-    """The columns asked for, and the names that stay of those of all columns."""
+    """The columns requested, and the names that stay of those of all columns."""
     count = matrix.shape[1]
     if columns is None:
         return matrix, label_names
@@ -120,7 +120,7 @@ def _several(matrix: np.ndarray, ids: Sequence[str], labels: Labels, label_names
         return (matrix > labels).astype(np.float32), label_names
     if not (np.isin(matrix, (-1, 1)).all()):
         worst = int(np.argmin(binary))
-        hint = "labels= a number takes what is above it as 1"
+        hint = "labels=NUMBER takes labels above the number as 1"
         raise DataError(f"labels: sample {ids[worst]!r}: expected zeros and ones, got {matrix[worst].tolist()}"[:300] + f"; {hint}")
     notes.append("labels of -1 are taken as 0")
     return (matrix > 0).astype(np.float32), label_names
@@ -129,7 +129,7 @@ def _several(matrix: np.ndarray, ids: Sequence[str], labels: Labels, label_names
 def _classes(values: np.ndarray, ids: Sequence[str], label_names: Names, notes: list[str]) -> tuple[np.ndarray, Names]:
     if not (whole := values == np.round(values)).all():
         worst = int(np.argmin(whole))
-        hint = "labels= a number takes what is above it as class 1"
+        hint = "labels=NUMBER takes labels above the number as class 1"
         raise DataError(f"labels: sample {ids[worst]!r}: expected a whole number as a class, got {values[worst]:g}; {hint}")
     if np.abs(values).max(initial=0) >= 2**31:
         raise DataError(f"labels: expected numbers of classes, got {np.abs(values).max():g}")

@@ -379,7 +379,7 @@ def plugins(given: Any) -> list[Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code: 0, or 2 after a user's mistake, told in one line.
+    """Runs one command and returns its exit code: 0, or 2 after a user's mistake, reported in one line.
 
     Args:
         arguments: The words of the command line, without the program's name.

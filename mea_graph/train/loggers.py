@@ -16,7 +16,7 @@ PACKAGES = {"csv": (), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": 
 
 
 def loggers(name: LoggerName | None, folder: Path) -> list[Logger]:
-    """Returns the loggers of a run: its CSV in any case, and the one that is asked for by name.
+    """Returns the loggers of a run: its CSV in any case, and the one that is requested by name.
 
     Args:
         name: `csv`, `tensorboard` (files below `folder/tensorboard`) or `wandb` (which uploads, as its own settings say).

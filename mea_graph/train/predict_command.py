@@ -17,7 +17,7 @@ from mea_graph.train.task_module import TaskModule
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs `mea-graph predict` and returns its exit code: 0, or 2 after a user's mistake, told in one line.
+    """Runs `mea-graph predict` and returns its exit code: 0, or 2 after a user's mistake, reported in one line.
 
     Args:
         arguments: The words after `predict`.
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def predict(words: argparse.Namespace) -> None:
-    """Predicts and writes what was asked for.
+    """Predicts and writes what was requested.
 
     Args:
         words: The words of the command.

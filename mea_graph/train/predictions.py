@@ -1,4 +1,4 @@
-"""What a `Predictor` gives: one row a sample, whatever was asked for."""
+"""What a `Predictor` gives: one row a sample, whatever was requested."""
 
 from __future__ import annotations
 

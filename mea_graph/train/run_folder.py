@@ -124,7 +124,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"{name}.ckpt"
 
     def find_checkpoint(self, wanted: str | None) -> Path:
-        """Returns the checkpoint of a name or path; the best one where none is asked for.
+        """Returns the checkpoint of a name or path; the best one where none is requested.
 
         Args:
             wanted: `best`, `last` or a path.

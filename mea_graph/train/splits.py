@@ -171,7 +171,7 @@ def _stratified(train: np.ndarray, fraction: float, y: np.ndarray | None, rng: n
 
 
 def _whole_groups(train: np.ndarray, fraction: float, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Groups in random order, each taken where that brings the number of samples closer to the share asked for."""
+    """Groups in random order, each taken where that brings the number of samples closer to the share requested."""
     names, sizes = np.unique(groups[train], return_counts=True)
     wanted, taken, chosen = fraction * len(train), 0, []
     for group in rng.permutation(len(names)):

@@ -13,7 +13,7 @@ def check_targets(y: np.ndarray | None, task: Task | None, num_classes: int | No
 
     Args:
         y: Targets, or `None` where they are not known.
-        task: The task asked for; follows from the targets if `None`.
+        task: The task requested; follows from the targets if `None`.
         num_classes: Number of classes; the largest class number plus one if `None`.
 
     Shape:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mea_graph.nn import MEAOutput
 from mea_graph.viz._style import COLOURS, HATCHES, check_count, check_sample
 
-MOST_SAMPLES = 24  # more bars cannot be told apart
+MOST_SAMPLES = 24  # more bars cannot be distinguished
 
 
 def modality_weights(

@@ -177,7 +177,7 @@ def attend(
     edges: Sequence[IntervalEdges | Tensor | None],
     maps: bool = False,
 ) -> tuple[Tensor, list[Prior], list[Tensor]]:
-    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if asked for."""
+    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if requested."""
     sizes = [p.num_rows for p in pointers]
     groups = Groups.below_each_other(sizes)
     first = layers[0]
