@@ -1,4 +1,4 @@
-"""Checks the CPU paths against float64, times them beside their rivals, and writes JSON.
+"""Checks the CPU paths against float64, times them beside their baselines, and writes JSON.
 
 python -m benchmarks.cpu_check                 # one thread, then two; about ten minutes
 python -m benchmarks.cpu_check --seconds 3     # a quick look

@@ -25,6 +25,7 @@ extensions = [
     "drawings",
     "mathml",
     "root_pages",
+    "source_pages",
     "tables",
 ]
 exclude_patterns = ["_build", "_extensions"]

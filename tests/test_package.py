@@ -268,6 +268,34 @@ def test_public_names_are_documented_with_an_example(part):
     assert not missing
 
 
+def faults_of(docstring: str) -> list[str]:
+    """Lines of a docstring that are not in the dialect of the package."""
+    found, section = [], ""
+    for line in docstring.splitlines():
+        heading = re.match(r"( *)(Args|Raises|Shape|Examples?|Returns):", line)
+        if "``" in line or (heading and (heading[2].startswith("Example") or line.strip() != f"{heading[2]}:")):
+            found.append(line)
+        if heading:
+            section = f"{heading[1]}    " if heading[2] in ("Args", "Raises") else ""
+        elif section and re.match(rf"{section}\*{{0,2}}\w+(?:, \*{{0,2}}\w+)*: [a-z]", line):
+            found.append(line)
+        elif section and line.strip() and not line.startswith(section):
+            section = ""
+    return found
+
+
+def test_docstrings_are_of_one_dialect():
+    """Single backticks, the doctest without a heading, sections under headings of their own, entries that begin with a capital."""
+    assert faults_of("Args:\n    x: Rows.\n\nShape:\n    - x: wide\n\n>>> 1\n1") == []
+    assert len(faults_of("Uses ``x``.\n\nArgs:\n    x: rows.\n\nShape: wide\n\nExample:\n    >>> 1")) == 4
+    faults = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                faults += [f"{path.relative_to(SOURCE)}: {line.strip()}" for line in faults_of(ast.get_docstring(node) or "")]
+    assert not faults
+
+
 @pytest.mark.parametrize("part", PUBLIC_PARTS)
 def test_a_part_lists_its_public_names(part):
     """The list feeds the documentation, so nothing public may be missing from it. Type checkers read it, so it is written out."""

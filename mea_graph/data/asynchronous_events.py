@@ -25,11 +25,10 @@ _DENSE = 3  # with match="time" there are so many times as many steps
 class Latents(NamedTuple):
     """What produced a data set; row n belongs to sample n. E events, each with a code of width 4.
 
-    Example:
-        >>> from mea_graph.data import AsynchronousEvents
-        >>> latents = AsynchronousEvents(num_samples=10).latents
-        >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
-        ((10, 2), (10, 2), (10, 4))
+    >>> from mea_graph.data import AsynchronousEvents
+    >>> latents = AsynchronousEvents(num_samples=10).latents
+    >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
+    ((10, 2), (10, 2), (10, 4))
     """
 
     shared: np.ndarray  # (N, 2), seen by every modality
@@ -43,19 +42,19 @@ class Latents(NamedTuple):
 
 
 class AsynchronousEvents(MultimodalDataset):
-    r"""Seeded samples of several modalities that saw the same events at different rates, lags and jitter, with known truth.
+    r"""Seeded samples of several modalities that record the same events at different rates, lags and jitter, with known truth.
 
-    A sample lasts a few seconds and holds `num_events` events, each with a code that tells it from the others. Modality m samples at a rate
-    of its own and sees every event with its own lag and jitter, as a bump of the event's code and of a private value, -1 or 1. All the
-    while it shows the code of ONE event, its focus. On top lie a shared latent s, shown by every modality (what an agnostic
-    representation can hold), a private latent p_m, shown by one (exclusive), and noise. The label's score is
+    A sample lasts a few seconds and holds `num_events` events, each with a code of its own. Modality m samples at a rate of its own and
+    records every event with its own lag and jitter, as a bump of the event's code and of a private value, -1 or 1. Throughout the sample
+    it also shows the code of ONE event, its focus. Added to this are a shared latent s in every modality (which an agnostic
+    representation can hold), a private latent p_m in one modality (exclusive), and noise. The label's score is
 
     .. math:: \sqrt{w_s} \, f(s) + \sqrt{w_p} \, g(p_1, \dots, p_M) + \sqrt{w_c} \, h(c), \qquad w_s + w_p + w_c = 1
 
-    each of f, g, h of unit variance. The *coincidence* c asks which events coincide: it is the mean over modalities of the value that
-    modality m gives to the very event on which modality m - 1 dwells. Within a sample each modality's values are half -1 and half 1, in
-    random order. Hence c is independent of all that any one modality shows, and of every average over time (the values cancel, and a code
-    says nothing of a value): it shows only where the focus of one modality meets the events of another.
+    with f, g, h of unit variance. The *coincidence* c is the mean over modalities of the value that modality m gives to the event in the
+    focus of modality m - 1. Within a sample half of each modality's values are -1 and half 1, in random order. So c is independent of any
+    single modality and of every average over time (the values cancel, and a code does not predict a value): a model must match the focus
+    of one modality with the events of another.
 
     With `match="time"` nothing but the clock says which event is meant. Each modality shows its values one after the other, in stretches of
     its own, and marks one moment, which lies in the stretch of the NEXT modality that it means. Steps are irregular: each modality has many
@@ -70,7 +69,7 @@ class AsynchronousEvents(MultimodalDataset):
         duration: Shortest and longest sample in seconds.
         coincidence: :math:`w_c`, the share of the score's variance; the rest is halved between shared and private.
         noise: Standard deviation of the noise on every feature.
-        jitter: Standard deviation in seconds of when a modality sees an event.
+        jitter: Standard deviation, in seconds, of the time at which a modality records an event.
         missing_rate: Probability that a sample lacks a modality; at least one always stays.
         match: What tells which event a focus means: its "code", or its "time".
         seed: The same seed gives the same data.
@@ -81,10 +80,9 @@ class AsynchronousEvents(MultimodalDataset):
     Raises:
         ValueError: An argument out of its range.
 
-    Example:
-        >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
-        >>> events.channels, len(events.select(split="train"))
-        ({'text': 16, 'audio': 14, 'vision': 20}, 24)
+    >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
+    >>> events.channels, len(events.select(split="train"))
+    ({'text': 16, 'audio': 14, 'vision': 20}, 24)
     """
 
     def __init__(

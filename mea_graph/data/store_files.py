@@ -41,9 +41,9 @@ def write_made(make: Callable[[], Store], parent: Path, place: Callable[[Store],
     The rows are written as they are packed, and never held in memory together.
 
     Args:
-        make: makes the store.
-        parent: the folder that all entries are in.
-        place: the entry of the store, a folder in `parent`.
+        make: Makes the store.
+        parent: The folder that all entries are in.
+        place: The entry of the store, a folder in `parent`.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)

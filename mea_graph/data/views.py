@@ -52,7 +52,7 @@ class ViewedDataset(Dataset):
         """The samples at `idx` as a view: a slice (of numbers, or of shares such as `[:0.8]`), integers, or a mask.
 
         Raises:
-            IndexError: where an index is out of range, or no integer.
+            IndexError: If an index is out of range, or no integer.
         """
         try:
             return self._view(_indices=self._rows[positions(idx, len(self))])

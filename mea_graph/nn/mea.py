@@ -28,7 +28,7 @@ AS_RECOMMENDED: dict[str, Any] = {}
 
 
 class MEAOutput(NamedTuple):
-    """What the model returns. A space that was switched off is None; the last five are empty unless asked for (or switched off).
+    """The result of `MEA`. A space that is switched off is None; maps that were not requested are empty.
 
     >>> import torch
     >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
@@ -54,15 +54,15 @@ class MEAOutput(NamedTuple):
 class MEA(nn.Module):
     r"""Fuses asynchronous sequences through modality-exclusive and modality-agnostic representations ([MEA], all of it).
 
-    Per modality a `UnimodalExtractor`; then two branches: `PredictiveEncoder` with one `ExclusiveEncoder` per modality, and
-    `CrossModalEncoder` with one `AgnosticEncoder` for all; `DoubleDiscriminator` looks at both; `DecoupledGraphFusion` passes messages in
-    two graphs per sample, and a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts. Train it with `MEALoss`.
+    A `UnimodalExtractor` for each modality feeds two branches: `PredictiveEncoder` with one `ExclusiveEncoder` for each modality, and
+    `CrossModalEncoder` with one `AgnosticEncoder` for all. `DoubleDiscriminator` reads the representations of both,
+    `DecoupledGraphFusion` passes messages in two graphs for each sample, a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
 
-    Sequences may have any lengths, and a modality may be missing from a sample: it is then a node that is not in the fusion graph, takes
-    part in nothing and gets zero gradient.
+    Sequences may have any lengths, and a sample may lack a modality: the modality then has no node in the fusion graph of the sample and
+    gets no gradient from it.
 
-    Each part is given as options of the class named below, as a module of your own in its place, or as None to leave it out. Options
-    that are not named keep their recommended values, `RECOMMENDED`; `MEA.published` has those of the paper.
+    Give each part as a dict of options of the class named below, as a module of your own, or as None to leave it out. Options
+    that you do not set keep their recommended values, `RECOMMENDED`; `MEA.published` has those of the paper.
 
     Args:
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
@@ -70,15 +70,15 @@ class MEA(nn.Module):
         channels: Common width d.
         hidden_channels: Width d_h of the representations.
         heads: Attention heads K, a divisor of `channels`.
-        dropout: Probability, in every part that is not given one of its own; None is the recommended 0.1.
-        extractor: Options of `UnimodalExtractor` (`kernel_size`, `stride`, `skip`, `positions`), each one for all modalities or a dict by
-            modality, but for `time_scale`, which is one; or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
-            (N, d). One whose attribute `positions` is "seconds" is called with the times of its rows (N,) too.
-        exclusive: Options of `ExclusiveBranch`; None is Table V, "w/o exclusive".
-        agnostic: Options of `AgnosticBranch`; None is Table V, "w/o agnostic".
+        dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
+        extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
+            dict by modality; `time_scale` is one value. Or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
+            (N, d); a module whose attribute `positions` is "seconds" also gets the times of its rows (N,).
+        exclusive: Options of `ExclusiveBranch`; None leaves the branch out (Table V, "w/o exclusive").
+        agnostic: Options of `AgnosticBranch`; None leaves the branch out (Table V, "w/o agnostic").
         discriminator: Options of `DoubleDiscriminator`.
-        fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether the nodes also hear themselves (R7). Or one of the
-            alternatives of Table V, see `Combination`: "concatenation", "addition", "multiplication".
+        fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether nodes also hear themselves (R7). Or "concatenation",
+            "addition" or "multiplication" to combine without a graph, see `Combination` (Table V).
         head: Options of `PredictionHead`.
         window: Which steps attention hears: None, all of the sample; `{"seconds": 1.5}`, those at most that far away in time, in whatever
             modality, which needs the times of all steps; `{"steps": 10}`, those at most so many steps away, see `IntervalEdges.window`.
@@ -181,7 +181,7 @@ class MEA(nn.Module):
         for m, width in self.in_channels.items():
             own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}
             if own.get("stride", 1) > own["kernel_size"]:
-                why = f"the stride, {own['stride']}, or more, lest steps be passed over, got {own['kernel_size']} for {m!r}"
+                why = f"the stride, {own['stride']}, or more, so that no step is skipped, got {own['kernel_size']} for {m!r}"
                 raise ValueError(f"extractor.kernel_size: expected {why}")
             made[m] = make_part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
         return nn.ModuleDict(cast(Any, made))
@@ -215,9 +215,8 @@ class MEA(nn.Module):
         `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or
         padded sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
         `edges` narrow attention by pair (source, target) of modalities, `IntervalEdges` or an edge_index (2, E), as the extractors' results
-        count their rows, and go before the model's window; None: as the window says, or all of the sample. `time` are the seconds of each
-        step beside dicts, (N_m,) or (B, T_m), of the modalities that have some (a PyG batch has its own, `batch[m].time`); a window in
-        seconds and extractors with `positions="seconds"` read them.
+        count their rows; they replace the model's window. `time` holds the seconds of each step, (N_m,) or (B, T_m), for the modalities
+        that have times; a PyG batch has its own, `batch[m].time`. A window in seconds and extractors with `positions="seconds"` read them.
         """
         steps = self._steps(x, layout, batch_size, edges, time)
         exclusive, agnostic, present = self._representations(steps, return_attention_weights)

@@ -32,12 +32,13 @@ class _Prediction(nn.Module):
 def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     r"""Writes a trained `MEA` as ONNX, for ONNX Runtime and whatever else reads it.
 
-    The file's inputs are named as the modalities, say `text`, and their masks, `text_mask`; a modality with positions in seconds has an
-    input `text_time` too. The output is `prediction`. The file takes any number of samples and of steps; a modality that no sample has is
-    one step of padding. Needs the extra `onnx`. The default model takes about a minute; what it is busy with is said on stderr.
+    The inputs of the file have the names of the modalities, such as `text`, and of their masks, `text_mask`; a modality with positions in
+    seconds has an input `text_time` too. The output is `prediction`. The file takes any number of samples and steps; give a modality that
+    no sample has as one step of padding. Needs the extra `onnx`. Exporting the default model takes about a minute; progress appears on
+    stderr.
 
     Args:
-        model: Exported as in evaluation, without dropout, and left as it is.
+        model: The model; it is exported in evaluation mode, without dropout, and stays unchanged.
         file: Where to write.
 
     Shape:

@@ -114,8 +114,8 @@ def _aggregation(pooling: Aggregation | str) -> Aggregation:
 class AgnosticEncoder(ExclusiveEncoder):
     r"""Pools a sequence and maps it to the representation width: ONE instance for all modalities ([MEA] Eq. 12).
 
-    The arithmetic is that of `ExclusiveEncoder`; what makes a representation agnostic is that every modality passes through the same
-    weights and that the `DoubleDiscriminator` works against telling them apart.
+    It computes what `ExclusiveEncoder` computes. A representation becomes agnostic because every modality passes through the same
+    weights and the `DoubleDiscriminator` trains them against telling modalities apart.
 
     Args:
         channels, out_channels, pooling, segments, dropout: As for `ExclusiveEncoder`.

@@ -73,7 +73,7 @@ class Op:
         return forced if forced in self.backends else "auto"
 
     def select(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-        """What runs for these arguments; one asked for by name runs or raises."""
+        """What runs for these arguments; one requested by name runs or raises."""
         if backend == "auto":
             return self.backends[self._automatic(device, arguments)[0]].run
         if backend not in self.backends:
@@ -88,7 +88,7 @@ class Op:
         if backend == "auto":
             return Explanation(self.name, *self._automatic(device, arguments, every=True))
         self.select(backend, device, arguments)
-        return Explanation(self.name, backend, {name: f"{backend!r} was asked for" for name in self.backends if name != backend})
+        return Explanation(self.name, backend, {name: f"{backend!r} was requested" for name in self.backends if name != backend})
 
     def _automatic(self, device: torch.device, arguments: Mapping[str, Any], every: bool = False) -> tuple[str, dict[str, str]]:
         chosen, refused = None, {}
@@ -101,7 +101,7 @@ class Op:
             if reason is None and name not in _PLAIN and transformed:
                 reason = "a transform of torch.func is active"
             if reason is None and candidate.prefers not in (None, device.type):
-                reason = f"taken only when asked for by name, since the tensors are on {device.type}"
+                reason = f"taken only by name, because the tensors are on {device.type}"
             if reason is None and chosen is not None:
                 reason = f"could run, but {chosen!r} is preferred"
             if reason is not None:
@@ -128,7 +128,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         - args, kwargs: as the op's
 
     Raises:
-        ValueError: An unknown op, or a `backend` asked for by name that cannot run.
+        ValueError: An unknown op, or a `backend` requested by name that cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers, explain, predictive_attention

@@ -100,7 +100,7 @@ class IntervalEdges:
 
     @classmethod
     def complete(cls, source: Pointers | Sequence[Pointers], target: Pointers) -> "IntervalEdges":
-        """Every target step listens to every source step of its sample.
+        """Lets every target step hear every source step of its sample.
 
         >>> steps = Pointers.from_ptr(torch.tensor([0, 2]))
         >>> IntervalEdges.complete(steps, steps).num_edges
@@ -119,21 +119,21 @@ class IntervalEdges:
         target_time: Tensor | None = None,
         causal: bool = False,
     ) -> "IntervalEdges":
-        r"""Every target step listens to the source steps of its sample that are near.
+        r"""Lets every target step hear the near source steps of its sample.
 
-        In steps: step i of :math:`L_t` has its place at the source step :math:`c = \lfloor (i + 1/2) L_s / L_t \rfloor` (step i itself,
-        where the lengths are equal), and listens to :math:`c - w, \dots, c + w`. In seconds: it listens to the steps whose time differs by
-        at most `seconds`. With `causal` to none that is later; then neither `steps` nor `seconds` need be given.
+        In steps: target step i of :math:`L_t` corresponds to the source step :math:`c = \lfloor (i + 1/2) L_s / L_t \rfloor` (step i itself
+        if the lengths are equal) and hears :math:`c - w, \dots, c + w`. In seconds: it hears the steps whose time differs by
+        at most `seconds`. With `causal` it hears no later step; `steps` and `seconds` are then optional.
 
         Args:
-            source, target: Where the samples' rows are.
-            steps: w, at least 0.
-            seconds: At least 0.
-            source_time, target_time: Of each row in seconds, rising within a sample; used where both are given.
-            causal: Whether a step hears only itself and what came before.
+            source, target: Pointers to the rows of the samples.
+            steps: Half the width of the window w, in source steps, at least 0.
+            seconds: Half the width of the window in seconds, at least 0.
+            source_time, target_time: The time of each row in seconds, never falling within a sample. Give both or neither.
+            causal: Whether a step hears only itself and earlier steps.
 
         Raises:
-            ValueError: Both widths, no limit at all, a negative width, or no times where seconds are asked for.
+            ValueError: Both widths, no limit at all, a negative width, or `seconds` without times.
 
         >>> steps = Pointers.from_ptr(torch.tensor([0, 3]))
         >>> IntervalEdges.window(steps, steps, steps=1).edge_index().tolist()

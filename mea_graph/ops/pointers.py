@@ -36,11 +36,11 @@ def kept(make: Callable[[Any], Tensor]) -> _Kept:
 
 
 class Pointers:
-    r"""Where each sample's rows are in a matrix of rows `x` :math:`(N, d)`.
+    r"""Locates the rows of each sample in a matrix of rows `x` :math:`(N, d)`.
 
     Sample b has the rows `start[b]`, ..., `start[b] + length[b] - 1`. A PyG batch stores them one sample after the other, without gaps
     (`from_ptr`). A padded batch :math:`(B, T, d)` is the same with gaps: its rows are `x.flatten(0, 1)`, and the gaps are its padding
-    (`from_mask`). What stands in a gap is never read.
+    (`from_mask`). No op reads the contents of a gap.
 
     Args:
         start: First row of each sample, rising.

@@ -46,11 +46,11 @@ def repair(x: dict[str, Any], time: Mapping[str, list[Any]] | None, non_finite: 
     """Mends NaN and infinity in sequences of numbers, when they are packed, and says in the notes how many there are.
 
     Args:
-        x: for each modality one `(T, d)` array a sample, or None; sequences that need it are replaced by `Mended` ones.
-        time: for some modalities one `(T,)` array a sample; steps are left out in place.
+        x: For each modality one `(T, d)` array a sample, or None; sequences that need it are replaced by `Mended` ones.
+        time: For some modalities one `(T,)` array a sample; steps are left out in place.
         non_finite: "error" leaves everything as it is, to be refused; "zero" sets such values to 0; "drop" leaves out every step
             that has one.
-        notes: takes the counts.
+        notes: Takes the counts.
     """
     if non_finite == "error":
         return
@@ -95,7 +95,7 @@ def _only_finite(array: np.ndarray) -> np.ndarray:
 def with_mended(
     arrays: Sequence[Any], mend: Mapping[int, Callable[[np.ndarray], np.ndarray]], lengths: dict[int, int] | None = None
 ) -> Mended:
-    """Sequences of which some are mended when they are asked for, after what they were mended by before."""
+    """Sequences of which some are mended when they are requested, after what they were mended by before."""
     if not isinstance(arrays, Mended):
         return Mended(arrays, mend, lengths)
     both = {i: _after(arrays.mend[i], function) if i in arrays.mend else function for i, function in mend.items()}

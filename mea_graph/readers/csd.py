@@ -34,16 +34,16 @@ def read_csd(
     `video[i]`) are taken as they are. A file of words becomes the field "raw_text".
 
     Args:
-        source: path of every modality's file and of the label file, by name.
-        label: which name is the label file; the only one that contains "label" where None.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it; real numbers where a segment has one. Of several,
+        source: Path of every modality's file and of the label file, by name.
+        label: Which name is the label file; the only one that contains "label" if None.
+        labels, columns, label_names: As for `open_dataset`; real numbers where a segment has one. Of several,
             `columns` is needed: CMU-MOSEI's are sentiment, happy, sad, anger, surprise, disgust and fear.
-        split: for every split the names of its videos; segments of other videos are left out.
+        split: For every split the names of its videos; segments of other videos are left out.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        ImportError: without h5py (extra `hdf5`).
-        DataError: where a file is no such file, its arrays do not fit, or a video is in two splits.
+        ImportError: Without h5py (extra `hdf5`).
+        DataError: If a file is no such file, its arrays do not fit, or a video is in two splits.
     """
     check_non_finite(non_finite)
     check_labels(labels)

@@ -35,14 +35,14 @@ def read_misa(
     named by its number; an empty array is a modality that the sample lacks.
 
     Args:
-        source: the file, or one file a split, by split name ("dev" is read as "valid").
+        source: The file, or one file a split, by split name ("dev" is read as "valid").
         embedding: `(V, d)`, the vector of every word number.
-        split: the split that a single bare list is.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it; real numbers where a sample has one.
+        split: The split that a single bare list is.
+        labels, columns, label_names: As for `open_dataset`; real numbers where a sample has one.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        DataError: where a file is refused, is not as described, or a word number is outside of the embedding.
+        DataError: If a file is refused, is not as described, or a word number is outside of the embedding.
     """
     if isinstance(source, Mapping):
         payload: Any = {name: mapped_pickle(path) for name, path in source.items()}

@@ -34,14 +34,14 @@ def read_mmsa(
     A file without any labels, such as features to predict from, has no `y`.
 
     Args:
-        source: the file.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it. "classes" takes `classification_labels`, where the
+        source: The file.
+        labels, columns, label_names: As for `open_dataset`. "classes" takes `classification_labels`, where the
             file has them, anything else `regression_labels`; the others become fields.
         lengths: "stored", or "zeros" to ignore stored lengths and go by zero rows.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        DataError: where the file is refused, its arrays are not as described, or stored lengths contradict the values.
+        DataError: If the file is refused, its arrays are not as described, or stored lengths contradict the values.
     """
     return mmsa_dataset(source, mapped_pickle(source), labels, columns, label_names, lengths, non_finite)
 

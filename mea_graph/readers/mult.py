@@ -23,13 +23,13 @@ def read_mult(
     "visual" are taken for text, audio and vision. A file without labels has no `y`.
 
     Args:
-        source: the file.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it; real numbers where the file has one a sample.
+        source: The file.
+        labels, columns, label_names: As for `open_dataset`; real numbers where the file has one a sample.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them
             (-inf in the audio among them).
 
     Raises:
-        DataError: where the file is refused, or its arrays are not as described.
+        DataError: If the file is refused, or its arrays are not as described.
     """
     return mult_dataset(source, mapped_pickle(source), labels, columns, label_names, non_finite)
 

@@ -42,16 +42,16 @@ def read_npz(
     left out and what was guessed.
 
     Args:
-        source: the file.
-        label: array with the labels; "label", "y", "labels", "target" or "targets" where None.
-        id: array with the samples' names; "id" or "name" where None, else their numbers.
-        split: array with the name of each sample's split; where None, "split" if it holds nothing but train, valid (val, dev) and test.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it.
-        static: arrays `(N, d)`, one vector a sample, each to be a modality of one step.
+        source: The file.
+        label: Array with the labels; "label", "y", "labels", "target" or "targets" if None.
+        id: Array with the samples' names; "id" or "name" where None, else their numbers.
+        split: Array with the name of each sample's split; where None, "split" if it holds nothing but train, valid (val, dev) and test.
+        labels, columns, label_names: As for `open_dataset`.
+        static: Arrays `(N, d)`, one vector a sample, each to be a modality of one step.
         non_finite: "error", "zero" to set NaN and infinity in the sequences to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        DataError: where the file is no such file, holds Python objects, or its arrays do not fit each other.
+        DataError: If the file is no such file, holds Python objects, or its arrays do not fit each other.
     """
     check_non_finite(non_finite)
     check_labels(labels)

@@ -30,17 +30,16 @@ def load_pickle(path: str | Path) -> Any:
     Pickles written by Python 2 load too, their strings read as latin-1.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        DataError: where the file is truncated or no pickle, or names anything not allowed (the message says what).
+        DataError: If the file is truncated or no pickle, or names anything not allowed (the message says what).
 
-    Example:
-        >>> import pickle, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "a.pkl").write_bytes(pickle.dumps({"x": np.arange(3)}))
-        ...     load_pickle(Path(folder, "a.pkl"))
-        {'x': array([0, 1, 2])}
+    >>> import pickle, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.pkl").write_bytes(pickle.dumps({"x": np.arange(3)}))
+    ...     load_pickle(Path(folder, "a.pkl"))
+    {'x': array([0, 1, 2])}
     """
     return _loaded(path, mapped=False)
 

@@ -29,11 +29,11 @@ def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, sh
     not end the others.
 
     Args:
-        runs: of the study; equal ones are carried out once.
-        folder: holds ``runs.jsonl``.
-        workers: number of processes; 1 works in this one.
-        accelerator: of Lightning's ``Trainer``.
-        shown: the test metric to show as runs finish.
+        runs: The runs of the study; equal ones are carried out once.
+        folder: Holds `runs.jsonl`.
+        workers: Number of processes; 1 works in this one.
+        accelerator: The accelerator of Lightning's `Trainer`.
+        shown: The test metric to show as runs finish.
     """
     path = folder / "runs.jsonl"
     records = read_records(path)

@@ -1,4 +1,4 @@
-"""Training and evaluation: Lightning modules, metrics, the command line (extra ``train``)."""
+"""Training and evaluation: Lightning modules, metrics, the command line (extra `train`)."""
 
 # ruff: noqa: F401 (the extra is imported to see whether it is there)
 

@@ -378,10 +378,10 @@ def plugins(given: Any) -> list[Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code: 0, or 2 after a user's mistake, told in one line.
+    """Runs one command and returns its exit code: 0, or 2 after a user's mistake, reported in one line.
 
     Args:
-        arguments: the words of the command line, without the program's name.
+        arguments: The words of the command line, without the program's name.
     """
     quieten()
     if os.getcwd() not in sys.path:  # so that `--model my_file.MyModule` is found; last, so that no file there stands for another module

@@ -14,14 +14,13 @@ def find_config(name: str) -> Path:
     """Returns the file of a configuration given by bare name or by path.
 
     Args:
-        name: a name from `packaged_configs`, or a path.
+        name: A name from `packaged_configs`, or a path.
 
     Raises:
-        DataError: where there is neither.
+        DataError: If there is neither.
 
-    Example:
-        >>> find_config("mosi").name
-        'mosi.yaml'
+    >>> find_config("mosi").name
+    'mosi.yaml'
     """
     packaged = packaged_configs()
     if name in packaged:
@@ -32,14 +31,13 @@ def find_config(name: str) -> Path:
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:
-    """Returns command line arguments with every ``--config NAME`` replaced by the path of its file.
+    """Returns command line arguments with every `--config NAME` replaced by the path of its file.
 
     Args:
-        arguments: the words of the command line.
+        arguments: The words of the command line.
 
-    Example:
-        >>> with_config_paths(["fit", "--config", "mosi"])[2].endswith("mosi.yaml")
-        True
+    >>> with_config_paths(["fit", "--config", "mosi"])[2].endswith("mosi.yaml")
+    True
     """
     found = []
     expect_name = False

@@ -31,32 +31,31 @@ def attention_map(
     White is no attention; in a map that is nearly even it is the least.
 
     Args:
-        output: of a model called with ``return_attention_weights=True``.
-        which: a modality, for its predictive self-attention; or the arrow of a modality reinforcement unit, such as
-            ``("fine", "audio", "text")``: stage, source ("all" and "others" in the mixed and coarse stages), target.
-        layer: number of the layer; -1 is the last one.
-        sample: number of the sample in the batch.
-        head: the head to draw; the mean of all heads where it is ``None``.
-        words: for some modalities the names of the sample's steps, written on the axis where there are at most 40.
-        time: for some modalities the seconds of the sample's steps, written on the axis in place of their numbers.
-        title: above the figure.
+        output: The output of a model called with `return_attention_weights=True`.
+        which: A modality, for its predictive self-attention; or the arrow of a modality reinforcement unit, such as
+            `("fine", "audio", "text")`: stage, source ("all" and "others" in the mixed and coarse stages), target.
+        layer: Number of the layer; -1 is the last one.
+        sample: Number of the sample in the batch.
+        head: The head to draw; the mean of all heads if `None`.
+        words: For some modalities the names of the sample's steps, written on the axis where there are at most 40.
+        time: For some modalities the seconds of the sample's steps, written on the axis in place of their numbers.
+        title: Text above the figure.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("map.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("map.png")`.
 
-    Shape: the map has one row for each step that asks (the target) and one column for each step that is looked at (the source).
+    The map has one row for each step that asks (the target) and one column for each step that is looked at (the source).
 
     Raises:
-        ValueError: where the output has no such map, layer, sample or head, or ``words`` or ``time`` are not one for each step.
+        ValueError: If the output has no such map, layer, sample or head, or `words` or `time` are not one for each step.
 
-    Example:
-        >>> import torch
-        >>> from mea_graph.nn import MEA
-        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
-        >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3)}
-        >>> output = model(x, return_attention_weights=True)
-        >>> figure = attention_map(output, ("fine", "audio", "text"), words={"text": ["what", "a", "fine", "film"]})
-        >>> figure.axes[0].get_xlabel()
-        'audio (step)'
+    >>> import torch
+    >>> from mea_graph.nn import MEA
+    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
+    >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3)}
+    >>> output = model(x, return_attention_weights=True)
+    >>> figure = attention_map(output, ("fine", "audio", "text"), words={"text": ["what", "a", "fine", "film"]})
+    >>> figure.axes[0].get_xlabel()
+    'audio (step)'
     """
     check_sample(output.present, sample)
     attention = _find_map(output, which, layer)[sample]  # (K, T_target, T_source)

@@ -26,26 +26,25 @@ def embedding_scatter(
     Each panel is a plane of its own: the two first principal components of all its representations, or t-SNE.
 
     Args:
-        outputs: the output for one batch, or those for several; or a dict of them by title, a panel each, such as a model with and without
-            the constraints.
-        method: ``pca``, where distances mean what they seem to; or ``tsne``, where only neighbourhood does.
-        samples: how many samples to draw at most, evenly spaced, >= 1.
-        seed: of t-SNE.
+        outputs: The output for one batch, or those for several; or a dict of them by title, one panel each, such as a model with and
+            without the constraints.
+        method: `pca`, where distances mean what they seem to; or `tsne`, where only neighbourhood does.
+        samples: How many samples to draw at most, evenly spaced, >= 1.
+        seed: The seed of t-SNE.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("scatter.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("scatter.png")`.
 
-    Shape: a modality that a sample lacks is not drawn.
+    A modality that a sample lacks is not drawn.
 
     Raises:
-        ValueError: where there is no output, an option is not as above, or an output has fewer than three representations.
+        ValueError: If there is no output, an option is not as above, or an output has fewer than three representations.
 
-    Example:
-        >>> import torch
-        >>> from mea_graph.nn import MEA
-        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
-        >>> output = model({"text": torch.randn(6, 4, 5), "audio": torch.randn(6, 9, 3)})
-        >>> len(embedding_scatter(output).axes), len(embedding_scatter({"before": output, "after": output}).axes)
-        (1, 2)
+    >>> import torch
+    >>> from mea_graph.nn import MEA
+    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
+    >>> output = model({"text": torch.randn(6, 4, 5), "audio": torch.randn(6, 9, 3)})
+    >>> len(embedding_scatter(output).axes), len(embedding_scatter({"before": output, "after": output}).axes)
+    (1, 2)
     """
     panels = outputs if isinstance(outputs, Mapping) else {"": outputs}
     if not panels:

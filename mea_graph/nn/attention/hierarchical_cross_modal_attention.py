@@ -19,7 +19,7 @@ _Units = list[tuple[Arrow, Any, list[str]]]  # of a stage: its arrows, their uni
 
 
 class CrossModalOutput(NamedTuple):
-    """Sequences, and the attention maps by stage and arrow, such as `("fine", "audio", "text")` (empty unless asked for).
+    """Sequences, and the attention maps by stage and arrow, such as `("fine", "audio", "text")` (empty unless requested).
 
     >>> import torch
     >>> layer = HierarchicalCrossModalAttention(8, ["a", "b"], heads=2)
@@ -195,7 +195,7 @@ class CrossModalEncoder(nn.Module):
 
     Shape:
         - x, layout, edges: as for `HierarchicalCrossModalAttention`
-        - result: the sequences, as `x`; and the maps of each layer, as of `HierarchicalCrossModalAttention`, none unless asked for
+        - result: the sequences, as `x`; and the maps of each layer, as of `HierarchicalCrossModalAttention`, none unless requested
 
     Raises:
         ValueError: Less than one layer or two modalities; modalities or shapes other than those given.

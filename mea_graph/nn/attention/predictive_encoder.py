@@ -16,7 +16,7 @@ from mea_graph.ops import IntervalEdges, Pointers
 
 
 class PredictiveEncoderOutput(NamedTuple):
-    """Sequences, the weights of the modalities after every layer, and the attention maps (empty unless asked for).
+    """Sequences, the weights of the modalities after every layer, and the attention maps (empty unless requested).
 
     >>> import torch
     >>> output = PredictiveEncoder(8, ["a", "b"], heads=2, num_layers=1)({"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)})

@@ -15,10 +15,10 @@ from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictiv
 
 
 class Prior(NamedTuple):
-    """What a layer's prediction needs of the layer before: the queries and keys of its rows, (N, K, D).
+    """The queries and keys of a layer's rows, (N, K, D), from which the next layer predicts its map.
 
-    Their product is the previous layer's logit map; keeping the factors costs O(T) memory instead of O(T^2). Give it to a layer together
-    with the same mask or ptr.
+    Their product is the logit map of the layer; the factors take O(T) memory, the map O(T^2). Give it to the next layer with the same mask
+    or ptr.
 
     >>> import torch
     >>> _, prior = PredictiveSelfAttention(8, heads=2)(torch.randn(1, 5, 8))
@@ -177,7 +177,7 @@ def attend(
     edges: Sequence[IntervalEdges | Tensor | None],
     maps: bool = False,
 ) -> tuple[Tensor, list[Prior], list[Tensor]]:
-    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if asked for."""
+    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if requested."""
     sizes = [p.num_rows for p in pointers]
     groups = Groups.below_each_other(sizes)
     first = layers[0]

@@ -51,7 +51,7 @@ class GraphFusionConv(MessagePassing):
         edge_dim: Width of the edges' features, where they have some.
         dropout: Probability, on :math:`\xi`.
         bias: Whether a bias is added before :math:`\sigma`; the paper has none.
-        kwargs: Of `MessagePassing`, such as `flow`.
+        kwargs: Options of `MessagePassing`, such as `flow`.
 
     Shape:
         - x: :math:`(N, C_{in})`, or a pair :math:`((N_s, C_s), (N_t, C_t))` for a bipartite graph, whose second may be None

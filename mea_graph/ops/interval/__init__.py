@@ -44,8 +44,8 @@ def interval_attention(
     input is float64, and repeat bit for bit; but for the gradients of "sdpa" on a GPU, which torch's own kernels may add in any order.
 
     Args:
-        query: Of the target rows, split into heads.
-        key, value: Of the source rows; several sources stand one below the other.
+        query: The query of the target rows, split into heads.
+        key, value: The key and value of the source rows; several sources stand one below the other.
         edges: `IntervalEdges`, or a PyG `edge_index` for any other graph, which is computed edge by edge.
         dropout: Probability with which an edge's weight is dropped, anew in each call; the others grow by 1 / (1 - p). Weights that are
             dropped must be stored: memory then grows with the edges, or, where each step hears its sample, with the padded map.
