@@ -103,6 +103,12 @@ def has_commands(document: Path) -> bool:
     return any(not block.reason for block in blocks(document, *SHELL))
 
 
+def config_of(words: list[str]) -> Path:
+    """The last configuration that a command names; an empty file where it is a packaged one."""
+    last = Path(words[len(words) - words[::-1].index("--config")])
+    return last if last.is_file() else Path(os.devnull)
+
+
 def run_shell(block: Block) -> None:
     """Types the commands of a block: `mea-graph` in this process where it needs no other, since an import takes seconds."""
     for line in block.code.replace("\\\n", " ").splitlines():
@@ -111,7 +117,8 @@ def run_shell(block: Block) -> None:
             continue
         if words[0] == "mea-graph" and "ddp" not in words:
             if words[1] == "fit" and "--trainer.max_epochs" not in words:
-                words += ["--trainer.max_epochs", "1"]  # the one liberty taken: documents train for as long as it takes
+                counts = "--config" in words and "training:" in config_of(words).read_text()
+                words += ["--training.updates", "20"] if counts else ["--trainer.max_epochs", "1"]  # the one liberty taken
             try:
                 with patch.dict(os.environ):  # each command has a process of its own in a reader's shell
                     code = main(words[1:])
