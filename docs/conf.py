@@ -52,3 +52,4 @@ html_css_files = ["mea_graph.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
+html_search_scorer = "_extensions/search_scorer.js"

@@ -17,7 +17,7 @@ from mea_graph.train.task_module import TaskModule
 
 
 class ConcatenationTransformer(nn.Module):
-    """Projects the modalities to one width, marks where each step stems from and attends over their concatenation in time.
+    """Projects the modalities to one width, marks the modality of each step and attends over their concatenation in time.
 
     Pre-norm Transformer blocks over all steps of a sample; then each modality's steps are pooled, and a perceptron predicts from all of
     them. A modality that is missing has no step.

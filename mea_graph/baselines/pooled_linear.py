@@ -147,7 +147,7 @@ class PooledLinear:
 
 
 class Scale(NamedTuple):
-    """Makes inputs of raw statistics: those that vary over the training samples, standardised, then which modalities are there."""
+    """Makes the linear model's inputs: the statistics that vary over the training samples, standardised, and a flag for each modality."""
 
     mean: Tensor
     deviation: Tensor
@@ -272,7 +272,7 @@ def logistic(z: Tensor, y: Tensor, task: Task, penalty: float, values: Tensor, w
 
 
 def folds(count: int, groups: Sequence[Any] | np.ndarray | None) -> Iterator[Tensor]:
-    """Yields which samples each fold leaves out; samples of one group are left out together, and folds are of like size.
+    """Yields the samples that each fold leaves out; a fold leaves out whole groups, and folds have similar sizes.
 
     Args:
         count: Number of samples.

@@ -21,7 +21,7 @@ MOMENTS = 5
 
 
 class SharedPrivateOutput(NamedTuple):
-    """A prediction and what the auxiliary losses look at; every tensor but the first two is `(B, M, hidden_channels)`.
+    """A prediction and the inputs of the auxiliary losses; every tensor but the first two is `(B, M, hidden_channels)`.
 
     >>> SharedPrivateOutput._fields
     ('prediction', 'present', 'whole', 'private', 'shared', 'rebuilt')

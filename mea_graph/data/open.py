@@ -50,14 +50,14 @@ def open_dataset(
     Args:
         source: A file; a folder of `.csd` files (one a modality) or of MISA `.pkl` files (one a split); or a dict of files by name.
         format: "mult", "mmsa", "misa" (pickles), "csd" (HDF5), "npz"; "auto" looks at the contents.
-        cache_dir: Folder for the cache, where the source's own cannot be written.
-        modalities: Keep only these, in this order.
+        cache_dir: Folder for the cache, for example if the source's own folder is read-only; beside the source if None.
+        modalities: The modalities to keep, in this order; all if None.
         options: Those of the format's reader in `mea_graph.readers`, such as `label`, `split` or `embedding`
             (an array `(V, d)`, or the path of an `.npy` file). Every reader has these:
-            `labels`, what the labels are: "regression", "classes", "labels" (several a sample), or a number, above which a label is 1;
-            `columns`, which of several labels a sample, one or a list, by number, or by name where `label_names` names all of them;
+            `labels`, the kind of labels: "regression", "classes", "labels" (several per sample), or a number, above which a label is 1;
+            `columns`, the labels to use of several, one or a list, by number, or by name if `label_names` names all of them;
             `label_names`, names of the classes or labels;
-            `non_finite`, for NaN and infinity in the sequences: "error", "zero" sets them to 0, "drop" leaves out their steps.
+            `non_finite`, for NaN and infinity in the sequences: "error", "zero" to set them to 0, "drop" to leave out their steps.
 
     Raises:
         DataError: If the source is missing, refused, of another format, or not as its format demands.

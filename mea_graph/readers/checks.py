@@ -95,7 +95,7 @@ def _only_finite(array: np.ndarray) -> np.ndarray:
 def with_mended(
     arrays: Sequence[Any], mend: Mapping[int, Callable[[np.ndarray], np.ndarray]], lengths: dict[int, int] | None = None
 ) -> Mended:
-    """Sequences of which some are mended when they are requested, after what they were mended by before."""
+    """Sequences of which some are mended on access, after any earlier mending."""
     if not isinstance(arrays, Mended):
         return Mended(arrays, mend, lengths)
     both = {i: _after(arrays.mend[i], function) if i in arrays.mend else function for i, function in mend.items()}
@@ -107,7 +107,7 @@ def _after(first: Callable[[np.ndarray], np.ndarray], then: Callable[[np.ndarray
 
 
 def refused(source: Any, error: DataError) -> DataError:
-    """The same error with the file's name, and with the option that helps where one does."""
+    """The same error with the name of the file and, if there is one, the option that helps."""
     text = str(error)
     helps = "expected finite numbers" in text and not text.startswith("y:") and "in time of" not in text
     return DataError(f"{source}: {text}" + ("; non_finite='zero' sets such values to 0, 'drop' leaves out their steps" if helps else ""))

@@ -27,18 +27,18 @@ def read_csd(
     split: Mapping[str, Sequence[str]] | None = None,
     non_finite: str = "error",
 ) -> MultimodalDataset:
-    """Reads one `.csd` file a modality, and one with labels whose intervals cut the videos into segments.
+    """Reads a `.csd` file for each modality, and one with labels whose intervals cut the videos into segments.
 
-    Every interval i of a video in the label file is a sample `video[i]`. It has the steps whose interval's middle lies in it, in the
-    order of time, and their time is that middle, in seconds from the start of the segment. Files already aligned to segments (keys
-    `video[i]`) are taken as they are. A file of words becomes the field "raw_text".
+    Every interval i of a video in the label file becomes a sample `video[i]`. It contains the steps whose interval has its middle inside,
+    in the order of time; their time is that middle, in seconds from the start of the segment. Files that are already aligned to segments
+    (keys `video[i]`) stay unchanged. A file of words becomes the field "raw_text".
 
     Args:
         source: Path of every modality's file and of the label file, by name.
-        label: Which name is the label file; the only one that contains "label" if None.
-        labels, columns, label_names: As for `open_dataset`; real numbers where a segment has one. Of several,
-            `columns` is needed: CMU-MOSEI's are sentiment, happy, sad, anger, surprise, disgust and fear.
-        split: For every split the names of its videos; segments of other videos are left out.
+        label: The name of the label file; if None, the only name that contains "label".
+        labels, columns, label_names: As for `open_dataset`; real numbers if a segment has one. With several, give `columns`:
+            CMU-MOSEI's are sentiment, happy, sad, anger, surprise, disgust and fear.
+        split: The names of the videos of every split; segments of other videos are left out.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:

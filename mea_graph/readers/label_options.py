@@ -17,7 +17,7 @@ Names = Sequence[str] | None
 
 
 def check_labels(labels: Labels) -> None:
-    """Refuses what is no kind of labels and no threshold."""
+    """Raises an error unless `labels` is a kind of labels or a threshold."""
     number = isinstance(labels, int | float) and not isinstance(labels, bool) and math.isfinite(labels)
     if labels is not None and labels not in KINDS and not number:
         raise DataError(f"labels: expected one of {list(KINDS)} or a number, above which a label is 1, got {brief(labels)}")

@@ -30,15 +30,15 @@ def read_misa(
 ) -> MultimodalDataset:
     """Reads MISA pickles: a list of ((words, visual, acoustic, ...), label, id), or a dict of such lists by split.
 
-    The words are numbers into an embedding that the pickle lacks: with `embedding` they become the modality "text", without it
-    text is left out, and the notes say so. Words themselves, where stored, become the field "raw_text". A sample without an id is
-    named by its number; an empty array is a modality that the sample lacks.
+    The words are row numbers of an embedding that the pickle lacks. With `embedding` they become the modality "text"; without it the reader
+    leaves text out and adds a note. Stored words become the field "raw_text". The name of a sample without an id is its number; an empty
+    array means that the sample lacks the modality.
 
     Args:
-        source: The file, or one file a split, by split name ("dev" is read as "valid").
+        source: The file, or a file for each split, by split name ("dev" means "valid").
         embedding: `(V, d)`, the vector of every word number.
-        split: The split that a single bare list is.
-        labels, columns, label_names: As for `open_dataset`; real numbers where a sample has one.
+        split: The name of the split of a file that holds a single list.
+        labels, columns, label_names: As for `open_dataset`; real numbers if a sample has one.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:

@@ -29,15 +29,15 @@ def read_mmsa(
 ) -> MultimodalDataset:
     """Reads an MMSA pickle: split -> text, audio, vision `(N, T, d)`, their lengths, labels, raw_text, id.
 
-    Stored lengths are used where the file has them (audio and vision of unaligned files), and checked: no row outside of them may
-    differ from zero. Elsewhere zero rows are cut off at both ends. `text_bert` holds token numbers, not features, and is left out.
-    A file without any labels, such as features to predict from, has no `y`.
+    The reader uses stored lengths (audio and vision of unaligned files have them) and checks that all rows outside are zero. Without
+    stored lengths it cuts off zero rows at both ends. It leaves out `text_bert`, which holds token numbers, not features.
+    A file without labels, such as features for a prediction, has no `y`.
 
     Args:
         source: The file.
-        labels, columns, label_names: As for `open_dataset`. "classes" takes `classification_labels`, where the
-            file has them, anything else `regression_labels`; the others become fields.
-        lengths: "stored", or "zeros" to ignore stored lengths and go by zero rows.
+        labels, columns, label_names: As for `open_dataset`. "classes" reads `classification_labels` if the file has them, anything else
+            `regression_labels`; the others become fields.
+        lengths: "stored", or "zeros" to ignore stored lengths and cut off zero rows; use it if the stored ones are wrong.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:

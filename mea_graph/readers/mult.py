@@ -18,13 +18,13 @@ def read_mult(
 ) -> MultimodalDataset:
     """Reads a MulT pickle: split -> text, audio, vision `(N, T, d)`, labels, id.
 
-    True lengths are found by cutting off zero rows at both ends (files differ in the side they pad). Values of -inf in the audio,
-    which the published files hold, become 0 as in MulT's own code, and are counted in the notes. "language", "acoustic" and
-    "visual" are taken for text, audio and vision. A file without labels has no `y`.
+    The reader cuts off zero rows at both ends to find true lengths (files differ in the side they pad). The published files have values of
+    -inf in the audio; they become 0 as in MulT's own code, and the notes count them. "language", "acoustic" and "visual" mean text,
+    audio and vision. A file without labels has no `y`.
 
     Args:
         source: The file.
-        labels, columns, label_names: As for `open_dataset`; real numbers where the file has one a sample.
+        labels, columns, label_names: As for `open_dataset`; real numbers if the file has one for each sample.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them
             (-inf in the audio among them).
 

@@ -35,19 +35,19 @@ def read_npz(
     static: Sequence[str] = (),
     non_finite: str = "error",
 ) -> MultimodalDataset:
-    """Reads an `.npz` file, never unpickling anything in it: of padded arrays, or one that `MultimodalDataset.save` wrote.
+    """Reads an `.npz` file with padded arrays, or one that `MultimodalDataset.save` wrote. It unpickles nothing.
 
-    Every array `X` `(N, T, d)` is a modality, also `(N, T)` of one channel where its lengths are there; `X_len` `(N,)` its true lengths
-    (T where absent) and `X_time` `(N, T)` its times in seconds. Other arrays `(N,)` become fields. The data set's notes say what was
+    Every array `X` `(N, T, d)` is a modality; `X_len` `(N,)` holds its true lengths (T if absent) and `X_time` `(N, T)` its seconds.
+    An array `(N, T)` with lengths is a modality of one channel. Other arrays `(N,)` become fields. The notes of the data set list what was
     left out and what was guessed.
 
     Args:
         source: The file.
         label: Array with the labels; "label", "y", "labels", "target" or "targets" if None.
-        id: Array with the samples' names; "id" or "name" where None, else their numbers.
-        split: Array with the name of each sample's split; where None, "split" if it holds nothing but train, valid (val, dev) and test.
+        id: Array with the names of the samples. If None, "id" or "name"; without either, the names are numbers.
+        split: Array with the split of each sample. If None, "split", provided it holds only train, valid (val, dev) and test.
         labels, columns, label_names: As for `open_dataset`.
-        static: Arrays `(N, d)`, one vector a sample, each to be a modality of one step.
+        static: Names of arrays `(N, d)`, one vector for each sample, which become modalities of one step.
         non_finite: "error", "zero" to set NaN and infinity in the sequences to 0, or "drop" to leave out the steps that have them.
 
     Raises:

@@ -83,7 +83,7 @@ def _mapped(file: BinaryIO) -> memoryview | None:
 
 
 def _check_sharing(value: Any, size: int) -> None:
-    """Refuses what stands in so many places that it would fill the memory where it is written out.
+    """Refuses an object with so many references that writing out all of them would fill the memory.
 
     Lists of the same lists of the same lists are a few bytes that numpy makes a terabyte of, and so are a thousand names for one array.
     """
@@ -331,7 +331,7 @@ def _resolve(value: Any, done: dict[int, Any], limits: Limits) -> Any:
 
 
 def _resolved_key(key: Any, done: dict[int, Any], limits: Limits) -> Any:
-    """A key, which may have been a number of numpy's."""
+    """A key as a plain value; it may be a numpy number."""
     made = _resolve(key, done, limits)
     if isinstance(made, np.number | np.bool_) and made.itemsize <= 8:
         return made

@@ -26,7 +26,7 @@ HELP = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one study and returns the exit code: 0; 1 where a run failed; 2 after a user's mistake; 130 where it was interrupted.
+    """Runs one study and returns the exit code: 0; 1 if a run failed; 2 after a user's mistake; 130 after an interruption.
 
     Args:
         arguments: The words after `study`.

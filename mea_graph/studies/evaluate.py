@@ -86,7 +86,7 @@ def evaluate(module: TaskModule, data: SequenceDataModule, probabilities: Sequen
 
 
 def which_missing(draw: np.ndarray, has: np.ndarray, modalities: Sequence[str], which: str, probability: float) -> np.ndarray:
-    """Returns which modalities samples go without.
+    """Returns which modalities to remove from each sample.
 
     Args:
         draw: A number in [0, 1) for each sample and modality, which decides.

@@ -23,7 +23,7 @@ Outcome = tuple[Run, Record | None, str]  # a run, its record, or why it failed
 
 
 def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, shown: str) -> tuple[dict[str, Record], list[str]]:
-    """Carries out the runs that are not finished yet and returns the records of all, by id, and what went wrong.
+    """Carries out the unfinished runs and returns the records of all runs, by id, and the errors.
 
     Each record is on disk before the next run is waited for, so that a study that is stopped goes on where it was. A run that fails does
     not end the others.

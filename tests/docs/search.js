@@ -11,9 +11,9 @@ const context = vm.createContext({
   console,
   document: { readyState: "loading", documentElement: element, body: element, addEventListener() {}, getElementById: () => null },
   localStorage: { setItem() {}, getItem: () => null },
-  window: {},
 });
-for (const name of ["documentation_options", "doctools", "language_data", "searchtools", "base-stemmer", "english-stemmer"]) {
+context.window = context;
+for (const name of ["documentation_options", "doctools", "language_data", "searchtools"]) {
   const script = scripts.find((one) => one.endsWith(`/${name}.js`));
   if (script) vm.runInContext(fs.readFileSync(path.join(site, script), "utf8"), context);
 }

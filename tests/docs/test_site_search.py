@@ -10,12 +10,13 @@ import pytest
 
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 ANSWERS = {
-    "missing modality": "data#a-missing-modality",
-    "extract embeddings": "tutorial#extract-embeddings-and-draw-them",
-    "resume": "training#resume",
-    "GPU": "training#gpu",
-    "install": "start#install",
-    "ONNX": "runtimes#onnx",
+    "missing modality": "data",
+    "extract embeddings": "tutorial",
+    "resume": "training",
+    "GPU": "training",
+    "install": "start",
+    "ONNX": "runtimes",
+    "hsic": "api/mea_graph.nn.hsic",
 }
 
 
@@ -34,4 +35,4 @@ def test_a_question_finds_the_page_that_answers_it_first():
         [program, Path(__file__).with_name("search.js"), SITE, *ANSWERS], capture_output=True, text=True, timeout=120, check=True
     )
     found = dict(zip(ANSWERS, json.loads(done.stdout), strict=True))
-    assert {query: results[0] for query, results in found.items() if results} == ANSWERS
+    assert {query: results[0].partition("#")[0] for query, results in found.items() if results} == ANSWERS

@@ -55,7 +55,7 @@ class DecoupledGraphFusion(nn.Module):
 
     One convolution for each space, in the `ModuleDict` `convs`, where any may be replaced: W is shared inside a graph, not between them.
     Takes the graph that `fusion_graph` makes, or any heterogeneous graph: the nodes of a space are those whose type ends in
-    `_<space>`. Other node types, and edges from or to them, are passed over.
+    `_<space>`. Other node types, and edges from or to them, are ignored.
 
     With `aggr=None` the nodes themselves are returned, so that layers stack:
     `last(first(x_dict, edge_index_dict).x, edge_index_dict, sample_dict)`.
@@ -64,9 +64,9 @@ class DecoupledGraphFusion(nn.Module):
         channels: Width d_h of the representations, -1 to take it from the first call; or a dict of widths by node type, each of which is
             brought to `out_channels` by a linear map first.
         out_channels: Width of the result; None means d_h.
-        conv: What passes the messages: a class or function that makes of two widths a module `f(x, edge_index)`, such as `GATConv` or
+        conv: The convolution: a class or function that takes two widths and returns a module `f(x, edge_index)`, such as `GATConv` or
             `partial(GraphFusionConv, heads=2, concat=False)`.
-        aggr: How a sample's nodes become one vector: an `Aggregation` of PyG, shared by the spaces, or its name; None for the nodes. (PyG's
+        aggr: The readout of a sample's nodes: an `Aggregation` of PyG, shared by the spaces, or its name; None returns the nodes. (PyG's
             LSTM and GRU run on over padding: what they make of a sample with fewer nodes than others depends on those.)
         spaces: Which graphs to expect, by the endings of their node types (Table V, "w/o exclusive", "w/o agnostic").
 

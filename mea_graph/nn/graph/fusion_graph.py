@@ -17,7 +17,7 @@ SPACES = ("exclusive", "agnostic")
 
 
 class FusionGraph(HeteroData):
-    """A `HeteroData` whose nodes belong to samples, and keep doing so when several graphs become one batch.
+    """A `HeteroData` whose nodes belong to samples, also after several graphs become one batch.
 
     PyG's `batch` says which of the collated graphs a node comes from. `sample` says which sample, of any number in each graph: collating
     counts on, and `num_samples` is the number of all of them. `to_homogeneous` keeps both, the latter as `samples`.
@@ -82,7 +82,7 @@ def fusion_graph(
     modality is a node that is not there. A node that would have no in-edge, because its sample has no other modality, gets a self loop.
 
     With `keep_absent` every sample has a node of each modality and all edges between them, and `present`, of nodes and of edges, says which
-    of them count: nothing is counted or waits for the device, and sizes follow from shapes alone, as compiling, exporting and CUDA graphs
+    of them count. Sizes then follow from shapes alone, without waiting for the device, as compiling, exporting and CUDA graphs
     need it. `DecoupledGraphFusion` takes both forms, with equal results.
 
     Args:

@@ -31,7 +31,7 @@ class GraphFusionConv(MessagePassing):
         \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \mathrm{GELU}(\delta_{ij}), \qquad
         h_i' = \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
 
-    A PyG convolution, to be used where a `GATConv` would be; it adds no self loops. A node without in-edges gets :math:`\sigma(0)`.
+    Use this PyG convolution like a `GATConv`; it adds no self loops. A node without in-edges gets :math:`\sigma(0)`.
     Features of an edge add :math:`q_e^T W_e e_{ij}` to its score. An edge of weight w counts as w parallel ones: its exponential is
     multiplied by w in the softmax; one of weight 0 is as good as not there, and gets no gradient.
 
