@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.typing import EdgeType, NodeType
 
 from mea_graph.nn._sequences import check_modalities, check_sizes
+from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
 from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
 from mea_graph.ops.eager import is_traced
@@ -59,6 +61,9 @@ class DecoupledGraphFusion(nn.Module):
 
     With `aggr=None` the nodes themselves are returned, so that layers stack:
     `last(first(x_dict, edge_index_dict).x, edge_index_dict, sample_dict)`.
+
+    Explainers of PyG that give each edge type a mask, such as `GNNExplainer`, work on a module of yours that calls it with `x_dict` and
+    `edge_index_dict`; `AttentionExplainer` would read what `return_attention_weights` returns.
 
     Args:
         channels: Width d_h of the representations, -1 to take it from the first call; or a dict of widths by node type, each of which is
@@ -112,6 +117,7 @@ class DecoupledGraphFusion(nn.Module):
             channels = out_channels
         self.convs = nn.ModuleDict({space: conv(channels, out_channels) for space in self.spaces})
         self.aggr = aggregation_resolver(aggr) if isinstance(aggr, str) else aggr
+        self.by_type = ByType()
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
@@ -155,13 +161,16 @@ class DecoupledGraphFusion(nn.Module):
             masked = any(part.present is not None for part in parts)
             x = [nodes[name] for name in names]
             x_all = torch.cat([*x, x[0].new_zeros(1, x[0].size(1))] if masked else x)
-            out = self._pass(conv, x_all, last[2], return_attention_weights)
+            with self.by_type.masked(conv, edge_index_dict, types, last[2]) if len(self.by_type.masks) else nullcontext():
+                out = self._pass(conv, x_all, last[2], return_attention_weights)
             if return_attention_weights:
                 out, weights = out
-                transfer.update(self._by_type(types, parts, weights))
+                transfer.update(self._weights_by_type(types, parts, weights))
             out = out[:rows] if masked else out
+            if self.aggr is None or self.by_type.is_watched():
+                by_type = self.by_type(dict(zip(names, out.split([own.size(0) for own in x]), strict=True)))
             if self.aggr is None:
-                result.update(zip(names, out.split([own.size(0) for own in x]), strict=True))
+                result.update(by_type)
             else:
                 assert sample_dict is not None
                 assert num_samples is not None
@@ -229,7 +238,7 @@ class DecoupledGraphFusion(nn.Module):
         return out, weights
 
     @staticmethod
-    def _by_type(types: list[EdgeType], parts: list[_Part], weights: Tensor) -> dict[EdgeType, Tensor]:
+    def _weights_by_type(types: list[EdgeType], parts: list[_Part], weights: Tensor) -> dict[EdgeType, Tensor]:
         own = weights.split([part.edge_index.size(1) for part in parts])
         return {
             t: xi if part.present is None else xi.masked_fill(~part.present.unsqueeze(1), 0)
