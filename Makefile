@@ -27,7 +27,7 @@ BUILD_READY := $(STAMPS)/build
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo    train MEA and its rivals on the embedded data, print the table (minutes)"
+	@echo "make demo    train MEA and its baselines on the embedded data, print the table (minutes)"
 	@echo "make test    lint, types and all tests; the first run builds torch-scatter (about six minutes)"
 	@echo "make lint    ruff"
 	@echo "make types   mypy"

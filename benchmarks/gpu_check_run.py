@@ -118,7 +118,7 @@ def run_all(jobs: Sequence[Job], settings: Settings, folder: Path, lines: Path, 
             how, took = _watch(process, min(left, 1.5 * share + GRACE))
             _end_line(lines)
             mine = read(lines)[before:]
-            tail = log.read_text(encoding="utf-8", errors="replace")[-3000:] if how != "done" and log.exists() else ""
+            tail = _ends(log.read_text(encoding="utf-8", errors="replace")) if how != "done" and log.exists() else ""
             for case in _missing(mine):
                 append(lines, {"kind": "left_out", "stage": job.stage, "job": job.name, "key": case, "case": case, "why": how})
             append(lines, {"kind": "ended", "stage": job.stage, "job": job.name, "how": how, "took": round(took, 1), "output": tail})
@@ -171,3 +171,8 @@ def _end_line(lines: Path) -> None:
     if lines.exists() and (data := lines.read_bytes()) and not data.endswith(b"\n"):
         with lines.open("ab") as file:
             file.write(b"\n")
+
+
+def _ends(text: str, size: int = 3000) -> str:
+    """Beginning and end of a long text: a crash is named before the list of loaded modules, whose length is that of the machine's."""
+    return text if len(text) <= 2 * size else f"{text[:size]}\n[...]\n{text[-size:]}"

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import results, rivals
-from benchmarks.aims import CPU_AIMS, GPU_AIMS, SUITE_AIMS, Aim
 from benchmarks.measure import Timing, ratio
+from benchmarks.report_numbers import memory, number, span, time
+from benchmarks.report_opening import opening
+from benchmarks.report_summary import summary
 
 RESULTS = Path(__file__).parent / "results"
+_CLASS = re.compile(r"(?:[A-Z][a-z]+){2,}")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 
 HEAD = """# Performance
 
 <!-- Made by `python -m benchmarks.report` from the files in benchmarks/results. Do not edit. -->
+"""
+READING = """
+## How to read the tables
 
-Every figure is one forward and backward pass, unless it says otherwise. The library's result was compared with float64 first; one that is
-wrong is not timed. Rivals ran in the same process, in turn, so that what disturbs one disturbs the others: trust ratios more than times.
-A ratio is that of the medians; in brackets, the least and the most that the quartiles allow. Memory is the peak beyond what the inputs
-take. [How the kernels work](kernels.md) says what bounds them.
+- A figure is one forward and backward pass, unless it says otherwise. In brackets: the quartiles.
+- The library's result is compared with float64 first. A result that is wrong is not timed. "error" is the largest difference.
+- Baselines run in the same process, in turn, so that what disturbs one disturbs the others. Trust ratios more than times.
+- "times ours" is the ratio of the medians: above 1, the library is faster. In brackets: the least and the most that the quartiles allow.
+- "peak" is memory beyond what the inputs take. [How the kernels work](kernels.md) says what bounds time and memory.
 """
 NO_GPU = """
 ## GPU
 
 No figure: no kernel of the library has run on a GPU yet. Without one, Triton's interpreter and a host build of the CUDA C++ check the
 numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine with a GPU, `python -m benchmarks.gpu_check` checks every
-kernel against float64, times it beside its rivals and writes the file that this page is made of.
+kernel against float64, times it beside its baselines and writes the file that this page is made of.
 """
 CLOCKS = {
     "processor time": "those that the processor spent on the one thread, so that other programs on the machine count little",
@@ -35,8 +43,8 @@ CLOCKS = {
 }
 MODELS = """
 All models read the same samples: random features of MOSI's widths (text 768, audio 5, vision 20) and lengths (at most 50 / 375 / 500
-steps). A training step is: zero the gradients, forward, the model's own loss, backward, Adam. No time has a text encoder in it: each
-model reads the same stored text features.
+steps). A training step zeroes the gradients, computes the model's own loss, and takes a step of Adam. No time has a text encoder in it:
+each model reads the same stored text features.
 
 - *full padding*: every sample has 50 / 375 / 500 real steps.
 - *true lengths*: lengths drawn about the means of MOSI, 12 / 50 / 60.
@@ -44,45 +52,64 @@ model reads the same stored text features.
 
 | Model | settings, and what it makes of lengths |
 |---|---|
-| MEA | the paper's Table I (d 40, 8 heads, 3 predictive and 2 cross-modal layers); walks true lengths |
+| MEA | the paper's Table I (d 40, 8 heads, 3 predictive and 2 cross-modal layers); computes real steps only |
 """
+
+
+class _Page:
+    """The parts of the page. A heading that stands on it already is told from the first one by its run."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._headings: set[str] = set()
+
+    def heading(self, level: int, title: str, of: str) -> None:
+        title = title if title not in self._headings else f"{title} ({of})"
+        self._headings.add(title)
+        self.lines.append(f"\n{'#' * level} {title}\n")
+
+    def add(self, lines: Iterable[str]) -> None:
+        self.lines += lines
 
 
 def page(files: Iterable[Path]) -> str:
     """The whole page, from the newest file of each device or suite."""
     newest = {path.stem[:-11]: results.load(path) for path in sorted(files)}
     suites = {name: found for name, found in newest.items() if name.startswith(results.SUITES)}
+    opened = newest.pop("opening", {"runs": [], "command": ""})
     checks = {name: found for name, found in newest.items() if name not in suites}
-    parts = [HEAD]
-    for name, found in sorted(suites.items(), key=lambda item: (item[0].startswith("growth-"), item[0])):
-        if name.startswith("full-") or name.replace("quick-", "full-").replace("growth-", "full-") not in suites:
-            parts += [_suite(run, found["command"], name) for run in found["runs"]]
-    if not any(name != "cpu" for name in checks):
-        parts.append(NO_GPU)
-    for name, found in sorted(checks.items(), key=lambda item: item[0] == "cpu"):
-        aims = CPU_AIMS if name == "cpu" else GPU_AIMS
+    shown = {
+        name: found
+        for name, found in sorted(suites.items(), key=lambda item: (item[0].startswith("growth-"), item[0]))
+        if name.startswith("full-") or name.replace("quick-", "full-").replace("growth-", "full-") not in suites
+    }
+    made = _Page()
+    made.add([HEAD, *summary({name: run for name, found in shown.items() for run in found["runs"]}), READING])
+    for name, found in shown.items():
         for run in found["runs"]:
-            parts.append(
-                "\n".join([*_heading(run, found["command"]), *_aims(run, aims), *_roofline(run["cases"]), *_table(run["cases"])]) + "\n"
-            )
-    return "\n".join(parts)
+            _suite(made, run, found["command"], name)
+    if not any(name != "cpu" for name in checks):
+        made.add([NO_GPU])
+    for _, found in sorted(checks.items(), key=lambda item: item[0] == "cpu"):
+        for run in found["runs"]:
+            _heading(made, run, found["command"], "Kernels alone")
+            made.add([*_roofline(run["cases"]), *_table(run["cases"])])
+    for run in opened["runs"]:
+        _heading(made, run, opened["command"], "Opening files")
+        made.add(opening(run["cases"]))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(made.lines)).rstrip() + "\n"
 
 
-def _heading(run: dict[str, Any], command: str, what: str = "") -> list[str]:
+def _heading(made: _Page, run: dict[str, Any], command: str, what: str, more: str = "") -> None:
     threads = f", {run['threads']} thread{'s' * (run['threads'] > 1)}" if "cuda" not in run else ""
     versions = ", ".join(f"{n} {run[n]}" for n in ("python", "torch", "torch_geometric", "triton", "cuda", "mea_graph") if n in run)
-    return [
-        f"\n## {what}{run['device']}{threads}\n",
-        f"`{command}`, {run['date']} UTC; {versions}; {run['cores']} cores, load {run['load'][0]} at the end.\n",
-    ]
-
-
-def _aims(run: dict[str, Any], aims: list[Aim]) -> list[str]:
-    rows = [(a, a.found(run)) for a in aims]
-    if all(x is None for _, x in rows):
-        return []
-    lines = ["| Aim | asked | found | reached |", "|---|---|---|---|"]
-    return [*lines, *(f"| {a.what} | {a.aim} | {x:.2f} | {'yes' if a.reached(x) else '**no**'} |" for a, x in rows if x is not None), ""]
+    made.heading(2, f"{what}: {run['device']}{threads}", run["date"])
+    made.add(
+        [
+            f"{run['date']} UTC; {versions}; {run['cores']} cores, load {run['load'][0]} at the end.{more}\n",
+            f"```text\n{command.replace(chr(96), '')}\n```\n",
+        ]
+    )
 
 
 def _roofline(cases: list[dict[str, Any]]) -> list[str]:
@@ -90,66 +117,87 @@ def _roofline(cases: list[dict[str, Any]]) -> list[str]:
     found = [(c, c["roofline"]) for c in cases if "roofline" in c]
     if not found:
         return []
-    lines = ["| Case | [bound on paper](kernels.md#bounds-on-paper), ms | achieved share |", "|---|---|---|"]
-    return [*lines, *(f"| {c['case']}, {c['dtype']} | {1e3 * r['bound']:.3f} | {r['share']:.0%} |" for c, r in found), ""]
+    lines = ["| Case | [bound on paper](kernels.md#bounds-on-paper) | achieved share |", "|---|---|---|"]
+    return [*lines, *(f"| {c['case']}, {c['dtype']} | {time(r['bound'])} | {r['share']:.0%} |" for c, r in found), ""]
+
+
+def _pieces(case: dict[str, Any]) -> list[str]:
+    """The parts of a case's name, its type among them."""
+    named = re.sub(r"\[[\d, ]+\]", lambda found: found[0][1:-1].replace(", ", "/"), case["case"]).split(", ")
+    named = [piece.removeprefix("fusion graph of ").replace("lengths up to ", "lengths ") for piece in named]
+    return [*named, case["dtype"]] if case["dtype"] not in named else named
+
+
+def _shared(cases: Sequence[dict[str, Any]]) -> list[str]:
+    """What the names of all cases have in common, to be said once above the table; none for a single case."""
+    if len(cases) < 2:
+        return []
+    every = [_pieces(c) for c in cases]
+    return [piece for piece in every[0] if all(piece in pieces for pieces in every)]
+
+
+def _name(case: dict[str, Any], shared: Sequence[str]) -> str:
+    first, *rest = [piece for piece in _pieces(case) if piece not in shared]
+    return ", ".join([f"`{first}`" if _CLASS.fullmatch(first) else first, *rest])  # the site makes a link of a class
 
 
 def _table(cases: list[dict[str, Any]]) -> list[str]:
-    lines = ["| Case | contender | ms (quartiles) | times ours | peak MB | error |", "|---|---|---|---|---|---|"]
+    shared = _shared(cases)
+    lines = [f"All rows: {', '.join(shared)}.\n"] if shared else []
+    lines += ["| Case | contender | time | times ours | peak | error |", "|---|---|---|---|---|---|"]
     for case in cases:
         if "not_timed" in case:
-            lines.append(f"| {case['case']}, {case['dtype']} | not timed: {case['not_timed'].splitlines()[-1]} | | | | |")
+            lines.append(f"| {_name(case, shared)} | not timed: {case['not_timed'].splitlines()[-1]} | | | | |")
         first = None
         for name, c in case["contenders"].items():
             timing = Timing(*(c[field] for field in Timing._fields))
             first = first or timing
-            label = f"{case['case']}{'' if case['dtype'] in case['case'] else ', ' + case['dtype']}" if timing is first else ""
-            lines.append(f"| {label} | {name} | {_row(c, timing, first)} |")
+            error = "" if c.get("error") is None else f"{c['error']:.0e}"
+            lines.append(f"| {_name(case, shared) if timing is first else ''} | {name} | {_row(c, timing, first)} | {error} |")
     return lines
 
 
 def _row(c: dict[str, Any], timing: Timing, first: Timing) -> str:
     middle, least, most = ratio(timing, first)
-    times = "1" if timing is first else f"{middle:.2f} ({least:.2f}-{most:.2f})"
-    peak = f"{c['peak_bytes'] / 1e6:.1f}" if "peak_bytes" in c else ""
-    error = "" if c.get("error") is None else f"{c['error']:.0e}"
-    return f"{1e3 * timing.median:.2f} ({1e3 * timing.lower:.2f}-{1e3 * timing.upper:.2f}) | {times} | {peak} | {error}"
+    times = "1" if timing is first else f"{number(middle)} ({number(least)}-{number(most)})"
+    return f"{span(timing.median, timing.lower, timing.upper)} | {times} | {memory(c['peak_bytes']) if 'peak_bytes' in c else ''}"
 
 
-def _suite(run: dict[str, Any], command: str, name: str) -> str:
+def _suite(made: _Page, run: dict[str, Any], command: str, name: str) -> None:
     from benchmarks import figures
 
     of = lambda suite: [c for c in run["cases"] if c["suite"] == suite and not c["curve"]]  # noqa: E731
     longer = name.startswith("growth-")
     part = name.rsplit("-", 2)[0].replace("-", ", ").replace("growth", "Longer runs")  # of growth-batch-1-thread: "Longer runs, batch"
-    lines = _heading(run, command, f"{part}: " if longer else "The suites: ")
-    lines += [f"Commit {run['revision']}. Took {run['minutes']:.0f} minutes. Times are {CLOCKS[run['clock']]}.\n", *_aims(run, SUITE_AIMS)]
+    more = f" Commit {run['revision']}. Took {run['minutes']:.0f} minutes. Times are {CLOCKS[run['clock']]}."
+    _heading(made, run, command, part if longer else "The suites", more)
     if of("model"):
         if not longer:
-            lines += ["### Whole models", MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""]
-            lines += [f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else []
-        lines += _models(of("model"))
-    drawn = [c for c in figures.captions(run) if c]
-    if drawn:
-        lines += ["", "### Growth, memory, throughput", ""]
-        lines += [f"![{caption}](figures/{figures.file_name(name, key)})\n\n{caption}\n" for key, caption in drawn]
+            made.heading(3, "Whole models", name)
+            made.add([MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""])
+            made.add([f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else [])
+        made.add([*_models(of("model")), ""])
+    drawn = [(key, caption) for key, caption in figures.captions(run) if longer or key != "throughput"]  # that one begins the page
+    if drawn and not longer:
+        made.heading(3, "Memory and growth", name)
+    made.add(f"![{caption}](figures/{figures.file_name(name, key)})\n\n{caption}\n" for key, caption in drawn)
     for suite, title in (("layers", "Layers"), ("ops", "Ops"), ("data", "Data")):
         if of(suite):
-            lines += [f"\n### {title}\n", *_padding(of(suite)), *_table(of(suite))]
-    return "\n".join(lines) + "\n"
+            made.heading(3, title, name)
+            made.add([*_padding(of(suite)), *_table(of(suite))])
 
 
 def _models(cases: list[dict[str, Any]]) -> list[str]:
     """Model by model, with samples a second: what a user waits for."""
-    lines = ["| Case | model | samples/s | ms (quartiles) | times ours | peak MB |", "|---|---|---|---|---|---|"]
+    lines = ["| Case | model | samples/s | time | times ours | peak |", "|---|---|---|---|---|---|"]
     for case in cases:
         first = None
         for name, c in case["contenders"].items():
             timing = Timing(*(c[field] for field in Timing._fields))
             first = first or timing
             label = f"{case['case'].removeprefix('MEA, ')} ({100 * case['padding_share']:.0f} % padding)" if timing is first else ""
-            row = _row(c, timing, first).rsplit(" | ", 1)[0]
-            lines.append(f"| {label} | {'**MEA**' if timing is first else name} | {case['samples'] / timing.median:.1f} | {row} |")
+            rate = number(case["samples"] / timing.median)
+            lines.append(f"| {label} | {'**MEA**' if timing is first else name} | {rate} | {_row(c, timing, first)} |")
         lines += [f"| | {name} | not timed: {why} | | | |" for name, why in (case.get("refused") or {}).items()]
     return lines
 

@@ -16,7 +16,8 @@ import yaml
 from mea_graph.__main__ import main
 
 REPOSITORY = Path(__file__).parents[1]
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md"), *(REPOSITORY / "benchmarks").glob("*.md")])
+FOLDERS = (REPOSITORY, REPOSITORY / "docs", REPOSITORY / "benchmarks", REPOSITORY / ".github", REPOSITORY / ".github" / "ISSUE_TEMPLATE")
+DOCUMENTS = sorted(document for folder in FOLDERS for document in folder.glob("*.md"))
 DOCUMENT_IDS = [d.relative_to(REPOSITORY).as_posix() for d in DOCUMENTS]
 
 FENCE = re.compile(
@@ -154,7 +155,19 @@ def test_blocks_run(document, tmp_path, monkeypatch):
 
 def test_blocks_that_are_not_run_are_few_and_say_why():
     every = [block for document in DOCUMENTS for block in blocks(document)]
-    known = {"", "text", "python", "yaml", "bibtex", "toctree", "drawing", "backends", "admonition", *SHELL}
+    known = {
+        "",
+        "text",
+        "python",
+        "yaml",
+        "bibtex",
+        "toctree",
+        "drawing",
+        "backends",
+        "admonition",
+        "literalinclude",
+        *SHELL,
+    }  # included programs: test_gallery
     assert {block.language for block in every} <= known
     not_run = [block for block in every if block.reason]
     for block in not_run:

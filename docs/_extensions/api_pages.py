@@ -4,6 +4,7 @@ import importlib
 import inspect
 from pathlib import Path
 
+from api_groups import GROUPS, PLACES
 from docstrings import PARTS, with_links
 from example_figures import draw
 from sphinx.application import Sphinx
@@ -19,6 +20,8 @@ def _object(part: str, name: str) -> str:
     package = importlib.import_module(f"mea_graph.{part}")
     value, full = getattr(package, name), f"mea_graph.{part}.{name}"
     page = f"{_heading(name)}\n.. code-block:: python\n\n   from mea_graph.{part} import {name}\n\n.. currentmodule:: mea_graph.{part}\n\n"
+    if f"{part}.{name}" in PLACES:
+        page += f"*In the model:* {with_links(PLACES[f'{part}.{name}'], full)} :doc:`Concepts </concepts>` draws how the parts join.\n\n"
     if inspect.isclass(value):
         fields = ", ".join(getattr(value, "_fields", ()))  # of a NamedTuple: the docstring has them
         return f"{page}.. autoclass:: {name}\n   :members:\n   :show-inheritance:\n   :exclude-members: {fields}\n"
@@ -34,9 +37,20 @@ def _summary(value: object) -> str:
     return with_links(first)
 
 
-def _kinds(part: str) -> dict[str, list[str]]:
-    """The public names of a package by what they are; kinds that it lacks are left out."""
+def groups(part: str) -> dict[str, list[str]]:
+    """The public names of a package as a reader looks for them; one that no group has is an error.
+
+    A package without groups of its own is grouped by what the names are, and kinds that it lacks are left out.
+    """
     package = importlib.import_module(f"mea_graph.{part}")
+    if part in GROUPS:
+        named = [name for names in GROUPS[part].values() for name in names]
+        if sorted(named) != sorted(package.__all__):
+            wrong = sorted(set(named) ^ set(package.__all__)) or sorted(name for name in set(named) if named.count(name) > 1)
+            raise ValueError(
+                f"GROUPS of docs/_extensions/api_groups.py: expected each public name of mea_graph.{part} once, got it wrong for {wrong}"
+            )
+        return GROUPS[part]
     found: dict[str, list[str]] = {"Classes": [], "Functions": [], "Presets": []}
     for name in sorted(package.__all__):
         value = getattr(package, name)
@@ -47,13 +61,19 @@ def _kinds(part: str) -> dict[str, list[str]]:
 def _package(part: str) -> str:
     package = importlib.import_module(f"mea_graph.{part}")
     page = [_heading(f"mea_graph.{part}"), f".. py:module:: mea_graph.{part}", "", _summary(package), ""]
-    for title, names in _kinds(part).items():
+    for title, names in groups(part).items():
         page += [title, "-" * len(title), "", ".. list-table::", "   :widths: 35 65", "   :class: summary", ""]
         for name in names:
             value = getattr(package, name)
-            page += [f"   * - :py:obj:`~mea_graph.{part}.{name}`", f"     - {_summary(value if callable(value) else type(value))}"]
+            said = _summary(value if callable(value) else type(value))
+            place = PLACES.get(f"{part}.{name}")
+            page += [
+                f"   * - :py:obj:`~mea_graph.{part}.{name}`",
+                f"     - {said}" + (f" *In the model:* {with_links(place)}" if place else ""),
+            ]
         page.append("")
-    page += [".. toctree::", "   :hidden:", "", *(f"   mea_graph.{part}.{name}" for name in sorted(package.__all__))]
+    order = [name for names in groups(part).values() for name in names]
+    page += [".. toctree::", "   :hidden:", "", *(f"   mea_graph.{part}.{name}" for name in order)]
     if part == "data":
         page.append("   mea_graph.readers")
     return "\n".join(page) + "\n"

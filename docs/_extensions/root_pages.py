@@ -29,6 +29,8 @@ def _read(app: Sphinx, page: str, source: list[str]) -> None:
         source[0] = _to_site(path.read_text(encoding="utf-8"), "")
     elif not page.startswith("api/"):
         source[0] = _to_site(source[0], "docs")
+    if page.startswith("results"):  # their many headings would stand before the pages that say how to do a thing
+        source[0] = f"---\nnosearch: true\n---\n\n{source[0]}"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

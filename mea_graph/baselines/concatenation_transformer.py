@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mea_graph.baselines.parts import Projection, RivalModule, by_modality, prediction_head, reset_all
+from mea_graph.baselines.parts import BaselineModule, Projection, by_modality, prediction_head, reset_all
 from mea_graph.nn import ExclusiveEncoder, ModalityReinforcementUnit
 from mea_graph.ops import Pointers
 from mea_graph.ops.pointers import put_rows
@@ -96,7 +96,7 @@ class ConcatenationTransformer(nn.Module):
         return self.head(torch.cat(pooled, 1))
 
 
-class ConcatenationTransformerModule(RivalModule):
+class ConcatenationTransformerModule(BaselineModule):
     """Trains `ConcatenationTransformer`.
 
     Args:

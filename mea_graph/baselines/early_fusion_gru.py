@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.baselines.parts import (
-    RivalModule,
+    BaselineModule,
     by_modality,
     mean_gru_state,
     prediction_head,
@@ -100,7 +100,7 @@ def side_by_side(x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch
     return torch.cat(columns, 1), sample
 
 
-class EarlyFusionGRUModule(RivalModule):
+class EarlyFusionGRUModule(BaselineModule):
     """Trains `EarlyFusionGRU`.
 
     Args:

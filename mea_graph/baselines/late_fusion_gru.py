@@ -1,4 +1,4 @@
-"""`LateFusionGRU`: modalities that meet only after pooling; on one modality, the rival that hears nothing else."""
+"""`LateFusionGRU`: modalities that meet only after pooling; on one modality, the baseline that hears nothing else."""
 
 from __future__ import annotations
 

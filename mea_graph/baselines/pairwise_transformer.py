@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mea_graph.baselines.parts import Projection, RivalModule, by_modality, prediction_head, reset_all
+from mea_graph.baselines.parts import BaselineModule, Projection, by_modality, prediction_head, reset_all
 from mea_graph.nn import ExclusiveEncoder, ModalityReinforcementUnit
 from mea_graph.train.keyword_arguments import takes_arguments_of
 from mea_graph.train.metrics import Task
@@ -100,7 +100,7 @@ class PairwiseTransformer(nn.Module):
         return self.head(torch.cat(pooled, 1))
 
 
-class PairwiseTransformerModule(RivalModule):
+class PairwiseTransformerModule(BaselineModule):
     """Trains `PairwiseTransformer`.
 
     Args:

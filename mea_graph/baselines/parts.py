@@ -1,4 +1,4 @@
-"""What the rivals of MEA have in common: how they read a sequence and how they predict."""
+"""What the baselines of MEA have in common: how they read a sequence and how they predict."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def by_modality(value: int | Mapping[str, int], modalities: Iterable[str], name:
 
 
 def prediction_head(in_channels: int, hidden_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
-    """Returns the two-layer perceptron that every rival predicts with.
+    """Returns the two-layer perceptron that every baseline predicts with.
 
     Args:
         in_channels: width of what it reads.
@@ -199,8 +199,8 @@ def sample_lengths(batch: Tensor, batch_size: int) -> Tensor:
     return torch.bincount(batch, minlength=batch_size)
 
 
-class RivalModule(TaskModule):
-    """Trains a rival: its network's options and those of `TaskModule` together, as `MEAModule` takes them.
+class BaselineModule(TaskModule):
+    """Trains a baseline: its network's options and those of `TaskModule` together, as `MEAModule` takes them.
 
     Args:
         in_channels: width of each modality.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mea_graph.baselines.parts import RivalModule, by_modality, mean_gru_state, prediction_head, reset_all, sample_lengths
+from mea_graph.baselines.parts import BaselineModule, by_modality, mean_gru_state, prediction_head, reset_all, sample_lengths
 from mea_graph.nn import ModalityReinforcementUnit
 from mea_graph.ops import Pointers
 from mea_graph.ops.pointers import put_rows
@@ -113,7 +113,7 @@ class SharedPrivateEncoders(nn.Module):
         return SharedPrivateOutput(self.head(fused.view(batch_size, -1)), present, whole, private, shared, rebuilt)
 
 
-class SharedPrivateEncodersModule(RivalModule):
+class SharedPrivateEncodersModule(BaselineModule):
     """Trains `SharedPrivateEncoders` with the losses of MISA: difference, similarity and reconstruction.
 
     The difference loss makes shared and private vectors, and private vectors of two modalities, orthogonal over the batch; the similarity

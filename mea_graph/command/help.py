@@ -16,7 +16,7 @@ COMMANDS = {
     "test": "measures a trained model on the test samples",
     "predict": "predicts new samples with a checkpoint: --ckpt FILE --data FILE --output CSV",
     "study": "the paper's tables and figures on any data: compare, ablate, sensitivity, missing, disentangle",
-    "demo": "MEA against its rivals on the embedded data, in a few minutes",
+    "demo": "MEA against its baselines on the embedded data, in a few minutes",
 }
 _SECTIONS = {
     "data": "what is read, and how it is divided",
@@ -30,6 +30,7 @@ _SET = {
     ("early_stopping", "patience"): "20",
     ("training", "updates"): "2000",
     ("trainer", "max_epochs"): "None",
+    ("trainer", "gradient_clip_val"): "1.0",
     ("trainer", "use_distributed_sampler"): "False",
     ("trainer", "log_every_n_steps"): "1",
     ("trainer", "enable_model_summary"): "False",

@@ -66,9 +66,12 @@ def class_options(name: str, file: Path | None = None) -> dict[str, Option]:
     if handed is None:
         return options | {name: option for name, option in _of_bases(found).items() if name not in options}
     skip = next((ast.literal_eval(word.value) for word in handed.keywords if word.arg == "skip"), ())
+    unset = ast.literal_eval(_assigned("train/mea_module.py", "BY_FORM")) if any(word.arg == "unset" for word in handed.keywords) else ()
     for component in handed.args:
         for name, option in class_options(ast.unparse(component)).items():
             if name not in skip:
+                if name in unset:
+                    option = replace(option, default="None")
                 options.setdefault(name, option)
     return options
 

@@ -6,22 +6,25 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError, no_memory
 from mea_graph.data.lock import only_one
-from mea_graph.data.store import Store
-from mea_graph.data.store_files import FORMAT_VERSION, open_store, write_store
+from mea_graph.data.progress import showing
+from mea_graph.data.store_files import FORMAT_VERSION, open_store, write_made
 
 _SUFFIX = ".mea-cache"
 _RECORD = "source.json"
+_LOCK = "converting.lock"
 
 
 def cached(
@@ -40,55 +43,128 @@ def cached(
     root = (source.resolve().parent if cache_dir is None else Path(cache_dir)) / (source.resolve().name + _SUFFIX)
     if root.is_symlink():  # what is written there would go to a place that whoever made the data set chose
         raise DataError(f"{root}: expected a folder for the cache, got a symbolic link; remove it, or pass cache_dir=")
-    contents, record = _hash_of_files(files, root)
-    key = hashlib.sha256(json.dumps([FORMAT_VERSION, contents, reader, _fingerprint(options)]).encode()).hexdigest()[:32]
-    folder = root / key
-    if not (folder / "meta.json").is_file():
-        _convert(root, folder, files, lambda: replace(read()._store, source_hash=contents))
-    store = open_store(folder)
-    if record is not None:
-        _write_record(root / _RECORD, record)
+    known = _Known(files, root)
+    with showing(source.name):
+        if known.contents is None and _has_entries(root):  # one of them may be it: then hashing is all that is to be done
+            known.hash()
+        if known.contents is None or not (_folder(root, known.contents, reader, options) / "meta.json").is_file():
+            _convert(root, known, reader, options, read)
+        assert known.contents is not None
+        store = open_store(_folder(root, known.contents, reader, options))
+    if known.changed:
+        _write_record(root / _RECORD, known.record)
     return MultimodalDataset(store)
 
 
-def _convert(root: Path, folder: Path, files: Sequence[Path], read: Callable[[], Store]) -> None:
-    """Writes the entry `folder`; of several processes that want the same one, the first does and the others wait for it."""
+def _folder(root: Path, contents: str, reader: str, options: Mapping[str, Any]) -> Path:
+    return root / hashlib.sha256(json.dumps([FORMAT_VERSION, contents, reader, _fingerprint(options)]).encode()).hexdigest()[:32]
+
+
+def _has_entries(root: Path) -> bool:
+    return next(root.glob("*/meta.json"), None) is not None
+
+
+def _convert(root: Path, known: _Known, reader: str, options: Mapping[str, Any], read: Callable[[], MultimodalDataset]) -> None:
+    """Writes the entry; of several processes that want one of the same source, the first does and the others wait for it."""
+    _fingerprint(options)  # an option that is none is told before anything is written
     missing = [parent for parent in (root, *root.parents) if not parent.exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{root}: cannot be written ({error.strerror}); pass cache_dir= a folder that can") from error
     try:
-        with only_one(root / f"{folder.name}.lock"):
-            if not (folder / "meta.json").is_file():
-                write_store(read(), folder)
+        with only_one(root / _LOCK):
+            if known.contents is None and _has_entries(root):  # another process has made one meanwhile
+                known.hash()
+            if known.contents is not None and (_folder(root, known.contents, reader, options) / "meta.json").is_file():
+                return
+            with known.being_hashed() as contents:  # beside the reading: it takes as long
+                write_made(
+                    lambda: replace(read()._store, source_hash=contents()), root, lambda store: _folder(root, store.hash, reader, options)
+                )
     except MemoryError as error:
-        raise no_memory(files[0], sum(file.stat().st_size for file in files)) from error
+        raise no_memory(known.files[0], sum(file.stat().st_size for file in known.files)) from error
     finally:
         for parent in dict.fromkeys((root, *missing)):
             with contextlib.suppress(OSError):  # all is well: something is in it
                 parent.rmdir()
 
 
-def _hash_of_files(files: Sequence[Path], root: Path) -> tuple[str, dict[str, Any] | None]:
-    """The hash of the contents, and the record to keep of them where it has changed."""
-    record_path = root / _RECORD
-    try:
-        record = json.loads(record_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = {}  # no cache yet, or a damaged record: hashing again costs time only
-    known = dict(record) if isinstance(record, dict) else {}
-    digests, changed = [], False
-    for file in files:
-        stat, name = file.stat(), str(file.resolve())
-        entry = known.get(name)
-        if not (isinstance(entry, list) and len(entry) == 3 and entry[:2] == [stat.st_size, stat.st_mtime_ns] and _is_digest(entry[2])):
+class _Known:
+    """What is known of a source's files: their contents by their hash, from the record beside the cache while sizes and times stay."""
+
+    def __init__(self, files: Sequence[Path], root: Path) -> None:
+        try:
+            record = json.loads((root / _RECORD).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            record = {}  # no cache yet, or a damaged record: hashing again costs time only
+        self.files, self.changed = files, False
+        self.record: dict[str, Any] = dict(record) if isinstance(record, dict) else {}
+        self.stopped = threading.Event()
+        self.contents = None if any(self._digest(file) is None for file in files) else self._joined()
+
+    def _digest(self, file: Path) -> str | None:
+        entry = self.record.get(str(file.resolve()))
+        if isinstance(entry, list) and len(entry) == 3 and entry[:2] == _outline(file) and _is_digest(entry[2]):
+            return entry[2]
+        return None
+
+    def _joined(self) -> str:
+        digests = [self.record[str(file.resolve())][2] for file in self.files]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def hash(self) -> str:
+        """Hashes the files that are not known."""
+        for file in self.files:
+            if self._digest(file) is not None:
+                continue
+            outline = _outline(file)
             with open(file, "rb") as opened:
-                entry = [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(opened, "sha256").hexdigest()]
-            known[name], changed = entry, True
-        digests.append(entry[2])
-    contents = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    return contents, known if changed else None
+                digest = hashlib.file_digest(_Stoppable(opened, self.stopped), "sha256").hexdigest()
+            self.record[str(file.resolve())], self.changed = [*outline, digest], True
+        self.contents = self._joined()
+        return self.contents
+
+    @contextlib.contextmanager
+    def being_hashed(self) -> Iterator[Callable[[], str]]:
+        """A function that gives the hash of the contents; they are hashed in a thread beside what is done inside."""
+        if self.contents is not None:
+            known = self.contents
+            yield lambda: known
+            return
+        before = [_outline(file) for file in self.files]
+        with ThreadPoolExecutor(1) as thread:
+            made = thread.submit(self.hash)
+
+            def contents() -> str:
+                out = made.result()
+                if before != [_outline(file) for file in self.files]:
+                    raise DataError(f"{self.files[0]}: has changed while it was read; open it again once it is whole")
+                return out
+
+            try:
+                yield contents
+            finally:
+                self.stopped.set()
+
+
+class _Stoppable:
+    """A file that ends when nobody wants to know any more."""
+
+    def __init__(self, file: BinaryIO, stopped: threading.Event) -> None:
+        self.file, self.stopped = file, stopped
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return 0 if self.stopped.is_set() else self.file.readinto(buffer)  # type: ignore[attr-defined]
+
+
+def _outline(file: Path) -> list[int]:
+    """Size and time of a file, by which a change is seen."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _is_digest(value: Any) -> bool:

@@ -45,8 +45,8 @@ def brief(value: Any) -> str:
 
 def no_memory(what: Any, files_bytes: int) -> DataError:
     """What to say where a conversion runs out of memory."""
-    need = 2.5 * files_bytes / (1 << 30)
+    need = 1.3 * files_bytes / (1 << 30)
     return DataError(
-        f"{what}: not enough memory to convert it: that takes about {need:.2g} GiB, 2.5 times the file, and more for a compressed one; "
+        f"{what}: not enough memory to convert it: that takes about {need:.2g} GiB, 1.3 times the file, and more for a compressed one; "
         "convert it once on a machine that has as much and copy the cache folder beside it, which takes none"
     )

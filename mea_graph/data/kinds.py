@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
-from mea_graph.data.errors import DataError
+from mea_graph.data.errors import DataError, brief
 
 _PICKLES = ("mult", "mmsa", "misa", "pickle")
+_TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".yaml", ".yml", ".md")
+_PRINTED = {*range(32, 127), *b"\t\r\n\f", *range(128, 256)}
 _OTHERS = {  # first bytes: what such a file is, and what to do
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; fetch it with `git lfs pull`",
     b"<!doctype html": "a web page (HTML), not the file; a download that asks for a login or a confirmation gives such a page",
@@ -41,10 +44,25 @@ def kind_of(path: Path) -> str:
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "csd"
     if head.startswith(b"PK\x03\x04"):
+        _check_archive(path)
         return "npz"
+    if path.suffix.lower() in _TEXTS and not set(head) - _PRINTED:
+        raise DataError(f"{path}: is a text file ({path.suffix}); no format is one, from_arrays takes what you read of it")
     if head[:1] == b"\x80" or (head[:1] in (b"(", b"]", b"}", b"c") and path.suffix in (".pkl", ".pickle", ".p")):
         return "pickle"  # of protocol 2 and later, or before
     return ""
+
+
+def _check_archive(path: Path) -> None:
+    """Refuses a zip archive of something else than arrays."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # a damaged one can raise nearly anything, and is refused by who reads it
+        return
+    if names and not any(name.endswith(".npy") for name in names):
+        seen = ", ".join(map(brief, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise DataError(f"{path}: is a zip archive of other files ({seen}), not an .npz; unpack it first")
 
 
 def check_kind(path: Path, format: str) -> None:

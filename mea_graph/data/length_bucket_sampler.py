@@ -27,7 +27,9 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
     The samples are shuffled, cut into pools of `bucket_multiplier` batches, sorted by length inside each pool, cut into batches,
     and the batches shuffled: random enough to learn from, alike enough to pad little. Length is the number of steps over all
     modalities. Batches depend on `(seed, epoch)` only, every rank gets the same number of them, and the ranks' batches of one
-    step are alike in length. Give it to a data loader as `batch_sampler=`.
+    step are alike in length. Give it to a data loader as `batch_sampler=`. What is left over for the last batch joins the one before it
+    where it is a single sample, or fewer than there are ranks: every sample comes once, and two ranks have the batches of one with twice
+    the size.
 
     A pass over all samples is an epoch, unless `batches` says how many batches are one: passes then follow each other without a break, and
     an epoch may be a part of one or several.
@@ -107,6 +109,11 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return self._batches_of_a_pass if self._batches is None else self._batches
 
+    @property
+    def _least(self) -> int:
+        """Samples that make a batch of their own: one for every rank, and two, since statistics of a batch say nothing of one."""
+        return max(2, self._num_replicas)
+
     def __iter__(self) -> Iterator[list[int]]:
         for together in self._groups_of_epoch(self._bucket_multiplier, self._shuffle):
             yield together[self._rank :: self._num_replicas].tolist()
@@ -119,8 +126,9 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
 
     @property
     def _batches_of_a_pass(self) -> int:
-        together = self._batch_size * self._num_replicas
-        return len(self._steps) // together if self._drop_last else -(-len(self._steps) // together)
+        together, total = self._batch_size * self._num_replicas, len(self._steps)
+        whole, left_over = divmod(total, together)
+        return whole if self._drop_last or (whole and left_over < self._least) else -(-total // together)
 
     def _groups_of_epoch(self, pool: int, shuffle: bool) -> list[np.ndarray]:
         """What all ranks take in one step, step by step: a pass, or a piece of all passes in a row."""
@@ -146,8 +154,11 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         if groups and len(groups[-1]) < together:
             if self._drop_last:
                 groups.pop()
-            elif (short := self._num_replicas - len(groups[-1])) > 0:  # every rank must have a batch: some samples come twice
-                groups[-1] = np.concatenate([groups[-1], np.resize(groups[0], short)])
+            elif len(groups[-1]) < self._least and len(groups) > 1:
+                left_over = groups.pop()
+                groups[-1] = np.concatenate([groups[-1], left_over])
+            elif len(groups[-1]) < self._num_replicas:  # fewer samples than ranks in all: some come twice
+                groups[-1] = np.resize(groups[-1], self._num_replicas)
         if shuffle:
             rng.shuffle(order := np.arange(len(groups)))
             groups = [groups[i] for i in order]

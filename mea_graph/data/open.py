@@ -53,7 +53,11 @@ def open_dataset(
         cache_dir: folder for the cache, where the source's own cannot be written.
         modalities: keep only these, in this order.
         options: those of the format's reader in `mea_graph.readers`, such as `label`, `split` or `embedding`
-            (an array `(V, d)`, or the path of an `.npy` file).
+            (an array `(V, d)`, or the path of an `.npy` file). Every reader has these:
+            `labels`, what the labels are: "regression", "classes", "labels" (several a sample), or a number, above which a label is 1;
+            `columns`, which of several labels a sample, one or a list, by number, or by name where `label_names` names all of them;
+            `label_names`, names of the classes or labels;
+            `non_finite`, for NaN and infinity in the sequences: "error", "zero" sets them to 0, "drop" leaves out their steps.
 
     Raises:
         DataError: where the source is missing, refused, of another format, or not as its format demands.

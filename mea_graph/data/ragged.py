@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mea_graph.data.errors import DataError
+from mea_graph.data.progress import advance, start
+from mea_graph.data.rows import make_rows
 
 _KEPT_MAPPED = 8 << 20  # bytes read of a mapped file after which its pages are handed back; the system may map several times as many
-_CHUNK = 1 << 18  # rows looked at in one go: bounds the memory needed to check or sum a file larger than memory
+_PIECE = 1 << 20  # bytes packed in one go: they stay in the processor's cache while they are checked and written
 
 
 class Ragged:
@@ -87,22 +90,80 @@ def _from_reference(reference: Any) -> Any:
     return reference
 
 
+class Mended(Sequence[Any]):
+    """Sequences of which some are mended whenever they are asked for, so that no mended copy of all of them is held.
+
+    Args:
+        arrays: one `(T, d)` array a sample, or None.
+        mend: for the numbers of some samples a function that gives the mended array.
+        lengths: how many rows that has, where it has fewer.
+    """
+
+    def __init__(
+        self, arrays: Sequence[Any], mend: Mapping[int, Callable[[np.ndarray], np.ndarray]], lengths: dict[int, int] | None = None
+    ) -> None:
+        self.arrays, self.mend, self.lengths = arrays, mend, lengths or {}
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.mend[i](self.arrays[i]) if i in self.mend else self.arrays[i]
+
+
 def pack(name: str, arrays: Sequence[Any], ids: Sequence[str], time: Sequence[Any] | None = None) -> Ragged:
-    """Joins one `(T, d)` array a sample (None: missing) into one `Ragged`; errors name the sample and the modality `name`."""
+    """Joins one `(T, d)` array a sample (None: missing) into one `Ragged`; errors name the sample and the modality `name`.
+
+    Raises:
+        DataError: where shapes do not fit, or a value or time is not finite in float32.
+    """
     if len(arrays) != len(ids):
         raise DataError(f"{name}: expected {len(ids)} sequences, one a sample, got {len(arrays)}")
     if time is not None and len(time) != len(ids):
         raise DataError(f"{name}: expected times for {len(ids)} samples, got {len(time)}")
-    parts = [None if a is None else np.asarray(a) for a in arrays]
-    width = _common_width(name, parts, ids)
+    parts = arrays if isinstance(arrays, Mended) else [None if a is None else np.asarray(a) for a in arrays]
+    shapes = parts.arrays if isinstance(parts, Mended) else parts
+    width = _common_width(name, shapes, ids)
     ptr = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum([0 if p is None else len(p) for p in parts], out=ptr[1:])
-    values = np.empty((int(ptr[-1]), width), np.float32)
-    with np.errstate(over="ignore"):  # what overflows float32 becomes inf, which check_finite reports with its sample
-        for i, part in enumerate(parts):
-            if part is not None:
-                values[ptr[i] : ptr[i + 1]] = part
+    fewer = parts.lengths if isinstance(parts, Mended) else {}
+    np.cumsum([fewer.get(i, 0 if p is None else len(p)) for i, p in enumerate(shapes)], out=ptr[1:])
+    rows = make_rows.get()(int(ptr[-1]), width)
+    start(f"packing {name}", int(ptr[-1]))
+    try:
+        for first, last in _pieces(ptr, width):
+            piece = rows.piece(int(ptr[last] - ptr[first]))
+            # what overflows float32 becomes infinite, which `_check_piece` refuses with its sample; numpy has nothing to add
+            with np.errstate(all="ignore"):
+                for i in range(first, last):
+                    if (part := parts[i]) is not None:
+                        piece[ptr[i] - ptr[first] : ptr[i + 1] - ptr[first]] = part
+                finite = all_finite(piece)
+            if not finite:
+                _refuse(name, piece, int(ptr[first]), ptr, ids, parts)
+            rows.put(piece)
+            advance(len(piece))
+        values = rows.whole()
+    finally:
+        rows.close()
     return Ragged(values, ptr, None if time is None else _pack_time(name, time, ptr, ids))
+
+
+def _pieces(ptr: np.ndarray, width: int) -> Iterator[tuple[int, int]]:
+    """Runs of samples that have `_PIECE` bytes or little more, or one that has more alone."""
+    first, most = 0, max(_PIECE // (4 * width), 1)
+    while first < len(ptr) - 1:
+        last = max(first + 1, int(np.searchsorted(ptr, ptr[first] + most, side="right")) - 1)
+        yield first, last
+        first = last
+
+
+def all_finite(array: np.ndarray) -> bool:
+    """Whether float32 numbers are all finite: the sum of their squares tells it in most cases, and takes no memory.
+
+    It may overflow, of which numpy would warn: call it inside of `np.errstate`.
+    """
+    flat = array.reshape(-1)
+    return math.isfinite(np.dot(flat, flat)) or bool(np.isfinite(flat).all())
 
 
 def _common_width(name: str, parts: Sequence[np.ndarray | None], ids: Sequence[str]) -> int:
@@ -130,22 +191,20 @@ def _pack_time(name: str, time: Sequence[Any], ptr: np.ndarray, ids: Sequence[st
             raise DataError(
                 f"{name}: sample {sample!r}: expected {ptr[i + 1] - ptr[i]} times, one a step, got {part.dtype} of shape {part.shape}"
             )
-        with np.errstate(over="ignore"):  # what overflows becomes inf, which check_finite reports
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, and is refused
             out[ptr[i] : ptr[i + 1]] = part
+    if not np.isfinite(out).all():
+        _refuse(name, out, 0, ptr, ids, time)
     return out
 
 
-def check_finite(name: str, ragged: Ragged, ids: Sequence[str]) -> None:
-    """Refuses NaN and infinity in values and times, naming sample and step."""
-    for what, array in (("", ragged.values), ("time of ", ragged.time)):
-        for first in range(0, 0 if array is None else len(array), _CHUNK):
-            chunk = array[first : first + _CHUNK]  # type: ignore[index]
-            bad = ~np.isfinite(chunk)
-            if bad.any():
-                place = np.argwhere(bad)[0]
-                row = first + int(place[0])
-                sample = int(np.searchsorted(ragged.ptr, row, side="right")) - 1
-                raise DataError(
-                    f"{name}: sample {ids[sample]!r}: expected finite numbers, got {chunk[tuple(place)]} in {what}step "
-                    f"{row - int(ragged.ptr[sample])}" + (f", channel {int(place[1])}" if chunk.ndim == 2 else "")
-                )
+def _refuse(name: str, values: np.ndarray, first: int, ptr: np.ndarray, ids: Sequence[str], parts: Sequence[Any]) -> None:
+    """Names the sample and step of the first value that is not finite in rows (or times) that begin with row `first` of all."""
+    place = np.argwhere(~np.isfinite(values))[0]
+    row = first + int(place[0])
+    sample = int(np.searchsorted(ptr, row, side="right")) - 1
+    step = row - int(ptr[sample])
+    given = np.asarray(parts[sample])[(step, *place[1:])]
+    got = f"{given}" + (" (infinite in float32)" if np.isfinite(given) else "")
+    where = f"step {step}, channel {int(place[1])}" if values.ndim == 2 else f"time of step {step}"
+    raise DataError(f"{name}: sample {ids[sample]!r}: expected finite numbers, got {got} in {where}")

@@ -24,7 +24,14 @@ class Scaling:
 
     def apply(self, modality: str, row: int, x: np.ndarray) -> np.ndarray:
         group = self.group[row]
-        return (x - self.mean[modality][group]) / self.std[modality][group]
+        mean, std = self.mean[modality][group], self.std[modality][group]
+        with np.errstate(all="ignore"):
+            scaled = (x - mean) / std
+            if not np.isfinite(scaled).all():  # the difference of very large numbers does not fit float32, but their quotient may
+                scaled = ((x.astype(np.float64) - mean) / std).astype(np.float32)
+        if not np.isfinite(scaled).all():
+            raise DataError(f"standardize: {modality}: expected statistics of such data, got some that leave values beyond float32")
+        return scaled
 
 
 def fit_scaling(sequences: dict[str, Ragged], group: np.ndarray, fit_rows: np.ndarray) -> Scaling:
@@ -42,7 +49,8 @@ def given_scaling(sequences: dict[str, Ragged], statistics: Mapping[str, tuple[A
         raise DataError(f"statistics: expected those of {list(sequences)}, got none of {missing}")
     mean, std = {}, {}
     for name, ragged in sequences.items():
-        pair = [np.asarray(part, dtype=np.float32) for part in statistics[name]]
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, and is refused
+            pair = [np.asarray(part, dtype=np.float32) for part in statistics[name]]
         if [part.shape for part in pair] != [(ragged.width,)] * 2:
             raise DataError(
                 f"statistics: {name}: expected a mean and a standard deviation of shape ({ragged.width},), got {[p.shape for p in pair]}"
@@ -72,8 +80,10 @@ def _moments(ragged: Ragged, group: np.ndarray, rows: np.ndarray, groups: int) -
         for x in _chunks(ragged, row):
             square[group[row]] += np.square(x - mean[group[row]]).sum(axis=0)
     std = np.sqrt(square / count)
-    std[high <= low] = 1.0  # constant, or no step at all
-    return mean.astype(np.float32), std.astype(np.float32)
+    with np.errstate(under="ignore"):
+        std = std.astype(np.float32)
+    std[(high <= low) | (std == 0)] = 1.0  # constant, as far as float32 can tell, or no step at all
+    return mean.astype(np.float32), std
 
 
 def _chunks(ragged: Ragged, row: int):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.errors import DataError, printable
-from mea_graph.data.ragged import Ragged, check_finite, pack
+from mea_graph.data.ragged import Ragged, pack
 from mea_graph.data.texts import text_array
 
 _RESERVED = {"y", "id"}  # names a sample uses beside its modalities
@@ -74,8 +74,6 @@ def build_store(
     if unknown := set(time or {}) - set(x):
         raise DataError(f"time: expected modalities among {list(x)}, got {sorted(unknown)}")
     sequences = {name: pack(name, arrays, names, (time or {}).get(name)) for name, arrays in x.items()}
-    for name, ragged in sequences.items():
-        check_finite(name, ragged, names)
     labels = None if y is None else _checked_y(y, names)
     return Store(
         sequences=sequences,
@@ -114,7 +112,7 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
     if array.ndim not in (1, 2) or len(array) != len(ids) or (array.ndim == 2 and array.shape[1] < 2):
         raise DataError(f"y: expected shape ({len(ids)},), or ({len(ids)}, K) for K >= 2 binary labels, got {array.shape}")
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes inf, which is refused with its sample
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, which is refused with its sample
             array = array.astype(np.float32)
     if not (finite := np.isfinite(array.reshape(len(array), -1)).all(axis=1)).all():
         raise DataError(f"y: sample {ids[int(np.argmin(finite))]!r}: expected finite numbers, got {array[int(np.argmin(finite))]}")

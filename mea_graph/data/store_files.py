@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
 import time
 import uuid
 import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ import numpy as np
 
 from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
+from mea_graph.data.rows import make_rows
 from mea_graph.data.store import Store
 
-FORMAT_VERSION = 2  # raise it whenever what is written, or what readers make of a file, changes
+FORMAT_VERSION = 3  # raise it whenever what is written, or what readers make of a file, changes
 _SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # what a disk says that syncs no folders
 _TEMPORARY = ".writing-"
@@ -27,27 +31,93 @@ _ABANDONED = 24 * 3600.0  # seconds after which a temporary folder counts as lef
 
 
 def write_store(store: Store, folder: Path) -> None:
-    """Writes into a temporary folder beside `folder`, which takes its name only when everything is on the disk."""
+    """Writes a store as `folder`, whole or not at all."""
+    write_made(lambda: store, folder.parent, lambda _: folder)
+
+
+def write_made(make: Callable[[], Store], parent: Path, place: Callable[[Store], Path]) -> None:
+    """Writes the store that `make` gives into a temporary folder in `parent`, which is renamed when everything is on the disk.
+
+    The rows are written as they are packed, and never held in memory together.
+
+    Args:
+        make: makes the store.
+        parent: the folder that all entries are in.
+        place: the entry of the store, a folder in `parent`.
+    """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder.parent)
-        temporary = folder.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        temporary = parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         temporary.mkdir()
     except OSError as error:
-        raise DataError(f"{folder.parent}: cannot be written ({error.strerror}); pass cache_dir= a folder that can") from error
+        raise DataError(f"{parent}: cannot be written ({error.strerror}); pass cache_dir= a folder that can") from error
     try:
-        _write_files(store, temporary)
+        folder = place(_write_files(make, temporary))
         sync_folder(temporary)
         try:
             os.rename(temporary, folder)
         except OSError:
             if not (folder / "meta.json").is_file():  # otherwise another process was faster with the same contents
                 raise
-        sync_folder(folder.parent)
+        sync_folder(parent)
     except OSError as error:
-        raise DataError(f"{folder}: the cache could not be written ({error}); pass cache_dir= a folder with room") from error
+        raise DataError(f"{parent}: the cache could not be written ({error}); pass cache_dir= a folder with room") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _FileRows:
+    """Rows that become an `.npy` file, piece by piece, and its check sum."""
+
+    def __init__(self, path: Path, count: int, width: int) -> None:
+        self.path, self.count, self.width, self.sum = path, count, width, 0
+        self.buffer = np.empty((0, width), np.float32)
+        self.file = open(path, "wb", buffering=0)  # noqa: SIM115 (`close` closes it)
+        header = io.BytesIO()
+        description = {"descr": self.buffer.dtype.str, "fortran_order": False, "shape": (count, width)}
+        np.lib.format.write_array_header_1_0(header, description)
+        self._write(header.getbuffer())
+
+    def piece(self, count: int) -> np.ndarray:
+        if len(self.buffer) < count:
+            self.buffer = np.empty((count, self.width), np.float32)
+        return self.buffer[:count]
+
+    def put(self, piece: np.ndarray) -> None:
+        if len(piece):
+            self._write(piece.reshape(-1).view(np.uint8).data)
+
+    def _write(self, data: memoryview) -> None:
+        self.sum = zlib.crc32(data, self.sum)
+        while data:  # the system takes a part at a time where the disk is nearly full, and says why with the next
+            data = data[self.file.write(data) :]
+
+    def whole(self) -> np.ndarray:
+        _sync(self.file)
+        self.size = self.file.tell()
+        return _load(self.path, mapped=bool(self.count))
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _made(make: Callable[[], Store], folder: Path) -> tuple[Store, list[_FileRows]]:
+    """The store that a function makes, and the files that its rows were written into meanwhile."""
+    written: list[_FileRows] = []
+
+    def rows(count: int, width: int) -> _FileRows:
+        written.append(_FileRows(folder / f"x{len(written)}.npy", count, width))
+        return written[-1]
+
+    token = make_rows.set(rows)
+    try:
+        store = make()
+    finally:
+        make_rows.reset(token)
+    if written and [len(ragged.values) for ragged in store.sequences.values()] != [file.count for file in written]:
+        raise AssertionError("a reader packs every modality once, and in the order of the data set")
+    return store, written
 
 
 def open_store(folder: Path) -> Store:
@@ -106,12 +176,15 @@ def _check_outline(store: Store) -> None:
             raise ValueError(f"{name!r} has {len(column)} values for {samples} samples")
 
 
-def _write_files(store: Store, folder: Path) -> None:
+def _write_files(make: Callable[[], Store], folder: Path) -> Store:
+    """Writes everything; the store without its rows, which Windows could not rename while they are mapped."""
+    store, written = _made(make, folder)
     arrays: dict[str, np.ndarray | None] = {"ids": np.asarray(store.ids, dtype=np.str_), "y": store.y, "split": store.split}
     arrays |= {f"field{i}": values for i, values in enumerate(store.fields.values())}
     for i, ragged in enumerate(store.sequences.values()):
-        arrays |= {f"x{i}": ragged.values, f"ptr{i}": ragged.ptr, f"time{i}": ragged.time}
+        arrays |= {f"x{i}": None if written else ragged.values, f"ptr{i}": ragged.ptr, f"time{i}": ragged.time}
     files = {f"{name}.npy": _save(folder / f"{name}.npy", array) for name, array in arrays.items() if array is not None}
+    files |= {file.path.name: [file.size, file.sum] for file in written}
     meta: dict[str, Any] = {
         "format": FORMAT_VERSION,
         "source_hash": store.hash,
@@ -126,6 +199,7 @@ def _write_files(store: Store, folder: Path) -> None:
     with open(folder / "meta.json", "w", encoding="utf-8") as file:
         json.dump({**meta, "sum": _sum_of(meta)}, file, indent=1)
         _sync(file)
+    return replace(store, sequences={}, source_hash=meta["source_hash"])
 
 
 def _open_sequences(folder: Path, i: int, entry: dict[str, Any]) -> Ragged:

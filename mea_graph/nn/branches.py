@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
@@ -210,8 +211,10 @@ class AgnosticBranch(nn.Module):
         if is_traced():
             h = {m: self.encoder(z[m], pointers[m]) for m in self.modalities}
         else:
-            together = self.encoder(torch.cat([z[m] for m in self.modalities]), Pointers.join([pointers[m] for m in self.modalities]))
-            h = dict(zip(self.modalities, together.unflatten(0, (len(self.modalities), -1)).unbind(), strict=True))
+            rows, modalities = torch.cat([z[m] for m in self.modalities]), len(self.modalities)
+            together = self.encoder(rows, Pointers.join([pointers[m] for m in self.modalities]))
+            parts = rearrange(together, "(modality sample) width -> modality sample width", modality=modalities).unbind()
+            h = dict(zip(self.modalities, parts, strict=True))
         if self.centering is not None:
             h = self.centering(h, None if all_present(pointers) else {m: p.present for m, p in pointers.items()})
         return AgnosticOutput(h, maps)

@@ -11,7 +11,8 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
-from mea_graph.nn._sequences import Layout, check_keys, check_modalities, check_sizes, enter_all
+from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
+from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn.attention.arrows import Arrows, Edges
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
 from mea_graph.nn.branches import AgnosticBranch, AgnosticOutput, ExclusiveBranch, ExclusiveOutput, all_present
@@ -30,6 +31,7 @@ from mea_graph.suggestions import did_you_mean
 Part = Mapping[str, Any] | nn.Module | None
 
 
+AS_RECOMMENDED: dict[str, Any] = {}
 PARTS: dict[str, Callable[..., nn.Module]] = {
     "extractor": UnimodalExtractor,
     "exclusive": ExclusiveBranch,
@@ -82,9 +84,10 @@ class MEA(nn.Module):
         channels: Common width d.
         hidden_channels: Width d_h of the representations.
         heads: Attention heads K, a divisor of `channels`.
-        dropout: Probability, in every part that is not given one of its own.
-        extractor: Options of `UnimodalExtractor` (`kernel_size`, `stride`, `skip`), each one for all modalities or a dict by modality;
-            or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows (N, d).
+        dropout: Probability, in every part that is not given one of its own; None is the recommended 0.1.
+        extractor: Options of `UnimodalExtractor` (`kernel_size`, `stride`, `skip`, `positions`), each one for all modalities or a dict by
+            modality, but for `time_scale`, which is one; or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
+            (N, d). One whose attribute `positions` is "seconds" is called with the times of its rows (N,) too.
         exclusive: Options of `ExclusiveBranch`; None is Table V, "w/o exclusive".
         agnostic: Options of `AgnosticBranch`; None is Table V, "w/o agnostic".
         discriminator: Options of `DoubleDiscriminator`.
@@ -119,15 +122,16 @@ class MEA(nn.Module):
         channels: int = 40,
         hidden_channels: int = 64,
         heads: int = 8,
-        dropout: float = RECOMMENDED["dropout"],
-        extractor: Mapping[str, Any] | nn.ModuleDict = RECOMMENDED["extractor"],
-        exclusive: Part = RECOMMENDED["exclusive"],
-        agnostic: Part = RECOMMENDED["agnostic"],
-        discriminator: Part = RECOMMENDED["discriminator"],
-        fusion: Mapping[str, Any] | str | nn.Module = RECOMMENDED["fusion"],
-        head: Mapping[str, Any] | nn.Module = RECOMMENDED["head"],
+        dropout: float | None = None,
+        extractor: Mapping[str, Any] | nn.ModuleDict = AS_RECOMMENDED,
+        exclusive: Part = AS_RECOMMENDED,
+        agnostic: Part = AS_RECOMMENDED,
+        discriminator: Part = AS_RECOMMENDED,
+        fusion: Mapping[str, Any] | str | nn.Module = AS_RECOMMENDED,
+        head: Mapping[str, Any] | nn.Module = AS_RECOMMENDED,
     ) -> None:
         super().__init__()
+        dropout = RECOMMENDED["dropout"] if dropout is None else dropout
         self.modalities = check_modalities(in_channels)
         if len(self.modalities) == 1 and (agnostic is not None or discriminator is not None):
             raise ValueError(
@@ -184,12 +188,17 @@ class MEA(nn.Module):
         options = {name: self._per_modality(value, name) for name, value in given.items()}
         made = {}
         for m, width in self.in_channels.items():
-            own = {name: value[m] for name, value in options.items()}
+            own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}
+            if own.get("stride", 1) > own["kernel_size"]:
+                why = f"the stride, {own['stride']}, or more, lest steps be passed over, got {own['kernel_size']} for {m!r}"
+                raise ValueError(f"extractor.kernel_size: expected {why}")
             made[m] = _part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
         return nn.ModuleDict(cast(Any, made))
 
     def _per_modality(self, value: Any, name: str) -> dict[str, Any]:
-        if isinstance(value, int | float) and (name == "dropout" or isinstance(value, int)):
+        if name == "time_scale" and isinstance(value, Mapping):
+            raise ValueError(f"extractor.time_scale: expected one number, so that equal times have equal positions, got {value!r}")
+        if isinstance(value, int | str) or (isinstance(value, float) and name in ("dropout", "time_scale")):
             return dict.fromkeys(self.modalities, value)
         if not isinstance(value, Mapping):
             raise ValueError(f"extractor.{name}: expected a number, or a dict of one by modality, got {value!r}")
@@ -208,15 +217,17 @@ class MEA(nn.Module):
         batch_size: int | None = None,
         edges: Mapping[tuple[str, str], Edges] | None = None,
         return_attention_weights: bool = False,
+        time: Mapping[str, Tensor] | None = None,
     ) -> MEAOutput:
         """Predicts for a PyG batch, or for sequences by modality: `fuse(embed(...))`.
 
         `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or
         padded sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
         `edges` narrow attention by pair (source, target) of modalities, `IntervalEdges` or an edge_index (2, E), as the extractors' results
-        count their rows; None: all of the sample.
+        count their rows; None: all of the sample. `time` are the seconds of each step beside dicts, (N_m,) or (B, T_m), of the modalities
+        that have some (a PyG batch has its own, `batch[m].time`); extractors with `positions="seconds"` read them.
         """
-        steps = self._steps(x, layout, batch_size, edges)
+        steps = self._steps(x, layout, batch_size, edges, time)
         exclusive, agnostic, present = self._representations(steps, edges, return_attention_weights)
         fused = self._fused(exclusive and exclusive.x, agnostic and agnostic.x, present, None, return_attention_weights)
         if exclusive is not None:
@@ -229,23 +240,25 @@ class MEA(nn.Module):
         layout: Mapping[str, Layout] | None = None,
         batch_size: int | None = None,
         edges: Mapping[tuple[str, str], Edges] | None = None,
+        time: Mapping[str, Tensor] | None = None,
     ) -> FusionGraph:
         """Turns a batch into the graph whose messages `fuse` passes; takes what `forward` takes.
 
-        Node types: `<modality>`, its steps as the extractor gives them (`x`, `sample`, and `time` where the batch has it);
+        Node types: `<modality>`, its steps as the extractor gives them (`x`, `sample`, and `time` where it is known);
         `<modality>_exclusive` and `<modality>_agnostic`, one node for each sample that has the modality. Edge types: `(m, "self", m)` of
         predictive attention and `(s, "mixed" | "coarse" | "fine", t)` of cross-modal attention, as intervals
         (`FusionGraph.interval_edges`), or as the edge_index that was given; `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
-        steps = self._steps(x, layout, batch_size, edges)
+        steps = self._steps(x, layout, batch_size, edges, time)
         exclusive, agnostic, present = self._representations(steps, edges, False)
         graph = fusion_graph(exclusive and exclusive.x, agnostic and agnostic.x, present, self.self_loops)
         for m, z in steps.x.items():
             pointers = steps.pointers[m]
             real = None if pointers.packed else pointers.real
             graph[m].x, graph[m].sample = (z, pointers.sample) if real is None else (z[real], pointers.sample[real])
-            if isinstance(x, HeteroData) and "time" in x[m]:
-                graph[m].time = x[m].time[steps.entered[m].position % self._stride(m) == 0]
+            seconds, name = steps.times[m]
+            if seconds is not None:
+                graph[m].time = strided_time(seconds, steps.entered[m], self._stride(m), name)
         arrows = Arrows({m: p.compact() for m, p in steps.pointers.items()}, edges)
         for branch in (self.exclusive, self.agnostic):
             for stage in getattr(branch, "stages", ()):
@@ -281,22 +294,41 @@ class MEA(nn.Module):
         return self._fused(spaces["exclusive"], spaces["agnostic"], present, graph, return_attention_weights)
 
     def _steps(
-        self, x: HeteroData | Mapping[str, Tensor], layout: Mapping[str, Layout] | None, batch_size: int | None, edges: object
+        self,
+        x: HeteroData | Mapping[str, Tensor],
+        layout: Mapping[str, Layout] | None,
+        batch_size: int | None,
+        edges: object,
+        time: Mapping[str, Tensor] | None,
     ) -> "_Steps":
         """The extracted sequences, rows by modality."""
+        times = given_times(x, time, self.modalities)
         if isinstance(x, HeteroData):
-            x, layout = _of_batch(x, self.modalities)
+            x, layout = of_batch(x, self.modalities)
         elif batch_size is not None:
             check_keys(x, self.modalities, "x_dict")
             check_keys(layout or {}, self.modalities, "batch_dict")
-            of_batch = cast(Mapping[str, Tensor], layout)
-            layout = {m: Pointers.from_batch(of_batch[m], batch_size) for m in self.modalities}
-        given = enter_all(x, layout, self.modalities, self.in_channels, edges)
-        entered = {m: e.pointers for m, e in given.items()}
-        if not any(p.num_rows for p in entered.values()) and entered[self.modalities[0]].num_samples and not is_traced():
+            of_rows = cast(Mapping[str, Tensor], layout)
+            layout = {m: Pointers.from_batch(of_rows[m], batch_size) for m in self.modalities}
+        entered = enter_all(x, layout, self.modalities, self.in_channels, edges)
+        pointers = {m: e.pointers for m, e in entered.items()}
+        if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
-        z = {m: self.extractors[m](given[m].x, entered[m]) for m in self.modalities}
-        return _Steps(z, {m: entered[m].strided(self._stride(m)) for m in self.modalities}, entered)
+        z = {}
+        for m in self.modalities:
+            given: tuple[Any, ...] = entered[m].x, pointers[m]
+            if self._reads_time(m):
+                given = *given, read_time(times[m][0], entered[m], times[m][1])
+            z[m] = self.extractors[m](*given)
+        return _Steps(z, {m: pointers[m].strided(self._stride(m)) for m in self.modalities}, entered, times)
+
+    @property
+    def reads_time(self) -> bool:
+        """Whether `forward` needs the times of steps, since an extractor has `positions="seconds"`."""
+        return any(self._reads_time(m) for m in self.modalities)
+
+    def _reads_time(self, modality: str) -> bool:
+        return getattr(self.extractors[modality], "positions", "steps") == "seconds"
 
     def _stride(self, modality: str) -> int:
         return getattr(self.extractors[modality], "stride", 1)
@@ -343,20 +375,15 @@ class MEA(nn.Module):
 class _Steps(NamedTuple):
     x: dict[str, Tensor]  # (N_m, d)
     pointers: dict[str, Pointers]
-    entered: dict[str, Pointers]  # before the extractors' strides
+    entered: dict[str, Entered]  # before the extractors' strides
+    times: dict[str, tuple[Tensor | None, str]]  # as they were given, and what errors call them
 
 
-def _part(
-    name: str,
-    given: Part,
-    decided: Mapping[str, Any],
-    common: Mapping[str, Any],
-    more: tuple[str, ...] = (),
-) -> nn.Module | None:
+def _part(name: str, given: Part, decided: Mapping[str, Any], common: Mapping[str, Any], more: tuple[str, ...] = ()) -> nn.Module | None:
     """The module of a part: the caller's own, or one of the kind with the recommended options but for those that were given."""
+    kind = PARTS[name]
     if given is None or isinstance(given, nn.Module):
         return given
-    kind = PARTS[name]
     if not isinstance(given, Mapping):
         raise TypeError(f"{name}: expected a dict of options of {kind.__name__}, a module or None, got {given!r}")
     known = {option: p.annotation for option, p in inspect.signature(kind).parameters.items() if option not in decided}
@@ -369,29 +396,3 @@ def _part(
         if not isinstance(value, number) or (isinstance(value, bool) and known[option] in (int, float)):
             raise TypeError(f"{name}.{option}: expected {known[option].__name__}, got {value!r}")
     return kind(**decided, **(dict(common) | RECOMMENDED[name] | dict(given)))
-
-
-def _of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Layout]]:
-    """The rows of each modality and where each sample's are; of one sample where the data are no batch."""
-    remedy = "mea_graph.data.AddMissingModalities gives samples the node types that they lack"
-    for m in modalities:
-        if m not in batch.node_types or "x" not in batch[m]:
-            raise ValueError(f"batch: expected the node types {list(modalities)} with x, got {batch.node_types}; {remedy}")
-    samples = getattr(batch, "num_graphs", 1)
-    layout: dict[str, Layout] = {}
-    for m in modalities:
-        node = batch[m]
-        if "ptr" in node:
-            if node.ptr.numel() != samples + 1:
-                # PyG leaves out the samples that lack a node type, and gives their places to the next ones.
-                raise ValueError(f"batch[{m!r}]: expected rows of {samples} samples, got those of {node.ptr.numel() - 1}; {remedy}")
-            layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), _longest(batch, m))
-        else:
-            layout[m] = Pointers.from_batch(node.batch, samples) if "batch" in node else None
-    return {m: batch[m].x for m in modalities}, layout
-
-
-def _longest(batch: HeteroData, modality: str) -> int | None:
-    """The longest length, from the numbers that PyG keeps on the host to take a batch apart; None where there are none."""
-    ends = getattr(batch, "_slice_dict", {}).get(modality, {}).get("x")
-    return int(ends.diff().max()) if isinstance(ends, Tensor) and ends.numel() > 1 and ends.device.type == "cpu" else None

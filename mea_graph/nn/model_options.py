@@ -7,7 +7,7 @@ PARTS = ("extractor", "exclusive", "agnostic", "discriminator", "fusion", "head"
 
 RECOMMENDED: dict[str, Any] = {
     "dropout": 0.1,
-    "extractor": {"skip": True},
+    "extractor": {"kernel_size": 1, "skip": True},
     "exclusive": {"num_layers": 1, "residual": "input", "pooling": "gru"},
     "agnostic": {"num_layers": 1, "residual": "input", "pooling": "gru"},
     "discriminator": {},
@@ -16,7 +16,7 @@ RECOMMENDED: dict[str, Any] = {
 }
 PUBLISHED: dict[str, Any] = {
     "dropout": 0.0,
-    "extractor": {"skip": False},
+    "extractor": {"kernel_size": 3, "skip": False},
     "exclusive": {"num_layers": 3, "residual": "normalized", "pooling": "mean"},
     "agnostic": {"num_layers": 2, "residual": "normalized", "pooling": "mean"},
     "discriminator": {},

@@ -1,12 +1,13 @@
 """From a raw modality to the common width, [MEA] Eq. 1."""
 
 import math
-from typing import overload
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mea_graph.nn._batches import read_time
 from mea_graph.nn._recurrent import LSTM, both_ways
 from mea_graph.nn._sequences import Layout, check_sizes, enter
 from mea_graph.ops import Pointers
@@ -15,11 +16,15 @@ from mea_graph.ops import Pointers
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
     """Sinusoidal position embedding (Vaswani et al. 2017, section 3.5), (length, channels), of the type and device of `like`."""
     dtype = torch.promote_types(like.dtype, torch.float32)  # in half precision the sine of a long sequence's angle means nothing
-    position = torch.arange(length, device=like.device, dtype=dtype).unsqueeze(1)
+    return _sinusoids(torch.arange(length, device=like.device, dtype=dtype), channels).to(like.dtype)
+
+
+def _sinusoids(position: Tensor, channels: int) -> Tensor:
+    """Positions (*) to sines and cosines (*, channels)."""
     half = (channels + 1) // 2
-    rate = torch.exp(torch.arange(half, device=like.device, dtype=dtype) * (-math.log(10000) * 2 / channels))  # 10000^(-2i/d)
-    angle = position * rate
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :channels].to(like.dtype)
+    rate = torch.exp(torch.arange(half, device=position.device, dtype=position.dtype) * (-math.log(10000) * 2 / channels))  # 10000^(-2i/d)
+    angle = position.unsqueeze(-1) * rate
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :channels]
 
 
 class UnimodalExtractor(nn.Module):
@@ -27,7 +32,9 @@ class UnimodalExtractor(nn.Module):
 
     .. math:: Z = \mathrm{BiLSTM}\big(\mathrm{Conv1d}(X) + \mathrm{PE}\big)
 
-    The two directions are two plain LSTMs; the second reads each sequence reversed within its own length.
+    The two directions are two plain LSTMs; the second reads each sequence reversed within its own length. The position in
+    :math:`\mathrm{PE}` is the step's number, as in the paper, or :math:`t / \tau`, its time in units of `time_scale`: steps of equal time
+    then have equal positions, whatever the rates of their modalities.
 
     Args:
         in_channels: Width of the raw features.
@@ -37,29 +44,52 @@ class UnimodalExtractor(nn.Module):
         skip: Whether the LSTM's input is added to its output. The paper has no such path; with it, what a single step shows reaches the
             attention unmixed, and matching steps across modalities is learned many times faster.
         dropout: Probability, on the convolution's output.
+        positions: Of the step's number ("steps") or of its time ("seconds"), which `forward` then needs. Of a stride's steps the first
+            one's time counts.
+        time_scale: :math:`\tau`, the seconds from one position to the next; times closer than that have nearly the same position. Give all
+            modalities the same.
 
     Shape:
         - x: rows :math:`(N, d_m)` with ptr :math:`(B + 1,)`, or :math:`(B, T, d_m)` with a mask :math:`(B, T)`, bool, True at real steps
+        - time: as x without its last dimension, floating, seconds; of a nested tensor those of its rows, :math:`(N,)`. Nothing is
+          subtracted and sines are taken in float64, so that times are as exact as their own type: float32 tells 0.1 ms apart at 1000 s,
+          8 ms at a day, and two minutes in the seconds since 1970. Let such clocks begin near 0, one zero for all modalities of a sample.
         - result: the same at width d; with a stride above 1 each sequence has :math:`\lceil T / \mathrm{stride} \rceil` steps
           (`output_layout`); zeros in the padding
 
     Raises:
-        ValueError: Odd `channels`, a size below 1, a wrong shape, or a mask with padding before real steps (checked on the CPU only).
+        ValueError: Odd `channels`, a size below 1, a wrong shape, or a mask with padding before real steps (checked on the CPU only);
+            no times where they are needed, times where they are not read, or times that are not finite (checked on the CPU only).
 
     >>> import torch
     >>> layer = UnimodalExtractor(300, 40)
     >>> mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
     >>> layer(torch.randn(2, 6, 300), mask).shape
     torch.Size([2, 6, 40])
+    >>> UnimodalExtractor(300, 40, positions="seconds")(torch.randn(2, 6, 300), mask, torch.rand(2, 6).cumsum(1)).shape
+    torch.Size([2, 6, 40])
     """
 
     def __init__(
-        self, in_channels: int, channels: int, kernel_size: int = 3, stride: int = 1, skip: bool = False, dropout: float = 0.0
+        self,
+        in_channels: int,
+        channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        skip: bool = False,
+        dropout: float = 0.0,
+        positions: Literal["steps", "seconds"] = "steps",
+        time_scale: float = 0.1,
     ) -> None:
         super().__init__()
         if channels < 2 or channels % 2:
             raise ValueError(f"channels: expected an even number, half for each LSTM direction, got {channels}")
         check_sizes(in_channels=in_channels, kernel_size=kernel_size, stride=stride)
+        if positions not in ("steps", "seconds"):
+            raise ValueError(f"positions: expected 'steps' or 'seconds', got {positions!r}")
+        if not 0 < time_scale < math.inf:
+            raise ValueError(f"time_scale: expected finite seconds above 0, got {time_scale!r}")
+        self.positions, self.time_scale = positions, time_scale
         self.in_channels, self.channels, self.kernel_size, self.stride, self.skip = in_channels, channels, kernel_size, stride, skip
         self.conv = nn.Conv1d(in_channels, channels, kernel_size, stride)
         self.forward_lstm = LSTM(channels, channels // 2)
@@ -90,10 +120,14 @@ class UnimodalExtractor(nn.Module):
         length = Pointers.from_ptr(layout).strided(self.stride).length
         return F.pad(length.cumsum(0), (1, 0))
 
-    def forward(self, x: Tensor, layout: Layout = None) -> Tensor:
-        """Returns the sequence at the common width; `layout` is the ptr of rows or the mask of a padded batch."""
+    def forward(self, x: Tensor, layout: Layout = None, time: Tensor | None = None) -> Tensor:
+        """Returns the sequence at the common width; `layout` is the ptr of rows or the mask of a padded batch, `time` its seconds."""
         entered = enter(x, layout, self.in_channels)
         pointers = entered.pointers
+        if self.positions == "seconds":
+            time = read_time(time, entered, "time")
+        elif time is not None:
+            raise ValueError("time: expected None with positions='steps', which reads no time, got a tensor; positions='seconds' reads it")
         shorter = pointers.strided(self.stride)
         left = (self.kernel_size - 1) // 2
         # The convolution and the Bi-LSTM read a padded batch, of one step at least, so that no parameter is idle.
@@ -102,9 +136,18 @@ class UnimodalExtractor(nn.Module):
             padded = padded.masked_fill(~pointers.mask.unsqueeze(-1), 0)
         padded = F.pad(padded.mT, (left, self.kernel_size - 1 - left + (pointers.max_length == 0)))
         z = self.conv(padded).mT  # (B, T, d)
-        z = self.dropout(z + sinusoidal_positions(z.size(1), self.channels, z))
+        z = self.dropout(z + (sinusoidal_positions(z.size(1), self.channels, z) if time is None else self._at(time, pointers, z)))
         out = both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
         out = out + z if self.skip else out
         if pointers.max_length == 0:
             out = out[:, :0]
         return entered.leave_shorter(shorter.unpad(out), shorter, self.stride)
+
+    def _at(self, time: Tensor, pointers: Pointers, like: Tensor) -> Tensor:
+        """Positions (B, ceil(T / stride), d) of the times (N,) of rows."""
+        padded = pointers.pad(time.double())
+        if not pointers.packed:
+            padded = padded.masked_fill(~pointers.mask, 0)
+        if pointers.max_length == 0:  # the one step that the convolution then has
+            padded = F.pad(padded, (0, 1))
+        return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels).to(like.dtype)

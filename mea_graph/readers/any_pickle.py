@@ -12,14 +12,14 @@ from mea_graph.readers.misa import misa_dataset
 from mea_graph.readers.mmsa import mmsa_dataset
 from mea_graph.readers.mult import mult_dataset
 from mea_graph.readers.padded_splits import MODALITIES, SYNONYMS
-from mea_graph.readers.unpickle import load_pickle
+from mea_graph.readers.unpickle import mapped_pickle
 
 _DATASETS: dict[str, Callable[..., MultimodalDataset]] = {"mult": mult_dataset, "mmsa": mmsa_dataset, "misa": misa_dataset}
 
 
 def read_any_pickle(source: Path, **options: Any) -> MultimodalDataset:
     """Reads a pickle in MulT's, MMSA's or MISA's form, whichever it is; options are those of that form's reader."""
-    payload = load_pickle(source)
+    payload = mapped_pickle(source)
     form = _form(source, payload)
     try:
         return _DATASETS[form](source, payload, **options)

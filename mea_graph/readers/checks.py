@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mea_graph.data.errors import DataError
+from mea_graph.data.ragged import Mended, all_finite
 
 _MOST_EXPANSION = 1032  # deflate, the only compression the field's files use, cannot shrink data more than this
 
@@ -41,12 +42,12 @@ def check_non_finite(non_finite: str) -> None:
         raise DataError(f"non_finite: expected 'error', 'zero' or 'drop', got {non_finite!r}")
 
 
-def repair(x: Mapping[str, list[Any]], time: Mapping[str, list[Any]] | None, non_finite: str, notes: list[str]) -> None:
-    """Mends NaN and infinity in sequences of numbers, in place, and says in the notes how many there were.
+def repair(x: dict[str, Any], time: Mapping[str, list[Any]] | None, non_finite: str, notes: list[str]) -> None:
+    """Mends NaN and infinity in sequences of numbers, when they are packed, and says in the notes how many there are.
 
     Args:
-        x: for each modality one `(T, d)` array a sample, or None.
-        time: for some modalities one `(T,)` array a sample.
+        x: for each modality one `(T, d)` array a sample, or None; sequences that need it are replaced by `Mended` ones.
+        time: for some modalities one `(T,)` array a sample; steps are left out in place.
         non_finite: "error" leaves everything as it is, to be refused; "zero" sets such values to 0; "drop" leaves out every step
             that has one.
         notes: takes the counts.
@@ -54,26 +55,55 @@ def repair(x: Mapping[str, list[Any]], time: Mapping[str, list[Any]] | None, non
     if non_finite == "error":
         return
     for name, arrays in x.items():
-        count = samples = 0
-        for i, array in enumerate(arrays):
-            if array is None or array.dtype.kind != "f":
-                continue
-            with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes infinite too; a signalling NaN stays one
-                array = array.astype(np.float32, copy=False)
-            if (finite := np.isfinite(array)).all():
-                continue
-            samples += 1
+        count, mend, lengths = 0, {}, {}
+        with np.errstate(all="ignore"):
+            broken = [
+                i for i, array in enumerate(arrays) if array is not None and array.dtype.kind == "f" and not all_finite(single(array))
+            ]
+        for i in broken:
+            array = arrays[i]
+            with np.errstate(all="ignore"):
+                finite = np.isfinite(single(array))
             if non_finite == "zero":
-                arrays[i], count = np.where(finite, array, np.float32(0)), count + int((~finite).sum())
+                mend[i], count = _finite_or_zero, count + int((~finite).sum())
                 continue
             whole = finite.reshape(len(array), -1).all(axis=1)
-            arrays[i], count = array[whole], count + int((~whole).sum())
+            mend[i], lengths[i], count = _only_finite, int(whole.sum()), count + int((~whole).sum())
             if time is not None and name in time and time[name][i] is not None:
                 time[name][i] = time[name][i][whole]
-        if count and non_finite == "zero":
-            notes.append(f"{name}: {count} values that were NaN or infinite set to 0, in {samples} samples")
-        elif count:
-            notes.append(f"{name}: {count} steps with NaN or infinite values left out, in {samples} samples")
+        if not mend:
+            continue
+        x[name] = with_mended(arrays, mend, lengths)
+        what = "values that were NaN or infinite set to 0" if non_finite == "zero" else "steps with NaN or infinite values left out"
+        notes.append(f"{name}: {count} {what}, in {len(mend)} samples")
+
+
+def single(array: np.ndarray) -> np.ndarray:
+    """Numbers as the data set stores them, where what overflows is infinite; call it inside of `np.errstate`."""
+    return array.astype(np.float32, copy=False)
+
+
+def _finite_or_zero(array: np.ndarray) -> np.ndarray:
+    array = single(array)
+    return np.where(np.isfinite(array), array, np.float32(0))
+
+
+def _only_finite(array: np.ndarray) -> np.ndarray:
+    return array[np.isfinite(single(array)).reshape(len(array), -1).all(axis=1)]
+
+
+def with_mended(
+    arrays: Sequence[Any], mend: Mapping[int, Callable[[np.ndarray], np.ndarray]], lengths: dict[int, int] | None = None
+) -> Mended:
+    """Sequences of which some are mended when they are asked for, after what they were mended by before."""
+    if not isinstance(arrays, Mended):
+        return Mended(arrays, mend, lengths)
+    both = {i: _after(arrays.mend[i], function) if i in arrays.mend else function for i, function in mend.items()}
+    return Mended(arrays.arrays, {**arrays.mend, **both}, {**arrays.lengths, **(lengths or {})})
+
+
+def _after(first: Callable[[np.ndarray], np.ndarray], then: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda array: then(first(array))
 
 
 def refused(source: Any, error: DataError) -> DataError:

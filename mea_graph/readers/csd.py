@@ -12,6 +12,7 @@ import numpy as np
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.readers.checks import check_claimed_size, check_non_finite, check_samples, refused, repair
+from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 
 _MOST_OVERLAP = 64  # segments that a step may be in, on average: each has a copy of it
 _SEGMENT = re.compile(r"(.+)\[\d+\]$")
@@ -20,7 +21,9 @@ _SEGMENT = re.compile(r"(.+)\[\d+\]$")
 def read_csd(
     source: Mapping[str, Path],
     label: str | None = None,
-    label_column: int | None = None,
+    labels: Labels = None,
+    columns: Columns = None,
+    label_names: Names = None,
     split: Mapping[str, Sequence[str]] | None = None,
     non_finite: str = "error",
 ) -> MultimodalDataset:
@@ -33,7 +36,8 @@ def read_csd(
     Args:
         source: path of every modality's file and of the label file, by name.
         label: which name is the label file; the only one that contains "label" where None.
-        label_column: which column of the labels becomes `y`; needed where there are several.
+        labels, columns, label_names: what the labels are, as `open_dataset` has it; real numbers where a segment has one. Of several,
+            `columns` is needed: CMU-MOSEI's are sentiment, happy, sad, anger, surprise, disgust and fear.
         split: for every split the names of its videos; segments of other videos are left out.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
@@ -42,6 +46,7 @@ def read_csd(
         DataError: where a file is no such file, its arrays do not fit, or a video is in two splits.
     """
     check_non_finite(non_finite)
+    check_labels(labels)
     label = _label_name(source, label)
     segments = _segments(_read(source[label]), source[label])
     notes: list[str] = []
@@ -73,13 +78,18 @@ def read_csd(
         raise DataError(f"{source[label].parent}: expected a file with numbers, got only words")
     repair(x, time, non_finite, notes)
     try:
+        ids, rows = [name for name, *_ in segments], [row for *_, row in segments]
+        if len(widths := {len(row) for row in rows}) != 1:
+            raise DataError(f"labels: expected as many for every segment, got {sorted(widths)}")
+        y, label_names = as_labels(np.array(rows), ids, labels, columns, label_names, notes, regression=True)
         return MultimodalDataset.from_arrays(
             x,
-            _targets([row for *_, row in segments], label_column, source[label]),
-            ids=[name for name, *_ in segments],
+            y,
+            ids=ids,
             time=time,
             split=None if split is None else [split_of[video] for _, video, *_ in segments],
             fields=fields,
+            label_names=label_names,
             notes=notes,
         )
     except DataError as error:
@@ -241,15 +251,3 @@ def _in_order(
     if lost:
         notes.append(f"{name}: {lost} steps left out, whose intervals are not finite")
     return out, middles
-
-
-def _targets(rows: Sequence[np.ndarray], label_column: int | None, path: Path) -> np.ndarray:
-    widths = {len(row) for row in rows}
-    if len(widths) != 1:
-        raise DataError(f"{path}: expected as many labels for every segment, got {sorted(widths)}")
-    labels = np.array(rows)
-    if label_column is None and labels.shape[1] > 1:
-        raise DataError(f"{path}: {labels.shape[1]} labels a segment; say with label_column= which one to use")
-    if not 0 <= (label_column or 0) < labels.shape[1]:
-        raise DataError(f"{path}: label_column: expected an integer in [0, {labels.shape[1]}), got {label_column}")
-    return labels[:, label_column or 0].astype(np.float64)

@@ -12,8 +12,9 @@ from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.texts import as_array, as_text
 from mea_graph.readers.checks import check_non_finite, refused, repair
+from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 from mea_graph.readers.padded_splits import make_unique
-from mea_graph.readers.unpickle import load_pickle
+from mea_graph.readers.unpickle import mapped_pickle
 
 _SPLIT_NAMES = {"dev": "valid"}  # MISA's name for what the rest of the field calls valid
 
@@ -22,7 +23,9 @@ def read_misa(
     source: Path | Mapping[str, Path],
     embedding: np.ndarray | None = None,
     split: str | None = None,
-    label_column: int | None = None,
+    labels: Labels = None,
+    columns: Columns = None,
+    label_names: Names = None,
     non_finite: str = "error",
 ) -> MultimodalDataset:
     """Reads MISA pickles: a list of ((words, visual, acoustic, ...), label, id), or a dict of such lists by split.
@@ -35,16 +38,16 @@ def read_misa(
         source: the file, or one file a split, by split name ("dev" is read as "valid").
         embedding: `(V, d)`, the vector of every word number.
         split: the split that a single bare list is.
-        label_column: which of several labels a sample becomes `y`, >= 0.
+        labels, columns, label_names: what the labels are, as `open_dataset` has it; real numbers where a sample has one.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
         DataError: where a file is refused, is not as described, or a word number is outside of the embedding.
     """
     if isinstance(source, Mapping):
-        payload: Any = {name: load_pickle(path) for name, path in source.items()}
-        return misa_dataset(next(iter(source.values())).parent, payload, embedding, split, label_column, non_finite)
-    return misa_dataset(source, load_pickle(source), embedding, split, label_column, non_finite)
+        payload: Any = {name: mapped_pickle(path) for name, path in source.items()}
+        return misa_dataset(next(iter(source.values())).parent, payload, embedding, split, labels, columns, label_names, non_finite)
+    return misa_dataset(source, mapped_pickle(source), embedding, split, labels, columns, label_names, non_finite)
 
 
 def misa_dataset(
@@ -52,11 +55,14 @@ def misa_dataset(
     payload: Any,
     embedding: np.ndarray | None = None,
     split: str | None = None,
-    label_column: int | None = None,
+    labels: Labels = None,
+    columns: Columns = None,
+    label_names: Names = None,
     non_finite: str = "error",
 ) -> MultimodalDataset:
     """The data set in the contents of a MISA pickle."""
     check_non_finite(non_finite)
+    check_labels(labels)
     parts = payload if isinstance(payload, Mapping) else {split: payload}
     if isinstance(payload, Mapping) and split is not None:
         raise DataError(f"split: expected None for a file that has splits of its own, got {split!r}")
@@ -74,7 +80,7 @@ def misa_dataset(
             vision.append(visual)
             audio.append(acoustic)
             raw.append(spoken)
-            y.append(_label(label, label_column, f"{source}: sample {sample_id!r}"))
+            y.append(_numbers(label, f"{source}: sample {sample_id!r}"))
             ids.append(sample_id)
             splits.append(_SPLIT_NAMES.get(str(name), str(name)))
     if unnamed:
@@ -92,8 +98,11 @@ def misa_dataset(
     if all(spoken is not None for spoken in raw):
         fields["raw_text"] = raw
     try:
+        if len({len(values) for values in y}) > 1:
+            raise DataError(f"labels: expected as many for every sample, got from {min(map(len, y))} to {max(map(len, y))}")
+        target, label_names = as_labels(np.array(y), ids, labels, columns, label_names, notes, regression=True)
         return MultimodalDataset.from_arrays(
-            x, np.array(y, np.float64), ids=ids, split=splits if None not in parts else None, fields=fields, notes=notes
+            x, target, ids=ids, split=splits if None not in parts else None, fields=fields, label_names=label_names, notes=notes
         )
     except DataError as error:
         raise refused(source, error) from error
@@ -142,15 +151,10 @@ def _unpack(sample: Any, where: str) -> tuple[np.ndarray | None, np.ndarray | No
     return absent[0], absent[1], absent[2], spoken, as_array(where, label), None if name is None else as_text(name)
 
 
-def _label(label: np.ndarray, label_column: int | None, where: str) -> float:
-    flat = label.reshape(-1)
-    if label.dtype.kind not in "biuf" or not flat.size:
+def _numbers(label: np.ndarray, where: str) -> np.ndarray:
+    if label.dtype.kind not in "biuf" or not label.size:
         raise DataError(f"{where}: label: expected numbers, got {label.dtype} of shape {label.shape}")
-    if label_column is None and flat.size > 1:
-        raise DataError(f"{where}: {flat.size} labels; say with label_column= which one to use")
-    if not 0 <= (label_column or 0) < flat.size:
-        raise DataError(f"{where}: label_column: expected an integer in [0, {flat.size}), got {label_column}")
-    return float(flat[label_column or 0])
+    return label.reshape(-1)
 
 
 def _look_up(words: np.ndarray, embedding: np.ndarray, where: str) -> np.ndarray:

@@ -14,7 +14,8 @@ from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.labels import is_split, text
 from mea_graph.data.saved import FORMAT, saved_arrays
-from mea_graph.readers.checks import check_claimed_size, check_lengths, check_samples
+from mea_graph.readers.checks import check_claimed_size, check_lengths, check_non_finite, check_samples, refused, repair
+from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -28,8 +29,11 @@ def read_npz(
     label: str | None = None,
     id: str | None = None,
     split: str | None = None,
-    label_names: Sequence[str] | None = None,
+    labels: Labels = None,
+    columns: Columns = None,
+    label_names: Names = None,
     static: Sequence[str] = (),
+    non_finite: str = "error",
 ) -> MultimodalDataset:
     """Reads an `.npz` file, never unpickling anything in it: of padded arrays, or one that `MultimodalDataset.save` wrote.
 
@@ -39,25 +43,32 @@ def read_npz(
 
     Args:
         source: the file.
-        label: array with the labels: integers or strings for classes, floats for regression, `(N, K)` zeros and ones for binary
-            labels; "label", "y", "labels", "target" or "targets" where None.
+        label: array with the labels; "label", "y", "labels", "target" or "targets" where None.
         id: array with the samples' names; "id" or "name" where None, else their numbers.
         split: array with the name of each sample's split; where None, "split" if it holds nothing but train, valid (val, dev) and test.
-        label_names: names of the classes or binary labels.
+        labels, columns, label_names: what the labels are, as `open_dataset` has it.
         static: arrays `(N, d)`, one vector a sample, each to be a modality of one step.
+        non_finite: "error", "zero" to set NaN and infinity in the sequences to 0, or "drop" to leave out the steps that have them.
 
     Raises:
         DataError: where the file is no such file, holds Python objects, or its arrays do not fit each other.
     """
+    check_non_finite(non_finite)
+    check_labels(labels)
     arrays = _load(source)
     try:
         if FORMAT in arrays:
-            if label or id or split or label_names or static:
+            if label or id or split or labels is not None or columns is not None or label_names or static or non_finite != "error":
                 raise DataError("options: expected none for a saved data set, which knows its labels, names and splits")
             return MultimodalDataset.from_arrays(**saved_arrays(arrays))
-        return MultimodalDataset.from_arrays(**_padded(arrays, label, id, split, label_names, static))
+        parts = _padded(arrays, label, id, split, label_names, static)
+        repair(parts["x"], parts["time"], non_finite, parts["notes"])
+        if parts["y"] is not None:
+            ids = range(len(next(iter(parts["x"].values())))) if parts["ids"] is None else parts["ids"]
+            parts["y"], parts["label_names"] = as_labels(parts["y"], list(map(str, ids)), labels, columns, label_names, parts["notes"])
+        return MultimodalDataset.from_arrays(**parts)
     except DataError as error:
-        raise DataError(f"{source}: {error}") from error
+        raise refused(source, error) from error
 
 
 def _padded(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.errors import DataError
+from mea_graph.data.progress import advance, start
 from mea_graph.data.texts import as_array, as_text, check_padded
-from mea_graph.readers.checks import check_lengths, check_samples
+from mea_graph.readers.checks import check_lengths, check_samples, with_mended
 
 MODALITIES = ("text", "audio", "vision")
 SYNONYMS = {"language": "text", "acoustic": "audio", "visual": "vision"}
@@ -22,7 +24,7 @@ SYNONYMS = {"language": "text", "acoustic": "audio", "visual": "vision"}
 class PaddedSplits:
     """The samples of all splits, one after the other, at their true lengths."""
 
-    x: dict[str, list[np.ndarray]]
+    x: dict[str, Sequence[np.ndarray]]
     ids: list[str]
     split: list[str]
     fields: dict[str, Any]
@@ -62,8 +64,9 @@ def read_splits(
         raise DataError(
             f"{source}: expected arrays named {list(MODALITIES)} in every split, got {sorted(map(str, next(iter(payload.values()))))}"
         )
-    out = PaddedSplits({name: [] for name in names}, [], [], {})
-    infinite = 0
+    out = PaddedSplits({}, [], [], {})
+    cut: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    infinite: dict[int, int] = {}  # samples that have -inf in their audio, and how often
     for split, part in payload.items():
         samples = len(_array(source, split, part, names[0] if labels is None else labels))
         check_samples(source, len(out.ids) + samples, source.stat().st_size)
@@ -74,16 +77,26 @@ def read_splits(
                     f"{source}: {split}/{name}: expected numbers of shape ({samples}, T, d), got {array.dtype} of shape {array.shape}"
                 )
             stored = _stored_lengths(source, split, part, name, array) if lengths_known(name) else None
-            for i, x in enumerate(array):
-                if name == "audio" and not keep_infinite and (wrong := np.isneginf(x)).any():
-                    x, infinite = np.where(wrong, 0, x), infinite + int(wrong.sum())
-                out.x[name].append(_strip(x) if stored is None else _cut(x, int(stored[i]), f"{source}: {split}/{name}: sample {i}"))
+            mends = name == "audio" and not keep_infinite and array.dtype.kind == "f"
+            start(f"reading {split}/{name}", array.nbytes)
+            with np.errstate(all="ignore"):  # NaN and what overflows float32 are told later, with their sample
+                for i, x in enumerate(array):
+                    first, last = _span(x)
+                    if mends and (count := _minus_infinities(x[first:last])):
+                        infinite[len(cut[name])] = count
+                        first, last = _without_infinite_ends(x, first, last)
+                    if stored is not None:
+                        first, last = _cut(first, last, int(stored[i]), len(x), f"{source}: {split}/{name}: sample {i}")
+                    cut[name].append(x[first:last])
+                    advance(x.nbytes)
         out.ids += _ids(source, str(split), part.get("id"), samples)
         out.split += [str(split)] * samples
+    out.x.update(cut)
     if infinite:
-        out.notes.append(f"audio: {infinite} values of -inf set to 0, as MulT does")
+        out.x["audio"] = with_mended(cut["audio"], dict.fromkeys(infinite, _without_minus_infinity))
+        out.notes.append(f"audio: {sum(infinite.values())} values of -inf set to 0, as MulT does")
     for name in names:
-        if empty := sum(not len(x) for x in out.x[name]):
+        if empty := sum(not len(x) for x in cut[name]):
             out.notes.append(f"{name}: {empty} samples hold zeros only and count as missing")
     make_unique(out.ids, out.notes)
     if all(video := [re.match(r"(.+?)(?:\$_\$|\[)", name) for name in out.ids]):
@@ -153,29 +166,61 @@ def _stored_lengths(source: Path, split: Any, part: Mapping[str, Any], name: str
     return lengths
 
 
+def _minus_infinities(x: np.ndarray) -> int:
+    """How many values are -inf; where the sum of squares is finite there is none."""
+    flat = x.reshape(-1)
+    return 0 if math.isfinite(np.dot(flat, flat)) else int(np.count_nonzero(x == -np.inf))
+
+
+def _without_minus_infinity(x: np.ndarray) -> np.ndarray:
+    mended = x.copy()
+    mended[mended == -np.inf] = 0
+    return mended
+
+
 def _span(x: np.ndarray) -> tuple[int, int]:
-    """The first and one past the last row that is not zero throughout."""
-    if not x.size:
+    """The first and one past the last row that is not zero throughout; (0, 0) where all are. NaN counts as a value."""
+    if not x.size or (first := _first(x)) == len(x):
         return 0, 0
-    with np.errstate(invalid="ignore"):  # NaN counts as a value here, and is refused with its sample later
-        real = (x != 0).ravel()
-    first, last = int(real.argmax()), real.size - 1 - int(real[::-1].argmax())  # both stop at the first that is
-    return (first // x.shape[1], last // x.shape[1] + 1) if real[first] else (0, 0)
+    if (x[-1] != 0).any():  # as in most files, which are padded in front
+        return first, len(x)
+    real = (x[::-1] != 0).any(axis=1)
+    return first, len(x) - int(real.argmax())
 
 
-def _strip(x: np.ndarray) -> np.ndarray:
-    """`x` without the zero rows at both ends; zero rows inside are steps like others."""
-    first, last = _span(x)
-    return x[first:last]
+def _without_infinite_ends(x: np.ndarray, first: int, last: int) -> tuple[int, int]:
+    """The same span without rows of nothing but zeros and -inf at its ends: once -inf is 0 they are padding."""
+
+    def real(row: np.ndarray) -> bool:
+        return bool(((row != 0) & ~np.isneginf(row)).any())
+
+    while first < last and not real(x[first]):
+        first += 1
+    while first < last and not real(x[last - 1]):
+        last -= 1
+    return (first, last) if first < last else (0, 0)
 
 
-def _cut(x: np.ndarray, length: int, where: str) -> np.ndarray:
-    """The `length` steps that hold everything: at the front, or at the back where the file is padded in front."""
-    first, last = _span(x)
+def _first(x: np.ndarray) -> int:
+    """The first row that is not zero throughout, or the number of rows. No more bytes are looked at than need be."""
+    if x.flags.c_contiguous:
+        found = x.reshape(-1).view(np.bool_)  # `argmax` stops at the first byte that is not zero
+        place = int(found.argmax())
+        row = place // (x.shape[1] * x.itemsize)
+        if (x[row] != 0).any():
+            return row
+        if not found[place]:
+            return len(x)
+    real = (x != 0).any(axis=1)  # a zero may have a sign, and so a byte that is none
+    return int(real.argmax()) if real.any() else len(x)
+
+
+def _cut(first: int, last: int, length: int, steps: int, where: str) -> tuple[int, int]:
+    """The `length` rows that hold everything: at the front, or at the back where the file is padded in front."""
     if last <= length:
-        return x[:length]
-    if first >= len(x) - length:
-        return x[len(x) - length :]
+        return 0, length
+    if first >= steps - length:
+        return steps - length, steps
     raise DataError(
         f"{where}: its stored length is {length}, but rows {first} to {last - 1} are not zero; lengths='zeros' ignores stored lengths"
     )

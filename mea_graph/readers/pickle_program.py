@@ -12,6 +12,7 @@ from mea_graph.data.errors import DataError, brief
 
 _SLACK = 32 << 20  # bytes that any file may take
 _I4, _U2, _U4, _U8, _F8 = map(struct.Struct, ("<i", "<H", "<I", "<Q", ">d"))
+_LARGE = 1 << 16  # bytes from which the contents of an array are left in the mapped file
 _GROWTH = 32  # and how many more for each of its own: plain pickles of many small objects reach 25
 
 
@@ -57,10 +58,11 @@ class Program:
         file: what to read.
         limits: what it may take.
         find: gives an object to call for a module and a name.
+        mapped: the file's bytes, of which long ones become views instead of copies.
     """
 
-    def __init__(self, file: BinaryIO, limits: Limits, find: Callable[[str, str], Any]) -> None:
-        self.file, self.limits, self.find = file, limits, find
+    def __init__(self, file: BinaryIO, limits: Limits, find: Callable[[str, str], Any], mapped: memoryview | None = None) -> None:
+        self.file, self.limits, self.find, self.mapped = file, limits, find, mapped
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: list[Any] = []
@@ -85,6 +87,16 @@ class Program:
         if len(data) != count:
             raise EOFError("it ends early")
         return data
+
+    def value(self, count: int) -> bytes | memoryview:
+        """Bytes that are a value, mapped where they are many."""
+        if self.mapped is None or count < _LARGE:
+            return self.read(count)
+        start = self.file.tell()
+        if count > len(self.mapped) - start:
+            raise EOFError("it ends early")
+        self.file.seek(start + count)
+        return self.mapped[start : start + count]
 
     def line(self) -> bytes:
         line = self.file.readline()
@@ -165,6 +177,11 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
+def _changeable(data: bytes | memoryview) -> bytearray | memoryview:
+    """A bytearray; one that is mapped is told from bytes by its format."""
+    return data.cast("b") if isinstance(data, memoryview) else bytearray(data)
+
+
 def _old_integer(program: Program) -> int:
     line = program.line()
     return {b"00": False, b"01": True}[line] if line in (b"00", b"01") else int(line)
@@ -207,9 +224,9 @@ _values(
         pickle.BINUNICODE: lambda p: _text(p.read(p.number(_U4))),
         pickle.BINUNICODE8: lambda p: _text(p.read(p.number(_U8))),
         pickle.SHORT_BINBYTES: lambda p: p.read(p.read(1)[0]),
-        pickle.BINBYTES: lambda p: p.read(p.number(_U4)),
-        pickle.BINBYTES8: lambda p: p.read(p.number(_U8)),
-        pickle.BYTEARRAY8: lambda p: bytearray(p.read(p.number(_U8))),
+        pickle.BINBYTES: lambda p: p.value(p.number(_U4)),
+        pickle.BINBYTES8: lambda p: p.value(p.number(_U8)),
+        pickle.BYTEARRAY8: lambda p: _changeable(p.value(p.number(_U8))),
         pickle.EMPTY_TUPLE: lambda p: (),
         pickle.EMPTY_LIST: _empty(list, 64),
         pickle.EMPTY_DICT: _empty(dict, 64),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import math
+import mmap
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -41,12 +42,25 @@ def load_pickle(path: str | Path) -> Any:
         ...     load_pickle(Path(folder, "a.pkl"))
         {'x': array([0, 1, 2])}
     """
+    return _loaded(path, mapped=False)
+
+
+def mapped_pickle(path: str | Path) -> Any:
+    """The same with the contents of large arrays left in the file, as views of it: for readers, which copy what they take.
+
+    Such an array changes with the file, and is not aligned.
+    """
+    return _loaded(path, mapped=True)
+
+
+def _loaded(path: str | Path, mapped: bool) -> Any:
     size = 0
     try:
         with open(path, "rb", buffering=1 << 17) as file:
             size = os.fstat(file.fileno()).st_size
             limits = Limits(size)
-            value = _resolve(Program(file, limits, lambda module, name: _StandIn(module, name, limits)).run(), {}, limits)
+            program = Program(file, limits, lambda module, name: _StandIn(module, name, limits), _mapped(file) if mapped else None)
+            value = _resolve(program.run(), {}, limits)
             _check_sharing(value, size)
             return value
     except DataError as error:
@@ -59,6 +73,14 @@ def load_pickle(path: str | Path) -> Any:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # a corrupt pickle can raise nearly anything
         raise DataError(f"{path}: not a whole pickle of arrays and plain containers ({type(error).__name__}: {error})") from error
+
+
+def _mapped(file: BinaryIO) -> memoryview | None:
+    """The bytes of a file, mapped; None where the disk, or an empty file, cannot be."""
+    try:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):
+        return None
 
 
 def _check_sharing(value: Any, size: int) -> None:
@@ -107,7 +129,7 @@ class _StandIn(Described):
     def __call__(self, *args: Any) -> Any:
         for part in args:  # what is made of a part is in proportion to it, as often as it is made
             self._limits.spend(
-                64 * len(part) if isinstance(part, list) else len(part) if isinstance(part, str | bytes | bytearray) else 128
+                64 * len(part) if isinstance(part, list) else len(part) if isinstance(part, str | bytes | bytearray | memoryview) else 128
             )
         try:
             return self._make(*args)
@@ -206,7 +228,7 @@ def _array(state: tuple[Any, ...], done: dict[int, Any], limits: Limits) -> np.n
         limits.spend(len(data))
         data = data.encode("latin1")
     count = math.prod(shape)
-    if not isinstance(data, bytes | bytearray) or len(data) != count * dtype.value.itemsize or (count and not len(data)):
+    if not isinstance(data, bytes | bytearray | memoryview) or len(data) != count * dtype.value.itemsize or (count and not len(data)):
         raise DataError(f"array of shape {shape} and dtype {dtype.value}: its bytes do not fit")
     if not count:
         if math.prod(n or 1 for n in shape) > _MOST_EMPTY:
@@ -236,7 +258,7 @@ def _bytes() -> bytes:
 
 
 def _bytearray(data: Any = b"", encoding: Any = "latin1") -> bytearray:
-    return bytearray(_encode(data, encoding) if isinstance(data, str) else _exactly(bytes, data))
+    return bytearray(_encode(data, encoding) if isinstance(data, str) else data if isinstance(data, memoryview) else _exactly(bytes, data))
 
 
 def _set(items: Any = ()) -> set[Any]:
@@ -295,6 +317,8 @@ def _resolve(value: Any, done: dict[int, Any], limits: Limits) -> Any:
     done[id(value)] = _resolve  # a mark: being made
     if isinstance(value, _Pending):
         made: Any = value.build(done, limits)
+    elif isinstance(value, memoryview):  # bytes that are no array's; signed ones are those of a bytearray
+        made = bytearray(value) if value.format == "b" else bytes(value)
     elif isinstance(value, dict):
         made = {_resolved_key(k, done, limits): _resolve(v, done, limits) for k, v in value.items()}
     elif isinstance(value, set | frozenset):

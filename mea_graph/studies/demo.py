@@ -112,15 +112,15 @@ def run(folder: Path) -> dict[str, Outcome]:
     )
     figure.savefig(folder / "learning_curves.png")
     console.print(results_table(outcomes, constant_scores(data, "test")))
-    rival = max((name for name in outcomes if name != FULL), key=lambda name: outcomes[name].scores["r2"])
-    margin = outcomes[FULL].scores["r2"] - outcomes[rival].scores["r2"]
-    console.print(f"MEA explains {100 * margin:+.1f} points more of the variance than its best rival ({rival}).")
+    baseline = max((name for name in outcomes if name != FULL), key=lambda name: outcomes[name].scores["r2"])
+    margin = outcomes[FULL].scores["r2"] - outcomes[baseline].scores["r2"]
+    console.print(f"MEA explains {100 * margin:+.1f} points more of the variance than its best baseline ({baseline}).")
     console.print(f"checkpoint {outcomes['MEA'].checkpoint}, figure {folder / 'learning_curves.png'}", highlight=False, soft_wrap=True)
     return outcomes
 
 
 def results_table(outcomes: dict[str, Outcome], constant: dict[str, float]) -> Table:
-    """Returns the test table: MEA beside the constant, the best single modality and both rivals that read all.
+    """Returns the test table: MEA beside the constant, the best single modality and both baselines that read all.
 
     Args:
         outcomes: by model; single modalities are named ``GRU <modality>``.

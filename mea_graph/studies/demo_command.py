@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: the words after ``demo``.
     """
-    parser = Words(prog="mea-graph demo", description="MEA against its rivals on the embedded data, in one run of a few minutes.")
+    parser = Words(prog="mea-graph demo", description="MEA against its baselines on the embedded data, in one run of a few minutes.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for checkpoints and the figure (default: demo)")
     try:
         options = parser.read(arguments)

@@ -120,6 +120,6 @@ def _look(module: TaskModule, data: SequenceDataModule) -> Seen:
     number, seen = numbers(data), Seen([], [])
     with torch.inference_mode():
         for batch in batches(module, data, "train"):
-            seen.outputs.append(module(batch.x_dict, batch.batch_dict, batch_size=batch.num_graphs))
+            seen.outputs.append(module.run(batch))
             seen.samples.extend(number[name] for name in batch.id)
     return seen

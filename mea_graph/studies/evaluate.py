@@ -11,7 +11,6 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from mea_graph.train.data_module import SequenceDataModule
-from mea_graph.train.missing_modalities import without_modalities
 from mea_graph.train.reports import plain
 from mea_graph.train.task_module import TaskModule, prediction_of
 
@@ -70,7 +69,7 @@ def evaluate(module: TaskModule, data: SequenceDataModule, probabilities: Sequen
             samples = [number[name] for name in batch.id]
             rows = [row[sample] for sample in samples]
             targets.append(batch.y.cpu())
-            output = module(batch.x_dict, batch.batch_dict, batch_size=batch.num_graphs)
+            output = module.run(batch)
             predictions[None].append(prediction_of(output).double().cpu())
             seen.outputs.append(output)
             seen.samples.extend(samples)
@@ -79,9 +78,7 @@ def evaluate(module: TaskModule, data: SequenceDataModule, probabilities: Sequen
                     m: torch.as_tensor(lost, device=batch.y.device)
                     for m, lost in zip(modalities, which_missing(draw[rows], has[rows], modalities, *condition).T, strict=True)
                 }
-                x_dict, batch_dict = without_modalities(batch.x_dict, batch.batch_dict, gone)
-                output = module(x_dict, batch_dict, batch_size=batch.num_graphs)
-                predictions[condition].append(prediction_of(output).double().cpu())
+                predictions[condition].append(prediction_of(module.run(batch, gone)).double().cpu())
     target = torch.cat(targets)
     scores = {condition: plain(module.test_metrics.scores(torch.cat(found), target)) for condition, found in predictions.items()}
     missing: dict[str, dict[str, dict[str, float]]] = {}

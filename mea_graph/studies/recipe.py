@@ -95,6 +95,7 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     if epochs is not None:
         trainer["max_epochs"] = epochs
     trainer.setdefault("max_epochs", 60)
+    trainer.setdefault("gradient_clip_val", 1.0)  # as the command has it
     monitor = stopping.get("monitor", "valid/task")
     return Recipe(
         Path(names[0]).stem,
@@ -150,5 +151,5 @@ def _training_length(options: Mapping[str, Any]) -> TrainingLength | None:
 def _model_options(model: Mapping[str, Any]) -> dict[str, Any]:
     kind = str(model.get("class_path", "MEAModule")).rpartition(".")[2]
     if kind != "MEAModule" or set(model) - {"class_path", "init_args"}:
-        raise DataError("config: expected model.class_path MEAModule with model.init_args; the rivals take their options from MEA's")
+        raise DataError("config: expected model.class_path MEAModule with model.init_args; the baselines take their options from MEA's")
     return dict(model.get("init_args") or {})

@@ -35,7 +35,7 @@ TABLE_V: dict[str, dict[str, Any]] = {
 
 
 def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, Row]:
-    """Returns the rows of Tables II-IV: MEA and its rivals, each with the widths, depth and training of MEA's options.
+    """Returns the rows of Tables II-IV: MEA and its baselines, each with the widths, depth and training of MEA's options.
 
     The GRUs are as wide as the representations in each direction, and read as one step what MEA's convolution strides over. The
     Transformers are as wide as MEA's attention, and as deep as its predictive and cross-modal layers together, with its pooling.
@@ -49,7 +49,7 @@ def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, R
         ['MEA', 'constant', 'pooled linear', 'GRU audio', 'GRU lips']
     """
     given = whole_options("MEAModule", model)
-    training = {name: value for name, value in given.items() if name in arguments_for(TaskModule, model)}
+    training = {name: value for name, value in arguments_for(TaskModule, given).items() if name != "label_names"}
     extractor, branch = given["extractor"], given["exclusive"] or given["agnostic"]
     narrow = {"hidden_channels": given["hidden_channels"], "dropout": given["dropout"], "stride": extractor.get("stride", 1)} | training
     attention = narrow | {
@@ -124,8 +124,9 @@ def with_dropout(rows: Mapping[str, Row], probability: float) -> dict[str, Row]:
     """
     twice: dict[str, Row] = {}
     for name, (kind, options) in rows.items():
-        twice[name] = (kind, {**options, "modality_dropout": 0.0})
-        twice[f"{name}, modality dropout"] = (kind, {**options, "modality_dropout": probability})
+        others = {way: much for way, much in (options.get("augmentation") or {}).items() if way != "modality_dropout"}
+        twice[name] = (kind, {**options, "augmentation": others or None})
+        twice[f"{name}, modality dropout"] = (kind, {**options, "augmentation": {**others, "modality_dropout": probability}})
     return twice
 
 

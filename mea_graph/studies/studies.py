@@ -187,7 +187,7 @@ def _number(values: Sequence[float]) -> str:
 
 
 STUDIES: dict[str, Study] = {
-    "compare": Study("MEA and its rivals", _compare_rows, _table_report),
+    "compare": Study("MEA and its baselines", _compare_rows, _table_report),
     "ablate": Study("MEA without its parts", _ablate_rows, _table_report),
     "sensitivity": Study("Sensitivity to mu, alpha, beta and the numbers of layers", _sensitivity_rows, _sensitivity_report),
     "missing": Study("Missing modalities", _missing_rows, _missing_report, lambda words: {"missing": sorted(words.shares)}),

@@ -7,7 +7,38 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mea_graph.suggestions import did_you_mean
+
 Sequences = dict[str, Tensor]
+AUGMENTATIONS: dict[str, str] = {
+    "modality_dropout": "in [0, 1)",
+    "time_stretch": ">= 0",
+    "time_mask": "in [0, 1]",
+    "feature_noise": ">= 0",
+}
+
+
+def checked_augmentation(given: Mapping[str, float] | None) -> dict[str, float]:
+    """Returns how far training samples are changed in each way, 0 where it is not said.
+
+    Args:
+        given: ``modality_dropout`` (the probability with which each modality of a sample is left out; each sample keeps one),
+            ``time_stretch``, ``time_mask`` and ``feature_noise`` (of `augment`), or some of them.
+
+    Raises:
+        ValueError: where a name does not exist, or a number is out of its range.
+
+    Example:
+        >>> checked_augmentation({"time_mask": 0.2})
+        {'modality_dropout': 0.0, 'time_stretch': 0.0, 'time_mask': 0.2, 'feature_noise': 0.0}
+    """
+    for name, value in (given or {}).items():
+        if name not in AUGMENTATIONS:
+            raise ValueError(f"augmentation: expected some of {', '.join(AUGMENTATIONS)}, got {name!r}{did_you_mean(name, AUGMENTATIONS)}")
+        legal = isinstance(value, int | float) and value >= 0 and value <= (1 if "1" in AUGMENTATIONS[name] else value)
+        if not legal or (name == "modality_dropout" and value == 1):
+            raise ValueError(f"augmentation.{name}: expected a number {AUGMENTATIONS[name]}, got {value!r}")
+    return {name: float((given or {}).get(name, 0.0)) for name in AUGMENTATIONS}
 
 
 def augment(

@@ -32,7 +32,7 @@ from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
 from mea_graph.train.epoch_log import LogBeforeCheckpoint
-from mea_graph.train.error_message import one_line
+from mea_graph.train.error_message import is_lost_process, one_line
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
@@ -49,6 +49,7 @@ from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 from mea_graph.train.whole_files import write_whole
 
+CLIP = 1.0  # norm of the gradients; the published configurations have none
 UPDATES = 2000  # where neither `trainer` nor `training` says how long to train
 LENGTH = ("updates", "check_every", "patience")
 LINKED = ("in_channels", "out_channels", "task", "label_names")
@@ -87,6 +88,7 @@ class CommandLine(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             trainer_defaults={
+                "gradient_clip_val": CLIP,
                 "use_distributed_sampler": False,
                 "log_every_n_steps": 1,
                 "enable_model_summary": False,
@@ -249,7 +251,8 @@ class CommandLine(LightningCLI):
                 how = f"train anew and longer: {command} --run_dir {self.folder.path}-longer"
             else:
                 how = f"train longer: {command} --ckpt_path last"
-            self._announce(f"not converged: {why}; {how} --trainer.max_epochs {2 * (last + 1)}")
+            twice = f"--trainer.max_epochs {2 * (last + 1)}" if self.length is None else f"--training.updates {2 * self.length.updates}"
+            self._announce(f"not converged: {why}; {how} {twice}")
 
     def after_validate(self) -> None:
         self._report("valid")
@@ -319,6 +322,11 @@ class CommandLine(LightningCLI):
                 how = f" in epoch {self.trainer.current_epoch}; go on with: {self._go_on()}" if self.subcommand == "fit" else ""
                 print(f"mea-graph: stopped by {name}{how}", file=sys.stderr)
             raise SystemExit(code) from stop
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            how = f"; go on with: {self._go_on()}" if self.subcommand == "fit" else ""
+            raise DataError(f"another process of this run has ended, and said why if it could ({one_line(error)[:120]}){how}") from error
 
     def _go_on(self) -> str:
         """The command that takes this run up again."""

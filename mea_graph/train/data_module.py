@@ -242,6 +242,10 @@ class SequenceDataModule(L.LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.predict_split)
 
+    def pass_dataloader(self) -> DataLoader:
+        """One pass over the training samples, each once, whatever an epoch of training is."""
+        return self._evaluation_loader("train")
+
     def state_dict(self) -> dict[str, Any]:
         """What a later run needs to resume exactly, never to test on what was trained, and what `Predictor` needs to read other data."""
         scaled = self._prepared.statistics if self.standardize == "train" else None

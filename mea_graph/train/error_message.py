@@ -11,6 +11,24 @@ NOISE = re.compile(
 )
 
 
+LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket", re.IGNORECASE)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error of several processes that train together says that one of them cannot be reached any more.
+
+    Args:
+        error: what was raised.
+
+    Example:
+        >>> is_lost_process(RuntimeError("Connection closed by peer"))  # this process is alone
+        False
+    """
+    import torch.distributed as processes
+
+    return processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1 and bool(LOST.search(str(error)))
+
+
 def one_line(error: BaseException) -> str:
     """Returns the message of an error as one line that names the field, what was expected and what came.
 

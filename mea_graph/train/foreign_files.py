@@ -23,7 +23,7 @@ def what_it_is(path: str | Path) -> str | None:
         True
     """
     try:
-        kind = kind_of(Path(path))
+        kind = "npz" if zipfile.is_zipfile(path) else kind_of(Path(path))  # a checkpoint is a zip archive too
     except DataError as error:
         return str(error).removeprefix(f"{path}: ").removeprefix("is ")
     if kind == "csd":

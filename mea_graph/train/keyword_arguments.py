@@ -11,7 +11,7 @@ from docstring_parser import parse
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
-def takes_arguments_of(*components: Callable[..., Any], skip: tuple[str, ...] = ()) -> Callable[[Init], Init]:
+def takes_arguments_of(*components: Callable[..., Any], skip: tuple[str, ...] = (), unset: tuple[str, ...] = ()) -> Callable[[Init], Init]:
     """Gives an ``__init__(self, ..., **kwargs)`` the visible keyword arguments of the components it hands ``kwargs`` to.
 
     So the command line, the documentation and ``help()`` show every option with the default and the meaning its owner wrote down.
@@ -19,6 +19,7 @@ def takes_arguments_of(*components: Callable[..., Any], skip: tuple[str, ...] = 
     Args:
         components: classes or functions, the first one wins where two have an argument of the same name.
         skip: arguments that the ``__init__`` gives itself.
+        unset: arguments whose default is ``None`` here, for the ``__init__`` to replace.
 
     Example:
         >>> def area(width: int, height: int = 2): ...
@@ -35,7 +36,10 @@ def takes_arguments_of(*components: Callable[..., Any], skip: tuple[str, ...] = 
         for component in components:
             for parameter in inspect.signature(component, eval_str=True).parameters.values():
                 if parameter.name not in skip:
-                    parameters.setdefault(parameter.name, parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                    kind = inspect.Parameter.KEYWORD_ONLY
+                    if parameter.name in unset:
+                        parameter = parameter.replace(default=None, annotation=parameter.annotation | None)
+                    parameters.setdefault(parameter.name, parameter.replace(kind=kind))
         init.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
         taken = set(parameters) - {p.name for p in own}
         meanings = {name: text for component in reversed(components) for name, text in argument_docs(component).items() if name in taken}

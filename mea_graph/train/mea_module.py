@@ -12,8 +12,9 @@ from torch_geometric.data import Batch
 
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
 from mea_graph.nn.mea import PARTS
-from mea_graph.nn.model_options import PUBLISHED, merged
+from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.suggestions import did_you_mean
+from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -33,9 +34,15 @@ FORMER = {
     "importance": "discriminator.importance",
     "adversary": "discriminator.adversary",
     "self_loops": "fusion.self_loops",
+    "modality_dropout": "augmentation.modality_dropout",
+    "time_stretch": "augmentation.time_stretch",
+    "time_mask": "augmentation.time_mask",
+    "feature_noise": "augmentation.feature_noise",
 }
-# What the published form changes beside the model: the loss and the training of the paper.
+# What the forms have beside the model: the loss and the training.
 PUBLISHED_TRAINING = {"beta": 0.03, "weight_decay": 0.0, "warmup": 0.0, "cosine_decay": False}
+RECOMMENDED_TRAINING = {"beta": 0.001, "weight_decay": 0.01, "warmup": 0.05, "cosine_decay": True}
+BY_FORM: tuple[str, ...] = ("dropout", "beta", "weight_decay", "warmup", "cosine_decay")  # None: as the form has them
 
 
 class MEAModule(TaskModule):
@@ -49,7 +56,8 @@ class MEAModule(TaskModule):
         in_channels: width of each modality.
         task: what the target is.
         out_channels: width of the prediction: 1, the number of classes, or the number of labels.
-        form: what options have that are not named: "recommended", the defaults of their owners, or "published", what the paper has.
+        form: what options have that are not named: "recommended", or "published", what the paper has. It decides ``dropout``, ``beta``,
+            ``weight_decay``, ``warmup``, ``cosine_decay`` and the options inside parts, where they are ``None`` or not there.
         kwargs: options of `MEA` (parts as dicts of options), `MEALoss` and `TaskModule`.
 
     Shape: as `TaskModule`; the output is the `MEAOutput` of the model.
@@ -66,7 +74,7 @@ class MEAModule(TaskModule):
         3
     """
 
-    @takes_arguments_of(MEA, MEALoss, TaskModule, skip=("network",))
+    @takes_arguments_of(MEA, MEALoss, TaskModule, skip=("network",), unset=BY_FORM)
     def __init__(
         self,
         in_channels: dict[str, int],
@@ -92,14 +100,23 @@ class MEAModule(TaskModule):
         centering = cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
         if centering is None or not self.trainer.is_last_batch:
             return
-        modes = {part: part.training for part in self.network.modules()}
-        self.network.eval()
+        modes = {part: part.training for part in self.modules()}
+        self.eval()  # as a whole: no dropout, and no augmentation
         with torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():  # in evaluation's precision
-            for part in cast(Iterable[Batch], self.trainer.train_dataloader):
-                given = part.to(self.device)
-                self(given.x_dict, given.batch_dict, batch_size=given.num_graphs)
+            for part in self._each_sample_once():
+                self.run(part.to(self.device))
         for module, training in modes.items():
             module.training = training
+        self._average(centering)
+
+    def _each_sample_once(self) -> Iterable[Batch]:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SequenceDataModule) and (data.batches_per_epoch is not None or data.balanced):
+            return data.pass_dataloader()  # an epoch is no pass there
+        return cast(Iterable[Batch], self.trainer.train_dataloader)
+
+    def _average(self, centering: ModalityCentering) -> None:
+        """The means of all processes."""
         if self.trainer.world_size > 1:
             total = self.trainer.strategy.reduce(centering.mean * centering.seen.unsqueeze(1), reduce_op="sum")
             seen = self.trainer.strategy.reduce(centering.seen, reduce_op="sum")
@@ -135,7 +152,7 @@ def complete_options(form: Literal["recommended", "published"], given: Mapping[s
 
     Example:
         >>> complete_options("published", {"head": {"norm": True}})["head"]
-        {'norm': True, 'dropout': 0.0}
+        {'norm': True}
     """
     if form not in ("recommended", "published"):
         raise ValueError(f"form: expected 'recommended' or 'published', got {form!r}")
@@ -148,9 +165,8 @@ def complete_options(form: Literal["recommended", "published"], given: Mapping[s
             raise TypeError(f"MEAModule: unknown option {name}{meant}; options are those of MEA, MEALoss and TaskModule")
         if isinstance(value, nn.Module):
             raise TypeError(f"{name}: expected options, which a checkpoint can hold, got a module; give it to MEA in a TaskModule of yours")
-    if form == "published":
-        defaults |= PUBLISHED | PUBLISHED_TRAINING
-    options = merged(defaults, given)
+    defaults |= PUBLISHED | PUBLISHED_TRAINING if form == "published" else RECOMMENDED | RECOMMENDED_TRAINING
+    options = merged(defaults, {name: value for name, value in given.items() if value is not None or name not in BY_FORM})
     for name, kind in PARTS.items():
         if isinstance(options[name], Mapping):
             known = inspect.signature(kind).parameters.items()

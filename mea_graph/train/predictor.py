@@ -174,7 +174,7 @@ class Predictor:
         sampler = LengthBucketBatchSampler(dataset.lengths, 1 if attention else self.batch_size, shuffle=False)
         with torch.no_grad(), _watched(network, embeddings, attention) as fused:
             for samples in sampler:
-                output = self.module._run(self._batch(dataset, samples))
+                output = self.module.run(self._batch(dataset, samples))
                 found = {"output": prediction_of(output)}
                 if embeddings:
                     found |= {"fused": fused[-1], **_representations(output)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -17,7 +17,7 @@ from torch_geometric.data import Batch
 from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
-from mea_graph.train.augmentation import augment
+from mea_graph.train.augmentation import augment, checked_augmentation
 from mea_graph.train.class_balance import balanced_weights
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
@@ -51,7 +51,8 @@ class TaskModule(L.LightningModule):
     ``test/<metric>`` for each of `TaskMetrics`.
 
     Args:
-        network: called as ``network(x_dict, batch_dict, batch_size)``; returns the prediction or a NamedTuple that has one.
+        network: called as ``network(x_dict, batch_dict, batch_size)``; returns the prediction or a NamedTuple that has one. One whose
+            attribute ``reads_time`` is true is given ``time`` by name too: the seconds of the steps of each modality that has them.
         task: what the target is.
         out_channels: width of the prediction: 1, the number of classes, or the number of labels.
         sentiment: whether a regression target is a sentiment score in [-3, 3], so that Acc7, Acc2 and F1 are reported.
@@ -63,8 +64,9 @@ class TaskModule(L.LightningModule):
         label_smoothing: of the cross-entropy, in [0, 1].
         class_weights: of the cross-entropy: one number >= 0 a class, or a label, for samples that have it; ``balanced`` takes them from the
             training samples (`balanced_weights`) and keeps them in the checkpoint. They count in the ``loss`` and ``task`` of every part.
-        modality_dropout: probability with which each modality of a training sample is left out, in [0, 1); each sample keeps one.
-        time_stretch, time_mask, feature_noise: how far training samples are changed, see `mea_graph.train.augment`; 0 is not at all.
+        augmentation: how far training samples are changed, by name; what is not named is 0, not at all. ``modality_dropout`` in [0, 1):
+            probability with which each modality of a sample is left out, though each sample keeps one. ``time_stretch``, ``time_mask``,
+            ``feature_noise``: see `mea_graph.train.augment`.
 
     Shape:
         - batch: as PyG's ``DataLoader`` makes it of a `MultimodalDataset`.
@@ -96,21 +98,13 @@ class TaskModule(L.LightningModule):
         cosine_decay: bool = False,
         label_smoothing: float = 0.0,
         class_weights: Literal["balanced"] | list[float] | None = None,
-        modality_dropout: float = 0.0,
-        time_stretch: float = 0.0,
-        time_mask: float = 0.0,
-        feature_noise: float = 0.0,
+        augmentation: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
         if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup < 1:
             raise ValueError(
                 f"learning_rate, weight_decay, warmup: expected > 0, >= 0 and in [0, 1), got {learning_rate}, {weight_decay} and {warmup}"
             )
-        if not 0 <= modality_dropout < 1:
-            raise ValueError(f"modality_dropout: expected a probability in [0, 1), got {modality_dropout}")
-        if time_stretch < 0 or not 0 <= time_mask <= 1 or feature_noise < 0:
-            got = f"{time_stretch}, {time_mask} and {feature_noise}"
-            raise ValueError(f"time_stretch, time_mask, feature_noise: expected >= 0, in [0, 1] and >= 0, got {got}")
         check_class_weights(class_weights, task, out_channels)
         self.network = network
         self.loss = MEALoss(task, label_smoothing=label_smoothing)
@@ -123,17 +117,39 @@ class TaskModule(L.LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.cosine_decay = cosine_decay
-        self.modality_dropout = modality_dropout
-        self.augmentation = {"time_stretch": time_stretch, "time_mask": time_mask, "feature_noise": feature_noise}
+        self.augmentation = checked_augmentation(augmentation)
+        self.modality_dropout = self.augmentation.pop("modality_dropout")
+        if self.augmentation["time_stretch"] > 0 and getattr(network, "reads_time", False):
+            why = "0 with a network that reads times in seconds, which have one pace"
+            raise ValueError(f"augmentation.time_stretch: expected {why}, got {self.augmentation['time_stretch']}")
         self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.gather = RowGatherer()
         self._means = TermMeans()
         self._seed: int | None = None
 
-    def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Any:
-        """Returns what the network returns; the features are brought to the precision of its weights."""
-        return self.network({name: x.to(self.dtype) for name, x in x_dict.items()}, batch_dict, batch_size=batch_size)
+    def forward(
+        self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int, time: dict[str, Tensor] | None = None
+    ) -> Any:
+        """Returns what the network returns; the features are brought to the precision of its weights, times keep their own."""
+        given = {} if time is None else {"time": time}
+        return self.network({name: x.to(self.dtype) for name, x in x_dict.items()}, batch_dict, batch_size=batch_size, **given)
+
+    def run(self, batch: Batch, missing: Mapping[str, Tensor] | None = None) -> Any:
+        """Returns what the network returns for a batch, whose times it is given where it reads them; training changes the batch first.
+
+        ``missing``, ``(B,)`` bool by modality, says which samples go without it.
+        """
+        x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, self._times(batch)
+        if self.training and any(self.augmentation.values()):  # every step stays: no stretch beside times
+            x_dict, batch_dict = augment(x_dict, batch_dict, batch.num_graphs, **self.augmentation)
+        if self.training and self.modality_dropout > 0:
+            missing = draw_missing(batch_dict, batch.num_graphs, self.modality_dropout)
+        if missing is not None:
+            for m in time.get("time", {}).keys() & missing.keys():
+                time["time"][m] = time["time"][m][~missing[m][batch_dict[m]]]
+            x_dict, batch_dict = without_modalities(x_dict, batch_dict, missing)
+        return self(x_dict, batch_dict, batch_size=batch.num_graphs, **time)
 
     def loss_terms(self, output: Any, target: Tensor) -> dict[str, Tensor]:
         """Returns the loss to minimise as ``loss`` and each of its terms by name; ``task`` is the term every module has.
@@ -161,12 +177,12 @@ class TaskModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """Returns ids, predictions ``(B, out_channels)`` and, where known, targets of one batch."""
-        prediction = prediction_of(self._run(batch))
+        prediction = prediction_of(self.run(batch))
         return {"id": list(batch.id), "prediction": prediction.float().cpu(), "target": batch.y.cpu() if "y" in batch else None}
 
     def number_names(self, batch: Batch) -> tuple[list[str], list[str]]:
         """Returns the names of the terms of the loss and of the metrics, as this batch has them; nothing is logged."""
-        output = self._run(batch)
+        output = self.run(batch)
         metrics = self.valid_metrics.scores(prediction_of(output).double(), batch.y)
         return list(self.loss_terms(output, batch.y)), list(metrics)
 
@@ -212,7 +228,9 @@ class TaskModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         # One call for hundreds of small tensors. Only on a CPU: on a GPU it is torch's own choice, and gradient scaling minds a fused one.
-        fused = True if all(parameter.device.type == "cpu" for parameter in self.parameters()) else None
+        # In mixed precision Lightning clips no gradients with a fused one.
+        mixed = self._trainer is not None and "mixed" in self.trainer.precision
+        fused = True if not mixed and all(parameter.device.type == "cpu" for parameter in self.parameters()) else None
         if self.weight_decay > 0:
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(
                 self.parameters(), self.learning_rate, weight_decay=self.weight_decay, fused=fused
@@ -239,18 +257,15 @@ class TaskModule(L.LightningModule):
             raise DataError("class_weights: expected 'balanced' here or data.balanced, got both, which makes rare classes count too much")
         return balanced_weights(data.targets("train"), self.task, self.out_channels)
 
-    def _run(self, batch: Batch) -> Any:
-        x_dict, batch_dict = batch.x_dict, batch.batch_dict
-        if self.training and any(self.augmentation.values()):
-            x_dict, batch_dict = augment(x_dict, batch_dict, batch.num_graphs, **self.augmentation)
-        if self.training and self.modality_dropout > 0:
-            missing = draw_missing(batch_dict, batch.num_graphs, self.modality_dropout)
-            x_dict, batch_dict = without_modalities(x_dict, batch_dict, missing)
-        return self(x_dict, batch_dict, batch_size=batch.num_graphs)
+    def _times(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
+        """The argument ``time`` of a network that reads it; none for others."""
+        if not getattr(self.network, "reads_time", False):
+            return {}
+        return {"time": {m: batch[m].time for m in batch.node_types if "time" in batch[m]}}
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()
-        output = self._run(batch)
+        output = self.run(batch)
         terms = self.loss_terms(output, batch.y)
         if not torch.isfinite(terms["loss"]):
             values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())

@@ -46,7 +46,7 @@ def attention_map(
     Example:
         >>> import torch
         >>> from mea_graph.nn import MEA
-        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2, kernel_size=1, skip=True)
+        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
         >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3)}
         >>> output = model(x, return_attention_weights=True)
         >>> figure = attention_map(output, ("fine", "audio", "text"), words={"text": ["what", "a", "fine", "film"]})

@@ -1,4 +1,4 @@
-"""What a suite's file becomes: rows, aims and figures that show what was measured."""
+"""What a suite's file becomes: rows, sentences and figures that show what was measured."""
 
 import json
 
@@ -36,11 +36,10 @@ def suite(tmp_path):
     return path
 
 
-def test_a_suite_becomes_rows_aims_and_figures(suite):
+def test_a_suite_becomes_rows_sentences_and_figures(suite):
     text = report.page([suite])
-    assert "| training step, full padding: times faster than MulT | at least 2 | 3.00 | yes |" in text
-    assert "| training step, full padding: share of the memory of MulT | at most 0.333 | 0.25 | yes |" in text
-    assert "| | MulT | 10.7 | 1500.00 (1350.00-1650.00) | 3.00 (2.45-3.67) | 400.0 |" in text.replace("|  |", "| |")
+    assert "A training step of MEA is 3 times as fast as MulT; it takes 100 MB of memory, MulT 400 MB." in text
+    assert "| | MulT | 10.7 | 1.5 s (1.35-1.65) | 3 (2.45-3.67) | 400 MB |" in text.replace("|  |", "| |")
     assert "ALMT (not published)" in text
     assert "figures/performance-quick-1-thread-throughput.svg" in text
 
@@ -49,8 +48,8 @@ def test_a_full_run_takes_the_place_of_a_quick_one(suite, tmp_path):
     full = tmp_path / "full-1-thread-2026-01-01.json"
     full.write_text(suite.read_text().replace("make bench ", "make bench-full "))
     text = report.page([suite, full])
-    assert "`make bench-full THREADS=1`" in text
-    assert "`make bench THREADS=1`" not in text
+    assert "\nmake bench-full THREADS=1\n" in text
+    assert "\nmake bench THREADS=1\n" not in text
 
 
 def test_growth_curves_stand_beside_a_quick_run(suite, tmp_path):

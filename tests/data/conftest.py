@@ -1,8 +1,4 @@
-"""Sequences with known true lengths, and the real recordings where they are at hand."""
-
-import os
-from collections.abc import Callable
-from pathlib import Path
+"""Sequences with known true lengths."""
 
 import numpy as np
 import pytest
@@ -31,16 +27,3 @@ def dataset(sequences: dict[str, list[np.ndarray]]) -> MultimodalDataset:
         fields={"subject": [1, 1, 2, 2, 3, 3], "room": ["x", "y", "x", "y", "x", "y"]},
         label_names=["low", "middle", "high"],
     )
-
-
-@pytest.fixture(scope="session")
-def recording() -> Callable[[str], Path]:
-    """The path of a real recording; skips where it is absent."""
-    folder = Path(os.environ.get("MEA_GRAPH_DATA", Path(__file__).parents[3] / "shared" / "data"))
-
-    def find(name: str) -> Path:
-        if not (folder / name).is_file():
-            pytest.skip(f"{name} is not at hand (set MEA_GRAPH_DATA to its folder)")
-        return folder / name
-
-    return find

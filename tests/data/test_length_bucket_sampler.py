@@ -18,11 +18,20 @@ def test_every_sample_comes_once_and_every_rank_has_as_many_batches(total, ranks
     batches = [list(s) for s in samplers]
     assert {len(b) for b in batches} == {len(samplers[0])}
     seen = [i for rank in batches for batch in rank for i in batch]
-    assert all(1 <= len(batch) <= 4 for rank in batches for batch in rank)
+    assert all(1 <= len(batch) <= 4 + 1 for rank in batches for batch in rank)  # one more where a left-over joins
     assert set(seen) == set(range(total))
-    assert len(seen) < total + ranks  # only where a rank would be without a batch does a sample come twice
-    if total >= ranks and total % (4 * ranks) >= ranks:
-        assert len(seen) == total
+    assert len(seen) == max(total, ranks)  # only where there are fewer samples than ranks does one come twice
+
+
+@pytest.mark.parametrize("total", [2, 7, 8, 24, 25, 26, 33])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_two_ranks_have_the_batches_of_one(total, shuffle):
+    """A single sample that was left over came twice, once for each rank, and trained other weights."""
+    one = list(LengthBucketBatchSampler(lengths(total), 8, shuffle))
+    two = [list(LengthBucketBatchSampler(lengths(total), 4, shuffle, num_replicas=2, rank=rank)) for rank in range(2)]
+    assert [sorted(batch) for batch in one] == [sorted(first + second) for first, second in zip(*two, strict=True)]
+    assert len(one) == len(LengthBucketBatchSampler(lengths(total), 8, shuffle))
+    assert total < 9 or min(map(len, one)) > 1
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -97,3 +98,19 @@ def test_a_folder_of_several_formats_asks_which(tmp_path):
     (tmp_path / "COVAREP.csd").unlink()
     with pytest.raises(DataError, match=r"expected a folder with \.csd files, got none"):
         open_dataset(tmp_path, format="csd")
+
+
+def test_archives_and_texts_are_named_by_what_they_hold(tmp_path):
+    """A download of several files, a checkpoint of torch, a table."""
+    for names, seen in ((["mosi.pkl"], "'mosi.pkl'"), ([f"{i}.wav" for i in range(5)], r"'0.wav', '1.wav', '2.wav' and 2 more")):
+        with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+            for name in names:
+                archive.writestr(name, b"")
+        for format in ("auto", "npz", "mult"):
+            with pytest.raises(DataError, match=rf"a\.npz: is a zip archive of other files \({seen}\), not an \.npz; unpack it first"):
+                open_dataset(tmp_path / "a.npz", format=format)
+    for name, text in (("a.csv", "id,label\nclip,1\n"), ("a.json", '{"a": [1]}'), ("a.TXT", "Grüße")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        for format in ("auto", "mult"):
+            with pytest.raises(DataError, match=rf"{name}: is a text file \({name[1:]}\); no format is one"):
+                open_dataset(tmp_path / name, format=format)

@@ -138,6 +138,17 @@ def test_a_name_in_backticks_becomes_a_link_where_it_is_public(extension):
     assert with_links(":math:`(B, T)`, bool; ``x``; :math:`(B,)`") == ":math:`(B, T)`, bool; ``x``; :math:`(B,)`"
 
 
+def test_the_reference_names_every_layer_where_a_reader_looks_for_it(extension, monkeypatch):
+    pages, known = extension("api_pages"), extension("api_groups")
+    assert next(iter(pages.groups("nn"))) == "The model"
+    assert pages.groups("nn")["The model"][0] == "MEA"
+    nn = importlib.import_module("mea_graph.nn")
+    assert set(known.PLACES) == {f"nn.{name}" for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
+    monkeypatch.setitem(known.GROUPS, "ops", {"Attention": ["predictive_attention"]})
+    with pytest.raises(ValueError, match=r"each public name of mea_graph.ops once, got it wrong for .*segment_sum"):
+        pages.groups("ops")
+
+
 def test_formulas_become_mathml(extension):
     convert = extension("mathml").convert
     assert "<mi>softmax</mi>" in convert(r"\mathrm{softmax}\big(x_1, \dots, x_n\big)", as_block=True)
@@ -195,6 +206,6 @@ def test_the_page_of_a_figure_shows_it(pages):
 
 def test_a_long_name_breaks_at_its_joints_only(extension):
     pieces = extension("tables").pieces
-    assert pieces("ops/edge/cpu.py::test") == ["ops/", "edge_", "attention/", "cpu.py::", "test"]
+    assert pieces("ops/grouped_linear/cpu.py::test") == ["ops/", "grouped_", "linear/", "cpu.py::", "test"]
     assert pieces("mea_graph.nn.PredictiveEncoder") == ["mea_", "graph.", "nn.", "Predictive", "Encoder"]
     assert pieces("mean_over_time") == ["mean_over_time"]

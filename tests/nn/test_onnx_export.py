@@ -30,8 +30,8 @@ def model() -> MEA:
     below. With a standard deviation of 1 it was up to four times the tolerance: what then passed depended on the processor.
     """
     torch.manual_seed(2)  # a draw whose predictions differ enough
-    layers = {"exclusive": {"num_layers": 2}}
-    model = MEA(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, dropout=0.5, **layers)
+    layers = {"exclusive": {"num_layers": 2, "pooling": "gru"}, "agnostic": {"num_layers": 1, "pooling": "gru"}, "head": {"norm": True}}
+    model = MEA.published(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, dropout=0.5, **layers)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)

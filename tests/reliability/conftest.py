@@ -110,8 +110,9 @@ def source(tmp_path, arrays) -> Path:
 @pytest.fixture(scope="session")
 def small_model() -> list[str]:
     """Options of a command line for a small MEA on the file that `source` writes."""
-    model = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8", "--model.exclusive.num_layers", "1"]
-    return ["--data.reader.split", "part", "--trainer.accelerator", "cpu", *model, "--model.agnostic.num_layers", "1"]
+    size = {"channels": "8", "heads": "2", "hidden_channels": "8", "exclusive.num_layers": "1", "agnostic.num_layers": "1"}
+    model = [word for name, value in ({"form": "published"} | size).items() for word in (f"--model.{name}", value)]
+    return ["--data.reader.split", "part", "--trainer.accelerator", "cpu", *model]
 
 
 @pytest.fixture

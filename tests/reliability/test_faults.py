@@ -138,15 +138,15 @@ import os, sys, time
 from pathlib import Path
 from mea_graph.data import cache, open_dataset
 
-original = cache.write_store
+original = cache.write_made
 
-def write(store, folder):
+def write(*arguments):
     Path(f"converting-{os.getpid()}").touch()
     if sys.argv[2] == "hang":
         time.sleep(600)
-    original(store, folder)
+    original(*arguments)
 
-cache.write_store = write
+cache.write_made = write
 Path("started-" + sys.argv[2]).touch()
 open_dataset(sys.argv[1], split="part")
 """

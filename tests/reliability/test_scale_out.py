@@ -12,17 +12,22 @@ from mea_graph.data import MultimodalDataset
 from mea_graph.data.store_files import write_store
 
 
+def start_two(child, command, words):
+    """Starts a command in two processes over gloo, as a launcher such as torchrun does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    words = [*words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    return [child(command, *words, environment={**launched, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+
+
 @pytest.fixture
 def two(child, command):
-    """Runs a command in two processes over gloo, started as a launcher such as torchrun starts them."""
+    """Runs a command in two processes."""
 
     def run(*words):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-        words = [*words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-        started = [child(command, *words, environment={**launched, "LOCAL_RANK": str(rank)}) for rank in range(2)]
+        started = start_two(child, command, words)
         codes = [process.wait(timeout=100) for process in started]  # one that waits for the other for ever fails here
         assert codes == [0, 0], "\n".join(process.text() for process in started)
 
@@ -30,11 +35,14 @@ def two(child, command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["even", "uneven, and a process without lips"])
+@pytest.mark.parametrize("data", ["even", "one left over", "uneven, and a process without lips"])
 def test_two_processes_have_the_loss_curve_of_one(two, small_model, arrays, read_logs, data):
     """Every term of the objective, the batch statistics HSIC and discrimination among them, and the weights at the end."""
     arrays, batch = dict(arrays), 8
-    if data != "even":  # 23 to train, in one joint batch: 12 and 11; and 9 to validate: 5 and 4
+    if data == "one left over":  # 25 to train
+        arrays["part"] = np.where(np.cumsum(arrays["part"] == "test") == 1, "train", arrays["part"])
+        arrays["part"] = np.where((arrays["part"] == "train") & (np.cumsum(arrays["part"] == "train") > 25), "test", arrays["part"])
+    elif data != "even":  # 23 to train, in one joint batch: 12 and 11; and 9 to validate: 5 and 4
         arrays["part"], batch = np.where(np.arange(40) == 0, "valid", arrays["part"]), 24
         arrays["lips_len"] = np.where(np.isin(np.arange(40), (1, 3, 8)), 3, 0)  # one sample to train
         assert [str(arrays["part"][i]) for i in (1, 3, 8)].count("train") == 1
@@ -52,6 +60,26 @@ def test_two_processes_have_the_loss_curve_of_one(two, small_model, arrays, read
     weights = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("one", "two")]
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_told_in_one_line(child, command, small_fit):
+    """The other one printed a traceback of forty lines."""
+    Path("killer.py").write_text(
+        "import os, signal\nimport lightning as L\n"
+        "class Kill(L.Callback):\n"
+        "    def on_train_batch_start(self, trainer, module, batch, index):\n"
+        "        if trainer.global_rank == 1 and trainer.current_epoch == 1:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    words = [*small_fit, "--run_dir", "run", "--trainer.max_epochs", "3", "--trainer.callbacks+", "killer.Kill"]
+    first, second = start_two(child, command, words)
+    assert second.wait() < 0
+    assert first.wait() == 2, first.text()
+    assert "Traceback" not in first.text()
+    (error,) = [line for line in first.text().splitlines() if line.startswith("mea-graph: error: ")]
+    assert "another process of this run has ended" in error
+    assert "go on with: mea-graph fit --config run/config.yaml --ckpt_path last" in error
 
 
 MEASURE = """

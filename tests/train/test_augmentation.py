@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -79,13 +81,31 @@ def test_only_training_samples_change():
     sample = HeteroData()
     sample["audio"].x, sample.y, sample.id = torch.ones(40, 1), torch.zeros(1), "a"
     batch = Batch.from_data_list([sample] * 3)
-    module = TaskModule(Sum(), "regression", 1, time_mask=1.0)
+    module = TaskModule(Sum(), "regression", 1, augmentation={"time_mask": 1.0})
     torch.manual_seed(0)
-    assert module.train()._run(batch)[0].item() < 120
-    assert module.eval()._run(batch)[0].item() == 120
+    assert module.train().run(batch)[0].item() < 120
+    assert module.eval().run(batch)[0].item() == 120
 
 
-@pytest.mark.parametrize("option", [{"time_stretch": -0.1}, {"time_mask": 1.5}, {"feature_noise": -1.0}])
-def test_options_out_of_range(option):
-    with pytest.raises(ValueError, match=r"time_stretch, time_mask, feature_noise: expected >= 0, in \[0, 1\] and >= 0, got"):
-        TaskModule(nn.Identity(), "regression", 1, **option)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"time_stretch": -0.1}, r"augmentation.time_stretch: expected a number >= 0, got -0.1"),
+        ({"time_mask": 1.5}, r"augmentation.time_mask: expected a number in \[0, 1\], got 1.5"),
+        ({"feature_noise": -1.0}, r"augmentation.feature_noise: expected a number >= 0, got -1.0"),
+        ({"feature_noise": float("nan")}, r"augmentation.feature_noise: expected a number >= 0, got nan"),
+        ({"modality_dropout": 1}, r"augmentation.modality_dropout: expected a number in \[0, 1\), got 1"),
+        ({"time_mask": None}, r"augmentation.time_mask: expected a number in \[0, 1\], got None"),
+        (
+            {"feature_nose": 0.1},
+            r"augmentation: expected some of .*, got 'feature_nose' \(did you mean 'feature_noise'\?\)",
+        ),
+    ],
+)
+def test_ways_that_do_not_exist_and_numbers_out_of_range_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        TaskModule(Sum(), "regression", 1, augmentation=given)
+
+
+def test_no_function_of_a_module_has_more_than_a_dozen_options():
+    assert len(inspect.signature(TaskModule).parameters) == 12

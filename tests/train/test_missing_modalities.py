@@ -80,7 +80,7 @@ def samples(count):
 
 
 def test_modalities_are_dropped_in_training_alone_and_the_same_again_for_the_same_batch():
-    module = TaskModule(Lengths(), "regression", 1, modality_dropout=0.5)
+    module = TaskModule(Lengths(), "regression", 1, augmentation={"modality_dropout": 0.5})
     module.setup("fit")
     batch = samples(40)
     whole = dict.fromkeys(MODALITIES, 120)
@@ -97,7 +97,8 @@ def test_modalities_are_dropped_in_training_alone_and_the_same_again_for_the_sam
 
 
 def test_it_is_an_option_of_every_module():
-    module = MEAModule(dict.fromkeys(MODALITIES, 4), "classification", 2, modality_dropout=0.25, label_smoothing=0.1, channels=8, heads=2)
+    options = {"augmentation": {"modality_dropout": 0.25}, "label_smoothing": 0.1, "channels": 8, "heads": 2}
+    module = MEAModule(dict.fromkeys(MODALITIES, 4), "classification", 2, **options)
     assert (module.modality_dropout, module.loss.label_smoothing) == (0.25, 0.1)
-    with pytest.raises(ValueError, match=r"modality_dropout: expected a probability in \[0, 1\), got 1"):
-        TaskModule(nn.Identity(), "regression", 1, modality_dropout=1.0)
+    with pytest.raises(ValueError, match=r"augmentation.modality_dropout: expected a number in \[0, 1\), got 1"):
+        TaskModule(nn.Identity(), "regression", 1, augmentation={"modality_dropout": 1.0})

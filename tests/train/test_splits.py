@@ -120,3 +120,13 @@ def test_policies_that_the_data_does_not_allow(policy, message):
 def test_a_validation_split_of_the_file_is_not_silently_replaced():
     with pytest.raises(DataError, match="has a valid split of its own"):
         SplitPolicy(valid_fraction=0.5).apply(4, ["train", "train", "valid", "test"])
+
+
+def test_validation_by_groups_takes_training_samples_alone():
+    """A speaker of the training part may be in the test part too: those samples stay there."""
+    split, speaker = np.array(["train"] * 8 + ["test"] * 4), np.array([0, 0, 1, 1, 2, 2, 3, 3, 0, 1, 2, 3])
+    for seed in range(5):
+        parts = SplitPolicy(valid_fraction=0.25, valid_by="who", seed=seed).apply(12, split, {"who": speaker})
+        assert parts["test"].tolist() == [8, 9, 10, 11]
+        assert sorted([*parts["train"], *parts["valid"]]) == list(range(8))
+        assert len(set(speaker[parts["valid"]]) & set(speaker[parts["train"]])) == 0

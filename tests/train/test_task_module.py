@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_geometric.data import Batch
 
 from mea_graph.baselines import LateFusionGRUModule
-from mea_graph.data import DataError
+from mea_graph.data import AsynchronousEvents, DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
+from mea_graph.train.mea_module import BY_FORM
 from mea_graph.train.same_options import check_same_options
 
 TINY = {"channels": 8, "heads": 2, "hidden_channels": 8}
@@ -79,7 +81,7 @@ class FirstLook(L.Callback):
 
 def test_means_of_modalities_are_measured_without_dropout_before_validation(classes_source):
     data = SequenceDataModule(**classes_source, batch_size=5)
-    options = {"dropout": 0.5, "feature_noise": 0.5, "modality_dropout": 0.5, "agnostic": {"center": True}}
+    options = {"dropout": 0.5, "augmentation": {"feature_noise": 0.5, "modality_dropout": 0.5}, "agnostic": {"center": True}}
     module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, **options)
     look = FirstLook()
     fit(module, data, epochs=2, callbacks=[look])
@@ -117,7 +119,7 @@ def test_training_learns(module_class, classes_source):
     data = SequenceDataModule(**classes_source)
     options = TINY if module_class is MEAModule else {"hidden_channels": 8}
     module = module_class(data.in_channels, data.task, data.out_channels, learning_rate=1e-2, **options)
-    trainer = fit(module, data, epochs=15)
+    trainer = fit(module, data, epochs=60)  # of two updates each
     assert trainer.callback_metrics["train/task"] < 0.5 * math.log(2)  # half of what a coin reaches
     assert trainer.callback_metrics["valid/accuracy"] > 0.8
 
@@ -222,7 +224,9 @@ def test_mea_module_takes_every_option_of_its_parts_and_no_other():
     visible = inspect.signature(MEAModule).parameters
     for part in (MEA, MEALoss, TaskModule):
         for name, parameter in inspect.signature(part).parameters.items():
-            if name != "network":
+            if name in BY_FORM:
+                assert visible[name].default is None  # as the form has it
+            elif name != "network":
                 assert visible[name].default == parameter.default or name == "task"
     with pytest.raises(TypeError, match="unknown option colour; options are those of MEA, MEALoss and TaskModule"):
         MEAModule({"a": 1, "b": 1}, "regression", 1, colour="red")
@@ -247,3 +251,77 @@ def test_the_published_form_is_the_papers_down_to_its_training():
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in module.named_parameters()}
     with pytest.raises(TypeError, match="fusion: expected options, which a checkpoint can hold, got a module"):
         MEAModule({"audio": 3, "text": 2}, "regression", 1, fusion=torch.nn.Identity())
+
+
+@pytest.mark.parametrize("options", [{"batches_per_epoch": 3}, {"balanced": True}])
+def test_means_of_modalities_are_of_each_training_sample_once_where_an_epoch_is_no_pass(classes_source, options):
+    data = SequenceDataModule(**classes_source, batch_size=4, **options)
+    module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, agnostic={"center": True})
+    fit(module, data)
+    there = [int((data.dataset.lengths[m][data.parts["train"]] > 0).sum()) for m in data.in_channels]
+    assert module.network.agnostic.centering.seen.tolist() == there
+
+
+class Clock(nn.Module):
+    """A network that reads times: every step's features are its time."""
+
+    def __init__(self, reads_time: bool = True) -> None:
+        super().__init__()
+        self.reads_time, self.linear, self.seen = reads_time, nn.Linear(1, 1), []
+
+    def forward(self, x_dict, batch_dict, batch_size, time=None):
+        self.seen.append((x_dict, batch_dict, time))
+        return self.linear(x_dict["text"].new_zeros(batch_size, 1))
+
+
+def timed_batch():
+    """Of each step the first feature is its time."""
+    events = AsynchronousEvents(num_samples=12)
+    samples = [events[n] for n in range(12)]
+    for sample in samples:
+        for m in events.modalities:
+            sample[m].x[:, 0] = sample[m].time
+    del samples[0]["vision"].time  # PyG leaves the attribute out of the batch then
+    return Batch.from_data_list(samples)
+
+
+def test_times_reach_a_network_that_reads_them_and_stay_with_their_steps():
+    batch = timed_batch()
+    module = TaskModule(Clock(), "regression", 1, augmentation={"modality_dropout": 0.5})
+    module.train().run(batch)
+    x, sample, time = module.network.seen.pop()
+    assert set(time) == {"text", "audio"}
+    for m, seconds in time.items():
+        assert torch.equal(seconds, x[m][:, 0])
+        assert 0 < len(seconds) == len(sample[m]) < len(batch[m].time)
+    module = TaskModule(Clock(), "regression", 1, augmentation={"time_mask": 0.5, "feature_noise": 0.1})
+    module.train().run(batch)
+    assert all(torch.equal(module.network.seen[-1][2][m], batch[m].time) for m in time)
+    still = TaskModule(Clock(reads_time=False), "regression", 1)
+    still.run(batch)
+    assert still.network.seen.pop()[2] is None
+
+
+def test_another_pace_beside_times_is_refused():
+    with pytest.raises(ValueError, match=r"augmentation.time_stretch: expected 0 with a network that reads times in seconds, .*got 0.1"):
+        TaskModule(Clock(), "regression", 1, augmentation={"time_stretch": 0.1})
+    TaskModule(Clock(reads_time=False), "regression", 1, augmentation={"time_stretch": 0.1})
+    with pytest.raises(ValueError, match="time_stretch: expected 0 with a network that reads times"):
+        MEAModule({"a": 1, "b": 1}, "regression", 1, extractor={"positions": "seconds"}, augmentation={"time_stretch": 0.1})
+
+
+def test_a_model_of_seconds_trains_by_its_options_and_predicts():
+    data = SequenceDataModule(events={"num_samples": 24, "missing_rate": 0.2}, batch_size=8)
+    options = {"extractor": {"positions": "seconds", "time_scale": 0.2}, "augmentation": {"modality_dropout": 0.3}, **TINY}
+    module = MEAModule(data.in_channels, data.task, data.out_channels, **options)
+    fit(module, data)
+    again = MEAModule(**module.hparams)
+    assert again.network.reads_time
+    assert again.network.extractors["audio"].time_scale == 0.2
+    again.load_state_dict(module.state_dict())
+    batch = next(iter(data.val_dataloader()))
+    outputs = [m.eval().predict_step(batch, 0)["prediction"] for m in (module, again)]
+    assert torch.equal(*outputs)
+    late = batch.clone()
+    late["audio"].time = late["audio"].time + 1
+    assert not torch.allclose(module.predict_step(late, 0)["prediction"], outputs[0])

@@ -33,7 +33,7 @@ class TestTraining:
         fit = ["fit", *words(classes_source), "--config", "length.yaml", "--data.batch_size", 18]  # a pass has 2 updates
         run(*fit, "--run_dir", "whole")
         assert (checkpoint("whole")["global_step"], checkpoint("whole")["epoch"]) == (12, 2)
-        Path("end.py").write_text(
+        Path("halt.py").write_text(
             "import lightning as L\n"
             "class End(L.Callback):\n"
             "    def on_train_epoch_start(self, trainer, module):\n"
@@ -42,7 +42,7 @@ class TestTraining:
         config = yaml.safe_load(Path("whole/config.yaml").read_text())
         assert config["training"] == {"updates": 12, "check_every": 4, "patience": 8}
         assert config["trainer"]["max_epochs"] is None
-        run("fit", "--config", "whole/config.yaml", "--run_dir", "cut", "--trainer.callbacks+=end.End")
+        run("fit", "--config", "whole/config.yaml", "--run_dir", "cut", "--trainer.callbacks+=halt.End")
         assert checkpoint("cut")["global_step"] < 12
         run("fit", "--config", "whole/config.yaml", "--run_dir", "cut", "--ckpt_path", "last")
         assert checkpoint("cut")["global_step"] == 12

@@ -31,7 +31,7 @@ class Seen(L.Callback):
 def train(source, length, batch_size, folder, stop_at=None, resume=None, accumulate=1, watched=()):
     L.seed_everything(0, verbose=False)
     data = SequenceDataModule(**source, batch_size=batch_size, batches_per_epoch=length.batches_per_epoch(accumulate))
-    options = {"learning_rate": 0.1, "warmup": 0.2, "cosine_decay": True, "dropout": 0.5, "modality_dropout": 0.3}
+    options = {"learning_rate": 0.1, "warmup": 0.2, "cosine_decay": True, "dropout": 0.5, "augmentation": {"modality_dropout": 0.3}}
     module = LateFusionGRUModule(data.in_channels, data.task, data.out_channels, hidden_channels=3, **options)
     seen = Seen(stop_at)
     checkpoint = L.pytorch.callbacks.ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)

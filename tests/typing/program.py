@@ -95,8 +95,8 @@ def trained() -> None:
     assert_type(module, train.MEAModule)
     train.SequenceDataModule(source="mine.npz", batch_size=4).setup("fit")
     assert_type(train.regression_metrics(torch.zeros(3), torch.zeros(3)), dict[str, Tensor])
-    rival = baselines.LateFusionGRU({"a": 2, "b": 1}, 1)
-    assert_type(rival.forward({}, {}, 2), Tensor)
+    baseline = baselines.LateFusionGRU({"a": 2, "b": 1}, 1)
+    assert_type(baseline.forward({}, {}, 2), Tensor)
     assert_type(baselines.constant_prediction(torch.zeros(3), "regression", 1), Tensor)
     assert_type(viz.score_bars({"MEA": [0.5]}, "mae"), Figure)
 

@@ -15,7 +15,7 @@ def make_output():
 
     def make(**options):
         torch.manual_seed(0)
-        model = MEA(WIDTHS, out_channels=1, channels=8, heads=2, hidden_channels=16, **options)
+        model = MEA.published(WIDTHS, out_channels=1, channels=8, heads=2, hidden_channels=16, **options)
         x = {m: torch.randn(4, max(lengths), WIDTHS[m]) for m, lengths in LENGTHS.items()}
         mask = {m: torch.arange(max(lengths)) < torch.tensor(lengths)[:, None] for m, lengths in LENGTHS.items()}
         return model(x, mask, return_attention_weights=True)

@@ -47,7 +47,7 @@ def test_sources_together_stand_side_by_side_with_a_line_between(output, arrow, 
 
 @pytest.mark.parametrize("stages", [{}, {"fine": False}, {"mixed": False, "fine": False}])
 def test_the_padding_is_cut_without_predictive_attention_too(make_output, stages):
-    output = make_output(predictive_attention=False, **stages)
+    output = make_output(exclusive={"num_layers": 0}, agnostic=stages)
     stage, source, _ = arrow = next(a for a in output.cross_modal_attention[0] if a[2] == "audio")
     expected = 3 + 9 * (source == "all")  # audio and text; the sample has no vision
     assert image(attention_map(output, arrow, sample=1)).shape == (9, expected), stage

@@ -45,7 +45,7 @@ def test_a_lonely_modality_hears_itself(output):
 
 
 def test_one_space_and_no_coefficients(make_output):
-    (axis,) = fusion_graph(make_output(exclusive=False, fusion="addition")).axes
+    (axis,) = fusion_graph(make_output(exclusive=None, fusion="addition")).axes
     assert axis.get_title() == "agnostic"
     assert {text.get_text() for text in axis.texts} == {"text", "audio", "vision"}
 

@@ -47,4 +47,4 @@ def test_errors(output, options, message):
 
 def test_a_model_without_weighted_attention(make_output):
     with pytest.raises(ValueError, match="expected one of a model with weighted attention"):
-        modality_weights(make_output(weighted_attention=False))
+        modality_weights(make_output(exclusive={"weighted_attention": False}))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
@@ -161,7 +162,7 @@ class ModalityReinforcementUnit(nn.Module):
             return entered.leave(z)
         if isinstance(edges, Tensor):
             raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
-        query = self.query(self.norm_target(entered.x)).unflatten(1, (self.heads, -1))
+        query = rearrange(self.query(self.norm_target(entered.x)), "step (head width) -> step head width", head=self.heads)
         return entered.leave(z), interval_attention_map(query, key, edges)
 
 
@@ -183,12 +184,13 @@ def reinforce(
     parts = Groups([s for groups in sources for s in groups.starts], [n for groups in sources for n in groups.sizes])
     placed = targets.placed()
     normalized = norm([unit.norm_target for unit in units], target, targets)
-    query = linear([unit.query for unit in units], normalized, placed, steps_last=True).unflatten(1, (first.heads, -1))
+    query = linear([unit.query for unit in units], normalized, placed, steps_last=True)
+    query = rearrange(query, "step (head width) -> step head width", head=first.heads)
     memory = linear([u.key_value for u in per_part], source, parts, [u.norm_source for u in per_part], steps_last=True)
-    key, value = (t.permute(2, 0, 1) for t in memory.t().unflatten(0, (2, first.heads, -1)).unbind())  # (N_s, K, D) each
+    key, value = rearrange(memory, "step (kind head width) -> kind step head width", kind=2, head=first.heads).unbind()
     attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
     carried = normalized if first.residual == "normalized" else target
     if carried is target and placed != targets:
         carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
-    z = carried + first.dropout(linear([unit.out for unit in units], attended.flatten(1), placed))
+    z = carried + first.dropout(linear([unit.out for unit in units], rearrange(attended, "step head width -> step (head width)"), placed))
     return feed_forward([unit.feed_forward for unit in units], z, placed), key

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
@@ -182,7 +183,7 @@ def attend(
     first = layers[0]
     normalized = norm([layer.norm for layer in layers], x, groups)
     projected = linear([layer.query_key_value for layer in layers], normalized, groups)
-    query, key, value = projected.unflatten(1, (3, first.heads, -1)).unbind(1)  # (N, K, D) each
+    query, key, value = rearrange(projected, "step (kind head width) -> kind step head width", kind=3, head=first.heads).unbind()
     dropout = probability(first.attention_dropout)
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
     intervals = [e for e in edges if not isinstance(e, Tensor)]
@@ -196,7 +197,7 @@ def attend(
             for i, layer in enumerate(layers)
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-    out = linear([layer.out for layer in layers], attended.flatten(1), groups)
+    out = linear([layer.out for layer in layers], rearrange(attended, "step head width -> step (head width)"), groups)
     carried = normalized if first.residual == "normalized" else x
     z = feed_forward([layer.feed_forward for layer in layers], carried + first.dropout(out), groups)
     idle = [

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
@@ -75,7 +76,7 @@ class WeightedAttention(nn.Module):
         """The same on the rows of all modalities, one below the other; `together` are the pointers joined."""
         groups = Groups.below_each_other([p.num_rows for p in pointers])
         transform, score = ([of[m] for m in self.modalities] for of in (self.transform, self.score))
-        gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)  # (M B, 1)
-        by_modality = (len(pointers), pointers[0].num_samples)
-        weights = masked_softmax(gamma.view(by_modality).mT, together.present.view(by_modality).mT)  # (B, M)
-        return rows * weights.mT.reshape(-1, 1).index_select(0, together.sample), weights
+        gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)
+        gamma = rearrange(gamma, "(modality sample) 1 -> sample modality", modality=len(pointers))
+        weights = masked_softmax(gamma, rearrange(together.present, "(modality sample) -> sample modality", modality=len(pointers)))
+        return rows * rearrange(weights, "sample modality -> (modality sample) 1").index_select(0, together.sample), weights

@@ -71,11 +71,11 @@ def test_files_already_aligned_to_segments(tmp_path):
 def test_several_labels_need_a_column(folder):
     labels = {"vidA": (np.array([[1.0, 0.0, 2.0]]), np.array([[0.0, 1.0]]))}
     write(folder / "Opinion_Labels.csd", "All Labels", labels)
-    with pytest.raises(DataError, match="3 labels a segment; say with label_column="):
+    with pytest.raises(DataError, match="expected one label a sample, got 3; say which with columns="):
         open_dataset(folder)
-    assert open_dataset(folder, label_column=2).y.tolist() == [2]
-    with pytest.raises(DataError, match=r"label_column: expected an integer in \[0, 3\)"):
-        open_dataset(folder, label_column=3)
+    assert open_dataset(folder, columns=2).y.tolist() == [2]
+    with pytest.raises(DataError, match=r"columns: expected an integer in \[0, 3\)"):
+        open_dataset(folder, columns=3)
 
 
 def test_broken_values_are_refused_or_set_to_zero_on_request(folder):

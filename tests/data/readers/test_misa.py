@@ -74,11 +74,11 @@ def test_a_dict_of_splits_and_a_folder_of_files(tmp_path):
 def test_one_of_several_labels(tmp_path):
     data = [(features, np.array([[1.0, 2.0, 3.0]]), name) for features, _, name in samples(2)]
     path = write(tmp_path / "a.pkl", data)
-    assert open_dataset(path, label_column=2).y.tolist() == [3, 3]
-    with pytest.raises(DataError, match="3 labels; say with label_column="):
+    assert open_dataset(path, columns=2).y.tolist() == [3, 3]
+    with pytest.raises(DataError, match="expected one label a sample, got 3; say which with columns="):
         open_dataset(path)
-    with pytest.raises(DataError, match=r"label_column: expected an integer in \[0, 3\)"):
-        open_dataset(path, label_column=3)
+    with pytest.raises(DataError, match=r"columns: expected an integer in \[0, 3\)"):
+        open_dataset(path, columns=3)
 
 
 @pytest.mark.parametrize(

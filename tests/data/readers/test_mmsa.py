@@ -52,7 +52,7 @@ def test_everything_arrives(tmp_path, parts, format):
 
 
 def test_classes_instead_of_scores(tmp_path, parts):
-    dataset = open_dataset(write(tmp_path / "a.pkl", parts), label="classification")
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts), labels="classes")
     assert dataset.y.tolist() == [2, 0, 1] * 3
     assert dataset.y.dtype == np.int64
     assert "regression_labels" in dataset.fields
@@ -84,8 +84,12 @@ def test_without_lengths_zero_rows_tell(tmp_path, parts):
         (lambda p: p["test"].update(audio_lengths=[3, 7, 1]), {}, r"test/audio_lengths: expected integers in \[0, 6\] of shape \(3,\)"),
         (lambda p: p["test"].update(audio_lengths=[3]), {}, "test/audio_lengths"),
         (lambda p: p["test"].update(regression_labels=np.ones((3, 2))), {}, "regression_labels: expected the same shape"),
-        (lambda p: p["test"].update(classification_labels=np.array([0.5, 1, 1])), {"label": "classification"}, "whole numbers"),
-        (lambda p: None, {"label": "sentiment"}, "label: expected one of"),
+        (
+            lambda p: p["test"].update(classification_labels=np.array([0.5, 1, 1])),
+            {"labels": "classes"},
+            "expected a whole number as a class",
+        ),
+        (lambda p: None, {"labels": "sentiment"}, "labels: expected one of"),
         (lambda p: None, {"lengths": "guess"}, "lengths: expected"),
         (lambda p: None, {"embedding": np.ones((2, 2))}, "looks like format 'mmsa'"),
     ],

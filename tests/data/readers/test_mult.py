@@ -134,7 +134,10 @@ def test_unknown_keys_are_left_out_and_reported(tmp_path, payload):
         (lambda p: p["valid"].update(audio=p["valid"]["audio"][..., :1]), "audio: .*expected width 3"),
         (lambda p: p["valid"].update(audio=p["valid"]["audio"].astype(str)), "valid/audio: expected numbers"),
         (lambda p: p["valid"].update(labels=np.ones((2, 3, 1))), "labels: expected the same shape"),
-        (lambda p: [q.update(labels=np.ones((len(q["labels"]), 3, 1))) for q in p.values()], r"labels: expected shape \(N, 1, 1\) or"),
+        (
+            lambda p: [q.update(labels=np.ones((len(q["labels"]), 2, 3))) for q in p.values()],
+            r"labels: expected one value a sample, several \(N, K\)",
+        ),
         (lambda p: [q.update(labels=np.ones((len(q["labels"]), 3, 2))) for q in p.values()], "labels: expected one-hot pairs"),
         (lambda p: p["valid"].update(id=["a"]), "valid/id: expected 2 names, got 1"),
         (lambda p: [[q.pop(m) for m in WIDTHS] for q in p.values()], "expected arrays named"),
@@ -221,3 +224,21 @@ def test_what_is_wrong_with_y_is_not_mended_by_non_finite(tmp_path, payload):
     parts["test"]["labels"][0] = np.nan
     with pytest.raises(DataError, match=r"y: sample 'test0.*got nan$"):
         open_dataset(write(tmp_path / "a.pkl", parts), non_finite="zero")
+
+
+def test_rows_of_nothing_but_minus_infinity_are_padding(tmp_path, payload):
+    """At the ends, once they are 0; inside they are steps."""
+    parts, _ = payload
+    audio = np.zeros((3, 9, 3), np.float32)
+    audio[0, 4:7] = 1
+    audio[0, [3, 5, 7]] = -np.inf
+    audio[0, 8, 1] = -np.inf
+    audio[1, 2] = -np.inf
+    audio[2] = 2
+    audio[2, 0, 1] = -np.inf
+    parts["test"]["audio"] = audio
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts)).select("test")
+    assert dataset[0]["audio"].x.tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 1]]
+    assert dataset.lengths["audio"].tolist() == [3, 0, 9]
+    assert dataset[2]["audio"].x[0].tolist() == [2, 0, 2]
+    assert "audio: 14 values of -inf set to 0, as MulT does" in dataset.notes

@@ -264,3 +264,10 @@ def test_samples_of_nothing_are_bounded_by_the_file(tmp_path):
     np.savez(tmp_path / "many.npz", a=np.zeros((10**7, 0, 3), np.float32))
     with pytest.raises(DataError, match=r"many\.npz: .*expected at most 65536 samples in a file of its size, got 10000000"):
         open_dataset(tmp_path / "many.npz")
+
+
+def test_every_sample_has_its_own_times(tmp_path):
+    times = np.arange(12.0).reshape(2, 6)
+    np.savez(tmp_path / "a.npz", audio=np.ones((2, 6, 1)), audio_len=np.array([2, 3]), audio_time=times)
+    dataset = open_dataset(tmp_path / "a.npz")
+    assert [sample["audio"].time.tolist() for sample in dataset] == [[0, 1], [6, 7, 8]]

@@ -152,7 +152,8 @@ def test_missing_is_never_undefined():
             assert set(shares) == {"0", "0.5", "1"}
             assert shares["0"] == record["test"]
             assert all(value is not None for scores in shares.values() for value in scores.values())
-    assert [r["config"]["options"]["modality_dropout"] for r in found[:2]] == [0.0, 0.4]
+    noise = {"feature_noise": 0.15}  # of the configuration
+    assert [r["config"]["options"]["augmentation"] for r in found[:2]] == [noise, noise | {"modality_dropout": 0.4}]
     assert found[0]["test"] != found[1]["test"]
     assert figures() == {"whole", "modality_dropout"}
     assert "## Share of samples without text" in Path("out/table.md").read_text()
@@ -285,7 +286,10 @@ def test_a_closed_pipe_is_no_mistake_of_the_user(monkeypatch, capsys):
         (["compare", "--data", "nix.npz"], "config: expected --config with the options for nix.npz"),
         (["compare", "--data", "nix.npz", "--config", "avletters"], "nix.npz: no such file"),
         (["ablate", "--only", "w/o love", "--config", "small.yaml"], "only: expected some of 'MEA'"),
-        (["missing", "--config", "small.yaml", "--modality-dropout", "1"], "modality_dropout: expected a probability in [0, 1), got 1.0"),
+        (
+            ["missing", "--config", "small.yaml", "--modality-dropout", "1"],
+            "augmentation.modality_dropout: expected a number in [0, 1), got 1.0",
+        ),
     ],
 )
 def test_mistakes_are_told_in_one_line(words, message, capsys):

@@ -29,7 +29,7 @@ def test_the_demo_ends_with_table_margin_checkpoint_and_figure(tmp_path, capsys,
         "late fusion GRU",
         "pairwise Transformer (MulT)",
         "MEA",
-        "points more of the variance than its best rival",
+        "points more of the variance than its best baseline",
     ):
         assert row in printed
     lines = printed.splitlines()

@@ -69,7 +69,7 @@ def runs_of(rows, model=SMALL):
     return [make_run(name, kind, options, 0, recipe_with(model), data_hash, "best") for name, (kind, options) in rows.items()]
 
 
-def test_rivals_are_as_wide_and_trained_as_mea():
+def test_baselines_are_as_wide_and_trained_as_mea():
     rows = compared(SMALL | TRAINING, ["text", "audio", "vision"])
     assert next(iter(rows)) == FULL
     assert sum(name.startswith("GRU ") for name in rows) == 3
@@ -85,7 +85,7 @@ def test_rivals_are_as_wide_and_trained_as_mea():
     assert len(build(runs_of({"x": rows["Transformer"]})[0], data).network.blocks) == 3  # two predictive layers and a cross-modal one
 
 
-def test_rivals_without_options_have_the_defaults_of_mea():
+def test_baselines_without_options_have_the_defaults_of_mea():
     options = compared({}, ["a", "b"])["pairwise Transformer (MulT)"][1]
     assert (options["channels"], options["hidden_channels"], options["heads"], options["num_layers"]) == (40, 64, 8, 2)
 
@@ -123,7 +123,8 @@ def test_chosen_rows_always_hold_mea():
 
 def test_modality_dropout_doubles_the_rows():
     rows = with_dropout({"MEA": ("MEAModule", SMALL)}, 0.4)
-    assert {name: options["modality_dropout"] for name, (_, options) in rows.items()} == {"MEA": 0.0, "MEA, modality dropout": 0.4}
+    found = {name: options["augmentation"] for name, (_, options) in rows.items()}
+    assert found == {"MEA": None, "MEA, modality dropout": {"modality_dropout": 0.4}}
 
 
 def test_the_id_follows_from_all_but_the_name():
@@ -141,9 +142,9 @@ def test_options_are_written_out_so_that_a_default_that_is_named_is_no_other_run
         for options in (SMALL, SMALL | {"exclusive": {"num_layers": 2, "mu": 0.25}, "alpha": 0.02})
     )
     assert named.id == unnamed.id
-    assert {"mu": 0.25, "residual": "input", "weight_decay": 0.0}.items() <= (named.options | named.options["exclusive"]).items()
+    assert {"mu": 0.25, "residual": "input", "weight_decay": 0.01}.items() <= (named.options | named.options["exclusive"]).items()
     gru = runs_of({"GRU": ("LateFusionGRUModule", {"hidden_channels": 4})})[0].options
-    assert {"modalities": None, "hidden_channels": 4, "modality_dropout": 0.0}.items() <= gru.items()
+    assert {"modalities": None, "hidden_channels": 4, "augmentation": None}.items() <= gru.items()
 
 
 def test_an_option_that_a_later_version_adds_leaves_finished_runs_as_they_are():

@@ -4,7 +4,7 @@ import lightning as L
 import pytest
 import torch
 
-from mea_graph.train import (
+from mea_graph.baselines import (
     ConcatenationTransformer,
     ConcatenationTransformerModule,
     EarlyFusionGRU,
@@ -13,10 +13,10 @@ from mea_graph.train import (
     LateFusionGRUModule,
     PairwiseTransformer,
     PairwiseTransformerModule,
-    SequenceDataModule,
     SharedPrivateEncoders,
     SharedPrivateEncodersModule,
 )
+from mea_graph.train import SequenceDataModule
 from mea_graph.train.task_module import prediction_of
 
 WIDTHS = {"audio": 4, "lips": 3, "pulse": 2}
@@ -110,7 +110,7 @@ def test_it_trains_and_its_checkpoint_opens_safely(module, classes_source, tmp_p
     data = SequenceDataModule(**classes_source, batch_size=8)
     shared = {"in_channels": data.in_channels, "task": data.task, "out_channels": data.out_channels}
     L.seed_everything(0, verbose=False)
-    model = module(**shared, **MODULES[module], learning_rate=5e-3, label_smoothing=0.1, modality_dropout=0.2)
+    model = module(**shared, **MODULES[module], learning_rate=5e-3, label_smoothing=0.1, augmentation={"modality_dropout": 0.2})
     trainer = L.Trainer(
         max_epochs=8, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path
     )

@@ -1,13 +1,10 @@
-"""The rivals' own arithmetic, written out by hand."""
+"""The baselines' own arithmetic, written out by hand."""
 
 import pytest
 import torch
 from torch import nn
 
-from mea_graph.baselines.early_fusion_gru import side_by_side
-from mea_graph.baselines.parts import Projection, by_modality, window_means
-from mea_graph.baselines.shared_private_encoders import auxiliary_losses
-from mea_graph.train import (
+from mea_graph.baselines import (
     ConcatenationTransformer,
     EarlyFusionGRU,
     LateFusionGRU,
@@ -15,6 +12,9 @@ from mea_graph.train import (
     SharedPrivateEncodersModule,
     SharedPrivateOutput,
 )
+from mea_graph.baselines.early_fusion_gru import side_by_side
+from mea_graph.baselines.parts import Projection, by_modality, window_means
+from mea_graph.baselines.shared_private_encoders import auxiliary_losses
 
 
 def test_modalities_are_stretched_to_the_longest():

@@ -1,0 +1,98 @@
+"""The first screen of docs/performance.md: one picture and a few sentences, wins and losses, each read off the committed runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks import figures
+from benchmarks.report_numbers import memory, number, time
+
+_STEP, _ONE = "MEA, training step, MOSI, B 16, ", "MEA, prediction, MOSI, B 1, true lengths"
+_LARGE, _SMALL = "GraphFusionConv, 20k nodes, 400k edges, 1 x 64", "GraphFusionConv, 32 graphs of 6 nodes, 1 x 64"
+_SHORT = "predictive attention, B 32, T 50"
+_LEVEL = 1.15  # less than that is not told from chance by runs like these
+Contenders = Mapping[str, Mapping[str, Any]]
+
+
+def summary(runs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Returns the lines that begin the page, from the runs by name; a case that no run has is left out.
+
+    Args:
+        runs: in the order of the page, so that the first that has a case speaks for it.
+    """
+    lines = []
+    for name, run in runs.items():
+        if any(key == "throughput" for key, _ in figures.captions(run)):
+            key, caption = next(pair for pair in figures.captions(run) if pair[0] == "throughput")
+            lines += [f"![{caption}](figures/{figures.file_name(name, key)})\n", f"{caption}\n"]
+            break
+    sentences = [_true_lengths(runs), _full_length(runs), _one_sample(runs), _layers(runs)]
+    return [*lines, *(f"- {sentence}" for sentence in sentences if sentence), ""]
+
+
+def _case(runs: Mapping[str, Mapping[str, Any]], begin: str, contender: str = "mea_graph") -> Contenders:
+    """The contenders of the first case with this name that has this contender."""
+    for run in runs.values():
+        for case in run["cases"]:
+            if case["case"].startswith(begin) and not case.get("curve") and contender in case["contenders"]:
+                return case["contenders"]
+    return {}
+
+
+def _beside(found: Contenders, name: str, called: str = "") -> str:
+    """How fast ours is beside a contender, whoever is ahead; nothing where it did not run."""
+    if "mea_graph" not in found or name not in found:
+        return ""
+    times, called = found[name]["median"] / found["mea_graph"]["median"], called or name
+    if times >= _LEVEL:
+        return f"{number(times)} times as fast as {called}"
+    return f"{number(1 / times)} times slower than {called}" if times <= 1 / _LEVEL else f"level with {called}"
+
+
+def _joined(parts: list[str]) -> str:
+    parts = [part for part in parts if part]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _true_lengths(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    found = _case(runs, f"{_STEP}true lengths", "MulT")
+    said = _joined([_beside(found, "MulT"), _beside(found, "LinMulT")])
+    return (
+        said and f"**Clips of real lengths.** A training step of MEA is {said}: it computes real steps only, and they compute the padding."
+    )
+
+
+def _full_length(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    found = _case(runs, f"{_STEP}full padding", "MulT")
+    said = _joined([_beside(found, "MulT"), _beside(found, "LinMulT")])
+    peaks = [f"{name} {memory(c['peak_bytes'])}" for name, c in found.items() if name != "mea_graph" and "peak_bytes" in c]
+    if said and peaks and "peak_bytes" in found["mea_graph"]:
+        said += f"; it takes {memory(found['mea_graph']['peak_bytes'])} of memory, {' and '.join(peaks)}"
+    return said and f"**Sequences that are all at full length.** A training step of MEA is {said}."
+
+
+def _one_sample(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    found = _case(runs, _ONE, "MulT")
+    parts = [_beside(found, "MulT", "MulT on padded input"), _beside(found, "MulT, trimmed", "a MulT whose user cuts the padding off")]
+    small = [_beside(found, "MMSA MISA", "MISA"), _beside(found, "MMSA SELF_MM", "Self-MM")]
+    said = _joined(parts + small)
+    if not said:
+        return ""
+    why = " The last two run small recurrent nets and no attention between steps." if all(small) else ""
+    exported = _case(runs, _ONE, "MEA, ONNX Runtime")
+    onnx = f" Exported to ONNX Runtime, MEA takes {time(exported['MEA, ONNX Runtime']['median'])}." if exported else ""
+    return f"**One sample.** A prediction of MEA takes {time(found['mea_graph']['median'])}. It is {said}.{why}{onnx}"
+
+
+def _layers(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    said, large = [], _case(runs, _LARGE, "GATConv")
+    if beside := _beside(large, "GATConv"):
+        said.append(f"On 20,000 nodes and 400,000 edges `GraphFusionConv` is {beside}")
+        if "peak_bytes" in large["mea_graph"] and "peak_bytes" in large["GATConv"]:
+            said[0] += f", with {memory(large['mea_graph']['peak_bytes'])} of memory in place of {memory(large['GATConv']['peak_bytes'])}"
+        if small := _beside(_case(runs, _SMALL, "GATConv"), "GATConv", "it"):
+            said[0] += f"; on 32 graphs of 6 nodes it is {small}"
+    if short := _beside(_case(runs, _SHORT, "eager formula"), "eager formula", "the plain formula in torch"):
+        said.append(f"On 32 sequences of 50 steps, predictive attention is {short}")
+    return f"**Single layers.** {'. '.join(said)}." if said else ""

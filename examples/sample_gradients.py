@@ -1,0 +1,36 @@
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call, grad, vmap
+
+from mea_graph.nn import MEA
+
+torch.manual_seed(0)
+x = {"text": torch.randn(16, 4, 4), "audio": torch.randn(16, 6, 3)}
+y = x["audio"].mean((1, 2)).unsqueeze(1) * 3
+y[5] += 6  # a wrong label
+model = MEA({"text": 4, "audio": 3}, 1, channels=8, heads=2, dropout=0.0)
+optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+for _ in range(20):
+    optimizer.zero_grad()
+    F.mse_loss(model(x).prediction, y).backward()
+    optimizer.step()
+
+
+def loss_of(parameters, x, y):  # of one sample
+    one = {m: steps.unsqueeze(0) for m, steps in x.items()}
+    return (functional_call(model, parameters, (one,)).prediction[0] - y).square().sum()
+
+
+parameters = {name: p.detach() for name, p in model.named_parameters()}
+each = vmap(grad(loss_of), in_dims=(None, 0, 0))(parameters, x, y)  # (16, ...) by name
+
+optimizer.zero_grad()
+F.mse_loss(model(x).prediction, y).backward()
+for name, p in model.named_parameters():
+    if not name.startswith("discriminator"):  # which takes no part in the prediction
+        torch.testing.assert_close(each[name].mean(0), p.grad, rtol=1e-3, atol=1e-5)
+
+norms = torch.cat([g.flatten(1) for g in each.values()], 1).norm(dim=1)
+times = norms.max() / norms.median()
+print(f"sample {norms.argmax()} pulls hardest, {times:.0f} times the usual")
+assert norms.argmax() == 5

@@ -1,0 +1,84 @@
+"""From a PyG batch to rows, pointers and times by modality."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+from torch_geometric.data import HeteroData
+
+from mea_graph.nn._sequences import Entered, Layout
+from mea_graph.ops import Pointers
+from mea_graph.ops.eager import is_traced, is_transformed
+
+
+def of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Layout]]:
+    """The rows of each modality and where each sample's are; of one sample where the data are no batch."""
+    remedy = "mea_graph.data.AddMissingModalities gives samples the node types that they lack"
+    for m in modalities:
+        if m not in batch.node_types or "x" not in batch[m]:
+            raise ValueError(f"batch: expected the node types {list(modalities)} with x, got {batch.node_types}; {remedy}")
+    samples = getattr(batch, "num_graphs", 1)
+    layout: dict[str, Layout] = {}
+    for m in modalities:
+        node = batch[m]
+        if "ptr" in node:
+            if node.ptr.numel() != samples + 1:
+                # PyG leaves out the samples that lack a node type, and gives their places to the next ones.
+                raise ValueError(f"batch[{m!r}]: expected rows of {samples} samples, got those of {node.ptr.numel() - 1}; {remedy}")
+            layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), _longest(batch, m))
+        else:
+            layout[m] = Pointers.from_batch(node.batch, samples) if "batch" in node else None
+    return {m: batch[m].x for m in modalities}, layout
+
+
+def _longest(batch: HeteroData, modality: str) -> int | None:
+    """The longest length, from the numbers that PyG keeps on the host to take a batch apart; None where there are none."""
+    ends = getattr(batch, "_slice_dict", {}).get(modality, {}).get("x")
+    return int(ends.diff().max()) if isinstance(ends, Tensor) and ends.numel() > 1 and ends.device.type == "cpu" else None
+
+
+def given_times(
+    x: HeteroData | Mapping[str, Tensor], time: Mapping[str, Tensor] | None, modalities: tuple[str, ...]
+) -> dict[str, tuple[Tensor | None, str]]:
+    """The times of each modality, of a PyG batch or given beside dicts, and what errors call them; None where it has none."""
+    if isinstance(x, HeteroData):
+        if time is not None:
+            raise ValueError(f"time: expected None beside a PyG batch, which has times of its own, got those of {list(time)}")
+        return {m: (x[m].get("time") if m in x.node_types else None, f"batch[{m!r}].time") for m in modalities}
+    time = time or {}
+    unknown = [m for m in time if m not in modalities]
+    if unknown:
+        raise ValueError(f"time: expected modalities among {list(modalities)}, got {unknown}")
+    return {m: (time.get(m), f"time[{m!r}]") for m in modalities}
+
+
+def enter_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
+    """Times in the form in which the sequence came, to the times of its rows (N,); a gap has any time."""
+    shape = tuple(entered.shape or (entered.pointers.num_rows,))
+    if time is None:
+        raise ValueError(f"{name}: expected seconds {shape}, one a step, which positions='seconds' reads, got None")
+    if not isinstance(time, Tensor) or time.is_nested or time.shape != shape or not time.is_floating_point():
+        got = f"{time.dtype} {tuple(time.shape)}" if isinstance(time, Tensor) and not time.is_nested else type(time).__name__
+        raise ValueError(f"{name}: expected floating seconds {shape}, one a step, got {got}")
+    time = time.flatten()
+    return time if entered.taken is None else time.index_select(0, entered.taken)
+
+
+def read_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
+    """The same, and refuses NaN and infinity at a step. These are looked for on a CPU only; elsewhere they make the result NaN."""
+    time, pointers = enter_time(time, entered, name), entered.pointers
+    if time.device.type != "cpu" or is_traced() or is_transformed():
+        return time
+    wrong = ~time.isfinite()
+    wrong = wrong if pointers.packed else wrong & pointers.real
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        at = f"step {int(pointers.position[row])} of sample {int(pointers.sample[row])}"
+        raise ValueError(f"{name}: expected finite seconds, got {float(time[row])} at {at}")
+    return time
+
+
+def strided_time(time: Tensor, entered: Entered, stride: int, name: str) -> Tensor:
+    """The times of the steps that are left with a stride, without gaps."""
+    pointers = entered.pointers
+    kept = pointers.position % stride == 0
+    return enter_time(time, entered, name)[kept if pointers.packed else kept & pointers.real]

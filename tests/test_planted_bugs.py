@@ -1,0 +1,64 @@
+"""The mistakes of `tools/planted_bugs.toml` still fit the code; `tools/plant_bugs.py` says which ones the tests find."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tools" / "plant_bugs.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("plant_bugs", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[spec.name]
+
+
+def test_every_mistake_can_be_planted(script):
+    bugs = script.bugs()
+    faults = []
+    for i, bug in enumerate(bugs):
+        text = (ROOT / "mea_graph" / bug.file).read_text(encoding="utf-8")
+        if text.count(bug.old) != 1:
+            faults.append(f"{i}: {bug.file}: {bug.old!r} stands {text.count(bug.old)} times, not once")
+        elif not _parses(text.replace(bug.old, bug.new)):
+            faults.append(f"{i}: {bug.file}: {bug.new!r} is no Python there")
+        faults += [f"{i}: {test} does not exist" for test in bug.tests if not (ROOT / test).is_file()]
+    assert not faults, "\n".join(faults)
+    assert len(bugs) >= 60
+    assert {bug.kind for bug in bugs} == set(script.KINDS)
+    assert len({(bug.file, bug.old, bug.new) for bug in bugs}) == len(bugs)
+
+
+def _parses(text):
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+def test_a_mistake_is_taken_out_again(script, tmp_path, monkeypatch):
+    (tmp_path / "mea_graph").mkdir()
+    (tmp_path / "mea_graph" / "a.py").write_text("x = 1\n")
+    seen = []
+
+    def run(tests, tree, quiet):
+        seen.append((tree / "mea_graph" / "a.py").read_text())
+        return int(tests[0])
+
+    monkeypatch.setattr(script, "_exit_code", run)
+    for code, old, said in (("1", "1", "caught"), ("0", "1", "MISSED"), ("5", "1", "TESTS BROKEN"), ("1", "2", "TEXT NOT FOUND")):
+        assert script.outcome(script.Bug("layout", "a.py", old, "3", (code,)), tmp_path) == said
+        assert (tmp_path / "mea_graph" / "a.py").read_text() == "x = 1\n"
+    assert seen == ["x = 3\n"] * 3

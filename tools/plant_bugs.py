@@ -1,0 +1,134 @@
+"""Plants mistakes into a copy of the package, one by one, and says which ones the tests find.
+
+    python tools/plant_bugs.py                  # all of them: the better part of an hour on two cores
+    python tools/plant_bugs.py --kind readers --kind splits
+    python tools/plant_bugs.py --only 12        # one, with what the tests said
+
+The mistakes stand in `planted_bugs.toml`; `tests/test_planted_bugs.py` holds that each still fits the code. Ends with 1 where one was
+missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).with_name("planted_bugs.toml")
+KINDS = ("layout", "edges", "time", "pooling", "readers", "splits", "metrics", "resume", "graph", "losses")
+_LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.mea-cache", "_build", ".*_cache", "runs", "results")
+_SAID = {0: "MISSED", 1: "caught"}  # by pytest's exit code; others are no verdict: nothing was collected, say
+_PATIENCE = 600.0  # seconds after which tests that never end count as having found it
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mistake: `old` becomes `new` in `file`, and one of `tests` should find it."""
+
+    kind: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind:8} {self.file}: {' '.join(self.old.split())[:70]}"
+
+
+def bugs() -> list[Bug]:
+    """All mistakes, in the order of the table."""
+    with open(TABLE, "rb") as file:
+        return [Bug(**{**entry, "tests": tuple(entry["tests"])}) for entry in tomllib.load(file)["bug"]]
+
+
+def outcome(bug: Bug, tree: Path, quiet: bool = True) -> str:
+    """What becomes of the bug in the tree: "caught", "MISSED" or "TEXT NOT FOUND". The tree is as before afterwards."""
+    path = tree / "mea_graph" / bug.file
+    whole = path.read_text(encoding="utf-8")
+    if whole.count(bug.old) != 1:
+        return "TEXT NOT FOUND"
+    path.write_text(whole.replace(bug.old, bug.new), encoding="utf-8")
+    try:
+        return _SAID.get(_exit_code(bug.tests, tree, quiet), "TESTS BROKEN")
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+def _exit_code(tests: tuple[str, ...], tree: Path, quiet: bool) -> int:
+    """What pytest ends with, in a process that has imported everything but the package; 1 also where it crashes or never ends."""
+    child = os.fork()
+    if not child:
+        _run(tests, tree, quiet)
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return 1
+
+
+def _run(tests: tuple[str, ...], tree: Path, quiet: bool) -> None:
+    import pytest
+
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)  # for processes that tests start
+    sys.path.insert(0, str(tree))
+    if quiet:
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+    code = 1
+    try:
+        code = int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "--no-header"]))
+    finally:
+        os._exit(code)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only these; may stand several times")
+    parser.add_argument("--only", type=int, action="append", help="only this number, with all that the tests say where it is one")
+    parser.add_argument("--first", type=int, default=0, help="begin with this number")
+    parser.add_argument("--sound", action="store_true", help="run the tests without any mistake first")
+    arguments = parser.parse_args()
+    import lightning  # noqa: F401 (imported once, for every process forked from here)
+    import torch
+    import torch_geometric  # noqa: F401
+
+    torch.set_num_threads(1)  # threads do not survive a fork
+    chosen = [
+        (i, bug)
+        for i, bug in enumerate(bugs())
+        if i >= arguments.first and i in (arguments.only or [i]) and (not arguments.kind or bug.kind in arguments.kind)
+    ]
+    found: dict[str, int] = {}
+    tests = tuple(dict.fromkeys(test for _, bug in chosen for test in bug.tests))
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder, "tree")
+        shutil.copytree(ROOT, tree, ignore=_LEFT_OUT)
+        if arguments.sound and (code := _exit_code(tests, tree, quiet=False)):
+            print(f"the tests fail without any mistake (exit code {code})")
+            return 1
+        for i, bug in chosen:
+            began = time.monotonic()
+            said = outcome(bug, tree, quiet=len(chosen) > 1)
+            found[said] = found.get(said, 0) + 1
+            print(f"{i:3} {said:8} {time.monotonic() - began:5.0f} s  {bug.title}", flush=True)
+    print(f"{found.get('caught', 0)} of {len(chosen)} caught" + "".join(f", {n} {what}" for what, n in found.items() if what != "caught"))
+    return int(found.get("caught", 0) != len(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
