@@ -1,13 +1,22 @@
 """Explainers of PyG on `DecoupledGraphFusion`: a mask for each edge type reaches the messages of its edges."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
-from torch_geometric.explain import CaptumExplainer, Explainer, Explanation, GNNExplainer, PGExplainer, fidelity, unfaithfulness
-from torch_geometric.explain.algorithm.captum import CaptumHeteroModel
+from torch_geometric.explain import (
+    AttentionExplainer,
+    CaptumExplainer,
+    Explainer,
+    Explanation,
+    GNNExplainer,
+    PGExplainer,
+    fidelity,
+    unfaithfulness,
+)
 from torch_geometric.explain.algorithm.utils import clear_masks, set_hetero_masks, set_masks
 
 from mea_graph.nn import DecoupledGraphFusion, GraphFusionConv, fusion_graph
@@ -150,22 +159,72 @@ def test_pg_explainer_finds_who_tells_the_class(planted) -> None:
     assert own.mean() > others.mean() + 0.5
 
 
-def test_captum_reaches_the_masks(planted) -> None:
-    """Its gradients, by the model that PyG gives it, which needs no captum; and an attribution where captum is installed."""
-    model, x, edges, target = planted
-    masks = [torch.ones(1, e.size(1), requires_grad=True) for e in edges.values()]
-    out = CaptumHeteroModel(model, "edge", None, (list(x), list(edges)))(*masks, x, edges)
-    gradients = torch.autograd.grad(out[range(SAMPLES), target].sum(), masks)
-    found = {t: grad.squeeze(0) for t, grad in zip(edges, gradients, strict=True)}
-    assert tells(found)[0] > 0.01 > 1e-6 > abs(tells(found)[1])
-
-
-def test_captum_explainer(planted) -> None:
-    pytest.importorskip("captum", reason="captum is not installed")
+@pytest.mark.parametrize("method", ["Saliency", "IntegratedGradients", "InputXGradient"])
+def test_captum_finds_who_tells_the_class(planted, method: str) -> None:
     model, x, edges, _ = planted
-    found = Explainer(model, CaptumExplainer("Saliency"), "model", CONFIG, edge_mask_type="object")(x, edges)
+    found = Explainer(model, CaptumExplainer(method), "model", CONFIG, edge_mask_type="object")(x, edges).edge_mask_dict
+    assert set(found) == set(edges)
+    own, others = (torch.cat([mask for t, mask in found.items() if (t[0] == "a_exclusive") == is_own]) for is_own in (True, False))
+    assert own.abs().min() > 0.01 > 1e-6 > others.abs().max()
+
+
+def test_captum_attributes_features_too(planted) -> None:
+    model, x, edges, target = planted
+    explainer = Explainer(model, CaptumExplainer("Saliency"), "model", CONFIG, node_mask_type="attributes", edge_mask_type="object")
+    found = explainer(x, edges)
+    nodes = {t: v.clone().requires_grad_() for t, v in x.items()}
+    set_hetero_masks(model, {t: torch.ones(e.size(1)) for t, e in edges.items()}, edges)  # PyG takes the gradient there
+    wanted = torch.autograd.grad(model(nodes, edges)[range(SAMPLES), target].sum(), list(nodes.values()))
+    clear_masks(model)
+    for own, grad in zip(found.node_mask_dict.values(), wanted, strict=True):
+        torch.testing.assert_close(own, grad.abs())
+    assert tells(found.edge_mask_dict)[0] > 0.01 > 1e-6 > tells(found.edge_mask_dict)[1]
+
+
+@pytest.mark.parametrize("keep_absent", [False, True])
+def test_attention_explainer_reads_the_coefficients_of_each_type(keep_absent: bool) -> None:
+    """The largest of the heads and of the layers, also where the name of one type holds that of another."""
+    h = {m: torch.randn(SAMPLES, 4) for m in ("a", "aa", "aaa")}
+    present = {m: torch.rand(SAMPLES) < 0.7 for m in h}
+    graph = fusion_graph(h, h, present, keep_absent=keep_absent)
+    marks = graph.collect("present", allow_empty=True)
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            conv = partial(GraphFusionConv, heads=2, concat=False)
+            self.first, self.last = DecoupledGraphFusion(4, conv=conv, aggr=None), DecoupledGraphFusion(4, conv=conv)
+
+        def forward(self, x: Any, edges: Any, weights: bool = False) -> Any:
+            inner = self.first(x, edges, present_dict=marks, return_attention_weights=weights)
+            out = self.last(inner.x, edges, graph.sample_dict, SAMPLES, marks, return_attention_weights=weights)
+            return (inner.transfer, out.transfer) if weights else sum(out.x.values())
+
+    model = Stack()
+    found = Explainer(model, AttentionExplainer(), "model", CONFIG, edge_mask_type="object")(graph.x_dict, graph.edge_index_dict)
+    first, last = model(graph.x_dict, graph.edge_index_dict, True)
+    assert set(found.edge_mask_dict) == set(graph.edge_index_dict)
+    for t, mask in found.edge_mask_dict.items():
+        torch.testing.assert_close(mask, torch.maximum(first[t].amax(1), last[t].amax(1)))
+    assert not any(model.first(graph.x_dict, graph.edge_index_dict, present_dict=marks).transfer)
+
+
+def test_attention_explainer_finds_who_is_heard(planted) -> None:
+    model, x, edges, _ = planted
+    with torch.no_grad():
+        model.fusion.convs["exclusive"].score_src[0, :2] = 6  # `a` alone has these features
+    found = Explainer(model, AttentionExplainer(), "model", CONFIG, edge_mask_type="object")(x, edges)
     own, other = tells(found.edge_mask_dict)
-    assert own > other
+    assert own > 0.99
+    assert other <= 0.5  # what `a` hears of both others
+
+
+def test_a_convolution_without_attention_is_named_by_pyg(planted) -> None:
+    model, x, edges, _ = planted
+    model.fusion.convs["exclusive"] = pyg.SAGEConv(4, 4)
+    explainer = Explainer(model, AttentionExplainer(), "model", CONFIG, edge_mask_type="object")
+    with pytest.raises(ValueError, match="Could not collect any attention coefficients"):
+        explainer(x, edges)
 
 
 def test_a_mask_that_cannot_be_used_is_named(planted) -> None:

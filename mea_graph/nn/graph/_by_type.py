@@ -11,12 +11,15 @@ from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import EdgeType, NodeType
 
 
-class ByType(nn.Module):
+class ByType(MessagePassing):
     """Makes a layer that passes the messages of all types at once look as PyG's explainers expect it.
 
     `set_hetero_masks` looks in every `ModuleDict` for what passes the messages of an edge type, and puts the type's mask there: `masks` is
     such a dict. `get_embeddings_hetero` reads nodes by type from what modules with a `ModuleDict` return: `forward` is called for that.
+    `AttentionExplainer` hooks what passes messages, and reads the type of the edges from its name: `show_attention` calls the hooks.
     """
+
+    _name: EdgeType
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,6 +32,17 @@ class ByType(nn.Module):
     def is_watched(self) -> bool:
         """Whether a hook wants to see the nodes."""
         return bool(self._forward_hooks)
+
+    def asks_attention(self) -> bool:
+        """Whether a hook wants to see the attention."""
+        return bool(self._message_forward_hooks)
+
+    def show_attention(self, weights: Mapping[EdgeType, Tensor]) -> None:
+        """Shows the coefficients of each type to hooks."""
+        for edge_type, alpha in weights.items():
+            self._name = edge_type  # PyG asks for its parts by `index`, which finds them whole in a tuple, inside others in a string
+            for hook in list(self._message_forward_hooks.values()):
+                hook(self, ({"alpha": alpha},), alpha)
 
     @contextmanager
     def masked(

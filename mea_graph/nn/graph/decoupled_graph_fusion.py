@@ -62,8 +62,7 @@ class DecoupledGraphFusion(nn.Module):
     With `aggr=None` the nodes themselves are returned, so that layers stack:
     `last(first(x_dict, edge_index_dict).x, edge_index_dict, sample_dict)`.
 
-    Explainers of PyG that give each edge type a mask, such as `GNNExplainer`, work on a module of yours that calls it with `x_dict` and
-    `edge_index_dict`; `AttentionExplainer` would read what `return_attention_weights` returns.
+    The explainers of PyG work on a module of yours that calls it with `x_dict` and `edge_index_dict`, with a mask for each edge type.
 
     Args:
         channels: Width d_h of the representations, -1 to take it from the first call; or a dict of widths by node type, each of which is
@@ -161,11 +160,15 @@ class DecoupledGraphFusion(nn.Module):
             masked = any(part.present is not None for part in parts)
             x = [nodes[name] for name in names]
             x_all = torch.cat([*x, x[0].new_zeros(1, x[0].size(1))] if masked else x)
+            weighed = return_attention_weights or (self.by_type.asks_attention() and _has_weights(conv))
             with self.by_type.masked(conv, edge_index_dict, types, last[2]) if len(self.by_type.masks) else nullcontext():
-                out = self._pass(conv, x_all, last[2], return_attention_weights)
-            if return_attention_weights:
+                out = self._pass(conv, x_all, last[2], weighed)
+            if weighed:
                 out, weights = out
-                transfer.update(self._weights_by_type(types, parts, weights))
+                by_edge = self._weights_by_type(types, parts, weights)
+                self.by_type.show_attention(by_edge)
+                if return_attention_weights:
+                    transfer.update(by_edge)
             out = out[:rows] if masked else out
             if self.aggr is None or self.by_type.is_watched():
                 by_type = self.by_type(dict(zip(names, out.split([own.size(0) for own in x]), strict=True)))
@@ -229,7 +232,7 @@ class DecoupledGraphFusion(nn.Module):
     def _pass(conv: nn.Module, x: Tensor, edge_index: Tensor, return_attention_weights: bool) -> Any:
         if not return_attention_weights:
             return conv(x, edge_index)
-        if "return_attention_weights" not in inspect.signature(conv.forward).parameters:
+        if not _has_weights(conv):
             raise ValueError(f"return_attention_weights: expected False, since {type(conv).__name__} has no attention weights")
         out, (edges, weights) = conv(x, edge_index, return_attention_weights=True)
         if edges.shape != edge_index.shape:
@@ -260,3 +263,7 @@ class DecoupledGraphFusion(nn.Module):
         assert self.aggr is not None
         out = self.aggr(x, index, dim_size=num_samples + absent)
         return out[:num_samples] if absent else out
+
+
+def _has_weights(conv: nn.Module) -> bool:
+    return "return_attention_weights" in inspect.signature(conv.forward).parameters
