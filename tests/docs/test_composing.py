@@ -140,23 +140,6 @@ def test_gradients_of_a_sample_of_the_whole_model(model: MEA) -> None:
         torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-6)
 
 
-def test_ensembles_and_gradients_of_each_sample_of_a_layer() -> None:
-    torch.manual_seed(0)
-    layers = [PredictiveSelfAttention(8, 2, prediction=False).double() for _ in range(3)]
-    x = torch.randn(4, 5, 8, dtype=torch.float64)
-    stacked, _ = torch.func.stack_module_state(layers)
-
-    def call(p: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.func.functional_call(layers[0], p, (x,))[0]
-
-    torch.testing.assert_close(torch.func.vmap(call, in_dims=(0, None))(stacked, x), torch.stack([layer(x)[0] for layer in layers]))
-    own = {name: p.detach() for name, p in layers[0].named_parameters()}
-    each = torch.func.vmap(torch.func.grad(lambda p, x: call(p, x).sin().sum()), in_dims=(None, 0))(own, x)
-    layers[0](x)[0].sin().sum().backward()
-    for name, p in layers[0].named_parameters():
-        torch.testing.assert_close(each[name].sum(0), p.grad, rtol=1e-9, atol=1e-11)
-
-
 RECURRENT = {
     "UnimodalExtractor": lambda: UnimodalExtractor(2, 4),
     "ExclusiveEncoder": lambda: ExclusiveEncoder(2, 3, pooling="gru"),
@@ -206,6 +189,55 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor]
         lambda module, x: torch.cat(list(module({"a": x, "b": x[:, :3]}).x.values()), 1),
     ),
 }
+
+
+class Called(nn.Module):
+    """A layer with the call that its tensor goes through."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        build, self.call = LAYERS[name]
+        self.layer = build().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.layer, x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_ensembles_and_gradients_of_each_sample_of_a_layer(name: str) -> None:
+    layers = [Called(name) for _ in range(2)]
+    x = torch.randn(3, 2, 5, 8, dtype=torch.float64)  # three samples, of a batch or a graph each
+
+    def call(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layers[0], p, (x,))
+
+    stacked, _ = torch.func.stack_module_state(layers)
+    torch.testing.assert_close(torch.func.vmap(call, in_dims=(0, None))(stacked, x[0]), torch.stack([layer(x[0]) for layer in layers]))
+    own = {part: p.detach() for part, p in layers[0].named_parameters()}
+    torch.testing.assert_close(torch.func.vmap(call, in_dims=(None, 0))(own, x), torch.stack([layers[0](one) for one in x]))
+    each = torch.func.vmap(torch.func.grad(lambda p, x: call(p, x).sin().sum()), in_dims=(None, 0))(own, x)
+    for i, one in enumerate(x):
+        wanted = torch.autograd.grad(layers[0](one).sin().sum(), list(layers[0].parameters()))
+        torch.testing.assert_close(
+            {part: grad[i] for part, grad in each.items()}, dict(zip(own, wanted, strict=True)), rtol=1e-9, atol=1e-11
+        )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_forward_and_of_second_order(name: str) -> None:
+    layer, (x, direction) = Called(name), torch.randn(2, 2, 5, 8, dtype=torch.float64)
+
+    def energy(x: Tensor) -> Tensor:
+        return layer(x).sin().sum()
+
+    gradient = torch.autograd.functional.jacobian(energy, x)
+    assert gradient.any()
+    torch.testing.assert_close(torch.func.jvp(energy, (x,), (direction,))[1], (gradient * direction).sum())
+    step = 1e-5
+    ahead, back = (torch.autograd.functional.jacobian(energy, x + sign * step * direction) for sign in (1, -1))
+    wanted = (ahead - back) / (2 * step)
+    torch.testing.assert_close(torch.func.jvp(torch.func.grad(energy), (x,), (direction,))[1], wanted, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(torch.autograd.functional.vhp(energy, x, direction)[1], wanted, rtol=1e-5, atol=1e-7)
 
 
 @pytest.fixture
