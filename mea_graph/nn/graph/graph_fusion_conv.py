@@ -189,8 +189,10 @@ class GraphFusionConv(MessagePassing):
             alpha = self.edge_updater(edges, alpha=scores, edge_attr=edge_attr, edge_weight=edge_weight, size=size)
             # propagate_type: (x: OptPairTensor, alpha: Tensor)
             out = self.propagate(edges, x=(x_src, x_dst), alpha=alpha, size=size).to(x_src.dtype)
-        if self.heads > 1:
+        if out.dim() == 3:  # of the fused form, or of a message of your own
             out = out.flatten(1) if self.concat else out.mean(1)
+        elif self.heads > 1 and not self.concat:
+            out = out.unflatten(1, (-1, self.heads, self.out_channels)).mean(2).flatten(1)
         if self.bias is not None:
             out = out + self.bias
         out = _ACTIVATIONS[self.activation](out)
@@ -225,8 +227,11 @@ class GraphFusionConv(MessagePassing):
         return F.dropout(alpha, self.dropout, self.training)
 
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
-        """The message of each edge, (E, C), or (E, H, C) if there are several heads: `to_hetero_with_bases` wants a matrix."""
-        return (alpha if self.heads == 1 else alpha.unsqueeze(-1)) * x_j
+        """The message of each edge, (E, H C), with the heads side by side; (E, H, C) while an explainer looks at several heads."""
+        if self.heads == 1:
+            return alpha * x_j
+        messages = alpha.unsqueeze(-1) * x_j
+        return messages if self.explain else messages.flatten(1)  # `GraphMaskExplainer` reads heads, `to_hetero_with_bases` a matrix
 
     def _values(self, x: Tensor | OptPairTensor) -> tuple[Tensor, OptTensor]:
         """W h of sources and destinations."""
