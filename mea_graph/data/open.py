@@ -12,7 +12,7 @@ import numpy as np
 
 from mea_graph.data.cache import cached
 from mea_graph.data.dataset import MultimodalDataset
-from mea_graph.data.errors import DataError
+from mea_graph.data.errors import DataError, no_memory
 from mea_graph.data.kinds import check_kind, kind_of
 from mea_graph.readers.any_pickle import read_any_pickle
 from mea_graph.readers.csd import read_csd
@@ -154,5 +154,7 @@ def _load_array(path: Path) -> np.ndarray:
         if not isinstance(mapped, np.ndarray):
             raise ValueError("it holds several arrays")
         return np.array(mapped)
+    except MemoryError as error:
+        raise no_memory(f"embedding: {path}", path.stat().st_size) from error
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
         raise DataError(f"embedding: {path}: cannot be read as .npy ({error})") from error

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
+from mea_graph.data.labels import WHOLE_OF_FILE, read_names
 from mea_graph.data.ragged import Mended, all_finite
+from mea_graph.data.store import build_store
 
 _MOST_EXPANSION = 1032  # deflate, the only compression the field's files use, cannot shrink data more than this
 
@@ -104,6 +107,15 @@ def with_mended(
 
 def _after(first: Callable[[np.ndarray], np.ndarray], then: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
     return lambda array: then(first(array))
+
+
+def dataset_of(
+    x: Mapping[str, Any], y: Any, labels: Any, *, label_names: Any, split: Any, notes: Sequence[str], **arrays: Any
+) -> MultimodalDataset:
+    """`MultimodalDataset.from_arrays` of what a file holds, whose labels are what the option `labels` says: a note tells of it."""
+    whole = WHOLE_OF_FILE if labels is None else None  # who says what they are need not be told
+    y, label_names, split, notes = read_names(y, label_names, split, notes, whole)
+    return MultimodalDataset(build_store(x, y, label_names=label_names, split=split, notes=notes, **arrays))
 
 
 def refused(source: Any, error: DataError) -> DataError:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
-from mea_graph.readers.checks import check_claimed_size, check_non_finite, check_samples, refused, repair
+from mea_graph.readers.checks import check_claimed_size, check_non_finite, check_samples, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 
 _MOST_OVERLAP = 64  # segments that a step may be in, on average: each has a copy of it
@@ -82,9 +82,10 @@ def read_csd(
         if len(widths := {len(row) for row in rows}) != 1:
             raise DataError(f"labels: expected as many for every segment, got {sorted(widths)}")
         y, label_names = as_labels(np.array(rows), ids, labels, columns, label_names, notes, regression=True)
-        return MultimodalDataset.from_arrays(
+        return dataset_of(
             x,
             y,
+            labels,
             ids=ids,
             time=time,
             split=None if split is None else [split_of[video] for _, video, *_ in segments],

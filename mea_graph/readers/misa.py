@@ -11,7 +11,7 @@ import numpy as np
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.texts import as_array, as_text
-from mea_graph.readers.checks import check_non_finite, refused, repair
+from mea_graph.readers.checks import check_non_finite, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 from mea_graph.readers.padded_splits import make_unique
 from mea_graph.readers.unpickle import mapped_pickle
@@ -101,8 +101,8 @@ def misa_dataset(
         if len({len(values) for values in y}) > 1:
             raise DataError(f"labels: expected as many for every sample, got from {min(map(len, y))} to {max(map(len, y))}")
         target, label_names = as_labels(np.array(y), ids, labels, columns, label_names, notes, regression=True)
-        return MultimodalDataset.from_arrays(
-            x, target, ids=ids, split=splits if None not in parts else None, fields=fields, label_names=label_names, notes=notes
+        return dataset_of(
+            x, target, labels, ids=ids, split=splits if None not in parts else None, fields=fields, label_names=label_names, notes=notes
         )
     except DataError as error:
         raise refused(source, error) from error

@@ -10,7 +10,7 @@ import numpy as np
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.texts import as_text
-from mea_graph.readers.checks import check_non_finite, refused, repair
+from mea_graph.readers.checks import check_non_finite, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 from mea_graph.readers.padded_splits import MODALITIES, checked_splits, column, left_out, one_a_sample, read_splits
 from mea_graph.readers.unpickle import mapped_pickle
@@ -89,9 +89,7 @@ def mmsa_dataset(
         else:
             notes.append(f"no labels: there is none of {', '.join(_LABELS)} in any split")
         repair(splits.x, None, non_finite, notes)
-        return MultimodalDataset.from_arrays(
-            splits.x, y, ids=splits.ids, split=splits.split, fields=fields, label_names=label_names, notes=notes
-        )
+        return dataset_of(splits.x, y, labels, ids=splits.ids, split=splits.split, fields=fields, label_names=label_names, notes=notes)
     except DataError as error:
         raise refused(source, error) from error
 

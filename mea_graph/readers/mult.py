@@ -7,7 +7,7 @@ from typing import Any
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
-from mea_graph.readers.checks import check_non_finite, refused, repair
+from mea_graph.readers.checks import check_non_finite, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 from mea_graph.readers.padded_splits import MODALITIES, checked_splits, column, left_out, read_splits
 from mea_graph.readers.unpickle import mapped_pickle
@@ -51,8 +51,8 @@ def mult_dataset(
         else:
             notes.append("no labels: there is no 'labels' in any split")
         repair(splits.x, None, non_finite, notes)
-        return MultimodalDataset.from_arrays(
-            splits.x, y, ids=splits.ids, split=splits.split, fields=splits.fields, label_names=label_names, notes=notes
+        return dataset_of(
+            splits.x, y, labels, ids=splits.ids, split=splits.split, fields=splits.fields, label_names=label_names, notes=notes
         )
     except DataError as error:
         raise refused(source, error) from error

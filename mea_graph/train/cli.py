@@ -25,7 +25,7 @@ from mea_graph.data import DataError
 from mea_graph.train import predict_command
 from mea_graph.train.accelerators import check_accelerator
 from mea_graph.train.class_balance import imbalance_note
-from mea_graph.train.config_files import with_config_paths
+from mea_graph.train.config_files import KeptConfiguration, with_config_paths
 from mea_graph.train.confusion import ConfusionCounter, confusion_text
 from mea_graph.train.convergence import WatchedValues
 from mea_graph.train.data_module import SequenceDataModule
@@ -47,7 +47,6 @@ from mea_graph.train.task_module import NonFiniteLossError, TaskModule, check_pr
 from mea_graph.train.training_length import UPDATES, TrainingLength
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
-from mea_graph.train.whole_files import write_whole
 
 CLIP = 1.0  # norm of the gradients; the published configurations have none
 LENGTH = ("updates", "check_every", "patience")
@@ -179,7 +178,7 @@ class CommandLine(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins(config.plugins)):
             kwargs["plugins"] = [*plugins(config.plugins), WholeCheckpoints()]
         self.restoring = Restoring()
-        kwargs["callbacks"] = [*(config.callbacks or []), *self._callbacks(config.fast_dev_run), self.restoring]
+        kwargs["callbacks"] = [*(config.callbacks or []), self.restoring, *self._callbacks(config.fast_dev_run)]
         if config.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
         return super().instantiate_trainer(**kwargs)
@@ -208,8 +207,6 @@ class CommandLine(LightningCLI):
         unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
         for note in (*data.dataset.notes, *([unequal] if unequal else [])):
             self._announce(f"note: {note}")
-        if self.trainer.is_global_zero and not self.config["fit"].trainer.fast_dev_run:
-            write_whole(self.folder.path / "config.yaml", yaml.safe_dump(self.configuration(), sort_keys=False))
 
     def before_validate(self) -> None:
         self.datamodule.check_labelled()
@@ -292,7 +289,7 @@ class CommandLine(LightningCLI):
             mode = watched.mode or "min"  # where it is not known, `check_monitors` refuses
             folder = self.folder.checkpoint("best").parent
             self.watched = WatchedValues(watched.monitor, mode)
-            callbacks += [LogBeforeCheckpoint(), self.watched]
+            callbacks += [KeptConfiguration(self.folder.path / "config.yaml", self.configuration), LogBeforeCheckpoint(), self.watched]
             # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
             callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=mode, enable_version_counter=False))
             callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))

@@ -1,13 +1,18 @@
-"""Finding the configurations that come with the package."""
+"""Finding the configurations that come with the package, and keeping that of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
 
 from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.suggestions import did_you_mean
+from mea_graph.train.whole_files import write_whole
 
 
 def find_config(name: str) -> Path:
@@ -49,3 +54,26 @@ def with_config_paths(arguments: Sequence[str]) -> list[str]:
         expect_name = word in ("--config", "-c") and not expect_name
         found.append(word)
     return found
+
+
+class KeptConfiguration(L.Callback):
+    """Writes the configuration of a run when training starts: a run that is refused before, such as one to be resumed, keeps its own.
+
+    Args:
+        path: the file.
+        options: gives every option as plain containers.
+
+    Example:
+        >>> KeptConfiguration(Path("runs/mine/0/config.yaml"), dict).path.name
+        'config.yaml'
+    """
+
+    def __init__(self, path: Path, options: Callable[[], dict[str, Any]]) -> None:
+        self.path, self.options = path, options
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_whole(self.path, yaml.safe_dump(self.options(), sort_keys=False))

@@ -24,6 +24,7 @@ from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
 from mea_graph.train.row_gatherer import RowGatherer
 from mea_graph.train.term_means import TermMeans
+from mea_graph.train.trainer_options import check_same_trainer, trainer_options
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
@@ -204,7 +205,7 @@ class TaskModule(L.LightningModule):
         checkpoint["random_seed"] = self._seed
         checkpoint["mea_graph_version"] = __version__
         checkpoint["module"] = public_name(type(self))
-        checkpoint["precision"] = self.trainer.precision
+        checkpoint |= trainer_options(self.trainer)
         if self.loss.class_weights is not None:
             checkpoint["class_weights"] = self.loss.class_weights
 
@@ -215,9 +216,8 @@ class TaskModule(L.LightningModule):
         if self._trainer is None:  # only the weights are loaded
             return
         keep_own_paths(checkpoint, self._trainer)
-        used, asked = checkpoint.get("precision", self._trainer.precision), self._trainer.precision
-        if used != asked and self._trainer.state.fn == TrainerFn.FITTING:
-            raise DataError(f"trainer.precision: the checkpoint was trained with {used!r}, this run has {asked!r}; resume with {used!r}")
+        if self._trainer.state.fn == TrainerFn.FITTING:
+            check_same_trainer(checkpoint, self._trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # per batch, not per epoch: how often the data loader draws before the first batch differs in a resumed epoch

@@ -30,7 +30,6 @@ def write(form, folder, y, audio=AUDIO):
     """The same samples in every form of the field; what `open_dataset` takes."""
     y, path = np.asarray(y), folder / f"{form}.pkl"
     if form == "npz":
-        y = y.reshape(SAMPLES) if y.size == SAMPLES else y.reshape(SAMPLES, -1)  # three axes make a modality there
         np.savez(folder / "a.npz", audio=audio, y=y)
         return {"source": folder / "a.npz"}
     if form == "csd":
