@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_geometric
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
 from torch_geometric import EdgeIndex
@@ -43,6 +44,15 @@ def use(*rivals: str) -> Callable[[Callable[[Make], None]], Callable[[Make], Non
         return f
 
     return register
+
+
+def raises(f: Callable[[Make], None], make: Make, expected: Exception) -> bool:
+    """Whether a use fails with the same words. A wrong result never does: it is the fault of the layer that gave it."""
+    try:
+        f(make)
+    except Exception as error:
+        return not isinstance(error, AssertionError) and repr(error) == repr(expected)
+    return False
 
 
 def near(actual: Any, expected: Any) -> None:
@@ -436,4 +446,11 @@ def compiled_and_exported(make: Make) -> None:
 
 @pytest.mark.parametrize(("name", "layer"), [(n, layer) for n, (_, rivals) in USES.items() for layer in ["ours", *rivals]])
 def test_use(name: str, layer: str) -> None:
-    USES[name][0](LAYERS[layer])
+    f, rivals = USES[name]
+    try:
+        f(LAYERS[layer])
+    except Exception as error:
+        old = torch_geometric.__version__.startswith("2.6.")  # its `to_hetero` reads names of torch.fx that torch no longer has
+        if old and all(raises(f, LAYERS[rival], error) for rival in rivals):
+            pytest.skip(f"nor can any layer of PyG 2.6 with this torch: {error!r}")
+        raise
