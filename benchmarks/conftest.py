@@ -8,7 +8,7 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -136,7 +136,7 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     output_json["clock"] = "processor time" if _clock(config) is time.process_time else "wall time"
     output_json["absent"] = baselines.absent()
     output_json["minutes"] = round((time.monotonic() - _START) / 60, 1)
-    output_json["datetime"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    output_json["datetime"] = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
     commit = output_json.pop("commit_info")
     output_json["revision"] = str(commit.get("id"))[:7] + (" with changes" if commit.get("dirty") else "")
     for one in output_json["benchmarks"]:

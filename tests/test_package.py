@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -17,10 +16,15 @@ import yaml
 
 import mea_graph
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "mea_graph"
 OPTIONAL = ["torch_scatter", "lightning", "torchmetrics", "jsonargparse", "rich", "matplotlib", "sklearn", "scipy", "h5py", "pandas"]
-CORE = {"torch", "torch_geometric", "einops", "numpy", "mea_graph"}
+CORE = {"torch", "torch_geometric", "einops", "numpy", "typing_extensions", "mea_graph"}
 EVERYWHERE = {"__version__", "configurations", "suggestions"}  # import nothing of the package
 PUBLIC_PARTS = ["nn", "ops", "data", "train", "baselines", "viz"]
 MAY_IMPORT = {
@@ -94,7 +98,7 @@ def test_the_metadata_promises_no_optional_package(unpacked):
     (metadata,) = unpacked.glob("*.dist-info/METADATA")
     required = [line.removeprefix("Requires-Dist: ") for line in metadata.read_text().splitlines() if line.startswith("Requires-Dist: ")]
     core = {line.split(">")[0] for line in required if "extra ==" not in line}
-    assert core == {"torch", "torch-geometric", "einops", "numpy"}
+    assert core == {"torch", "torch-geometric", "einops", "numpy", "typing-extensions"}
 
 
 WITHOUT_OPTIONAL_PACKAGES = f"""

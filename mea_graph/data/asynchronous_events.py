@@ -12,7 +12,7 @@ from mea_graph.data.store import build_store
 from mea_graph.data.views import Index
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 _NAMES = ("text", "audio", "vision", "motion", "pulse")
 _RATES = (3.0, 6.0, 4.5, 5.0, 4.0)  # steps a second

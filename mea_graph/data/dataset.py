@@ -24,7 +24,7 @@ from mea_graph.data.store import Store, build_store
 from mea_graph.data.views import Index, ViewedDataset, positions
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 
 class MultimodalDataset(ViewedDataset):

@@ -14,7 +14,7 @@ from torch_geometric.data import Dataset, HeteroData
 from mea_graph.data.errors import DataError
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 Index = slice | torch.Tensor | np.ndarray | Sequence[int] | Sequence[bool]
 

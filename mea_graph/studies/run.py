@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step],
         record |= _fit_at_once(run, data)
     else:
         record |= _train(run, data, accelerator, drawings, tell)
-    record |= {"seconds": round(time.perf_counter() - begin, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    record |= {"seconds": round(time.perf_counter() - begin, 2), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     return record | {"versions": versions()}
 
 

@@ -1,11 +1,12 @@
 """The predictive branch: stacks of predictive self-attention with weighted attention between, [MEA] Eq. 2-6."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, Unpack, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
+from typing_extensions import Unpack
 
 from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join
