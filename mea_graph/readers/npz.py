@@ -38,8 +38,8 @@ def read_npz(
     """Reads an `.npz` file with padded arrays, or one that `MultimodalDataset.save` wrote. It unpickles nothing.
 
     Every array `X` `(N, T, d)` that has no name of labels is a modality; `X_len` `(N,)` holds its true lengths (T if absent) and `X_time`
-    `(N, T)` its seconds. An array `(N, T)` with lengths is a modality of one channel. Other arrays `(N,)` become fields. The notes of the data
-    set list what was left out and what was guessed.
+    `(N, T)` its seconds. An array `(N, T)` with lengths is a modality of one channel. Other arrays `(N,)` become fields. The notes of the
+    data set list what was left out and what was guessed.
 
     Args:
         source: The file.

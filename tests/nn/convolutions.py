@@ -26,17 +26,17 @@ N, C = 6, 4
 EDGES = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 5, 2], [1, 0, 2, 1, 3, 2, 4, 3, 0, 4, 1, 5]])
 
 
-def use(*rivals: str) -> Callable[[Callable[[Make], None]], Callable[[Make], None]]:
+def use(*rivals: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A use, and PyG's layers that allow it: each of them must, and so must ours."""
 
-    def register(f: Callable[[Make], None]) -> Callable[[Make], None]:
+    def register(f: Callable[..., None]) -> Callable[..., None]:
         @wraps(f)
-        def run(make: Make) -> None:
+        def run(make: Make, **others: Any) -> None:
             try:
-                f(make)
+                f(make, **others)
             except Exception as error:
                 old = torch_geometric.__version__.startswith("2.6.")  # its `to_hetero` reads names of torch.fx that torch no longer has
-                if old and all(_raises(f, LAYERS[rival], error) for rival in rivals):
+                if old and all(_raises(partial(f, LAYERS[rival], **others), error) for rival in rivals):
                     pytest.skip(f"nor can any layer of PyG 2.6 with this torch: {error!r}")
                 raise
 
@@ -45,10 +45,10 @@ def use(*rivals: str) -> Callable[[Callable[[Make], None]], Callable[[Make], Non
     return register
 
 
-def _raises(f: Callable[[Make], None], make: Make, expected: Exception) -> bool:
+def _raises(f: Callable[[], None], expected: Exception) -> bool:
     """Whether a use fails with the same words. A wrong result never does: it is the fault of the layer that gave it."""
     try:
-        f(make)
+        f()
     except Exception as error:
         return not isinstance(error, AssertionError) and repr(error) == repr(expected)
     return False
