@@ -52,7 +52,8 @@ def _call(
     dtype: torch.dtype,
 ) -> None:
     query, key, value = (t.to(dtype) for t in inputs)
-    start, _, source_start, *_ = held = [None if t is None else t.contiguous() for t in edges]
+    held: list[Any] = [None if t is None else t.contiguous() for t in edges]
+    start, _, source_start, *_ = held
     sizes = (start.size(0), source_start.size(1), query.size(1), query.size(2), value.size(2), query.size(0), torch.get_num_threads())
     fields = [field for t in (query, key, value, *results) for field in library.rows(t)]
     library.call(name, dtype, [*fields, *sums, *held, *sizes])
