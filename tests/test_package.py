@@ -80,7 +80,7 @@ def test_the_wheel_is_pure_and_holds_the_package_and_nothing_else(distributions)
     metadata = {name for name in names if name.startswith(f"mea_graph-{mea_graph.__version__}.dist-info/")}
     assert names - metadata == package_files()
     assert "mea_graph/py.typed" in names
-    assert {Path(name).suffix for name in names - metadata} <= {".py", ".yaml", ".typed", ".cu", ".cuh"}
+    assert {Path(name).suffix for name in names - metadata} <= {".py", ".yaml", ".typed", ".cpp", ".cu", ".cuh", ".h"}
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
 
 

@@ -57,15 +57,16 @@ CASES = {"predictive_attention": _predictive, "interval_attention": _interval, "
 
 
 def explanations(op: str, device: str) -> dict[tuple[str, torch.dtype], backends.Explanation]:
-    """The answers of `explain` for each case and dtype, on a machine with a GPU and all that its kernels need."""
+    """The answers of `explain` for each case and dtype, on a machine with a GPU, a C++ compiler and all that the kernels need."""
     out = {}
     with (
         FakeTensorMode(),
         patch("torch.cuda.get_device_capability", lambda *_: (9, 0)),
         patch("mea_graph.ops.edge.cuda._what_is_missing", lambda device: None),
         patch("mea_graph.ops.interval.triton.INSTALLED", True),
+        patch("mea_graph.ops.native.library._library", object),
         patch("torch.version.hip", None),
-        patch.dict("os.environ", {"TRITON_INTERPRET": "0"}),
+        patch.dict("os.environ", {"TRITON_INTERPRET": "0", "MEA_GRAPH_NATIVE": "1"}),
     ):
         for dtype in DTYPES:
             for case, arguments in CASES[op](device, dtype):

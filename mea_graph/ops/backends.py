@@ -26,6 +26,7 @@ class Backend(NamedTuple):
     run: Callable[..., Any]  # takes the op's arguments by keyword
     refuse: Callable[..., str | None]  # takes the same; says why it cannot run on them, or None
     prefers: str | None = None  # "auto" takes it only on this type of device; None: on any
+    hold: Callable[[], str | None] = lambda: None  # says why "auto" leaves it alone, before `refuse` is asked
 
 
 class Explanation(NamedTuple):
@@ -95,7 +96,7 @@ class Op:
         to_onnx = torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
         transformed = is_transformed()
         for name, candidate in self.backends.items():
-            reason = candidate.refuse(**arguments)
+            reason = candidate.hold() or candidate.refuse(**arguments)
             if reason is None and name not in _PLAIN and to_onnx:
                 reason = "ONNX has no such operator"
             if reason is None and name not in _PLAIN and transformed:
@@ -133,8 +134,8 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     >>> import torch
     >>> from mea_graph.ops import Pointers, explain, predictive_attention
     >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
-    >>> explain(predictive_attention, q, q, q, pointers, prior_query=q, prior_key=q, weight=torch.randn(2, 2, 3, 3)).chosen
-    'cpu'
+    >>> explain(predictive_attention, q, q, q, pointers, prior_query=q, prior_key=q, weight=torch.randn(2, 2, 3, 3)).refused["plain"]
+    'a prior is given, and this computes attention without one'
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in _OPS:
@@ -191,7 +192,7 @@ def record_calls() -> Iterator[Counter[tuple[str, str]]]:
     >>> from mea_graph.ops import IntervalEdges, Pointers, interval_attention, record_calls
     >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
     >>> with record_calls() as calls:
-    ...     _ = interval_attention(q, q, q, IntervalEdges.complete(pointers, pointers))
+    ...     _ = interval_attention(q, q, q, IntervalEdges.complete(pointers, pointers), backend="cpu")
     >>> dict(calls)
     {('interval_attention', 'cpu'): 1}
     """

@@ -121,7 +121,7 @@ def _of_torch_backward(x: Tensor, *weights: Any) -> int:
 
 
 _OURS = torch.ops.mea_graph
-for _backend in ("cpu", "triton"):
+for _backend in ("cpu", "native", "triton"):
     register(getattr(_OURS, f"interval_attention_{_backend}"), _interval)
     register(getattr(_OURS, f"interval_attention_{_backend}_backward"), _interval_backward)
     register(getattr(_OURS, f"predictive_attention_{_backend}"), _predictive)

@@ -67,6 +67,7 @@ def test_an_explanation_names_the_one_that_runs_and_why_no_other(x: Tensor) -> N
     found = explain(interval_attention, x, x, x, EDGES)
     assert (found.op, found.chosen) == ("interval_attention", "cpu")
     assert found.refused == {
+        "native": "MEA_GRAPH_NATIVE=0 keeps 'auto' from it",  # in the tests; tests/ops/test_native.py takes that away
         "listed": "the edges are intervals",
         "triton": found.refused["triton"],  # whether it could run depends on what is installed
         "sdpa": "could run, but 'cpu' is preferred",
@@ -81,7 +82,7 @@ def test_an_explanation_names_the_one_that_runs_and_why_no_other(x: Tensor) -> N
 def test_an_explanation_of_what_was_asked_for_by_name(x: Tensor) -> None:
     found = explain(interval_attention, x, x, x, EDGES, backend="sdpa")
     assert found.chosen == "sdpa"
-    assert found.refused == dict.fromkeys(("listed", "cpu", "triton", "reference"), "'sdpa' was requested")
+    assert found.refused == dict.fromkeys(("native", "listed", "cpu", "triton", "reference"), "'sdpa' was requested")
     with pytest.raises(ValueError, match="backend: interval_attention cannot run on 'listed' here: the edges are intervals"):
         explain(interval_attention, x, x, x, EDGES, backend="listed")
     with pytest.raises(ValueError, match=r"op: expected one of \[.*'interval_attention'.*\], got 'attention'"):
