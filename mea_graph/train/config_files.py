@@ -60,12 +60,11 @@ class KeptConfiguration(L.Callback):
     """Writes the configuration of a run when training starts: a run that is refused before, such as one to be resumed, keeps its own.
 
     Args:
-        path: the file.
-        options: gives every option as plain containers.
+        path: The file.
+        options: Gives every option as plain containers.
 
-    Example:
-        >>> KeptConfiguration(Path("runs/mine/0/config.yaml"), dict).path.name
-        'config.yaml'
+    >>> KeptConfiguration(Path("runs/mine/0/config.yaml"), dict).path.name
+    'config.yaml'
     """
 
     def __init__(self, path: Path, options: Callable[[], dict[str, Any]]) -> None:

@@ -14,11 +14,10 @@ def trainer_options(trainer: L.Trainer) -> dict[str, Any]:
     """Returns the options of a trainer that change what is learnt, as a checkpoint keeps them.
 
     Args:
-        trainer: of the run.
+        trainer: Of the run.
 
-    Example:
-        >>> trainer_options(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))["accumulate_grad_batches"]
-        1
+    >>> trainer_options(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))["accumulate_grad_batches"]
+    1
     """
     algorithm = trainer.gradient_clip_algorithm
     return {
@@ -33,11 +32,11 @@ def check_same_trainer(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> Non
     """Refuses to resume with options that would make it another run.
 
     Args:
-        checkpoint: as loaded; what one of before these options says nothing of is not compared.
-        trainer: of the run that resumes it.
+        checkpoint: As loaded; what one of before these options says nothing of is not compared.
+        trainer: Of the run that resumes it.
 
     Raises:
-        DataError: naming the first option that differs.
+        DataError: Naming the first option that differs.
     """
     for name, asked in trainer_options(trainer).items():
         if (used := checkpoint.get(name, asked)) != asked:
