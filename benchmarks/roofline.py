@@ -1,8 +1,10 @@
 """What the Triton kernels of predictive attention must compute and move, and the least time that takes: `python -m benchmarks.roofline`.
 
 Counted by kernel, for every pair of a query and a key of a head, as `triton_kernels.py` is written: heads of D channels run as max(16, D)
-rounded up to a power of two, the folded width 3 K D likewise, lengths as whole tiles, and a product in float32 as three in TF32. A kernel
-takes no less than its busiest unit does, and the kernels run one after the other.
+rounded up to a power of two, the folded width 3 K D likewise, lengths as whole tiles, and a product in float32 as three in TF32. Issue
+slots are those of the machine code for sm_90, which `benchmarks.instructions` reads, of 8 heads of 5 channels; other shapes are taken to
+need as many. A kernel takes no less than its busiest unit does, and the kernels run one after the other. What goes through the L2 cache is
+counted, not bounded: its maker states no rate for it.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from typing import NamedTuple
 
 import torch
 
+from mea_graph.ops.predictive.triton import _FOLD_ROWS as FOLD_ROWS
 from mea_graph.ops.predictive.triton import _GROUPS as GROUPS
-from mea_graph.ops.predictive.triton import HOPPER, Tiles
+from mea_graph.ops.predictive.triton import _UNFOLD_ROWS as UNFOLD_ROWS
+from mea_graph.ops.predictive.triton import HOPPER, Tiles, warps
 
 
 class Device(NamedTuple):
@@ -22,12 +26,12 @@ class Device(NamedTuple):
     half: float  # FLOPs of dense bfloat16 products
     tf32: float
     special: float  # exponentials
-    plain: float  # float32 instructions; a multiplication with an addition is one
+    issue: float  # instructions of a thread
     memory: float
 
 
 def _hopper(memory: float) -> Device:
-    """NVIDIA's data sheets of H100 and H200 SXM. An SM is taken to do 16 special functions and 128 float32 instructions a clock."""
+    """NVIDIA's data sheets of H100 and H200 SXM. An SM is taken to do 16 special functions a clock, and to issue for 4 warps."""
     sms, clock = 132, 1.98e9
     return Device(989.4e12, 494.7e12, 16 * sms * clock, 128 * sms * clock, memory)
 
@@ -44,7 +48,7 @@ def _padded(width: int) -> int:
 
 
 class Loop(NamedTuple):
-    """A loop's work for one pair: products over D, over the folded width, exponentials, other instructions in bfloat16 and in float32.
+    """A loop's work for one pair: products over D, over the folded width, exponentials; issue slots in bfloat16 and in float32.
 
     GELU's tail probability, in place of an error function, is one exponential of a polynomial, of degree 5 in bfloat16, 8 in float32.
     """
@@ -52,34 +56,41 @@ class Loop(NamedTuple):
     products: int
     folded: int
     exponentials: int
-    half: int
-    float: int
+    half: float
+    float: float
 
 
-LOOPS = {"forward": Loop(3, 1, 4, 20, 23), "query": Loop(4, 2, 4, 27, 30), "key": Loop(4, 2, 4, 26, 29)}
+LOOPS = {
+    "forward": Loop(3, 1, 4, 33.5, 91.1),
+    "query": Loop(4, 2, 4, 43.3, 132.5),
+    "key": Loop(4, 2, 4, 43.8, 138.6),
+}
+# Instructions of a thread of the kernels around them, once through, in bfloat16 and in float32; the forward pass folds with a little less.
+FOLDS = {"fold": (1779, 1559), "unfold": (13183, 11478)}
 
 
 class Work(NamedTuple):
-    """Of one kernel: FLOPs that the formula has, FLOPs that tensor cores execute, exponentials, other instructions, bytes."""
+    """Of one kernel: FLOPs that the formula has, FLOPs that tensor cores execute, exponentials, issue slots, bytes of memory and of L2."""
 
     kernel: str
     useful: float
     executed: float
     exponentials: float
-    instructions: float
+    slots: float
     bytes: float
+    l2: float
 
     def seconds(self, device: Device, dtype: torch.dtype) -> dict[str, float]:
         """By unit."""
         flops = device.tf32 if dtype == torch.float32 else device.half
-        times = (self.executed / flops, self.exponentials / device.special, self.instructions / device.plain, self.bytes / device.memory)
-        return dict(zip(("tensor cores", "exponentials", "instructions", "memory"), times, strict=True))
+        times = (self.executed / flops, self.exponentials / device.special, self.slots / device.issue, self.bytes / device.memory)
+        return dict(zip(("tensor cores", "exponentials", "issue slots", "memory"), times, strict=True))
 
 
 def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: torch.dtype) -> list[Work]:
     """Every kernel of a forward and a backward pass, on samples of these lengths in a batch padded to `longest`.
 
-    Each kernel reads and writes a tensor once: what caches cannot hold and is read again is not counted.
+    Of memory, each kernel reads and writes a tensor once. Of L2, it reads one as often as its programs do.
     """
     exact = dtype == torch.float32
     size, folded_size = (4, 4) if exact else (2, 2)
@@ -95,7 +106,11 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
     tiles = {name: HOPPER[name, "float" if exact else "half", narrow] for name in LOOPS}
     groups = min(heads, GROUPS)
     query_grad, key_grad = copied * folded * folded_size, copied // heads * groups * folded * 4
-    parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // 16)
+    parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // UNFOLD_ROWS)
+    fold_slots = FOLDS["fold"][exact] * 32 * warps(max(folded, wide)) * (heads + 1) * copied // heads // FOLD_ROWS
+    unfold_slots = FOLDS["unfold"][exact] * heads / 8 * 32 * warps(_padded(heads * width)) * sum(-(-n // UNFOLD_ROWS) for n in lengths)
+    folded_grads = query_grad + key_grad  # each row is read three times: for its own step and for those beside it
+    taps = 3 * (heads + 1) * tensor  # every program of a head reads three steps of all heads
     moved = {
         "forward": copies + tensor + 2 * row,
         "query": copies_grad + 2 * row + query_grad + tensor + row,
@@ -103,12 +118,12 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
     }
     loops = {name: _loop(name, pairs, lengths, heads, width, (wide, folded), tiles[name], exact, moved[name]) for name in LOOPS}
     return [
-        Work("fold", 0, 0, 0, 0, 5 * tensor + copies),
+        Work("fold", 0, 0, 0, fold_slots, 5 * tensor + copies, 3 * tensor + taps + copies),
         loops["forward"],
-        Work("fold, backward", 0, 0, 0, 0, 7 * tensor + copies_grad),
+        Work("fold, backward", 0, 0, 0, fold_slots, 7 * tensor + copies_grad, 5 * tensor + taps + copies_grad),
         loops["query"],
         loops["key"],
-        Work("unfold", 0, 0, 0, 0, tensor + query_grad + key_grad + 2 * tensor + 2 * parts),
+        Work("unfold", 0, 0, 0, unfold_slots, 3 * tensor + folded_grads + 2 * parts, 5 * tensor + 3 * folded_grads + 2 * parts),
     ]
 
 
@@ -127,8 +142,12 @@ def _loop(
     computed = heads * sum(_up(n, tiles.rows) * _up(n, tiles.columns) for n in lengths)
     useful = 2 * pairs * (loop.products * width + loop.folded * 3 * heads * width)
     executed = 2 * computed * (loop.products * padded[0] + loop.folded * padded[1]) * (3 if exact else 1)
-    instructions = computed * (loop.float if exact else loop.half)
-    return Work(f"{name} loop", useful, executed, computed * loop.exponentials, instructions, moved)
+    slots = computed * (loop.float if exact else loop.half)
+    wide, folded = padded
+    read = (3 if name == "forward" else 2) * wide + folded  # channels, for each key of a tile of queries; the key loop has them swapped
+    tiles_read = computed / (tiles.columns if name == "key" else tiles.rows)
+    l2 = moved + tiles_read * (read * (4 if exact else 2) + (16 if name == "key" else 0))
+    return Work(f"{name} loop", useful, executed, computed * loop.exponentials, slots, moved, l2)
 
 
 def bound(kernels: Sequence[Work], device: Device, dtype: torch.dtype) -> float:
@@ -153,20 +172,22 @@ def achieved(kernels: Sequence[Work], name: str, dtype: torch.dtype, seconds: fl
 def table(name: str = "H200", batch: int = 32, longest: int = 500, heads: int = 8, width: int = 5) -> str:
     """The bound by kernel, in Markdown."""
     lines = [
-        "| Kernel | dtype | useful GFLOP | executed GFLOP | exponentials, 1e6 | instructions, 1e9 | MB | bound, us | by |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| Kernel | dtype | useful GFLOP | executed GFLOP | exponentials, 1e6 | issue slots, 1e9 | MB | MB of L2 | bound, us | by |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for dtype, label in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32, 3 x TF32")):
         kernels = work([longest] * batch, longest, heads, width, dtype)
         for k in kernels:
             times = k.seconds(DEVICES[name], dtype)
             unit = max(times, key=lambda u: times[u])
-            numbers = f"{k.useful / 1e9:.1f} | {k.executed / 1e9:.1f} | {k.exponentials / 1e6:.0f} | {k.instructions / 1e9:.2f}"
-            lines.append(f"| {k.kernel} | {label} | {numbers} | {k.bytes / 1e6:.0f} | {1e6 * times[unit]:.0f} | {unit} |")
+            numbers = f"{k.useful / 1e9:.1f} | {k.executed / 1e9:.1f} | {k.exponentials / 1e6:.0f} | {k.slots / 1e9:.2f}"
+            numbers += f" | {k.bytes / 1e6:.0f} | {k.l2 / 1e6:.0f}"
+            lines.append(f"| {k.kernel} | {label} | {numbers} | {1e6 * times[unit]:.0f} | {unit} |")
         whole = 1e6 * bound(kernels, DEVICES[name], dtype)
         numbers = f"{sum(k.useful for k in kernels) / 1e9:.1f} | {sum(k.executed for k in kernels) / 1e9:.1f}"
-        numbers += f" | {sum(k.exponentials for k in kernels) / 1e6:.0f} | {sum(k.instructions for k in kernels) / 1e9:.2f}"
-        lines.append(f"| **sum** | {label} | {numbers} | {sum(k.bytes for k in kernels) / 1e6:.0f} | **{whole:.0f}** | |")
+        numbers += f" | {sum(k.exponentials for k in kernels) / 1e6:.0f} | {sum(k.slots for k in kernels) / 1e9:.2f}"
+        numbers += f" | {sum(k.bytes for k in kernels) / 1e6:.0f} | {sum(k.l2 for k in kernels) / 1e6:.0f}"
+        lines.append(f"| **sum** | {label} | {numbers} | **{whole:.0f}** | |")
     return "\n".join(lines)
 
 

@@ -62,9 +62,15 @@ def test_work_by_hand_on_one_tile():
     assert kernels["forward loop"].useful == pairs * 2 * (3 * 5 + 120)
     assert kernels["forward loop"].executed == pairs * 2 * (3 * 16 + 128)
     assert kernels["key loop"].exponentials == 4 * pairs
+    assert kernels["key loop"].slots == roofline.LOOPS["key"].half * pairs
     copies = 8 * 64 * (3 * 16 + 128) * 2 + 64 * 128 * 2
     assert kernels["fold"].bytes == 5 * 8 * 64 * 5 * 2 + copies
     assert kernels["forward loop"].bytes == copies + 8 * 64 * 5 * 2 + 2 * 8 * 64 * 4
+    assert kernels["forward loop"].l2 == kernels["forward loop"].bytes + 8 * 64 * (3 * 16 + 128) * 2  # one tile of queries; keys twice
+    assert kernels["query loop"].l2 == kernels["query loop"].bytes + 8 * 64 * (2 * 16 + 128) * 2
+    assert kernels["key loop"].l2 == kernels["key loop"].bytes + 8 * 64 * ((2 * 16 + 128) * 2 + 16)  # four numbers a row
+    assert kernels["fold"].slots == roofline.FOLDS["fold"][0] * 128 * 9 * 2  # 128 threads; 8 heads and the folded keys, 2 blocks
+    assert kernels["unfold"].slots == roofline.FOLDS["unfold"][0] * 64 * 4  # 64 threads, 4 blocks
 
 
 def test_float32_executes_three_products_and_padding_nothing():
@@ -89,7 +95,7 @@ def test_the_gpu_check_stores_the_share_and_the_report_shows_it(monkeypatch):
     found = gpu_check_ops.share(case, 1e-3, "cuda")["roofline"]
     assert found["share"] == found["bound"] / 1e-3 > 0
     lines = report._roofline([{"case": "attention", "dtype": "float32", "roofline": {"bound": 2e-4, "share": 0.25}}, {"case": "edges"}])
-    assert lines[2:] == ["| attention, float32 | 0.200 | 25% |", ""]
+    assert lines[2:] == ["| attention, float32 | 200 µs | 25% |", ""]
     assert gpu_check_ops.share(cases.crossing(1, [3], [[2]], [3, 2]), 1e-3, "cuda") == {}
 
 

@@ -20,6 +20,7 @@ from mea_graph.ops.predictive import padded
 _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
 _BLOCK = 64  # copies are padded to multiples of it, and every tile divides it
 _FOLD_ROWS, _UNFOLD_ROWS = 32, 16
+_CHANNELS = 32  # of a warp that folds or unfolds: a thread has 32 or 16 numbers of a tile, over which the cost of addresses is spread
 _GROUPS = 4  # the loop over queries takes the heads in so many groups: whatever the batch, so that no sum is cut by its company
 
 
@@ -129,7 +130,7 @@ class _Call:
         predictive_attention_fold_kernel[(self.batch * (self.heads + 1) * (self.steps_padded // _FOLD_ROWS),)](
             *strided, self.weight, self.start, self.length, self.value if out is None else out, grad, *grad.stride()[:2], *copies.values(),
             self.steps_padded, self.width, self.value_width, self.prior_scale, HEADS=self.heads, PRIOR_WIDTH=self.prior_width,
-            **self.tiles, BACKWARD=backward, ROWS=_FOLD_ROWS, BLOCK=_BLOCK, num_warps=8,
+            **self.tiles, BACKWARD=backward, ROWS=_FOLD_ROWS, BLOCK=_BLOCK, num_warps=warps(max(self.tiles.values())),
         )  # fmt: skip
         return copies
 
@@ -238,12 +239,18 @@ def _backward(
             call.prior_query, *call.prior_query.stride()[:2], call.weight, call.start, call.length,
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
             call.heads, groups, call.steps_padded, call.prior_scale,
-            PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS, num_warps=8,
+            PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
+            num_warps=warps(channels),
         )  # fmt: skip
         used = weight_parts.sum(0)[..., : call.heads * call.prior_width]
         d_weight.copy_(used.unflatten(3, (call.heads, call.prior_width)).sum(4).movedim(3, 1))
         d_bias.copy_(bias_parts.sum((0, 2)))
     return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight, d_bias
+
+
+def warps(channels: int) -> int:
+    """For a kernel that folds or unfolds tiles of so many channels."""
+    return max(1, channels // _CHANNELS)
 
 
 def _pad(steps: int) -> int:

@@ -4,6 +4,7 @@ Runs in a process of its own, without TRITON_INTERPRET. The launches are the ope
 the compiler, so that the compile-time arguments cannot differ from those that ship.
 
     python compile_kernels.py 90 8x5 float32 bfloat16    # compute capability 9.0; 8 heads of 5 channels
+    python compile_kernels.py 90 8x5 bfloat16 --only=predictive_fwd    # kernels whose names have that in them
 """
 
 import inspect
@@ -34,6 +35,7 @@ POINTERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"
 LENGTHS = ([100, 40], [1], [16, 16, 16])  # the kernels are those of the first, whatever the number of samples and of steps
 CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 INSTRUCTIONS = ("LDL", "STL", "HGMMA", "HMMA", "MUFU")
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*)([^;]*);")
 
 
 def specialize(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +56,23 @@ def specialize(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any
     return {"signature": signature, "constexprs": constants, "attrs": attributes}
 
 
-def resources(compiled: Any) -> dict[str, int]:
+def loops(code: list[tuple[int, str, str]]) -> list[dict[str, Any]]:
+    """Every loop in machine code: how deep it lies, and its instructions without those of the loops inside it."""
+    spans = []
+    for address, name, rest in code:
+        target = re.search(r"0x([0-9a-f]+)", rest) if name == "BRA" else None
+        if target and int(target[1], 16) < address:
+            spans.append((int(target[1], 16), address))
+    found = []
+    for first, last in sorted(set(spans), key=lambda s: (s[0], -s[1])):
+        inside = [s for s in spans if s != (first, last) and first <= s[0] and s[1] <= last]
+        own = [n for a, n, _ in code if first <= a <= last and not any(s[0] <= a <= s[1] for s in inside)]
+        depth = sum(s != (first, last) and s[0] <= first and last <= s[1] for s in set(spans))
+        found.append({"depth": depth, "instructions": len(own), "MUFU": sum(n.startswith("MUFU") for n in own)})
+    return found
+
+
+def resources(compiled: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -63,7 +81,9 @@ def resources(compiled: Any) -> dict[str, int]:
             for flag in ("--dump-resource-usage", "--dump-sass")
         )
     registers, stack = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    counts = {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS}
+    counts: dict[str, Any] = {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS}
+    lines = [(int(a, 16), n, rest) for a, n, rest in _LINE.findall(code) if n != "NOP"]
+    counts |= {"instructions": len(lines), "loops": loops(lines)}
     return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared} | counts
 
 
@@ -86,7 +106,7 @@ def launches(heads: int, width: int, dtype: torch.dtype, lengths: list[int]) -> 
             interval._backward(torch.randn_like(out), out, logsumexp, query, key, value, *where)
 
 
-def main(capability: int, heads: int, width: int, dtypes: list[str]) -> None:
+def main(capability: int, heads: int, width: int, dtypes: list[str], only: str = "") -> None:
     seen = set()
 
     def launch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -98,7 +118,10 @@ def main(capability: int, heads: int, width: int, dtypes: list[str]) -> None:
         name = self.__name__.replace("_attention", "").removesuffix("_kernel")
         name += "".join(f" ({flag.lower()})" for flag in ("BACKWARD", "HAS_RUNS") if kwargs.get(flag))
         tiles = [kwargs[n] for n in ("ROWS", "COLUMNS", "CHUNK") if n in kwargs]
+        if only not in name:
+            return
         label = {"capability": capability, "heads": heads, "width": width, "dtype": dtype, "kernel": name, "tiles": tiles}
+        label |= {"warps": options.get("num_warps", 4), "folded": kwargs.get("FOLDED")}
         compiled = triton.compile(ASTSource(self, **special), target=GPUTarget("cuda", capability, 32), options=options)
         print(json.dumps(label | resources(compiled)), flush=True)
 
@@ -110,4 +133,5 @@ def main(capability: int, heads: int, width: int, dtypes: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *map(int, sys.argv[2].split("x")), sys.argv[3:])
+    *dtypes, only = [*sys.argv[3:], ""] if not sys.argv[-1].startswith("--only=") else sys.argv[3:]
+    main(int(sys.argv[1]), *map(int, sys.argv[2].split("x")), dtypes, only.removeprefix("--only="))

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks import instructions, roofline
+
 SCRIPT = pathlib.Path(__file__).parent / "compile_kernels.py"
 SHARED = 99 * 1024  # bytes that a block may have on sm_86 and sm_89; 163 KiB on sm_80, 227 KiB on sm_90
 PREDICTIVE = {"predictive_fwd", "predictive_bwd_query", "predictive_bwd_key"}
@@ -48,3 +50,9 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
             assert row["HGMMA"] + row["HMMA"] > 0, f"not on the tensor cores: {row}"
             if (shape, capability) == ("8x5", 90):
                 assert row["HGMMA"] > 0, f"not on Hopper's own tensor core instructions: {row}"
+        if (shape, capability) == ("8x5", 90) and row["kernel"] in PREDICTIVE:
+            counted = roofline.LOOPS[row["kernel"].replace("fwd", "forward").split("_")[-1]]
+            expected = counted.float if row["dtype"] == "float32" else counted.half
+            slots, special = instructions.slots(row)
+            assert abs(slots / expected - 1) < 0.1, f"the bounds on paper count {expected} issue slots a pair, not {slots}: {row}"
+            assert counted.exponentials <= special < counted.exponentials + 0.5, row
