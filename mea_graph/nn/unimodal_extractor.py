@@ -148,7 +148,8 @@ class UnimodalExtractor(nn.Module):
     def _both_ways(self, z: Tensor, shorter: Pointers) -> Tensor:
         """The states (B, T, d) of both directions over a padded batch."""
         directions: list[nn.Module] = [self.forward_lstm, self.backward_lstm]
-        if any(type(layer) is not LSTM or is_watched(layer) for layer in directions):
+        # An export cannot prove that rows made of a batch of any length, and the batch made of them, have the same strides.
+        if torch.compiler.is_exporting() or any(type(layer) is not LSTM or is_watched(layer) for layer in directions):
             return both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
         batch, steps, _ = z.shape
         start = torch.arange(batch, device=z.device) * steps if shorter.steps is None else shorter.start

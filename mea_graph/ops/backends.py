@@ -18,7 +18,6 @@ _OPS: dict[str, "Op"] = {}
 _FORCED: ContextVar[str | None] = ContextVar("mea_graph_backend", default=None)
 _RECORD: ContextVar[Counter[tuple[str, str]] | None] = ContextVar("mea_graph_calls", default=None)
 _PLAIN = ("reference", "listed")  # made of torch's own operations alone, which any transform understands
-_IN_ONNX = (*_PLAIN, "torch")  # its recurrent layers, whose operators `onnx_translations` knows
 
 
 class Backend(NamedTuple):
@@ -97,7 +96,7 @@ class Op:
         transformed = is_transformed()
         for name, candidate in self.backends.items():
             reason = candidate.refuse(**arguments)
-            if reason is None and name not in _IN_ONNX and to_onnx:
+            if reason is None and name not in _PLAIN and to_onnx:
                 reason = "ONNX has no such operator"
             if reason is None and name not in _PLAIN and transformed:
                 reason = "a transform of torch.func is active"

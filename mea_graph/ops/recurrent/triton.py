@@ -95,8 +95,8 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
         return (None,) * 6
     states, driven, *rest = ctx.saved_tensors
     if torch.is_grad_enabled():
-        d_driven, d_weight, *_ = through_reference(_again, (driven, *rest, ctx.sizes, ctx.packed), grad)
-        return d_driven, d_weight, *(None,) * 4
+        found = through_reference(_again, (driven, *rest, ctx.sizes, ctx.packed), grad)
+        return found[0], found[1], *(None,) * 4  # no gradient of numbers
     return *_BACKWARD(grad, states, *rest, ctx.sizes, ctx.packed), *(None,) * 4
 
 
