@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mea_graph
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Shape, draw
-from mea_graph.nn import MEA, MEALoss, _recurrent
+from mea_graph.nn import MEA, MEALoss
 from mea_graph.ops import Pointers
 from mea_graph.ops.backends import Op
 from mea_graph.ops.grouped import layer_norm, linear
@@ -31,11 +31,13 @@ from mea_graph.ops.interval import triton
 
 META = torch.device("meta")
 _PACKAGE = f"{Path(mea_graph.__file__).parent}{os.sep}"
-# What our operators launch, where that is not one kernel. cuDNN's LSTM counts as one.
+# What our operators launch, where that is not one kernel.
 _LAUNCHES = {
     "predictive_attention_triton": 2,
     "predictive_attention_triton_backward": 4 + 5,  # and the sums over parts
     "interval_attention_triton_backward": 2,
+    "bilstm_triton": 2,  # and the transposed weights
+    "bilstm_triton_backward": 3,  # and a product for the weights of one set, which is copied
 }
 _INSIDE: dict[str, Callable[..., Any]] = {  # operators that are made of torch's: counted as those
     "grouped_linear": linear._linear,
@@ -124,17 +126,12 @@ def _flat(values: Any) -> Iterator[Any]:
 
 @contextmanager
 def kernels_accept_meta() -> Iterator[None]:
-    """The kernels take the pretended device for theirs, and an LSTM is one operator, as cuDNN's is."""
+    """The kernels take the pretended device for theirs."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton, "refuse_tensors", lambda tensors: None))
         automatic, cuda = Op._automatic, torch.device("cuda")
         stack.enter_context(patch.object(Op, "_automatic", lambda op, device, *rest, **more: automatic(op, cuda, *rest, **more)))
-        stack.enter_context(patch.object(_recurrent.LSTM, "forward", _one_operator))
         yield
-
-
-def _one_operator(lstm: _recurrent.LSTM, x: Tensor) -> Tensor:
-    return _recurrent.LSTM_OPERATOR(x, lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0)
 
 
 def training_step(layout: str = "rows", answer: int | None = None, shape: Shape = SHAPES["MOSI"], kind: Kind = "true lengths") -> Pretended:
