@@ -20,13 +20,13 @@ def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
         x = pointers.pad(x)
         return x.sum(1) if pointers.packed else sum_steps(x, pointers)
     if not pointers.packed:
-        x = x.masked_fill(~pointers.real.unsqueeze(-1), 0)
+        x = x.masked_fill(pointers.gap, 0)
     return segment_sum(x, pointers.sample, pointers.num_samples)
 
 
 def mean_rows(x: Tensor, pointers: Pointers) -> Tensor:
     """The mean over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
-    return sum_rows(x, pointers) / pointers.length.clamp(min=1).unsqueeze(1).to(x.dtype)
+    return sum_rows(x, pointers) / pointers.count
 
 
 def max_rows(x: Tensor, pointers: Pointers) -> Tensor:
