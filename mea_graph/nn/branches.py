@@ -10,11 +10,12 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 
 from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
+from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Edges
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, CrossModalEncoder
 from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder
 from mea_graph.nn.objective.modality_centering import ModalityCentering
-from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling
+from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling, encode_all
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 
@@ -108,12 +109,14 @@ class ExclusiveBranch(nn.Module):
         """Returns a representation of each modality."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
+        if edges is None and not return_attention_weights:  # edges count rows
+            z, pointers = level(z, pointers)
         weights: list[Tensor] = []
         maps: dict[str, list[Tensor]] = {}
         if self.attention is not None:
             own = None if edges is None else {m: edges[m, m] for m in self.modalities if (m, m) in edges}
             z, weights, maps = self.attention(z, pointers, own, return_attention_weights)
-        return ExclusiveOutput({m: self.encoders[m](z[m], pointers[m]) for m in self.modalities}, weights, maps)
+        return ExclusiveOutput(encode_all(self.encoders, z, pointers), weights, maps)
 
 
 class AgnosticOutput(NamedTuple):
@@ -206,6 +209,8 @@ class AgnosticBranch(nn.Module):
         """Returns a representation of each modality."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
+        if edges is None and not return_attention_weights:  # edges count rows
+            z, pointers = level(z, pointers)
         maps: list[dict[Arrow, Tensor]] = []
         if self.attention is not None:
             z, maps = self.attention(z, pointers, edges, return_attention_weights)

@@ -13,6 +13,7 @@ from torch_geometric.typing import EdgeType
 from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
 from mea_graph.nn._parts import Part, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
+from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
 from mea_graph.nn.branches import AgnosticOutput, ExclusiveOutput, all_present
@@ -337,7 +338,10 @@ class MEA(nn.Module):
         self, steps: "_Steps", maps: bool
     ) -> tuple[ExclusiveOutput | None, AgnosticOutput | None, dict[str, Tensor] | None]:
         """Both branches; and which samples have which modality, None where all have all."""
-        given = steps.x, steps.pointers, steps.edges, maps
+        given: tuple[Any, ...] = steps.x, steps.pointers
+        if steps.edges is None and not maps:  # edges count rows
+            given = level(*given)
+        given = *given, steps.edges, maps
         exclusive = None if self.exclusive is None else self.exclusive(*given)
         agnostic = None if self.agnostic is None else self.agnostic(*given)
         return exclusive, agnostic, None if all_present(steps.pointers) else {m: p.present for m, p in steps.pointers.items()}

@@ -21,12 +21,12 @@ def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
         return x.sum(1) if pointers.packed else sum_steps(x, pointers)
     if pointers.packed:
         return segment_sum(x, ptr=pointers.ptr)
-    return segment_sum(x.masked_fill(~pointers.real.unsqueeze(-1), 0), pointers.sample, pointers.num_samples)
+    return segment_sum(x.masked_fill(pointers.gap, 0), pointers.sample, pointers.num_samples)
 
 
 def mean_rows(x: Tensor, pointers: Pointers) -> Tensor:
     """The mean over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
-    return sum_rows(x, pointers) / pointers.length.clamp(min=1).unsqueeze(1).to(x.dtype)
+    return sum_rows(x, pointers) / pointers.count
 
 
 def max_rows(x: Tensor, pointers: Pointers) -> Tensor:

@@ -33,6 +33,7 @@ from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
 from mea_graph.train.epoch_log import LogBeforeCheckpoint
 from mea_graph.train.error_message import is_lost_process, one_line
+from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
@@ -43,7 +44,7 @@ from mea_graph.train.reports import baseline_scores, behind_a_baseline, plain, s
 from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.same_options import check_same_options
-from mea_graph.train.task_module import NonFiniteLossError, TaskModule, check_precision
+from mea_graph.train.task_module import TaskModule, check_precision
 from mea_graph.train.training_length import UPDATES, TrainingLength
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
-from mea_graph.train.task_module import NonFiniteLossError
+from mea_graph.train.finite_loss import NonFiniteLossError
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of Adam and AdamW
 PLAIN_ERRORS = (DataError, OSError, MisconfigurationException, NonFiniteLossError)  # which say what they mean

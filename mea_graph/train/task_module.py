@@ -19,6 +19,7 @@ from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train.augmentation import augment, checked_augmentation
 from mea_graph.train.class_balance import balanced_weights
+from mea_graph.train.finite_loss import FiniteLoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
@@ -27,15 +28,6 @@ from mea_graph.train.term_means import TermMeans
 from mea_graph.train.trainer_options import check_same_trainer, trainer_options
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
-
-
-class NonFiniteLossError(ArithmeticError):
-    """Says that the loss became NaN or infinite, and on which samples.
-
-    >>> from mea_graph.train import NonFiniteLossError
-    >>> issubclass(NonFiniteLossError, ArithmeticError)
-    True
-    """
 
 
 class TaskModule(L.LightningModule):
@@ -74,7 +66,8 @@ class TaskModule(L.LightningModule):
 
     Raises:
         ValueError: If an option is outside its range.
-        NonFiniteLossError: If the loss is NaN or infinite.
+        NonFiniteLossError: If the loss is NaN or infinite. On a device this is looked at some steps later, so that no step waits, at the
+            end of the epoch, and before a checkpoint is written.
 
     >>> class Mean(nn.Module):
     ...     def forward(self, x_dict, batch_dict, batch_size):
@@ -125,6 +118,7 @@ class TaskModule(L.LightningModule):
         self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.gather = RowGatherer()
         self._means = TermMeans()
+        self._watch = FiniteLoss()
         self._seed: int | None = None
 
     def forward(
@@ -185,23 +179,30 @@ class TaskModule(L.LightningModule):
         metrics = self.valid_metrics.scores(prediction_of(output).double(), batch.y)
         return list(self.loss_terms(output, batch.y)), list(metrics)
 
+    def on_train_epoch_end(self) -> None:
+        self._watch.end()
+
     def on_validation_epoch_end(self) -> None:
+        self._watch.end()
         self._log_means("valid")
         self._log_metrics("valid", self.valid_metrics)
 
     def on_test_epoch_end(self) -> None:
+        self._watch.end()
         self._log_means("test")
         self._log_metrics("test", self.test_metrics)
 
     def setup(self, stage: str) -> None:
         if self._trainer is not None:
             check_precision(self._trainer.precision)
+        self._watch = FiniteLoss()
         if self._seed is None:
             self._seed = torch.initial_seed()
         if self.class_weights is not None and (stage == "fit" or self.loss.class_weights is None):
             self.loss.class_weights = self._weights_of_classes(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._watch.end()  # no checkpoint holds the weights of such a step
         checkpoint["random_seed"] = self._seed
         checkpoint["mea_graph_version"] = __version__
         checkpoint["module"] = public_name(type(self))
@@ -264,9 +265,7 @@ class TaskModule(L.LightningModule):
         self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()
         output = self.run(batch)
         terms = self.loss_terms(output, batch.y)
-        if not torch.isfinite(terms["loss"]):
-            values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
-            raise NonFiniteLossError(f"{stage} loss: expected a finite number, got {values}; samples of the batch: {', '.join(batch.id)}")
+        self._watch.see(terms, batch.id, stage)
         if self.training:  # on the joint batch, so each process logs the same value
             joint = batch.num_graphs if self.gather.counts is None else sum(self.gather.counts)
             logged = {f"{stage}/{name}": value.detach() for name, value in terms.items()}

@@ -138,8 +138,8 @@ class HierarchicalCrossModalAttention(nn.Module):
         current = source
         for stage in stages:
             targets = arrows.groups([arrow[2] for arrow, _, _ in stage])
-            rows, sources, edges = arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage])
-            rows, _ = reinforce([unit for _, unit, _ in stage], current, targets, rows, sources, edges)
+            rows, parts, edges = arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage])
+            rows, _ = reinforce([unit for _, unit, _ in stage], current, targets, rows, parts, edges)
             current = arrows.sum_of_present(rows, current) if stage[0][0][0] == "fine" else rows
         return current
 

@@ -188,8 +188,13 @@ def attend(
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
     intervals = [e for e in edges if not isinstance(e, Tensor)]
     if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
-        complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
-        attended = interval_attention(query, key, value, IntervalEdges.below_each_other(complete), dropout)
+        if all(e is None for e in intervals):
+            together = Pointers.join(pointers)
+            whole = IntervalEdges.complete(together, together)
+        else:
+            complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
+            whole = IntervalEdges.below_each_other(complete)
+        attended = interval_attention(query, key, value, whole, dropout)
     else:
         values = value.split(sizes)
         parts = [
