@@ -81,6 +81,7 @@ class Pointers:
                     f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
                 )
         made = cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
+        made._made["ptr"] = ptr
         if max_length is not None:
             if ptr.device.type == "cpu" and not is_traced() and made.num_samples and int(made.length.max()) > max_length:
                 raise ValueError(f"max_length: expected at least the longest length, {int(made.length.max())}, got {max_length}")
@@ -102,7 +103,9 @@ class Pointers:
             if int(batch[-1]) >= num_samples or int(batch[0]) < 0:
                 raise ValueError(f"batch: expected indices of {num_samples} samples, got {int(batch[0])} to {int(batch[-1])}")
         ptr = torch.searchsorted(batch, torch.arange(num_samples + 1, device=batch.device))
-        return cls(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
+        made = cls(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
+        made._made["ptr"] = ptr
+        return made
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Pointers":

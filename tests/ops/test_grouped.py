@@ -122,7 +122,7 @@ def test_batched_refuses_what_is_not_level(name: str) -> None:
         with pytest.raises(ValueError, match="cannot run on 'batched' here: the groups differ in size, or do not read each piece"):
             OPS[name](x, weights, biases, starts, sizes, backend="batched")
     reason = explain(name, x, weights, biases, *LEVEL["apart"]).refused["batched"]
-    assert reason == "taken only when asked for by name, since the tensors are on cpu"
+    assert reason == "taken only by name, because the tensors are on cpu"
     with pytest.raises(ValueError, match="the tensors are of different types"):
         OPS[name](x, [weights[0].float(), *weights[1:]], biases, *LEVEL["apart"], backend="batched")
 

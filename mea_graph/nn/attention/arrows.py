@@ -11,6 +11,7 @@ from mea_graph.nn._sequences import check_heard
 from mea_graph.nn._side_by_side import Groups
 from mea_graph.nn.attention.modality_reinforcement_unit import Part
 from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import take_rows
 
 Edges = IntervalEdges | Tensor  # runs of source rows, or an edge_index (2, E)
@@ -66,8 +67,9 @@ class Arrows:
         samples = next(iter(self.pointers.values())).num_samples
         packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # elsewhere kernels read several runs
         self._may_sort = packed and samples > 1
-        sizes = {p.num_rows for p in self.pointers.values()}
-        self._level = sizes.pop() if len(sizes) == 1 and not packed and not self.edges else 0  # rows that each modality has: see `level`
+        sizes = [p.num_rows for p in self.pointers.values()]
+        level = not (packed or self.edges or is_traced()) and all(size == sizes[0] for size in sizes)  # a traced graph is for any sizes
+        self._level = sizes[0] if level else 0  # rows that each modality has: see `level`
         self._targets: dict[tuple[str, ...], Pointers] = {}
         self._sorted: tuple[Tensor, Tensor] | None = None
         self._by_sample_order: Tensor | None = None
