@@ -52,4 +52,4 @@ html_css_files = ["mea_graph.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
-html_search_scorer = "_extensions/search_scorer.js"
+html_search_scorer = str(Path(__file__).parent / "_extensions" / "search_scorer.js")  # Sphinx would take it from where it is started
