@@ -5,6 +5,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size, SparseTensor
@@ -190,9 +191,9 @@ class GraphFusionConv(MessagePassing):
             # propagate_type: (x: OptPairTensor, alpha: Tensor)
             out = self.propagate(edges, x=(x_src, x_dst), alpha=alpha, size=size).to(x_src.dtype)
         if out.dim() == 3:  # of the fused form, or of a message of your own
-            out = out.flatten(1) if self.concat else out.mean(1)
+            out = rearrange(out, "n heads c -> n (heads c)") if self.concat else out.mean(1)
         elif self.heads > 1 and not self.concat:
-            out = out.unflatten(1, (-1, self.heads, self.out_channels)).mean(2).flatten(1)
+            out = reduce(out, "n (bases heads c) -> n (bases c)", "mean", heads=self.heads, c=self.out_channels)
         if self.bias is not None:
             out = out + self.bias
         out = _ACTIVATIONS[self.activation](out)
@@ -231,7 +232,9 @@ class GraphFusionConv(MessagePassing):
         if self.heads == 1:
             return alpha * x_j
         messages = alpha.unsqueeze(-1) * x_j
-        return messages if self.explain else messages.flatten(1)  # `GraphMaskExplainer` reads heads, `to_hetero_with_bases` a matrix
+        if self.explain:
+            return messages  # `GraphMaskExplainer` reads heads, `to_hetero_with_bases` a matrix
+        return rearrange(messages, "e heads c -> e (heads c)")
 
     def _values(self, x: Tensor | OptPairTensor) -> tuple[Tensor, OptTensor]:
         """W h of sources and destinations."""
@@ -255,7 +258,7 @@ class GraphFusionConv(MessagePassing):
         return self._by_head(cast(nn.Module, linear)(x))
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x if self.heads == 1 else x.view(-1, self.heads, self.out_channels)
+        return x if self.heads == 1 else rearrange(x, "n (heads c) -> n heads c", heads=self.heads)
 
     def _score(self, x: Tensor, score: Tensor) -> Tensor:
         return (x * score).sum(-1, keepdim=self.heads == 1)  # (N, H)
@@ -310,7 +313,7 @@ class GraphFusionConv(MessagePassing):
         if score_dst is None:
             nodes = x_src.size(0) if size is None or size[1] is None else size[1]
             score_dst = score_src.new_zeros(nodes, self.heads)
-        out, alpha = edge_attention(x_src.view(-1, self.heads, self.out_channels), score_dst, score_src, edge_index)
+        out, alpha = edge_attention(x_src.unsqueeze(1) if self.heads == 1 else x_src, score_dst, score_src, edge_index)
         return (out.squeeze(1) if self.heads == 1 else out), alpha
 
     def __repr__(self) -> str:
