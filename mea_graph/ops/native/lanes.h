@@ -28,7 +28,8 @@ template <> struct Lanes<float> {
     using Int = int32_t;
     static constexpr int mantissa = 23, degree = 6;
     static constexpr float round = 12582912.f, least = -126.f;  // 1.5 x 2^23: adding it leaves the nearest integer in the low bits
-    static constexpr float power[degree + 1] = {1.f, 0.693147182f, 0.240226462f, 0.0555032715f, 0.00961883925f, 0.00133965549f, 0.000153914324f};
+    static constexpr float power[degree + 1] = {  // fitted to 2^x on [-1/2, 1/2]: least squares of the relative error, which is below 3e-9
+        1.f, 0.69314718f, 0.24022648f, 0.05550329f, 0.0096183736f, 0.0013399848f, 0.00015370705f};
 };
 
 template <> struct Lanes<double> {
