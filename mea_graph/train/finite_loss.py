@@ -20,7 +20,7 @@ class NonFiniteLossError(ArithmeticError):
 class _Step(NamedTuple):
     values: Tensor  # of each term, the loss first
     names: list[str]
-    ids: list[str]
+    ids: list[str] | None  # of samples that have names
     stage: str
 
 
@@ -38,10 +38,10 @@ class FiniteLoss:
         self.steps = steps
         self._seen: list[_Step] = []
 
-    def see(self, terms: Mapping[str, Tensor], ids: Sequence[str], stage: str) -> None:
+    def see(self, terms: Mapping[str, Tensor], ids: Sequence[str] | None, stage: str) -> None:
         """Notes a step; `loss` must be among its terms. Raises `NonFiniteLossError`."""
         values = torch.stack([value.detach().reshape(()) for value in terms.values()])
-        self._seen.append(_Step(values, list(terms), list(ids), stage))
+        self._seen.append(_Step(values, list(terms), None if ids is None else list(ids), stage))
         if self._looks_at_once(values) or len(self._seen) >= self.steps:
             self.end()
 
@@ -59,5 +59,5 @@ class FiniteLoss:
             terms = {name: next(numbers) for name in step.names}
             if not math.isfinite(terms["loss"]):
                 values = ", ".join(f"{name} {value:g}" for name, value in terms.items())
-                got = f"got {values}; samples of the batch: {', '.join(step.ids)}"
-                raise NonFiniteLossError(f"{step.stage} loss: expected a finite number, {got}")
+                which = "" if step.ids is None else f"; samples of the batch: {', '.join(step.ids)}"
+                raise NonFiniteLossError(f"{step.stage} loss: expected a finite number, got {values}{which}")

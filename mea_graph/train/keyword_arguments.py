@@ -55,7 +55,7 @@ def argument_docs(component: Callable[..., Any]) -> dict[str, str]:
         component: Class or function.
 
     >>> argument_docs(argument_docs)
-    {'component': 'class or function.'}
+    {'component': 'Class or function.'}
     """
     found = parse(inspect.getdoc(component) or "").params
     return {name: " ".join((p.description or "").split()) for p in found for name in p.arg_name.split(", ")}
