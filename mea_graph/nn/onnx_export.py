@@ -34,8 +34,8 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
 
     The inputs of the file have the names of the modalities, such as `text`, and of their masks, `text_mask`; a modality with positions in
     seconds has an input `text_time` too. The output is `prediction`. The file takes any number of samples and steps; give a modality that
-    no sample has as one step of padding. Needs the extra `onnx`. Exporting the default model takes about a minute; progress appears on
-    stderr.
+    no sample has as one step of padding. Needs the extra `onnx` and torch 2.13 or newer. Exporting the default model takes about a minute;
+    progress appears on stderr.
 
     Args:
         model: The model; it is exported in evaluation mode, without dropout, and stays unchanged.
@@ -46,7 +46,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
           first; <modality>_time: :math:`(B, T_m)`, seconds; prediction: :math:`(B, C)`
 
     Raises:
-        ImportError: The extra is not installed.
+        ImportError: The extra is not installed, or torch is too old.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -58,6 +58,8 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     True
     """
     _need_extra("export_onnx")
+    if torch.__version__ < "2.13":
+        raise ImportError(f"export_onnx: expected torch 2.13 or newer, got {torch.__version__}, which limits how long sequences may be")
     from onnxscript import optimizer
 
     like = next(model.parameters())

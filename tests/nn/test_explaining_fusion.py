@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch_geometric
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
 from torch_geometric.explain import (
@@ -47,6 +48,9 @@ class Planted(nn.Module):
     def forward(self, x_dict: Any, edge_index_dict: Any) -> Tensor:
         fused = self.fusion(x_dict, edge_index_dict, self.sample, SAMPLES).x["exclusive"]
         return torch.cat([torch.ones(SAMPLES, 1), 1.6 * fused[:, :2]], 1).log_softmax(1)
+
+
+by_type = pytest.mark.skipif(torch_geometric.__version__.startswith("2.6."), reason="explainers of PyG 2.6 refuse heterogeneous graphs")
 
 
 @pytest.fixture
@@ -103,6 +107,7 @@ def test_masks_by_type_are_the_mask_of_the_joined_graph(randomised, name: str, k
     torch.testing.assert_close(torch.autograd.grad(found, leaves, cotangent), wanted, rtol=1e-9, atol=1e-11)
 
 
+@by_type
 def test_gnn_explainer_finds_who_tells_the_class(planted) -> None:
     model, x, edges, target = planted
     before, parts = model(x, edges), list(model.state_dict())
@@ -123,6 +128,7 @@ class _Masks(dict):
         return _Masks({t: one - mask for t, mask in self.items()})
 
 
+@by_type
 def test_the_metrics_of_pyg_tell_a_mask_from_random_ones(planted) -> None:
     """PyG 2.8 reads no `HeteroExplanation` in them: they get an `Explanation` of the same content."""
     model, x, edges, target = planted
@@ -146,6 +152,7 @@ def test_the_metrics_of_pyg_tell_a_mask_from_random_ones(planted) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True")
+@by_type
 def test_pg_explainer_finds_who_tells_the_class(planted) -> None:
     model, x, edges, target = planted
     algorithm = PGExplainer(epochs=25, lr=0.02)
@@ -182,6 +189,7 @@ def test_captum_attributes_features_too(planted) -> None:
 
 
 @pytest.mark.parametrize("keep_absent", [False, True])
+@by_type
 def test_attention_explainer_reads_the_coefficients_of_each_type(keep_absent: bool) -> None:
     """The largest of the heads and of the layers, also where the name of one type holds that of another."""
     h = {m: torch.randn(SAMPLES, 4) for m in ("a", "aa", "aaa")}
@@ -209,6 +217,7 @@ def test_attention_explainer_reads_the_coefficients_of_each_type(keep_absent: bo
     assert not any(model.first(graph.x_dict, graph.edge_index_dict, present_dict=marks).transfer)
 
 
+@by_type
 def test_attention_explainer_finds_who_is_heard(planted) -> None:
     model, x, edges, _ = planted
     with torch.no_grad():
@@ -219,6 +228,7 @@ def test_attention_explainer_finds_who_is_heard(planted) -> None:
     assert other <= 0.5  # what `a` hears of both others
 
 
+@by_type
 def test_a_convolution_without_attention_is_named_by_pyg(planted) -> None:
     model, x, edges, _ = planted
     model.fusion.convs["exclusive"] = pyg.SAGEConv(4, 4)
@@ -246,6 +256,7 @@ def test_a_mask_that_cannot_be_used_is_named(planted) -> None:
         model(x, edges)
 
 
+@by_type
 def test_a_mask_of_one_convolution_alone_does_not_cut_gradients_later(planted) -> None:
     """An explainer that ran on the convolution itself leaves a parameter there, which PyG would turn the joined mask into."""
     model, x, edges, _ = planted

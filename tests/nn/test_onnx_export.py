@@ -45,6 +45,7 @@ def batch(lengths: dict[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, T
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="export_onnx needs torch 2.13")
 def test_onnxruntime_predicts_the_same(
     model: MEA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -139,3 +140,10 @@ def test_layers_in_a_model_of_ones_own_are_translated(tmp_path: Path) -> None:
         expected = model(*inputs).detach()
         assert expected.std() > 0.01
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_old_torch_is_named(model: MEA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cpu"))
+    with pytest.raises(ImportError, match=r"export_onnx: expected torch 2\.13 or newer, got 2\.9\.1\+cpu"):
+        export_onnx(model, tmp_path / "mea.onnx")
+    assert not (tmp_path / "mea.onnx").exists()

@@ -261,7 +261,7 @@ class DecoupledGraphFusion(nn.Module):
             index, order = torch.sort(index, stable=True)
             x = x.index_select(0, order)
         assert self.aggr is not None
-        out = self.aggr(x, index, dim_size=num_samples + absent)
+        out = self.aggr(x, index, dim_size=num_samples + int(absent))
         return out[:num_samples] if absent else out
 
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.eager import only_evaluated
@@ -163,7 +162,7 @@ def rows_last(x: Tensor, dtype: torch.dtype, scale: float = 1.0, row: Tensor | f
     if row is None:
         return flat
     if isinstance(row, float):
-        return F.pad(flat, (0, 0, 0, 1), value=row)
+        row = flat.new_full((flat.size(0), flat.size(2)), row)  # torch 2.9 cannot pad what is empty
     return torch.cat([flat, row.unsqueeze(1)], 1)
 
 
