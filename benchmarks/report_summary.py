@@ -72,6 +72,10 @@ def _full_length(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return said and f"**Sequences that are all at full length.** A training step of MEA is {said}."
 
 
+_READY = {"mea_graph": "as it is", "MEA, torch.compile": "by `torch.compile`", "MEA, ONNX Runtime": "exported to ONNX Runtime"}
+_READY["MulT, trimmed"] = "by the MulT whose user cuts the padding off"
+
+
 def _one_sample(runs: Mapping[str, Mapping[str, Any]]) -> str:
     found = _case(runs, _ONE, "MulT")
     parts = [_beside(found, "MulT", "MulT on padded input"), _beside(found, "MulT, trimmed", "a MulT whose user cuts the padding off")]
@@ -80,9 +84,10 @@ def _one_sample(runs: Mapping[str, Mapping[str, Any]]) -> str:
     if not said:
         return ""
     why = " The last two run small recurrent nets and no attention between steps." if all(small) else ""
-    exported = _case(runs, _ONE, "MEA, ONNX Runtime")
-    onnx = f" Exported to ONNX Runtime, MEA takes {time(exported['MEA, ONNX Runtime']['median'])}." if exported else ""
-    return f"**One sample.** A prediction of MEA takes {time(found['mea_graph']['median'])}. It is {said}.{why}{onnx}"
+    took = {name: time(c["median"]) for name, c in _case(runs, _ONE, "MEA, ONNX Runtime").items()}
+    ways = [f"{took[name]} {how}" for name, how in _READY.items() if name in took]
+    ready = f" In a run of its own: {_joined(ways)}." if ways else ""
+    return f"**One sample.** A prediction of MEA takes {time(found['mea_graph']['median'])}. It is {said}.{why}{ready}"
 
 
 def _layers(runs: Mapping[str, Mapping[str, Any]]) -> str:
