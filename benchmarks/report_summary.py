@@ -72,8 +72,12 @@ def _full_length(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return said and f"**Sequences that are all at full length.** A training step of MEA is {said}."
 
 
-_READY = {"mea_graph": "as it is", "MEA, torch.compile": "by `torch.compile`", "MEA, ONNX Runtime": "exported to ONNX Runtime"}
-_READY["MulT, trimmed"] = "by the MulT whose user cuts the padding off"
+_READY = {
+    "mea_graph": "as it is",
+    "MEA, torch.compile": "by `torch.compile`",
+    "MEA, ONNX Runtime": "exported to ONNX Runtime",
+    "MulT, trimmed": "by the MulT whose user cuts the padding off",
+}
 
 
 def _one_sample(runs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -96,6 +96,8 @@ class Op:
         to_onnx = torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
         transformed = is_transformed()
         for name, candidate in self.backends.items():
+            if not every and candidate.prefers not in (None, device.type):  # nobody reads why else it could not run
+                continue
             reason = candidate.hold() or candidate.refuse(**arguments)
             if reason is None and name not in _PLAIN and to_onnx:
                 reason = "ONNX has no such operator"
