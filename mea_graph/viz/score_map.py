@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 Pair = tuple[float, float]
-LEAST_REACH = 0.005  # of the shades: differences that do not show in the numbers are not to show as black and white
+LEAST_REACH = 0.005  # of the shades, so that differences below the printed digits do not become black and white
 
 
 def score_map(
