@@ -138,14 +138,15 @@ def test_a_name_in_backticks_becomes_a_link_where_it_is_public(extension):
     assert with_links(":math:`(B, T)`, bool; ``x``; :math:`(B,)`") == ":math:`(B, T)`, bool; ``x``; :math:`(B,)`"
 
 
-def test_the_reference_names_every_layer_where_a_reader_looks_for_it(extension, monkeypatch):
+def test_the_reference_names_everything_where_a_reader_looks_for_it(extension, monkeypatch):
     pages, known = extension("api_pages"), extension("api_groups")
     assert next(iter(pages.groups("nn"))) == "The model"
     assert pages.groups("nn")["The model"][0] == "MEA"
     nn = importlib.import_module("mea_graph.nn")
     classes = {name: getattr(nn, name) for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
-    assert set(known.PLACES) == {f"nn.{name}" for name in classes}
-    assert set(known.COSTS) == {f"nn.{name}" for name, value in classes.items() if not issubclass(value, tuple)}  # a result costs nothing
+    assert set(known.PLACES) == {name.removeprefix("mea_graph.") for name in PUBLIC}
+    layers = {f"nn.{name}" for name, value in classes.items() if not issubclass(value, tuple)}  # a result costs nothing
+    assert set(known.COSTS) == layers | {f"ops.{name}" for name in known.GROUPS["ops"]["Attention"]}
     monkeypatch.setitem(known.GROUPS, "ops", {"Attention": ["predictive_attention"]})
     with pytest.raises(ValueError, match=r"each public name of mea_graph.ops once, got it wrong for .*segment_sum"):
         pages.groups("ops")
