@@ -69,7 +69,7 @@ def _package(part: str) -> str:
     package = importlib.import_module(f"mea_graph.{part}")
     page = [_heading(f"mea_graph.{part}"), f".. py:module:: mea_graph.{part}", "", _summary(package), ""]
     for title, names in groups(part).items():
-        page += [title, "-" * len(title), "", ".. list-table::", "   :widths: 35 65", "   :class: summary", ""]
+        page += [title, "-" * len(title), "", ".. list-table::", "   :widths: 30 70", "   :class: summary", ""]
         for name in names:
             value = getattr(package, name)
             said = _summary(value if callable(value) else type(value))

@@ -323,7 +323,7 @@ class MEA(nn.Module):
 
     @property
     def timed_modalities(self) -> tuple[str, ...]:
-        """The modalities whose steps need times: all with a window in seconds, else those whose extractors have `positions="seconds"`."""
+        """The modalities whose steps need times. With a window in seconds all do, else those with extractors of `positions="seconds"`."""
         if self.window is not None and self.window.seconds is not None:
             return self.modalities
         return tuple(m for m in self.modalities if self._places_in_time(m))

@@ -200,6 +200,23 @@ def numbered(column: list[str], kind: str) -> set[int]:
     return found
 
 
+def test_cells_of_numbers_stay_on_one_line(extension):
+    numbers = extension("tables")._NUMBERS
+    for text in ("14.1 s (14-14.3)", "0.0459 (0.0384-0.0554)", "+0.029 (+0.007 to +0.050)", "893 ms (627 ms)", "3.95 GB", "1e-07", ""):
+        assert numbers.fullmatch(text), text
+    for text in ("0.815, late fusion GRU", "R2", "5700 samples"):
+        assert not numbers.fullmatch(text), text
+
+
+def test_cells_of_names_are_short_and_show_the_whole_name_under_the_mouse(pages):
+    assert (
+        "tests/nn/test_mea.py" not in pages[SITE / "paper.html"].words.partition("Readings")[0].partition("test_padding_laws.py checks")[0]
+    )
+    text = (SITE / "paper.html").read_text(encoding="utf-8")
+    assert re.search(r'<a [^>]*title="tests/nn/test_mea.py"[^>]*><code[^>]*><span class="pre">test_mea.py</span></code></a>', text)
+    assert re.search(r'<a [^>]*title="mea_graph.nn.MEA"[^>]*><code[^>]*><span class="pre">MEA</span></code></a>', text)
+
+
 def test_the_paper_map_has_every_equation_figure_table_and_reading():
     text = (DOCS / "paper.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
