@@ -10,7 +10,7 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import aggregation_resolver
 
-from mea_graph.nn._recurrent import GRU, both_ways
+from mea_graph.nn._recurrent import GRU, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
 from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers
@@ -96,6 +96,10 @@ class ExclusiveEncoder(nn.Module):
             return self.aggregation(x, sample, dim_size=last + 1)[:last]
         assert self.forward_gru is not None
         assert self.backward_gru is not None
+        op = op_of_both(self.forward_gru, self.backward_gru)
+        if op is not None:
+            weights = [*self.forward_gru.weights, *self.backward_gru.weights]
+            return mean_rows(op([x], [weights], [pointers])[0], pointers)
         padded = pointers.pad(x)
         if padded.size(1) == 0:  # a GRU refuses it
             return x.new_zeros(padded.size(0), self.hidden.in_features)

@@ -8,11 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn._batches import read_time
-from mea_graph.nn._recurrent import LSTM, both_ways
+from mea_graph.nn._recurrent import LSTM, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
-from mea_graph.nn._side_by_side import is_watched
 from mea_graph.ops import Pointers
-from mea_graph.ops.recurrent import bilstm
 
 
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
@@ -147,15 +145,14 @@ class UnimodalExtractor(nn.Module):
 
     def _both_ways(self, z: Tensor, shorter: Pointers) -> Tensor:
         """The states (B, T, d) of both directions over a padded batch."""
-        directions: list[nn.Module] = [self.forward_lstm, self.backward_lstm]
-        # An export cannot prove that a batch turned into rows and back keeps its strides.
-        if torch.compiler.is_exporting() or any(type(layer) is not LSTM or is_watched(layer) for layer in directions):
+        op = op_of_both(self.forward_lstm, self.backward_lstm)
+        if op is None:
             return both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
         batch, steps, _ = z.shape
         start = torch.arange(batch, device=z.device) * steps if shorter.steps is None else shorter.start
         pointers = Pointers(start, shorter.length, batch * steps, steps)
         weights = [*self.forward_lstm.weights, *self.backward_lstm.weights]
-        return bilstm([z.flatten(0, 1)], [weights], [pointers])[0].unflatten(0, (batch, steps))
+        return op([z.flatten(0, 1)], [weights], [pointers])[0].unflatten(0, (batch, steps))
 
     def _at(self, time: Tensor, pointers: Pointers, like: Tensor) -> Tensor:
         """Positions (B, ceil(T / stride), d) of the times (N,) of rows."""

@@ -107,15 +107,15 @@ def _one_way_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Ten
     return 3 * _one_way(x, weight_ih, weight_hh)
 
 
-def _bilstm(driven: Tensor, weight: Tensor, start: Tensor, length: Tensor, *_: Any) -> int:
+def _recurrence(driven: Tensor, weight: Tensor, start: Tensor, length: Tensor, *_: Any) -> int:
     """The recurrence alone, in both directions: every step meets its set's U."""
     steps = int(length.sum()) if _is_known(driven, length) else driven.size(0)
     return 2 * steps * weight.numel() // weight.size(0)
 
 
-def _bilstm_backward(grad: Tensor, states: Tensor, *rest: Any) -> int:
+def _recurrence_backward(grad: Tensor, states: Tensor, *rest: Any) -> int:
     """The gradients of the state and of U."""
-    return 2 * _bilstm(grad, *rest)
+    return 2 * _recurrence(grad, *rest)
 
 
 def _of_torch(x: Tensor, *weights: Any) -> int:
@@ -144,8 +144,9 @@ register(_OURS.grouped_linear_backward, _grouped_backward)
 for _name in ("lstm", "gru"):
     register(getattr(_OURS, _name), _one_way)
     register(getattr(_OURS, f"{_name}_backward"), _one_way_backward)
-register(_OURS.bilstm_triton, _bilstm)
-register(_OURS.bilstm_triton_backward, _bilstm_backward)
+for _name in ("bilstm_triton", "bilstm_native", "bigru_native"):
+    register(getattr(_OURS, _name), _recurrence)
+    register(getattr(_OURS, f"{_name}_backward"), _recurrence_backward)
 # Torch's own operators that `UnimodalExtractor` runs and torch does not count: a count without them would be wrong silently.
 for _name in ("mkldnn_rnn_layer", "_cudnn_rnn"):
     for _operator, _formula in ((_name, _of_torch), (f"{_name}_backward", _of_torch_backward)):

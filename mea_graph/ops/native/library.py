@@ -16,22 +16,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mea_graph.ops.eager import is_traced
-
-_SOURCES = ("interval.cpp", "predictive.cpp")
+_SOURCES = ("interval.cpp", "predictive.cpp", "recurrent.cpp")
 _FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-pthread", "-w")
 _LOG = logging.getLogger(__name__)
 
 Field = Tensor | int | None
 
 
+@torch.compiler.assume_constant_result
 def hold() -> str | None:
     """Why "auto" does not take the native backends, or None."""
-    if is_traced():
+    if torch.compiler.is_exporting():
         return "a graph is recorded, which may run where there is no compiler"
     return "MEA_GRAPH_NATIVE=0 keeps 'auto' from it" if os.environ.get("MEA_GRAPH_NATIVE") == "0" else None
 
 
+@torch.compiler.assume_constant_result
 def refuse() -> str | None:
     """Why there is no library, or None; builds it at first use."""
     found = _library()

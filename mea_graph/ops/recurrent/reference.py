@@ -1,13 +1,11 @@
-"""The Bi-LSTM as it is defined: the truth in every test."""
+"""Both directions of a recurrent layer as they are defined; over the formulas of `steps` they are the truth in every test."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.pointers import Pointers
-from mea_graph.ops.recurrent import steps
 from mea_graph.ops.recurrent.layers import both_ways
 
 Direction = Callable[[Tensor], Tensor]
@@ -30,6 +28,3 @@ def by_direction(
         ahead, back = (lambda batch, four=four: run(batch, *four) for four in (own[:4], own[4:]))
         states.append(of_rows(ahead, back, rows, where))
     return states
-
-
-run = partial(by_direction, steps.lstm)
