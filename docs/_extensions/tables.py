@@ -21,7 +21,7 @@ def pieces(code: str) -> list[str]:
     """A long name in pieces, between which a line may end.
 
     >>> pieces("mea_graph/ops/predictive/cpu.py")
-    ['mea_', 'graph/', 'ops/', 'predictive_', 'attention/', 'cpu.py']
+    ['mea_', 'graph/', 'ops/', 'predictive/', 'cpu.py']
     """
     return _JOINT.split(code) if len(code) > UNBROKEN else [code]
 
