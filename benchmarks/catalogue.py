@@ -1,4 +1,4 @@
-"""Every case of the suites by key, with a little one of the same kind; `quick` marks those of `make bench`."""
+"""Every case of the suites by key, with a small one of the same kind; `quick` marks those of `make bench`."""
 
 from __future__ import annotations
 

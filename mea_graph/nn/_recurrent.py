@@ -24,7 +24,7 @@ class _Recurrent(nn.RNNBase):
         return [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
 
     def _states(self, run: Callable[..., Tensor], step_by_step: Callable[..., Tensor], x: Tensor) -> Tensor:
-        # torch has no batching rule and no forward mode for its own
+        # torch's own layers have no batching rule and no forward mode
         return (step_by_step if is_transformed() else run)(x, *self.weights)
 
 

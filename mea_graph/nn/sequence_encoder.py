@@ -91,7 +91,7 @@ class ExclusiveEncoder(nn.Module):
         if self.aggregation is not None:
             if pointers.packed:
                 return self.aggregation(x, pointers.sample, dim_size=pointers.num_samples)
-            last = pointers.num_samples  # gaps are a sample of their own, which is left out
+            last = pointers.num_samples  # gaps form one more sample, which is cut off
             sample = pointers.sample.masked_fill(~pointers.real, last)
             return self.aggregation(x, sample, dim_size=last + 1)[:last]
         assert self.forward_gru is not None
@@ -108,7 +108,7 @@ class ExclusiveEncoder(nn.Module):
 
 
 def encode_all(encoders: nn.ModuleDict, x: Mapping[str, Tensor], pointers: Mapping[str, Pointers]) -> dict[str, Tensor]:
-    """Each modality by its encoder; side by side where they take means and differ in their weights alone."""
+    """Encodes each modality by its encoder; all at once where they take means and differ in their weights alone."""
     each: list[Any] = [encoders[m] for m in x]
     if len(each) == 1 or any(getattr(e, "pooling", None) != "mean" for e in each) or not can_join(each):
         return {m: encoders[m](x[m], pointers[m]) for m in x}

@@ -15,7 +15,7 @@ from mea_graph.ops import Pointers
 
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
     """Sinusoidal position embedding (Vaswani et al. 2017, section 3.5), (length, channels), of the type and device of `like`."""
-    dtype = torch.promote_types(like.dtype, torch.float32)  # in half precision the sine of a long sequence's angle means nothing
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision is too coarse for the angles of a long sequence
     return _sinusoids(torch.arange(length, device=like.device, dtype=dtype), channels).to(like.dtype)
 
 
@@ -39,13 +39,13 @@ class UnimodalExtractor(nn.Module):
     Args:
         in_channels: Width of the raw features.
         channels: Common width d; even, since each direction gives d / 2.
-        kernel_size: Of the convolution, "same" padding.
-        stride: Of the convolution; above 1 it shortens long signals: T becomes ceil(T / stride) (`output_layout`). The paper has 1.
+        kernel_size: Width of the convolution, which pads with zeros and keeps the length.
+        stride: Step of the convolution. Raise it to shorten long signals: T becomes ceil(T / stride) (`output_layout`). The paper has 1.
         skip: Whether the LSTM's input is added to its output. The paper has no such path; with it, what a single step shows reaches the
             attention unmixed, and matching steps across modalities is learned many times faster.
         dropout: Probability, on the convolution's output.
-        positions: Of the step's number ("steps") or of its time ("seconds"), which `forward` then needs. Of a stride's steps the first
-            one's time counts.
+        positions: What the position embedding encodes: the step's number ("steps"), or its time ("seconds"), which `forward` then needs.
+            With a stride, the first of the steps that become one gives the time.
         time_scale: :math:`\tau`, the seconds from one position to the next; times closer than that have nearly the same position. Give all
             modalities the same.
 
@@ -159,6 +159,6 @@ class UnimodalExtractor(nn.Module):
         padded = pointers.pad(time.double())
         if not pointers.packed:
             padded = padded.masked_fill(~pointers.mask, 0)
-        if pointers.max_length == 0:  # the one step that the convolution then has
+        if pointers.max_length == 0:  # the convolution then reads one step of padding
             padded = F.pad(padded, (0, 1))
         return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels).to(like.dtype)

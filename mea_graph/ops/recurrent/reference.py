@@ -14,7 +14,7 @@ Direction = Callable[[Tensor], Tensor]
 def of_rows(ahead: Direction, back: Direction, x: Tensor, pointers: Pointers) -> Tensor:
     """`both_ways` over rows (N, C): the states (N, 2 H)."""
     batch = pointers.pad(x)
-    if pointers.max_length == 0:  # no layer takes that, and no weight is to be idle
+    if pointers.max_length == 0:  # torch's layers refuse no steps, and every weight must get a gradient
         return pointers.unpad(both_ways(ahead, back, F.pad(batch, (0, 0, 0, 1)), pointers.length)[:, :0])
     return pointers.unpad(both_ways(ahead, back, batch, pointers.length))
 
@@ -22,7 +22,7 @@ def of_rows(ahead: Direction, back: Direction, x: Tensor, pointers: Pointers) ->
 def by_direction(
     run: Callable[..., Tensor], x: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], pointers: Sequence[Pointers]
 ) -> list[Tensor]:
-    """Each set by itself, each direction by `run`, which takes a padded batch and four weights."""
+    """Computes set by set, each direction by `run`, which takes a padded batch and four weights."""
     states = []
     for rows, own, where in zip(x, weights, pointers, strict=True):
         ahead, back = (lambda batch, four=four: run(batch, *four) for four in (own[:4], own[4:]))

@@ -10,7 +10,7 @@ def lstm(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_
 
 
 def lstm_driven(driven: Tensor, weight_hh: Tensor) -> Tensor:
-    """From what the input adds to the gates, (B, T, 4 H), in torch's order i, f, g, o."""
+    """The states, from what the input adds to the gates, (B, T, 4 H), in torch's order i, f, g, o."""
     hidden = cell = driven.new_zeros(driven.size(0), weight_hh.size(1))
     states = []
     for step in driven.unbind(1):
