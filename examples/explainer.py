@@ -1,7 +1,7 @@
 import networkx
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure  # extra viz
 from torch_geometric.explain import Explainer, GNNExplainer
 from torch_geometric.nn import Sequential
 
