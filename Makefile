@@ -19,11 +19,11 @@ STAMPS := $(VENV)/stamps
 TORCH_READY := $(STAMPS)/torch-$(TORCH)
 DEMO_READY := $(STAMPS)/demo-$(TORCH)
 TOOLS_READY := $(STAMPS)/tools-$(TORCH)
-RIVALS_READY := $(STAMPS)/rivals-$(TORCH)
+BASELINES_READY := $(STAMPS)/baselines-$(TORCH)
 SCATTER_READY := $(STAMPS)/scatter-$(TORCH)
 BUILD_READY := $(STAMPS)/build
 
-.PHONY: help demo test lint types docs wheel clean bench bench-growth bench-full bench-smoke bench-compare rivals
+.PHONY: help demo test lint types docs wheel clean bench bench-growth bench-full bench-smoke bench-compare baselines
 .DELETE_ON_ERROR:
 
 help:
@@ -32,7 +32,7 @@ help:
 	@echo "make lint    ruff"
 	@echo "make types   mypy"
 	@echo "make docs    the site, in docs/_build/html"
-	@echo "make bench   times of ops, layers and models beside their rivals (ten minutes); THREADS=2 for two threads"
+	@echo "make bench   times of ops, layers and models beside their baselines (ten minutes); THREADS=2 for two threads"
 	@echo "make bench-compare REF=main   this tree's times beside those of a git ref"
 	@echo "make wheel   wheel and sdist, in dist/"
 	@echo "make clean   remove what the above made, except .venv"
@@ -61,7 +61,7 @@ BENCH = OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest benchmarks/bench_ops.
 CLOCK = $(if $(filter 1,$(THREADS)),--benchmark-timer=time.process_time)
 BENCH_FILE = benchmarks/results/$(1)-$(THREADS)-thread-$(shell date -u +%Y-%m-%d).json
 
-# Both write JSON, then make docs/performance.md of it. With `make rivals` before, the field's own models are timed too.
+# Both write JSON, then make docs/performance.md of it. With `make baselines` before, the field's own models are timed too.
 bench: $(TOOLS_READY)
 	@mkdir -p benchmarks/results
 	$(BENCH) $(CLOCK) --quick --benchmark-json=$(call BENCH_FILE,quick)
@@ -86,10 +86,10 @@ bench-smoke: $(TOOLS_READY)
 bench-compare: $(TOOLS_READY)
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m benchmarks.compare $(REF)
 
-rivals: $(RIVALS_READY)
+baselines: $(BASELINES_READY)
 
-$(RIVALS_READY): $(TOOLS_READY) benchmarks/rivals-requirements.txt
-	$(PIP) install --constraint $(CONSTRAINTS) --requirement benchmarks/rivals-requirements.txt
+$(BASELINES_READY): $(TOOLS_READY) benchmarks/baselines-requirements.txt
+	$(PIP) install --constraint $(CONSTRAINTS) --requirement benchmarks/baselines-requirements.txt
 	$(PIP) install --no-deps "linmult==1.8.1"
 	@touch $@
 

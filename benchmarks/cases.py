@@ -122,7 +122,7 @@ def edges(name: str, heads: int, channels: int = 64, dtype: torch.dtype = torch.
     x = draw(nodes, channels).requires_grad_()
     grad = draw(nodes, heads * channels)
     conv = GraphFusionConv(channels, channels, heads, activation="none").to(device, dtype)
-    rival = GATConv(channels, channels, heads, add_self_loops=False).to(device, dtype)
+    baseline = GATConv(channels, channels, heads, add_self_loops=False).to(device, dtype)
 
     def layer(module: torch.nn.Module, inputs: list[Tensor], cotangent: Tensor) -> Pass:
         return step(lambda *_: module(inputs[0], edge_index), [*inputs, *module.parameters()], cotangent)
@@ -138,7 +138,7 @@ def edges(name: str, heads: int, channels: int = 64, dtype: torch.dtype = torch.
 
         return step(forward, [h, *wide.values()], grad.to(kind))()
 
-    contenders = {"mea_graph": layer(conv, [x], grad), "GATConv": layer(rival, [x], grad)}
+    contenders = {"mea_graph": layer(conv, [x], grad), "GATConv": layer(baseline, [x], grad)}
     checked = ["mea_graph"]
     if dtype != torch.float32:  # the layer's own products round too: what that costs, the formula in the same dtype shows
         contenders["eager formula"] = lambda: formula(dtype)
@@ -156,7 +156,7 @@ def crossing(
 ) -> Case:
     """Interval attention over several sources beside `scaled_dot_product_attention` over the padded concatenation with a key padding mask.
 
-    The rival has its sequences padded to `longest` beforehand; what it returns is brought to rows for the comparison with the truth only.
+    The baseline's sequences are padded to `longest` beforehand. Its result becomes rows only for the comparison with the truth.
     """
     layouts = [pointers_of(each, device) for each in (target, *sources)]
     edges = IntervalEdges.complete(layouts[1:], layouts[0])
@@ -191,13 +191,13 @@ def crossing(
     def padded(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=heard).masked_fill(pad, 0)
 
-    rival = step(padded, leaves, to_padded(grad, masks[0]))
+    baseline = step(padded, leaves, to_padded(grad, masks[0]))
 
     def seen() -> list[Tensor]:
-        out, d_query, d_key, d_value = rival()
+        out, d_query, d_key, d_value = baseline()
         return [to_rows(out, masks[0]), to_rows(d_query, masks[0]), apart(d_key), apart(d_value)]
 
-    contenders = {"mea_graph": step(ours("auto"), inputs, grad), "padded SDPA with a mask": rival}
+    contenders = {"mea_graph": step(ours("auto"), inputs, grad), "padded SDPA with a mask": baseline}
     wide = [t.detach().double().requires_grad_() for t in inputs]
     mean = [round(sum(n) / batch) for n in (target, *sources)]
     name = f"cross-modal attention, B {batch}, K {HEADS}, d {HEADS * WIDTH}, lengths up to {list(longest)} (mean {mean})"

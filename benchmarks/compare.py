@@ -3,7 +3,7 @@
 Every measurement is a process of its own, with one tree's `mea_graph` and with the cases that the same tree builds: they call its ops as it
 has them. The clock and the counter are the working tree's. A ratio is the ref's time over the working tree's, of two processes that ran
 one after the other: above 1, the working tree is faster. Calls are those of one pass: operators outside and inside the engine of autograd,
-and conversions of the layout of rows ("-": a library without pointers).
+and conversions of the layout of rows ("-": a library without pointers). Memory is the peak of one pass in a fresh process, in MB.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ SELECTION = [
     ("ops", "edge attention, 20k nodes, 400k edges, 1 heads, float32, backward"),
     ("layers", "GraphFusionConv, 32 graphs of 6 nodes, 1 heads"),
     ("model", "training step, MOSI, true lengths, alone"),
+    ("model", "training step, MOSI, full padding"),
+    ("model", "training step, MOSI, one long clip, leaders"),
+    ("model", "prediction, MOSI, one sample"),
     ("data", "batching, batches of 32"),
 ]
 
@@ -83,6 +86,13 @@ def _elsewhere(place: Path, suite: str, key: str, options: list[str]) -> dict[st
     return found
 
 
+def _memory(place: Path, suite: str, key: str) -> str:
+    """Peak memory of the library's contender, as the tree's own `benchmarks.memory` measures it."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", suite, key, "mea_graph"]
+    done = subprocess.run(command, cwd=place, env={**os.environ, "PYTHONPATH": str(place)}, capture_output=True, text=True, check=False)
+    return f"{int(done.stdout.split()[-1]) / 2**20:.0f}" if done.returncode == 0 else "-"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ref", nargs="?", default="HEAD")
@@ -104,7 +114,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mea-graph-compare-") as folder:
         places = trees(args.ref, Path(folder))
         print(f"{args.ref} over the working tree; {args.rounds} pairs; above 1, the working tree is faster\n")
-        print(f"{'':76}{'ratio':>7}{'quartiles':>14}{'ms':>10}{'calls':>15}{'ref':>15}")
+        print(f"{'':76}{'ratio':>7}{'quartiles':>14}{'ms':>10}{'calls':>15}{'ref':>15}{'MB':>7}{'ref':>7}")
         for suite, key in chosen:
             pairs: list[dict[str, dict[str, Any]]] = []
             try:
@@ -114,7 +124,8 @@ def main() -> None:
             except RuntimeError as error:
                 print(f"{key:76} not comparable: {error}", flush=True)
                 continue
-            print(line(key, pairs), flush=True)
+            peaks = "" if args.small else "".join(f"{_memory(places[name], suite, key):>7}" for name in ("tree", "ref"))
+            print(line(key, pairs) + peaks, flush=True)
 
 
 def line(key: str, pairs: list[dict[str, dict[str, Any]]]) -> str:

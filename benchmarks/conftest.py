@@ -1,4 +1,4 @@
-"""What the suites share: each case is checked, then timed in turn with its rivals, and says under what conditions."""
+"""What the suites share: each case is checked, then timed in turn with its baselines, and says under what conditions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import shlex
 import time
 import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import measure, memory, op_cases, rivals
+from benchmarks import baselines, measure, memory, op_cases
 from benchmarks.catalogue import DEVICE, SUITES, Entry
 
 SECONDS = os.environ.get("MEA_GRAPH_BENCH_SECONDS")  # to spend on timing each case; a few turns are taken in any case
@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    return [f"not in this run: {name}: {reason}" for name, reason in rivals.absent().items()]
+    return [f"not in this run: {name}: {reason}" for name, reason in baselines.absent().items()]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -50,13 +50,13 @@ def _seconds(config: pytest.Config) -> float:
 
 
 def _clock(config: pytest.Config) -> Callable[[], float]:
-    """The clock that pytest-benchmark was told to use, for the rivals too."""
+    """The clock that pytest-benchmark was told to use, for the baselines too."""
     return time.process_time if str(config.getoption("benchmark_timer")).endswith("process_time") else time.perf_counter
 
 
 @pytest.fixture
 def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """Times a case: before each timed pass of the library every rival has its turn, so that what disturbs one disturbs the others."""
+    """Times a case: before each timed pass of the library every baseline has its turn, so that what disturbs one disturbs the others."""
 
     def run(suite: str, key: str) -> None:
         entry = SUITES[suite][key]
@@ -69,7 +69,7 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[str, st
         taken: dict[str, list[float]] = {name: [] for name in others}
         turn, clock, seconds = 0, _clock(request.config), _seconds(request.config)
 
-        def rivals_first() -> None:
+        def baselines_first() -> None:
             nonlocal turn
             names = [*others]
             turn += 1
@@ -88,14 +88,14 @@ def compare(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[str, st
         rounds = 1
         if not benchmark.disabled:
             start = clock()
-            rivals_first()  # warms up
+            baselines_first()  # warms up
             timed()
             turn_seconds = clock() - start
             rounds = max(5 if turn_seconds < 2 * seconds else 3, min(200, round(seconds / turn_seconds)))
             for times in taken.values():
                 times.clear()
         benchmark.group = suite  # read when the timing begins
-        benchmark.pedantic(timed, setup=rivals_first, rounds=rounds)
+        benchmark.pedantic(timed, setup=baselines_first, rounds=rounds)
         benchmark.extra_info.update(_about(suite, key, entry, case.name, str(case.dtype), errors, taken, benchmark.disabled))
         benchmark.extra_info.update(case.about)
 
@@ -126,7 +126,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]) -> None:
-    """Adds how the file was made and which rivals were not there; leaves out single times, and what says nothing about the figures."""
+    """Adds how the file was made and which baselines were not there; leaves out single times, and what says nothing about the figures."""
     threads = torch.get_num_threads()
     whole = f"make bench{'' if config.getoption('quick') else '-full'} THREADS={threads}"
     variables = f"MEA_GRAPH_BENCH_SECONDS={_seconds(config):g} OMP_NUM_THREADS={threads}"
@@ -134,9 +134,9 @@ def pytest_benchmark_update_json(config: pytest.Config, benchmarks: list[Any], o
     everything = len(config.getoption("file_or_dir")) == len(SUITES) and not config.getoption("keyword")
     output_json["command"] = whole if everything and not SECONDS else part
     output_json["clock"] = "processor time" if _clock(config) is time.process_time else "wall time"
-    output_json["absent"] = rivals.absent()
+    output_json["absent"] = baselines.absent()
     output_json["minutes"] = round((time.monotonic() - _START) / 60, 1)
-    output_json["datetime"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    output_json["datetime"] = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
     commit = output_json.pop("commit_info")
     output_json["revision"] = str(commit.get("id"))[:7] + (" with changes" if commit.get("dirty") else "")
     for one in output_json["benchmarks"]:

@@ -1,4 +1,4 @@
-"""Checks the CPU paths against float64, times them beside their rivals, and writes JSON.
+"""Checks the CPU paths against float64, times them beside their baselines, and writes JSON.
 
 python -m benchmarks.cpu_check                 # one thread, then two; about ten minutes
 python -m benchmarks.cpu_check --seconds 3     # a quick look
@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def main() -> None:
         runs.append(json.loads(_again(*options, threads=threads)))
         show(runs[-1])
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"cpu-{datetime.now(UTC):%Y-%m-%d}.json"
+    path = RESULTS / f"cpu-{datetime.now(timezone.utc):%Y-%m-%d}.json"
     command = shlex.join(["python", "-m", "benchmarks.cpu_check", *sys.argv[1:]])
     path.write_text(json.dumps({"command": command, "runs": runs}, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(RESULTS.parent.parent)}")

@@ -49,7 +49,7 @@ def draw(newest: dict[str, Any], folder: Path) -> None:
 
 
 def _bars(run: Run, mode: str) -> list[dict[str, Any]]:
-    """The training steps side by side; where both a long and a short list of rivals ran, the long one."""
+    """The training steps side by side; where both a long and a short list of baselines ran, the long one."""
     found: dict[str, dict[str, Any]] = {}
     for case in run["cases"]:
         if case["case"].startswith(_BARS[mode]) and not case["curve"] and len(case["contenders"]) > 1:

@@ -21,7 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None, jobs: Sequence[Job] = tuple(JOB
     start = time.monotonic()
     stages = ["device", "checks"] if args.check_only else ["device", *(args.stages or [j.stage for j in jobs])]
     args.out.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(UTC)
+    now = datetime.now(timezone.utc)
     lines = args.out / f"gpu-check-{now:%Y-%m-%d-%H%M%S}.jsonl"
     command = shlex.join(["python", "-m", "benchmarks.gpu_check", *(sys.argv[1:] if arguments is None else arguments)])
     records: list[Record] = []

@@ -1,4 +1,4 @@
-"""Layers and the whole model on a device: eager, compiled and captured, beside its rivals; autocast, streams, memory."""
+"""Layers and the whole model on a device: eager, compiled and captured, beside its baselines; autocast, streams, memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import cases, layers, measure, models, rivals
+from benchmarks import baselines, cases, layers, measure, models
 from benchmarks.gpu_check_clock import captured, clocks, first_line, kernels, launches
 from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, CHECKS, FLOAT32, check
 from benchmarks.gpu_check_run import Record, Run
@@ -108,20 +108,20 @@ def _with_autocast(forward: models.Forward, device: str) -> models.Forward:
     return run
 
 
-def _rival(name: str, samples: Samples, mode: models.Mode, wrap: Callable[[models.Forward], models.Forward]) -> measure.Pass:
+def _baseline(name: str, samples: Samples, mode: models.Mode, wrap: Callable[[models.Forward], models.Forward]) -> measure.Pass:
     torch.manual_seed(0)
-    rival = rivals.build(name, samples)
+    baseline = baselines.build(name, samples)
     return (
-        models.prediction(rival.network, wrap(rival.predict))
+        models.prediction(baseline.network, wrap(baseline.predict))
         if mode == "predict"
-        else models.training_step(rival.network, wrap(rival.loss))
+        else models.training_step(baseline.network, wrap(baseline.loss))
     )
 
 
 def model_eager(run: Run) -> None:
-    """Training step and prediction beside the rivals, in float32 and, for all alike, under autocast."""
-    present = [name for name in rivals.available() if name in AGAINST]
-    for name, why in rivals.absent().items():
+    """Training step and prediction beside the baselines, in float32 and, for all alike, under autocast."""
+    present = [name for name in baselines.available() if name in AGAINST]
+    for name, why in baselines.absent().items():
         if name in AGAINST:
             run.emit("absent", name=name, why=why)
 
@@ -132,7 +132,7 @@ def model_eager(run: Run) -> None:
         refused = {}
         for name in present:
             try:
-                contenders[name] = _rival(name, samples, mode, wrap)
+                contenders[name] = _baseline(name, samples, mode, wrap)
                 contenders[name]()
             except Exception as raised:
                 contenders.pop(name, None)

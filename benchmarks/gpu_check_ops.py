@@ -1,4 +1,4 @@
-"""The ops on a device: held to float64 in every dtype and form of rows, then timed beside their rivals, then kernel by kernel."""
+"""The ops on a device: held to float64 in every dtype and form of rows, then timed beside their baselines, then kernel by kernel."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
 
 
 def layer(name: str, shape: Shape, title: str, size: int, kind: Kind, device: str = "cpu") -> Case:
-    """Forward and backward of one layer. There is no rival: it shows what each part of MEA costs."""
+    """Forward and backward of one layer. There is no baseline: it shows what each part of MEA costs."""
     torch.manual_seed(0)
     samples = draw(shape, size, kind, device=device)
     ptr = samples.ptr_dict
@@ -126,7 +126,7 @@ def fusion(size: int, device: str = "cpu") -> Case:
     def fused(f: nn.Module, x: Inputs) -> Tensor:
         return torch.stack(list(f(x, edges, batch, size).x.values())).sum(0)
 
-    def summed(f: nn.Module) -> Callable[..., Tensor]:  # the rivals return nodes; every modality has one a sample
+    def summed(f: nn.Module) -> Callable[..., Tensor]:  # the baselines return nodes; every modality has one a sample
         return lambda *_: torch.stack(list(f(leaves, edges).values())).sum(0)
 
     def passes(f: nn.Module, forward: Callable[..., Tensor]) -> Callable[[], list[Tensor]]:

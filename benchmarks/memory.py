@@ -10,14 +10,14 @@ from multiprocessing.context import BaseContext
 
 import torch
 
-from benchmarks import measure, rivals
+from benchmarks import baselines, measure
 
 
 @cache
 def _processes() -> BaseContext:
     """Processes that are fresh, but forked from one that has imported everything, which takes longer than most passes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.catalogue", *rivals.PACKAGES])
+    context.set_forkserver_preload(["benchmarks.catalogue", *baselines.PACKAGES])
     return context
 
 

@@ -1,4 +1,4 @@
-"""MEA as a whole: its training step and its prediction, beside the rivals' over the same samples."""
+"""MEA as a whole: its training step and its prediction, beside the baselines' over the same samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks import rivals
+from benchmarks import baselines
 from benchmarks.cases import Case
 from benchmarks.measure import Pass, error
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
@@ -116,10 +116,10 @@ def in_onnx_runtime(network: MEA, samples: Samples) -> tuple[dict[str, Pass], di
     return ({name: run}, {}) if away <= BUDGET else ({}, {name: f"error {away:.1e} against the eager prediction, above {BUDGET:g}"})
 
 
-def passes_of_rival(name: str, samples: Samples, mode: Mode) -> Pass:
+def passes_of_baseline(name: str, samples: Samples, mode: Mode) -> Pass:
     torch.manual_seed(0)
-    rival = rivals.build(name, samples)
-    return prediction(rival.network, rival.predict) if mode == "predict" else training_step(rival.network, rival.loss)
+    baseline = baselines.build(name, samples)
+    return prediction(baseline.network, baseline.predict) if mode == "predict" else training_step(baseline.network, baseline.loss)
 
 
 def outputs(network: MEA, samples: Samples) -> list[Tensor]:
@@ -136,7 +136,7 @@ def outputs(network: MEA, samples: Samples) -> list[Tensor]:
 def case(
     shape: Shape, name: str, size: int, kind: Kind, mode: Mode, against: Iterable[str] = (), device: str = "cpu", exported: bool = False
 ) -> Case:
-    """MEA, on a GPU also compiled, and the rivals named over one batch; `exported`, also in ONNX Runtime.
+    """MEA, on a GPU also compiled, and the baselines named over one batch; `exported`, also in ONNX Runtime.
 
     MEA is checked on two samples of the same kind, of at most 250 steps."""
     samples = draw(shape, size, kind, device=device)
@@ -146,8 +146,8 @@ def case(
     if exported:
         more, refused = in_onnx_runtime(network, samples)
     contenders |= more
-    for rival in [name for name in rivals.available() if name in against]:  # those that are not there stand in the results as absent
-        contenders[rival] = passes_of_rival(rival, samples, mode)
+    for baseline in [name for name in baselines.available() if name in against]:  # those that are not there stand in the results as absent
+        contenders[baseline] = passes_of_baseline(baseline, samples, mode)
     # The truth stores every map, which at 2000 steps takes more memory than there is; the ops are checked at all lengths.
     few = draw(shape.at_most(250), min(size, 2), kind, device=device)
 

@@ -19,11 +19,12 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mea_graph
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Shape, draw
-from mea_graph.nn import MEA, MEALoss, _recurrent
+from mea_graph.nn import MEA, MEALoss
 from mea_graph.ops import Pointers
 from mea_graph.ops.backends import Op
 from mea_graph.ops.grouped import layer_norm, linear
@@ -31,11 +32,13 @@ from mea_graph.ops.interval import triton
 
 META = torch.device("meta")
 _PACKAGE = f"{Path(mea_graph.__file__).parent}{os.sep}"
-# What our operators launch, where that is not one kernel. cuDNN's LSTM counts as one.
+# What our operators launch, where that is not one kernel.
 _LAUNCHES = {
     "predictive_attention_triton": 2,
     "predictive_attention_triton_backward": 4 + 5,  # and the sums over parts
     "interval_attention_triton_backward": 2,
+    "bilstm_triton": 2,  # and the transposed weights
+    "bilstm_triton_backward": 3,  # and a product for the weights of one set, which is copied
 }
 _INSIDE: dict[str, Callable[..., Any]] = {  # operators that are made of torch's: counted as those
     "grouped_linear": linear._linear,
@@ -66,6 +69,15 @@ class Pretended(TorchDispatchMode):
         self.answer, self.reads = answer, Counter[str]()
         self.launches, self.places = Counter[str](), Counter[str]()
 
+    def __enter__(self) -> Pretended:
+        self._sent = _Sent(self)
+        self._sent.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self._sent.__exit__(*raised)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name.split("::")[1]
@@ -77,7 +89,8 @@ class Pretended(TorchDispatchMode):
         by_bools = name.startswith(("index", "_index_put")) and any(
             t.dtype in (torch.bool, torch.uint8) for t in _flat(args[1:2]) if isinstance(t, Tensor)
         )
-        if name in _COUNTING or by_bools:
+        sized = name == "repeat_interleave" and kwargs.get("output_size") is not None  # the host knows how many there will be
+        if (name in _COUNTING and not sized) or by_bools:
             raise self._refused(name)
         if name in _INSIDE:
             with self:
@@ -106,6 +119,25 @@ class Pretended(TorchDispatchMode):
         return HostRead(f"{name} in {_place()} makes the host wait for the device")
 
 
+class _Sent(TorchFunctionMode):
+    """Sees numbers of Python sent to the device, which waits for the copy: torch makes such a tensor where no other mode looks."""
+
+    def __init__(self, seen: Pretended) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        made = func in (torch.tensor, torch.as_tensor) and not isinstance(args[0], Tensor)
+        if made and torch.device(kwargs.get("device") or "cpu") == META:
+            raise self.seen._refused("tensor")
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].is_meta:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(i, list) for i in index):
+                raise self.seen._refused("index by a list")
+        return func(*args, **kwargs)
+
+
 def _place() -> str:
     """The innermost function of the library on the stack."""
     frame = sys._getframe()
@@ -124,17 +156,12 @@ def _flat(values: Any) -> Iterator[Any]:
 
 @contextmanager
 def kernels_accept_meta() -> Iterator[None]:
-    """The kernels take the pretended device for theirs, and an LSTM is one operator, as cuDNN's is."""
+    """The kernels take the pretended device for theirs."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton, "refuse_tensors", lambda tensors: None))
         automatic, cuda = Op._automatic, torch.device("cuda")
         stack.enter_context(patch.object(Op, "_automatic", lambda op, device, *rest, **more: automatic(op, cuda, *rest, **more)))
-        stack.enter_context(patch.object(_recurrent.LSTM, "forward", _one_operator))
         yield
-
-
-def _one_operator(lstm: _recurrent.LSTM, x: Tensor) -> Tensor:
-    return _recurrent.LSTM_OPERATOR(x, lstm.weight_ih_l0, lstm.weight_hh_l0, lstm.bias_ih_l0, lstm.bias_hh_l0)
 
 
 def training_step(layout: str = "rows", answer: int | None = None, shape: Shape = SHAPES["MOSI"], kind: Kind = "true lengths") -> Pretended:
@@ -144,16 +171,27 @@ def training_step(layout: str = "rows", answer: int | None = None, shape: Shape 
     x = {m: (samples.x_dict if layout == "rows" else samples.padded)[m].to(META) for m in CHANNELS}
     where: dict[str, Any] = {m: mask.to(META) for m, mask in samples.mask.items()}
     if layout == "rows":
-        where = {m: Pointers.from_ptr(ptr.to(META), len(x[m])) for m, ptr in samples.ptr_dict.items()}
+        longest = {m: max(n) for m, n in samples.lengths.items()}  # as a PyG batch says them
+        where = {m: Pointers.from_ptr(ptr.to(META), len(x[m]), longest[m]) for m, ptr in samples.ptr_dict.items()}
     y = samples.y.to(META)
     with kernels_accept_meta(), Pretended(answer) as seen:
         objective(network(x, where), y).total.backward()
     return seen
 
 
+def inference(steps: dict[str, int], size: int = 32) -> Pretended:
+    """The forward pass of a padded batch of `size` samples and so many steps, as a CUDA graph would capture it."""
+    network = MEA.published(CHANNELS, 1).to(META).eval()
+    x = {m: torch.zeros(size, n, CHANNELS[m], device=META) for m, n in steps.items()}
+    mask = {m: torch.ones(size, n, dtype=torch.bool, device=META) for m, n in steps.items()}
+    with torch.no_grad(), kernels_accept_meta(), Pretended() as seen:
+        network(x, mask)
+    return seen
+
+
 if __name__ == "__main__":
     for layout in ("rows", "padded"):
-        seen = training_step(layout, answer=500)
+        seen = training_step(layout)
         print(f"{layout}: {seen.launches.total()} launches: " + ", ".join(f"{n} {c}" for n, c in seen.launches.most_common(25)))
         print(*(f"  {count:>5} in {place}" for place, count in seen.places.most_common(15)), sep="\n")
         print(*(f"  waits {count} x: {place}" for place, count in seen.reads.items()), sep="\n")

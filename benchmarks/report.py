@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import results, rivals
+from benchmarks import baselines, results
 from benchmarks.measure import Timing, ratio
 from benchmarks.report_numbers import memory, number, span, time
 from benchmarks.report_opening import opening
@@ -31,7 +31,7 @@ READING = """
 - "peak" is memory beyond what the inputs take. [How the kernels work](kernels.md) says what bounds time and memory.
 """
 NO_GPU = """
-## GPU
+## On a GPU
 
 No figure: no kernel of the library has run on a GPU yet. Without one, Triton's interpreter and a host build of the CUDA C++ check the
 numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine with a GPU, `python -m benchmarks.gpu_check` checks every
@@ -174,7 +174,7 @@ def _suite(made: _Page, run: dict[str, Any], command: str, name: str) -> None:
     if of("model"):
         if not longer:
             made.heading(3, "Whole models", name)
-            made.add([MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in rivals.NOTES.items()), ""])
+            made.add([MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in baselines.NOTES.items()), ""])
             made.add([f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else [])
         made.add([*_models(of("model")), ""])
     drawn = [(key, caption) for key, caption in figures.captions(run) if longer or key != "throughput"]  # that one begins the page

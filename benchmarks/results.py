@@ -11,7 +11,7 @@ Run = dict[str, Any]  # what `measure.environment()` names, and "cases"
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The command that made a file, and its runs; for a suite's file also the rivals that were absent."""
+    """The command that made a file, and its runs; for a suite's file also the baselines that were absent."""
     found = json.loads(path.read_text(encoding="utf-8"))
     if "benchmarks" not in found:
         return found

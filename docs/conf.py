@@ -25,6 +25,7 @@ extensions = [
     "drawings",
     "mathml",
     "root_pages",
+    "source_pages",
     "tables",
 ]
 exclude_patterns = ["_build", "_extensions"]
@@ -51,3 +52,4 @@ html_css_files = ["mea_graph.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_math_renderer = "mathml"
+html_search_scorer = str(Path(__file__).parent / "_extensions" / "search_scorer.js")  # Sphinx would take it from where it is started

@@ -2,7 +2,6 @@ import torch
 from torch_geometric.data import Batch, HeteroData
 
 from mea_graph.nn import MEA
-from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.viz import attention_map
 
 torch.manual_seed(0)
@@ -18,20 +17,14 @@ def recording(seconds):
 
 
 batch = Batch.from_data_list([recording(20), recording(12.5)])
-steps = {m: Pointers.from_ptr(batch[m].ptr) for m in RATES}
-near = {}
-for source in RATES:
-    for target in RATES:
-        times = {"source_time": batch[source].time, "target_time": batch[target].time}
-        pair = steps[source], steps[target]
-        near[source, target] = IntervalEdges.window(*pair, seconds=1.5, **times)
-
-model = MEA(dict.fromkeys(RATES, 2), 1, channels=16, heads=4).eval()
-output = model(batch, edges=near, return_attention_weights=True)
-attention_map(output, ("fine", "motion", "heart")).savefig("sensors.png")
+options = {"channels": 16, "heads": 4, "window": {"seconds": 1.5}}
+model = MEA(dict.fromkeys(RATES, 2), 1, **options).eval()
+output = model(batch, return_attention_weights=True)
+seconds = {m: batch[0][m].time for m in RATES}
+figure = attention_map(output, ("fine", "motion", "heart"), time=seconds)
+figure.savefig("sensors.png")
 
 weights = output.cross_modal_attention[0]["fine", "motion", "heart"][0].mean(0)
-heart, motion = (batch[0][m].time for m in ("heart", "motion"))
-apart = (heart.unsqueeze(1) - motion).abs()
-print(f"a beat hears {(weights > 0).sum(1).max()} of {len(motion)} steps of motion")
+apart = (seconds["heart"].unsqueeze(1) - seconds["motion"]).abs()
+print(f"a beat hears {(weights > 0).sum(1).max()} of {apart.size(1)} steps of motion")
 assert torch.equal(weights > 0, apart <= 1.5)

@@ -1,4 +1,4 @@
-"""The command ``mea-graph``, also as ``python -m mea_graph``."""
+"""The command `mea-graph`, also as `python -m mea_graph`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     What needs no model is answered without torch and Lightning, whose import takes seconds.
 
     Args:
-        arguments: the words after the program's name; those of this process where it is ``None``.
+        arguments: The words after the program's name; those of this process where it is `None`.
 
-    Example:
-        >>> main(["--version"])  # doctest: +ELLIPSIS
-        mea-graph ...
-        0
+    >>> main(["--version"])  # doctest: +ELLIPSIS
+    mea-graph ...
+    0
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -71,7 +70,7 @@ def _run(words: Sequence[str]) -> int:
 
 
 def _answer(words: Sequence[str]) -> int:
-    """Runs a command of training, unless its help is asked for or an option is mistyped, which is told at once."""
+    """Runs a command of training, unless its help is requested or an option is mistyped, which is told at once."""
     from mea_graph.command.help import command_help
     from mea_graph.command.options import mistyped
 

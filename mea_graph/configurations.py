@@ -8,10 +8,9 @@ FOLDER = Path(__file__).parent / "train" / "configs"
 
 
 def packaged_configs() -> dict[str, Path]:
-    """Returns the configurations in the package by name, so that ``--config mosi`` needs no path.
+    """Returns the configurations in the package by name, so that `--config mosi` needs no path.
 
-    Example:
-        >>> "mosi" in packaged_configs()
-        True
+    >>> "mosi" in packaged_configs()
+    True
     """
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

@@ -9,17 +9,16 @@ from difflib import get_close_matches
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Returns the end of a message about an unknown name: the known name nearest to it, or nothing where none is near.
 
-    Case and the difference between ``-`` and ``_`` do not count; a name that only one of them begins with is that one, cut short.
+    Case and the difference between `-` and `_` do not count; a name that only one of them begins with is that one, cut short.
 
     Args:
-        name: what came.
-        known: the names there are.
+        name: What came.
+        known: The names there are.
 
-    Example:
-        >>> did_you_mean("poolng", ["channels", "pooling"])
-        " (did you mean 'pooling'?)"
-        >>> did_you_mean("colour", ["channels", "pooling"])
-        ''
+    >>> did_you_mean("poolng", ["channels", "pooling"])
+    " (did you mean 'pooling'?)"
+    >>> did_you_mean("colour", ["channels", "pooling"])
+    ''
     """
     by_plain_form: dict[str, str] = {}
     for candidate in known:

@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, a fixed seed, no display, Triton interpreted."""
+"""What every test runs under: one thread, a fixed seed, no display, Triton interpreted, C++ only where a test asks for it."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton: kernels run in its interpreter, on the CPU
+os.environ.setdefault("MEA_GRAPH_NATIVE", "0")  # what "auto" takes must not depend on a compiler; tests/ops/test_native.py asks by name
 
 import pytest
 import torch

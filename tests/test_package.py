@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -17,10 +16,15 @@ import yaml
 
 import mea_graph
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "mea_graph"
 OPTIONAL = ["torch_scatter", "lightning", "torchmetrics", "jsonargparse", "rich", "matplotlib", "sklearn", "scipy", "h5py", "pandas"]
-CORE = {"torch", "torch_geometric", "einops", "numpy", "mea_graph"}
+CORE = {"torch", "torch_geometric", "einops", "numpy", "typing_extensions", "mea_graph"}
 EVERYWHERE = {"__version__", "configurations", "suggestions"}  # import nothing of the package
 PUBLIC_PARTS = ["nn", "ops", "data", "train", "baselines", "viz"]
 MAY_IMPORT = {
@@ -76,7 +80,7 @@ def test_the_wheel_is_pure_and_holds_the_package_and_nothing_else(distributions)
     metadata = {name for name in names if name.startswith(f"mea_graph-{mea_graph.__version__}.dist-info/")}
     assert names - metadata == package_files()
     assert "mea_graph/py.typed" in names
-    assert {Path(name).suffix for name in names - metadata} <= {".py", ".yaml", ".typed", ".cu", ".cuh"}
+    assert {Path(name).suffix for name in names - metadata} <= {".py", ".yaml", ".typed", ".cpp", ".cu", ".cuh", ".h"}
     assert any(name.endswith("licenses/LICENSE") for name in metadata)
 
 
@@ -94,7 +98,7 @@ def test_the_metadata_promises_no_optional_package(unpacked):
     (metadata,) = unpacked.glob("*.dist-info/METADATA")
     required = [line.removeprefix("Requires-Dist: ") for line in metadata.read_text().splitlines() if line.startswith("Requires-Dist: ")]
     core = {line.split(">")[0] for line in required if "extra ==" not in line}
-    assert core == {"torch", "torch-geometric", "einops", "numpy"}
+    assert core == {"torch", "torch-geometric", "einops", "numpy", "typing-extensions"}
 
 
 WITHOUT_OPTIONAL_PACKAGES = f"""
@@ -266,6 +270,34 @@ def test_public_names_are_documented_with_an_example(part):
         if part in ("ops", "nn") and takes_tensors(value) and "Shape:" not in text:
             missing.append(f"{name}: no Shape section")
     assert not missing
+
+
+def faults_of(docstring: str) -> list[str]:
+    """Lines of a docstring that are not in the dialect of the package."""
+    found, section = [], ""
+    for line in docstring.splitlines():
+        heading = re.match(r"( *)(Args|Raises|Shape|Examples?|Returns):", line)
+        if "``" in line or (heading and (heading[2].startswith("Example") or line.strip() != f"{heading[2]}:")):
+            found.append(line)
+        if heading:
+            section = f"{heading[1]}    " if heading[2] in ("Args", "Raises") else ""
+        elif section and re.match(rf"{section}\*{{0,2}}\w+(?:, \*{{0,2}}\w+)*: [a-z]", line):
+            found.append(line)
+        elif section and line.strip() and not line.startswith(section):
+            section = ""
+    return found
+
+
+def test_docstrings_are_of_one_dialect():
+    """Single backticks, the doctest without a heading, sections under headings of their own, entries that begin with a capital."""
+    assert faults_of("Args:\n    x: Rows.\n\nShape:\n    - x: wide\n\n>>> 1\n1") == []
+    assert len(faults_of("Uses ``x``.\n\nArgs:\n    x: rows.\n\nShape: wide\n\nExample:\n    >>> 1")) == 4
+    faults = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                faults += [f"{path.relative_to(SOURCE)}: {line.strip()}" for line in faults_of(ast.get_docstring(node) or "")]
+    assert not faults
 
 
 @pytest.mark.parametrize("part", PUBLIC_PARTS)

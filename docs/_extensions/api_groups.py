@@ -1,4 +1,4 @@
-"""How the reference groups public names, and where each layer sits in the model."""
+"""How the reference groups public names, where each layer sits in the model, and what it costs."""
 
 GROUPS: dict[str, dict[str, list[str]]] = {
     "nn": {
@@ -81,4 +81,32 @@ PLACES: dict[str, str] = {
     "nn.DoubleDiscriminator": "beside the fusion: guesses the modality of each representation, for the loss alone.",
     "nn.Discrimination": "what `DoubleDiscriminator` returns, read by `MEALoss`.",
     "nn.GradientReversal": "in `DoubleDiscriminator`, before the agnostic representations are judged.",
+}
+
+# What a layer costs, in the letters of docs/reference.md; L layers, E pairs of steps that hear each other (E = B T^2 where all do).
+COSTS: dict[str, str] = {
+    "nn.MEA": "the sum of its parts; attention over long sequences dominates. On a CPU no attention map is stored.",
+    "nn.PredictionHead": "time `O(B d out_channels)`; nothing beside the other parts.",
+    "nn.UnimodalExtractor": "time `O(N d (d_in kernel_size + d))`; the Bi-LSTM takes one step after another.",
+    "nn.ExclusiveBranch": "a `PredictiveEncoder`, and an `ExclusiveEncoder` for each modality.",
+    "nn.PredictiveEncoder": "L times a `PredictiveSelfAttention` for each modality, and a `WeightedAttention`.",
+    "nn.ExclusiveEncoder": 'time `O(N d + B d_h^2)`; with "gru" `O(N d_h (d + d_h))`, step by step.',
+    "nn.AgnosticBranch": "a `CrossModalEncoder`, and one `AgnosticEncoder` over all modalities.",
+    "nn.CrossModalEncoder": "L times a `HierarchicalCrossModalAttention`; its stages grow with the square of the number of modalities M.",
+    "nn.AgnosticEncoder": "as `ExclusiveEncoder`, for the steps of all modalities.",
+    "nn.ModalityCentering": "time `O(B M d_h)` in a call; in training, one more pass over the samples each epoch to measure the means.",
+    "nn.PredictiveSelfAttention": "with a prior, time `O(E K d + N d^2)`, without one `O(E d + N d^2)`; memory `O(N d)`: the backends "
+    '"cpu" and "triton" store no map.',
+    "nn.WeightedAttention": "time `O(N d^2)`, memory `O(N d)`.",
+    "nn.HierarchicalCrossModalAttention": "a `ModalityReinforcementUnit` for each target in the mixed and in the coarse stage, and one for "
+    "each ordered pair in the fine stage: M (M - 1) of them.",
+    "nn.ModalityReinforcementUnit": "time `O(E d + N d^2)` over target and source rows, memory `O(N d)`; on a CPU no map is stored.",
+    "nn.FeedForward": "time and weights `O(d^2)` for each row.",
+    "nn.FusionGraph": "memory `O(B M^2)` for the edges and `O(B M d_h)` for the nodes.",
+    "nn.DecoupledGraphFusion": "a `GraphFusionConv` for each space on B graphs of M nodes: time `O(B M (M + d_h) d_h)`.",
+    "nn.GraphFusionConv": "time `O(N d_in d + E d)`; memory `O(N d + E K)`: messages are not stored edge by edge.",
+    "nn.Combination": "time `O(B M d_h)`.",
+    "nn.MEALoss": "time `O(B M d_h^2)` for `hsic`; no B x B matrix.",
+    "nn.DoubleDiscriminator": "a perceptron of width d_h on `2 B M` vectors, and one linear map on `B M`.",
+    "nn.GradientReversal": "nothing forward; one product for each value backward.",
 }

@@ -4,7 +4,7 @@ import importlib
 import inspect
 from pathlib import Path
 
-from api_groups import GROUPS, PLACES
+from api_groups import COSTS, GROUPS, PLACES
 from docstrings import PARTS, with_links
 from example_figures import draw
 from sphinx.application import Sphinx
@@ -22,6 +22,8 @@ def _object(part: str, name: str) -> str:
     page = f"{_heading(name)}\n.. code-block:: python\n\n   from mea_graph.{part} import {name}\n\n.. currentmodule:: mea_graph.{part}\n\n"
     if f"{part}.{name}" in PLACES:
         page += f"*In the model:* {with_links(PLACES[f'{part}.{name}'], full)} :doc:`Concepts </concepts>` draws how the parts join.\n\n"
+    if f"{part}.{name}" in COSTS:
+        page += f"*Cost:* {with_links(COSTS[f'{part}.{name}'], full)}\n\n"
     if inspect.isclass(value):
         fields = ", ".join(getattr(value, "_fields", ()))  # of a NamedTuple: the docstring has them
         return f"{page}.. autoclass:: {name}\n   :members:\n   :show-inheritance:\n   :exclude-members: {fields}\n"

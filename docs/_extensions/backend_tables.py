@@ -1,7 +1,7 @@
-"""The directive `backends`: which backend each op takes, asked of the ops themselves when the site is built.
+"""The directive `backends`: a table of the backend that each op takes, made by calling `explain` when the site is built.
 
-A GPU is not needed for it: the tensors on "cuda" have a device, a shape and a dtype, but no values (fake tensors), and the GPU is said to
-have compute capability 9.0.
+The table does not depend on the machine that builds the site. The tensors on "cuda" are fake: they have a device, a shape and a dtype, but
+no values. Triton and the CUDA driver count as installed, and the GPU has compute capability 9.0.
 """
 
 from collections.abc import Iterator
@@ -57,12 +57,16 @@ CASES = {"predictive_attention": _predictive, "interval_attention": _interval, "
 
 
 def explanations(op: str, device: str) -> dict[tuple[str, torch.dtype], backends.Explanation]:
-    """What `explain` says of each case and dtype, were there a GPU with all that its kernels need."""
+    """The answers of `explain` for each case and dtype, on a machine with a GPU, a C++ compiler and all that the kernels need."""
     out = {}
     with (
         FakeTensorMode(),
         patch("torch.cuda.get_device_capability", lambda *_: (9, 0)),
         patch("mea_graph.ops.edge.cuda._what_is_missing", lambda device: None),
+        patch("mea_graph.ops.interval.triton.INSTALLED", True),
+        patch("mea_graph.ops.native.library._library", object),
+        patch("torch.version.hip", None),
+        patch.dict("os.environ", {"TRITON_INTERPRET": "0", "MEA_GRAPH_NATIVE": "1"}),
     ):
         for dtype in DTYPES:
             for case, arguments in CASES[op](device, dtype):
@@ -87,7 +91,7 @@ def table(op: str) -> list[str]:
             per_dtype = {dtype: found[case, dtype] for dtype in DTYPES}
             runs = _by_dtype({dtype: f"`{e.chosen}`" for dtype, e in per_dtype.items()})
             refused = per_dtype[torch.float32].refused
-            could = [name for name, reason in refused.items() if reason.startswith(("could run", "taken only when asked"))]
+            could = [name for name, reason in refused.items() if reason.startswith(("could run", "taken only by name"))]
             cannot = "; ".join(f"`{name}`: {reason}" for name, reason in refused.items() if name not in could)
             lines.append(f"| {device} | {case} | {runs} | {', '.join(f'`{name}`' for name in could)} | {cannot} |")
     return lines

@@ -11,6 +11,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 _JOINT = re.compile(r"(?<=[/_])(?=\w)|(?<=::)|(?<=\.)(?=(?!py\b)[A-Za-z])|(?<=[a-z])(?=[A-Z])")
 UNBROKEN = 18  # characters of code that stay in one piece
 NARROW, BROAD = 14, 40  # characters of the longest cell of a column
+MANY = 6  # columns, from which on letters are smaller
 PHONE = 60  # characters that a phone has room for, counting 30 at most for a column
 
 
@@ -45,6 +46,8 @@ def _fit(table: nodes.table) -> None:
     for row in rows:
         for entry, length in zip(row, longest, strict=True):
             entry["classes"] += ["narrow"] if length <= NARROW else ["broad"] if length >= BROAD else []
+    if len(longest) >= MANY:
+        table["classes"].append("many")
     if heads and max(longest[1:], default=0) >= BROAD and sum(min(length, 30) for length in longest) > PHONE and len(longest) > 2:
         table["classes"].append("cards")
         for row in rows:

@@ -1,4 +1,4 @@
-"""Other models on the same data: a constant, a linear model, GRUs, Transformers, shared and private encoders (extra ``train``)."""
+"""Other models on the same data: a constant, a linear model, GRUs, Transformers, shared and private encoders (extra `train`)."""
 
 from mea_graph.baselines.concatenation_transformer import ConcatenationTransformer, ConcatenationTransformerModule
 from mea_graph.baselines.constant import constant_prediction

@@ -17,36 +17,35 @@ from mea_graph.train.task_module import TaskModule
 
 
 class ConcatenationTransformer(nn.Module):
-    """Projects the modalities to one width, marks where each step stems from and attends over their concatenation in time.
+    """Projects the modalities to one width, marks the modality of each step and attends over their concatenation in time.
 
     Pre-norm Transformer blocks over all steps of a sample; then each modality's steps are pooled, and a perceptron predicts from all of
     them. A modality that is missing has no step.
 
     Args:
-        in_channels: width of each modality.
-        out_channels: width of the prediction.
-        channels: width of the Transformer.
-        hidden_channels: width of each modality's pooled vector and of the perceptron.
-        heads: attention heads, a divisor of ``channels``.
+        in_channels: Width of each modality.
+        out_channels: Width of the prediction.
+        channels: Width of the Transformer.
+        hidden_channels: Width of each modality's pooled vector and of the perceptron.
+        heads: Attention heads, a divisor of `channels`.
         num_layers: Transformer blocks, >= 1.
-        kernel_size: of the convolution that projects, one for all or by modality.
-        stride: of that convolution, one for all or by modality.
-        pooling: ``mean``, ``segments``, ``max`` or ``gru``, as of `mea_graph.nn.ExclusiveEncoder`.
-        segments: number of parts with ``segments``, >= 1.
-        dropout: share of values dropped in training, in [0, 1).
+        kernel_size: The kernel size of the convolution that projects, one for all or by modality.
+        stride: The stride of that convolution, one for all or by modality.
+        pooling: `mean`, `segments`, `max` or `gru`, as of `mea_graph.nn.ExclusiveEncoder`.
+        segments: Number of parts with `segments`, >= 1.
+        dropout: Share of values dropped in training, in [0, 1).
 
     Shape:
-        - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
-        - returns ``(B, out_channels)``.
+        - x_dict: per modality `(sum T_m, in_channels[m])`, all samples one after the other; batch_dict: their sample numbers.
+        - returns `(B, out_channels)`.
 
     Raises:
-        ValueError: where an argument is out of its range.
+        ValueError: If an argument is out of its range.
 
-    Example:
-        >>> model = ConcatenationTransformer({"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2)
-        >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-        >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
-        torch.Size([2, 2])
+    >>> model = ConcatenationTransformer({"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2)
+    >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
+    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    torch.Size([2, 2])
     """
 
     def __init__(
@@ -100,15 +99,14 @@ class ConcatenationTransformerModule(BaselineModule):
     """Trains `ConcatenationTransformer`.
 
     Args:
-        in_channels: width of each modality.
-        task: what the target is.
-        out_channels: width of the prediction.
-        kwargs: options of `ConcatenationTransformer` and `TaskModule`.
+        in_channels: Width of each modality.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction.
+        kwargs: Options of `ConcatenationTransformer` and `TaskModule`.
 
-    Example:
-        >>> module = ConcatenationTransformerModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, num_layers=2)
-        >>> len(module.network.blocks)
-        2
+    >>> module = ConcatenationTransformerModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, num_layers=2)
+    >>> len(module.network.blocks)
+    2
     """
 
     network_class = ConcatenationTransformer

@@ -15,15 +15,15 @@ def constant_prediction(y: Tensor, task: Task, out_channels: int) -> Tensor:
     each label for several labels.
 
     Args:
-        y: training targets.
-        task: what the target is.
-        out_channels: width of the prediction.
+        y: Training targets.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction.
 
-    Shape: ``y`` is ``(N,)`` or ``(N, K)``; returns ``(out_channels,)`` float64.
+    Shape:
+        - `y` is :math:`(N,)` or :math:`(N, K)`; returns `(out_channels,)` float64.
 
-    Example:
-        >>> constant_prediction(torch.tensor([0, 1, 1]), "classification", 2).argmax().item()
-        1
+    >>> constant_prediction(torch.tensor([0, 1, 1]), "classification", 2).argmax().item()
+    1
     """
     if task == "regression":
         return y.double().mean().reshape(1)

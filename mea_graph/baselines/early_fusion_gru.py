@@ -28,21 +28,20 @@ class EarlyFusionGRU(nn.Module):
     :math:`\lfloor (i + 1/2) \, T_m / n \rfloor` of modality m. A modality that is missing contributes zeros.
 
     Args:
-        in_channels: width of each modality.
-        out_channels: width of the prediction.
-        hidden_channels: width of each GRU direction and of the perceptron.
-        dropout: share of pooled values dropped in training, in [0, 1).
-        stride: how many steps are read as one, their mean, before the stretching; one for all or by modality, >= 1.
+        in_channels: Width of each modality.
+        out_channels: Width of the prediction.
+        hidden_channels: Width of each GRU direction and of the perceptron.
+        dropout: Share of pooled values dropped in training, in [0, 1).
+        stride: How many steps are read as one, their mean, before the stretching; one for all or by modality, >= 1.
 
     Shape:
-        - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
-        - returns ``(B, out_channels)``.
+        - x_dict: per modality `(sum T_m, in_channels[m])`, all samples one after the other; batch_dict: their sample numbers.
+        - returns `(B, out_channels)`.
 
-    Example:
-        >>> model = EarlyFusionGRU({"audio": 5, "text": 3}, out_channels=2)
-        >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-        >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
-        torch.Size([2, 2])
+    >>> model = EarlyFusionGRU({"audio": 5, "text": 3}, out_channels=2)
+    >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
+    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    torch.Size([2, 2])
     """
 
     def __init__(
@@ -74,16 +73,16 @@ def side_by_side(x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch
     """Stretches the modalities of each sample to its longest and joins their channels.
 
     Args:
-        x_dict: the steps of all samples, by modality.
-        batch_dict: the sample number of each step, sorted.
-        batch_size: number of samples B.
+        x_dict: The steps of all samples, by modality.
+        batch_dict: The sample number of each step, sorted.
+        batch_size: Number of samples B.
 
-    Shape: ``(sum T_m, d_m)`` each; returns ``(sum max T, sum d)`` and the sample number of each row.
+    Shape:
+        - `(sum T_m, d_m)` each; returns `(sum max T, sum d)` and the sample number of each row.
 
-    Example:
-        >>> where = {"a": torch.tensor([0, 0, 0, 0]), "b": torch.tensor([0, 0])}
-        >>> side_by_side({"a": torch.arange(4.0)[:, None], "b": torch.arange(2.0)[:, None]}, where, 1)[0][:, 1].tolist()
-        [0.0, 0.0, 1.0, 1.0]
+    >>> where = {"a": torch.tensor([0, 0, 0, 0]), "b": torch.tensor([0, 0])}
+    >>> side_by_side({"a": torch.arange(4.0)[:, None], "b": torch.arange(2.0)[:, None]}, where, 1)[0][:, 1].tolist()
+    [0.0, 0.0, 1.0, 1.0]
     """
     lengths = {m: sample_lengths(batch, batch_size) for m, batch in batch_dict.items()}
     longest = torch.stack(list(lengths.values())).amax(0)
@@ -104,14 +103,13 @@ class EarlyFusionGRUModule(BaselineModule):
     """Trains `EarlyFusionGRU`.
 
     Args:
-        in_channels: width of each modality.
-        task: what the target is.
-        out_channels: width of the prediction.
-        kwargs: options of `EarlyFusionGRU` and `TaskModule`.
+        in_channels: Width of each modality.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction.
+        kwargs: Options of `EarlyFusionGRU` and `TaskModule`.
 
-    Example:
-        >>> EarlyFusionGRUModule({"audio": 5, "text": 3}, "regression", 1, hidden_channels=8).network.gru.input_size
-        8
+    >>> EarlyFusionGRUModule({"audio": 5, "text": 3}, "regression", 1, hidden_channels=8).network.gru.input_size
+    8
     """
 
     network_class = EarlyFusionGRU

@@ -20,21 +20,20 @@ class LateFusionGRU(nn.Module):
     events coincide is lost to it. A modality that is missing contributes zeros.
 
     Args:
-        in_channels: width of each modality; the GRUs read the modalities named here and no other.
-        out_channels: width of the prediction.
-        hidden_channels: width of each GRU direction and of the perceptron.
-        dropout: share of pooled values dropped in training, in [0, 1).
-        stride: how many steps a GRU reads as one, their mean; one for all or by modality. It shortens long signals, >= 1.
+        in_channels: Width of each modality; the GRUs read the modalities named here and no other.
+        out_channels: Width of the prediction.
+        hidden_channels: Width of each GRU direction and of the perceptron.
+        dropout: Share of pooled values dropped in training, in [0, 1).
+        stride: How many steps a GRU reads as one, their mean; one for all or by modality. It shortens long signals, >= 1.
 
     Shape:
-        - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
-        - returns ``(B, out_channels)``.
+        - x_dict: per modality `(sum T_m, in_channels[m])`, all samples one after the other; batch_dict: their sample numbers.
+        - returns `(B, out_channels)`.
 
-    Example:
-        >>> model = LateFusionGRU({"audio": 5, "text": 3}, out_channels=2)
-        >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-        >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
-        torch.Size([2, 2])
+    >>> model = LateFusionGRU({"audio": 5, "text": 3}, out_channels=2)
+    >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
+    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    torch.Size([2, 2])
     """
 
     def __init__(
@@ -69,22 +68,21 @@ class LateFusionGRUModule(TaskModule):
     """Trains `LateFusionGRU`, on all modalities or on those named: the rows a table of results is compared with.
 
     Args:
-        in_channels: width of each modality of the data.
-        task: what the target is.
-        out_channels: width of the prediction.
-        modalities: the modalities to read; all where it is ``None``.
-        hidden_channels: width of each GRU direction and of the perceptron.
-        dropout: share of pooled values dropped in training, in [0, 1).
-        stride: how many steps a GRU reads as one, one for all or by modality, >= 1.
-        kwargs: options of `TaskModule`.
+        in_channels: Width of each modality of the data.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction.
+        modalities: The modalities to read; all if `None`.
+        hidden_channels: Width of each GRU direction and of the perceptron.
+        dropout: Share of pooled values dropped in training, in [0, 1).
+        stride: How many steps a GRU reads as one, one for all or by modality, >= 1.
+        kwargs: Options of `TaskModule`.
 
     Raises:
-        ValueError: where ``modalities`` names one that the data does not have.
+        ValueError: If `modalities` names one that the data does not have.
 
-    Example:
-        >>> module = LateFusionGRUModule({"audio": 5, "text": 3}, "regression", 1, modalities=["text"])
-        >>> list(module.network.grus)
-        ['text']
+    >>> module = LateFusionGRUModule({"audio": 5, "text": 3}, "regression", 1, modalities=["text"])
+    >>> list(module.network.grus)
+    ['text']
     """
 
     def __init__(

@@ -23,30 +23,29 @@ class PairwiseTransformer(nn.Module):
     last one. A source that is missing leaves the target as it is.
 
     Args:
-        in_channels: width of each modality, at least two.
-        out_channels: width of the prediction.
-        channels: width of the cross-modal Transformers; the self-attention is (M - 1) times as wide.
-        hidden_channels: width of each modality's pooled vector and of the perceptron.
-        heads: attention heads, a divisor of ``channels``.
-        num_layers: cross-attention blocks for each pair, >= 1.
-        kernel_size: of the convolution that projects, one for all or by modality.
-        stride: of that convolution, one for all or by modality.
-        pooling: ``mean``, ``segments``, ``max`` or ``gru``, as of `mea_graph.nn.ExclusiveEncoder`.
-        segments: number of parts with ``segments``, >= 1.
-        dropout: share of values dropped in training, in [0, 1).
+        in_channels: Width of each modality, at least two.
+        out_channels: Width of the prediction.
+        channels: Width of the cross-modal Transformers; the self-attention is (M - 1) times as wide.
+        hidden_channels: Width of each modality's pooled vector and of the perceptron.
+        heads: Attention heads, a divisor of `channels`.
+        num_layers: Cross-attention blocks for each pair, >= 1.
+        kernel_size: The kernel size of the convolution that projects, one for all or by modality.
+        stride: The stride of that convolution, one for all or by modality.
+        pooling: `mean`, `segments`, `max` or `gru`, as of `mea_graph.nn.ExclusiveEncoder`.
+        segments: Number of parts with `segments`, >= 1.
+        dropout: Share of values dropped in training, in [0, 1).
 
     Shape:
-        - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
-        - returns ``(B, out_channels)``.
+        - x_dict: per modality `(sum T_m, in_channels[m])`, all samples one after the other; batch_dict: their sample numbers.
+        - returns `(B, out_channels)`.
 
     Raises:
-        ValueError: where there is one modality only.
+        ValueError: If there is one modality only.
 
-    Example:
-        >>> model = PairwiseTransformer({"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2)
-        >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-        >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
-        torch.Size([2, 2])
+    >>> model = PairwiseTransformer({"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2)
+    >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
+    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    torch.Size([2, 2])
     """
 
     def __init__(
@@ -104,15 +103,14 @@ class PairwiseTransformerModule(BaselineModule):
     """Trains `PairwiseTransformer`.
 
     Args:
-        in_channels: width of each modality.
-        task: what the target is.
-        out_channels: width of the prediction.
-        kwargs: options of `PairwiseTransformer` and `TaskModule`.
+        in_channels: Width of each modality.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction.
+        kwargs: Options of `PairwiseTransformer` and `TaskModule`.
 
-    Example:
-        >>> module = PairwiseTransformerModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
-        >>> list(module.network.cross["audio"])
-        ['text']
+    >>> module = PairwiseTransformerModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
+    >>> list(module.network.cross["audio"])
+    ['text']
     """
 
     network_class = PairwiseTransformer

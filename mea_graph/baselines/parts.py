@@ -20,15 +20,14 @@ def chosen_modalities(in_channels: Mapping[str, int], modalities: Sequence[str] 
     """Returns the widths of the modalities to read, all where none are named.
 
     Args:
-        in_channels: width of each modality of the data.
-        modalities: some of them.
+        in_channels: Width of each modality of the data.
+        modalities: Some of them.
 
     Raises:
-        ValueError: where ``modalities`` names one that the data does not have.
+        ValueError: If `modalities` names one that the data does not have.
 
-    Example:
-        >>> chosen_modalities({"audio": 5, "text": 3}, ["text"])
-        {'text': 3}
+    >>> chosen_modalities({"audio": 5, "text": 3}, ["text"])
+    {'text': 3}
     """
     unknown = sorted(set(modalities or ()) - set(in_channels))
     if unknown:
@@ -40,16 +39,15 @@ def by_modality(value: int | Mapping[str, int], modalities: Iterable[str], name:
     """Returns an option as a dict, one value for each modality.
 
     Args:
-        value: one for all, or one for each.
-        modalities: their names.
-        name: of the option, for the error.
+        value: One for all, or one for each.
+        modalities: Names of the modalities.
+        name: The name of the option, for the error.
 
     Raises:
-        ValueError: where a modality has none, or the value is below 1.
+        ValueError: If a modality has none, or the value is below 1.
 
-    Example:
-        >>> by_modality(3, ["audio", "text"], "kernel_size")
-        {'audio': 3, 'text': 3}
+    >>> by_modality(3, ["audio", "text"], "kernel_size")
+    {'audio': 3, 'text': 3}
     """
     found = {m: value if isinstance(value, int) else value.get(m, 0) for m in modalities}
     if any(number < 1 for number in found.values()):
@@ -61,14 +59,13 @@ def prediction_head(in_channels: int, hidden_channels: int, out_channels: int, d
     """Returns the two-layer perceptron that every baseline predicts with.
 
     Args:
-        in_channels: width of what it reads.
-        hidden_channels: width between the layers.
-        out_channels: width of the prediction.
-        dropout: share of values dropped before each layer in training, in [0, 1).
+        in_channels: Width of what it reads.
+        hidden_channels: Width between the layers.
+        out_channels: Width of the prediction.
+        dropout: Share of values dropped before each layer in training, in [0, 1).
 
-    Example:
-        >>> prediction_head(8, 4, 2, 0.0)(torch.ones(3, 8)).shape
-        torch.Size([3, 2])
+    >>> prediction_head(8, 4, 2, 0.0)(torch.ones(3, 8)).shape
+    torch.Size([3, 2])
     """
     return nn.Sequential(
         nn.Dropout(dropout),
@@ -83,7 +80,7 @@ def reset_all(module: nn.Module) -> None:
     """Draws the parameters of all parts of a module anew.
 
     Args:
-        module: its parts have ``reset_parameters``, as those of torch have.
+        module: Its parts have `reset_parameters`, as those of torch have.
     """
     for part in module.modules():
         if part is not module and hasattr(part, "reset_parameters"):
@@ -94,19 +91,18 @@ class Projection(nn.Module):
     """Brings a modality to a common width by a convolution over time and marks the positions, as Transformers need it.
 
     Args:
-        in_channels: width of the features.
-        channels: common width.
-        kernel_size: of the convolution, "same" padding, >= 1.
-        stride: of the convolution; above 1 it shortens long signals, as MEA's extractor does, >= 1.
-        dropout: share of values dropped in training, in [0, 1).
+        in_channels: Width of the features.
+        channels: Common width.
+        kernel_size: The kernel size of the convolution, "same" padding, >= 1.
+        stride: The stride of the convolution; above 1 it shortens long signals, as MEA's extractor does, >= 1.
+        dropout: Share of values dropped in training, in [0, 1).
 
     Shape:
-        - x ``(sum T, in_channels)``, batch ``(sum T,)``; returns ``(B, ceil(T / stride), channels)`` and its mask.
+        - x `(sum T, in_channels)`, batch `(sum T,)`; returns `(B, ceil(T / stride), channels)` and its mask.
 
-    Example:
-        >>> z, mask = Projection(3, 8, 3, 2, 0.0)(torch.ones(5, 3), torch.tensor([0, 0, 0, 0, 2]), 3)
-        >>> z.shape, mask.sum(1).tolist()
-        (torch.Size([3, 2, 8]), [2, 0, 1])
+    >>> z, mask = Projection(3, 8, 3, 2, 0.0)(torch.ones(5, 3), torch.tensor([0, 0, 0, 0, 2]), 3)
+    >>> z.shape, mask.sum(1).tolist()
+    (torch.Size([3, 2, 8]), [2, 0, 1])
     """
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int, dropout: float) -> None:
@@ -129,20 +125,20 @@ class Projection(nn.Module):
 
 
 def window_means(x: Tensor, batch: Tensor, batch_size: int, stride: int) -> tuple[Tensor, Tensor]:
-    """Returns sequences that are ``stride`` times shorter: the means of successive windows, of which a sample's last may be shorter.
+    """Returns sequences that are `stride` times shorter: the means of successive windows, of which a sample's last may be shorter.
 
     Args:
-        x: the steps of all samples.
-        batch: the sample number of each step, sorted.
-        batch_size: number of samples B.
-        stride: steps a window, >= 1.
+        x: The steps of all samples.
+        batch: The sample number of each step, sorted.
+        batch_size: Number of samples B.
+        stride: Steps a window, >= 1.
 
-    Shape: ``(sum T, d)`` and ``(sum T,)``; returns ``(sum ceil(T / stride), d)`` and its sample numbers.
+    Shape:
+        - `(sum T, d)` and `(sum T,)`; returns `(sum ceil(T / stride), d)` and its sample numbers.
 
-    Example:
-        >>> x, batch = window_means(torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2)
-        >>> x.flatten().tolist(), batch.tolist()
-        ([2.0, 5.0, 7.0], [0, 0, 2])
+    >>> x, batch = window_means(torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2)
+    >>> x.flatten().tolist(), batch.tolist()
+    ([2.0, 5.0, 7.0], [0, 0, 2])
     """
     if stride == 1:
         return x, batch
@@ -161,14 +157,15 @@ def mean_gru_state(gru: nn.Module, x: Tensor, batch: Tensor, batch_size: int, wi
     Packing keeps the backward direction out of the padding.
 
     Args:
-        gru: a GRU or LSTM with ``batch_first``.
-        x: the steps of all samples.
-        batch: the sample number of each step.
-        batch_size: number of samples B.
-        width: of a state, both directions.
-        stride: how many steps the GRU reads as one, their mean, >= 1.
+        gru: A GRU or LSTM with `batch_first`.
+        x: The steps of all samples.
+        batch: The sample number of each step.
+        batch_size: Number of samples B.
+        width: The width of a state, both directions.
+        stride: How many steps the GRU reads as one, their mean, >= 1.
 
-    Shape: x ``(sum T, d)``, batch ``(sum T,)``; returns ``(B, width)``.
+    Shape:
+        - x `(sum T, d)`, batch `(sum T,)`; returns `(B, width)`.
     """
     x, batch = window_means(x, batch, batch_size, stride)
     dense, mask = to_dense_batch(x, batch, batch_size=batch_size)  # (B, T, d), (B, T)
@@ -187,14 +184,14 @@ def sample_lengths(batch: Tensor, batch_size: int) -> Tensor:
     """Returns how many steps each sample has.
 
     Args:
-        batch: the sample number of each step.
-        batch_size: number of samples B.
+        batch: The sample number of each step.
+        batch_size: Number of samples B.
 
-    Shape: ``(sum T,)`` to ``(B,)``.
+    Shape:
+        - `(sum T,)` to :math:`(B,)`.
 
-    Example:
-        >>> sample_lengths(torch.tensor([0, 0, 2]), 3).tolist()
-        [2, 0, 1]
+    >>> sample_lengths(torch.tensor([0, 0, 2]), 3).tolist()
+    [2, 0, 1]
     """
     return torch.bincount(batch, minlength=batch_size)
 
@@ -203,13 +200,13 @@ class BaselineModule(TaskModule):
     """Trains a baseline: its network's options and those of `TaskModule` together, as `MEAModule` takes them.
 
     Args:
-        in_channels: width of each modality.
-        task: what the target is.
-        out_channels: width of the prediction.
-        kwargs: options of ``network_class`` and of `TaskModule`.
+        in_channels: Width of each modality.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction.
+        kwargs: Options of `network_class` and of `TaskModule`.
 
     Raises:
-        TypeError: where an option belongs to neither.
+        TypeError: If an option belongs to neither.
     """
 
     network_class: type[nn.Module]

@@ -34,23 +34,22 @@ class PooledLinear:
     :math:`\ell`. The same samples give the same result.
 
     Args:
-        task: what the target is.
-        out_channels: width of the prediction: 1, the number of classes, or the number of labels.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
 
     Shape:
-        - samples: a `MultimodalDataset` or any iterable of ``HeteroData``; a sample may lack a node type.
-        - predict: ``(N, out_channels)`` float64: values, logits of classes or log odds of labels. A class without a training sample has
+        - samples: a `MultimodalDataset` or any iterable of `HeteroData`; a sample may lack a node type.
+        - predict: `(N, out_channels)` float64: values, logits of classes or log odds of labels. A class without a training sample has
           -inf, and so has a label that no training sample has.
 
     Raises:
-        DataError: where there are no samples, targets do not fit the task, or a modality has another width than in the training samples.
+        DataError: If there are no samples, targets do not fit the task, or a modality has another width than in the training samples.
 
-    Example:
-        >>> from mea_graph.data import AsynchronousEvents
-        >>> data = AsynchronousEvents(num_samples=60, task="classification", num_classes=2)
-        >>> model = PooledLinear("classification", 2).fit(data[:40])
-        >>> model.predict(data[40:]).shape
-        torch.Size([20, 2])
+    >>> from mea_graph.data import AsynchronousEvents
+    >>> data = AsynchronousEvents(num_samples=60, task="classification", num_classes=2)
+    >>> model = PooledLinear("classification", 2).fit(data[:40])
+    >>> model.predict(data[40:]).shape
+    torch.Size([20, 2])
     """
 
     def __init__(self, task: Task, out_channels: int) -> None:
@@ -66,8 +65,8 @@ class PooledLinear:
         """Chooses the penalty by cross-validation in five folds, fits all samples with it and returns itself.
 
         Args:
-            samples: what it learns from.
-            groups: one value a sample, such as its speaker, of which none is in two folds; with None each sample is a group.
+            samples: What it learns from.
+            groups: One value a sample, such as its speaker, of which none is in two folds; with None each sample is a group.
         """
         read = Statistics.of(samples)
         raw, y = read.raw, self._targets(read)
@@ -88,7 +87,7 @@ class PooledLinear:
         """Returns the prediction for each sample.
 
         Args:
-            samples: with or without targets.
+            samples: With or without targets.
         """
         return self._fitted(Statistics.of(samples, self.channels).raw)
 
@@ -104,7 +103,7 @@ class PooledLinear:
         return self._line
 
     def _targets(self, read: Statistics) -> Tensor:
-        """``(N, out_channels)`` float64: the values, one column a class, or the labels."""
+        """`(N, out_channels)` float64: the values, one column a class, or the labels."""
         if not read.y:
             raise DataError("samples: expected at least one to fit on, got none")
         width = 1 if self.task == "classification" else self.out_channels
@@ -148,7 +147,7 @@ class PooledLinear:
 
 
 class Scale(NamedTuple):
-    """Makes inputs of raw statistics: those that vary over the training samples, standardised, then which modalities are there."""
+    """Makes the linear model's inputs: the statistics that vary over the training samples, standardised, and a flag for each modality."""
 
     mean: Tensor
     deviation: Tensor
@@ -169,7 +168,7 @@ class Scale(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A fitted model: raw statistics ``(N, F)`` to predictions ``(N, out_channels)``."""
+    """A fitted model: raw statistics `(N, F)` to predictions `(N, out_channels)`."""
 
     scale: Scale
     weight: Tensor
@@ -180,7 +179,7 @@ class Line(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What a linear model reads of samples: raw statistics ``(N, F)`` float64, targets and ids; F is the sum over modalities of 4 d + 1."""
+    """What a linear model reads of samples: raw statistics `(N, F)` float64, targets and ids; F is the sum over modalities of 4 d + 1."""
 
     channels: dict[str, int]
     raw: Tensor
@@ -192,8 +191,8 @@ class Statistics(NamedTuple):
         """Reads each sample once: statistics of each channel, NaN where there are none, and 1 or 0 for each modality, there or not.
 
         Args:
-            samples: the samples.
-            channels: width of each modality; as the samples have it where None.
+            samples: The samples.
+            channels: Width of each modality; as the samples have it if None.
         """
         widths = dict(channels or {})
         found: list[dict[str, Tensor]] = []
@@ -226,7 +225,7 @@ def absent(width: int) -> Tensor:
 
 
 def of_channels(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean, deviation, minimum and maximum of the finite values of each channel ``(T, d)``, T >= 1; NaN where there is none."""
+    """Mean, deviation, minimum and maximum of the finite values of each channel `(T, d)`, T >= 1; NaN where there is none."""
     known = torch.isfinite(x)
     count = known.sum(0)
     mean = x.where(known, 0).sum(0) / count
@@ -236,7 +235,7 @@ def of_channels(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The axes ``(F, R)`` along which samples ``(N, F)`` vary, and the sum of squares along each: no more than there are samples."""
+    """The axes `(F, R)` along which samples `(N, F)` vary, and the sum of squares along each: no more than there are samples."""
     wide = x.size(1) > x.size(0)
     values, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)
     kept = values > values.amax(0, keepdim=True).clamp(min=0) * 1e-10 if len(values) else values > 0
@@ -247,7 +246,7 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
 def logistic(z: Tensor, y: Tensor, task: Task, penalty: float, values: Tensor, weight: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     """Returns weights and biases of the least penalised loss, from given ones on.
 
-    Along principal axes the curvature is at most ``values / 4 N + penalty``: in steps of that size the problem is round.
+    Along principal axes the curvature is at most `values / 4 N + penalty`: in steps of that size the problem is round.
     """
     if not y.size(1):
         return weight, offset
@@ -273,11 +272,11 @@ def logistic(z: Tensor, y: Tensor, task: Task, penalty: float, values: Tensor, w
 
 
 def folds(count: int, groups: Sequence[Any] | np.ndarray | None) -> Iterator[Tensor]:
-    """Yields which samples each fold leaves out; samples of one group are left out together, and folds are of like size.
+    """Yields the samples that each fold leaves out; a fold leaves out whole groups, and folds have similar sizes.
 
     Args:
-        count: number of samples.
-        groups: one value a sample, or None.
+        count: Number of samples.
+        groups: One value a sample, or None.
     """
     if groups is None:
         group = np.arange(count)

@@ -21,11 +21,10 @@ MOMENTS = 5
 
 
 class SharedPrivateOutput(NamedTuple):
-    """A prediction and what the auxiliary losses look at; every tensor but the first two is ``(B, M, hidden_channels)``.
+    """A prediction and the inputs of the auxiliary losses; every tensor but the first two is `(B, M, hidden_channels)`.
 
-    Example:
-        >>> SharedPrivateOutput._fields
-        ('prediction', 'present', 'whole', 'private', 'shared', 'rebuilt')
+    >>> SharedPrivateOutput._fields
+    ('prediction', 'present', 'whole', 'private', 'shared', 'rebuilt')
     """
 
     prediction: Tensor  # (B, out_channels)
@@ -44,22 +43,21 @@ class SharedPrivateEncoders(nn.Module):
     A modality that is missing takes part in nothing.
 
     Args:
-        in_channels: width of each modality.
-        out_channels: width of the prediction.
-        hidden_channels: width of each GRU direction, of the vectors and of the perceptron; even.
-        fusion_heads: attention heads of the block, a divisor of ``hidden_channels``.
-        dropout: share of values dropped in training, in [0, 1).
-        stride: how many steps a GRU reads as one, their mean; one for all or by modality, >= 1.
+        in_channels: Width of each modality.
+        out_channels: Width of the prediction.
+        hidden_channels: Width of each GRU direction, of the vectors and of the perceptron; even.
+        fusion_heads: Attention heads of the block, a divisor of `hidden_channels`.
+        dropout: Share of values dropped in training, in [0, 1).
+        stride: How many steps a GRU reads as one, their mean; one for all or by modality, >= 1.
 
     Shape:
-        - x_dict: per modality ``(sum T_m, in_channels[m])``, all samples one after the other; batch_dict: their sample numbers.
+        - x_dict: per modality `(sum T_m, in_channels[m])`, all samples one after the other; batch_dict: their sample numbers.
         - returns `SharedPrivateOutput`.
 
-    Example:
-        >>> model = SharedPrivateEncoders({"audio": 5, "text": 3}, out_channels=2)
-        >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-        >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shared.shape
-        torch.Size([2, 2, 64])
+    >>> model = SharedPrivateEncoders({"audio": 5, "text": 3}, out_channels=2)
+    >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
+    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shared.shape
+    torch.Size([2, 2, 64])
     """
 
     def __init__(
@@ -120,18 +118,17 @@ class SharedPrivateEncodersModule(BaselineModule):
     loss brings the first five central moments of the modalities' shared vectors together.
 
     Args:
-        in_channels: width of each modality.
-        task: what the target is.
-        out_channels: width of the prediction.
-        difference_weight: of the difference loss, >= 0.
-        similarity_weight: of the similarity loss, >= 0.
-        reconstruction_weight: of the reconstruction loss, >= 0.
-        kwargs: options of `SharedPrivateEncoders` and `TaskModule`.
+        in_channels: Width of each modality.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction.
+        difference_weight: Weight of the difference loss, >= 0.
+        similarity_weight: Weight of the similarity loss, >= 0.
+        reconstruction_weight: Weight of the reconstruction loss, >= 0.
+        kwargs: Options of `SharedPrivateEncoders` and `TaskModule`.
 
-    Example:
-        >>> module = SharedPrivateEncodersModule({"audio": 5, "text": 3}, "regression", 1, difference_weight=0.1, hidden_channels=8)
-        >>> module.weights["difference"]
-        0.1
+    >>> module = SharedPrivateEncodersModule({"audio": 5, "text": 3}, "regression", 1, difference_weight=0.1, hidden_channels=8)
+    >>> module.weights["difference"]
+    0.1
     """
 
     network_class = SharedPrivateEncoders
@@ -152,7 +149,7 @@ class SharedPrivateEncodersModule(BaselineModule):
         self.hparams.update({f"{name}_weight": weight for name, weight in self.weights.items()})
 
     def loss_terms(self, output: SharedPrivateOutput, target: Tensor) -> dict[str, Tensor]:
-        """Returns the objective as ``loss`` and each of its terms, unweighted, by name."""
+        """Returns the objective as `loss` and each of its terms, unweighted, by name."""
         terms = super().loss_terms(output, target)
         auxiliary = auxiliary_losses(output)
         terms["loss"] = terms["task"] + sum(self.weights[name] * term for name, term in auxiliary.items())
@@ -163,7 +160,7 @@ def auxiliary_losses(output: SharedPrivateOutput) -> dict[str, Tensor]:
     """Returns MISA's losses over the samples that have the modalities concerned.
 
     Args:
-        output: of the network.
+        output: The output of the network.
     """
     present, pairs = output.present, list(combinations(range(output.present.size(1)), 2))
     zero = output.prediction.new_zeros(()).float()

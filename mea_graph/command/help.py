@@ -1,4 +1,4 @@
-"""The texts of ``mea-graph --help`` and ``mea-graph fit --help``."""
+"""The texts of `mea-graph --help` and `mea-graph fit --help`."""
 
 from __future__ import annotations
 
@@ -38,11 +38,10 @@ _SET = {
 
 
 def program_help() -> str:
-    """Returns what ``mea-graph --help`` shows.
+    """Returns what `mea-graph --help` shows.
 
-    Example:
-        >>> print(program_help().splitlines()[0])
-        usage: mea-graph COMMAND [OPTION VALUE ...]
+    >>> print(program_help().splitlines()[0])
+    usage: mea-graph COMMAND [OPTION VALUE ...]
     """
     lines = [
         "usage: mea-graph COMMAND [OPTION VALUE ...]",
@@ -59,17 +58,16 @@ def program_help() -> str:
 
 
 def command_help(words: Sequence[str]) -> str:
-    """Returns what ``mea-graph fit --help`` shows, and ``validate`` and ``test`` likewise.
+    """Returns what `mea-graph fit --help` shows, and `validate` and `test` likewise.
 
     Args:
-        words: of the command line, the subcommand first.
+        words: The words of the command line, the subcommand first.
 
     Raises:
-        LookupError: where sources are not there to be read.
+        LookupError: If sources are not there to be read.
 
-    Example:
-        >>> "--model.exclusive.pooling" in command_help(["fit", "--help"])
-        True
+    >>> "--model.exclusive.pooling" in command_help(["fit", "--help"])
+    True
     """
     command, options = words[0], known_options(words)
     lines = [f"usage: mea-graph {command} [--config NAME|FILE] [--SECTION.OPTION VALUE ...]", ""]

@@ -1,4 +1,4 @@
-"""The options of ``mea-graph fit | validate | test``, known without the parser, and what a mistyped one was meant to be."""
+"""The options of `mea-graph fit | validate | test`, known without the parser, and what a mistyped one was meant to be."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Options:
     """What can be said in a command.
 
     Args:
-        sections: the options of each section by name; ``model`` is empty where its class is not one of ours.
-        model: name of the model's class, None where it is not one of ours.
+        sections: The options of each section by name; `model` is empty where its class is not one of ours.
+        model: Name of the model's class, None where it is not one of ours.
     """
 
     sections: dict[str, dict[str, Option]]
@@ -49,7 +49,7 @@ class Options:
         """Returns the option of a word that does not exist, or None where it does or the parser alone can tell.
 
         Args:
-            word: of the command, such as ``--data.batch_size=8``.
+            word: The word of the command, such as `--data.batch_size=8`.
         """
         option = word.removeprefix("--").partition("=")[0].rstrip("+")
         if not word.startswith("--") or not option:
@@ -71,7 +71,7 @@ class Options:
         """Returns what an unknown option may have been, as the end of a message; nothing where none is near.
 
         Args:
-            option: as `unknown` returns it.
+            option: As `unknown` returns it.
         """
         names = self.names()
         same = [name for name in names if name.rpartition(".")[2] == option.replace("-", "_")]
@@ -88,17 +88,16 @@ def known_options(words: Sequence[str]) -> Options:
     """Returns the options of a command, whose words say which model is trained.
 
     Args:
-        words: of the command line.
+        words: The words of the command line.
 
     Raises:
-        LookupError: where sources are not there to be read.
+        LookupError: If sources are not there to be read.
 
-    Example:
-        >>> options = known_options(["fit", "--config", "events"])
-        >>> options.unknown("--model.exclusive.pooling"), options.unknown("--model.exclusive.poolng")
-        (None, 'model.exclusive.poolng')
-        >>> options.suggestion("model.exclusive.poolng")
-        " (did you mean '--model.exclusive.pooling'?)"
+    >>> options = known_options(["fit", "--config", "events"])
+    >>> options.unknown("--model.exclusive.pooling"), options.unknown("--model.exclusive.poolng")
+    (None, 'model.exclusive.poolng')
+    >>> options.suggestion("model.exclusive.poolng")
+    " (did you mean '--model.exclusive.pooling'?)"
     """
     model = _model_class(words)
     data = {name: option for name, option in class_options("SequenceDataModule").items() if name not in FOLLOWS}
@@ -120,11 +119,10 @@ def mistyped(words: Sequence[str]) -> str | None:
     """Returns the message about the first option of a command that does not exist; None where there is none.
 
     Args:
-        words: of the command line, the subcommand first.
+        words: The words of the command line, the subcommand first.
 
-    Example:
-        >>> mistyped(["fit", "--data.sorce", "mine.npz"])
-        "fit: there is no option --data.sorce (did you mean '--data.source'?)"
+    >>> mistyped(["fit", "--data.sorce", "mine.npz"])
+    "fit: there is no option --data.sorce (did you mean '--data.source'?)"
     """
     options = known_options(words)
     for word in words[1:]:
@@ -139,13 +137,14 @@ def with_suggestion(message: str, words: Sequence[str]) -> str:
     """Returns a message of the parser, with what an option of a configuration file may have been.
 
     Args:
-        message: one line.
-        words: of the command line.
+        message: One line.
+        words: The words of the command line.
 
-    Example:
-        >>> with_suggestion("Subcommand 'fit' does not accept option 'trainer.max_epoch'", ["fit"])
-        "Subcommand 'fit' does not accept option 'trainer.max_epoch' (did you mean 'trainer.max_epochs'?)"
+    >>> with_suggestion("Subcommand 'fit' does not accept option 'trainer.max_epoch'", ["fit"])
+    "Subcommand 'fit' does not accept option 'trainer.max_epoch' (did you mean 'trainer.max_epochs'?)"
     """
+    if found := re.match(r"trainer\.logger: .*Expected a dot import path string: (\w+);", message):
+        return f"trainer.logger: expected a class with its options, got {found[1]!r}; --logger takes a word: csv, tensorboard or wandb"
     found = re.search(r"does not accept option '([\w.]+)'|[Oo]ption '(\w+)' is not accepted", message)
     if found is None:
         return message
@@ -177,13 +176,12 @@ def values_of(words: Iterable[str], option: str, short: str | None = None) -> li
     """Returns every value that a command gives an option, in order.
 
     Args:
-        words: of the command line.
-        option: without the dashes.
-        short: another way to write it.
+        words: The words of the command line.
+        option: Without the dashes.
+        short: Another way to write it.
 
-    Example:
-        >>> values_of(["fit", "--config", "a", "--config=b", "-c", "c"], "config", "-c")
-        ['a', 'b', 'c']
+    >>> values_of(["fit", "--config", "a", "--config=b", "-c", "c"], "config", "-c")
+    ['a', 'b', 'c']
     """
     values, follows = [], False
     for word in words:

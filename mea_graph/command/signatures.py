@@ -19,10 +19,10 @@ class Option:
     """An argument of a class: its name, type and default as they are written, and what its docstring says of it.
 
     Args:
-        name: of the argument.
-        type: the annotation; empty where there is none.
+        name: The name of the argument.
+        type: The annotation; empty where there is none.
         default: None where the argument must be given.
-        meaning: one line.
+        meaning: One line.
     """
 
     name: str
@@ -35,16 +35,15 @@ def class_options(name: str, file: Path | None = None) -> dict[str, Option]:
     """Returns the options of a class by name, those that it hands on to its parts or its base included.
 
     Args:
-        name: of a class of the package, or of one in ``file``.
-        file: a Python file outside the package.
+        name: The name of a class of the package, or of one in `file`.
+        file: A Python file outside the package.
 
     Raises:
-        LookupError: where there is no such class.
+        LookupError: If there is no such class.
 
-    Example:
-        >>> options = class_options("MEAModule")
-        >>> options["alpha"].default, options["learning_rate"].type
-        ('0.02', 'float')
+    >>> options = class_options("MEAModule")
+    >>> options["alpha"].default, options["learning_rate"].type
+    ('0.02', 'float')
     """
     found = _class(name, file)
     init = next((part for part in found.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"), None)
@@ -80,10 +79,10 @@ def lightning_file(path: str) -> Path:
     """Returns a file of the Lightning that is installed.
 
     Args:
-        path: below its folder.
+        path: Below its folder.
 
     Raises:
-        LookupError: where Lightning is not installed.
+        LookupError: If Lightning is not installed.
     """
     try:
         spec = importlib.util.find_spec("lightning")
@@ -106,14 +105,13 @@ def _of_bases(found: ast.ClassDef) -> dict[str, Option]:
 
 
 def part_options() -> dict[str, Option]:
-    """Returns the options of the parts of MEA, such as ``exclusive.pooling``, with their recommended values.
+    """Returns the options of the parts of MEA, such as `exclusive.pooling`, with their recommended values.
 
-    Example:
-        >>> part_options()["exclusive.pooling"].default
-        "'gru'"
+    >>> part_options()["exclusive.pooling"].default
+    "'gru'"
     """
     options = {}
-    parts = _assigned("nn/mea.py", "PARTS")
+    parts = _assigned("nn/_parts.py", "PARTS")
     assert isinstance(parts, ast.Dict)
     for key, value in zip(parts.keys, parts.values, strict=True):
         part = ast.literal_eval(key) if key is not None else ""
@@ -140,6 +138,7 @@ def _recommended() -> dict[str, Any]:
 def _assigned(file: str, name: str) -> ast.expr:
     """What a file of the package assigns to a name that has a type."""
     found = [n for n in _tree(PACKAGE / file).body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == name]
+    assert found, f"{file}: expected {name}"  # a mistake of ours, unlike sources that are not there
     assert found[0].value is not None
     return found[0].value
 
@@ -166,7 +165,7 @@ def _class(name: str, file: Path | None) -> ast.ClassDef:
 
 
 def _meanings(part: ast.ClassDef | ast.FunctionDef) -> dict[str, str]:
-    """What the docstring's section ``Args`` says of each argument, in one line each."""
+    """What the docstring's section `Args` says of each argument, in one line each."""
     text = ast.get_docstring(part) or ""
     _, _, section = text.partition("Args:\n")
     meanings: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Reading the words of ``mea-graph study`` and ``demo``: a mistake is one line, with what was meant."""
+"""Reading the words of `mea-graph study` and `demo`: a mistake is one line, with what was meant."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ class MistypedError(Exception):
 class Words(argparse.ArgumentParser):
     """argparse's parser, whose mistakes are errors to be told in one line, with the option or command that was meant.
 
-    Example:
-        >>> words = Words(prog="mea-graph demo")
-        >>> _ = words.add_argument("--out")
-        >>> words.read(["--uot", "x"])
-        Traceback (most recent call last):
-        mea_graph.command.words.MistypedError: there is no option --uot (did you mean '--out'?); see mea-graph demo --help
+    >>> words = Words(prog="mea-graph demo")
+    >>> _ = words.add_argument("--out")
+    >>> words.read(["--uot", "x"])
+    Traceback (most recent call last):
+    mea_graph.command.words.MistypedError: there is no option --uot (did you mean '--out'?); see mea-graph demo --help
     """
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Returns what the words say.
 
         Args:
-            arguments: the words.
+            arguments: The words.
 
         Raises:
-            MistypedError: where they are not as the parser has them.
+            MistypedError: If they are not as the parser has them.
         """
         found, unknown = self.parse_known_args(list(arguments))
         if unknown:

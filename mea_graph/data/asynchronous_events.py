@@ -12,23 +12,23 @@ from mea_graph.data.store import build_store
 from mea_graph.data.views import Index
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 _NAMES = ("text", "audio", "vision", "motion", "pulse")
 _RATES = (3.0, 6.0, 4.5, 5.0, 4.0)  # steps a second
 _WIDTHS = (16, 14, 20, 15, 18)
 _LAGS = (0.0, 0.1, 0.2, 0.15, 0.05)  # seconds behind the event
 _SHARED, _PRIVATE, _CODE = 2, 2, 4
+_DENSE = 3  # with match="time" there are so many times as many steps
 
 
 class Latents(NamedTuple):
     """What produced a data set; row n belongs to sample n. E events, each with a code of width 4.
 
-    Example:
-        >>> from mea_graph.data import AsynchronousEvents
-        >>> latents = AsynchronousEvents(num_samples=10).latents
-        >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
-        ((10, 2), (10, 2), (10, 4))
+    >>> from mea_graph.data import AsynchronousEvents
+    >>> latents = AsynchronousEvents(num_samples=10).latents
+    >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
+    ((10, 2), (10, 2), (10, 4))
     """
 
     shared: np.ndarray  # (N, 2), seen by every modality
@@ -37,24 +37,28 @@ class Latents(NamedTuple):
     value: dict[str, np.ndarray]  # (N, E) each, -1 or 1, half of each: what the modality shows at the event
     focus: dict[str, np.ndarray]  # (N,) each, the event on which the modality dwells
     coincidence: np.ndarray  # (N,), mean over modalities of its value at the event on which the modality before it dwells
-    times: np.ndarray  # (N, E), seconds
+    times: np.ndarray  # (N, E), seconds; with match="time" (N, M, E), when each stretch of each modality ends
     score: np.ndarray  # (N,), what the label is made of
 
 
 class AsynchronousEvents(MultimodalDataset):
-    r"""Seeded samples of several modalities that saw the same events at different rates, lags and jitter, with known truth.
+    r"""Seeded samples of several modalities that record the same events at different rates, lags and jitter, with known truth.
 
-    A sample lasts a few seconds and holds `num_events` events, each with a code that tells it from the others. Modality m samples at a rate
-    of its own and sees every event with its own lag and jitter, as a bump of the event's code and of a private value, -1 or 1. All the
-    while it shows the code of ONE event, its focus. On top lie a shared latent s, shown by every modality (what an agnostic
-    representation can hold), a private latent p_m, shown by one (exclusive), and noise. The label's score is
+    A sample lasts a few seconds and holds `num_events` events, each with a code of its own. Modality m samples at a rate of its own and
+    records every event with its own lag and jitter, as a bump of the event's code and of a private value, -1 or 1. Throughout the sample
+    it also shows the code of ONE event, its focus. Added to this are a shared latent s in every modality (which an agnostic
+    representation can hold), a private latent p_m in one modality (exclusive), and noise. The label's score is
 
     .. math:: \sqrt{w_s} \, f(s) + \sqrt{w_p} \, g(p_1, \dots, p_M) + \sqrt{w_c} \, h(c), \qquad w_s + w_p + w_c = 1
 
-    each of f, g, h of unit variance. The *coincidence* c asks which events coincide: it is the mean over modalities of the value that
-    modality m gives to the very event on which modality m - 1 dwells. Within a sample each modality's values are half -1 and half 1, in
-    random order. Hence c is independent of all that any one modality shows, and of every average over time (the values cancel, and a code
-    says nothing of a value): it shows only where the focus of one modality meets the events of another.
+    with f, g, h of unit variance. The *coincidence* c is the mean over modalities of the value that modality m gives to the event in the
+    focus of modality m - 1. Within a sample half of each modality's values are -1 and half 1, in random order. So c is independent of any
+    single modality and of every average over time (the values cancel, and a code does not predict a value): a model must match the focus
+    of one modality with the events of another.
+
+    With `match="time"` nothing but the clock says which event is meant. Each modality shows its values one after the other, in stretches of
+    its own, and marks one moment, which lies in the stretch of the NEXT modality that it means. Steps are irregular: each modality has many
+    in some quarters of a sample, and few in others. So the number of a step says little of when it is. c is what it was.
 
     Args:
         num_samples: N; split 60 / 15 / 25 into train, valid and test.
@@ -65,8 +69,9 @@ class AsynchronousEvents(MultimodalDataset):
         duration: Shortest and longest sample in seconds.
         coincidence: :math:`w_c`, the share of the score's variance; the rest is halved between shared and private.
         noise: Standard deviation of the noise on every feature.
-        jitter: Standard deviation in seconds of when a modality sees an event.
+        jitter: Standard deviation, in seconds, of the time at which a modality records an event.
         missing_rate: Probability that a sample lacks a modality; at least one always stays.
+        match: What tells which event a focus means: its "code", or its "time".
         seed: The same seed gives the same data.
 
     Shape:
@@ -75,10 +80,9 @@ class AsynchronousEvents(MultimodalDataset):
     Raises:
         ValueError: An argument out of its range.
 
-    Example:
-        >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
-        >>> events.channels, len(events.select(split="train"))
-        ({'text': 16, 'audio': 14, 'vision': 20}, 24)
+    >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
+    >>> events.channels, len(events.select(split="train"))
+    ({'text': 16, 'audio': 14, 'vision': 20}, 24)
     """
 
     def __init__(
@@ -93,18 +97,23 @@ class AsynchronousEvents(MultimodalDataset):
         noise: float = 0.1,
         jitter: float = 0.03,
         missing_rate: float = 0.0,
+        match: Literal["code", "time"] = "code",
         seed: int = 0,
     ) -> None:
-        _check(num_samples, task, num_classes, num_modalities, num_events, duration, coincidence, noise, jitter, missing_rate)
+        _check(num_samples, task, num_classes, num_modalities, num_events, duration, coincidence, noise, jitter, missing_rate, match)
         rng = np.random.default_rng(seed)
         names = _NAMES[:num_modalities]
         latents, length = _draw_latents(rng, num_samples, names, num_events, duration, coincidence)
+        if match == "time":
+            share = rng.dirichlet(np.full(num_events, 8.0), (num_samples, num_modalities)).cumsum(-1)
+            latents = latents._replace(times=share * length[:, None, None])
+        show = _show if match == "code" else _show_in_time
         here = rng.random((num_samples, num_modalities)) >= missing_rate
         here[np.arange(num_samples), rng.integers(num_modalities, size=num_samples)] = True
         x: dict[str, list[np.ndarray | None]] = {}
         time: dict[str, list[np.ndarray | None]] = {}
         for i, name in enumerate(names):
-            seen = [_show(rng, i, name, n, latents, length[n], noise, jitter) for n in range(num_samples)]
+            seen = [show(rng, i, name, n, latents, length[n], noise, jitter) for n in range(num_samples)]
             x[name] = [s[0] if here[n, i] else None for n, s in enumerate(seen)]
             time[name] = [s[1] if here[n, i] else None for n, s in enumerate(seen)]
         y: np.ndarray = latents.score.astype(np.float32)
@@ -167,6 +176,27 @@ def _show(
     return (x + noise * rng.normal(size=x.shape)).astype(np.float32), time.astype(np.float32)
 
 
+def _show_in_time(
+    rng: np.random.Generator, i: int, name: str, n: int, latents: Latents, length: float, noise: float, jitter: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same with `match="time"`: values in stretches, a mark at a moment of the next modality, and irregular steps."""
+    view = np.random.default_rng(2000 + i)
+    look = np.linalg.qr(view.normal(size=(_WIDTHS[i], _WIDTHS[i])))[0]
+    mark, value, shared, private = np.split(look, np.cumsum([1, 1, _SHARED, _PRIVATE]))[:4]
+    counts = 2 + rng.multinomial(max(0, round(length * _DENSE * _RATES[i]) - 8), rng.dirichlet(np.full(4, 0.6)))  # steps in each quarter
+    time = np.concatenate([k + (np.arange(c) + rng.uniform(0.3, 0.7, c)) / c for k, c in enumerate(counts)]) * length / 4
+    happened = time - _LAGS[i]
+    events = latents.times.shape[2]
+    stretch = np.minimum(np.searchsorted(latents.times[n, i], happened), events - 1)
+    ends = np.append(0.0, latents.times[n, (i + 1) % latents.times.shape[1]])[latents.focus[name][n] :][:2]
+    moment = ends[0] + (ends[1] - ends[0]) * rng.uniform(0.35, 0.65) + jitter * rng.normal()
+    away = ((happened - moment) / 0.12) ** 2
+    near = np.exp(0.5 * (away.min() - away))  # the nearest step shows the mark whole
+    x = latents.value[name][n][stretch][:, None] * value + 2 * near[:, None] * mark
+    x += latents.shared[n] @ shared + latents.private[name][n] @ private
+    return (x + noise * rng.normal(size=x.shape)).astype(np.float32), time.astype(np.float32)
+
+
 def _check(
     num_samples: int,
     task: str,
@@ -178,6 +208,7 @@ def _check(
     noise: float,
     jitter: float,
     missing_rate: float,
+    match: str,
 ) -> None:
     for name, value, good, expected in (
         ("num_samples", num_samples, num_samples >= 4, "at least 4"),
@@ -190,6 +221,7 @@ def _check(
         ("noise", noise, noise >= 0, "at least 0"),
         ("jitter", jitter, jitter >= 0, "at least 0"),
         ("missing_rate", missing_rate, 0 <= missing_rate < 1, "0 to below 1"),
+        ("match", match, match in ("code", "time"), "'code' or 'time'"),
     ):
         if not good:
             raise ValueError(f"{name}: expected {expected}, got {value!r}")

@@ -24,34 +24,34 @@ from mea_graph.data.store import Store, build_store
 from mea_graph.data.views import Index, ViewedDataset, positions
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 
 class MultimodalDataset(ViewedDataset):
-    """Samples of several modalities as `HeteroData` graphs: one node a time step, one node type a modality, no padding.
+    """Samples of several modalities as `HeteroData` graphs, with a node type for each modality, a node for each time step and no padding.
 
-    Everything a sampler, a splitter or a report needs (lengths, labels, fields) is at hand without reading a sequence. Make one
-    with `from_arrays`, `from_samples` or `open_dataset`. It is a data set of PyG: cut it with `dataset[2:5]`, an index, a mask or
-    `shuffle`, with `select` and `where`. A cut is a view of the same class, copies nothing, and all properties follow it.
+    Make one with `from_arrays`, `from_samples` or `open_dataset`. Lengths, labels and fields are available without reading a sequence.
+    It is a data set of PyG: select samples by `dataset[2:5]`, an index, a mask, `shuffle`, `select` or `where`. The result is a
+    view of the same class; it copies nothing, and all properties follow it.
 
     Args:
-        store: the checked arrays.
-        transform: applied to a sample on every access, as in PyG; also by assignment, `dataset.transform = f`. What is known without
-            reading (`lengths`, `y`, `channels`) is that of the stored samples.
+        store: The checked arrays.
+        transform: A function applied to a sample on every access, as in PyG; you can also assign `dataset.transform = f`. `lengths`, `y`
+            and `channels` describe the stored samples, before the transform.
 
     Shape:
-        A sample: `sample[m].x` `(T_m, d_m)` float32, where known `sample[m].time` `(T_m,)` in seconds; `sample.y` float32 `(1,)`
-        for regression, int64 `(1,)` for a class, float32 `(1, K)` for K binary labels; `sample.id` a string. A modality that is
-        missing from a sample has `(0, d_m)`.
+        - `sample[m].x`: :math:`(T_m, d_m)`, float32; :math:`(0, d_m)` if the sample lacks the modality
+        - `sample[m].time`, where known: :math:`(T_m,)`, float32, in seconds
+        - `sample.y`: float32 :math:`(1,)` for regression, int64 :math:`(1,)` for a class, float32 :math:`(1, K)` for K binary labels
+        - `sample.id`: a string
 
-    Example:
-        >>> audio = [np.zeros((3, 2)), np.ones((5, 2))]
-        >>> lips = [np.zeros((2, 4)), None]
-        >>> dataset = MultimodalDataset.from_arrays({"audio": audio, "lips": lips}, y=[0, 1], split=["train", "test"])
-        >>> dataset.lengths["audio"].tolist(), tuple(dataset[1]["lips"].x.shape)
-        ([3, 5], (0, 4))
-        >>> dataset[1:].ids, dataset.num_classes, dataset.num_features
-        (['1'], 2, {'audio': 2, 'lips': 4})
+    >>> audio = [np.zeros((3, 2)), np.ones((5, 2))]
+    >>> lips = [np.zeros((2, 4)), None]
+    >>> dataset = MultimodalDataset.from_arrays({"audio": audio, "lips": lips}, y=[0, 1], split=["train", "test"])
+    >>> dataset.lengths["audio"].tolist(), tuple(dataset[1]["lips"].x.shape)
+    ([3, 5], (0, 4))
+    >>> dataset[1:].ids, dataset.num_classes, dataset.num_features
+    (['1'], 2, {'audio': 2, 'lips': 4})
     """
 
     def __init__(self, store: Store, *, transform: Callable[[HeteroData], Any] | None = None) -> None:
@@ -80,25 +80,24 @@ class MultimodalDataset(ViewedDataset):
         """Makes a data set from arrays in memory, checking all of them.
 
         Args:
-            x: for each modality one `(T, d)` array a sample, at its true length; None or zero rows where it is missing.
+            x: For each modality a list with one `(T, d)` array for each sample, at its true length; None or zero rows if it is missing.
             y: `(N,)` floats for regression, `(N,)` integers >= 0 or strings for classes, or `(N, K)` zeros and ones for K binary labels.
-            ids: unique names of the samples; their numbers where None.
-            time: for some of the modalities one `(T,)` array a sample, in seconds.
-            split: the name of each sample's split: "train", "valid" ("val" and "dev" mean the same), "test", or names of your own.
-            fields: further numbers or strings, one a sample, such as a speaker.
-            label_names: names of the classes or of the K binary labels; of strings in `y`, in alphabetical order where None.
-            notes: remarks that `describe` repeats.
-            transform: applied to a sample on every access.
-            pre_transform: applied to every sample once, here; its `x`, `time` and `y` are stored.
-            pre_filter: only samples of which it says True are stored; asked before `pre_transform`.
+            ids: Unique names of the samples; their numbers if None.
+            time: For some of the modalities one `(T,)` array for each sample, in seconds.
+            split: The name of each sample's split: "train", "valid" ("val" and "dev" mean the same), "test", or names of your own.
+            fields: Further values by name, one number or string for each sample, such as the speaker.
+            label_names: Names of the classes or of the K binary labels; of strings in `y`, in alphabetical order if None.
+            notes: Remarks that `describe` repeats.
+            transform: Applied to a sample on every access.
+            pre_transform: A function applied once to every sample; `x`, `time` and `y` of its result are stored.
+            pre_filter: A function of a sample that returns whether to store it; it runs before `pre_transform`.
 
         Raises:
-            DataError: where shapes, widths or counts do not fit, a value is not finite, or an id stands twice.
+            DataError: If shapes, widths or counts do not fit, a value is not finite, or an id occurs twice.
 
-        Example:
-            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((2, 3))], "b": [np.ones((4, 1))]}, y=[0.5], ids=["clip"])
-            >>> dataset[0].id, dataset[0].y
-            ('clip', tensor([0.5000]))
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((2, 3))], "b": [np.ones((4, 1))]}, y=[0.5], ids=["clip"])
+        >>> dataset[0].id, dataset[0].y
+        ('clip', tensor([0.5000]))
         """
         y, label_names, split, notes = read_names(y, label_names, split, notes)
         store = build_store(x, y, ids, time, split, fields, label_names, notes)
@@ -119,24 +118,23 @@ class MultimodalDataset(ViewedDataset):
     ) -> Self:
         """Makes a data set from PyG samples of your own, checking all of them.
 
-        A node type is a modality: `x` and, where known, `time` are kept. `y` and `id` mean what they mean in a sample of this class, an
-        attribute `split` names the sample's split, and further attributes of one value become `fields`. A sample may lack a node type.
+        Each node type is a modality; its `x` and, if present, its `time` are kept. `y` and `id` have the meaning of this class, `split`
+        names the split of the sample, and further attributes with one value become `fields`. A sample may lack a node type.
 
         Args:
-            samples: the samples.
-            label_names: names of the classes or of the K binary labels.
-            notes: remarks that `describe` repeats.
-            transform: applied to a sample on every access.
+            samples: The samples.
+            label_names: Names of the classes or of the K binary labels.
+            notes: Remarks that `describe` repeats.
+            transform: Applied to a sample on every access.
 
         Raises:
-            DataError: as `from_arrays`; also where a sample holds what could not be given back, such as edges.
+            DataError: As `from_arrays`, and if a sample holds something that a data set cannot store, such as edges.
 
-        Example:
-            >>> both, text = HeteroData(y=1.5, id="p", speaker="ann"), HeteroData(y=0.5, id="q", speaker="bob")
-            >>> both["text"].x, both["audio"].x, text["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
-            >>> dataset = MultimodalDataset.from_samples([both, text])
-            >>> dataset.ids, dataset.lengths["audio"].tolist(), dataset.fields["speaker"].tolist()
-            (['p', 'q'], [2, 0], ['ann', 'bob'])
+        >>> both, text = HeteroData(y=1.5, id="p", speaker="ann"), HeteroData(y=0.5, id="q", speaker="bob")
+        >>> both["text"].x, both["audio"].x, text["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
+        >>> dataset = MultimodalDataset.from_samples([both, text])
+        >>> dataset.ids, dataset.lengths["audio"].tolist(), dataset.fields["speaker"].tolist()
+        (['p', 'q'], [2, 0], ['ann', 'bob'])
         """
         arrays = arrays_of(list(samples))
         return cls.from_arrays(**arrays, label_names=label_names, notes=notes, transform=transform)
@@ -230,7 +228,7 @@ class MultimodalDataset(ViewedDataset):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the source file (of the arrays, where there is no file); a view has that of the whole."""
+        """SHA-256 of the source file, or of the arrays without a file; a view has that of the whole data set."""
         return self._store.hash
 
     def has_time(self, modality: str) -> bool:
@@ -241,12 +239,11 @@ class MultimodalDataset(ViewedDataset):
         """The samples at `indices` (integers, a bool mask or a slice), in that order, as a view.
 
         Raises:
-            DataError: where an index is out of range or not an integer.
+            DataError: If an index is out of range or not an integer.
 
-        Example:
-            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((t, 1)) for t in (1, 2, 3)]})
-            >>> dataset.subset([2, 0]).ids
-            ['2', '0']
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((t, 1)) for t in (1, 2, 3)]})
+        >>> dataset.subset([2, 0]).ids
+        ['2', '0']
         """
         return self._view(_indices=self._rows[positions(indices, len(self))])
 
@@ -254,12 +251,11 @@ class MultimodalDataset(ViewedDataset):
         """The samples, or those at `idx`, copied into memory: a data set that shares nothing with this one.
 
         Raises:
-            IndexError: as `index_select`.
+            IndexError: As `index_select`.
 
-        Example:
-            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((t, 1)) for t in (1, 2, 3)]})
-            >>> dataset.copy([2, 0]).len(), dataset[[2, 0]].len()
-            (2, 3)
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((t, 1)) for t in (1, 2, 3)]})
+        >>> dataset.copy([2, 0]).len(), dataset[[2, 0]].len()
+        (2, 3)
         """
         part = self if idx is None else self.index_select(idx)
         rows, scaling = part._rows, part._scaling
@@ -268,25 +264,24 @@ class MultimodalDataset(ViewedDataset):
         return part._view(_store=taken(part), _indices=np.arange(len(rows)), _scaling=scaling)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the samples into an `.npz` file that `open_dataset` and the command `mea-graph` read as any other.
+        """Writes the samples to an `.npz` file for `open_dataset` and the command `mea-graph`.
 
-        What comes back is equal: sequences, times, labels, names, splits, fields and notes. Of a standardized data set the z-scores
-        are written. `transform` is not.
+        Opening it returns equal sequences, times, labels, names, splits, fields and notes. A standardised data set is written with its
+        z-scores. `transform` is not written.
 
         Args:
-            path: the file, in any folder there is; one of that name is replaced.
+            path: The file, in an existing folder; it replaces a file of that name.
 
         Raises:
-            DataError: where it cannot be written.
+            DataError: If it cannot be written.
 
-        Example:
-            >>> import tempfile
-            >>> from mea_graph.data import open_dataset
-            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((3, 2)), None]}, y=["no", "yes"])
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     dataset.save(f"{folder}/mine.npz")
-            ...     print(open_dataset(f"{folder}/mine.npz").label_names)
-            ('no', 'yes')
+        >>> import tempfile
+        >>> from mea_graph.data import open_dataset
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((3, 2)), None]}, y=["no", "yes"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dataset.save(f"{folder}/mine.npz")
+        ...     print(open_dataset(f"{folder}/mine.npz").label_names)
+        ('no', 'yes')
         """
         save(self, Path(path))
 
@@ -294,12 +289,11 @@ class MultimodalDataset(ViewedDataset):
         """The samples of one split, as a view.
 
         Raises:
-            DataError: where the data set has no splits, or none of that name.
+            DataError: If the data set has no splits, or none of that name.
 
-        Example:
-            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 2}, split=["train", "test"])
-            >>> dataset.select("test").ids
-            ['1']
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 2}, split=["train", "test"])
+        >>> dataset.select("test").ids
+        ['1']
         """
         if self.split is None:
             raise DataError(f"split {split!r}: this data set has no splits; cut it by a field with `where`")
@@ -312,12 +306,11 @@ class MultimodalDataset(ViewedDataset):
         """The samples whose `field` has one of the values `isin`, as a view (possibly empty).
 
         Raises:
-            DataError: where there is no such field, or a value is of another type than the field's.
+            DataError: If there is no such field, or a value is of another type than the field's.
 
-        Example:
-            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 3}, fields={"speaker": ["ann", "bob", "ann"]})
-            >>> dataset.where("speaker", isin=["ann"]).ids
-            ['0', '2']
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 3}, fields={"speaker": ["ann", "bob", "ann"]})
+        >>> dataset.where("speaker", isin=["ann"]).ids
+        ['0', '2']
         """
         values = self._field(field)
         wanted = np.asarray(list(isin))
@@ -329,12 +322,11 @@ class MultimodalDataset(ViewedDataset):
         """The same samples with these modalities only, in this order, as a view.
 
         Raises:
-            DataError: where the data set has no such modality, or one stands twice.
+            DataError: If the data set has no such modality, or one stands twice.
 
-        Example:
-            >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))], "b": [np.ones((1, 2))]})
-            >>> dataset.with_modalities(["b"]).channels
-            {'b': 2}
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))], "b": [np.ones((1, 2))]})
+        >>> dataset.with_modalities(["b"]).channels
+        {'b': 2}
         """
         wanted = list(modalities)
         if not wanted or len(set(wanted)) != len(wanted) or set(wanted) - set(self._modalities):
@@ -362,17 +354,16 @@ class MultimodalDataset(ViewedDataset):
         that is constant there keeps standard deviation 1.
 
         Args:
-            by: a field: each of its values (such as a subject) has statistics of its own.
-            fit_on: indices or mask of the samples that the statistics come from; all of this data set's where None.
-            statistics: those to use instead of taking any, by modality: `statistics` of the data set that a model was trained on.
+            by: A field, such as the subject, each of whose values gets statistics of its own.
+            fit_on: Indices or mask of the samples that the statistics come from, usually the training samples; all samples if None.
+            statistics: Those to use instead of taking any, by modality: `statistics` of the data set that a model was trained on.
 
         Raises:
-            DataError: where the data set is standardized already, a value of `by` has no sample in `fit_on`, or `statistics` do not fit.
+            DataError: If the data set is standardized already, a value of `by` has no sample in `fit_on`, or `statistics` do not fit.
 
-        Example:
-            >>> dataset = MultimodalDataset.from_arrays({"a": [np.array([[1.0], [3.0]]), np.array([[5.0]])]})
-            >>> dataset.standardize(fit_on=[0])[1]["a"].x
-            tensor([[3.]])
+        >>> dataset = MultimodalDataset.from_arrays({"a": [np.array([[1.0], [3.0]]), np.array([[5.0]])]})
+        >>> dataset.standardize(fit_on=[0])[1]["a"].x
+        tensor([[3.]])
         """
         if self._scaling is not None:
             raise DataError("standardize: this data set is standardized already; start from the raw one")
@@ -383,12 +374,11 @@ class MultimodalDataset(ViewedDataset):
 
         Lengths are those of the samples that have the modality.
 
-        Example:
-            >>> print(MultimodalDataset.from_arrays({"a": [np.ones((2, 3)), None]}, y=[0.5, 1.5]).describe())
-            samples 2
-            modality  width  min  median  mean  max  missing  time
-            a             3    2       2   2.0    2    50.0%    no
-            label real numbers, min 0.5, mean 1, std 0.5, max 1.5
+        >>> print(MultimodalDataset.from_arrays({"a": [np.ones((2, 3)), None]}, y=[0.5, 1.5]).describe())
+        samples 2
+        modality  width  min  median  mean  max  missing  time
+        a             3    2       2   2.0    2    50.0%    no
+        label real numbers, min 0.5, mean 1, std 0.5, max 1.5
         """
         return describe(self)
 

@@ -9,14 +9,13 @@ _SHOWN = 60  # characters of one value
 
 
 class DataError(ValueError):
-    """Says that data or a data file is not what it should be.
+    """Raised if data, a file or an option is not as expected.
 
-    One type for all of them, so that a program can show the message without a traceback: it names the file or field, what was
-    expected and what came. What a file made part of a message is shown without control characters, and cut where it is long.
+    The message names the file or field, what was expected and what came, so a program can show it without a traceback. Text from a file
+    appears in it without control characters, and long text is cut.
 
-    Example:
-        >>> issubclass(DataError, ValueError)
-        True
+    >>> issubclass(DataError, ValueError)
+    True
     """
 
     def __init__(self, message: object = "") -> None:

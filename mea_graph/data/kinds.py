@@ -28,7 +28,7 @@ def kind_of(path: Path) -> str:
     """ "csd", "npz" or "pickle" by the contents of a file, "" where that is not plain.
 
     Raises:
-        DataError: where the file is empty, or known to be something else: a pointer, a web page, an archive.
+        DataError: If the file is empty, or known to be something else: a pointer, a web page, an archive.
     """
     try:
         with open(path, "rb") as file:

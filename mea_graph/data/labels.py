@@ -13,17 +13,20 @@ from mea_graph.data.errors import DataError
 _SPLITS = {"train": ("train", "training"), "valid": ("valid", "val", "dev", "validation"), "test": ("test", "testing")}
 _MEANT = {name: meant for meant, names in _SPLITS.items() for name in names}
 _NAMED = 5  # labels that an error names
-_WHOLE = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
+WHOLE = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
+WHOLE_OF_FILE = (
+    "labels: whole numbers, taken as regression; labels='classes' (on the command line data.reader.labels) takes them as classes"
+)
 _NUMBERS = "y: strings that are all numbers are taken as names of classes; for regression give numbers, y.astype(float)"
 
 
 def read_names(
-    y: Any, label_names: Sequence[str] | None, split: Any, notes: Sequence[str]
+    y: Any, label_names: Sequence[str] | None, split: Any, notes: Sequence[str], whole: str | None = WHOLE
 ) -> tuple[Any, Sequence[str] | None, Any, tuple[str, ...]]:
-    """`read_labels` and `read_split` of what there is; notes are said once."""
+    """`read_labels` and `read_split` of what there is; notes are said once. `whole` is the note on whole numbers that are floats."""
     said = list(notes)
     if y is not None:
-        y, label_names, guessed = read_labels(y, label_names)
+        y, label_names, guessed = read_labels(y, label_names, whole)
         said += guessed
     if split is not None:
         split, renamed = read_split(split)
@@ -31,13 +34,13 @@ def read_names(
     return y, label_names, split, tuple(dict.fromkeys(said))
 
 
-def read_labels(y: Any, label_names: Sequence[str] | None) -> tuple[np.ndarray, Sequence[str] | None, list[str]]:
+def read_labels(y: Any, label_names: Sequence[str] | None, note: str | None) -> tuple[np.ndarray, Sequence[str] | None, list[str]]:
     """Numbers for labels that are strings (their place in `label_names`, or in alphabetical order), and notes on what was guessed."""
     words = _words("y", y)
     if words is None:
         array = _numbers(y)
         whole = array.dtype.kind == "f" and array.ndim == 1 and array.size and np.isfinite(array).all() and (array == np.round(array)).all()
-        return array, label_names, [_WHOLE] if whole else []
+        return array, label_names, [note] if note is not None and whole else []
     names = sorted(set(words)) if label_names is None else list(label_names)
     place = {name: number for number, name in enumerate(names)}
     if unknown := sorted(set(words) - place.keys()):

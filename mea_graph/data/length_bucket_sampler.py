@@ -12,9 +12,8 @@ from torch.utils.data import Sampler
 class Padding(NamedTuple):
     """Share of the padded steps that are no real ones: in the sampler's batches, and in random batches of the same size.
 
-    Example:
-        >>> Padding(left=0.07, random=0.3)._asdict()
-        {'left': 0.07, 'random': 0.3}
+    >>> Padding(left=0.07, random=0.3)._asdict()
+    {'left': 0.07, 'random': 0.3}
     """
 
     left: float
@@ -22,40 +21,37 @@ class Padding(NamedTuple):
 
 
 class LengthBucketBatchSampler(Sampler[list[int]]):
-    """Yields batches (lists of indices) of samples of similar length, so that padding them to a common length wastes little.
+    """Yields batches (lists of indices) of samples of similar length, so that padding wastes little.
 
-    The samples are shuffled, cut into pools of `bucket_multiplier` batches, sorted by length inside each pool, cut into batches,
-    and the batches shuffled: random enough to learn from, alike enough to pad little. Length is the number of steps over all
-    modalities. Batches depend on `(seed, epoch)` only, every rank gets the same number of them, and the ranks' batches of one
-    step are alike in length. Give it to a data loader as `batch_sampler=`. What is left over for the last batch joins the one before it
-    where it is a single sample, or fewer than there are ranks: every sample comes once, and two ranks have the batches of one with twice
-    the size.
+    Give it to a loader as `batch_sampler`. Each epoch shuffles the samples, cuts them into pools of `bucket_multiplier` batches, sorts each
+    pool by length, cuts it into batches and shuffles the batches. Length is the number of steps over all modalities. Batches depend only on
+    `(seed, epoch)`. Every rank gets the same number of batches, of similar length in each step, and two ranks together have the batches of
+    one rank with twice the size. Every sample comes once: a last batch with a single sample, or with fewer samples than ranks, joins the
+    batch before it.
 
-    A pass over all samples is an epoch, unless `batches` says how many batches are one: passes then follow each other without a break, and
-    an epoch may be a part of one or several.
+    An epoch is one pass over all samples. With `batches` it is that number of batches, and the passes continue across epochs.
 
     Args:
-        lengths: true lengths `(N,)` of every modality, as `MultimodalDataset.lengths`.
-        batch_size: samples per batch and rank, >= 1.
+        lengths: True lengths `(N,)` of every modality, as `MultimodalDataset.lengths`.
+        batch_size: Samples per batch and rank, >= 1.
         shuffle: False sorts all samples, longest first, and keeps that order in every epoch: match results by sample id.
         seed: >= 0.
-        drop_last: leave out the last batch where it is not full on every rank.
-        num_replicas: number of ranks, >= 1.
-        rank: in `[0, num_replicas)`.
-        bucket_multiplier: batches per pool, >= 1; 1 is plain random batches, large is least padding.
-        batches: batches of an epoch, >= 1; those of one pass where None.
-        classes: the class `(N,)` of each sample: a pass then has as many samples of each class as of any other, and N in all. Those of a
-            small class come several times, about equally often; of a large class, others are left out in each pass.
+        drop_last: Whether to leave out a last batch that is not full on every rank.
+        num_replicas: Number of ranks, >= 1.
+        rank: In `[0, num_replicas)`.
+        bucket_multiplier: Batches in a pool, >= 1. With 1 the batches are random; larger numbers leave less padding and less randomness.
+        batches: Batches of an epoch, >= 1; those of one pass if None.
+        classes: The class `(N,)` of each sample, to draw all classes equally often. A pass still has N samples: those of a small class come
+            several times, about equally often; some of a large class are left out, others in each pass.
 
     Raises:
-        ValueError: where an argument is out of range.
+        ValueError: If an argument is out of range.
 
-    Example:
-        >>> sampler = LengthBucketBatchSampler({"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False)
-        >>> list(sampler)
-        [[0, 2], [3, 1]]
-        >>> round(sampler.padding.left, 3)
-        0.091
+    >>> sampler = LengthBucketBatchSampler({"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False)
+    >>> list(sampler)
+    [[0, 2], [3, 1]]
+    >>> round(sampler.padding.left, 3)
+    0.091
     """
 
     def __init__(

@@ -18,27 +18,26 @@ _NAMED = 8  # samples that an error names
 class AddMissingModalities(BaseTransform):
     """Gives a sample an empty node type for every modality that it lacks.
 
-    PyG counts the rows of a node type by the samples that have it, so a batch of samples that lack a node type altogether gives rows
-    to the wrong sample (`check_batch` finds that). Apply this to every sample, or give it to a data set as `transform`.
+    If some samples of a batch lack a node type, PyG assigns the rows of the others to the wrong samples (`check_batch` detects that). Apply
+    this transform to every sample, or give it to a data set as `transform`.
 
     Args:
-        channels: the width d of every modality, as `MEA` takes it for `in_channels`.
-        time: the modalities whose steps carry a `time`.
+        channels: The width d of every modality, as `MEA` takes it for `in_channels`.
+        time: The modalities whose steps carry a `time`.
 
     Shape:
-        A modality that was missing: `x` `(0, d)`, and `time` `(0,)` where it is named in `time`.
+        - `x` of a missing modality: :math:`(0, d)`; its `time`, if `time` names it: :math:`(0,)`
 
     Raises:
-        DataError: where `time` names no modality, or a sample has a modality in another width, or without `x`; the sample is named.
+        DataError: If `time` names no modality, or a sample has a modality in another width, or without `x`; the sample is named.
 
-    Example:
-        >>> from torch_geometric.loader import DataLoader
-        >>> fill = AddMissingModalities({"text": 4, "audio": 2})
-        >>> whole, without = HeteroData(), HeteroData()
-        >>> whole["text"].x, whole["audio"].x, without["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
-        >>> batch = next(iter(DataLoader([fill(sample) for sample in (whole, without, whole)], batch_size=3)))
-        >>> batch["audio"].batch
-        tensor([0, 0, 2, 2])
+    >>> from torch_geometric.loader import DataLoader
+    >>> fill = AddMissingModalities({"text": 4, "audio": 2})
+    >>> whole, without = HeteroData(), HeteroData()
+    >>> whole["text"].x, whole["audio"].x, without["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
+    >>> batch = next(iter(DataLoader([fill(sample) for sample in (whole, without, whole)], batch_size=3)))
+    >>> batch["audio"].batch
+    tensor([0, 0, 2, 2])
     """
 
     def __init__(self, channels: Mapping[str, int], time: Iterable[str] = ()) -> None:
@@ -66,29 +65,28 @@ class AddMissingModalities(BaseTransform):
 
 
 def check_batch(batch: HeteroData | Sequence[HeteroData], modalities: Collection[str] | None = None) -> None:
-    """Refuses samples of which some lack a node type, and the batch that PyG made of them.
+    """Raises an error if some samples lack a node type, or if a batch was made of such samples.
 
-    In such a batch a node type knows fewer samples than the batch has, and its rows belong to the wrong ones. A batch no longer tells
-    which sample lacks it; the list of samples does.
+    In such a batch the rows of the node type belong to the wrong samples. The error names the faulty sample if you give the list of
+    samples; a batch no longer holds that information.
 
     Args:
-        batch: what a PyG loader yields (`Batch.from_data_list` makes it), or the samples that it is to be made of.
-        modalities: the node types that must be there; those of the batch, or of any of the samples, where None.
+        batch: What a PyG loader yields (`Batch.from_data_list` makes it), or the samples that it is to be made of.
+        modalities: The node types that must be there; those of the batch, or of any of the samples, if None.
 
     Raises:
-        DataError: naming the node type, the sample (of a batch: its samples) and what to do.
+        DataError: Naming the node type, the sample (of a batch: its samples) and what to do.
 
-    Example:
-        >>> from torch_geometric.data import Batch
-        >>> whole, without = HeteroData(id="ann"), HeteroData(id="bob")
-        >>> whole["text"].x, whole["audio"].x, without["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
-        >>> for samples in ([whole, without], Batch.from_data_list([whole, without])):
-        ...     try:
-        ...         check_batch(samples)
-        ...     except DataError as error:
-        ...         print(str(error).partition(";")[0])
-        sample 'bob': expected the node types ['audio', 'text'], got none 'audio'
-        node type 'audio': expected all 2 samples of the batch ('ann', 'bob') to have it, got 1
+    >>> from torch_geometric.data import Batch
+    >>> whole, without = HeteroData(id="ann"), HeteroData(id="bob")
+    >>> whole["text"].x, whole["audio"].x, without["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
+    >>> for samples in ([whole, without], Batch.from_data_list([whole, without])):
+    ...     try:
+    ...         check_batch(samples)
+    ...     except DataError as error:
+    ...         print(str(error).partition(";")[0])
+    sample 'bob': expected the node types ['audio', 'text'], got none 'audio'
+    node type 'audio': expected all 2 samples of the batch ('ann', 'bob') to have it, got 1
     """
     if isinstance(batch, HeteroData) and hasattr(batch, "num_graphs"):
         _check_batch(batch, modalities)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mea_graph.data.cache import cached
 from mea_graph.data.dataset import MultimodalDataset
-from mea_graph.data.errors import DataError
+from mea_graph.data.errors import DataError, no_memory
 from mea_graph.data.kinds import check_kind, kind_of
 from mea_graph.readers.any_pickle import read_any_pickle
 from mea_graph.readers.csd import read_csd
@@ -48,27 +48,26 @@ def open_dataset(
     may be deleted at any time. Pickles are opened by a restricted unpickler that runs nothing.
 
     Args:
-        source: a file; a folder of `.csd` files (one a modality) or of MISA `.pkl` files (one a split); or a dict of files by name.
+        source: A file; a folder of `.csd` files (one a modality) or of MISA `.pkl` files (one a split); or a dict of files by name.
         format: "mult", "mmsa", "misa" (pickles), "csd" (HDF5), "npz"; "auto" looks at the contents.
-        cache_dir: folder for the cache, where the source's own cannot be written.
-        modalities: keep only these, in this order.
-        options: those of the format's reader in `mea_graph.readers`, such as `label`, `split` or `embedding`
+        cache_dir: Folder for the cache, for example if the source's own folder is read-only; beside the source if None.
+        modalities: The modalities to keep, in this order; all if None.
+        options: Those of the format's reader in `mea_graph.readers`, such as `label`, `split` or `embedding`
             (an array `(V, d)`, or the path of an `.npy` file). Every reader has these:
-            `labels`, what the labels are: "regression", "classes", "labels" (several a sample), or a number, above which a label is 1;
-            `columns`, which of several labels a sample, one or a list, by number, or by name where `label_names` names all of them;
+            `labels`, the kind of labels: "regression", "classes", "labels" (several per sample), or a number, above which a label is 1;
+            `columns`, the labels to use of several, one or a list, by number, or by name if `label_names` names all of them;
             `label_names`, names of the classes or labels;
-            `non_finite`, for NaN and infinity in the sequences: "error", "zero" sets them to 0, "drop" leaves out their steps.
+            `non_finite`, for NaN and infinity in the sequences: "error", "zero" to set them to 0, "drop" to leave out their steps.
 
     Raises:
-        DataError: where the source is missing, refused, of another format, or not as its format demands.
-        ImportError: for `.csd` without h5py.
+        DataError: If the source is missing, refused, of another format, or not as its format demands.
+        ImportError: For `.csd` without h5py.
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.savez(f"{folder}/clips.npz", audio=np.ones((2, 5, 3)), audio_len=np.array([5, 2]), label=np.array([0, 1]))
-        ...     open_dataset(f"{folder}/clips.npz")
-        MultimodalDataset(2, audio=3)
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/clips.npz", audio=np.ones((2, 5, 3)), audio_len=np.array([5, 2]), label=np.array([0, 1]))
+    ...     open_dataset(f"{folder}/clips.npz")
+    MultimodalDataset(2, audio=3)
     """
     if format != "auto" and format not in _READERS:
         raise DataError(f"format: expected 'auto' or one of {list(_READERS)}, got {format!r}")
@@ -155,5 +154,7 @@ def _load_array(path: Path) -> np.ndarray:
         if not isinstance(mapped, np.ndarray):
             raise ValueError("it holds several arrays")
         return np.array(mapped)
+    except MemoryError as error:
+        raise no_memory(f"embedding: {path}", path.stat().st_size) from error
     except (OSError, ValueError, EOFError, SyntaxError, TypeError, OverflowError) as error:
         raise DataError(f"embedding: {path}: cannot be read as .npy ({error})") from error

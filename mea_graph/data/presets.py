@@ -19,24 +19,23 @@ _SENTIMENT_METRICS = ("acc7", "acc2_nonneg", "f1_nonneg", "acc2_pos", "f1_pos", 
 class Preset:
     """The protocol of a benchmark, with shapes, splits, task, metrics, and Table I of the paper.
 
-    The data themselves must be asked for from their owners; `instructions` says which file goes where and `check` tells whether a
-    data set is the one that published figures are about.
+    Request the data from their owners. `instructions` says which file goes where, and `check` raises an error if a data set is not the
+    one behind the published figures.
 
     Args:
-        name: the data set's usual name.
-        widths: for every modality the channels d that its published features have.
-        max_lengths: for every modality the most steps a sample has.
-        split_sizes: samples in train, valid and test.
+        name: The data set's usual name.
+        widths: For every modality the channels d that its published features have.
+        max_lengths: The largest number of steps of a sample, by modality.
+        split_sizes: Samples in train, valid and test.
         task: "regression" or "multilabel".
-        metrics: what the field reports, by the names `mea-graph test` uses.
+        metrics: The metrics that the field reports, by the names that `mea-graph test` uses.
         hyperparameters: Table I, by the names of the arguments they are for.
-        files: the files that hold the data in a form `open_dataset` reads, with the form's name.
-        owner: who grants access.
-        label_names: names of the binary labels, in the order of the file.
+        files: The files that hold the data in a form `open_dataset` reads, with the form's name.
+        owner: Who grants access.
+        label_names: Names of the binary labels, in the order of the file.
 
-    Example:
-        >>> MOSI.split_sizes["test"], MOSI.hyperparameters["heads"]
-        (686, 8)
+    >>> MOSI.split_sizes["test"], MOSI.hyperparameters["heads"]
+    (686, 8)
     """
 
     name: str
@@ -54,11 +53,10 @@ class Preset:
         """Which file to place where, and how to train on it.
 
         Args:
-            folder: where the file is to lie.
+            folder: Where the file is to lie.
 
-        Example:
-            >>> print(IEMOCAP.instructions().splitlines()[1])
-              data/iemocap_data_noalign.pkl   (MulT's pickle)
+        >>> print(IEMOCAP.instructions().splitlines()[1])
+          data/iemocap_data_noalign.pkl   (MulT's pickle)
         """
         first = next(iter(self.files))
         places = "\n".join(f"  {folder}/{file}   ({form})" for file, form in self.files.items())
@@ -77,14 +75,13 @@ class Preset:
         """Makes sure that `dataset` is the one of the protocol.
 
         Raises:
-            DataError: listing everything that differs.
+            DataError: Listing everything that differs.
 
-        Example:
-            >>> try:
-            ...     MOSI.check(MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"]))
-            ... except DataError as error:
-            ...     print(str(error).splitlines()[1])
-              audio: expected width 5, got no such modality
+        >>> try:
+        ...     MOSI.check(MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"]))
+        ... except DataError as error:
+        ...     print(str(error).splitlines()[1])
+          audio: expected width 5, got no such modality
         """
         if found := self.mismatches(dataset):
             raise DataError("\n  ".join([f"{self.name}: {len(found)} differences from the protocol:", *found]))
@@ -92,10 +89,9 @@ class Preset:
     def mismatches(self, dataset: MultimodalDataset) -> list[str]:
         """What differs between `dataset` and the protocol, a line each; empty where nothing does.
 
-        Example:
-            >>> dataset = MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"])
-            >>> MOSI.mismatches(dataset)[-1]
-            'split test: expected 686 samples, got 0'
+        >>> dataset = MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"])
+        >>> MOSI.mismatches(dataset)[-1]
+        'split test: expected 686 samples, got 0'
         """
         found = []
         for name, widths in self.widths.items():

@@ -91,12 +91,12 @@ def _from_reference(reference: Any) -> Any:
 
 
 class Mended(Sequence[Any]):
-    """Sequences of which some are mended whenever they are asked for, so that no mended copy of all of them is held.
+    """Sequences of which some are mended whenever they are requested, so that no mended copy of all of them is held.
 
     Args:
-        arrays: one `(T, d)` array a sample, or None.
-        mend: for the numbers of some samples a function that gives the mended array.
-        lengths: how many rows that has, where it has fewer.
+        arrays: One `(T, d)` array a sample, or None.
+        mend: For the numbers of some samples a function that gives the mended array.
+        lengths: How many rows that has, where it has fewer.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ def pack(name: str, arrays: Sequence[Any], ids: Sequence[str], time: Sequence[An
     """Joins one `(T, d)` array a sample (None: missing) into one `Ragged`; errors name the sample and the modality `name`.
 
     Raises:
-        DataError: where shapes do not fit, or a value or time is not finite in float32.
+        DataError: If shapes do not fit, or a value or time is not finite in float32.
     """
     if len(arrays) != len(ids):
         raise DataError(f"{name}: expected {len(ids)} sequences, one a sample, got {len(arrays)}")

@@ -23,7 +23,7 @@ from mea_graph.data.ragged import Ragged
 from mea_graph.data.rows import make_rows
 from mea_graph.data.store import Store
 
-FORMAT_VERSION = 3  # raise it whenever what is written, or what readers make of a file, changes
+FORMAT_VERSION = 4  # raise it whenever what is written, or what readers make of a file, changes
 _SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # what a disk says that syncs no folders
 _TEMPORARY = ".writing-"
@@ -41,9 +41,9 @@ def write_made(make: Callable[[], Store], parent: Path, place: Callable[[Store],
     The rows are written as they are packed, and never held in memory together.
 
     Args:
-        make: makes the store.
-        parent: the folder that all entries are in.
-        place: the entry of the store, a folder in `parent`.
+        make: Makes the store.
+        parent: The folder that all entries are in.
+        place: The entry of the store, a folder in `parent`.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +142,10 @@ def open_store(folder: Path) -> Store:
             source_hash=meta["source_hash"],
         )
         _check_outline(store)
+    except MemoryError as error:
+        raise DataError(
+            f"{folder}: not enough memory to open the cache, or it is damaged; close other programs, or delete this folder"
+        ) from error
     except Exception as error:  # a damaged file can raise nearly anything
         raise DataError(f"{folder}: the cache is damaged ({error}); delete this folder to have it written again") from error
     return store

@@ -14,7 +14,7 @@ from torch_geometric.data import Dataset, HeteroData
 from mea_graph.data.errors import DataError
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 Index = slice | torch.Tensor | np.ndarray | Sequence[int] | Sequence[bool]
 
@@ -52,7 +52,7 @@ class ViewedDataset(Dataset):
         """The samples at `idx` as a view: a slice (of numbers, or of shares such as `[:0.8]`), integers, or a mask.
 
         Raises:
-            IndexError: where an index is out of range, or no integer.
+            IndexError: If an index is out of range, or no integer.
         """
         try:
             return self._view(_indices=self._rows[positions(idx, len(self))])

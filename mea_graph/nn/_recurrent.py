@@ -1,20 +1,14 @@
-"""One direction of a Bi-LSTM or Bi-GRU that can be traced: torch's own, seen by `torch.compile`, `torch.export` and ONNX as one operator.
-
-Dynamo refuses `torch.nn.LSTM` and `torch.nn.GRU`, and what torch makes of their functions while tracing is one graph node for every step,
-hence another graph for every length.
-"""
+"""One direction of a Bi-LSTM or Bi-GRU as a module that can be traced: torch's own, one operator in a graph."""
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from mea_graph.ops import flops
 from mea_graph.ops.eager import is_transformed
-from mea_graph.ops.library import register
+from mea_graph.ops.recurrent import layers, steps
+from mea_graph.ops.recurrent.layers import GRU_OPERATOR, LSTM_OPERATOR, both_ways
 
-_WEIGHTS = "Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh"
+__all__ = ["GRU", "GRU_OPERATOR", "LSTM", "LSTM_OPERATOR", "both_ways"]
 
 
 class _Recurrent(nn.RNNBase):
@@ -23,11 +17,13 @@ class _Recurrent(nn.RNNBase):
     bias_ih_l0: Tensor
     bias_hh_l0: Tensor
 
-    def _states(self, eager: Callable[..., Tensor], operator: Callable[..., Tensor], steps: Callable[..., Tensor], x: Tensor) -> Tensor:
-        run = operator if torch.compiler.is_compiling() else eager  # eagerly torch's own backward pass saves computing the states again
-        if is_transformed():
-            run = steps  # torch has no batching rule and no forward mode for its own
-        return run(x, self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
+    @property
+    def weights(self) -> list[Tensor]:
+        return [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
+
+    def _states(self, run: Callable[..., Tensor], step_by_step: Callable[..., Tensor], x: Tensor) -> Tensor:
+        # torch has no batching rule and no forward mode for its own
+        return (step_by_step if is_transformed() else run)(x, *self.weights)
 
 
 class LSTM(_Recurrent):
@@ -37,7 +33,7 @@ class LSTM(_Recurrent):
         super().__init__("LSTM", channels, hidden_channels, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._states(_lstm, LSTM_OPERATOR, _lstm_steps, x)
+        return self._states(layers.lstm, steps.lstm, x)
 
 
 class GRU(_Recurrent):
@@ -47,134 +43,4 @@ class GRU(_Recurrent):
         super().__init__("GRU", channels, hidden_channels, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._states(_gru, GRU_OPERATOR, _gru_steps, x)
-
-
-def both_ways(ahead: _Recurrent, back: _Recurrent, x: Tensor, length: Tensor) -> Tensor:
-    """(B, T, C), lengths (B,), to (B, T, 2 H): the states of two layers; the second reads each sequence reversed in its own length.
-
-    That needs no packing, hence no host synchronisation, and is several times faster on a CPU than packed sequences. Step t of a sequence
-    of length n is read from n - 1 - t; padding keeps its place, after everything real, and its states mean nothing.
-    """
-    step = torch.arange(x.size(1), device=x.device)
-    turned = length.unsqueeze(1) - 1 - step  # (B, T)
-    turned = torch.where(turned >= 0, turned, step).unsqueeze(-1)
-    returned = back(x.gather(1, turned.expand_as(x)))
-    return torch.cat([ahead(x), returned.gather(1, turned.expand_as(returned))], -1)
-
-
-def _lstm(x: Tensor, *weights: Tensor) -> Tensor:
-    state = x.new_zeros(1, x.size(0), weights[1].size(1))
-    return torch.lstm(x, (state, state), weights, True, 1, 0.0, False, False, True)[0]
-
-
-def _gru(x: Tensor, *weights: Tensor) -> Tensor:
-    return torch.gru(x, x.new_zeros(1, x.size(0), weights[1].size(1)), weights, True, 1, 0.0, False, False, True)[0]
-
-
-def _lstm_steps(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
-    """The same, step by step, in operations that any transform understands."""
-    hidden = cell = x.new_zeros(x.size(0), weight_hh.size(1))
-    states = []
-    for step in (x @ weight_ih.mT + (bias_ih + bias_hh)).unbind(1):
-        i, f, g, o = (step + hidden @ weight_hh.mT).chunk(4, 1)
-        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-        hidden = o.sigmoid() * cell.tanh()
-        states.append(hidden)
-    return torch.stack(states, 1)
-
-
-def _gru_steps(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
-    """The same, step by step, in operations that any transform understands."""
-    hidden, states = x.new_zeros(x.size(0), weight_hh.size(1)), []
-    for step in (x @ weight_ih.mT + bias_ih).unbind(1):
-        (r, z, n), (past_r, past_z, past_n) = step.chunk(3, 1), (hidden @ weight_hh.mT + bias_hh).chunk(3, 1)
-        r, z = (r + past_r).sigmoid(), (z + past_z).sigmoid()
-        hidden = (1 - z) * (n + r * past_n).tanh() + z * hidden
-        states.append(hidden)
-    return torch.stack(states, 1)
-
-
-def _lstm_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> tuple[Tensor, ...]:
-    """The states once more, then back through time."""
-    driven = x @ weight_ih.mT + (bias_ih + bias_hh)  # (B, T, 4 H)
-    hidden = [x.new_zeros(x.size(0), weight_hh.size(1))]
-    cells, gates = [hidden[0]], []
-    for step in driven.unbind(1):
-        i, f, g, o = (step + hidden[-1] @ weight_hh.mT).chunk(4, 1)
-        gates.append((i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()))
-        i, f, g, o = gates[-1]
-        cells.append(f * cells[-1] + i * g)
-        hidden.append(o * cells[-1].tanh())
-    d_driven = torch.empty_like(driven)
-    d_hidden, d_cell = torch.zeros_like(hidden[0]), torch.zeros_like(hidden[0])
-    for t in range(x.size(1) - 1, -1, -1):
-        (i, f, g, o), out = gates[t], cells[t + 1].tanh()
-        d_hidden = d_hidden + grad[:, t]
-        d_cell = d_cell + d_hidden * o * (1 - out * out)
-        parts = [d_cell * g * i * (1 - i), d_cell * cells[t] * f * (1 - f), d_cell * i * (1 - g * g), d_hidden * out * o * (1 - o)]
-        d_driven[:, t] = torch.cat(parts, 1)
-        d_hidden, d_cell = d_driven[:, t] @ weight_hh, d_cell * f
-    return _gradients(x, hidden, d_driven, d_driven, weight_ih)
-
-
-def _gru_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> tuple[Tensor, ...]:
-    """The states once more, then back through time. The last state reaches the candidate through the reset gate: hence two gradients."""
-    driven = x @ weight_ih.mT + bias_ih  # (B, T, 3 H)
-    hidden, gates = [x.new_zeros(x.size(0), weight_hh.size(1))], []
-    for step in driven.unbind(1):
-        (r, z, n), (past_r, past_z, past_n) = step.chunk(3, 1), (hidden[-1] @ weight_hh.mT + bias_hh).chunk(3, 1)
-        r, z = (r + past_r).sigmoid(), (z + past_z).sigmoid()
-        n = (n + r * past_n).tanh()
-        gates.append((r, z, n, past_n))
-        hidden.append((1 - z) * n + z * hidden[-1])
-    d_driven, d_past = torch.empty_like(driven), torch.empty_like(driven)
-    d_hidden = torch.zeros_like(hidden[0])
-    for t in range(x.size(1) - 1, -1, -1):
-        r, z, n, past_n = gates[t]
-        d_hidden = d_hidden + grad[:, t]
-        d_n = d_hidden * (1 - z) * (1 - n * n)
-        d_r, d_z = d_n * past_n * r * (1 - r), d_hidden * (hidden[t] - n) * z * (1 - z)
-        d_driven[:, t], d_past[:, t] = torch.cat([d_r, d_z, d_n], 1), torch.cat([d_r, d_z, d_n * r], 1)
-        d_hidden = d_hidden * z + d_past[:, t] @ weight_hh
-    return _gradients(x, hidden, d_driven, d_past, weight_ih)
-
-
-def _gradients(x: Tensor, hidden: list[Tensor], d_driven: Tensor, d_past: Tensor, weight_ih: Tensor) -> tuple[Tensor, ...]:
-    """Of the input and the four parameters, from those of what the input and what the last state add to the gates, (B, T, gates H)."""
-    rows, past = d_driven.flatten(0, 1), d_past.flatten(0, 1)
-    d_weight_hh = past.mT @ torch.stack(hidden[:-1], 1).flatten(0, 1)
-    return d_driven @ weight_ih, rows.mT @ x.flatten(0, 1), d_weight_hh, rows.sum(0), past.sum(0)
-
-
-def _define(name: str, eager: Callable[..., Tensor], eager_backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
-    """Under autocast x and its gradient are narrower than the weights: the arithmetic is theirs, the results x's."""
-
-    def run(x: Tensor, *weights: Tensor) -> Tensor:
-        return eager(x.to(weights[0].dtype), *weights).to(x.dtype).contiguous()
-
-    def fake(x: Tensor, *weights: Tensor) -> Tensor:
-        return x.new_empty(x.size(0), x.size(1), weights[1].size(1))
-
-    def run_backward(grad: Tensor, x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-        d_x, *d_weights = eager_backward(grad.to(weights[0].dtype), x.to(weights[0].dtype), *weights)
-        return d_x.to(x.dtype), *d_weights
-
-    def fake_backward(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.new_empty(t.shape) for t in tensors)
-
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    results = ", ".join(["Tensor"] * 5)
-    backward = register(f"{name}_backward", f"(Tensor grad, Tensor x, {_WEIGHTS}) -> ({results})", run_backward, fake_backward)
-    operator = register(
-        name, f"(Tensor x, {_WEIGHTS}) -> Tensor", run, fake, setup_context, lambda ctx, grad: backward(grad, *ctx.saved_tensors)
-    )
-    flops.register(getattr(torch.ops.mea_graph, name), flops.recurrent)
-    flops.register(getattr(torch.ops.mea_graph, f"{name}_backward"), flops.recurrent_backward)
-    return operator
-
-
-LSTM_OPERATOR = _define("lstm", _lstm, _lstm_backward)
-GRU_OPERATOR = _define("gru", _gru, _gru_backward)
+        return self._states(layers.gru, steps.gru, x)

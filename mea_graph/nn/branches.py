@@ -10,17 +10,18 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 
 from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
+from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Edges
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, CrossModalEncoder
 from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder
 from mea_graph.nn.objective.modality_centering import ModalityCentering
-from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling
+from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling, encode_all
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 
 
 class ExclusiveOutput(NamedTuple):
-    """One vector per sample and modality, and what the attention before it looked at.
+    """One vector for each sample and modality, and the attention behind it.
 
     >>> import torch
     >>> output = ExclusiveBranch(8, 16, ["a", "b"], heads=2)({"a": torch.randn(2, 3, 8), "b": torch.randn(2, 4, 8)})
@@ -30,21 +31,21 @@ class ExclusiveOutput(NamedTuple):
 
     x: dict[str, Tensor]  # h_e, (B, d_h) by modality; zeros where it is missing
     modality_weights: list[Tensor]  # psi, (B, M) a layer
-    attention: dict[str, list[Tensor]]  # maps by modality and layer, none unless asked for
+    attention: dict[str, list[Tensor]]  # maps by modality and layer, none unless requested
 
 
 class ExclusiveBranch(nn.Module):
-    r"""What each modality says by itself: predictive self-attention, then an encoder of its own ([MEA] Eq. 2-6, 11).
+    r"""Represents each modality by itself: predictive self-attention, then an encoder for each modality ([MEA] Eq. 2-6, 11).
 
     Args:
         channels: Width d of the sequences.
         hidden_channels: Width d_h of the representations.
         modalities: Names of the modalities.
         heads: K, a divisor of `channels`.
-        num_layers: Predictive layers; with 0 the encoders read the sequences as they come (Table V, "w/o PSA").
-        mu: Share of the predicted map, in [0, 1].
-        prediction_chain: Whether a layer's maps guide the next one's; without, plain self-attention (Table V, "w/o prediction chain").
-        weighted_attention: Whether modalities are weighed after each layer (Table V, "w/o WAL").
+        num_layers: Number of predictive layers; 0 leaves attention out: the encoders read the extractors' output (Table V, "w/o PSA").
+        mu: Share of the predicted map, in [0, 1]; without effect with one layer.
+        prediction_chain: Whether a layer's maps guide the next one's; False is plain self-attention (Table V, "w/o prediction chain").
+        weighted_attention: Whether the modalities of a sample are weighed against each other after each layer (Table V, "w/o WAL").
         residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
         pooling, segments: How an encoder makes one vector of a sequence, see `ExclusiveEncoder` (R5).
         dropout: Probability, in every block.
@@ -108,16 +109,18 @@ class ExclusiveBranch(nn.Module):
         """Returns a representation of each modality."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
+        if edges is None and not return_attention_weights:  # edges count rows
+            z, pointers = level(z, pointers)
         weights: list[Tensor] = []
         maps: dict[str, list[Tensor]] = {}
         if self.attention is not None:
             own = None if edges is None else {m: edges[m, m] for m in self.modalities if (m, m) in edges}
             z, weights, maps = self.attention(z, pointers, own, return_attention_weights)
-        return ExclusiveOutput({m: self.encoders[m](z[m], pointers[m]) for m in self.modalities}, weights, maps)
+        return ExclusiveOutput(encode_all(self.encoders, z, pointers), weights, maps)
 
 
 class AgnosticOutput(NamedTuple):
-    """One vector per sample and modality, and the attention maps before it.
+    """One vector for each sample and modality, and the attention maps behind it.
 
     >>> import torch
     >>> output = AgnosticBranch(8, 16, ["a", "b"], heads=2)({"a": torch.randn(2, 3, 8), "b": torch.randn(2, 4, 8)})
@@ -126,23 +129,24 @@ class AgnosticOutput(NamedTuple):
     """
 
     x: dict[str, Tensor]  # h_a, (B, d_h) by modality; zeros where it is missing
-    attention: list[dict[Arrow, Tensor]]  # maps by layer and (stage, source, target), none unless asked for
+    attention: list[dict[Arrow, Tensor]]  # maps by layer and (stage, source, target), none unless requested
 
 
 class AgnosticBranch(nn.Module):
-    r"""What modalities say together: hierarchical cross-modal attention, then one encoder for all ([MEA] Eq. 7-10, 12).
+    r"""Represents what modalities share: hierarchical cross-modal attention, then one encoder for all ([MEA] Eq. 7-10, 12).
 
     Args:
         channels: Width d of the sequences.
         hidden_channels: Width d_h of the representations.
         modalities: Names of the modalities, at least two.
         heads: K, a divisor of `channels`.
-        num_layers: Cross-modal layers; with 0 the encoder reads the sequences as they come (Table V, "w/o HCA").
-        mixed, coarse, fine: Stages of a layer (Table V, "w/o mixed", "w/o coarse", "w/o fine"); at least one.
+        num_layers: Number of cross-modal layers; 0 leaves attention out: the encoder reads the extractors' output (Table V, "w/o HCA").
+        mixed, coarse, fine: Whether a layer has this stage; at least one. With three modalities or more, fine alone may learn sooner
+            (Table V, "w/o mixed", "w/o coarse", "w/o fine").
         residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
         pooling, segments: How the encoder makes one vector of a sequence, see `AgnosticEncoder` (R5).
-        center: Whether representations lose the mean of their modality, so that no linear classifier tells it; see
-            `ModalityCentering`. The paper has none.
+        center: Whether to subtract the mean of its modality from each representation, which hides the modality from linear
+            classifiers; see `ModalityCentering`. The paper does not.
         dropout: Probability, in every block.
 
     Shape:
@@ -205,6 +209,8 @@ class AgnosticBranch(nn.Module):
         """Returns a representation of each modality."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
+        if edges is None and not return_attention_weights:  # edges count rows
+            z, pointers = level(z, pointers)
         maps: list[dict[Arrow, Tensor]] = []
         if self.attention is not None:
             z, maps = self.attention(z, pointers, edges, return_attention_weights)

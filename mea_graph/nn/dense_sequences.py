@@ -11,11 +11,11 @@ from mea_graph.nn._sequences import check_keys
 def dense_sequences(
     x_dict: Mapping[str, Tensor], batch_dict: Mapping[str, Tensor], batch_size: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    r"""Pads the sequences of a PyG batch to dense tensors, with their masks, for what cannot take rows.
+    r"""Pads the sequences of a PyG batch to dense tensors and returns them with their masks, for layers that cannot take rows.
 
     Args:
         x_dict: The steps of all samples, one after the other, by modality.
-        batch_dict: To which sample each step belongs, sorted.
+        batch_dict: The sample number of each step, sorted.
         batch_size: Number of samples B; None: one more than the largest index that occurs.
 
     Shape:

@@ -1,8 +1,7 @@
 """The whole model, put together from parts."""
 
-import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,38 +11,25 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
+from mea_graph.nn._parts import Part, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
-from mea_graph.nn.attention.arrows import Arrows, Edges
+from mea_graph.nn._side_by_side import level
+from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
-from mea_graph.nn.branches import AgnosticBranch, AgnosticOutput, ExclusiveBranch, ExclusiveOutput, all_present
+from mea_graph.nn.branches import AgnosticOutput, ExclusiveOutput, all_present
 from mea_graph.nn.graph.combination import Combination
-from mea_graph.nn.graph.decoupled_graph_fusion import DecoupledGraphFusion
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
-from mea_graph.nn.objective.double_discriminator import Discrimination, DoubleDiscriminator
-from mea_graph.nn.prediction_head import PredictionHead
-from mea_graph.nn.unimodal_extractor import UnimodalExtractor
+from mea_graph.nn.objective.double_discriminator import Discrimination
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
-from mea_graph.suggestions import did_you_mean
-
-Part = Mapping[str, Any] | nn.Module | None
-
 
 AS_RECOMMENDED: dict[str, Any] = {}
-PARTS: dict[str, Callable[..., nn.Module]] = {
-    "extractor": UnimodalExtractor,
-    "exclusive": ExclusiveBranch,
-    "agnostic": AgnosticBranch,
-    "discriminator": DoubleDiscriminator,
-    "fusion": DecoupledGraphFusion,
-    "head": PredictionHead,
-}
 
 
 class MEAOutput(NamedTuple):
-    """What the model returns. A space that was switched off is None; the last four are empty unless asked for (or switched off).
+    """The result of `MEA`. A space that is switched off is None; maps that were not requested are empty.
 
     >>> import torch
     >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
@@ -63,20 +49,21 @@ class MEAOutput(NamedTuple):
     modality_weights: list[Tensor]  # psi, (B, M) a predictive layer
     predictive_attention: dict[str, list[Tensor]]  # maps by modality and layer
     cross_modal_attention: list[dict[Arrow, Tensor]]  # maps by layer and (stage, source, target)
+    lengths: dict[str, Tensor]  # (B,) steps by modality, of which the maps are
 
 
 class MEA(nn.Module):
     r"""Fuses asynchronous sequences through modality-exclusive and modality-agnostic representations ([MEA], all of it).
 
-    Per modality a `UnimodalExtractor`; then two branches: `PredictiveEncoder` with one `ExclusiveEncoder` per modality, and
-    `CrossModalEncoder` with one `AgnosticEncoder` for all; `DoubleDiscriminator` looks at both; `DecoupledGraphFusion` passes messages in
-    two graphs per sample, and a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts. Train it with `MEALoss`.
+    A `UnimodalExtractor` for each modality feeds two branches: `PredictiveEncoder` with one `ExclusiveEncoder` for each modality, and
+    `CrossModalEncoder` with one `AgnosticEncoder` for all. `DoubleDiscriminator` reads the representations of both,
+    `DecoupledGraphFusion` passes messages in two graphs for each sample, a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
 
-    Sequences may have any lengths, and a modality may be missing from a sample: it is then a node that is not in the fusion graph, takes
-    part in nothing and gets zero gradient.
+    Sequences may have any lengths, and a sample may lack a modality: the modality then has no node in the fusion graph of the sample and
+    gets no gradient from it.
 
-    Each part is given as options of the class named below, as a module of your own in its place, or as None to leave it out. Options
-    that are not named keep their recommended values, `RECOMMENDED`; `MEA.published` has those of the paper.
+    Give each part as a dict of options of the class named below, as a module of your own, or as None to leave it out. Options
+    that you do not set keep their recommended values, `RECOMMENDED`; `MEA.published` has those of the paper.
 
     Args:
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
@@ -84,16 +71,19 @@ class MEA(nn.Module):
         channels: Common width d.
         hidden_channels: Width d_h of the representations.
         heads: Attention heads K, a divisor of `channels`.
-        dropout: Probability, in every part that is not given one of its own; None is the recommended 0.1.
-        extractor: Options of `UnimodalExtractor` (`kernel_size`, `stride`, `skip`, `positions`), each one for all modalities or a dict by
-            modality, but for `time_scale`, which is one; or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
-            (N, d). One whose attribute `positions` is "seconds" is called with the times of its rows (N,) too.
-        exclusive: Options of `ExclusiveBranch`; None is Table V, "w/o exclusive".
-        agnostic: Options of `AgnosticBranch`; None is Table V, "w/o agnostic".
+        dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
+        extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
+            dict by modality; `time_scale` is one value. Or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
+            (N, d); a module whose attribute `positions` is "seconds" also gets the times of its rows (N,).
+        exclusive: Options of `ExclusiveBranch`; None leaves the branch out (Table V, "w/o exclusive").
+        agnostic: Options of `AgnosticBranch`; None leaves the branch out (Table V, "w/o agnostic").
         discriminator: Options of `DoubleDiscriminator`.
-        fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether the nodes also hear themselves (R7). Or one of the
-            alternatives of Table V, see `Combination`: "concatenation", "addition", "multiplication".
+        fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether nodes also hear themselves (R7). Or "concatenation",
+            "addition" or "multiplication" to combine without a graph, see `Combination` (Table V).
         head: Options of `PredictionHead`.
+        window: Which steps attention hears: None, all of the sample; `{"seconds": 1.5}`, those at most that far away in time, in whatever
+            modality, which needs the times of all steps; `{"steps": 10}`, those at most so many steps away, see `IntervalEdges.window`.
+            `"causal": True` beside either leaves out what comes later.
 
     Shape:
         - batch: a PyG batch whose node types hold `x` :math:`(\sum_b T_m, d_m)`; or dicts of rows, or of padded sequences, see `forward`
@@ -129,6 +119,7 @@ class MEA(nn.Module):
         discriminator: Part = AS_RECOMMENDED,
         fusion: Mapping[str, Any] | str | nn.Module = AS_RECOMMENDED,
         head: Mapping[str, Any] | nn.Module = AS_RECOMMENDED,
+        window: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         dropout = RECOMMENDED["dropout"] if dropout is None else dropout
@@ -150,13 +141,14 @@ class MEA(nn.Module):
         inner = {"channels": channels, "hidden_channels": hidden_channels, "modalities": self.modalities}
         common = {"heads": heads, "dropout": dropout}
 
+        self.window = None if window is None else Window.of(window)
         self.extractors = self._extractors(extractor, channels, dropout)
-        self.exclusive = _part("exclusive", exclusive, inner, common)
-        self.agnostic = _part("agnostic", agnostic, inner, common)
+        self.exclusive = make_part("exclusive", exclusive, inner, common)
+        self.agnostic = make_part("agnostic", agnostic, inner, common)
         judged = {"channels": hidden_channels, "modalities": self.modalities}
         if isinstance(discriminator, Mapping) and agnostic is None:
             discriminator = {**discriminator, "importance": False}  # it would weigh agnostic representations
-        self.discriminator = _part("discriminator", discriminator, judged, {})
+        self.discriminator = make_part("discriminator", discriminator, judged, {})
         self.self_loops = False
         if isinstance(fusion, str):
             self.fusion: nn.Module = Combination(cast(Any, fusion), hidden_channels, self.modalities)
@@ -164,10 +156,10 @@ class MEA(nn.Module):
             if isinstance(fusion, Mapping):
                 self.self_loops, fusion = fusion.get("self_loops", False), {k: v for k, v in fusion.items() if k != "self_loops"}
             named = {"channels": hidden_channels, "spaces": list(self.spaces)}
-            self.fusion = cast(nn.Module, _part("fusion", fusion, named, {}, ("self_loops",)))
+            self.fusion = cast(nn.Module, make_part("fusion", fusion, named, {}, ("self_loops",)))
         width = getattr(self.fusion, "out_channels", hidden_channels) * len(self.spaces)
         sizes = {"in_channels": width, "hidden_channels": hidden_channels, "out_channels": out_channels}
-        self.head = cast(nn.Module, _part("head", head, sizes, {"dropout": dropout}))
+        self.head = cast(nn.Module, make_part("head", head, sizes, {"dropout": dropout}))
 
     @classmethod
     def published(cls, in_channels: dict[str, int], out_channels: int, **options: Any) -> "MEA":
@@ -190,9 +182,9 @@ class MEA(nn.Module):
         for m, width in self.in_channels.items():
             own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}
             if own.get("stride", 1) > own["kernel_size"]:
-                why = f"the stride, {own['stride']}, or more, lest steps be passed over, got {own['kernel_size']} for {m!r}"
+                why = f"the stride, {own['stride']}, or more, so that no step is skipped, got {own['kernel_size']} for {m!r}"
                 raise ValueError(f"extractor.kernel_size: expected {why}")
-            made[m] = _part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
+            made[m] = make_part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
         return nn.ModuleDict(cast(Any, made))
 
     def _per_modality(self, value: Any, name: str) -> dict[str, Any]:
@@ -224,14 +216,16 @@ class MEA(nn.Module):
         `model(batch)` takes a batch as PyG's loader makes it. `model(x_dict, layout)` takes rows (N_m, d_m) with a ptr (B + 1) each, or
         padded sequences (B, T_m, d_m) with masks (B, T_m); `model(x_dict, batch_dict, num_graphs)` rows with the sample number of each.
         `edges` narrow attention by pair (source, target) of modalities, `IntervalEdges` or an edge_index (2, E), as the extractors' results
-        count their rows; None: all of the sample. `time` are the seconds of each step beside dicts, (N_m,) or (B, T_m), of the modalities
-        that have some (a PyG batch has its own, `batch[m].time`); extractors with `positions="seconds"` read them.
+        count their rows; they replace the model's window. `time` holds the seconds of each step, (N_m,) or (B, T_m), for the modalities
+        that have times; a PyG batch has its own, `batch[m].time`. A window in seconds and extractors with `positions="seconds"` read them.
         """
         steps = self._steps(x, layout, batch_size, edges, time)
-        exclusive, agnostic, present = self._representations(steps, edges, return_attention_weights)
+        exclusive, agnostic, present = self._representations(steps, return_attention_weights)
         fused = self._fused(exclusive and exclusive.x, agnostic and agnostic.x, present, None, return_attention_weights)
         if exclusive is not None:
             fused = fused._replace(modality_weights=exclusive.modality_weights, predictive_attention=exclusive.attention)
+        if return_attention_weights:
+            fused = fused._replace(lengths={m: p.length for m, p in steps.pointers.items()})
         return fused if agnostic is None else fused._replace(cross_modal_attention=agnostic.attention)
 
     def embed(
@@ -250,7 +244,7 @@ class MEA(nn.Module):
         (`FusionGraph.interval_edges`), or as the edge_index that was given; `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
         steps = self._steps(x, layout, batch_size, edges, time)
-        exclusive, agnostic, present = self._representations(steps, edges, False)
+        exclusive, agnostic, present = self._representations(steps, False)
         graph = fusion_graph(exclusive and exclusive.x, agnostic and agnostic.x, present, self.self_loops)
         for m, z in steps.x.items():
             pointers = steps.pointers[m]
@@ -259,7 +253,10 @@ class MEA(nn.Module):
             seconds, name = steps.times[m]
             if seconds is not None:
                 graph[m].time = strided_time(seconds, steps.entered[m], self._stride(m), name)
-        arrows = Arrows({m: p.compact() for m, p in steps.pointers.items()}, edges)
+        compact, heard_by = {m: p.compact() for m, p in steps.pointers.items()}, steps.edges
+        if self.window is not None and not all(p.packed for p in steps.pointers.values()):
+            heard_by = self.window.edges(compact, {m: graph[m].time for m in self.modalities if "time" in graph[m]})
+        arrows = Arrows(compact, heard_by)
         for branch in (self.exclusive, self.agnostic):
             for stage in getattr(branch, "stages", ()):
                 for s in self.modalities:
@@ -298,7 +295,7 @@ class MEA(nn.Module):
         x: HeteroData | Mapping[str, Tensor],
         layout: Mapping[str, Layout] | None,
         batch_size: int | None,
-        edges: object,
+        edges: Mapping[tuple[str, str], Edges] | None,
         time: Mapping[str, Tensor] | None,
     ) -> "_Steps":
         """The extracted sequences, rows by modality."""
@@ -314,30 +311,37 @@ class MEA(nn.Module):
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
-        z = {}
+        z, seconds = {}, {m: read_time(times[m][0], entered[m], times[m][1]) for m in self.timed_modalities}
         for m in self.modalities:
-            given: tuple[Any, ...] = entered[m].x, pointers[m]
-            if self._reads_time(m):
-                given = *given, read_time(times[m][0], entered[m], times[m][1])
-            z[m] = self.extractors[m](*given)
-        return _Steps(z, {m: pointers[m].strided(self._stride(m)) for m in self.modalities}, entered, times)
+            z[m] = self.extractors[m](entered[m].x, pointers[m], *([seconds[m]] if self._places_in_time(m) else []))
+        left = {m: pointers[m].strided(self._stride(m)) for m in self.modalities}
+        if self.window is not None:
+            # of a padded batch too, steps of the same number in each stride stand for it, those of the padding included
+            seconds = {m: time[pointers[m].position % self._stride(m) == 0] if self._stride(m) > 1 else time for m, time in seconds.items()}
+            edges = {**self.window.edges(left, seconds), **(edges or {})}
+        return _Steps(z, left, edges, entered, times)
 
     @property
-    def reads_time(self) -> bool:
-        """Whether `forward` needs the times of steps, since an extractor has `positions="seconds"`."""
-        return any(self._reads_time(m) for m in self.modalities)
+    def timed_modalities(self) -> tuple[str, ...]:
+        """The modalities whose steps need times: all with a window in seconds, else those whose extractors have `positions="seconds"`."""
+        if self.window is not None and self.window.seconds is not None:
+            return self.modalities
+        return tuple(m for m in self.modalities if self._places_in_time(m))
 
-    def _reads_time(self, modality: str) -> bool:
+    def _places_in_time(self, modality: str) -> bool:
         return getattr(self.extractors[modality], "positions", "steps") == "seconds"
 
     def _stride(self, modality: str) -> int:
         return getattr(self.extractors[modality], "stride", 1)
 
     def _representations(
-        self, steps: "_Steps", edges: Mapping[tuple[str, str], Edges] | None, maps: bool
+        self, steps: "_Steps", maps: bool
     ) -> tuple[ExclusiveOutput | None, AgnosticOutput | None, dict[str, Tensor] | None]:
         """Both branches; and which samples have which modality, None where all have all."""
-        given = steps.x, steps.pointers, edges, maps
+        given: tuple[Any, ...] = steps.x, steps.pointers
+        if steps.edges is None and not maps:  # edges count rows
+            given = level(*given)
+        given = *given, steps.edges, maps
         exclusive = None if self.exclusive is None else self.exclusive(*given)
         agnostic = None if self.agnostic is None else self.agnostic(*given)
         return exclusive, agnostic, None if all_present(steps.pointers) else {m: p.present for m, p in steps.pointers.items()}
@@ -369,30 +373,12 @@ class MEA(nn.Module):
             vectors, transfer = list(result.x.values()), result.transfer
         h_fin = torch.cat(vectors, 1)
         seen = Discrimination(None, None, None, None) if self.discriminator is None else self.discriminator(exclusive, agnostic)
-        return MEAOutput(self.head(h_fin), exclusive, agnostic, present, graph, h_fin, seen, transfer, [], {}, [])
+        return MEAOutput(self.head(h_fin), exclusive, agnostic, present, graph, h_fin, seen, transfer, [], {}, [], {})
 
 
 class _Steps(NamedTuple):
     x: dict[str, Tensor]  # (N_m, d)
     pointers: dict[str, Pointers]
+    edges: Mapping[tuple[str, str], Edges] | None
     entered: dict[str, Entered]  # before the extractors' strides
     times: dict[str, tuple[Tensor | None, str]]  # as they were given, and what errors call them
-
-
-def _part(name: str, given: Part, decided: Mapping[str, Any], common: Mapping[str, Any], more: tuple[str, ...] = ()) -> nn.Module | None:
-    """The module of a part: the caller's own, or one of the kind with the recommended options but for those that were given."""
-    kind = PARTS[name]
-    if given is None or isinstance(given, nn.Module):
-        return given
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{name}: expected a dict of options of {kind.__name__}, a module or None, got {given!r}")
-    known = {option: p.annotation for option, p in inspect.signature(kind).parameters.items() if option not in decided}
-    for option, value in given.items():
-        if option not in known:
-            raise TypeError(
-                f"{name}: expected options of {kind.__name__}, {', '.join([*known, *more])}, got {option!r}{did_you_mean(option, known)}"
-            )
-        number: Any = {float: (int, float), int: int, bool: bool}.get(known[option], object)
-        if not isinstance(value, number) or (isinstance(value, bool) and known[option] in (int, float)):
-            raise TypeError(f"{name}.{option}: expected {known[option].__name__}, got {value!r}")
-    return kind(**decided, **(dict(common) | RECOMMENDED[name] | dict(given)))

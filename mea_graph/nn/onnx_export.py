@@ -25,27 +25,28 @@ class _Prediction(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> Tensor:
-        return self.model(x, mask).prediction
+    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor], time: dict[str, Tensor] | None = None) -> Tensor:
+        return (self.model(x, mask) if time is None else self.model(x, mask, time=time)).prediction
 
 
 def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     r"""Writes a trained `MEA` as ONNX, for ONNX Runtime and whatever else reads it.
 
-    The file's inputs are named as the modalities, say `text`, and their masks, `text_mask`; its output is `prediction`. It takes any number
-    of samples and of steps; a modality that no sample has is one step of padding. Needs the extra `onnx`. The default model takes about a
-    minute; what it is busy with is said on stderr.
+    The inputs of the file have the names of the modalities, such as `text`, and of their masks, `text_mask`; a modality with positions in
+    seconds has an input `text_time` too. The output is `prediction`. The file takes any number of samples and steps; give a modality that
+    no sample has as one step of padding. Needs the extra `onnx` and torch 2.13 or newer. Exporting the default model takes about a minute;
+    progress appears on stderr.
 
     Args:
-        model: Exported as in evaluation, without dropout, and left as it is.
+        model: The model; it is exported in evaluation mode, without dropout, and stays unchanged.
         file: Where to write.
 
     Shape:
         - <modality>: :math:`(B, T_m, d_m)`, :math:`T_m \ge 1`, of the parameters' type; <modality>_mask: :math:`(B, T_m)`, bool, real steps
-          first; prediction: :math:`(B, C)`
+          first; <modality>_time: :math:`(B, T_m)`, seconds; prediction: :math:`(B, C)`
 
     Raises:
-        ImportError: The extra is not installed.
+        ImportError: The extra is not installed, or torch is too old.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -57,6 +58,8 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     True
     """
     _need_extra("export_onnx")
+    if torch.__version__ < "2.13":
+        raise ImportError(f"export_onnx: expected torch 2.13 or newer, got {torch.__version__}, which limits how long sequences may be")
     from onnxscript import optimizer
 
     like = next(model.parameters())
@@ -66,14 +69,19 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     batch = torch.export.Dim("batch")
     sizes = {m: {0: batch, 1: torch.export.Dim(f"steps_{i}")} for i, m in enumerate(x)}
     same = {m: dict.fromkeys((0, 1), torch.export.Dim.AUTO) for m in x}  # a mask has the sizes of its sequence
+    given, dynamic = {"x": x, "mask": mask}, {"x": sizes, "mask": same}
+    timed = model.timed_modalities
+    if timed:
+        given["time"] = {m: torch.arange(x[m].size(1), dtype=like.dtype, device=like.device).repeat(2, 1) for m in timed}
+        dynamic["time"] = {m: same[m] for m in timed}
     training = {module: module.training for module in model.modules()}
     try:
         with _stage("tracing the model and translating its operators, a minute or so"), _without_foreign_words():
             program = torch.onnx.export(
                 _Prediction(model).eval(),
-                kwargs={"x": x, "mask": mask},
-                dynamic_shapes={"x": sizes, "mask": same},
-                input_names=[*x, *(f"{m}_mask" for m in x)],
+                kwargs=given,
+                dynamic_shapes=dynamic,
+                input_names=[*x, *(f"{m}_mask" for m in x), *(f"{m}_time" for m in timed)],
                 output_names=["prediction"],
                 custom_translation_table=onnx_translations(),
                 dynamo=True,

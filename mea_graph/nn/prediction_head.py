@@ -15,8 +15,8 @@ class PredictionHead(nn.Sequential):
         in_channels: Width of the fused vector.
         hidden_channels: Width of the hidden layer.
         out_channels: Number of predicted values.
-        norm: Whether to normalise. The sum of sigmoids of Eq. 19 moves little around M / 2 while the weights are young; the norm makes
-            that little visible, and training far faster. The paper has none.
+        norm: Whether to normalise the fused vector. Early in training the sum of sigmoids of Eq. 19 hardly differs from M / 2; the norm
+            enlarges the differences and makes training far faster. The paper has none.
         dropout: Probability, before the last layer.
 
     Shape:

@@ -1,7 +1,8 @@
 """From a sequence to one vector: the exclusive and the agnostic encoder, [MEA] Eq. 11-12."""
 
 import copy
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch_geometric.nn.resolver import aggregation_resolver
 
 from mea_graph.nn._recurrent import GRU, both_ways
 from mea_graph.nn._sequences import Layout, check_sizes, enter
+from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers
 from mea_graph.ops.pooling import max_rows, mean_rows, segment_means, sum_steps
 
@@ -101,6 +103,19 @@ class ExclusiveEncoder(nn.Module):
         return sum_steps(states, pointers) / pointers.length.clamp(min=1).unsqueeze(1).to(x.dtype)
 
 
+def encode_all(encoders: nn.ModuleDict, x: Mapping[str, Tensor], pointers: Mapping[str, Pointers]) -> dict[str, Tensor]:
+    """Each modality by its encoder; side by side where they take means and differ in their weights alone."""
+    each: list[Any] = [encoders[m] for m in x]
+    if len(each) == 1 or any(getattr(e, "pooling", None) != "mean" for e in each) or not can_join(each):
+        return {m: encoders[m](x[m], pointers[m]) for m in x}
+    first, together = each[0], Pointers.join([pointers[m] for m in x])
+    groups = Groups.below_each_other([p.num_samples for p in pointers.values()])
+    pooled = mean_rows(torch.cat([x[m] for m in x]), together)
+    hidden = first.dropout(first.activation(linear([e.hidden for e in each], pooled, groups)))
+    h = linear([e.out for e in each], hidden, groups).masked_fill(~together.present.unsqueeze(1), 0)
+    return dict(zip(x, h.split(groups.sizes), strict=True))
+
+
 def _aggregation(pooling: Aggregation | str) -> Aggregation:
     if isinstance(pooling, Aggregation):
         return copy.deepcopy(pooling)
@@ -114,8 +129,8 @@ def _aggregation(pooling: Aggregation | str) -> Aggregation:
 class AgnosticEncoder(ExclusiveEncoder):
     r"""Pools a sequence and maps it to the representation width: ONE instance for all modalities ([MEA] Eq. 12).
 
-    The arithmetic is that of `ExclusiveEncoder`; what makes a representation agnostic is that every modality passes through the same
-    weights and that the `DoubleDiscriminator` works against telling them apart.
+    It computes what `ExclusiveEncoder` computes. A representation becomes agnostic because every modality passes through the same
+    weights and the `DoubleDiscriminator` trains them against telling modalities apart.
 
     Args:
         channels, out_channels, pooling, segments, dropout: As for `ExclusiveEncoder`.

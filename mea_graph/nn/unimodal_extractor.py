@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from mea_graph.nn._batches import read_time
 from mea_graph.nn._recurrent import LSTM, both_ways
 from mea_graph.nn._sequences import Layout, check_sizes, enter
+from mea_graph.nn._side_by_side import is_watched
 from mea_graph.ops import Pointers
+from mea_graph.ops.recurrent import bilstm
 
 
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
@@ -137,11 +139,23 @@ class UnimodalExtractor(nn.Module):
         padded = F.pad(padded.mT, (left, self.kernel_size - 1 - left + (pointers.max_length == 0)))
         z = self.conv(padded).mT  # (B, T, d)
         z = self.dropout(z + (sinusoidal_positions(z.size(1), self.channels, z) if time is None else self._at(time, pointers, z)))
-        out = both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
+        out = self._both_ways(z, shorter)
         out = out + z if self.skip else out
         if pointers.max_length == 0:
             out = out[:, :0]
         return entered.leave_shorter(shorter.unpad(out), shorter, self.stride)
+
+    def _both_ways(self, z: Tensor, shorter: Pointers) -> Tensor:
+        """The states (B, T, d) of both directions over a padded batch."""
+        directions: list[nn.Module] = [self.forward_lstm, self.backward_lstm]
+        # An export cannot prove that rows made of a batch of any length, and the batch made of them, have the same strides.
+        if torch.compiler.is_exporting() or any(type(layer) is not LSTM or is_watched(layer) for layer in directions):
+            return both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
+        batch, steps, _ = z.shape
+        start = torch.arange(batch, device=z.device) * steps if shorter.steps is None else shorter.start
+        pointers = Pointers(start, shorter.length, batch * steps, steps)
+        weights = [*self.forward_lstm.weights, *self.backward_lstm.weights]
+        return bilstm([z.flatten(0, 1)], [weights], [pointers])[0].unflatten(0, (batch, steps))
 
     def _at(self, time: Tensor, pointers: Pointers, like: Tensor) -> Tensor:
         """Positions (B, ceil(T / stride), d) of the times (N,) of rows."""

@@ -26,6 +26,7 @@ class Backend(NamedTuple):
     run: Callable[..., Any]  # takes the op's arguments by keyword
     refuse: Callable[..., str | None]  # takes the same; says why it cannot run on them, or None
     prefers: str | None = None  # "auto" takes it only on this type of device; None: on any
+    hold: Callable[[], str | None] = lambda: None  # says why "auto" leaves it alone, before `refuse` is asked
 
 
 class Explanation(NamedTuple):
@@ -73,7 +74,7 @@ class Op:
         return forced if forced in self.backends else "auto"
 
     def select(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-        """What runs for these arguments; one asked for by name runs or raises."""
+        """What runs for these arguments; one requested by name runs or raises."""
         if backend == "auto":
             return self.backends[self._automatic(device, arguments)[0]].run
         if backend not in self.backends:
@@ -88,20 +89,20 @@ class Op:
         if backend == "auto":
             return Explanation(self.name, *self._automatic(device, arguments, every=True))
         self.select(backend, device, arguments)
-        return Explanation(self.name, backend, {name: f"{backend!r} was asked for" for name in self.backends if name != backend})
+        return Explanation(self.name, backend, {name: f"{backend!r} was requested" for name in self.backends if name != backend})
 
     def _automatic(self, device: torch.device, arguments: Mapping[str, Any], every: bool = False) -> tuple[str, dict[str, str]]:
         chosen, refused = None, {}
         to_onnx = torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
         transformed = is_transformed()
         for name, candidate in self.backends.items():
-            reason = candidate.refuse(**arguments)
+            reason = candidate.hold() or candidate.refuse(**arguments)
             if reason is None and name not in _PLAIN and to_onnx:
                 reason = "ONNX has no such operator"
             if reason is None and name not in _PLAIN and transformed:
                 reason = "a transform of torch.func is active"
             if reason is None and candidate.prefers not in (None, device.type):
-                reason = f"taken only when asked for by name, since the tensors are on {device.type}"
+                reason = f"taken only by name, because the tensors are on {device.type}"
             if reason is None and chosen is not None:
                 reason = f"could run, but {chosen!r} is preferred"
             if reason is not None:
@@ -128,13 +129,13 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         - args, kwargs: as the op's
 
     Raises:
-        ValueError: An unknown op, or a `backend` asked for by name that cannot run.
+        ValueError: An unknown op, or a `backend` requested by name that cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers, explain, predictive_attention
     >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
-    >>> explain(predictive_attention, q, q, q, pointers, prior_query=q, prior_key=q, weight=torch.randn(2, 2, 3, 3)).chosen
-    'cpu'
+    >>> explain(predictive_attention, q, q, q, pointers, prior_query=q, prior_key=q, weight=torch.randn(2, 2, 3, 3)).refused["plain"]
+    'a prior is given, and this computes attention without one'
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
     if name not in _OPS:
@@ -191,7 +192,7 @@ def record_calls() -> Iterator[Counter[tuple[str, str]]]:
     >>> from mea_graph.ops import IntervalEdges, Pointers, interval_attention, record_calls
     >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
     >>> with record_calls() as calls:
-    ...     _ = interval_attention(q, q, q, IntervalEdges.complete(pointers, pointers))
+    ...     _ = interval_attention(q, q, q, IntervalEdges.complete(pointers, pointers), backend="cpu")
     >>> dict(calls)
     {('interval_attention', 'cpu'): 1}
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from mea_graph.ops import edge, grouped, interval, predictive  # noqa: F401 (they define the operators)
+from mea_graph.ops import edge, grouped, interval, predictive, recurrent  # noqa: F401 (they define the operators)
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.pointers import Pointers
 
@@ -98,14 +98,25 @@ def _grouped_backward(grad: Tensor, x: Tensor, mean: Any, rstd: Any, weights: An
     return 2 * _grouped(x, weights, bias, starts, sizes)
 
 
-def recurrent(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any) -> int:
+def _one_way(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any) -> int:
     """Of one direction of an LSTM or GRU, (B, T, C): every step meets both matrices."""
     return 2 * x.size(0) * x.size(1) * (weight_ih.numel() + weight_hh.numel())
 
 
-def recurrent_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any) -> int:
+def _one_way_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any) -> int:
     """The states again; of what the matrices meet and of themselves."""
-    return 3 * recurrent(x, weight_ih, weight_hh)
+    return 3 * _one_way(x, weight_ih, weight_hh)
+
+
+def _bilstm(driven: Tensor, weight: Tensor, start: Tensor, length: Tensor, *_: Any) -> int:
+    """Of the recurrence alone, in both directions: every step meets its set's U."""
+    steps = int(length.sum()) if _is_known(driven, length) else driven.size(0)
+    return 2 * steps * weight.numel() // weight.size(0)
+
+
+def _bilstm_backward(grad: Tensor, states: Tensor, *rest: Any) -> int:
+    """Of the state and of U."""
+    return 2 * _bilstm(grad, *rest)
 
 
 def _of_torch(x: Tensor, *weights: Any) -> int:
@@ -121,7 +132,7 @@ def _of_torch_backward(x: Tensor, *weights: Any) -> int:
 
 
 _OURS = torch.ops.mea_graph
-for _backend in ("cpu", "triton"):
+for _backend in ("cpu", "native", "triton"):
     register(getattr(_OURS, f"interval_attention_{_backend}"), _interval)
     register(getattr(_OURS, f"interval_attention_{_backend}_backward"), _interval_backward)
     register(getattr(_OURS, f"predictive_attention_{_backend}"), _predictive)
@@ -131,6 +142,11 @@ for _backend in ("cpu", "cuda"):
     register(getattr(_OURS, f"edge_attention_{_backend}_backward"), _edge_backward)
 register(_OURS.grouped_linear, _grouped)
 register(_OURS.grouped_linear_backward, _grouped_backward)
+for _name in ("lstm", "gru"):
+    register(getattr(_OURS, _name), _one_way)
+    register(getattr(_OURS, f"{_name}_backward"), _one_way_backward)
+register(_OURS.bilstm_triton, _bilstm)
+register(_OURS.bilstm_triton_backward, _bilstm_backward)
 # Of torch's own, those that `UnimodalExtractor` runs and torch leaves out: a count without them would be wrong silently.
 for _name in ("mkldnn_rnn_layer", "_cudnn_rnn"):
     for _operator, _formula in ((_name, _of_torch), (f"{_name}_backward", _of_torch_backward)):

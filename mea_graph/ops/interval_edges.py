@@ -85,8 +85,11 @@ class IntervalEdges:
         target: Pointers,
         begin: Tensor | None = None,
         end: Tensor | None = None,
+        known: Sequence[Pointers] = (),
     ) -> "IntervalEdges":
         """Edges whose samples have their source rows anywhere in one matrix: `source_start` and `source_length` are (B, S).
+
+        The lengths are those of `known`; without it the longest one is read from the data where it is needed.
 
         >>> pointers = Pointers.from_ptr(torch.tensor([0, 1]))
         >>> IntervalEdges.of_runs(torch.tensor([[0, 5]]), torch.tensor([[2, 1]]), 6, pointers).edge_index().tolist()
@@ -95,12 +98,12 @@ class IntervalEdges:
         edges = cls.__new__(cls)
         edges.sources, edges.target, edges._begin, edges._end, edges.num_source_rows = (), target, begin, end, num_source_rows
         edges._made = {"source_start": source_start, "source_length": source_length}
-        edges._known = ()
+        edges._known = known
         return edges
 
     @classmethod
     def complete(cls, source: Pointers | Sequence[Pointers], target: Pointers) -> "IntervalEdges":
-        """Every target step listens to every source step of its sample.
+        """Lets every target step hear every source step of its sample.
 
         >>> steps = Pointers.from_ptr(torch.tensor([0, 2]))
         >>> IntervalEdges.complete(steps, steps).num_edges
@@ -119,21 +122,21 @@ class IntervalEdges:
         target_time: Tensor | None = None,
         causal: bool = False,
     ) -> "IntervalEdges":
-        r"""Every target step listens to the source steps of its sample that are near.
+        r"""Lets every target step hear the near source steps of its sample.
 
-        In steps: step i of :math:`L_t` has its place at the source step :math:`c = \lfloor (i + 1/2) L_s / L_t \rfloor` (step i itself,
-        where the lengths are equal), and listens to :math:`c - w, \dots, c + w`. In seconds: it listens to the steps whose time differs by
-        at most `seconds`. With `causal` to none that is later; then neither `steps` nor `seconds` need be given.
+        In steps: target step i of :math:`L_t` corresponds to the source step :math:`c = \lfloor (i + 1/2) L_s / L_t \rfloor` (step i itself
+        if the lengths are equal) and hears :math:`c - w, \dots, c + w`. In seconds: it hears the steps whose time differs by
+        at most `seconds`. With `causal` it hears no later step; `steps` and `seconds` are then optional.
 
         Args:
-            source, target: Where the samples' rows are.
-            steps: w, at least 0.
-            seconds: At least 0.
-            source_time, target_time: Of each row in seconds, rising within a sample; used where both are given.
-            causal: Whether a step hears only itself and what came before.
+            source, target: Pointers to the rows of the samples.
+            steps: Half the width of the window w, in source steps, at least 0.
+            seconds: Half the width of the window in seconds, at least 0.
+            source_time, target_time: The time of each row in seconds, never falling within a sample. Give both or neither.
+            causal: Whether a step hears only itself and earlier steps.
 
         Raises:
-            ValueError: Both widths, no limit at all, a negative width, or no times where seconds are asked for.
+            ValueError: Both widths, no limit at all, a negative width, or `seconds` without times.
 
         >>> steps = Pointers.from_ptr(torch.tensor([0, 3]))
         >>> IntervalEdges.window(steps, steps, steps=1).edge_index().tolist()
@@ -204,9 +207,7 @@ class IntervalEdges:
         _check_parts(parts)
         target = Pointers.join([part.target for part in parts])
         if all(part.sources and part.is_complete for part in parts):
-            joined = cls.of_runs(*_complete_runs(parts), target)
-            joined._known = [source for part in parts for source in part.sources]
-            return joined
+            return cls.of_runs(*_complete_runs(parts), target, known=[source for part in parts for source in part.sources])
         runs = max(part.source_start.size(1) for part in parts)
         starts, lengths, begins, ends, rows = [], [], [], [], 0
         for part in parts:
@@ -331,27 +332,20 @@ def _check_parts(parts: Sequence[IntervalEdges]) -> None:
 
 
 def _complete_runs(parts: Sequence[IntervalEdges]) -> tuple[Tensor, Tensor, int]:
-    """`source_start`, `source_length` and the number of rows of complete graphs below each other, in a few calls for all."""
-    known: list[Pointers] = []
-    place, offset, rows = [], [], 0
-    for part in parts:
-        for source in part.sources:
-            if not any(source is k for k in known):
-                known.append(source)
+    """`source_start`, `source_length` and the number of rows of complete graphs below each other."""
     runs = max(len(part.sources) for part in parts)
+    starts, lengths, rows = [], [], 0
     for part in parts:
         for source in part.sources:
-            place.append(next(i for i, k in enumerate(known) if k is source))
-            offset.append(rows)
+            starts.append(source.start + rows if rows else source.start)
+            lengths.append(source.length)
             rows += source.num_rows
-        for _ in range(runs - len(part.sources)):  # runs without a row
-            place.append(len(known))
-            offset.append(0)
-    nothing = torch.zeros_like(known[0].start)
-    starts, lengths = torch.stack([*(k.start for k in known), nothing]), torch.stack([*(k.length for k in known), nothing])
-    index, more = torch.tensor([place, offset], device=starts.device).view(2, len(parts), runs)
-    start = starts[index] + more.unsqueeze(-1)  # (parts, S, B)
-    return start.mT.flatten(0, 1), lengths[index].mT.flatten(0, 1), rows
+        if len(part.sources) < runs:  # runs without a row
+            nothing = [torch.zeros_like(part.target.start)] * (runs - len(part.sources))
+            starts += nothing
+            lengths += nothing
+    start, length = (torch.stack(each).unflatten(0, (len(parts), runs)) for each in (starts, lengths))  # (parts, S, B)
+    return start.mT.flatten(0, 1), length.mT.flatten(0, 1), rows
 
 
 def _place(source: Pointers, target: Pointers, source_time: Any, target_time: Any, shift: float, right: bool) -> Tensor:

@@ -22,12 +22,12 @@ def register(
     """Defines `mea_graph::name` for every device and returns it.
 
     Args:
-        name: Of the operator.
+        name: The name of the operator.
         schema: "(Tensor x, ...) -> Tensor".
         run: Computes it. Runs with autocast switched off, on the dtypes that came.
         fake: Shapes and dtypes of the results, for tracing.
         setup_context, backward: As for `torch.library.register_autograd`. Without `backward` the operator is itself a backward pass, and
-            differentiating it again raises. A backward pass whose own graph is asked for (`create_graph=True`) runs with gradients
+            differentiating it again raises. A backward pass whose own graph is requested (`create_graph=True`) runs with gradients
             enabled: `through_reference` is for it.
     """
     qualified = f"mea_graph::{name}"
@@ -43,7 +43,7 @@ def register(
 def through_reference(reference: Callable[..., torch.Tensor], inputs: Sequence[Any], grad: torch.Tensor) -> list[Any]:
     """The gradients of `reference(*inputs)`, themselves differentiable; in the structure of `inputs`, None for what needs none."""
     with torch.enable_grad():
-        # Views, since one input may have been computed from another: what is asked for is the direct effect of each alone.
+        # Views, since one input may have been computed from another: what is requested is the direct effect of each alone.
         inputs = [_view(value) for value in inputs]
         wanted = [t for t in _flat(inputs) if isinstance(t, torch.Tensor) and t.requires_grad]
         found = iter(torch.autograd.grad(reference(*inputs), wanted, grad, create_graph=True, allow_unused=True))

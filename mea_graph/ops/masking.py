@@ -4,17 +4,18 @@ import torch
 from torch import Tensor
 
 
-def masked_softmax(logits: Tensor, key_mask: Tensor | None) -> Tensor:
-    r"""Softmax over the last dimension, over the keys that exist; a row without any key gives zeros instead of NaN.
+def masked_softmax(logits: Tensor, key_mask: Tensor | None, dim: int = -1) -> Tensor:
+    r"""Softmax over one dimension, over the keys that exist; a row without any key gives zeros instead of NaN.
 
     .. math:: p_{ij} = \frac{\exp(z_{ij}) \, [j \text{ exists}]}{\sum_k \exp(z_{ik}) \, [k \text{ exists}]}
 
     Args:
         logits: Scores; entries of missing keys may be anything finite.
         key_mask: True where a key exists; broadcast against `logits`. None: all exist.
+        dim: That of the keys.
 
     Shape:
-        - logits: :math:`(*, T_q, T_k)`; key_mask: broadcastable to it; result: as `logits`.
+        - logits: :math:`(*, T_q, T_k)`, as dim = -1 has it; key_mask: broadcastable to it; result: as `logits`.
 
     >>> import torch
     >>> masked_softmax(torch.zeros(2, 3), torch.tensor([[True, True, False], [False, False, False]]))
@@ -22,7 +23,7 @@ def masked_softmax(logits: Tensor, key_mask: Tensor | None) -> Tensor:
             [0.0000, 0.0000, 0.0000]])
     """
     if key_mask is None:
-        return logits.softmax(-1)
+        return logits.softmax(dim)
     # The finite fill keeps rows without keys free of NaN, in the backward pass too; the second fill makes them zero.
-    filled = logits.masked_fill(~key_mask, torch.finfo(logits.dtype).min)
-    return filled.softmax(-1).masked_fill(~key_mask, 0)
+    absent = ~key_mask
+    return logits.masked_fill(absent, torch.finfo(logits.dtype).min).softmax(dim).masked_fill(absent, 0)

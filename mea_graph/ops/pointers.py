@@ -36,11 +36,11 @@ def kept(make: Callable[[Any], Tensor]) -> _Kept:
 
 
 class Pointers:
-    r"""Where each sample's rows are in a matrix of rows `x` :math:`(N, d)`.
+    r"""Locates the rows of each sample in a matrix of rows `x` :math:`(N, d)`.
 
     Sample b has the rows `start[b]`, ..., `start[b] + length[b] - 1`. A PyG batch stores them one sample after the other, without gaps
     (`from_ptr`). A padded batch :math:`(B, T, d)` is the same with gaps: its rows are `x.flatten(0, 1)`, and the gaps are its padding
-    (`from_mask`). What stands in a gap is never read.
+    (`from_mask`). No op reads the contents of a gap.
 
     Args:
         start: First row of each sample, rising.
@@ -65,6 +65,9 @@ class Pointers:
     def from_ptr(cls, ptr: Tensor, num_rows: int | None = None, max_length: int | None = None) -> "Pointers":
         """Of a PyG batch: sample b has the rows `ptr[b]` to `ptr[b + 1] - 1`. `num_rows` and `max_length` spare looks at the data.
 
+        What pads the rows needs the longest length, which a ptr on a device does not say without a wait; the number of all rows would bound
+        it, at B times the memory. `max_length` says it: the longest length or more. That it is enough is looked at on a CPU only.
+
         >>> Pointers.from_ptr(torch.tensor([0, 2, 5]), 5)
         Pointers(2 samples, 5 rows)
         """
@@ -78,7 +81,10 @@ class Pointers:
                     f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
                 )
         made = cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
+        made._made["ptr"] = ptr
         if max_length is not None:
+            if ptr.device.type == "cpu" and not is_traced() and made.num_samples and int(made.length.max()) > max_length:
+                raise ValueError(f"max_length: expected at least the longest length, {int(made.length.max())}, got {max_length}")
             made._made["max_length"] = max_length
         return made
 
@@ -97,7 +103,9 @@ class Pointers:
             if int(batch[-1]) >= num_samples or int(batch[0]) < 0:
                 raise ValueError(f"batch: expected indices of {num_samples} samples, got {int(batch[0])} to {int(batch[-1])}")
         ptr = torch.searchsorted(batch, torch.arange(num_samples + 1, device=batch.device))
-        return cls(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
+        made = cls(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
+        made._made["ptr"] = ptr
+        return made
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Pointers":
@@ -129,18 +137,56 @@ class Pointers:
         """
         if len(parts) == 1:
             return parts[0]
-        starts, rows = [], 0
-        for part in parts:
-            starts.append(part.start + rows if rows else part.start)
-            rows += part.num_rows
-        joined = cls(torch.cat(starts), torch.cat([p.length for p in parts]), rows, packed=all(p.packed for p in parts))
-        joined._made["parts"] = list(parts)
+        size, whole = parts[0].num_rows, parts[0]._made.get("whole")
+        if whole is not None and [(p._made.get("whole"), p._made.get("place")) for p in parts] == [
+            (whole, i) for i in range(whole.num_rows // max(size, 1))
+        ]:
+            return whole
+        rows = 0
+        if len(parts) > 3 and all(p.num_rows == size for p in parts):  # fewer calls than an addition for each
+            rows = size * len(parts)
+            first = torch.arange(0, rows, size, device=parts[0].start.device) if size else parts[0].start.new_zeros(len(parts))
+            start = (torch.stack([p.start for p in parts]) + first.unsqueeze(1)).flatten()
+        else:
+            starts = []
+            for part in parts:
+                starts.append(part.start + rows if rows else part.start)
+                rows += part.num_rows
+            start = torch.cat(starts)
+        joined = cls(start, torch.cat([p.length for p in parts]), rows, packed=all(p.packed for p in parts))
+        joined._made["parts"] = joined._made["widths"] = list(parts)
         return joined
+
+    @classmethod
+    def level(cls, parts: Sequence["Pointers"]) -> list["Pointers"]:
+        """Of several matrices of rows, each with gaps behind its own rows, so that all have as many as the longest.
+
+        `join` of all of them is then made but once.
+
+        >>> a, b = Pointers.from_ptr(torch.tensor([0, 2])), Pointers.from_ptr(torch.tensor([0, 1, 4]))
+        >>> [p.num_rows for p in Pointers.level([a, b])]
+        [4, 4]
+        """
+        most = max(part.num_rows for part in parts)
+        longer = [cls(part.start, part.length, most) for part in parts]
+        whole = cls.join(longer)
+        for place, part in enumerate(parts):
+            longer[place]._made |= {"widths": [part], "whole": whole, "place": place}
+        del whole._made["parts"]  # which hold it: a ring would keep all of them
+        whole._made["widths"] = list(parts)
+        return longer
 
     @property
     def num_samples(self) -> int:
         """B."""
         return self.start.size(0)
+
+    @kept
+    def ptr(self) -> Tensor:
+        """(B + 1,): where each sample begins and the last one ends, as PyG has it; of samples without gaps between them."""
+        if not self.packed:
+            raise ValueError("ptr: expected samples that follow each other without gaps, got a padded batch")
+        return torch.nn.functional.pad(self.length.cumsum(0), (1, 0))
 
     @kept
     def sample(self) -> Tensor:
@@ -170,9 +216,19 @@ class Pointers:
         return before_its_end if starts_at_once else before_its_end & (self.position >= 0)
 
     @kept
+    def gap(self) -> Tensor:
+        """(N, 1), bool: whether a row is none."""
+        return self.real.logical_not().unsqueeze(1)
+
+    @kept
     def present(self) -> Tensor:
         """(B,), bool: whether a sample has any row."""
         return self.length > 0
+
+    @kept
+    def count(self) -> Tensor:
+        """(B, 1): what a sum is divided by to be a mean; 1 of no row."""
+        return self.length.clamp(min=1).unsqueeze(1)
 
     @kept
     def mask(self) -> Tensor:
@@ -184,8 +240,8 @@ class Pointers:
         """T: of a padded batch its width, otherwise the longest length (which waits for a device)."""
         if self.steps is not None:
             return self.steps
-        if "max_length" not in self._made and "parts" in self._made:
-            self._made["max_length"] = max(part.max_length for part in self._made["parts"])
+        if "max_length" not in self._made and "widths" in self._made:
+            self._made["max_length"] = max(part.max_length for part in self._made["widths"])
         if "max_length" not in self._made:
             self._made["max_length"] = int(self.length.max()) if self.num_samples else 0
         return self._made["max_length"]

@@ -1,10 +1,10 @@
-"""One vector for each sample from its rows."""
+"""One vector for each sample from its rows: rows and pointers by the reductions of `mea_graph.ops.segment`, padding by sums over steps."""
 
 import torch
 from torch import Tensor
 
 from mea_graph.ops.pointers import Pointers
-from mea_graph.ops.segment import segment_sum
+from mea_graph.ops.segment import segment_max, segment_mean, segment_sum
 
 __all__ = ["max_rows", "mean_rows", "segment_means", "sum_rows", "sum_steps"]
 
@@ -19,18 +19,20 @@ def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
     if pointers.steps is not None:
         x = pointers.pad(x)
         return x.sum(1) if pointers.packed else sum_steps(x, pointers)
-    if not pointers.packed:
-        x = x.masked_fill(~pointers.real.unsqueeze(-1), 0)
-    return segment_sum(x, pointers.sample, pointers.num_samples)
+    if pointers.packed:
+        return segment_sum(x, ptr=pointers.ptr)
+    return segment_sum(x.masked_fill(pointers.gap, 0), pointers.sample, pointers.num_samples)
 
 
 def mean_rows(x: Tensor, pointers: Pointers) -> Tensor:
     """The mean over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
-    return sum_rows(x, pointers) / pointers.length.clamp(min=1).unsqueeze(1).to(x.dtype)
+    return sum_rows(x, pointers) / pointers.count
 
 
 def max_rows(x: Tensor, pointers: Pointers) -> Tensor:
     """The maximum over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
+    if pointers.packed and pointers.steps is None:
+        return segment_max(x, ptr=pointers.ptr)
     lowest = torch.finfo(x.dtype).min
     x = pointers.pad(x).masked_fill(~pointers.mask.unsqueeze(-1), lowest)
     x = torch.cat([x, x.new_full((x.size(0), 1, x.size(2)), lowest)], 1)  # the extra step makes T = 0 legal
@@ -40,6 +42,11 @@ def max_rows(x: Tensor, pointers: Pointers) -> Tensor:
 def segment_means(x: Tensor, pointers: Pointers, segments: int) -> Tensor:
     """Means over equal, ordered parts of each sample's rows, (N, d) -> (B, segments * d); an empty part gives zeros."""
     length = pointers.length.unsqueeze(1)  # (B, 1)
+    if pointers.packed and pointers.steps is None:
+        # a step t is in part floor(t * segments / length), so part k begins at ceil(k * length / segments)
+        begin = (length * torch.arange(segments, device=x.device) + segments - 1).div(segments, rounding_mode="floor")  # (B, S)
+        ptr = torch.cat([(pointers.start.unsqueeze(1) + begin).flatten(), pointers.ptr[-1:]])
+        return segment_mean(x, ptr=ptr).unflatten(0, (pointers.num_samples, segments)).flatten(1)
     step = torch.arange(pointers.max_length, device=x.device)
     part = (step * segments).div(length.clamp(min=1), rounding_mode="floor")  # (B, T), below `segments` at real steps
     member = (part.unsqueeze(1) == torch.arange(segments, device=x.device)[:, None]) & pointers.mask.unsqueeze(1)  # (B, S, T)

@@ -22,10 +22,10 @@ _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 @functools.cache
 def has_torch_scatter() -> bool:
-    """Says whether torch_scatter can be used here.
+    """Returns whether torch_scatter can be used.
 
-    It is optional: it ships no wheels, and building it takes minutes. One that is installed but cannot be loaded (built for another torch,
-    say) gives a warning and counts as absent.
+    torch_scatter is optional: it has no wheels, and building it takes minutes. If it is installed but cannot be loaded (for example,
+    because it was built for another torch), the function warns and returns False.
 
     >>> from mea_graph.ops.segment import has_torch_scatter
     >>> has_torch_scatter() in (True, False)
@@ -47,10 +47,10 @@ def segment_sum(src: Tensor, index: Tensor | None = None, num_segments: int | No
     `out[s] = sum of src[i] over the rows i of segment s`; a segment without rows gives 0.
 
     Args:
-        src: floating point values.
-        index: the segment of each row, int64 in `[0, num_segments)`, in any order.
-        num_segments: the number of segments S, at least 0; needed with `index`, so that no value travels back from the device.
-        ptr: in place of both, where each segment begins and the last one ends, int64, from 0 to N and never falling.
+        src: Floating point values.
+        index: The segment of each row, int64 in `[0, num_segments)`, in any order.
+        num_segments: The number of segments S, at least 0; needed with `index`, so that no value travels back from the device.
+        ptr: In place of both, where each segment begins and the last one ends, int64, from 0 to N and never falling.
 
     Shape:
         - src: :math:`(N, *)`
@@ -58,7 +58,7 @@ def segment_sum(src: Tensor, index: Tensor | None = None, num_segments: int | No
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: the shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
+        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
         TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
@@ -79,10 +79,10 @@ def segment_mean(src: Tensor, index: Tensor | None = None, num_segments: int | N
     `out[s] = mean of src[i] over the rows i of segment s`; a segment without rows gives 0.
 
     Args:
-        src: floating point values.
-        index: the segment of each row, int64 in `[0, num_segments)`, in any order.
-        num_segments: the number of segments S, at least 0; needed with `index`, so that no value travels back from the device.
-        ptr: in place of both, where each segment begins and the last one ends, int64, from 0 to N and never falling.
+        src: Floating point values.
+        index: The segment of each row, int64 in `[0, num_segments)`, in any order.
+        num_segments: The number of segments S, at least 0; needed with `index`, so that no value travels back from the device.
+        ptr: In place of both, where each segment begins and the last one ends, int64, from 0 to N and never falling.
 
     Shape:
         - src: :math:`(N, *)`
@@ -90,7 +90,7 @@ def segment_mean(src: Tensor, index: Tensor | None = None, num_segments: int | N
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: the shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
+        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
         TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
@@ -112,10 +112,10 @@ def segment_max(src: Tensor, index: Tensor | None = None, num_segments: int | No
     `out[s] = max of src[i] over the rows i of segment s`; a segment without rows gives 0.
 
     Args:
-        src: floating point values.
-        index: the segment of each row, int64 in `[0, num_segments)`, in any order.
-        num_segments: the number of segments S, at least 0; needed with `index`, so that no value travels back from the device.
-        ptr: in place of both, where each segment begins and the last one ends, int64, from 0 to N and never falling.
+        src: Floating point values.
+        index: The segment of each row, int64 in `[0, num_segments)`, in any order.
+        num_segments: The number of segments S, at least 0; needed with `index`, so that no value travels back from the device.
+        ptr: In place of both, where each segment begins and the last one ends, int64, from 0 to N and never falling.
 
     Shape:
         - src: :math:`(N, *)`
@@ -123,7 +123,7 @@ def segment_max(src: Tensor, index: Tensor | None = None, num_segments: int | No
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: the shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
+        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
         TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
@@ -146,10 +146,10 @@ def segment_softmax(src: Tensor, index: Tensor | None = None, num_segments: int 
     `out[i] = exp(src[i]) / sum of exp(src[j]) over the rows j of the segment of i`.
 
     Args:
-        src: logits, floating point.
-        index: the segment of each row, int64 in `[0, num_segments)`, in any order.
-        num_segments: the number of segments S, at least 0; needed with `index`, so that no value travels back from the device.
-        ptr: in place of both, where each segment begins and the last one ends, int64, from 0 to N and never falling.
+        src: Logits, floating point.
+        index: The segment of each row, int64 in `[0, num_segments)`, in any order.
+        num_segments: The number of segments S, at least 0; needed with `index`, so that no value travels back from the device.
+        ptr: In place of both, where each segment begins and the last one ends, int64, from 0 to N and never falling.
 
     Shape:
         - src: :math:`(N, *)`
@@ -157,7 +157,7 @@ def segment_softmax(src: Tensor, index: Tensor | None = None, num_segments: int 
         - result: :math:`(N, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: the shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
+        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
         TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch

@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
+from mea_graph.data.labels import WHOLE_OF_FILE, read_names
 from mea_graph.data.ragged import Mended, all_finite
+from mea_graph.data.store import build_store
 
 _MOST_EXPANSION = 1032  # deflate, the only compression the field's files use, cannot shrink data more than this
 
@@ -46,11 +49,11 @@ def repair(x: dict[str, Any], time: Mapping[str, list[Any]] | None, non_finite: 
     """Mends NaN and infinity in sequences of numbers, when they are packed, and says in the notes how many there are.
 
     Args:
-        x: for each modality one `(T, d)` array a sample, or None; sequences that need it are replaced by `Mended` ones.
-        time: for some modalities one `(T,)` array a sample; steps are left out in place.
+        x: For each modality one `(T, d)` array a sample, or None; sequences that need it are replaced by `Mended` ones.
+        time: For some modalities one `(T,)` array a sample; steps are left out in place.
         non_finite: "error" leaves everything as it is, to be refused; "zero" sets such values to 0; "drop" leaves out every step
             that has one.
-        notes: takes the counts.
+        notes: Takes the counts.
     """
     if non_finite == "error":
         return
@@ -95,7 +98,7 @@ def _only_finite(array: np.ndarray) -> np.ndarray:
 def with_mended(
     arrays: Sequence[Any], mend: Mapping[int, Callable[[np.ndarray], np.ndarray]], lengths: dict[int, int] | None = None
 ) -> Mended:
-    """Sequences of which some are mended when they are asked for, after what they were mended by before."""
+    """Sequences of which some are mended on access, after any earlier mending."""
     if not isinstance(arrays, Mended):
         return Mended(arrays, mend, lengths)
     both = {i: _after(arrays.mend[i], function) if i in arrays.mend else function for i, function in mend.items()}
@@ -106,8 +109,17 @@ def _after(first: Callable[[np.ndarray], np.ndarray], then: Callable[[np.ndarray
     return lambda array: then(first(array))
 
 
+def dataset_of(
+    x: Mapping[str, Any], y: Any, labels: Any, *, label_names: Any, split: Any, notes: Sequence[str], **arrays: Any
+) -> MultimodalDataset:
+    """`MultimodalDataset.from_arrays` of what a file holds, whose labels are what the option `labels` says: a note tells of it."""
+    whole = WHOLE_OF_FILE if labels is None else None  # who says what they are need not be told
+    y, label_names, split, notes = read_names(y, label_names, split, notes, whole)
+    return MultimodalDataset(build_store(x, y, label_names=label_names, split=split, notes=notes, **arrays))
+
+
 def refused(source: Any, error: DataError) -> DataError:
-    """The same error with the file's name, and with the option that helps where one does."""
+    """The same error with the name of the file and, if there is one, the option that helps."""
     text = str(error)
     helps = "expected finite numbers" in text and not text.startswith("y:") and "in time of" not in text
     return DataError(f"{source}: {text}" + ("; non_finite='zero' sets such values to 0, 'drop' leaves out their steps" if helps else ""))

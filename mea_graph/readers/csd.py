@@ -11,7 +11,7 @@ import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
-from mea_graph.readers.checks import check_claimed_size, check_non_finite, check_samples, refused, repair
+from mea_graph.readers.checks import check_claimed_size, check_non_finite, check_samples, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 
 _MOST_OVERLAP = 64  # segments that a step may be in, on average: each has a copy of it
@@ -27,23 +27,23 @@ def read_csd(
     split: Mapping[str, Sequence[str]] | None = None,
     non_finite: str = "error",
 ) -> MultimodalDataset:
-    """Reads one `.csd` file a modality, and one with labels whose intervals cut the videos into segments.
+    """Reads a `.csd` file for each modality, and one with labels whose intervals cut the videos into segments.
 
-    Every interval i of a video in the label file is a sample `video[i]`. It has the steps whose interval's middle lies in it, in the
-    order of time, and their time is that middle, in seconds from the start of the segment. Files already aligned to segments (keys
-    `video[i]`) are taken as they are. A file of words becomes the field "raw_text".
+    Every interval i of a video in the label file becomes a sample `video[i]`. It contains the steps whose interval has its middle inside,
+    in the order of time; their time is that middle, in seconds from the start of the segment. Files that are already aligned to segments
+    (keys `video[i]`) stay unchanged. A file of words becomes the field "raw_text".
 
     Args:
-        source: path of every modality's file and of the label file, by name.
-        label: which name is the label file; the only one that contains "label" where None.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it; real numbers where a segment has one. Of several,
-            `columns` is needed: CMU-MOSEI's are sentiment, happy, sad, anger, surprise, disgust and fear.
-        split: for every split the names of its videos; segments of other videos are left out.
+        source: Path of every modality's file and of the label file, by name.
+        label: The name of the label file; if None, the only name that contains "label".
+        labels, columns, label_names: As for `open_dataset`; real numbers if a segment has one. With several, give `columns`:
+            CMU-MOSEI's are sentiment, happy, sad, anger, surprise, disgust and fear.
+        split: The names of the videos of every split; segments of other videos are left out.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        ImportError: without h5py (extra `hdf5`).
-        DataError: where a file is no such file, its arrays do not fit, or a video is in two splits.
+        ImportError: Without h5py (extra `hdf5`).
+        DataError: If a file is no such file, its arrays do not fit, or a video is in two splits.
     """
     check_non_finite(non_finite)
     check_labels(labels)
@@ -82,9 +82,10 @@ def read_csd(
         if len(widths := {len(row) for row in rows}) != 1:
             raise DataError(f"labels: expected as many for every segment, got {sorted(widths)}")
         y, label_names = as_labels(np.array(rows), ids, labels, columns, label_names, notes, regression=True)
-        return MultimodalDataset.from_arrays(
+        return dataset_of(
             x,
             y,
+            labels,
             ids=ids,
             time=time,
             split=None if split is None else [split_of[video] for _, video, *_ in segments],

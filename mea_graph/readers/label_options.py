@@ -17,7 +17,7 @@ Names = Sequence[str] | None
 
 
 def check_labels(labels: Labels) -> None:
-    """Refuses what is no kind of labels and no threshold."""
+    """Raises an error unless `labels` is a kind of labels or a threshold."""
     number = isinstance(labels, int | float) and not isinstance(labels, bool) and math.isfinite(labels)
     if labels is not None and labels not in KINDS and not number:
         raise DataError(f"labels: expected one of {list(KINDS)} or a number, above which a label is 1, got {brief(labels)}")
@@ -29,15 +29,15 @@ def as_labels(
     """Labels as `MultimodalDataset.from_arrays` takes them, and the names of the classes or labels.
 
     Args:
-        y: what the file holds: one value a sample, several `(N, K)` (with axes of length 1 anywhere), or pairs (no, yes) `(N, K, 2)`.
-        ids: the samples' names, for errors.
+        y: What the file holds: one value a sample, several `(N, K)` (with axes of length 1 anywhere), or pairs (no, yes) `(N, K, 2)`.
+        ids: The samples' names, for errors.
         labels: "regression": real numbers. "classes": whole numbers, of which those below 0 are numbered anew, or rows with a single
             one. "labels": zeros and ones, several a sample. A number: above it a label is 1, and at or below it 0. None: classes where
             the file holds integers or strings, several labels where it holds nothing but zeros and ones, else real numbers.
-        columns: which of several labels a sample, by number, or by name where `label_names` names all of them; one, or a list.
-        label_names: names of the classes or of the labels.
-        notes: takes what was guessed or numbered anew.
-        regression: whether integers, of one label a sample, are real numbers too where `labels` is None: of files that cast them.
+        columns: Which of several labels a sample, by number, or by name where `label_names` names all of them; one, or a list.
+        label_names: Names of the classes or of the labels.
+        notes: Takes what was guessed or numbered anew.
+        regression: Whether integers, of one label a sample, are real numbers too where `labels` is None: of files that cast them.
     """
     check_labels(labels)
     y = y if isinstance(y, np.ndarray) else np.asarray(y)
@@ -80,7 +80,7 @@ def _matrix(y: np.ndarray) -> np.ndarray:
 
 
 def _chosen(matrix: np.ndarray, columns: Columns, label_names: Names) -> tuple[np.ndarray, Names]:
-    """The columns asked for, and the names that stay of those of all columns."""
+    """The columns requested, and the names that stay of those of all columns."""
     count = matrix.shape[1]
     if columns is None:
         return matrix, label_names
@@ -120,7 +120,7 @@ def _several(matrix: np.ndarray, ids: Sequence[str], labels: Labels, label_names
         return (matrix > labels).astype(np.float32), label_names
     if not (np.isin(matrix, (-1, 1)).all()):
         worst = int(np.argmin(binary))
-        hint = "labels= a number takes what is above it as 1"
+        hint = "labels=NUMBER takes labels above the number as 1"
         raise DataError(f"labels: sample {ids[worst]!r}: expected zeros and ones, got {matrix[worst].tolist()}"[:300] + f"; {hint}")
     notes.append("labels of -1 are taken as 0")
     return (matrix > 0).astype(np.float32), label_names
@@ -129,7 +129,7 @@ def _several(matrix: np.ndarray, ids: Sequence[str], labels: Labels, label_names
 def _classes(values: np.ndarray, ids: Sequence[str], label_names: Names, notes: list[str]) -> tuple[np.ndarray, Names]:
     if not (whole := values == np.round(values)).all():
         worst = int(np.argmin(whole))
-        hint = "labels= a number takes what is above it as class 1"
+        hint = "labels=NUMBER takes labels above the number as class 1"
         raise DataError(f"labels: sample {ids[worst]!r}: expected a whole number as a class, got {values[worst]:g}; {hint}")
     if np.abs(values).max(initial=0) >= 2**31:
         raise DataError(f"labels: expected numbers of classes, got {np.abs(values).max():g}")

@@ -11,7 +11,7 @@ import numpy as np
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.texts import as_array, as_text
-from mea_graph.readers.checks import check_non_finite, refused, repair
+from mea_graph.readers.checks import check_non_finite, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 from mea_graph.readers.padded_splits import make_unique
 from mea_graph.readers.unpickle import mapped_pickle
@@ -30,19 +30,19 @@ def read_misa(
 ) -> MultimodalDataset:
     """Reads MISA pickles: a list of ((words, visual, acoustic, ...), label, id), or a dict of such lists by split.
 
-    The words are numbers into an embedding that the pickle lacks: with `embedding` they become the modality "text", without it
-    text is left out, and the notes say so. Words themselves, where stored, become the field "raw_text". A sample without an id is
-    named by its number; an empty array is a modality that the sample lacks.
+    The words are row numbers of an embedding that the pickle lacks. With `embedding` they become the modality "text"; without it the reader
+    leaves text out and adds a note. Stored words become the field "raw_text". The name of a sample without an id is its number; an empty
+    array means that the sample lacks the modality.
 
     Args:
-        source: the file, or one file a split, by split name ("dev" is read as "valid").
+        source: The file, or a file for each split, by split name ("dev" means "valid").
         embedding: `(V, d)`, the vector of every word number.
-        split: the split that a single bare list is.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it; real numbers where a sample has one.
+        split: The name of the split of a file that holds a single list.
+        labels, columns, label_names: As for `open_dataset`; real numbers if a sample has one.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        DataError: where a file is refused, is not as described, or a word number is outside of the embedding.
+        DataError: If a file is refused, is not as described, or a word number is outside of the embedding.
     """
     if isinstance(source, Mapping):
         payload: Any = {name: mapped_pickle(path) for name, path in source.items()}
@@ -101,8 +101,8 @@ def misa_dataset(
         if len({len(values) for values in y}) > 1:
             raise DataError(f"labels: expected as many for every sample, got from {min(map(len, y))} to {max(map(len, y))}")
         target, label_names = as_labels(np.array(y), ids, labels, columns, label_names, notes, regression=True)
-        return MultimodalDataset.from_arrays(
-            x, target, ids=ids, split=splits if None not in parts else None, fields=fields, label_names=label_names, notes=notes
+        return dataset_of(
+            x, target, labels, ids=ids, split=splits if None not in parts else None, fields=fields, label_names=label_names, notes=notes
         )
     except DataError as error:
         raise refused(source, error) from error

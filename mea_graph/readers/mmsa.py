@@ -10,7 +10,7 @@ import numpy as np
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.texts import as_text
-from mea_graph.readers.checks import check_non_finite, refused, repair
+from mea_graph.readers.checks import check_non_finite, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 from mea_graph.readers.padded_splits import MODALITIES, checked_splits, column, left_out, one_a_sample, read_splits
 from mea_graph.readers.unpickle import mapped_pickle
@@ -29,19 +29,19 @@ def read_mmsa(
 ) -> MultimodalDataset:
     """Reads an MMSA pickle: split -> text, audio, vision `(N, T, d)`, their lengths, labels, raw_text, id.
 
-    Stored lengths are used where the file has them (audio and vision of unaligned files), and checked: no row outside of them may
-    differ from zero. Elsewhere zero rows are cut off at both ends. `text_bert` holds token numbers, not features, and is left out.
-    A file without any labels, such as features to predict from, has no `y`.
+    The reader uses stored lengths (audio and vision of unaligned files have them) and checks that all rows outside are zero. Without
+    stored lengths it cuts off zero rows at both ends. It leaves out `text_bert`, which holds token numbers, not features.
+    A file without labels, such as features for a prediction, has no `y`.
 
     Args:
-        source: the file.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it. "classes" takes `classification_labels`, where the
-            file has them, anything else `regression_labels`; the others become fields.
-        lengths: "stored", or "zeros" to ignore stored lengths and go by zero rows.
+        source: The file.
+        labels, columns, label_names: As for `open_dataset`. "classes" reads `classification_labels` if the file has them, anything else
+            `regression_labels`; the others become fields.
+        lengths: "stored", or "zeros" to ignore stored lengths and cut off zero rows; use it if the stored ones are wrong.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        DataError: where the file is refused, its arrays are not as described, or stored lengths contradict the values.
+        DataError: If the file is refused, its arrays are not as described, or stored lengths contradict the values.
     """
     return mmsa_dataset(source, mapped_pickle(source), labels, columns, label_names, lengths, non_finite)
 
@@ -89,9 +89,7 @@ def mmsa_dataset(
         else:
             notes.append(f"no labels: there is none of {', '.join(_LABELS)} in any split")
         repair(splits.x, None, non_finite, notes)
-        return MultimodalDataset.from_arrays(
-            splits.x, y, ids=splits.ids, split=splits.split, fields=fields, label_names=label_names, notes=notes
-        )
+        return dataset_of(splits.x, y, labels, ids=splits.ids, split=splits.split, fields=fields, label_names=label_names, notes=notes)
     except DataError as error:
         raise refused(source, error) from error
 

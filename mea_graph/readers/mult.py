@@ -7,7 +7,7 @@ from typing import Any
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
-from mea_graph.readers.checks import check_non_finite, refused, repair
+from mea_graph.readers.checks import check_non_finite, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 from mea_graph.readers.padded_splits import MODALITIES, checked_splits, column, left_out, read_splits
 from mea_graph.readers.unpickle import mapped_pickle
@@ -18,18 +18,18 @@ def read_mult(
 ) -> MultimodalDataset:
     """Reads a MulT pickle: split -> text, audio, vision `(N, T, d)`, labels, id.
 
-    True lengths are found by cutting off zero rows at both ends (files differ in the side they pad). Values of -inf in the audio,
-    which the published files hold, become 0 as in MulT's own code, and are counted in the notes. "language", "acoustic" and
-    "visual" are taken for text, audio and vision. A file without labels has no `y`.
+    The reader cuts off zero rows at both ends to find true lengths (files differ in the side they pad). The published files have values of
+    -inf in the audio; they become 0 as in MulT's own code, and the notes count them. "language", "acoustic" and "visual" mean text,
+    audio and vision. A file without labels has no `y`.
 
     Args:
-        source: the file.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it; real numbers where the file has one a sample.
+        source: The file.
+        labels, columns, label_names: As for `open_dataset`; real numbers if the file has one for each sample.
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them
             (-inf in the audio among them).
 
     Raises:
-        DataError: where the file is refused, or its arrays are not as described.
+        DataError: If the file is refused, or its arrays are not as described.
     """
     return mult_dataset(source, mapped_pickle(source), labels, columns, label_names, non_finite)
 
@@ -51,8 +51,8 @@ def mult_dataset(
         else:
             notes.append("no labels: there is no 'labels' in any split")
         repair(splits.x, None, non_finite, notes)
-        return MultimodalDataset.from_arrays(
-            splits.x, y, ids=splits.ids, split=splits.split, fields=splits.fields, label_names=label_names, notes=notes
+        return dataset_of(
+            splits.x, y, labels, ids=splits.ids, split=splits.split, fields=splits.fields, label_names=label_names, notes=notes
         )
     except DataError as error:
         raise refused(source, error) from error

@@ -14,7 +14,7 @@ from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError
 from mea_graph.data.labels import is_split, text
 from mea_graph.data.saved import FORMAT, saved_arrays
-from mea_graph.readers.checks import check_claimed_size, check_lengths, check_non_finite, check_samples, refused, repair
+from mea_graph.readers.checks import check_claimed_size, check_lengths, check_non_finite, check_samples, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -35,23 +35,23 @@ def read_npz(
     static: Sequence[str] = (),
     non_finite: str = "error",
 ) -> MultimodalDataset:
-    """Reads an `.npz` file, never unpickling anything in it: of padded arrays, or one that `MultimodalDataset.save` wrote.
+    """Reads an `.npz` file with padded arrays, or one that `MultimodalDataset.save` wrote. It unpickles nothing.
 
-    Every array `X` `(N, T, d)` is a modality, also `(N, T)` of one channel where its lengths are there; `X_len` `(N,)` its true lengths
-    (T where absent) and `X_time` `(N, T)` its times in seconds. Other arrays `(N,)` become fields. The data set's notes say what was
-    left out and what was guessed.
+    Every array `X` `(N, T, d)` that has no name of labels is a modality; `X_len` `(N,)` holds its true lengths (T if absent) and `X_time`
+    `(N, T)` its seconds. An array `(N, T)` with lengths is a modality of one channel. Other arrays `(N,)` become fields. The notes of the
+    data set list what was left out and what was guessed.
 
     Args:
-        source: the file.
-        label: array with the labels; "label", "y", "labels", "target" or "targets" where None.
-        id: array with the samples' names; "id" or "name" where None, else their numbers.
-        split: array with the name of each sample's split; where None, "split" if it holds nothing but train, valid (val, dev) and test.
-        labels, columns, label_names: what the labels are, as `open_dataset` has it.
-        static: arrays `(N, d)`, one vector a sample, each to be a modality of one step.
+        source: The file.
+        label: Array with the labels; "label", "y", "labels", "target" or "targets" if None.
+        id: Array with the names of the samples. If None, "id" or "name"; without either, the names are numbers.
+        split: Array with the split of each sample. If None, "split", provided it holds only train, valid (val, dev) and test.
+        labels, columns, label_names: As for `open_dataset`.
+        static: Names of arrays `(N, d)`, one vector for each sample, which become modalities of one step.
         non_finite: "error", "zero" to set NaN and infinity in the sequences to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        DataError: where the file is no such file, holds Python objects, or its arrays do not fit each other.
+        DataError: If the file is no such file, holds Python objects, or its arrays do not fit each other.
     """
     check_non_finite(non_finite)
     check_labels(labels)
@@ -66,7 +66,7 @@ def read_npz(
         if parts["y"] is not None:
             ids = range(len(next(iter(parts["x"].values())))) if parts["ids"] is None else parts["ids"]
             parts["y"], parts["label_names"] = as_labels(parts["y"], list(map(str, ids)), labels, columns, label_names, parts["notes"])
-        return MultimodalDataset.from_arrays(**parts)
+        return dataset_of(labels=labels, **parts)
     except DataError as error:
         raise refused(source, error) from error
 
@@ -76,7 +76,8 @@ def _padded(
 ) -> dict[str, Any]:
     """The arguments of `MultimodalDataset.from_arrays` in padded arrays."""
     arrays, notes = _with_channels(arrays, [static] if isinstance(static, str) else static)
-    names = [name for name, array in arrays.items() if array.ndim == 3]
+    labelled = {label, *sum(_LABELS, ())}  # what the model is to find out must never be among what it is given
+    names = [name for name, array in arrays.items() if array.ndim == 3 and name not in labelled]
     if not names:
         raise DataError(
             "expected an array of shape (N, T, d) for every modality (of one channel: array[:, :, None]; "
@@ -102,6 +103,12 @@ def _padded(
         notes.append(f"labels are those of {next(name for name in _LABELS[0] if name in arrays)!r}; label= takes {' or '.join(others)}")
     if y is None and (y := take("label", None, _LABELS[1])) is None:
         notes.append(f"no labels: none of the arrays is called {', '.join(sum(_LABELS, ()))}; label= names another")
+    if y is not None and y.ndim == 3 and min(y.shape[1:]) > 1 and y.shape[2] != 2:
+        name = next(name for name in (label, *sum(_LABELS, ())) if arrays.get(name or "") is y)
+        raise DataError(
+            f"label: array {name!r} holds labels by its name: expected shape (N,), (N, K) or pairs (no, yes) (N, K, 2), got {y.shape}; "
+            "give a modality another name"
+        )
     if split is None and "split" in arrays:
         if is_split(arrays["split"], samples):
             split = "split"
@@ -153,7 +160,10 @@ def _are_lengths(lengths: np.ndarray | None, samples: int, steps: int) -> bool:
 
 
 def _left_out(name: str, array: np.ndarray, samples: int) -> str:
-    note = f"array {name!r} of shape {array.shape} left out: neither sequences (N, T, d) nor one value a sample (N,), N = {samples}"
+    note = f"array {name!r} of shape {array.shape} left out: "
+    if array.ndim == 3:
+        return note + "its name is one of labels, and labels are no modality; label= takes them, and a modality needs another name"
+    note += f"neither sequences (N, T, d) nor one value a sample (N,), N = {samples}"
     if array.ndim == 2 and len(array) == samples and array.dtype.kind in "biuf":
         note += f"; static=[{name!r}] makes it a modality of one step"
     return note
@@ -166,6 +176,8 @@ def _load(source: Path) -> dict[str, np.ndarray]:
             check_claimed_size(source, sum(member.file_size for member in archive.infolist()), source.stat().st_size)
             for member in archive.infolist():
                 arrays[member.filename.removesuffix(".npy")] = text(_read_member(archive, member))
+    except MemoryError:  # of which the cache says how much is needed
+        raise
     except Exception as error:  # a corrupt archive can raise nearly anything
         if isinstance(error, DataError):
             raise DataError(f"{source}: {str(error).removeprefix(f'{source}: ')}") from error

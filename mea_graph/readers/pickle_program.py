@@ -55,10 +55,10 @@ class Program:
     The opcodes that make an object of a class, ask a registry or refer to something outside of the file are not among them.
 
     Args:
-        file: what to read.
-        limits: what it may take.
-        find: gives an object to call for a module and a name.
-        mapped: the file's bytes, of which long ones become views instead of copies.
+        file: What to read.
+        limits: What it may take.
+        find: Gives an object to call for a module and a name.
+        mapped: The file's bytes, of which long ones become views instead of copies.
     """
 
     def __init__(self, file: BinaryIO, limits: Limits, find: Callable[[str, str], Any], mapped: memoryview | None = None) -> None:

@@ -30,17 +30,16 @@ def load_pickle(path: str | Path) -> Any:
     Pickles written by Python 2 load too, their strings read as latin-1.
 
     Args:
-        path: the file.
+        path: The file.
 
     Raises:
-        DataError: where the file is truncated or no pickle, or names anything not allowed (the message says what).
+        DataError: If the file is truncated or no pickle, or names anything not allowed (the message says what).
 
-    Example:
-        >>> import pickle, tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "a.pkl").write_bytes(pickle.dumps({"x": np.arange(3)}))
-        ...     load_pickle(Path(folder, "a.pkl"))
-        {'x': array([0, 1, 2])}
+    >>> import pickle, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.pkl").write_bytes(pickle.dumps({"x": np.arange(3)}))
+    ...     load_pickle(Path(folder, "a.pkl"))
+    {'x': array([0, 1, 2])}
     """
     return _loaded(path, mapped=False)
 
@@ -84,7 +83,7 @@ def _mapped(file: BinaryIO) -> memoryview | None:
 
 
 def _check_sharing(value: Any, size: int) -> None:
-    """Refuses what stands in so many places that it would fill the memory where it is written out.
+    """Refuses an object with so many references that writing out all of them would fill the memory.
 
     Lists of the same lists of the same lists are a few bytes that numpy makes a terabyte of, and so are a thousand names for one array.
     """
@@ -332,7 +331,7 @@ def _resolve(value: Any, done: dict[int, Any], limits: Limits) -> Any:
 
 
 def _resolved_key(key: Any, done: dict[int, Any], limits: Limits) -> Any:
-    """A key, which may have been a number of numpy's."""
+    """A key as a plain value; it may be a numpy number."""
     made = _resolve(key, done, limits)
     if isinstance(made, np.number | np.bool_) and made.itemsize <= 8:
         return made

@@ -26,10 +26,10 @@ HELP = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one study and returns the exit code: 0; 1 where a run failed; 2 after a user's mistake; 130 where it was interrupted.
+    """Runs one study and returns the exit code: 0; 1 if a run failed; 2 after a user's mistake; 130 after an interruption.
 
     Args:
-        arguments: the words after ``study``.
+        arguments: The words after `study`.
     """
     try:
         words = _parser().read(arguments)
@@ -82,11 +82,11 @@ def plan(recipe: Recipe, rows: dict, words: argparse.Namespace, data_hash: str, 
     """Returns the runs of a study, seed by seed, so that one that is stopped early has whole seeds.
 
     Args:
-        recipe: what all runs share.
-        rows: name -> kind and options.
-        words: of the command.
-        data_hash: of the data.
-        measured: what runs measure beside their metrics.
+        recipe: What all runs share.
+        rows: Name -> kind and options.
+        words: The words of the command.
+        data_hash: Hash of the data.
+        measured: What runs measure beside their metrics.
     """
     from mea_graph.studies.run import make_run
 

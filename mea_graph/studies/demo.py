@@ -50,12 +50,12 @@ def train(
     """Trains one model and tests the epoch that was best on the validation samples.
 
     Args:
-        name: of the model; names its folder.
-        make: makes the module, after the seed is set.
-        data: the samples, the same for every model.
-        options: of Lightning's ``Trainer``.
-        folder: where checkpoints go.
-        tell: hears how far the training is.
+        name: The name of the model; names its folder.
+        make: Makes the module, after the seed is set.
+        data: The samples, the same for every model.
+        options: The options of Lightning's `Trainer`.
+        folder: Where checkpoints go.
+        tell: Hears how far the training is.
     """
     L.seed_everything(0, verbose=False)
     history = History()
@@ -80,10 +80,10 @@ def train(
 def run(folder: Path) -> dict[str, Outcome]:
     """Trains MEA, a GRU on each modality, a late-fusion GRU and a pairwise Transformer; prints the table, saves checkpoints and the figure.
 
-    The options are those of the configuration ``events``, the models those of ``mea-graph study compare``.
+    The options are those of the configuration `events`, the models those of `mea-graph study compare`.
 
     Args:
-        folder: where ``checkpoints/`` and ``learning_curves.png`` go.
+        folder: Where `checkpoints/` and `learning_curves.png` go.
     """
     from mea_graph.viz import learning_curves  # first of all, so that a missing extra is told before the training
 
@@ -123,8 +123,8 @@ def results_table(outcomes: dict[str, Outcome], constant: dict[str, float]) -> T
     """Returns the test table: MEA beside the constant, the best single modality and both baselines that read all.
 
     Args:
-        outcomes: by model; single modalities are named ``GRU <modality>``.
-        constant: metrics of the constant predictor.
+        outcomes: By model; single modalities are named `GRU <modality>`.
+        constant: Metrics of the constant predictor.
     """
     single = [name for name in outcomes if name.startswith("GRU ")]
     best = max(single, key=lambda name: outcomes[name].scores["r2"])

@@ -10,10 +10,10 @@ from mea_graph.command.words import MistypedError, Words
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs ``mea-graph demo [--out FOLDER]`` and returns its exit code.
+    """Runs `mea-graph demo [--out FOLDER]` and returns its exit code.
 
     Args:
-        arguments: the words after ``demo``.
+        arguments: The words after `demo`.
     """
     parser = Words(prog="mea-graph demo", description="MEA against its baselines on the embedded data, in one run of a few minutes.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for checkpoints and the figure (default: demo)")

@@ -21,18 +21,18 @@ DRAWN = 300  # samples kept for the figure
 def disentanglement(module: TaskModule, data: SequenceDataModule, seen: Seen, drawing: Path) -> dict[str, float]:
     """Measures the representations of the test samples; whatever is fitted for that is fitted on training samples.
 
-    - ``modality_from_<space>``: accuracy of a linear classifier that tells from a representation which modality it stems from; it should be
-      near ``modality_by_chance`` for agnostic ones and near 1 for exclusive ones.
-    - ``hsic``: the paper's measure of dependence between a sample's two representations of a modality, the mean over modalities;
-      ``alignment``: the same, normalised to [0, 1] (linear CKA), so that it does not shrink with the vectors.
-    - on the embedded data, ``shared_from_<space>`` and ``private_from_<space>``: R2 of the true latents by ridge regression on the
+    - `modality_from_<space>`: accuracy of a linear classifier that tells from a representation which modality it stems from; it should be
+      near `modality_by_chance` for agnostic ones and near 1 for exclusive ones.
+    - `hsic`: the paper's measure of dependence between a sample's two representations of a modality, the mean over modalities;
+      `alignment`: the same, normalised to [0, 1] (linear CKA), so that it does not shrink with the vectors.
+    - on the embedded data, `shared_from_<space>` and `private_from_<space>`: R2 of the true latents by ridge regression on the
       representations of all modalities.
 
     Args:
-        module: a trained `MEAModule` with both spaces.
-        data: has the training samples.
-        seen: what the module said of the test samples.
-        drawing: file for the representations of some test samples.
+        module: A trained `MEAModule` with both spaces.
+        data: Has the training samples.
+        seen: What the module said of the test samples.
+        drawing: File for the representations of some test samples.
     """
     modalities = list(seen.outputs[0].present)
     trained = _look(module, data)
@@ -59,7 +59,7 @@ def read_drawing(path: Path) -> MEAOutput:
     """Returns the representations in a file as the output that figures take.
 
     Args:
-        path: of a file that `disentanglement` wrote.
+        path: The path of a file that `disentanglement` wrote.
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
     with np.load(path, allow_pickle=False) as arrays:
@@ -67,7 +67,7 @@ def read_drawing(path: Path) -> MEAOutput:
             kind, _, modality = name.partition(".")
             found.setdefault(kind, {})[modality] = torch.as_tensor(arrays[name])
     nothing: Any = None
-    return MEAOutput(nothing, found["exclusive"], found["agnostic"], found["present"], nothing, nothing, nothing, {}, [], {}, [])
+    return MEAOutput(nothing, found["exclusive"], found["agnostic"], found["present"], nothing, nothing, nothing, {}, [], {}, [], {})
 
 
 def _vectors(outputs: Sequence[MEAOutput]) -> dict[tuple[str, str], np.ndarray]:

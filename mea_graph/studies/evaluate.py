@@ -20,9 +20,8 @@ ANY = "any"  # the condition in which every modality of every sample may be miss
 class Seen(NamedTuple):
     """Outputs of a network, batch by batch, and the numbers of the samples in the data set, in the same order.
 
-    Example:
-        >>> Seen([], []).samples
-        []
+    >>> Seen([], []).samples
+    []
     """
 
     outputs: list[Any]
@@ -32,9 +31,8 @@ class Seen(NamedTuple):
 class Scores(NamedTuple):
     """Test metrics of whole samples; those by missing modality and probability; what the network said of whole samples.
 
-    Example:
-        >>> Scores._fields
-        ('whole', 'missing', 'seen')
+    >>> Scores._fields
+    ('whole', 'missing', 'seen')
     """
 
     whole: dict[str, float]
@@ -45,15 +43,15 @@ class Scores(NamedTuple):
 def evaluate(module: TaskModule, data: SequenceDataModule, probabilities: Sequence[float], seed: int) -> Scores:
     """Reads the test samples once and measures the network on them.
 
-    For each modality, and for all at once (``any``), and each probability p the samples are tried again with that modality missing from a
+    For each modality, and for all at once (`any`), and each probability p the samples are tried again with that modality missing from a
     share p of them. A sample that misses it at p also misses it at every larger p, and with every model of the same seed, so that
-    curves and models are compared on the same samples. With ``any`` each sample keeps one of its modalities.
+    curves and models are compared on the same samples. With `any` each sample keeps one of its modalities.
 
     Args:
-        module: a trained module.
-        data: has the test samples.
-        probabilities: in [0, 1]; none where only whole samples count.
-        seed: decides which samples miss what.
+        module: A trained module.
+        data: Has the test samples.
+        probabilities: In [0, 1]; none where only whole samples count.
+        seed: Decides which samples miss what.
     """
     modalities = list(data.in_channels)
     part = data.parts["test"]
@@ -88,20 +86,20 @@ def evaluate(module: TaskModule, data: SequenceDataModule, probabilities: Sequen
 
 
 def which_missing(draw: np.ndarray, has: np.ndarray, modalities: Sequence[str], which: str, probability: float) -> np.ndarray:
-    """Returns which modalities samples go without.
+    """Returns which modalities to remove from each sample.
 
     Args:
-        draw: a number in [0, 1) for each sample and modality, which decides.
-        has: which modalities the samples have.
-        modalities: their names.
-        which: the modality that may be missing, or ``any``.
-        probability: with which it is.
+        draw: A number in [0, 1) for each sample and modality, which decides.
+        has: Which modalities the samples have.
+        modalities: Names of the modalities.
+        which: The modality that may be missing, or `any`.
+        probability: With which it is.
 
-    Shape: ``draw``, ``has`` and the result ``(N, M)``.
+    Shape:
+        - `draw`, `has` and the result :math:`(N, M)`.
 
-    Example:
-        >>> which_missing(np.array([[0.1, 0.3]]), np.ones((1, 2), bool), ["a", "b"], "any", 0.5).tolist()  # b stays
-        [[True, False]]
+    >>> which_missing(np.array([[0.1, 0.3]]), np.ones((1, 2), bool), ["a", "b"], "any", 0.5).tolist()  # b stays
+    [[True, False]]
     """
     lost = draw < probability
     if which != ANY:
@@ -115,9 +113,9 @@ def batches(module: TaskModule, data: SequenceDataModule, part: str) -> Iterator
     """Yields each sample of a part once, in batches on the module's device.
 
     Args:
-        module: knows the device.
-        data: has the samples.
-        part: ``train``, ``valid`` or ``test``.
+        module: Knows the device.
+        data: Has the samples.
+        part: `train`, `valid` or `test`.
     """
     data.predict_split = part  # type: ignore[assignment]
     for batch in data.predict_dataloader():
@@ -128,6 +126,6 @@ def numbers(data: SequenceDataModule) -> dict[str, int]:
     """Returns the number of each sample by its id.
 
     Args:
-        data: has the samples.
+        data: Has the samples.
     """
     return {name: number for number, name in enumerate(data.dataset.ids)}

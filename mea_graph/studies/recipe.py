@@ -16,7 +16,7 @@ from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.monitors import watching_mode
 from mea_graph.train.splits import SplitPolicy
-from mea_graph.train.training_length import TrainingLength
+from mea_graph.train.training_length import UPDATES, TrainingLength
 
 SECTIONS = ("data", "model", "trainer", "early_stopping", "training", "seed_everything", "logger")
 EMBEDDED = "events"
@@ -27,13 +27,13 @@ class Recipe:
     """One configuration, as plain containers.
 
     Args:
-        name: of the configuration; names the study's folder.
-        data: arguments of `SequenceDataModule`, the split as a dict.
-        model: options of `MEAModule`.
-        trainer: arguments of Lightning's ``Trainer``.
-        monitor: the validation metric that chooses the epoch, such as ``valid/accuracy``.
-        mode: ``min`` or ``max``: which of its values is best.
-        patience: epochs without a better value after which a run ends.
+        name: The name of the configuration; names the study's folder.
+        data: Arguments of `SequenceDataModule`, the split as a dict.
+        model: Options of `MEAModule`.
+        trainer: Arguments of Lightning's `Trainer`.
+        monitor: The validation metric that chooses the epoch, such as `valid/accuracy`.
+        mode: `min` or `max`: which of its values is best.
+        patience: Epochs without a better value after which a run ends.
     """
 
     name: str
@@ -62,16 +62,15 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     """Returns the recipe of a study.
 
     Args:
-        source: a data file or folder, or ``events`` for the embedded data.
-        configs: configurations, by packaged name or path; a later one overrides an earlier one. Needed unless ``source`` is ``events``.
-        epochs: replaces the configuration's number of epochs.
+        source: A data file or folder, or `events` for the embedded data.
+        configs: Configurations, by packaged name or path; a later one overrides an earlier one. Needed unless `source` is `events`.
+        epochs: Replaces the configuration's number of epochs.
 
     Raises:
-        DataError: where a file is not a configuration of MEA, or none is given.
+        DataError: If a file is not a configuration of MEA, or none is given.
 
-    Example:
-        >>> read_recipe("events", [], epochs=2).trainer["max_epochs"]
-        2
+    >>> read_recipe("events", [], epochs=2).trainer["max_epochs"]
+    2
     """
     names = list(configs)
     if not names:
@@ -85,7 +84,10 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     if source != EMBEDDED:
         data.pop("events", None)
         data["source"] = source
-    if (length := _training_length(whole.get("training") or {})) is not None:
+    length = _training_length(whole.get("training") or {})
+    if length is None and trainer.get("max_epochs") is None and epochs is None:
+        length = TrainingLength(UPDATES)  # as the command trains
+    if length is not None:
         if trainer.get("max_epochs") is not None:
             raise DataError(
                 f"training: expected no trainer.max_epochs beside it, got {trainer['max_epochs']}: updates say how long to train"
@@ -94,7 +96,6 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
         trainer["max_epochs"], stopping["patience"] = length.epochs, length.patience_epochs
     if epochs is not None:
         trainer["max_epochs"] = epochs
-    trainer.setdefault("max_epochs", 60)
     trainer.setdefault("gradient_clip_val", 1.0)  # as the command has it
     monitor = stopping.get("monitor", "valid/task")
     return Recipe(
@@ -112,14 +113,13 @@ def open_data(options: Mapping[str, Any]) -> SequenceDataModule:
     """Returns the data of a run.
 
     Args:
-        options: of `SequenceDataModule`, the split as a dict.
+        options: The options of `SequenceDataModule`, the split as a dict.
 
     Raises:
-        DataError: where an option does not exist, or the data is not as they say.
+        DataError: If an option does not exist, or the data is not as they say.
 
-    Example:
-        >>> open_data({"events": {"num_samples": 40}, "batch_size": 8}).task
-        'regression'
+    >>> open_data({"events": {"num_samples": 40}, "batch_size": 8}).task
+    'regression'
     """
     try:
         split = {"split": SplitPolicy(**options["split"])} if options.get("split") else {}

@@ -1,4 +1,4 @@
-"""``runs.jsonl``: one line for each finished run."""
+"""`runs.jsonl`: one line for each finished run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def read_records(path: Path) -> dict[str, Record]:
     A last line that was cut off by a crash is dropped from the file: that run is not finished.
 
     Args:
-        path: the file; it need not exist.
+        path: The file; it need not exist.
 
     Raises:
-        DataError: where another line is no record.
+        DataError: If another line is no record.
     """
     if not path.exists():
         return {}
@@ -46,8 +46,8 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
     """Adds the record of a finished run, safely on disk when this returns; an undefined number becomes null.
 
     Args:
-        path: the file; its folder is made.
-        record: of plain containers.
+        path: The file; its folder is made.
+        record: A record, of plain containers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

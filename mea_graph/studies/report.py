@@ -1,4 +1,4 @@
-"""What a study writes when its runs are done: ``table.md`` and figures."""
+"""What a study writes when its runs are done: `table.md` and figures."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Results:
     """Records of a study under the names of its rows.
 
     Args:
-        records: of finished runs, in the order of the plan.
-        task: what the target is.
-        monitor: the validation metric that chose the epochs.
-        planned: number of runs that the study has.
+        records: The records of finished runs, in the order of the plan.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        monitor: The validation metric that chose the epochs.
+        planned: Number of runs that the study has.
     """
 
     records: Sequence[Record]
@@ -73,15 +73,15 @@ class Results:
 
 
 def write_report(folder: Path, title: str, command: str, results: Results, text: str, figures: Mapping[str, Figure]) -> None:
-    """Writes ``table.md`` and the figures of a study.
+    """Writes `table.md` and the figures of a study.
 
     Args:
-        folder: of the study.
-        title: the heading.
-        command: what makes it again.
-        results: of the study.
-        text: tables and remarks, Markdown.
-        figures: by file name without its ending.
+        folder: The folder of the study.
+        title: The heading.
+        command: What makes it again.
+        results: The results of the study.
+        text: Tables and remarks, Markdown.
+        figures: By file name without its ending.
     """
     first = results.records[0]
     total = sum({record["id"]: record["seconds"] for record in results.records}.values())  # rows with the same options share a run
@@ -108,12 +108,11 @@ def software_line(records: Sequence[Record]) -> str:
     """Returns the versions of all software the records were made with; a study that was resumed may have several of one package.
 
     Args:
-        records: of finished runs.
+        records: The records of finished runs.
 
-    Example:
-        >>> old, new = {"torch": "2.12.1", "torch-scatter": "2.1.2"}, {"torch": "2.13.0", "torch-scatter": None}
-        >>> software_line([{"versions": old}, {"versions": new}])
-        'torch 2.12.1 or 2.13.0, torch-scatter 2.1.2 or none'
+    >>> old, new = {"torch": "2.12.1", "torch-scatter": "2.1.2"}, {"torch": "2.13.0", "torch-scatter": None}
+    >>> software_line([{"versions": old}, {"versions": new}])
+    'torch 2.12.1 or 2.13.0, torch-scatter 2.1.2 or none'
     """
     found: dict[str, dict[str, None]] = {}
     for record in records:

@@ -42,11 +42,10 @@ def compared(model: Mapping[str, Any], modalities: Sequence[str]) -> dict[str, R
 
     Args:
         model: MEA's options.
-        modalities: names of the modalities.
+        modalities: Names of the modalities.
 
-    Example:
-        >>> list(compared({}, ["audio", "lips"]))[:5]
-        ['MEA', 'constant', 'pooled linear', 'GRU audio', 'GRU lips']
+    >>> list(compared({}, ["audio", "lips"]))[:5]
+    ['MEA', 'constant', 'pooled linear', 'GRU audio', 'GRU lips']
     """
     given = whole_options("MEAModule", model)
     training = {name: value for name, value in arguments_for(TaskModule, given).items() if name != "label_names"}
@@ -78,11 +77,10 @@ def ablated(model: Mapping[str, Any]) -> dict[str, Row]:
     Args:
         model: MEA's options.
 
-    Example:
-        >>> "w/o prediction chain" in ablated({"form": "published"}), "w/o prediction chain" in ablated({"exclusive": {"num_layers": 1}})
-        (True, False)
-        >>> "w/o fine" in ablated({"agnostic": {"mixed": False, "coarse": False}})  # is "w/o HCA"
-        False
+    >>> "w/o prediction chain" in ablated({"form": "published"}), "w/o prediction chain" in ablated({"exclusive": {"num_layers": 1}})
+    (True, False)
+    >>> "w/o fine" in ablated({"agnostic": {"mixed": False, "coarse": False}})  # is "w/o HCA"
+    False
     """
     rows: dict[str, Row] = {FULL: ("MEAModule", dict(model))}
     whole = whole_options("MEAModule", model)
@@ -115,12 +113,11 @@ def with_dropout(rows: Mapping[str, Row], probability: float) -> dict[str, Row]:
     """Returns every row twice: trained on whole samples, and with modality dropout.
 
     Args:
-        rows: of models that are trained.
-        probability: of the modality dropout.
+        rows: The rows of models that are trained.
+        probability: The probability of the modality dropout.
 
-    Example:
-        >>> list(with_dropout({"MEA": ("MEAModule", {})}, 0.3))
-        ['MEA', 'MEA, modality dropout']
+    >>> list(with_dropout({"MEA": ("MEAModule", {})}, 0.3))
+    ['MEA', 'MEA, modality dropout']
     """
     twice: dict[str, Row] = {}
     for name, (kind, options) in rows.items():
@@ -134,15 +131,14 @@ def chosen(rows: Mapping[str, Row], only: Sequence[str] | None) -> dict[str, Row
     """Returns some of the rows, and MEA's in any case.
 
     Args:
-        rows: of a study.
-        only: their names; all where it is ``None``.
+        rows: The rows of a study.
+        only: Their names; all if `None`.
 
     Raises:
-        DataError: where there is no such row.
+        DataError: If there is no such row.
 
-    Example:
-        >>> list(chosen(compared({}, ["audio", "lips"]), ["late fusion GRU"]))
-        ['MEA', 'late fusion GRU']
+    >>> list(chosen(compared({}, ["audio", "lips"]), ["late fusion GRU"]))
+    ['MEA', 'late fusion GRU']
     """
     if only is None:
         return dict(rows)

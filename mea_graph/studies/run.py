@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +51,19 @@ CONSTANT, POOLED_LINEAR = UNTRAINED = ("constant", "pooled linear")  # kinds of 
 
 @dataclass(frozen=True)
 class Run:
-    """All that decides the outcome of a run, as plain containers; two runs with the same ``id`` are the same.
+    """All that decides the outcome of a run, as plain containers; two runs with the same `id` are the same.
 
     Args:
-        name: the row of the table; not part of the ``id``.
-        kind: name of the module's class, ``constant`` or ``pooled linear``.
-        options: of the module.
-        seed: of the weights, the order of samples and dropout.
-        data: options of `SequenceDataModule`.
+        name: The row of the table; not part of the `id`.
+        kind: Name of the module's class, `constant` or `pooled linear`.
+        options: The options of the module.
+        seed: The seed of the weights, the order of samples and dropout.
+        data: Options of `SequenceDataModule`.
         data_hash: SHA-256 of the data.
-        trainer: arguments of Lightning's ``Trainer``.
-        selection: how validation chooses the epoch: ``monitor``, ``mode``, ``patience`` and ``epoch``, ``best`` or ``last``.
-        missing: probabilities with which modalities are taken away from the test samples.
-        embeddings: whether to measure how far the two kinds of representation are apart.
+        trainer: Arguments of Lightning's `Trainer`.
+        selection: How validation chooses the epoch: `monitor`, `mode`, `patience` and `epoch`, `best` or `last`.
+        missing: Probabilities with which modalities are taken away from the test samples.
+        embeddings: Whether to measure how far the two kinds of representation are apart.
     """
 
     name: str
@@ -99,10 +99,10 @@ class Run:
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
     def is_recorded_by(self, record: Mapping[str, Any]) -> bool:
-        """Whether a record is of this run: it has the ``id``, and no default has changed since.
+        """Whether a record is of this run: it has the `id`, and no default has changed since.
 
         Args:
-            record: of a finished run.
+            record: A finished run.
         """
         known, own = record.get("config", {}).get("options", {}), json.loads(json.dumps(self.options))
         return record["id"] == self.id and _agree(own, known)
@@ -133,14 +133,14 @@ def make_run(
     """Returns the run of a recipe with these options and this seed.
 
     Args:
-        name: the row of the table.
-        kind: name of the module's class, or ``constant``.
-        options: of the module.
-        seed: of the run.
-        recipe: what all runs share.
-        data_hash: of the data.
-        epoch: ``best`` or ``last``.
-        measured: ``missing`` and ``embeddings``.
+        name: The row of the table.
+        kind: Name of the module's class, or `constant`.
+        options: The options of the module.
+        seed: The seed of the run.
+        recipe: What all runs share.
+        data_hash: Hash of the data.
+        epoch: `best` or `last`.
+        measured: `missing` and `embeddings`.
     """
     selection = {"monitor": recipe.monitor, "mode": recipe.mode, "patience": recipe.patience, "epoch": epoch}
     try:
@@ -154,12 +154,11 @@ def whole_options(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options of a module, with those that are not given.
 
     Args:
-        kind: name of the module's class, ``constant`` or ``pooled linear``, which have none.
-        given: some of its options.
+        kind: Name of the module's class, `constant` or `pooled linear`, which have none.
+        given: Some of its options.
 
-    Example:
-        >>> whole_options("MEAModule", {"alpha": 0.5})["exclusive"]["pooling"]
-        'gru'
+    >>> whole_options("MEAModule", {"alpha": 0.5})["exclusive"]["pooling"]
+    'gru'
     """
     if kind in UNTRAINED:
         return dict(given)
@@ -177,11 +176,11 @@ def build(run: Run, data: SequenceDataModule) -> TaskModule:
     """Returns the module of a run, its weights drawn from the seed.
 
     Args:
-        run: any but that of a constant.
-        data: tells the sizes.
+        run: Any but that of a constant.
+        data: Tells the sizes.
 
     Raises:
-        DataError: where an option does not exist or is out of its range.
+        DataError: If an option does not exist or is out of its range.
     """
     L.seed_everything(run.seed, verbose=False)
     sizes = {"in_channels": data.in_channels, "task": data.task, "out_channels": data.out_channels, "label_names": data.label_names}
@@ -195,10 +194,10 @@ def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step],
     """Trains, chooses the epoch by validation, reads the test samples once, and returns the record of the run.
 
     Args:
-        run: what to do.
-        accelerator: of Lightning's ``Trainer``.
-        drawings: folder for what figures need and a record does not hold.
-        tell: hears how far the training is.
+        run: What to do.
+        accelerator: The accelerator of Lightning's `Trainer`.
+        drawings: Folder for what figures need and a record does not hold.
+        tell: Hears how far the training is.
     """
     quieten()
     torch.set_num_threads(1)  # runs go side by side, and such small matrices gain nothing from more
@@ -211,7 +210,7 @@ def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step],
         record |= _fit_at_once(run, data)
     else:
         record |= _train(run, data, accelerator, drawings, tell)
-    record |= {"seconds": round(time.perf_counter() - begin, 2), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    record |= {"seconds": round(time.perf_counter() - begin, 2), "finished": datetime.now(timezone.utc).isoformat(timespec="seconds")}
     return record | {"versions": versions()}
 
 
@@ -283,10 +282,10 @@ def check_runs(runs: list[Run]) -> None:
     """Builds every model once, so that a mistake is told before hours of training.
 
     Args:
-        runs: of a study.
+        runs: The runs of a study.
 
     Raises:
-        DataError: naming the run and the option.
+        DataError: Naming the run and the option.
     """
     data, seen = None, set()
     for run in runs:

@@ -23,17 +23,17 @@ Outcome = tuple[Run, Record | None, str]  # a run, its record, or why it failed
 
 
 def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, shown: str) -> tuple[dict[str, Record], list[str]]:
-    """Carries out the runs that are not finished yet and returns the records of all, by id, and what went wrong.
+    """Carries out the unfinished runs and returns the records of all runs, by id, and the errors.
 
     Each record is on disk before the next run is waited for, so that a study that is stopped goes on where it was. A run that fails does
     not end the others.
 
     Args:
-        runs: of the study; equal ones are carried out once.
-        folder: holds ``runs.jsonl``.
-        workers: number of processes; 1 works in this one.
-        accelerator: of Lightning's ``Trainer``.
-        shown: the test metric to show as runs finish.
+        runs: The runs of the study; equal ones are carried out once.
+        folder: Holds `runs.jsonl`.
+        workers: Number of processes; 1 works in this one.
+        accelerator: The accelerator of Lightning's `Trainer`.
+        shown: The test metric to show as runs finish.
     """
     path = folder / "runs.jsonl"
     records = read_records(path)

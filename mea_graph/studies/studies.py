@@ -31,10 +31,10 @@ class Study:
     """One subcommand.
 
     Args:
-        title: heading of its table.
+        title: Heading of its table.
         rows: MEA's options, the modalities and the words of the command -> the rows to train.
-        report: the results, the folder and the words of the command -> text and figures.
-        measured: the words of the command -> what runs measure beside their metrics.
+        report: The results, the folder and the words of the command -> text and figures.
+        measured: The words of the command -> what runs measure beside their metrics.
     """
 
     title: str

@@ -17,15 +17,14 @@ def shown_metrics(task: Task, names: Iterable[str], monitor: str) -> list[str]:
     """Returns the metrics of a table, the main one first: that which chose the epochs, where it is one of the task's.
 
     Args:
-        task: what the target is.
-        names: of all test metrics.
-        monitor: the validation metric that chose the epochs.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        names: The names of all test metrics.
+        monitor: The validation metric that chose the epochs.
 
-    Example:
-        >>> shown_metrics("regression", ["mae", "rmse", "corr", "r2"], "valid/r2")
-        ['r2', 'mae', 'rmse', 'corr']
-        >>> shown_metrics("classification", ["accuracy", "f1_macro"], "valid/task")
-        ['accuracy', 'f1_macro']
+    >>> shown_metrics("regression", ["mae", "rmse", "corr", "r2"], "valid/r2")
+    ['r2', 'mae', 'rmse', 'corr']
+    >>> shown_metrics("classification", ["accuracy", "f1_macro"], "valid/task")
+    ['accuracy', 'f1_macro']
     """
     known = list(names)
     main = monitor.rpartition("/")[2]
@@ -38,11 +37,10 @@ def mean_and_sd(values: Sequence[float]) -> str:
     """Returns "mean ± sd" (of the sample, n - 1); the mean alone for one value, a dash for none or an undefined one.
 
     Args:
-        values: one a seed.
+        values: One a seed.
 
-    Example:
-        >>> mean_and_sd([0.5, 0.7]), mean_and_sd([0.5]), mean_and_sd([])
-        ('0.600 ± 0.141', '0.500', '-')
+    >>> mean_and_sd([0.5, 0.7]), mean_and_sd([0.5]), mean_and_sd([])
+    ('0.600 ± 0.141', '0.500', '-')
     """
     if not len(values) or not np.isfinite(values).all():
         return "-"
@@ -53,12 +51,11 @@ def paired_p(ours: Values, theirs: Values) -> float:
     """Returns the p-value of a two-sided paired t-test over the seeds that both have; NaN for fewer than two, or where nothing varies.
 
     Args:
-        ours: one value a seed.
-        theirs: another model's.
+        ours: One value a seed.
+        theirs: Another model's.
 
-    Example:
-        >>> round(paired_p({0: 1.0, 1: 1.2, 2: 1.4}, {0: 0.5, 1: 0.8, 2: 0.9}), 4)
-        0.0051
+    >>> round(paired_p({0: 1.0, 1: 1.2, 2: 1.4}, {0: 0.5, 1: 0.8, 2: 0.9}), 4)
+    0.0051
     """
     seeds = sorted(ours.keys() & theirs.keys())
     difference = np.array([ours[seed] - theirs[seed] for seed in seeds])
@@ -71,14 +68,13 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table.
 
     Args:
-        header: of the columns.
-        rows: one cell a column.
+        header: The header of the columns.
+        rows: One cell a column.
 
-    Example:
-        >>> print(markdown(["model", "r2"], [["MEA", "0.6"]]))
-        | model | r2 |
-        |---|---|
-        | MEA | 0.6 |
+    >>> print(markdown(["model", "r2"], [["MEA", "0.6"]]))
+    | model | r2 |
+    |---|---|
+    | MEA | 0.6 |
     """
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("|" + "|".join(line) + "|" if line is lines[1] else "| " + " | ".join(line) + " |" for line in lines)
@@ -88,8 +84,8 @@ def scores_by_row(records: Iterable[Mapping], part: str = "test") -> dict[str, d
     """Returns row -> metric -> seed -> value; an undefined value is NaN.
 
     Args:
-        records: of runs, each with its name.
-        part: ``test`` or ``valid``.
+        records: The records of runs, each with its name.
+        part: `test` or `valid`.
     """
     found: dict[str, dict[str, Values]] = {}
     for record in records:
@@ -102,10 +98,10 @@ def comparison_table(scores: Mapping[str, Mapping[str, Values]], metrics: Sequen
     """Returns the table of models: metrics, the distance of the main one to the reference's, its p-value, and one more column.
 
     Args:
-        scores: row -> metric -> seed -> value.
-        metrics: the columns, the main one first.
-        reference: the row that the others are tested against.
-        extra: what the last column says of each row.
+        scores: Row -> metric -> seed -> value.
+        metrics: The columns, the main one first.
+        reference: The row that the others are tested against.
+        extra: What the last column says of each row.
     """
     main = metrics[0]
     rows = []

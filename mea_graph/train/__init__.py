@@ -1,4 +1,4 @@
-"""Training and evaluation: Lightning modules, metrics, the command line (extra ``train``)."""
+"""Training and evaluation: Lightning modules, metrics, the command line (extra `train`)."""
 
 # ruff: noqa: F401 (the extra is imported to see whether it is there)
 
@@ -14,6 +14,7 @@ from mea_graph.configurations import packaged_configs
 from mea_graph.train.augmentation import augment
 from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.metrics import (
     TaskMetrics,
@@ -25,7 +26,7 @@ from mea_graph.train.metrics import (
 from mea_graph.train.predictions import Embeddings, Predictions
 from mea_graph.train.predictor import Predictor
 from mea_graph.train.splits import SplitPolicy
-from mea_graph.train.task_module import LearningRateSchedule, NonFiniteLossError, TaskModule
+from mea_graph.train.task_module import LearningRateSchedule, TaskModule
 from mea_graph.train.training_length import TrainingLength
 from mea_graph.train.versions import versions
 

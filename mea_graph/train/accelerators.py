@@ -17,14 +17,13 @@ def check_accelerator(name: object, option: str = "trainer.accelerator") -> None
     """Refuses an accelerator that this machine lacks.
 
     Args:
-        name: as of Lightning's ``Trainer``; whatever is not one of its words is left to it.
-        option: where it was given.
+        name: As for Lightning's `Trainer`; whatever is not one of its words is left to it.
+        option: Where it was given.
 
     Raises:
-        DataError: with what the machine has.
+        DataError: Listing what the machine has.
 
-    Example:
-        >>> check_accelerator("cpu")
+    >>> check_accelerator("cpu")
     """
     there = [kind for kind, accelerator in KINDS.items() if accelerator.is_available()]
     asked = {"gpu": {"cuda", "mps"}}.get(str(name), {str(name)})

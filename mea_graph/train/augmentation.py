@@ -22,15 +22,14 @@ def checked_augmentation(given: Mapping[str, float] | None) -> dict[str, float]:
     """Returns how far training samples are changed in each way, 0 where it is not said.
 
     Args:
-        given: ``modality_dropout`` (the probability with which each modality of a sample is left out; each sample keeps one),
-            ``time_stretch``, ``time_mask`` and ``feature_noise`` (of `augment`), or some of them.
+        given: `modality_dropout` (the probability with which each modality of a sample is left out; each sample keeps one),
+            `time_stretch`, `time_mask` and `feature_noise` (of `augment`), or some of them.
 
     Raises:
-        ValueError: where a name does not exist, or a number is out of its range.
+        ValueError: If a name does not exist, or a number is out of its range.
 
-    Example:
-        >>> checked_augmentation({"time_mask": 0.2})
-        {'modality_dropout': 0.0, 'time_stretch': 0.0, 'time_mask': 0.2, 'feature_noise': 0.0}
+    >>> checked_augmentation({"time_mask": 0.2})
+    {'modality_dropout': 0.0, 'time_stretch': 0.0, 'time_mask': 0.2, 'feature_noise': 0.0}
     """
     for name, value in (given or {}).items():
         if name not in AUGMENTATIONS:
@@ -49,29 +48,29 @@ def augment(
     time_mask: float = 0.0,
     feature_noise: float = 0.0,
 ) -> tuple[Sequences, Sequences]:
-    r"""Draws another form of each sample of a batch.
+    r"""Returns a randomly changed copy of each sample of a batch, against overfitting.
 
-    1. Each sample is played at a pace of its own, :math:`T_m \to \mathrm{round}(T_m \, e^{u})` with
-       :math:`u \sim U(-\mathrm{stretch}, \mathrm{stretch})`, steps between two others by linear interpolation. All modalities of a sample
-       share the pace, so that what happens at one time still does.
-    2. One span of each sequence is hidden: zeros, the mean of standardised features. Its share of the steps is drawn from
-       :math:`U(0, \mathrm{mask})` (the time mask of SpecAugment, Park et al. 2019), for each modality anew.
+    1. Each sample is played faster or slower, :math:`T_m \to \mathrm{round}(T_m \, e^{u})` with
+       :math:`u \sim U(-\mathrm{stretch}, \mathrm{stretch})`, by linear interpolation between steps. All modalities of a sample
+       share the pace, so simultaneous events stay simultaneous.
+    2. One span of each sequence is set to zero, the mean of standardised features. Its share of the steps is drawn from
+       :math:`U(0, \mathrm{mask})` for each modality (the time mask of SpecAugment, Park et al. 2019).
     3. Each value gets Gaussian noise.
 
     Args:
-        x_dict: the steps of all samples, one sample after the other, by modality.
-        batch_dict: the sample number of each step, sorted.
-        batch_size: number of samples B.
-        time_stretch: largest logarithm of the pace, >= 0.
-        time_mask: largest share of a sequence that is hidden, in [0, 1].
-        feature_noise: standard deviation of the noise, >= 0.
+        x_dict: The steps of all samples, one sample after the other, by modality.
+        batch_dict: The sample number of each step, sorted.
+        batch_size: Number of samples B.
+        time_stretch: Largest logarithm of the pace, >= 0.
+        time_mask: Largest share of a sequence that is hidden, in [0, 1].
+        feature_noise: Standard deviation of the noise, >= 0.
 
-    Shape: ``x_dict[m]`` ``(sum T_m, d_m)``, ``batch_dict[m]`` ``(sum T_m,)``; the result as the arguments, at other lengths.
+    Shape:
+        - `x_dict[m]` `(sum T_m, d_m)`, `batch_dict[m]` `(sum T_m,)`; the result as the arguments, at other lengths.
 
-    Example:
-        >>> x, batch = augment({"audio": torch.ones(100, 2)}, {"audio": torch.zeros(100, dtype=torch.long)}, 1, time_stretch=0.2)
-        >>> 81 <= len(batch["audio"]) <= 123, bool((x["audio"] == 1).all())
-        (True, True)
+    >>> x, batch = augment({"audio": torch.ones(100, 2)}, {"audio": torch.zeros(100, dtype=torch.long)}, 1, time_stretch=0.2)
+    >>> 81 <= len(batch["audio"]) <= 123, bool((x["audio"] == 1).all())
+    (True, True)
     """
     x, batch = dict(x_dict), dict(batch_dict)
     # drawn on the CPU, so that every device trains on the same
@@ -91,16 +90,16 @@ def at_pace(x: Tensor, batch: Tensor, pace: Tensor) -> tuple[Tensor, Tensor]:
     """Returns sequences of other lengths, by linear interpolation; one that has a step keeps at least one.
 
     Args:
-        x: the steps of all samples, one sample after the other.
-        batch: the sample number of each step, sorted.
-        pace: by which each length is multiplied, > 0.
+        x: The steps of all samples, one sample after the other.
+        batch: The sample number of each step, sorted.
+        pace: By which each length is multiplied, > 0.
 
-    Shape: ``x`` ``(sum T, d)``, ``batch`` ``(sum T,)``, ``pace`` ``(B,)``; returns ``(sum T', d)`` and ``(sum T',)``.
+    Shape:
+        - `x` `(sum T, d)`, `batch` `(sum T,)`, `pace` :math:`(B,)`; returns `(sum T', d)` and `(sum T',)`.
 
-    Example:
-        >>> x, batch = at_pace(torch.tensor([[0.0], [2.0], [7.0]]), torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0]))
-        >>> x.flatten().tolist(), batch.tolist()
-        ([0.0, 0.5, 1.5, 2.0, 7.0], [0, 0, 0, 0, 1])
+    >>> x, batch = at_pace(torch.tensor([[0.0], [2.0], [7.0]]), torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0]))
+    >>> x.flatten().tolist(), batch.tolist()
+    ([0.0, 0.5, 1.5, 2.0, 7.0], [0, 0, 0, 0, 1])
     """
     first, length = _extent(batch, len(pace))
     new = torch.where(length > 0, (length * pace).round().long().clamp(min=1), 0)
@@ -118,16 +117,16 @@ def hide_span(x: Tensor, batch: Tensor, width: Tensor, start: Tensor) -> Tensor:
     """Returns sequences of which one span is zero.
 
     Args:
-        x: the steps of all samples, one sample after the other.
-        batch: the sample number of each step, sorted.
-        width: share of each sample's steps to hide, in [0, 1], rounded down to whole steps.
-        start: where the span lies: 0 at the sample's beginning, 1 at its end.
+        x: The steps of all samples, one sample after the other.
+        batch: The sample number of each step, sorted.
+        width: Share of each sample's steps to hide, in [0, 1], rounded down to whole steps.
+        start: Where the span lies: 0 at the sample's beginning, 1 at its end.
 
-    Shape: ``x`` ``(sum T, d)``, ``batch`` ``(sum T,)``, ``width`` and ``start`` ``(B,)``; returns ``(sum T, d)``.
+    Shape:
+        - `x` `(sum T, d)`, `batch` `(sum T,)`, `width` and `start` :math:`(B,)`; returns `(sum T, d)`.
 
-    Example:
-        >>> hide_span(torch.ones(4, 1), torch.zeros(4, dtype=torch.long), torch.tensor([0.5]), torch.tensor([1.0])).flatten().tolist()
-        [1.0, 1.0, 0.0, 0.0]
+    >>> hide_span(torch.ones(4, 1), torch.zeros(4, dtype=torch.long), torch.tensor([0.5]), torch.tensor([1.0])).flatten().tolist()
+    [1.0, 1.0, 0.0, 0.0]
     """
     first, length = _extent(batch, len(width))
     hidden = (width * length).floor().long()

@@ -20,17 +20,17 @@ def balanced_weights(y: Tensor, task: Task, out_channels: int) -> Tensor:
     What no training sample has gets 1.
 
     Args:
-        y: training targets.
-        task: ``classification`` or ``multilabel``.
-        out_channels: number of classes or labels.
+        y: Training targets.
+        task: `classification` or `multilabel`.
+        out_channels: Number of classes or labels.
 
-    Shape: ``y`` is ``(N,)`` or ``(N, K)``; returns ``(out_channels,)``.
+    Shape:
+        - `y` is :math:`(N,)` or :math:`(N, K)`; returns `(out_channels,)`.
 
-    Example:
-        >>> balanced_weights(torch.tensor([0, 0, 0, 1]), "classification", 2)
-        tensor([0.6667, 2.0000])
-        >>> balanced_weights(torch.tensor([[1.0], [0.0], [0.0], [0.0]]), "multilabel", 1)
-        tensor([3.])
+    >>> balanced_weights(torch.tensor([0, 0, 0, 1]), "classification", 2)
+    tensor([0.6667, 2.0000])
+    >>> balanced_weights(torch.tensor([[1.0], [0.0], [0.0], [0.0]]), "multilabel", 1)
+    tensor([3.])
     """
     count = class_counts(y, task, out_channels)
     kinds = int((count > 0).sum())
@@ -42,15 +42,15 @@ def class_counts(y: Tensor, task: Task, out_channels: int) -> Tensor:
     """Returns how many samples have each class or label.
 
     Args:
-        y: targets.
-        task: ``classification`` or ``multilabel``.
-        out_channels: number of classes or labels.
+        y: Targets.
+        task: `classification` or `multilabel`.
+        out_channels: Number of classes or labels.
 
-    Shape: ``y`` is ``(N,)`` or ``(N, K)``; returns ``(out_channels,)``.
+    Shape:
+        - `y` is :math:`(N,)` or :math:`(N, K)`; returns `(out_channels,)`.
 
-    Example:
-        >>> class_counts(torch.tensor([0, 2, 2]), "classification", 3)
-        tensor([1, 0, 2])
+    >>> class_counts(torch.tensor([0, 2, 2]), "classification", 3)
+    tensor([1, 0, 2])
     """
     return torch.bincount(y.long(), minlength=out_channels) if task == "classification" else y.sum(0).long()
 
@@ -59,16 +59,16 @@ def imbalance_note(y: Tensor, task: Task, out_channels: int, names: Sequence[str
     """Returns a remark where one class has many times the samples of another, or a label is rare or nearly everywhere; else None.
 
     Args:
-        y: training targets.
-        task: what they are; a regression has no remark.
-        out_channels: number of classes or labels.
-        names: of the classes or labels; their numbers where it is None.
+        y: Training targets.
+        task: What they are; a regression has no remark.
+        out_channels: Number of classes or labels.
+        names: The names of the classes or labels; their numbers if None.
 
-    Shape: ``y`` is ``(N,)`` or ``(N, K)``.
+    Shape:
+        - `y` is :math:`(N,)` or :math:`(N, K)`.
 
-    Example:
-        >>> imbalance_note(torch.tensor([0] * 50 + [1] * 4), "classification", 2, ["rest", "fall"])
-        'classes are unequal: 50 training samples of rest, 4 of fall; class_weights: balanced, or balanced: true in data, evens them out'
+    >>> imbalance_note(torch.tensor([0] * 50 + [1] * 4), "classification", 2, ["rest", "fall"])
+    'classes are unequal: 50 training samples of rest, 4 of fall; class_weights: balanced, or balanced: true in data, evens them out'
     """
     if task == "regression":
         return None

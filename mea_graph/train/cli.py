@@ -25,7 +25,7 @@ from mea_graph.data import DataError
 from mea_graph.train import predict_command
 from mea_graph.train.accelerators import check_accelerator
 from mea_graph.train.class_balance import imbalance_note
-from mea_graph.train.config_files import with_config_paths
+from mea_graph.train.config_files import KeptConfiguration, with_config_paths
 from mea_graph.train.confusion import ConfusionCounter, confusion_text
 from mea_graph.train.convergence import WatchedValues
 from mea_graph.train.data_module import SequenceDataModule
@@ -33,6 +33,7 @@ from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
 from mea_graph.train.epoch_log import LogBeforeCheckpoint
 from mea_graph.train.error_message import is_lost_process, one_line
+from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
@@ -43,14 +44,12 @@ from mea_graph.train.reports import baseline_scores, behind_a_baseline, plain, s
 from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.same_options import check_same_options
-from mea_graph.train.task_module import NonFiniteLossError, TaskModule, check_precision
-from mea_graph.train.training_length import TrainingLength
+from mea_graph.train.task_module import TaskModule, check_precision
+from mea_graph.train.training_length import UPDATES, TrainingLength
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
-from mea_graph.train.whole_files import write_whole
 
 CLIP = 1.0  # norm of the gradients; the published configurations have none
-UPDATES = 2000  # where neither `trainer` nor `training` says how long to train
 LENGTH = ("updates", "check_every", "patience")
 LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
@@ -180,7 +179,7 @@ class CommandLine(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins(config.plugins)):
             kwargs["plugins"] = [*plugins(config.plugins), WholeCheckpoints()]
         self.restoring = Restoring()
-        kwargs["callbacks"] = [*(config.callbacks or []), *self._callbacks(config.fast_dev_run), self.restoring]
+        kwargs["callbacks"] = [*(config.callbacks or []), self.restoring, *self._callbacks(config.fast_dev_run)]
         if config.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
         return super().instantiate_trainer(**kwargs)
@@ -209,8 +208,6 @@ class CommandLine(LightningCLI):
         unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
         for note in (*data.dataset.notes, *([unequal] if unequal else [])):
             self._announce(f"note: {note}")
-        if self.trainer.is_global_zero and not self.config["fit"].trainer.fast_dev_run:
-            write_whole(self.folder.path / "config.yaml", yaml.safe_dump(self.configuration(), sort_keys=False))
 
     def before_validate(self) -> None:
         self.datamodule.check_labelled()
@@ -293,7 +290,7 @@ class CommandLine(LightningCLI):
             mode = watched.mode or "min"  # where it is not known, `check_monitors` refuses
             folder = self.folder.checkpoint("best").parent
             self.watched = WatchedValues(watched.monitor, mode)
-            callbacks += [LogBeforeCheckpoint(), self.watched]
+            callbacks += [KeptConfiguration(self.folder.path / "config.yaml", self.configuration), LogBeforeCheckpoint(), self.watched]
             # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
             callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=mode, enable_version_counter=False))
             callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
@@ -379,10 +376,10 @@ def plugins(given: Any) -> list[Any]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code: 0, or 2 after a user's mistake, told in one line.
+    """Runs one command and returns its exit code: 0, or 2 after a user's mistake, reported in one line.
 
     Args:
-        arguments: the words of the command line, without the program's name.
+        arguments: The words of the command line, without the program's name.
     """
     quieten()
     if os.getcwd() not in sys.path:  # so that `--model my_file.MyModule` is found; last, so that no file there stands for another module

@@ -1,27 +1,31 @@
-"""Finding the configurations that come with the package."""
+"""Finding the configurations that come with the package, and keeping that of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import lightning as L
+import yaml
 
 from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.suggestions import did_you_mean
+from mea_graph.train.whole_files import write_whole
 
 
 def find_config(name: str) -> Path:
     """Returns the file of a configuration given by bare name or by path.
 
     Args:
-        name: a name from `packaged_configs`, or a path.
+        name: A name from `packaged_configs`, or a path.
 
     Raises:
-        DataError: where there is neither.
+        DataError: If there is neither.
 
-    Example:
-        >>> find_config("mosi").name
-        'mosi.yaml'
+    >>> find_config("mosi").name
+    'mosi.yaml'
     """
     packaged = packaged_configs()
     if name in packaged:
@@ -32,14 +36,13 @@ def find_config(name: str) -> Path:
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:
-    """Returns command line arguments with every ``--config NAME`` replaced by the path of its file.
+    """Returns command line arguments with every `--config NAME` replaced by the path of its file.
 
     Args:
-        arguments: the words of the command line.
+        arguments: The words of the command line.
 
-    Example:
-        >>> with_config_paths(["fit", "--config", "mosi"])[2].endswith("mosi.yaml")
-        True
+    >>> with_config_paths(["fit", "--config", "mosi"])[2].endswith("mosi.yaml")
+    True
     """
     found = []
     expect_name = False
@@ -51,3 +54,25 @@ def with_config_paths(arguments: Sequence[str]) -> list[str]:
         expect_name = word in ("--config", "-c") and not expect_name
         found.append(word)
     return found
+
+
+class KeptConfiguration(L.Callback):
+    """Writes the configuration of a run when training starts: a run that is refused before, such as one to be resumed, keeps its own.
+
+    Args:
+        path: The file.
+        options: Gives every option as plain containers.
+
+    >>> KeptConfiguration(Path("runs/mine/0/config.yaml"), dict).path.name
+    'config.yaml'
+    """
+
+    def __init__(self, path: Path, options: Callable[[], dict[str, Any]]) -> None:
+        self.path, self.options = path, options
+
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.on_train_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            write_whole(self.path, yaml.safe_dump(self.options(), sort_keys=False))

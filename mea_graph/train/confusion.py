@@ -18,7 +18,7 @@ MOST_PAIRS = 8
 class ConfusionCounter(L.Callback):
     """Counts, for every evaluation of a classifier, how many samples of each class were taken for each.
 
-    ``valid`` is by epoch, ``test`` is one matrix; both over all processes. Modules of other tasks are passed over.
+    `valid` is by epoch, `test` is one matrix; both over all processes. Modules of other tasks are passed over.
     """
 
     def __init__(self) -> None:
@@ -47,15 +47,15 @@ def confusion_matrix(predicted: Tensor, target: Tensor, classes: int) -> Tensor:
     """Returns how many samples of each class (rows) were taken for each class (columns).
 
     Args:
-        predicted: class numbers.
-        target: class numbers.
-        classes: how many there are.
+        predicted: Class numbers.
+        target: Class numbers.
+        classes: How many there are.
 
-    Shape: ``(N,)`` and ``(N,)``; the result is ``(classes, classes)``.
+    Shape:
+        - :math:`(N,)` and :math:`(N,)`; the result is `(classes, classes)`.
 
-    Example:
-        >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
-        [[1, 1], [0, 1]]
+    >>> confusion_matrix(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 2).tolist()
+    [[1, 1], [0, 1]]
     """
     return torch.bincount(target.long() * classes + predicted.long(), minlength=classes * classes).view(classes, classes)
 
@@ -64,18 +64,18 @@ def confusion_text(matrix: Tensor, names: Sequence[str] | None, title: str) -> s
     """Returns the matrix for people, with the scores of each class; of many classes the worst scores and confusions alone.
 
     Args:
-        matrix: of `confusion_matrix`.
-        names: of the classes; their numbers where it is None.
-        title: the first line.
+        matrix: The matrix of `confusion_matrix`.
+        names: The names of the classes; their numbers if None.
+        title: The first line.
 
-    Shape: ``(classes, classes)``.
+    Shape:
+        - `(classes, classes)`.
 
-    Example:
-        >>> print(confusion_text(torch.tensor([[8, 2], [1, 9]]), ["rest", "stress"], "test"))
-        test: rows are the true classes, columns what they were taken for
-                    0    1  recall  precision    F1     n
-        0 rest      8    2    0.80       0.89  0.84    10
-        1 stress    1    9    0.90       0.82  0.86    10
+    >>> print(confusion_text(torch.tensor([[8, 2], [1, 9]]), ["rest", "stress"], "test"))
+    test: rows are the true classes, columns what they were taken for
+                0    1  recall  precision    F1     n
+    0 rest      8    2    0.80       0.89  0.84    10
+    1 stress    1    9    0.90       0.82  0.86    10
     """
     classes = len(matrix)
     own = list(names) if names else [""] * classes
@@ -105,13 +105,13 @@ def class_scores(matrix: Tensor) -> list[tuple[float, float, float]]:
     """Returns recall, precision and F1 of each class; NaN where a class does not occur or is never predicted.
 
     Args:
-        matrix: of `confusion_matrix`.
+        matrix: The matrix of `confusion_matrix`.
 
-    Shape: ``(classes, classes)``.
+    Shape:
+        - `(classes, classes)`.
 
-    Example:
-        >>> class_scores(torch.tensor([[1, 1], [0, 2]]))[1]
-        (1.0, 0.6666666666666666, 0.8)
+    >>> class_scores(torch.tensor([[1, 1], [0, 2]]))[1]
+    (1.0, 0.6666666666666666, 0.8)
     """
     counts = matrix.double()
     right, true, taken = counts.diagonal(), counts.sum(1), counts.sum(0)

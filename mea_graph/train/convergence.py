@@ -12,8 +12,8 @@ class WatchedValues(L.Callback):
     """Keeps the number that chooses the best epoch, by epoch.
 
     Args:
-        watched: its name.
-        mode: ``min`` or ``max``.
+        watched: Its name.
+        mode: `min` or `max`.
     """
 
     def __init__(self, watched: str, mode: str) -> None:
@@ -54,12 +54,11 @@ def still_improves(values: Sequence[float], mode: str) -> bool:
     """Whether the second half of a series gets better by more than its noise: the slope of a line through it is three of its errors from 0.
 
     Args:
-        values: one an epoch; fewer than eight say nothing.
-        mode: ``min`` or ``max``.
+        values: One an epoch; fewer than eight say nothing.
+        mode: `min` or `max`.
 
-    Example:
-        >>> still_improves([1 / (1 + epoch) for epoch in range(20)], "min"), still_improves([0.5, 0.4] * 10, "min")
-        (True, False)
+    >>> still_improves([1 / (1 + epoch) for epoch in range(20)], "min"), still_improves([0.5, 0.4] * 10, "min")
+    (True, False)
     """
     half = list(values[len(values) // 2 :])
     if len(half) < 4:

@@ -34,43 +34,41 @@ PRESETS = {"MOSI": MOSI, "MOSEI": MOSEI, "IEMOCAP": IEMOCAP}
 
 
 class SequenceDataModule(L.LightningDataModule):
-    """Opens a source, divides it and hands out batches, the same for every module and on any number of processes.
+    """Opens a source, splits it and yields batches for training, validation and test, on any number of processes.
 
-    `SequenceDataModule(dataset)` takes a `MultimodalDataset` made in memory in place of a file.
-
-    Knows ``in_channels``, ``out_channels``, ``task`` and ``label_names`` before `setup`, so that a network can be made to measure.
-    In evaluation every sample is seen exactly once, also where several processes share the work.
+    `SequenceDataModule(dataset)` takes a `MultimodalDataset` in memory in place of a file. `in_channels`, `out_channels`, `task` and
+    `label_names` are known before `setup`; give them to the module. Evaluation reads every sample exactly once, even if several
+    processes share the work.
 
     Args:
-        source: file or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardized; or give ``events``.
-        preset: the protocol that the source should follow: where it does not, a warning lists the differences.
-        events: arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
-        format: name of the reader, or ``auto``.
-        cache_dir: folder for converted data; beside the source where it is ``None``.
-        reader: further options of the reader, such as ``label: emotion``.
-        modalities: the modalities to use, in this order; all where it is ``None``.
-        task: what the target is; follows from the targets where it is ``None``.
-        num_classes: number of classes where not all of them occur.
-        label_names: names of the classes or labels where the data has none.
-        split: which samples train, validate and test.
-        standardize: z-scores per channel: ``train`` (statistics of the training samples; the checkpoint keeps them for other data),
-            or the name of a field, such as ``subject`` (statistics of each of its values); raw features where it is ``None``.
-        batch_size: samples per batch and process, >= 1.
-        batches_per_epoch: batches of an epoch of training, >= 1, of passes over the samples that follow each other without a break
-            (`TrainingLength`); one pass where it is ``None``.
-        balanced: whether training draws all classes equally often, as often as all have samples together: those of small classes several
-            times, those of large ones less than once.
-        seed: decides the order of the training samples, with the epoch.
-        num_workers: processes that read samples, >= 0.
-        predict_split: the part to predict: ``test``, ``train``, ``valid`` or ``all``.
+        source: File or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardised. Or give `events`.
+        preset: The protocol that the source should follow, such as MOSI's; a warning lists the differences.
+        events: Arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
+        format: Name of the reader, or `auto`.
+        cache_dir: Folder for converted data; beside the source if `None`.
+        reader: Further options of the reader, such as `label: emotion`.
+        modalities: The modalities to use, in this order; all if `None`.
+        task: What the target is; follows from the targets if `None`.
+        num_classes: Number of classes, if some do not occur in the data.
+        label_names: Names of the classes or labels, if the data has none.
+        split: Which samples train, validate and test.
+        standardize: Z-scores per channel: `train` (statistics of the training samples; the checkpoint keeps them for other data),
+            or the name of a field, such as `subject` (statistics of each of its values); raw features if `None`.
+        batch_size: Samples per batch and process, >= 1.
+        batches_per_epoch: Batches of an epoch of training, >= 1, which then need not be one pass over the samples (`TrainingLength`); one
+            pass if `None`.
+        balanced: Whether training draws all classes equally often, for unequal classes: samples of small classes come several times,
+            some of large classes not at all. An epoch keeps its length.
+        seed: Seed of the order of the training samples; the order also depends on the epoch.
+        num_workers: Processes that read samples, >= 0.
+        predict_split: The part to predict: `test`, `train`, `valid` or `all`.
 
     Raises:
-        DataError: where the source, the split or the targets are not as described; the field is named.
+        DataError: If the source, the split or the targets are not as described; the field is named.
 
-    Example:
-        >>> data = SequenceDataModule(events={"num_samples": 40, "task": "classification"}, batch_size=8)
-        >>> data.task, len(data.in_channels)
-        ('classification', 3)
+    >>> data = SequenceDataModule(events={"num_samples": 40, "task": "classification"}, batch_size=8)
+    >>> data.task, len(data.in_channels)
+    ('classification', 3)
     """
 
     def __init__(
@@ -173,14 +171,14 @@ class SequenceDataModule(L.LightningDataModule):
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
-        """Sample numbers of each part, ``train``, ``valid`` and ``test`` where they exist."""
+        """Sample numbers of each part, `train`, `valid` and `test` where they exist."""
         return self.split.apply(len(self.dataset), self.dataset.split, self.dataset.fields, self.dataset.y)
 
     def check_parts(self, *names: str) -> None:
-        """Says which of the parts has no sample, before anything is written.
+        """Raises an error if a part has no sample, before anything is written.
 
         Args:
-            names: parts that are needed.
+            names: Parts that are needed.
         """
         for name in names:
             self._part(name)
@@ -189,14 +187,15 @@ class SequenceDataModule(L.LightningDataModule):
         """Returns the targets of one part.
 
         Args:
-            part: ``train``, ``valid`` or ``test``.
+            part: `train`, `valid` or `test`.
 
-        Shape: ``(N,)`` or ``(N, K)``.
+        Shape:
+            - :math:`(N,)` or :math:`(N, K)`.
         """
         return torch.as_tensor(self.check_labelled()[self._part(part)])
 
     def check_labelled(self) -> np.ndarray:
-        """Returns all targets, or says that the data has none, before anything is trained or measured."""
+        """Returns all targets; raises an error if the data has none."""
         if self.dataset.y is None:
             named = [name for name in ("label", "labels", "target", "targets") if name in self.dataset.fields]
             hint = f"; its field {named[0]!r} is none: targets are y, in from_arrays and in a PyG sample" if named else ""
@@ -204,10 +203,10 @@ class SequenceDataModule(L.LightningDataModule):
         return self.dataset.y
 
     def samples(self, part: str) -> MultimodalDataset:
-        """Returns the samples of one part as a network sees them: standardised, where that is asked for.
+        """Returns the samples of one part as the network reads them, standardised with `standardize`.
 
         Args:
-            part: ``train``, ``valid``, ``test`` or ``all``.
+            part: `train`, `valid`, `test` or `all`.
         """
         return self._prepared.subset(self._part(part))
 
@@ -215,7 +214,7 @@ class SequenceDataModule(L.LightningDataModule):
         """Returns the first samples of one part, two at most, as a batch, as they are in the source.
 
         Args:
-            part: ``train``, ``valid`` or ``test``.
+            part: `train`, `valid` or `test`.
         """
         return next(iter(DataLoader(self.dataset.subset(self._part(part)[:2]), batch_size=2)))
 
@@ -321,12 +320,11 @@ def data_hash(dataset: MultimodalDataset) -> str:
     """Returns the SHA-256 that tells the samples of a data set, in their order: that of its source, of a cut one of its own.
 
     Args:
-        dataset: the samples.
+        dataset: The samples.
 
-    Example:
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 3})
-        >>> data_hash(dataset) == dataset.hash, data_hash(dataset[1:]) == dataset.hash
-        (True, False)
+    >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 3})
+    >>> data_hash(dataset) == dataset.hash, data_hash(dataset[1:]) == dataset.hash
+    (True, False)
     """
     rows = np.asarray(dataset.indices(), dtype=np.int64)
     if np.array_equal(rows, np.arange(dataset.len())):

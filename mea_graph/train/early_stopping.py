@@ -19,17 +19,16 @@ class EarlyStopping(callbacks.EarlyStopping):
     Later an epoch without a number counts as one without improvement.
 
     Args:
-        monitor: name of what is watched, such as ``valid/task``.
-        mode: ``min`` or ``max``: which value is best; follows from the name of every number that the package logs.
-        check_finite: whether training ends at once where it is not finite.
-        kwargs: further options of Lightning's ``EarlyStopping``.
+        monitor: Name of what is watched, such as `valid/task`.
+        mode: `min` or `max`: which value is best; follows from the name of every number that the package logs.
+        check_finite: Whether training ends at once where it is not finite.
+        kwargs: Further options of Lightning's `EarlyStopping`.
 
     Raises:
-        DataError: where the mode is the wrong way round, or not known.
+        DataError: If the mode is the wrong way round, or not known.
 
-    Example:
-        >>> EarlyStopping("valid/corr").mode
-        'max'
+    >>> EarlyStopping("valid/corr").mode
+    'max'
     """
 
     def __init__(self, monitor: str, mode: Mode | None = None, check_finite: bool = False, **kwargs: Any) -> None:

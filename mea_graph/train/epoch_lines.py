@@ -8,9 +8,8 @@ import lightning as L
 class EpochLines(L.Callback):
     """Prints the training loss and every validation number once per epoch, on the first process.
 
-    Example:
-        >>> EpochLines.line(3, {"train/loss": 0.51, "valid/accuracy": 0.8})
-        'epoch 3: train/loss 0.510, valid/accuracy 0.800'
+    >>> EpochLines.line(3, {"train/loss": 0.51, "valid/accuracy": 0.8})
+    'epoch 3: train/loss 0.510, valid/accuracy 0.800'
     """
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -23,7 +22,7 @@ class EpochLines(L.Callback):
         """Returns the line of one epoch.
 
         Args:
-            epoch: number of the epoch, from 0.
-            numbers: what was logged.
+            epoch: Number of the epoch, from 0.
+            numbers: What was logged.
         """
         return f"epoch {epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())

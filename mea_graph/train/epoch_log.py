@@ -12,11 +12,10 @@ from lightning.pytorch.loggers import CSVLogger
 class EpochLog(CSVLogger):
     """Lightning's log as CSV, for which an epoch may be logged before its checkpoint and again after it: one row is written.
 
-    Args: as of Lightning's ``CSVLogger``.
+    The arguments are those of Lightning's `CSVLogger`.
 
-    Example:
-        >>> EpochLog("runs/mine/0", name="logs").name
-        'logs'
+    >>> EpochLog("runs/mine/0", name="logs").name
+    'logs'
     """
 
     _written: tuple[int, frozenset[str]] | None = None

@@ -18,11 +18,10 @@ def is_lost_process(error: BaseException) -> bool:
     """Whether an error of several processes that train together says that one of them cannot be reached any more.
 
     Args:
-        error: what was raised.
+        error: What was raised.
 
-    Example:
-        >>> is_lost_process(RuntimeError("Connection closed by peer"))  # this process is alone
-        False
+    >>> is_lost_process(RuntimeError("Connection closed by peer"))  # this process is alone
+    False
     """
     import torch.distributed as processes
 
@@ -33,11 +32,10 @@ def one_line(error: BaseException) -> str:
     """Returns the message of an error as one line that names the field, what was expected and what came.
 
     Args:
-        error: what was raised.
+        error: What was raised.
 
-    Example:
-        >>> one_line(ValueError("Errors:\\n  - heads: expected a divisor of 40, got 7\\n  - Expected a <class 'NoneType'>"))
-        'heads: expected a divisor of 40, got 7'
+    >>> one_line(ValueError("Errors:\\n  - heads: expected a divisor of 40, got 7\\n  - Expected a <class 'NoneType'>"))
+    'heads: expected a divisor of 40, got 7'
     """
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     lines = [re.sub(r'^Parser key "(.*?)":', r"\1:", line) for line in lines if line and not NOISE.match(line)]

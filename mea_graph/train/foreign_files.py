@@ -16,11 +16,10 @@ def what_it_is(path: str | Path) -> str | None:
     """Returns what a file plainly is, or None where it may be a checkpoint.
 
     Args:
-        path: of the file.
+        path: The path of the file.
 
-    Example:
-        >>> what_it_is("pyproject.toml") is None
-        True
+    >>> what_it_is("pyproject.toml") is None
+    True
     """
     try:
         kind = "npz" if zipfile.is_zipfile(path) else kind_of(Path(path))  # a checkpoint is a zip archive too
@@ -46,13 +45,12 @@ def what_it_holds(loaded: Any) -> str:
     """Returns what a file of torch's holds that is no checkpoint of a run.
 
     Args:
-        loaded: its contents.
+        loaded: Its contents.
 
-    Example:
-        >>> what_it_holds({"weight": torch.zeros(2)})
-        'weights alone (1 tensor, weight ...) without the options of their network; load_state_dict of that network takes them in Python'
-        >>> what_it_holds({"epoch": 3, "model": {}})
-        "a dict of epoch, model without 'state_dict'; expected what `mea-graph fit` or Lightning writes"
+    >>> what_it_holds({"weight": torch.zeros(2)})
+    'weights alone (1 tensor, weight ...) without the options of their network; load_state_dict of that network takes them in Python'
+    >>> what_it_holds({"epoch": 3, "model": {}})
+    "a dict of epoch, model without 'state_dict'; expected what `mea-graph fit` or Lightning writes"
     """
     if isinstance(loaded, dict) and loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
         count = f"{len(loaded)} tensor{'s' if len(loaded) > 1 else ''}, {next(iter(loaded))} ..."

@@ -12,22 +12,21 @@ Init = TypeVar("Init", bound=Callable[..., None])
 
 
 def takes_arguments_of(*components: Callable[..., Any], skip: tuple[str, ...] = (), unset: tuple[str, ...] = ()) -> Callable[[Init], Init]:
-    """Gives an ``__init__(self, ..., **kwargs)`` the visible keyword arguments of the components it hands ``kwargs`` to.
+    """Gives an `__init__(self, ..., **kwargs)` the visible keyword arguments of the components it hands `kwargs` to.
 
-    So the command line, the documentation and ``help()`` show every option with the default and the meaning its owner wrote down.
+    So the command line, the documentation and `help()` show every option with the default and the meaning its owner wrote down.
 
     Args:
-        components: classes or functions, the first one wins where two have an argument of the same name.
-        skip: arguments that the ``__init__`` gives itself.
-        unset: arguments whose default is ``None`` here, for the ``__init__`` to replace.
+        components: Classes or functions, the first one wins where two have an argument of the same name.
+        skip: Arguments that the `__init__` gives itself.
+        unset: Arguments whose default is `None` here, for the `__init__` to replace.
 
-    Example:
-        >>> def area(width: int, height: int = 2): ...
-        >>> class Box:
-        ...     @takes_arguments_of(area, skip=("width",))
-        ...     def __init__(self, **kwargs): ...
-        >>> str(inspect.signature(Box))
-        '(*, height: int = 2)'
+    >>> def area(width: int, height: int = 2): ...
+    >>> class Box:
+    ...     @takes_arguments_of(area, skip=("width",))
+    ...     def __init__(self, **kwargs): ...
+    >>> str(inspect.signature(Box))
+    '(*, height: int = 2)'
     """
 
     def decorate(init: Init) -> Init:
@@ -53,11 +52,10 @@ def argument_docs(component: Callable[..., Any]) -> dict[str, str]:
     """Returns what the docstring of a class or function says about each argument.
 
     Args:
-        component: class or function.
+        component: Class or function.
 
-    Example:
-        >>> argument_docs(argument_docs)
-        {'component': 'class or function.'}
+    >>> argument_docs(argument_docs)
+    {'component': 'Class or function.'}
     """
     found = parse(inspect.getdoc(component) or "").params
     return {name: " ".join((p.description or "").split()) for p in found for name in p.arg_name.split(", ")}
@@ -67,11 +65,10 @@ def arguments_for(component: Callable[..., Any], kwargs: Mapping[str, Any]) -> d
     """Returns those of the arguments that the component takes.
 
     Args:
-        component: class or function.
-        kwargs: arguments for several components.
+        component: Class or function.
+        kwargs: Arguments for several components.
 
-    Example:
-        >>> arguments_for(round, {"ndigits": 2, "colour": "red"})
-        {'ndigits': 2}
+    >>> arguments_for(round, {"ndigits": 2, "colour": "red"})
+    {'ndigits': 2}
     """
     return {name: value for name, value in kwargs.items() if name in inspect.signature(component).parameters}

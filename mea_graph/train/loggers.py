@@ -16,18 +16,17 @@ PACKAGES = {"csv": (), "tensorboard": ("tensorboard", "tensorboardX"), "wandb": 
 
 
 def loggers(name: LoggerName | None, folder: Path) -> list[Logger]:
-    """Returns the loggers of a run: its CSV in any case, and the one that is asked for by name.
+    """Returns the loggers of a run: its CSV in any case, and the one that is requested by name.
 
     Args:
-        name: ``csv``, ``tensorboard`` (files below ``folder/tensorboard``) or ``wandb`` (which uploads, as its own settings say).
-        folder: of the run.
+        name: `csv`, `tensorboard` (files below `folder/tensorboard`) or `wandb` (which uploads, as its own settings say).
+        folder: The folder of the run.
 
     Raises:
-        DataError: where the package that the logger needs is not installed.
+        DataError: If the package that the logger needs is not installed.
 
-    Example:
-        >>> [type(logger).__name__ for logger in loggers("csv", Path("runs/mine/0"))]
-        ['EpochLog']
+    >>> [type(logger).__name__ for logger in loggers("csv", Path("runs/mine/0"))]
+    ['EpochLog']
     """
     needed = PACKAGES[name or "csv"]
     if needed and not any(_installed(package) for package in needed):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
-from mea_graph.nn.mea import PARTS
+from mea_graph.nn._parts import PARTS
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import SequenceDataModule
@@ -48,30 +48,29 @@ BY_FORM: tuple[str, ...] = ("dropout", "beta", "weight_decay", "warmup", "cosine
 class MEAModule(TaskModule):
     """Trains `mea_graph.nn.MEA` with `mea_graph.nn.MEALoss` ([MEA] Eq. 20).
 
-    Every option of the model, of the loss and of `TaskModule` is an argument here, with the default its owner gives it. With
-    ``agnostic={"center": True}`` each epoch ends with one more pass over the training samples, which measures the means of
-    `ModalityCentering`.
+    It takes every option of the model, of the loss and of `TaskModule`, with the same defaults. With `agnostic={"center": True}` each epoch
+    ends with one more pass over the training samples, which measures the means of `ModalityCentering`.
 
     Args:
-        in_channels: width of each modality.
-        task: what the target is.
-        out_channels: width of the prediction: 1, the number of classes, or the number of labels.
-        form: what options have that are not named: "recommended", or "published", what the paper has. It decides ``dropout``, ``beta``,
-            ``weight_decay``, ``warmup``, ``cosine_decay`` and the options inside parts, where they are ``None`` or not there.
-        kwargs: options of `MEA` (parts as dicts of options), `MEALoss` and `TaskModule`.
+        in_channels: Width of each modality.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
+        form: The defaults of options that you do not set: "recommended", or "published" for those of the paper. It decides `dropout`,
+            `beta`, `weight_decay`, `warmup`, `cosine_decay` and the options inside parts, if they are `None` or absent.
+        kwargs: Options of `MEA` (parts as dicts of options), `MEALoss` and `TaskModule`.
 
-    Shape: as `TaskModule`; the output is the `MEAOutput` of the model.
+    Shape:
+        - as `TaskModule`; the output is a `MEAOutput`
 
     Raises:
-        TypeError: where an option belongs to none of the three, or a part is a module, which a checkpoint could not hold.
-        ValueError: where an option is outside its range.
+        TypeError: If an option belongs to none of the three, or a part is a module, which a checkpoint could not hold.
+        ValueError: If an option is outside its range.
 
-    Example:
-        >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, alpha=0.1, learning_rate=2e-3)
-        >>> module.loss.alpha, module.learning_rate
-        (0.1, 0.002)
-        >>> MEAModule({"audio": 5, "text": 3}, "regression", 1, form="published").hparams["exclusive"]["num_layers"]
-        3
+    >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, alpha=0.1, learning_rate=2e-3)
+    >>> module.loss.alpha, module.learning_rate
+    (0.1, 0.002)
+    >>> MEAModule({"audio": 5, "text": 3}, "regression", 1, form="published").hparams["exclusive"]["num_layers"]
+    3
     """
 
     @takes_arguments_of(MEA, MEALoss, TaskModule, skip=("network",), unset=BY_FORM)
@@ -91,7 +90,7 @@ class MEAModule(TaskModule):
         self.loss = MEALoss(task, **loss)
 
     def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
-        """Returns the whole objective as ``loss`` and each of its terms, unweighted, by name."""
+        """Returns the whole objective as `loss` and each of its terms, unweighted, by name."""
         terms = self.loss(_joined(output, self.gather), self.gather(target))._asdict()
         return {"loss": terms.pop("total"), **terms}
 
@@ -144,15 +143,14 @@ def complete_options(form: Literal["recommended", "published"], given: Mapping[s
 
     Args:
         form: "recommended" or "published".
-        given: options of `MEA`, `MEALoss` and `TaskModule`.
+        given: Options of `MEA`, `MEALoss` and `TaskModule`.
 
     Raises:
-        TypeError: where an option belongs to none of the three, or a part is a module.
-        ValueError: where there is no such form.
+        TypeError: If an option belongs to none of the three, or a part is a module.
+        ValueError: If there is no such form.
 
-    Example:
-        >>> complete_options("published", {"head": {"norm": True}})["head"]
-        {'norm': True}
+    >>> complete_options("published", {"head": {"norm": True}})["head"]
+    {'norm': True}
     """
     if form not in ("recommended", "published"):
         raise ValueError(f"form: expected 'recommended' or 'published', got {form!r}")

@@ -27,31 +27,30 @@ class TaskMetrics(Metric):
     Predictions are kept (not running sums), so the result does not depend on how samples were cut into batches or spread
     over processes. A metric that is not defined (the correlation of a constant, the AUC of one class) is NaN, never 0.
 
-    - ``regression``: ``mae``, ``rmse``, ``corr`` (Pearson), ``r2``.
-    - ``regression`` with ``sentiment=True``: ``mae``, ``corr``, ``acc7`` and ``acc5`` (clipped to [-3, 3] and [-2, 2], rounded)
-      and both conventions of the binary task: ``acc2_nonneg``, ``f1_nonneg`` (negative / non-negative, all samples) and
-      ``acc2_pos``, ``f1_pos`` (negative / positive, samples with target 0 left out). F1 is weighted by class support.
-    - ``classification``: ``accuracy``, ``f1_macro``, ``f1_weighted``, and ``auc`` for two classes.
-    - ``multilabel``: ``accuracy_<label>`` and ``f1_<label>`` (weighted) for each label, and their means ``accuracy`` and ``f1``.
+    - `regression`: `mae`, `rmse`, `corr` (Pearson), `r2`.
+    - `regression` with `sentiment=True`: `mae`, `corr`, `acc7` and `acc5` (clipped to [-3, 3] and [-2, 2], rounded)
+      and both conventions of the binary task: `acc2_nonneg`, `f1_nonneg` (negative / non-negative, all samples) and
+      `acc2_pos`, `f1_pos` (negative / positive, samples with target 0 left out). F1 is weighted by class support.
+    - `classification`: `accuracy`, `f1_macro`, `f1_weighted`, and `auc` for two classes.
+    - `multilabel`: `accuracy_<label>` and `f1_<label>` (weighted) for each label, and their means `accuracy` and `f1`.
 
     Args:
-        task: what the target is.
-        out_channels: width of the prediction: 1, the number of classes, or the number of labels.
-        sentiment: whether a regression target is a sentiment score in [-3, 3].
-        label_names: names of the labels, one per output; their numbers where it is ``None``. Used by ``multilabel`` only.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
+        sentiment: Whether a regression target is a sentiment score in [-3, 3].
+        label_names: Names of the labels, one per output; their numbers if `None`. Used by `multilabel` only.
 
     Shape:
-        - update: prediction ``(B, out_channels)`` (scores or logits), target ``(B,)`` or, for ``multilabel``, ``(B, out_channels)``.
+        - update: prediction `(B, out_channels)` (scores or logits), target :math:`(B,)` or, for `multilabel`, `(B, out_channels)`.
         - compute: dict of scalars.
 
     Raises:
-        ValueError: where a prediction does not have the shape above, or nothing was collected.
+        ValueError: If a prediction does not have the shape above, or nothing was collected.
 
-    Example:
-        >>> metrics = TaskMetrics("regression", 1, sentiment=True)
-        >>> metrics.update(torch.tensor([[2.6], [-0.2], [0.1]]), torch.tensor([3.0, -1.0, 0.0]))
-        >>> {name: round(value.item(), 3) for name, value in metrics.compute().items() if name in ("acc7", "acc2_pos")}
-        {'acc7': 0.667, 'acc2_pos': 1.0}
+    >>> metrics = TaskMetrics("regression", 1, sentiment=True)
+    >>> metrics.update(torch.tensor([[2.6], [-0.2], [0.1]]), torch.tensor([3.0, -1.0, 0.0]))
+    >>> {name: round(value.item(), 3) for name, value in metrics.compute().items() if name in ("acc7", "acc2_pos")}
+    {'acc7': 0.667, 'acc2_pos': 1.0}
     """
 
     full_state_update = False
@@ -101,15 +100,15 @@ def regression_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Returns MAE, RMSE, Pearson correlation and R2 of a real-valued target.
 
     Args:
-        prediction: predicted values.
-        target: true values.
+        prediction: Predicted values.
+        target: True values.
 
-    Shape: both ``(N,)``, float64 for exact sums.
+    Shape:
+        - both :math:`(N,)`, float64 for exact sums.
 
-    Example:
-        >>> scores = regression_metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
-        >>> round(scores["mae"].item(), 4)
-        0.3333
+    >>> scores = regression_metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
+    >>> round(scores["mae"].item(), 4)
+    0.3333
     """
     varied = target.numel() > 1 and bool(target.max() > target.min())
     return {
@@ -124,15 +123,15 @@ def sentiment_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Returns the metrics of CMU-MOSI and CMU-MOSEI for scores in [-3, 3]; both binary conventions are named.
 
     Args:
-        prediction: predicted scores.
-        target: true scores; 0 is neutral.
+        prediction: Predicted scores.
+        target: True scores; 0 is neutral.
 
-    Shape: both ``(N,)``.
+    Shape:
+        - both :math:`(N,)`.
 
-    Example:
-        >>> scores = sentiment_metrics(torch.tensor([0.4, -0.4]), torch.tensor([0.0, -1.0]))
-        >>> scores["acc2_nonneg"].item(), scores["acc2_pos"].item(), scores["acc7"].item()
-        (1.0, 1.0, 0.5)
+    >>> scores = sentiment_metrics(torch.tensor([0.4, -0.4]), torch.tensor([0.0, -1.0]))
+    >>> scores["acc2_nonneg"].item(), scores["acc2_pos"].item(), scores["acc7"].item()
+    (1.0, 1.0, 0.5)
     """
     polar = target != 0
     return {
@@ -149,15 +148,15 @@ def classification_metrics(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Returns accuracy, macro and weighted F1, and for two classes the area under the ROC curve.
 
     Args:
-        logits: one score per class; the highest wins.
-        target: class numbers.
+        logits: One score per class; the highest wins.
+        target: Class numbers.
 
-    Shape: ``(N, C)`` and ``(N,)``.
+    Shape:
+        - :math:`(N, C)` and :math:`(N,)`.
 
-    Example:
-        >>> scores = classification_metrics(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
-        >>> scores["accuracy"].item(), scores["auc"].item()
-        (1.0, 1.0)
+    >>> scores = classification_metrics(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    >>> scores["accuracy"].item(), scores["auc"].item()
+    (1.0, 1.0)
     """
     classes = logits.size(1)
     predicted = logits.argmax(1)
@@ -175,16 +174,16 @@ def multilabel_metrics(logits: Tensor, target: Tensor, label_names: Sequence[str
     """Returns accuracy and weighted F1 of every binary label (the emotions of IEMOCAP) and their means.
 
     Args:
-        logits: one score per label; positive means present.
+        logits: One score per label; positive means present.
         target: 0 or 1 per label.
-        label_names: one name per label.
+        label_names: One name per label.
 
-    Shape: both ``(N, K)``.
+    Shape:
+        - both :math:`(N, K)`.
 
-    Example:
-        >>> scores = multilabel_metrics(torch.tensor([[1.0, -1.0]]), torch.tensor([[1, 1]]), ["happy", "sad"])
-        >>> scores["accuracy_happy"].item(), scores["accuracy_sad"].item(), scores["accuracy"].item()
-        (1.0, 0.0, 0.5)
+    >>> scores = multilabel_metrics(torch.tensor([[1.0, -1.0]]), torch.tensor([[1, 1]]), ["happy", "sad"])
+    >>> scores["accuracy_happy"].item(), scores["accuracy_sad"].item(), scores["accuracy"].item()
+    (1.0, 0.0, 0.5)
     """
     scores: dict[str, Tensor] = {}
     for column, name in enumerate(label_names):

@@ -14,16 +14,16 @@ def draw_missing(batch_dict: Mapping[str, Tensor], batch_size: int, probability:
     """Draws which modalities a batch goes without; every sample that has any keeps one of them.
 
     Args:
-        batch_dict: the sample number of each step.
-        batch_size: number of samples B.
-        probability: with which each modality of each sample goes, in [0, 1].
+        batch_dict: The sample number of each step.
+        batch_size: Number of samples B.
+        probability: With which each modality of each sample goes, in [0, 1].
 
-    Shape: by modality ``(B,)`` bool.
+    Shape:
+        - by modality :math:`(B,)` bool.
 
-    Example:
-        >>> missing = draw_missing({"audio": torch.tensor([0, 0, 1]), "text": torch.tensor([0])}, batch_size=2, probability=1.0)
-        >>> int(missing["audio"][0]) + int(missing["text"][0]), missing["audio"][1].item()  # one of two stays, and the only one
-        (1, False)
+    >>> missing = draw_missing({"audio": torch.tensor([0, 0, 1]), "text": torch.tensor([0])}, batch_size=2, probability=1.0)
+    >>> int(missing["audio"][0]) + int(missing["text"][0]), missing["audio"][1].item()  # one of two stays, and the only one
+    (1, False)
     """
     draw = torch.rand(batch_size, len(batch_dict))  # on the CPU, so that every device drops the same
     draw = draw.to(next(iter(batch_dict.values())).device)
@@ -39,16 +39,16 @@ def without_modalities(
     """Returns the batch without the steps of missing modalities: nodes that are not there, as where data lacks them.
 
     Args:
-        x_dict: the steps of all samples, one sample after the other.
-        batch_dict: the sample number of each step.
-        missing: for some of the modalities, which samples go without.
+        x_dict: The steps of all samples, one sample after the other.
+        batch_dict: The sample number of each step.
+        missing: For some of the modalities, which samples go without.
 
-    Shape: ``x_dict[m]`` ``(sum T_m, d_m)``, ``batch_dict[m]`` ``(sum T_m,)``, ``missing[m]`` ``(B,)`` bool; the result has fewer steps.
+    Shape:
+        - `x_dict[m]` `(sum T_m, d_m)`, `batch_dict[m]` `(sum T_m,)`, `missing[m]` :math:`(B,)` bool; the result has fewer steps.
 
-    Example:
-        >>> x, batch = without_modalities({"a": torch.ones(3, 2)}, {"a": torch.tensor([0, 0, 1])}, {"a": torch.tensor([True, False])})
-        >>> x["a"].shape, batch["a"].tolist()
-        (torch.Size([1, 2]), [1])
+    >>> x, batch = without_modalities({"a": torch.ones(3, 2)}, {"a": torch.tensor([0, 0, 1])}, {"a": torch.tensor([True, False])})
+    >>> x["a"].shape, batch["a"].tolist()
+    (torch.Size([1, 2]), [1])
     """
     x, batch = dict(x_dict), dict(batch_dict)
     for modality, gone in missing.items():

@@ -10,11 +10,10 @@ from torch import Tensor
 class ModelCheckpoint(callbacks.ModelCheckpoint):
     """Lightning's, but for metrics that are not defined: an epoch whose watched metric is NaN is never among the best.
 
-    Args: as of Lightning's ``ModelCheckpoint``.
+    The arguments are those of Lightning's `ModelCheckpoint`.
 
-    Example:
-        >>> ModelCheckpoint(monitor="valid/corr", mode="max").best_model_path
-        ''
+    >>> ModelCheckpoint(monitor="valid/corr", mode="max").best_model_path
+    ''
     """
 
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:

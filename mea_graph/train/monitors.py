@@ -27,13 +27,13 @@ def check_monitors(callbacks: Collection[L.Callback], module: TaskModule, data: 
     """Refuses a callback that watches what is never logged; a module or a callback of the user's own may log anything.
 
     Args:
-        callbacks: of the trainer; those with a ``monitor`` are looked at.
-        module: what is to be trained.
-        data: has the samples.
-        validates: whether there are validation epochs.
+        callbacks: The callbacks of the trainer; those with a `monitor` are looked at.
+        module: What is to be trained.
+        data: Has the samples.
+        validates: Whether there are validation epochs.
 
     Raises:
-        DataError: with the names there are; where a callback takes the worst value of a metric for the best.
+        DataError: Listing the names there are; where a callback takes the worst value of a metric for the best.
     """
     watching = [callback for callback in callbacks if isinstance(getattr(callback, "monitor", None), str)]
     for callback in watching:  # Lightning's own take the least for the best where nothing else is said
@@ -57,15 +57,14 @@ def logged_names(module: TaskModule, data: SequenceDataModule, validates: bool =
     None where they cannot be known: the module logs by itself, or its network does not run where it is now.
 
     Args:
-        module: what is to be trained.
-        data: has the samples.
-        validates: whether there are validation epochs.
+        module: What is to be trained.
+        data: Has the samples.
+        validates: Whether there are validation epochs.
 
-    Example:
-        >>> from mea_graph.baselines import LateFusionGRUModule
-        >>> data = SequenceDataModule(events={"num_samples": 40})
-        >>> logged_names(LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data)
-        ['train/loss', 'train/task', 'valid/loss', 'valid/task', 'valid/mae', 'valid/rmse', 'valid/corr', 'valid/r2']
+    >>> from mea_graph.baselines import LateFusionGRUModule
+    >>> data = SequenceDataModule(events={"num_samples": 40})
+    >>> logged_names(LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data)
+    ['train/loss', 'train/task', 'valid/loss', 'valid/task', 'valid/mae', 'valid/rmse', 'valid/corr', 'valid/r2']
     """
     # Lightning's own hooks of these names do nothing
     kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith(("mea_graph.", "lightning.", "torch.", "builtins"))]
@@ -90,13 +89,12 @@ def unknown_monitor(option: str, monitor: str, names: Iterable[str]) -> DataErro
     """Returns the error that says what can be watched.
 
     Args:
-        option: where the name was given.
-        monitor: the name that does not exist.
-        names: those that do.
+        option: Where the name was given.
+        monitor: The name that does not exist.
+        names: Those that do.
 
-    Example:
-        >>> unknown_monitor("early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"])
-        DataError("early_stopping.monitor: expected one of valid/accuracy, valid/loss, got 'valid/acc' (did you mean 'valid/accuracy'?)")
+    >>> unknown_monitor("early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"])
+    DataError("early_stopping.monitor: expected one of valid/accuracy, valid/loss, got 'valid/acc' (did you mean 'valid/accuracy'?)")
     """
     known = sorted(names)
     return DataError(f"{option}: expected one of {', '.join(known)}, got {monitor!r}{did_you_mean(monitor, known)}")
@@ -106,11 +104,10 @@ def mode_of(monitor: str) -> Mode | None:
     """Returns whether the least or the greatest value of a number is its best; None for one that the package does not log.
 
     Args:
-        monitor: as it is logged.
+        monitor: As it is logged.
 
-    Example:
-        >>> mode_of("valid/task"), mode_of("valid/f1_happy"), mode_of("mine")
-        ('min', 'max', None)
+    >>> mode_of("valid/task"), mode_of("valid/f1_happy"), mode_of("mine")
+    ('min', 'max', None)
     """
     stage, _, name = monitor.partition("/")
     if stage not in ("train", "valid", "test"):
@@ -124,16 +121,15 @@ def watching_mode(monitor: str, given: str | None, option: str = "early_stopping
     """Returns the way round in which a number is watched: what its name says.
 
     Args:
-        monitor: what is watched.
-        given: ``min``, ``max``, or None.
-        option: where it was given.
+        monitor: What is watched.
+        given: `min`, `max`, or None.
+        option: Where it was given.
 
     Raises:
-        DataError: where that is the wrong way round, or nothing is known of the name and nothing given.
+        DataError: If that is the wrong way round, or nothing is known of the name and nothing given.
 
-    Example:
-        >>> watching_mode("valid/accuracy", None)
-        'max'
+    >>> watching_mode("valid/accuracy", None)
+    'max'
     """
     known = mode_of(monitor)
     if given not in (None, "min", "max") or (given is not None and known is not None and given != known):

@@ -17,10 +17,10 @@ from mea_graph.train.task_module import TaskModule
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs ``mea-graph predict`` and returns its exit code: 0, or 2 after a user's mistake, told in one line.
+    """Runs `mea-graph predict` and returns its exit code: 0, or 2 after a user's mistake, reported in one line.
 
     Args:
-        arguments: the words after ``predict``.
+        arguments: The words after `predict`.
     """
     words = _parser().parse_args(list(arguments))
     quieten()
@@ -33,10 +33,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def predict(words: argparse.Namespace) -> None:
-    """Predicts and writes what was asked for.
+    """Predicts and writes what was requested.
 
     Args:
-        words: of the command.
+        words: The words of the command.
     """
     module = None if words.module is None else _module(words.module)
     predictor = Predictor.load(words.ckpt, module=module, batch_size=words.batch_size, device=words.device)

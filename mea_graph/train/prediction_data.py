@@ -27,15 +27,15 @@ class TrainingData:
     """What a model must know of the data that it was trained on.
 
     Args:
-        channels: width of each modality, in the model's order.
-        standardize: as `SequenceDataModule` has it.
-        statistics: mean and standard deviation of each modality, where ``standardize`` is ``train``.
-        unused: modalities of the source that training left out.
-        static: arrays of an `.npz` that are modalities of one step.
-        transform: what changed the samples on access, as text.
-        data_hash: of the samples.
-        samples: how many there were.
-        parts: which of them trained, validated and tested.
+        channels: Width of each modality, in the model's order.
+        standardize: As `SequenceDataModule` has it.
+        statistics: Mean and standard deviation of each modality, where `standardize` is `train`.
+        unused: Modalities of the source that training left out.
+        static: Arrays of an `.npz` that are modalities of one step.
+        transform: What changed the samples on access, as text.
+        data_hash: Hash of the samples.
+        samples: How many there were.
+        parts: Which of them trained, validated and tested.
     """
 
     channels: dict[str, int]
@@ -53,11 +53,11 @@ class TrainingData:
         """Returns it from the state of a `SequenceDataModule`.
 
         Args:
-            state: its ``state_dict()``.
-            channels: widths that the model was made with.
+            state: Its `state_dict()`.
+            channels: Widths that the model was made with.
 
         Raises:
-            DataError: where the state lacks the statistics.
+            DataError: If the state lacks the statistics.
         """
         if state["standardize"] == "train" and state.get("statistics") is None:
             raise DataError("standardize: this checkpoint lacks the statistics of its training samples")
@@ -77,7 +77,7 @@ class TrainingData:
         """Returns the part of each sample where these are the samples of training, else None.
 
         Args:
-            dataset: as given, before it was scaled.
+            dataset: As given, before it was scaled.
         """
         if self.parts is None or len(dataset) != self.samples or data_hash(dataset) != self.data_hash:
             return None
@@ -92,12 +92,12 @@ def as_dataset(data: Any, known: TrainingData, cache_dir: str | os.PathLike[str]
     """Returns the samples as a raw data set of the model's modalities only; those that it lacks are added when a sample is read.
 
     Args:
-        data: in any form that `Predictor.predict` takes.
-        known: what the model was trained on.
-        cache_dir: of a file, as `open_dataset` has it.
+        data: In any form that `Predictor.predict` takes.
+        known: What the model was trained on.
+        cache_dir: Folder for the cache of a file, as for `open_dataset`.
 
     Raises:
-        DataError: where a modality is unknown or of another width, values are no numbers, or there is no sample.
+        DataError: If a modality is unknown or of another width, values are no numbers, or there is no sample.
     """
     if isinstance(data, MultimodalDataset):
         dataset = data
@@ -137,11 +137,11 @@ def scaled(dataset: MultimodalDataset, known: TrainingData) -> MultimodalDataset
     """Returns the samples as training scaled its own.
 
     Args:
-        dataset: of `as_dataset`.
-        known: what the model was trained on.
+        dataset: The dataset of `as_dataset`.
+        known: What the model was trained on.
 
     Raises:
-        DataError: where training had statistics for each value of a field, which the data lacks.
+        DataError: If training had statistics for each value of a field, which the data lacks.
     """
     if known.standardize is None:
         return dataset

@@ -16,24 +16,24 @@ from mea_graph.train.whole_files import write_whole
 
 
 def prediction_row(id_: str, task: Task, names: Sequence[str], prediction: Tensor, target: Any = None) -> dict[str, Any]:
-    """Returns the cells of one sample, by column: ``id``, the target where it is known, and what was predicted.
+    """Returns the cells of one sample, by column: `id`, the target where it is known, and what was predicted.
 
-    By task that is ``prediction``; ``prediction`` and a probability per class; or a prediction and a probability per label. A class is
+    By task that is `prediction`; `prediction` and a probability per class; or a prediction and a probability per label. A class is
     written by its name in every column.
 
     Args:
-        id_: sample id.
-        task: what the target is.
-        names: names of the classes or labels.
-        prediction: what the network gave.
-        target: the true value, the name of the class, or a list of zeros and ones.
+        id_: Sample id.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        names: Names of the classes or labels.
+        prediction: What the network gave.
+        target: The true value, the name of the class, or a list of zeros and ones.
 
-    Shape: prediction ``(out_channels,)``.
+    Shape:
+        - prediction `(out_channels,)`.
 
-    Example:
-        >>> import torch
-        >>> prediction_row("a", "classification", ["rest", "stress"], torch.tensor([0.0, 0.0]), "stress")
-        {'id': 'a', 'target': 'stress', 'prediction': 'rest', 'probability_rest': 0.5, 'probability_stress': 0.5}
+    >>> import torch
+    >>> prediction_row("a", "classification", ["rest", "stress"], torch.tensor([0.0, 0.0]), "stress")
+    {'id': 'a', 'target': 'stress', 'prediction': 'rest', 'probability_rest': 0.5, 'probability_stress': 0.5}
     """
     cells: dict[str, Any] = {"id": id_}
     if task == "multilabel":
@@ -54,8 +54,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows as CSV, whole or not at all.
 
     Args:
-        path: file to write.
-        rows: cells by column, the same columns in each.
+        path: File to write.
+        rows: Cells by column, the same columns in each.
     """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
@@ -68,8 +68,8 @@ def write_embeddings(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays as `.npz`, whole or not at all.
 
     Args:
-        path: file to write.
-        arrays: by name.
+        path: File to write.
+        arrays: By name.
     """
     memory = io.BytesIO()
     np.savez(memory, **arrays)  # type: ignore[arg-type]

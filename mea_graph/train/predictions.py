@@ -1,4 +1,4 @@
-"""What a `Predictor` gives: one row a sample, whatever was asked for."""
+"""What a `Predictor` gives: one row a sample, whatever was requested."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Embeddings:
     """The vectors behind predictions; NaN where a sample lacks the modality.
 
     Args:
-        fused: what the head reads.
-        exclusive: representations by modality; None where the model has none.
-        agnostic: representations by modality; None where the model has none.
+        fused: What the head reads.
+        exclusive: Representations by modality; None where the model has none.
+        agnostic: Representations by modality; None where the model has none.
 
-    Shape: ``fused`` ``(N, d)``, each representation ``(N, d_h)``, float32 or float64.
+    Shape:
+        - `fused` :math:`(N, d)`, each representation :math:`(N, d_h)`, float32 or float64.
 
-    Example:
-        >>> Embeddings(np.zeros((3, 8)), None, None).fused.shape
-        (3, 8)
+    >>> Embeddings(np.zeros((3, 8)), None, None).fused.shape
+    (3, 8)
     """
 
     fused: np.ndarray
@@ -40,22 +40,22 @@ class Predictions:
     """Predictions of a `Predictor`, in the order of the samples.
 
     Args:
-        ids: names of the samples.
-        task: what the model predicts.
-        output: the network's own output: the value, or a logit for each class or label.
-        label_names: names of the classes or labels; their numbers as text where they have none.
-        target: the true labels or values, where the data has them and they are of the model's kind.
-        part: ``train``, ``valid`` or ``test`` (an empty text for neither) where the data is what the model was trained with; else None.
-        notes: what was left out of the data, guessed or renamed.
-        embeddings: where they were asked for.
-        attention: for each sample the `MEAOutput` of that sample alone with every map, where they were asked for.
+        ids: Names of the samples.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        output: The network's own output: the value, or a logit for each class or label.
+        label_names: Names of the classes or labels; their numbers as text where they have none.
+        target: The true labels or values, if the data has them and they fit the model's task.
+        part: For data that the model was trained with, the part of each sample: `train`, `valid`, `test` or an empty text. Else None.
+        notes: What was left out of the data, guessed or renamed.
+        embeddings: The vectors behind the predictions, with `predict(..., embeddings=True)`; else None.
+        attention: The `MEAOutput` of each sample with every map, with `predict(..., attention=True)`; else None.
 
-    Shape: ``output`` ``(N, out_channels)``.
+    Shape:
+        - `output` `(N, out_channels)`.
 
-    Example:
-        >>> found = Predictions(["a", "b"], "classification", np.array([[2.0, 0.0], [0.0, 1.0]]), ["rest", "stress"])
-        >>> found.labels, found.probabilities.round(2).tolist()
-        (['rest', 'stress'], [[0.88, 0.12], [0.27, 0.73]])
+    >>> found = Predictions(["a", "b"], "classification", np.array([[2.0, 0.0], [0.0, 1.0]]), ["rest", "stress"])
+    >>> found.labels, found.probabilities.round(2).tolist()
+    (['rest', 'stress'], [[0.88, 0.12], [0.27, 0.73]])
     """
 
     ids: list[str]
@@ -73,7 +73,7 @@ class Predictions:
 
     @property
     def labels(self) -> list[Any] | None:
-        """The name of each sample's class; of binary labels, a list of those that hold; None for regression."""
+        """The name of each sample's class, or the list of its binary labels; None for regression."""
         if self.task == "regression":
             return None
         if self.task == "classification":
@@ -82,7 +82,7 @@ class Predictions:
 
     @property
     def probabilities(self) -> np.ndarray | None:
-        """A probability for each class, or each binary label, ``(N, C)``; None for regression."""
+        """A probability for each class, or each binary label, `(N, C)`; None for regression."""
         if self.task == "regression":
             return None
         output = torch.from_numpy(self.output)
@@ -90,7 +90,7 @@ class Predictions:
 
     @property
     def values(self) -> np.ndarray | None:
-        """The predicted values ``(N,)`` of a regression; else None."""
+        """The predicted values `(N,)` of a regression; else None."""
         return self.output[:, 0] if self.task == "regression" else None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -109,18 +109,18 @@ class Predictions:
         """Writes a CSV with one row a sample, whole or not at all.
 
         Args:
-            path: the file; one of that name is replaced.
+            path: The file; one of that name is replaced.
         """
         write_rows(Path(path), self.rows())
 
     def save_embeddings(self, path: str | Path) -> None:
-        """Writes an `.npz` with ``ids``, ``fused`` and for each modality ``<modality>_exclusive`` and ``<modality>_agnostic``.
+        """Writes an `.npz` with `ids`, `fused` and for each modality `<modality>_exclusive` and `<modality>_agnostic`.
 
         Args:
-            path: the file; one of that name is replaced.
+            path: The file; one of that name is replaced.
 
         Raises:
-            ValueError: where no embeddings were asked for.
+            ValueError: If the predictions were made without embeddings.
         """
         if self.embeddings is None:
             raise ValueError("embeddings: these predictions have none; ask for them with predictor.predict(data, embeddings=True)")

@@ -31,30 +31,30 @@ _NAMED = 5  # samples that a warning names
 
 
 class Predictor:
-    """Predicts with a trained module: new samples in any form, scaled as in training, batched by itself, in the precision of its weights.
+    """Predicts new samples with a trained module, and scales and batches them itself.
 
-    `Predictor.load` makes one of a run's folder or of a checkpoint alone, which holds all that is needed: modalities and their widths,
-    the classes' names, the task and the statistics of the training samples. The constructor takes a module that is in memory.
+    `Predictor.load` takes the folder of a run or a checkpoint; both hold all that it needs: modalities and their widths, the names of the
+    classes, the task and the statistics of the training samples. The constructor takes a module in memory. It computes in the precision of
+    the module's weights.
 
-    Where training had statistics for each value of a field (``standardize: subject``), so has the new data: it must have that field, and
-    the statistics are those of its own samples, as in training. All samples of a subject belong into one call.
+    If training standardised by a field (`standardize: subject`), the new data must have that field too. Their statistics then come from
+    the new samples, as in training, so give all samples of a subject in one call.
 
     Args:
-        module: a trained `MEAModule`, baseline, or other `TaskModule`; it is put into evaluation mode.
-        data: what it was trained with; None where it was trained on features as they are, without a `SequenceDataModule`.
-        batch_size: samples that are computed at a time, >= 1; predictions do not depend on it.
-        device: where to compute, such as ``cuda``; where the module is, by default.
+        module: A trained `MEAModule`, baseline or other `TaskModule`; it goes into evaluation mode.
+        data: The data module of the training; None if training used unscaled features without a `SequenceDataModule`.
+        batch_size: Number of samples in a batch, >= 1. Predictions do not depend on it; lower it if memory is short.
+        device: The device to compute on, such as `cuda`; by default that of the module.
 
     Raises:
-        DataError: where the module does not say its modalities, or there is no such device.
+        DataError: If the module does not say its modalities, or there is no such device.
 
-    Example:
-        >>> from mea_graph.train import MEAModule
-        >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
-        >>> predictor = Predictor(module)
-        >>> found = predictor({"audio": [np.ones((7, 5)), np.ones((4, 5))]})  # text is missing
-        >>> found.ids, found.values.shape
-        (['0', '1'], (2,))
+    >>> from mea_graph.train import MEAModule
+    >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
+    >>> predictor = Predictor(module)
+    >>> found = predictor({"audio": [np.ones((7, 5)), np.ones((4, 5))]})  # text is missing
+    >>> found.ids, found.values.shape
+    (['0', '1'], (2,))
     """
 
     def __init__(
@@ -96,26 +96,26 @@ class Predictor:
         batch_size: int = 32,
         device: str | torch.device = "cpu",
     ) -> Predictor:
-        """Makes a predictor of the folder of a run, such as ``runs/mine/0``, or of a checkpoint, also one of somebody else.
+        """Makes a predictor from the folder of a run, such as `runs/mine/0`, or from a checkpoint.
 
-        A checkpoint is opened as plain tensors and containers: nothing in it runs, and it imports nothing but this package.
+        A checkpoint is read as plain tensors and containers. No code in it runs and it imports only this package, so one from somebody else
+        is safe to load.
 
         Args:
-            path: folder or ``.ckpt`` file.
-            checkpoint: of a folder, ``best`` (the best epoch on the validation samples) or ``last``; `checkpoint` says which was taken.
-            module: the class that was trained, where it is none of this package and not imported yet; or an instance, to take the weights.
-            statistics: mean and standard deviation by modality that the features were scaled by, where no `SequenceDataModule` trained the
-                checkpoint; ``{}`` where they were used as they are.
-            batch_size: samples that are computed at a time, >= 1.
-            device: where to compute.
+            path: Folder or `.ckpt` file.
+            checkpoint: Of a folder, `best` (the best epoch on the validation samples) or `last`.
+            module: The trained class, if it is not of this package and not imported yet; or an instance, which gets the weights.
+            statistics: Mean and standard deviation of the features by modality, for a checkpoint that was trained without a
+                `SequenceDataModule`; `{}` for unscaled features.
+            batch_size: Number of samples in a batch, >= 1.
+            device: The device to compute on.
 
         Raises:
-            DataError: where there is no checkpoint, it is damaged, or it lacks what cannot be guessed; the remedy is named.
+            DataError: If there is no checkpoint, it is damaged, or it lacks something that cannot be guessed; the message says what to do.
 
-        Example:
-            >>> Predictor.load("runs/none")
-            Traceback (most recent call last):
-            mea_graph.data.errors.DataError: ckpt_path: there is no checkpoint runs/none
+        >>> Predictor.load("runs/none")
+        Traceback (most recent call last):
+        mea_graph.data.errors.DataError: ckpt_path: there is no checkpoint runs/none
         """
         place = _find(Path(path), checkpoint)
         saved = read_checkpoint(place)
@@ -153,15 +153,15 @@ class Predictor:
         """Predicts samples, which need no labels and may lack modalities.
 
         Args:
-            data: a dict with a list of arrays or tensors ``(T, d)`` by modality, one a sample and None where it is missing (or one array
-                ``(N, T, d)``); the path of a file that `open_dataset` reads; a `HeteroData`, a list or a batch of them; or a
+            data: A dict with a list of arrays or tensors `(T, d)` by modality, one a sample and None where it is missing (or one array
+                `(N, T, d)`); the path of a file that `open_dataset` reads; a `HeteroData`, a list or a batch of them; or a
                 `MultimodalDataset`.
-            embeddings: whether to give the vectors behind the predictions.
-            attention: whether to give every attention map, of `MEA` only; samples are then computed one by one.
-            cache_dir: of a file, as `open_dataset` has it.
+            embeddings: Whether to return the embeddings too, the vectors behind the predictions.
+            attention: Whether to return every attention map too (`MEA` only). Samples are then computed one by one, which is slower.
+            cache_dir: Folder for the cache of a file, as for `open_dataset`.
 
         Raises:
-            DataError: where a modality is unknown or of another width, or what training needed is missing.
+            DataError: If a modality is unknown or of another width, or what training needed is missing.
         """
         given = as_dataset(data, self._known, cache_dir)
         dataset = scaled(given, self._known)
@@ -197,16 +197,16 @@ class Predictor:
         )
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model as ONNX, standardisation included: the file takes raw features, as `mea_graph.nn.export_onnx` says.
+        """Writes the model with its standardisation as ONNX. The file takes raw features, in the form of `mea_graph.nn.export_onnx`.
 
-        Its output ``prediction`` is that of the network: values, or a logit for each of `label_names`.
+        Its output `prediction` holds the values, or a logit for each of `label_names`.
 
         Args:
-            path: where to write.
+            path: Where to write.
 
         Raises:
-            DataError: where the model is not `MEA`, or its features were scaled by what only the data tells.
-            ImportError: where the extra ``onnx`` is not installed.
+            DataError: If the model is not `MEA`, or training standardised by a field, whose statistics only the data has.
+            ImportError: If the extra `onnx` is not installed.
         """
         network = self.module.network
         if not isinstance(network, MEA):
@@ -260,17 +260,17 @@ class _Scaled(nn.Module):
 
     def __init__(self, network: MEA, statistics: Mapping[str, tuple[Any, Any]] | None) -> None:
         super().__init__()
-        self.network, self.in_channels, self.places = network, network.in_channels, {}
+        self.network, self.in_channels, self.timed_modalities, self.places = network, network.in_channels, network.timed_modalities, {}
         like = next(network.parameters())
         for place, m in enumerate(self.in_channels if statistics is not None else ()):
             self.places[m] = place
             for name, part in zip(("mean", "std"), statistics[m], strict=True):  # type: ignore[index]
                 self.register_buffer(f"{name}_{place}", torch.as_tensor(part, dtype=like.dtype, device=like.device))
 
-    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor]) -> MEAOutput:
+    def forward(self, x: dict[str, Tensor], mask: dict[str, Tensor], time: dict[str, Tensor] | None = None) -> MEAOutput:
         if self.places:
             x = {m: (v - getattr(self, f"mean_{self.places[m]}")) / getattr(self, f"std_{self.places[m]}") for m, v in x.items()}
-        return self.network(x, mask)
+        return self.network(x, mask, time=time)
 
 
 def _find(path: Path, checkpoint: str) -> Path:

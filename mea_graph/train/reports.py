@@ -1,4 +1,4 @@
-"""Results for people (a table) and for programs (``metrics.json``)."""
+"""Results for people (a table) and for programs (`metrics.json`)."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ def constant_scores(data: SequenceDataModule, part: str, sentiment: bool = False
     """Returns the metrics of the constant predictor: what a model that looks at nothing reaches.
 
     Args:
-        data: its training targets make the prediction.
-        part: ``test`` or ``valid``, whose targets it is measured on.
-        sentiment: as of `TaskMetrics`.
+        data: Its training targets make the prediction.
+        part: `test` or `valid`, whose targets it is measured on.
+        sentiment: As for `TaskMetrics`.
 
-    Example:
-        >>> data = SequenceDataModule(events={"num_samples": 60, "task": "classification", "num_classes": 2})
-        >>> constant_scores(data, "test")["auc"]
-        0.5
+    >>> data = SequenceDataModule(events={"num_samples": 60, "task": "classification", "num_classes": 2})
+    >>> constant_scores(data, "test")["auc"]
+    0.5
     """
     constant = constant_prediction(data.targets("train"), data.task, data.out_channels)
     return _scores(data, part, sentiment, constant.expand(len(data.targets(part)), -1))
@@ -40,12 +39,11 @@ def pooled_linear(data: SequenceDataModule) -> PooledLinear:
     Its penalty is chosen in folds of which each leaves out other values of the field that divides the data, such as other speakers.
 
     Args:
-        data: has the samples.
+        data: Has the samples.
 
-    Example:
-        >>> data = SequenceDataModule(events={"num_samples": 60})
-        >>> pooled_linear(data).num_parameters
-        201
+    >>> data = SequenceDataModule(events={"num_samples": 60})
+    >>> pooled_linear(data).num_parameters
+    201
     """
     by = data.split.by
     groups = None if by is None else data.dataset.fields[by][data.parts["train"]]
@@ -59,15 +57,14 @@ def pooled_linear_scores(
     """Returns the metrics of the pooled linear model: what is reached without looking at the order of steps.
 
     Args:
-        data: its training samples make the model.
-        part: ``test`` or ``valid``, which it is measured on.
-        sentiment: as of `TaskMetrics`.
-        model: what `pooled_linear` made of the data, where it is at hand.
+        data: Its training samples make the model.
+        part: `test` or `valid`, which it is measured on.
+        sentiment: As for `TaskMetrics`.
+        model: What `pooled_linear` made of the data, where it is at hand.
 
-    Example:
-        >>> data = SequenceDataModule(events={"num_samples": 300, "task": "classification", "num_classes": 2})
-        >>> pooled_linear_scores(data, "test")["auc"] > constant_scores(data, "test")["auc"]
-        True
+    >>> data = SequenceDataModule(events={"num_samples": 300, "task": "classification", "num_classes": 2})
+    >>> pooled_linear_scores(data, "test")["auc"] > constant_scores(data, "test")["auc"]
+    True
     """
     model = pooled_linear(data) if model is None else model
     return _scores(data, part, sentiment, model.predict(data.samples(part)))
@@ -76,11 +73,10 @@ def pooled_linear_scores(
 def baseline_scores(data: SequenceDataModule, part: str, sentiment: bool = False) -> dict[str, dict[str, float]]:
     """Returns the metrics of what every model has to beat, by name, in the order of the table.
 
-    Args: as of `constant_scores`.
+    The arguments are those of `constant_scores`.
 
-    Example:
-        >>> list(baseline_scores(SequenceDataModule(events={"num_samples": 60}), "test"))
-        ['constant', 'pooled linear']
+    >>> list(baseline_scores(SequenceDataModule(events={"num_samples": 60}), "test"))
+    ['constant', 'pooled linear']
     """
     return {"constant": constant_scores(data, part, sentiment), "pooled linear": pooled_linear_scores(data, part, sentiment)}
 
@@ -89,12 +85,11 @@ def behind_a_baseline(task: Task, scores: Mapping[str, Mapping[str, float]]) -> 
     """Returns the sentence that says which baseline is better than the model, by the main metric of the task; None where none is.
 
     Args:
-        task: what the target is.
-        scores: of ``model`` and of baselines, by name.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        scores: The scores of `model` and of baselines, by name.
 
-    Example:
-        >>> behind_a_baseline("classification", {"model": {"accuracy": 0.49}, "pooled linear": {"accuracy": 0.72}})
-        'the model is behind pooled linear: accuracy 0.490 against 0.720'
+    >>> behind_a_baseline("classification", {"model": {"accuracy": 0.49}, "pooled linear": {"accuracy": 0.72}})
+    'the model is behind pooled linear: accuracy 0.490 against 0.720'
     """
     metric = MAIN_METRIC[task]
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
@@ -111,9 +106,8 @@ def _scores(data: SequenceDataModule, part: str, sentiment: bool, prediction: Te
 def plain(scores: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Returns the scores as Python numbers.
 
-    Example:
-        >>> plain({"accuracy": 1})
-        {'accuracy': 1.0}
+    >>> plain({"accuracy": 1})
+    {'accuracy': 1.0}
     """
     return {name: float(value) for name, value in scores.items()}
 
@@ -122,12 +116,11 @@ def scores_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Tabl
     """Returns a table with one row per metric and one column per model; an undefined value is a dash.
 
     Args:
-        title: above the table.
-        columns: scores of each model; the first one names the rows.
+        title: Text above the table.
+        columns: Scores of each model; the first one names the rows.
 
-    Example:
-        >>> scores_table("test", {"MEA": {"accuracy": 0.9}, "constant": {"accuracy": 0.5}}).row_count
-        1
+    >>> scores_table("test", {"MEA": {"accuracy": 0.9}, "constant": {"accuracy": 0.5}}).row_count
+    1
     """
     table = Table("metric", title=title, title_justify="left")
     for name in columns:
@@ -141,11 +134,11 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Writes a record as strict JSON, whole or not at all; an undefined value becomes null.
 
     Args:
-        path: file to write; its folder is made.
-        record: nested dicts, lists, strings and numbers.
+        path: File to write; its folder is made.
+        record: Nested dicts, lists, strings and numbers.
 
     Raises:
-        TypeError: where a value is none of these.
+        TypeError: If a value is none of these.
     """
     write_whole(path, json.dumps(defined(record), indent=2, allow_nan=False) + "\n")
 
@@ -159,11 +152,10 @@ def defined(value: Any) -> Any:
     """Returns nested dicts and lists with null for every number that is not finite, as strict JSON wants it.
 
     Args:
-        value: the containers, or what stands in them.
+        value: The containers, or what stands in them.
 
-    Example:
-        >>> defined({"auc": math.nan, "accuracy": 1.0})
-        {'auc': None, 'accuracy': 1.0}
+    >>> defined({"auc": math.nan, "accuracy": 1.0})
+    {'auc': None, 'accuracy': 1.0}
     """
     if isinstance(value, Mapping):
         return {name: defined(entry) for name, entry in value.items()}

@@ -28,11 +28,11 @@ def keep_own_paths(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
     not there is forgotten, with its score and with a warning. The states of other callbacks may name no path outside the run's folder.
 
     Args:
-        checkpoint: as loaded; changed in place.
-        trainer: whose callbacks are about to be restored.
+        checkpoint: As loaded; changed in place.
+        trainer: Whose callbacks are about to be restored.
 
     Raises:
-        DataError: where a state is not of the form its callback wrote, or names a foreign path.
+        DataError: If a state is not of the form its callback wrote, or names a foreign path.
     """
     states = checkpoint.get("callbacks")
     if states is None:

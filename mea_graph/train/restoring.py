@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
-from mea_graph.train.task_module import NonFiniteLossError
+from mea_graph.train.finite_loss import NonFiniteLossError
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of Adam and AdamW
 PLAIN_ERRORS = (DataError, OSError, MisconfigurationException, NonFiniteLossError)  # which say what they mean
@@ -30,10 +30,10 @@ class Restoring(L.Callback):
         """Turns whatever a changed field of a checkpoint raises into one error.
 
         Args:
-            path: of the checkpoint; None where there is none.
+            path: The path of the checkpoint; None where there is none.
 
         Raises:
-            DataError: where the checkpoint could not be restored.
+            DataError: If the checkpoint could not be restored.
         """
         try:
             yield
@@ -63,14 +63,13 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Refuses moments that do not fit their parameters: one call for many tensors would write beyond their ends.
 
     Args:
-        optimizer: as restored.
+        optimizer: As restored.
 
     Raises:
-        DataError: naming the moment.
+        DataError: Naming the moment.
 
-    Example:
-        >>> optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
-        >>> check_optimizer(optimizer)
+    >>> optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    >>> check_optimizer(optimizer)
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

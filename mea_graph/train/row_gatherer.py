@@ -19,11 +19,10 @@ class RowGatherer:
     gradient that one process would have on the joint batch.
 
     Args:
-        counts: number of rows of each process; None: there is one process.
+        counts: Number of rows of each process; None: there is one process.
 
-    Example:
-        >>> RowGatherer()(torch.ones(2, 3)).shape
-        torch.Size([2, 3])
+    >>> RowGatherer()(torch.ones(2, 3)).shape
+    torch.Size([2, 3])
     """
 
     def __init__(self, counts: Sequence[int] | None = None) -> None:

@@ -20,14 +20,13 @@ LAUNCHED = "MEA_GRAPH_RUN_DIR"  # how the first process tells the ones it launch
 
 
 class RunFolder:
-    """Names the files of one run: ``config.yaml``, ``logs``, ``checkpoints/best.ckpt`` and ``last.ckpt``, and what evaluation writes.
+    """Names the files of one run: `config.yaml`, `logs`, `checkpoints/best.ckpt` and `last.ckpt`, and what evaluation writes.
 
     Args:
-        path: the folder; made when the first file is written, or when it is claimed.
+        path: The folder; made when the first file is written, or when it is claimed.
 
-    Example:
-        >>> RunFolder("runs/mosi/0").checkpoint("best").as_posix()
-        'runs/mosi/0/checkpoints/best.ckpt'
+    >>> RunFolder("runs/mosi/0").checkpoint("best").as_posix()
+    'runs/mosi/0/checkpoints/best.ckpt'
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -37,18 +36,18 @@ class RunFolder:
 
     @classmethod
     def choose(cls, given: str | None, configs: Sequence[Path], fresh: bool, trains: bool = False) -> RunFolder:
-        """Returns the folder given, that of a run whose configuration is given, or ``runs/<config>/<number>``.
+        """Returns the folder given, that of a run whose configuration is given, or `runs/<config>/<number>`.
 
         The number is a new one for a fresh run, else the latest.
 
         Args:
-            given: a folder that the user asks for.
-            configs: configuration files; the last one names the run.
-            fresh: whether a new run begins.
-            trains: whether this process is going to write checkpoints: it then claims the folder for itself, until `release`.
+            given: A folder that the user asks for.
+            configs: Configuration files; the last one names the run.
+            fresh: Whether a new run begins.
+            trains: Whether this process is going to write checkpoints: it then claims the folder for itself, until `release`.
 
         Raises:
-            DataError: where a fresh run would overwrite another, another process trains in the folder, or there is no run to go on with.
+            DataError: If a fresh run would overwrite another, another process trains in the folder, or there is no run to go on with.
         """
         launched = os.environ.get(LAUNCHED) if "LOCAL_RANK" in os.environ else None
         if launched is not None:
@@ -83,7 +82,7 @@ class RunFolder:
         """Makes the folder and claims it for this process; the system ends the claim with the process, however it ends.
 
         Args:
-            new: whether it must not exist yet.
+            new: Whether it must not exist yet.
 
         Returns:
             Whether the folder is ours now.
@@ -121,17 +120,17 @@ class RunFolder:
         self._made = []
 
     def checkpoint(self, name: str) -> Path:
-        """Returns the path of the checkpoint ``best`` or ``last``."""
+        """Returns the path of the checkpoint `best` or `last`."""
         return self.path / "checkpoints" / f"{name}.ckpt"
 
     def find_checkpoint(self, wanted: str | None) -> Path:
-        """Returns the checkpoint of a name or path; the best one where none is asked for.
+        """Returns the checkpoint of a name or path; the best one where none is requested.
 
         Args:
-            wanted: ``best``, ``last`` or a path.
+            wanted: `best`, `last` or a path.
 
         Raises:
-            DataError: where it does not exist.
+            DataError: If it does not exist.
         """
         path = self.checkpoint(wanted or "best") if wanted in (None, "best", "last") else Path(str(wanted))
         if not path.is_file():
@@ -143,14 +142,13 @@ class RunFolder:
         """Returns where a result goes: nothing but the same samples may ever replace it.
 
         Args:
-            name: of the file for the test samples of the run's own data, such as ``predictions.csv``.
-            part: the part of the data.
-            source: file or folder of other data than the run was trained on.
+            name: The name of the file for the test samples of the run's own data, such as `predictions.csv`.
+            part: The part of the data.
+            source: File or folder of other data than the run was trained on.
             digest: SHA-256 of other data.
 
-        Example:
-            >>> RunFolder("runs/mine/0").result("predictions.csv", "all", "new/take 2.npz", "0123456789abcdef").name
-            'predictions_take-2_01234567_all.csv'
+        >>> RunFolder("runs/mine/0").result("predictions.csv", "all", "new/take 2.npz", "0123456789abcdef").name
+        'predictions_take-2_01234567_all.csv'
         """
         stem, suffix = os.path.splitext(name)
         other = [] if digest is None else [re.sub(r"[^\w.]+", "-", Path(source or "events").stem), digest[:8]]

@@ -15,12 +15,12 @@ def check_same_options(path: str, saved: dict[str, Any], model: TaskModule) -> N
     """Refuses a checkpoint whose model was made with other options than the configuration has, or has other parameters.
 
     Args:
-        path: checkpoint file.
-        saved: what it holds.
-        model: what the configuration gives.
+        path: Checkpoint file.
+        saved: What it holds.
+        model: What the configuration gives.
 
     Raises:
-        DataError: naming the first difference.
+        DataError: Naming the first difference.
     """
     weights, options = saved["state_dict"], saved.get("hyper_parameters", {})
     if any(name.startswith(FORMER_WEIGHTS) for name in weights):

@@ -14,32 +14,31 @@ Value = int | str
 
 @dataclass(frozen=True)
 class SplitPolicy:
-    """Says how samples are divided, so that a protocol is a line of configuration and test samples never leak.
+    """Divides samples into training, validation and test parts that share no sample.
 
-    Three policies: the file's own splits (``by`` left out); explicit values of a field (``by`` with ``train`` and ``test``);
-    k folds over the values of a field (``by`` with ``folds`` and ``fold``), where all samples of one value stay together.
-    Validation samples come from the file's own split, from explicit values, or are carved out of the training samples.
+    There are three policies: the file's own splits (without `by`); explicit values of a field (`by` with `train` and `test`);
+    k folds over the values of a field (`by` with `folds` and `fold`), which keep all samples of one value together.
+    Validation samples come from the file's own split, from explicit values, or from the training samples (`valid_fraction`).
 
     Args:
-        by: field that decides, such as ``speaker``; the file's own splits where it is left out.
-        train: values of the field whose samples train.
-        valid: values of the field whose samples validate.
-        test: values of the field whose samples test.
-        folds: number of folds, at least 2; groups are spread so that the folds are of even size, always in the same way.
-        fold: the fold that tests, counted from 0.
-        valid_fraction: share of the training samples that validates instead, in (0, 1); stratified by the target where
-            ``valid_by`` is left out.
-        valid_by: field whose values stay together when validation samples are carved out.
-        seed: decides which samples are carved out.
+        by: Field to split by, such as `speaker`; without it, the file's own splits.
+        train: Values of the field for training.
+        valid: Values of the field for validation.
+        test: Values of the field for the test.
+        folds: Number of folds, at least 2. The values are spread over folds of even size, always in the same way.
+        fold: Number of the test fold, from 0.
+        valid_fraction: Share of the training samples that is used for validation instead, in (0, 1); stratified by the target without
+            `valid_by`.
+        valid_by: Field whose values stay together when `valid_fraction` takes validation samples.
+        seed: Seed of the choice of validation samples.
 
     Raises:
-        DataError: where the options contradict each other.
+        DataError: If the options contradict each other.
 
-    Example:
-        >>> policy = SplitPolicy(by="speaker", folds=2, fold=0)
-        >>> indices = policy.apply(4, fields={"speaker": np.array(["a", "a", "b", "b"])})
-        >>> indices["train"].tolist(), indices["test"].tolist()
-        ([2, 3], [0, 1])
+    >>> policy = SplitPolicy(by="speaker", folds=2, fold=0)
+    >>> indices = policy.apply(4, fields={"speaker": np.array(["a", "a", "b", "b"])})
+    >>> indices["train"].tolist(), indices["test"].tolist()
+    ([2, 3], [0, 1])
     """
 
     by: str | None = None
@@ -79,15 +78,16 @@ class SplitPolicy:
         """Returns the sample numbers of each part; a part without samples is left out.
 
         Args:
-            num_samples: number of samples.
-            split: the file's own split name per sample.
-            fields: per-sample values of each field.
-            y: targets, for stratified validation samples.
+            num_samples: Number of samples.
+            split: The file's own split name per sample.
+            fields: Per-sample values of each field.
+            y: Targets, for stratified validation samples.
 
-        Shape: ``split``, each field and ``y`` have ``num_samples`` rows; the result is sorted int64 arrays that share no sample.
+        Shape:
+            - `split`, each field and `y` have `num_samples` rows; the result is sorted int64 arrays that share no sample.
 
         Raises:
-            DataError: where a field or value does not exist, or a part contradicts another.
+            DataError: If a field or value does not exist, or a part contradicts another.
         """
         fields = fields or {}
         if self.by is None:
@@ -103,7 +103,7 @@ class SplitPolicy:
         return {name: np.sort(part).astype(np.int64) for name, part in parts.items() if len(part)}
 
     def _by_values(self, values: np.ndarray) -> dict[str, np.ndarray]:
-        """Compares as text, since YAML turns ``1`` into a number whatever the type of the field is."""
+        """Compares as text, since YAML turns `1` into a number whatever the type of the field is."""
         known = values.astype(str)
         owner: dict[str, str] = {}
         parts = {}
@@ -171,7 +171,7 @@ def _stratified(train: np.ndarray, fraction: float, y: np.ndarray | None, rng: n
 
 
 def _whole_groups(train: np.ndarray, fraction: float, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Groups in random order, each taken where that brings the number of samples closer to the share asked for."""
+    """Groups in random order, each taken where that brings the number of samples closer to the share requested."""
     names, sizes = np.unique(groups[train], return_counts=True)
     wanted, taken, chosen = fraction * len(train), 0, []
     for group in rng.permutation(len(names)):

@@ -12,18 +12,18 @@ def check_targets(y: np.ndarray | None, task: Task | None, num_classes: int | No
     """Returns the task and the width of the prediction, or says why the targets do not allow it.
 
     Args:
-        y: targets, or ``None`` where they are not known.
-        task: the task asked for; follows from the targets where it is ``None``.
-        num_classes: number of classes; the largest class number plus one where it is ``None``.
+        y: Targets, or `None` where they are not known.
+        task: The task requested; follows from the targets if `None`.
+        num_classes: Number of classes; the largest class number plus one if `None`.
 
-    Shape: ``y`` is float ``(N,)`` for regression, integer ``(N,)`` for classification, ``(N, K)`` of zeros and ones for labels.
+    Shape:
+        - `y` is float :math:`(N,)` for regression, integer :math:`(N,)` for classification, :math:`(N, K)` of zeros and ones for labels.
 
     Raises:
-        DataError: where the targets do not fit the task, or a class has no sample.
+        DataError: If the targets do not fit the task, or a class has no sample.
 
-    Example:
-        >>> check_targets(np.array([0, 2, 1]), None, None)
-        ('classification', 3)
+    >>> check_targets(np.array([0, 2, 1]), None, None)
+    ('classification', 3)
     """
     if task is not None and task not in TASKS:
         raise DataError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")

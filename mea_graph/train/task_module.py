@@ -19,70 +19,62 @@ from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
 from mea_graph.train.augmentation import augment, checked_augmentation
 from mea_graph.train.class_balance import balanced_weights
+from mea_graph.train.finite_loss import FiniteLoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
 from mea_graph.train.row_gatherer import RowGatherer
 from mea_graph.train.term_means import TermMeans
+from mea_graph.train.trainer_options import check_same_trainer, trainer_options
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
-
-
-class NonFiniteLossError(ArithmeticError):
-    """Says that the loss became NaN or infinite, and on which samples.
-
-    Example:
-        >>> from mea_graph.train import NonFiniteLossError
-        >>> issubclass(NonFiniteLossError, ArithmeticError)
-        True
-    """
 
 
 class TaskModule(L.LightningModule):
     r"""Trains a network on regression, classification or several binary labels, with the field's metrics.
 
-    The base of every module here, and of yours: give it a network, or override `loss_terms` too; a subclass that is to be loaded
-    from a checkpoint calls ``self.save_hyperparameters()`` after ``super().__init__``, as Lightning has it.
+    It is the base class of all modules here. For a model of your own, give it a network; override `loss_terms` for a loss of your own. To
+    load a subclass from a checkpoint, call `self.save_hyperparameters()` after `super().__init__`, as Lightning requires.
 
-    Adam as in the paper (AdamW where weight decay is asked for); optionally a linear warm-up and a cosine decay to 0, both counted
-    in optimiser steps. Random numbers start anew from (seed, epoch, batch, rank) with every training batch, so that a resumed run
-    equals one never interrupted. Several processes train on the loss of their joint batch, as one process with that batch would.
-    Logs ``train/<term>``, ``valid/<term>`` and ``test/<term>`` for each term of the loss, and ``valid/<metric>`` and
-    ``test/<metric>`` for each of `TaskMetrics`.
+    The optimiser is Adam as in the paper, or AdamW with weight decay, with an optional linear warm-up and cosine decay to 0, both in
+    optimiser steps. The random numbers of a training batch depend only on (seed, epoch, batch, rank), so a resumed run equals an
+    uninterrupted one. Several processes train on the loss of their joint batch, as one process with that batch would.
+    Logs `train/<term>`, `valid/<term>` and `test/<term>` for each term of the loss, and `valid/<metric>` and
+    `test/<metric>` for each of `TaskMetrics`.
 
     Args:
-        network: called as ``network(x_dict, batch_dict, batch_size)``; returns the prediction or a NamedTuple that has one. One whose
-            attribute ``reads_time`` is true is given ``time`` by name too: the seconds of the steps of each modality that has them.
-        task: what the target is.
-        out_channels: width of the prediction: 1, the number of classes, or the number of labels.
-        sentiment: whether a regression target is a sentiment score in [-3, 3], so that Acc7, Acc2 and F1 are reported.
-        label_names: names of the labels or classes, one per output.
-        learning_rate: step size after the warm-up, > 0.
-        weight_decay: decoupled weight decay, >= 0; 0 is plain Adam.
-        warmup: share of all steps over which the learning rate rises linearly, in [0, 1).
-        cosine_decay: whether the learning rate then falls to 0 along half a cosine.
-        label_smoothing: of the cross-entropy, in [0, 1].
-        class_weights: of the cross-entropy: one number >= 0 a class, or a label, for samples that have it; ``balanced`` takes them from the
-            training samples (`balanced_weights`) and keeps them in the checkpoint. They count in the ``loss`` and ``task`` of every part.
-        augmentation: how far training samples are changed, by name; what is not named is 0, not at all. ``modality_dropout`` in [0, 1):
-            probability with which each modality of a sample is left out, though each sample keeps one. ``time_stretch``, ``time_mask``,
-            ``feature_noise``: see `mea_graph.train.augment`.
+        network: A module that is called as `network(x_dict, batch_dict, batch_size)` and returns the prediction, or a NamedTuple with the
+            field `prediction`. If its attribute `timed_modalities` names some, it also gets `time`, their seconds.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Width of the prediction: 1, the number of classes, or the number of labels.
+        sentiment: Whether a regression target is a sentiment score in [-3, 3], so that Acc7, Acc2 and F1 are reported.
+        label_names: Names of the labels or classes, one per output.
+        learning_rate: Step size after the warm-up, > 0.
+        weight_decay: Decoupled weight decay, >= 0; 0 is plain Adam.
+        warmup: Share of all steps over which the learning rate rises linearly, in [0, 1).
+        cosine_decay: Whether the learning rate then falls to 0 along half a cosine.
+        label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
+        class_weights: Weights of the cross-entropy, for unequal classes: one number >= 0 for each class or label. `balanced` computes them
+            from the training samples and keeps them in the checkpoint. They count in the `loss` and `task` of every part.
+        augmentation: Random changes of training samples, by name; 0 if not named. `modality_dropout` in [0, 1) is the probability of
+            leaving out each modality of a sample (each sample keeps one); use it if modalities may be missing. For `time_stretch`,
+            `time_mask` and `feature_noise` see `mea_graph.train.augment`.
 
     Shape:
-        - batch: as PyG's ``DataLoader`` makes it of a `MultimodalDataset`.
-        - forward: ``(B, out_channels)``, or what the network returns around it.
+        - batch: as PyG's `DataLoader` makes it of a `MultimodalDataset`.
+        - forward: `(B, out_channels)`, or what the network returns around it.
 
     Raises:
-        ValueError: where an option is outside its range.
-        NonFiniteLossError: where the loss is NaN or infinite.
+        ValueError: If an option is outside its range.
+        NonFiniteLossError: If the loss is NaN or infinite. On a device this is looked at some steps later, so that no step waits, at the
+            end of the epoch, and before a checkpoint is written.
 
-    Example:
-        >>> class Mean(nn.Module):
-        ...     def forward(self, x_dict, batch_dict, batch_size):
-        ...         return x_dict["audio"].new_zeros(batch_size, 1)
-        >>> module = TaskModule(Mean(), task="regression", out_channels=1)
-        >>> module({"audio": torch.randn(5, 3)}, {"audio": torch.zeros(5, dtype=torch.long)}, batch_size=2).shape
-        torch.Size([2, 1])
+    >>> class Mean(nn.Module):
+    ...     def forward(self, x_dict, batch_dict, batch_size):
+    ...         return x_dict["audio"].new_zeros(batch_size, 1)
+    >>> module = TaskModule(Mean(), task="regression", out_channels=1)
+    >>> module({"audio": torch.randn(5, 3)}, {"audio": torch.zeros(5, dtype=torch.long)}, batch_size=2).shape
+    torch.Size([2, 1])
     """
 
     def __init__(
@@ -119,13 +111,14 @@ class TaskModule(L.LightningModule):
         self.cosine_decay = cosine_decay
         self.augmentation = checked_augmentation(augmentation)
         self.modality_dropout = self.augmentation.pop("modality_dropout")
-        if self.augmentation["time_stretch"] > 0 and getattr(network, "reads_time", False):
+        if self.augmentation["time_stretch"] > 0 and getattr(network, "timed_modalities", None):
             why = "0 with a network that reads times in seconds, which have one pace"
             raise ValueError(f"augmentation.time_stretch: expected {why}, got {self.augmentation['time_stretch']}")
         self.valid_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.test_metrics = TaskMetrics(task, out_channels, sentiment, label_names)
         self.gather = RowGatherer()
         self._means = TermMeans()
+        self._watch = FiniteLoss()
         self._seed: int | None = None
 
     def forward(
@@ -138,7 +131,7 @@ class TaskModule(L.LightningModule):
     def run(self, batch: Batch, missing: Mapping[str, Tensor] | None = None) -> Any:
         """Returns what the network returns for a batch, whose times it is given where it reads them; training changes the batch first.
 
-        ``missing``, ``(B,)`` bool by modality, says which samples go without it.
+        `missing`, `(B,)` bool by modality, says which samples go without it.
         """
         x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, self._times(batch)
         if self.training and any(self.augmentation.values()):  # every step stays: no stretch beside times
@@ -152,9 +145,9 @@ class TaskModule(L.LightningModule):
         return self(x_dict, batch_dict, batch_size=batch.num_graphs, **time)
 
     def loss_terms(self, output: Any, target: Tensor) -> dict[str, Tensor]:
-        """Returns the loss to minimise as ``loss`` and each of its terms by name; ``task`` is the term every module has.
+        """Returns the loss to minimise as `loss` and each of its terms by name; `task` is the term every module has.
 
-        ``self.gather`` puts the rows of all processes one after the other while training, and changes nothing in evaluation.
+        `self.gather` puts the rows of all processes one after the other while training, and changes nothing in evaluation.
         """
         task = self.loss.task_loss(self.gather(prediction_of(output)), self.gather(target))
         return {"loss": task, "task": task}
@@ -176,7 +169,7 @@ class TaskModule(L.LightningModule):
         self._evaluate(batch, "test", self.test_metrics)
 
     def predict_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
-        """Returns ids, predictions ``(B, out_channels)`` and, where known, targets of one batch."""
+        """Returns ids, predictions `(B, out_channels)` and, where known, targets of one batch."""
         prediction = prediction_of(self.run(batch))
         return {"id": list(batch.id), "prediction": prediction.float().cpu(), "target": batch.y.cpu() if "y" in batch else None}
 
@@ -186,27 +179,34 @@ class TaskModule(L.LightningModule):
         metrics = self.valid_metrics.scores(prediction_of(output).double(), batch.y)
         return list(self.loss_terms(output, batch.y)), list(metrics)
 
+    def on_train_epoch_end(self) -> None:
+        self._watch.end()
+
     def on_validation_epoch_end(self) -> None:
+        self._watch.end()
         self._log_means("valid")
         self._log_metrics("valid", self.valid_metrics)
 
     def on_test_epoch_end(self) -> None:
+        self._watch.end()
         self._log_means("test")
         self._log_metrics("test", self.test_metrics)
 
     def setup(self, stage: str) -> None:
         if self._trainer is not None:
             check_precision(self._trainer.precision)
+        self._watch = FiniteLoss()
         if self._seed is None:
             self._seed = torch.initial_seed()
         if self.class_weights is not None and (stage == "fit" or self.loss.class_weights is None):
             self.loss.class_weights = self._weights_of_classes(stage)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._watch.end()  # no checkpoint holds the weights of such a step
         checkpoint["random_seed"] = self._seed
         checkpoint["mea_graph_version"] = __version__
         checkpoint["module"] = public_name(type(self))
-        checkpoint["precision"] = self.trainer.precision
+        checkpoint |= trainer_options(self.trainer)
         if self.loss.class_weights is not None:
             checkpoint["class_weights"] = self.loss.class_weights
 
@@ -217,9 +217,8 @@ class TaskModule(L.LightningModule):
         if self._trainer is None:  # only the weights are loaded
             return
         keep_own_paths(checkpoint, self._trainer)
-        used, asked = checkpoint.get("precision", self._trainer.precision), self._trainer.precision
-        if used != asked and self._trainer.state.fn == TrainerFn.FITTING:
-            raise DataError(f"trainer.precision: the checkpoint was trained with {used!r}, this run has {asked!r}; resume with {used!r}")
+        if self._trainer.state.fn == TrainerFn.FITTING:
+            check_same_trainer(checkpoint, self._trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # per batch, not per epoch: how often the data loader draws before the first batch differs in a resumed epoch
@@ -258,18 +257,15 @@ class TaskModule(L.LightningModule):
         return balanced_weights(data.targets("train"), self.task, self.out_channels)
 
     def _times(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """The argument ``time`` of a network that reads it; none for others."""
-        if not getattr(self.network, "reads_time", False):
-            return {}
-        return {"time": {m: batch[m].time for m in batch.node_types if "time" in batch[m]}}
+        """The argument `time` of a network that reads it; none for others."""
+        timed = getattr(self.network, "timed_modalities", ())
+        return {"time": {m: batch[m].time for m in timed if "time" in batch[m]}} if timed else {}
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()
         output = self.run(batch)
         terms = self.loss_terms(output, batch.y)
-        if not torch.isfinite(terms["loss"]):
-            values = ", ".join(f"{name} {value.item():g}" for name, value in terms.items())
-            raise NonFiniteLossError(f"{stage} loss: expected a finite number, got {values}; samples of the batch: {', '.join(batch.id)}")
+        self._watch.see(terms, batch.get("id"), stage)
         if self.training:  # on the joint batch, so each process logs the same value
             joint = batch.num_graphs if self.gather.counts is None else sum(self.gather.counts)
             logged = {f"{stage}/{name}": value.detach() for name, value in terms.items()}
@@ -295,14 +291,13 @@ class LearningRateSchedule:
     """Factor of the learning rate at a step: linear warm-up, then 1 or half a cosine down to 0.
 
     Args:
-        steps: number of all steps, >= 1.
-        warmup: share of them that warms up, in [0, 1).
-        cosine_decay: whether the factor falls after the warm-up.
+        steps: Number of all steps, >= 1.
+        warmup: Share of them that warms up, in [0, 1).
+        cosine_decay: Whether the factor falls after the warm-up.
 
-    Example:
-        >>> schedule = LearningRateSchedule(10, warmup=0.2, cosine_decay=True)
-        >>> [round(schedule(step), 3) for step in (0, 1, 2, 6, 10)]
-        [0.5, 1.0, 1.0, 0.5, 0.0]
+    >>> schedule = LearningRateSchedule(10, warmup=0.2, cosine_decay=True)
+    >>> [round(schedule(step), 3) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
     """
 
     def __init__(self, steps: int, warmup: float, cosine_decay: bool) -> None:
@@ -320,11 +315,10 @@ class LearningRateSchedule:
 
 
 def prediction_of(output: Any) -> Tensor:
-    """Returns the prediction: the output itself, or its field ``prediction``.
+    """Returns the prediction: the output itself, or its field `prediction`.
 
-    Example:
-        >>> prediction_of(torch.ones(2, 1)).shape
-        torch.Size([2, 1])
+    >>> prediction_of(torch.ones(2, 1)).shape
+    torch.Size([2, 1])
     """
     return output if isinstance(output, Tensor) else output.prediction
 
@@ -333,11 +327,10 @@ def public_name(module: type) -> str:
     """Returns the name by which a class is imported; of ours the one that stays when a file moves inside its package.
 
     Args:
-        module: a class.
+        module: A class.
 
-    Example:
-        >>> public_name(TaskModule)
-        'mea_graph.train.TaskModule'
+    >>> public_name(TaskModule)
+    'mea_graph.train.TaskModule'
     """
     package = module.__module__
     if package.startswith("mea_graph."):
@@ -349,13 +342,12 @@ def check_precision(precision: str) -> None:
     """Refuses weights of 16 bits: Adam's steps are lost in them, and in float16 its epsilon is 0.
 
     Args:
-        precision: of Lightning's ``Trainer``.
+        precision: The precision of Lightning's `Trainer`.
 
     Raises:
-        DataError: with the choices.
+        DataError: Listing the choices.
 
-    Example:
-        >>> check_precision("bf16-mixed")
+    >>> check_precision("bf16-mixed")
     """
     if precision not in PRECISIONS:
         raise DataError(f"trainer.precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -365,15 +357,14 @@ def check_class_weights(weights: object, task: str, out_channels: int) -> None:
     """Refuses weights of classes that do not fit the task.
 
     Args:
-        weights: as of `TaskModule`.
-        task: what the target is.
-        out_channels: number of classes or labels.
+        weights: As for `TaskModule`.
+        task: The kind of target: `regression`, `classification` or `multilabel`.
+        out_channels: Number of classes or labels.
 
     Raises:
-        ValueError: saying what fits.
+        ValueError: Saying what fits.
 
-    Example:
-        >>> check_class_weights([1.0, 2.5], "classification", 2)
+    >>> check_class_weights([1.0, 2.5], "classification", 2)
     """
     if weights is None:
         return

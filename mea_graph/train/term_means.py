@@ -14,13 +14,12 @@ class TermMeans:
     Lightning's own mean over processes divides by the average number of samples a process has, cut to an integer: off by an eighth
     where one process has five and the other four.
 
-    Example:
-        >>> import torch
-        >>> means = TermMeans()
-        >>> means.update({"loss": torch.tensor(1.0)}, samples=3)
-        >>> means.update({"loss": torch.tensor(5.0)}, samples=1)
-        >>> means.compute()
-        {'loss': tensor(2.)}
+    >>> import torch
+    >>> means = TermMeans()
+    >>> means.update({"loss": torch.tensor(1.0)}, samples=3)
+    >>> means.update({"loss": torch.tensor(5.0)}, samples=1)
+    >>> means.compute()
+    {'loss': tensor(2.)}
     """
 
     def __init__(self) -> None:

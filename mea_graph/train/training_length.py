@@ -6,34 +6,34 @@ from dataclasses import dataclass
 
 from mea_graph.data import DataError
 
+UPDATES = 2000  # of a command or study that does not say how long to train
 CHECKS = 20  # validations of a training that does not say how often
 
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """How long to train, how often to validate and how long to wait for an improvement, all in updates of the weights.
+    """Sets how long to train, how often to validate and how long to wait for an improvement, all in updates of the weights.
 
-    A pass over 300 samples is 10 updates, one over 20,000 is 600: a number of passes says little about how long a model has learnt. So an
-    "epoch" of the trainer becomes ``check_every`` updates, whatever the number of samples. All that happens by epoch happens then:
-    validation, early stopping, a checkpoint, a line of the log; and a run resumes from there bit for bit. Warm-up and cosine decay of
-    `TaskModule` span all updates.
+    A pass over 300 samples is 10 updates and one over 20,000 is 600, so a number of passes says little about the length of a training. With
+    this class an epoch of the trainer is `check_every` updates, whatever the number of samples. Validation, early stopping, checkpoints and
+    lines of the log come after each such epoch, and a run resumes from there bit for bit. Warm-up and cosine decay of `TaskModule` span
+    all updates.
 
     Args:
-        updates: updates of the weights, >= 1; rounded up to whole epochs.
-        check_every: updates between two validations, >= 1; a twentieth of all where it is ``None``.
-        patience: updates without an improvement after which training ends, >= 1, rounded up to whole epochs; never where it is ``None``.
+        updates: Number of updates of the weights, >= 1; rounded up to whole epochs.
+        check_every: Number of updates between two validations, >= 1; a twentieth of all if `None`.
+        patience: Number of updates without an improvement that ends the training, >= 1, rounded up to whole epochs; if `None`, none does.
 
     Raises:
-        DataError: where one is below 1.
+        DataError: If one is below 1.
 
-    Example:
-        >>> length = TrainingLength(2000, patience=450)
-        >>> length.updates_per_epoch, length.epochs, length.patience_epochs
-        (100, 20, 5)
-        >>> from mea_graph.train import SequenceDataModule
-        >>> data = SequenceDataModule(events={"num_samples": 60}, batches_per_epoch=length.batches_per_epoch())
-        >>> len(data.train_dataloader())  # a pass has two batches
-        100
+    >>> length = TrainingLength(2000, patience=450)
+    >>> length.updates_per_epoch, length.epochs, length.patience_epochs
+    (100, 20, 5)
+    >>> from mea_graph.train import SequenceDataModule
+    >>> data = SequenceDataModule(events={"num_samples": 60}, batches_per_epoch=length.batches_per_epoch())
+    >>> len(data.train_dataloader())  # a pass has two batches
+    100
     """
 
     updates: int
@@ -53,19 +53,19 @@ class TrainingLength:
 
     @property
     def epochs(self) -> int:
-        """Epochs of the trainer, ``max_epochs``."""
+        """Epochs of the trainer, `max_epochs`."""
         return self._epochs(self.updates)
 
     @property
     def patience_epochs(self) -> int:
-        """Epochs without an improvement after which training ends, ``patience`` of `EarlyStopping`; all where there is no patience."""
+        """Epochs without an improvement after which training ends, `patience` of `EarlyStopping`; all where there is no patience."""
         return self.epochs if self.patience is None else self._epochs(self.patience)
 
     def batches_per_epoch(self, accumulate: int = 1) -> int:
         """Returns the batches of an epoch, as `SequenceDataModule` takes them.
 
         Args:
-            accumulate: batches of one update, ``accumulate_grad_batches`` of the trainer.
+            accumulate: Batches of one update, `accumulate_grad_batches` of the trainer.
         """
         return self.updates_per_epoch * accumulate
 

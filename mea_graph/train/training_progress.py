@@ -17,10 +17,10 @@ class Step(NamedTuple):
     """Where a training is.
 
     Args:
-        name: of the model, with its seed.
-        epoch: how many are done, parts of one included.
-        epochs: how many there will be at most.
-        note: the last validation number; empty before the first.
+        name: The name of the model, with its seed.
+        epoch: How many are done, parts of one included.
+        epochs: How many there will be at most.
+        note: The last validation number; empty before the first.
     """
 
     name: str
@@ -36,9 +36,9 @@ class TellProgress(L.Callback):
     """Tells where the training is, a few times a second at most.
 
     Args:
-        name: of the model, with its seed.
-        monitor: the number to show.
-        tell: takes a `Step`.
+        name: The name of the model, with its seed.
+        monitor: The number to show.
+        tell: Takes a `Step`.
     """
 
     def __init__(self, name: str, monitor: str, tell: Callable[[Step], None]) -> None:
@@ -64,10 +64,10 @@ class TrainingDisplay:
     """Shows several trainings, of which some may go side by side.
 
     Args:
-        what: the plural of what is counted, such as ``runs``.
-        total: how many there are.
-        before: how many of them are done already.
-        seconds: between two lines of progress, where there is no terminal.
+        what: The plural of what is counted, such as `runs`.
+        total: How many there are.
+        before: How many of them are done already.
+        seconds: Between two lines of progress, where there is no terminal.
     """
 
     def __init__(self, what: str, total: int, before: int = 0, seconds: float = 30.0) -> None:
@@ -102,8 +102,8 @@ class TrainingDisplay:
         """Counts one training as done.
 
         Args:
-            name: as in its steps.
-            message: what came of it.
+            name: As in its steps.
+            message: What came of it.
         """
         self.done += 1
         if self.progress is None:

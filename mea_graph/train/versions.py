@@ -9,13 +9,10 @@ PACKAGES = ("mea-graph", "torch", "torch-geometric", "torch-scatter", "lightning
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of Python and of the packages a result depends on, so that a run can be repeated.
+    """Returns the versions of Python and of the packages that a result depends on, by name; `None` if a package is not installed.
 
-    Shape: package name -> version; ``None`` where a package is not installed.
-
-    Example:
-        >>> sorted(versions())[:3]
-        ['lightning', 'mea-graph', 'numpy']
+    >>> sorted(versions())[:3]
+    ['lightning', 'mea-graph', 'numpy']
     """
     return {"python": platform.python_version()} | {package: _installed(package) for package in PACKAGES}
 

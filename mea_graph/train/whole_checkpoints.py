@@ -21,11 +21,11 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     Lightning's own writer collects the file in the system's temporary folder and moves it from there: on another file system the move
     is a copy, which a kill or a full disk leaves half done, under the checkpoint's name. What is left by a killed process here ends in
-    ``.writing``, is never read, and is replaced by the next checkpoint of that name. A checkpoint that is replaced is removed as the
+    `.writing`, is never read, and is replaced by the next checkpoint of that name. A checkpoint that is replaced is removed as the
     one file it is; a folder never is.
 
     Raises:
-        DataError: where the folder or the disk does not take the file; the checkpoint that was there before is still there. Where a file
+        DataError: If the folder or the disk does not take the file; the checkpoint that was there before is still there. Where a file
             is no checkpoint, or other bytes than were written.
     """
 
@@ -53,15 +53,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Returns what a checkpoint holds, after its check sums were found right: torch itself does not look at them.
 
     Args:
-        path: file that `WholeCheckpoints` or Lightning wrote.
+        path: File that `WholeCheckpoints` or Lightning wrote.
 
     Raises:
-        DataError: where the file is damaged, is no checkpoint, or holds more than tensors and plain containers.
+        DataError: If the file is damaged, is no checkpoint, or holds more than tensors and plain containers.
 
-    Example:
-        >>> read_checkpoint("pyproject.toml")
-        Traceback (most recent call last):
-        mea_graph.data.errors.DataError: ckpt_path: expected a checkpoint ..., got pyproject.toml: File is not a zip file
+    >>> read_checkpoint("pyproject.toml")
+    Traceback (most recent call last):
+    mea_graph.data.errors.DataError: ckpt_path: expected a checkpoint ..., got pyproject.toml: File is not a zip file
     """
     try:
         if (foreign := what_it_is(path)) is not None:

@@ -15,13 +15,13 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
     """Writes a file beside its place, and gives it its name only when all of it is on the disk; its folder is made.
 
     Args:
-        path: file to write, or to replace.
-        content: all of it; text is written as UTF-8, as it is.
-        what: the file's name in an error.
-        hint: what to do after one.
+        path: File to write, or to replace.
+        content: All of it; text is written as UTF-8, as it is.
+        what: The file's name in an error.
+        hint: What to do after one.
 
     Raises:
-        DataError: where the folder or the disk does not take the file; what was there before is still there.
+        DataError: If the folder or the disk does not take the file; what was there before is still there.
     """
     place = Path(path)
     temporary = place.with_name(place.name + _TEMPORARY)

@@ -1,4 +1,4 @@
-"""Figures (extra ``viz``): functions that take plain arrays or the model's own output and return a matplotlib figure."""
+"""Figures (extra `viz`): functions that take plain arrays or the model's own output and return a matplotlib figure."""
 
 # ruff: noqa: F401 (the extra is imported to see whether it is there)
 

@@ -1,4 +1,4 @@
-"""What all figures share: colours, markers and hatches that can be told apart by everybody and in print."""
+"""What all figures share: colours, markers and hatches that can be distinguished by everybody and in print."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def check_sample(present: Mapping[str, Tensor], sample: int) -> None:
 
 
 def check_count(names: Mapping[str, object], what: str) -> None:
-    """Refuses more things than can be told apart."""
+    """Refuses more things than can be distinguished."""
     if len(names) > len(COLOURS):
-        raise ValueError(f"{what}: expected at most {len(COLOURS)} that can be told apart, got {len(names)}: {', '.join(names)}")
+        raise ValueError(f"{what}: expected at most {len(COLOURS)} that can be distinguished, got {len(names)}: {', '.join(names)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -22,55 +23,63 @@ def attention_map(
     sample: int = 0,
     head: int | None = None,
     words: Mapping[str, Sequence[str]] | None = None,
+    time: Mapping[str, Sequence[float] | Tensor] | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draws one attention map of one sample, darker where more attention goes; its padding is cut away ([MEA] Fig. 3, 4).
 
+    White is no attention; in a map that is nearly even it is the least.
+
     Args:
-        output: of a model called with ``return_attention_weights=True``.
-        which: a modality, for its predictive self-attention; or the arrow of a modality reinforcement unit, such as
-            ``("fine", "audio", "text")``: stage, source ("all" and "others" in the mixed and coarse stages), target.
-        layer: number of the layer; -1 is the last one.
-        sample: number of the sample in the batch.
-        head: the head to draw; the mean of all heads where it is ``None``.
-        words: for some modalities the names of the sample's steps, written on the axis where there are at most 40.
-        title: above the figure.
+        output: The output of a model called with `return_attention_weights=True`.
+        which: A modality, for its predictive self-attention; or the arrow of a modality reinforcement unit, such as
+            `("fine", "audio", "text")`: stage, source ("all" and "others" in the mixed and coarse stages), target.
+        layer: Number of the layer; -1 is the last one.
+        sample: Number of the sample in the batch.
+        head: The head to draw; the mean of all heads if `None`.
+        words: For some modalities the names of the sample's steps, written on the axis where there are at most 40.
+        time: For some modalities the seconds of the sample's steps, written on the axis in place of their numbers.
+        title: Text above the figure.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("map.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("map.png")`.
 
-    Shape: the map has one row for each step that asks (the target) and one column for each step that is looked at (the source).
+    The map has one row for each step that asks (the target) and one column for each step that is looked at (the source).
 
     Raises:
-        ValueError: where the output has no such map, layer, sample or head, or ``words`` are not one for each step.
+        ValueError: If the output has no such map, layer, sample or head, or `words` or `time` are not one for each step.
 
-    Example:
-        >>> import torch
-        >>> from mea_graph.nn import MEA
-        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
-        >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3)}
-        >>> output = model(x, return_attention_weights=True)
-        >>> figure = attention_map(output, ("fine", "audio", "text"), words={"text": ["what", "a", "fine", "film"]})
-        >>> figure.axes[0].get_xlabel()
-        'audio (step)'
+    >>> import torch
+    >>> from mea_graph.nn import MEA
+    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
+    >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3)}
+    >>> output = model(x, return_attention_weights=True)
+    >>> figure = attention_map(output, ("fine", "audio", "text"), words={"text": ["what", "a", "fine", "film"]})
+    >>> figure.axes[0].get_xlabel()
+    'audio (step)'
     """
     check_sample(output.present, sample)
-    attention = _find_map(output, which, layer)[sample]  # (K, T_target, T_source), zeros where a source is padded
+    attention = _find_map(output, which, layer)[sample]  # (K, T_target, T_source)
     if head is not None and not 0 <= head < attention.size(0):
         raise ValueError(f"head: expected a number in [0, {attention.size(0)}), got {head}")
     image = (attention.mean(0) if head is None else attention[head]).detach().float().cpu()
     target, sources = _axes_of(output, which, layer)
-    lengths = _lengths(image, sources)
-    image = image[: _target_length(output, target, sample)][:, image.sum(0) > 0]
-    if not image.numel():
+    lengths = {m: int(output.lengths[m][sample]) for m in sources if output.lengths[m][sample] > 0}
+    height = int(output.lengths[target][sample])
+    parts = dict(zip(sources, image[:height].split(list(sources.values()), 1), strict=True))
+    if not lengths or not height:
         raise ValueError(f"sample: expected one in which {target} attends to something, got {sample}, in which it does not")
+    drawn = np.concatenate([parts[m][:, :length].numpy() for m, length in lengths.items()], 1)
+    unheard = (drawn == 0).any()  # beyond a window, or too little for the type
 
-    height, width = image.shape
-    figure = Figure(figsize=(min(2.4 + 0.28 * max(width, 8), 9), min(1.4 + 0.28 * max(height, 6), 8)), dpi=150, layout="constrained")
+    size = (min(2.4 + 0.28 * max(drawn.shape[1], 8), 9), min(1.4 + 0.28 * max(height, 6), 8))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     axis = figure.subplots()
-    drawn = axis.imshow(image.numpy(), cmap="Greys", vmin=0, aspect="auto", interpolation="nearest")
-    figure.colorbar(drawn, ax=axis, label="attention", fraction=0.06)
-    _label(axis, "y", {target: height}, words or {})
-    _label(axis, "x", lengths, words or {})
+    # A map that is nearly even would be one black area on a scale from zero.
+    least = drawn.min() if not unheard and drawn.min() > drawn.max() / 2 else 0
+    shown = axis.imshow(drawn, cmap="Greys", vmin=least, aspect="auto", interpolation="nearest")
+    figure.colorbar(shown, ax=axis, label="attention", fraction=0.06)
+    _label(axis, "y", {target: height}, words or {}, time or {})
+    _label(axis, "x", lengths, words or {}, time or {})
     for edge in list(accumulate(lengths.values()))[:-1]:
         axis.axvline(edge - 0.5, color="#D55E00", linewidth=1.4, linestyle="--")
     if title is not None:
@@ -108,37 +117,27 @@ def _axes_of(output: MEAOutput, which: str | tuple[str, str, str], layer: int) -
     return target, {source: padded[source]}
 
 
-def _lengths(image: Tensor, sources: Mapping[str, int]) -> dict[str, int]:
-    """Real steps of each source that the sample has: the columns that got any attention."""
-    seen = (image.sum(0) > 0).split(list(sources.values()))
-    return {name: int(part.sum()) for name, part in zip(sources, seen, strict=True) if part.any()}
-
-
-def _target_length(output: MEAOutput, target: str, sample: int) -> int:
-    """Real steps of the target, read from a map in which it is a source; as a target it has rows for its padding too."""
-    if output.predictive_attention.get(target):
-        return _lengths(output.predictive_attention[target][0][sample].mean(0), _axes_of(output, target, 0)[1]).get(target, 0)
-    for arrow, attention in output.cross_modal_attention[0].items():
-        sources = _axes_of(output, arrow, 0)[1]
-        if target in sources and output.present[arrow[2]][sample]:
-            return _lengths(attention[sample].mean(0), sources).get(target, 0)
-    return 0  # no other modality is there to look at it, so it has none to look at
-
-
-def _label(axis: Axes, side: str, lengths: Mapping[str, int], words: Mapping[str, Sequence[str]]) -> None:
-    """Writes on one axis the words of each part where they are known, else its name."""
+def _label(
+    axis: Axes, side: str, lengths: Mapping[str, int], words: Mapping[str, Sequence[str]], time: Mapping[str, Sequence[float] | Tensor]
+) -> None:
+    """Writes on one axis the words of each part where they are known, else its seconds, else its name."""
     parts = getattr(axis, f"{side}axis")
     for name, length in lengths.items():
-        if name in words and len(words[name]) != length:
-            raise ValueError(f"words: expected {length} for {name} (one a step), got {len(words[name])}")
+        for field, given in (("words", words), ("time", time)):
+            if name in given and len(given[name]) != length:
+                raise ValueError(f"{field}: expected {length} for {name} (one a step), got {len(given[name])}")
     texts = [word for name in lengths for word in words.get(name, [])]
     if len(texts) == sum(lengths.values()) <= MOST_WORDS:
         parts.set_ticks(range(len(texts)), texts)
         axis.tick_params(axis="x" if side == "x" else "y", labelsize=8, rotation=60 if side == "x" else 0)
         parts.set_label_text(", ".join(lengths))
     elif len(lengths) == 1:
+        name = next(iter(lengths))
         parts.get_major_locator().set_params(integer=True)
-        parts.set_label_text(f"{next(iter(lengths))} (step)")
+        parts.set_label_text(f"{name} (second)" if name in time else f"{name} (step)")
+        if name in time:
+            seconds = [float(t) for t in time[name]]
+            parts.set_major_formatter(lambda step, _: f"{seconds[round(step)]:.4g}" if 0 <= round(step) < len(seconds) else "")
     else:
         ends = list(accumulate(lengths.values()))
         parts.set_ticks([end - length / 2 - 0.5 for end, length in zip(ends, lengths.values(), strict=True)], list(lengths))

@@ -16,7 +16,7 @@ Outputs = MEAOutput | Sequence[MEAOutput]
 
 
 def embedding_scatter(
-    panels: Mapping[str, Outputs],
+    outputs: Outputs | Mapping[str, Outputs],
     method: Literal["pca", "tsne"] = "pca",
     samples: int = 200,
     seed: int = 0,
@@ -26,33 +26,34 @@ def embedding_scatter(
     Each panel is a plane of its own: the two first principal components of all its representations, or t-SNE.
 
     Args:
-        panels: title -> the output for one batch, or those for several; two titles show a model with and without the constraints.
-        method: ``pca``, where distances mean what they seem to; or ``tsne``, where only neighbourhood does.
-        samples: how many samples to draw at most, evenly spaced, >= 1.
-        seed: of t-SNE.
+        outputs: The output for one batch, or those for several; or a dict of them by title, one panel each, such as a model with and
+            without the constraints.
+        method: `pca`, where distances mean what they seem to; or `tsne`, where only neighbourhood does.
+        samples: How many samples to draw at most, evenly spaced, >= 1.
+        seed: The seed of t-SNE.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("scatter.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("scatter.png")`.
 
-    Shape: a modality that a sample lacks is not drawn.
+    A modality that a sample lacks is not drawn.
 
     Raises:
-        ValueError: where there is no panel, an option is not as above, or an output has fewer than three representations.
+        ValueError: If there is no output, an option is not as above, or an output has fewer than three representations.
 
-    Example:
-        >>> import torch
-        >>> from mea_graph.nn import MEA
-        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
-        >>> output = model({"text": torch.randn(6, 4, 5), "audio": torch.randn(6, 9, 3)})
-        >>> len(embedding_scatter({"untrained": output}).axes)
-        1
+    >>> import torch
+    >>> from mea_graph.nn import MEA
+    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
+    >>> output = model({"text": torch.randn(6, 4, 5), "audio": torch.randn(6, 9, 3)})
+    >>> len(embedding_scatter(output).axes), len(embedding_scatter({"before": output, "after": output}).axes)
+    (1, 2)
     """
+    panels = outputs if isinstance(outputs, Mapping) else {"": outputs}
     if not panels:
-        raise ValueError("panels: expected at least one, got none")
+        raise ValueError("outputs: expected at least one, got none")
     if method not in ("pca", "tsne") or samples < 1:
         raise ValueError(f"method, samples: expected 'pca' or 'tsne' and at least 1, got {method!r} and {samples}")
     figure = Figure(figsize=(4.4 * len(panels), 4.4), dpi=150, layout="constrained")
-    for axis, (title, outputs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        _draw(axis, _groups([outputs] if isinstance(outputs, MEAOutput) else list(outputs), samples), method, seed)
+    for axis, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _draw(axis, _groups([shown] if isinstance(shown, MEAOutput) else list(shown), samples), method, seed)
         axis.set_title(title)
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     by_modality = dict(sorted(handles.items(), key=lambda item: item[0].rpartition(", ")[0]))
@@ -64,7 +65,7 @@ def embedding_scatter(
 def _groups(outputs: Sequence[MEAOutput], samples: int) -> dict[tuple[str, str], np.ndarray]:
     """Representations by space and modality, of the samples that have the modality."""
     if not outputs:
-        raise ValueError("panels: expected at least one output in each, got none")
+        raise ValueError("outputs: expected at least one output in each, got none")
     present = {m: np.concatenate([output.present[m].cpu().numpy() for output in outputs]) for m in outputs[0].present}
     check_count(present, "modalities")
     count = len(next(iter(present.values())))
@@ -77,7 +78,7 @@ def _groups(outputs: Sequence[MEAOutput], samples: int) -> dict[tuple[str, str],
             h = np.concatenate([getattr(output, space)[modality].detach().double().cpu().numpy() for output in outputs])
             groups[space, modality] = h[chosen][there[chosen]]
     if sum(map(len, groups.values())) < 3:
-        raise ValueError(f"panels: expected at least three representations in each, got {sum(map(len, groups.values()))}")
+        raise ValueError(f"outputs: expected at least three representations in each, got {sum(map(len, groups.values()))}")
     return groups
 
 

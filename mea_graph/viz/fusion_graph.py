@@ -24,25 +24,24 @@ def fusion_graph(output: MEAOutput, sample: int = 0, title: str | None = None) -
     coefficient stands beside the arrow, which is thicker where it is larger; those of the arrows into one node sum to 1.
 
     Args:
-        output: of a model called with ``return_attention_weights=True``; without, the arrows have no numbers.
-        sample: number of the sample in the batch.
-        title: above the figure.
+        output: The output of a model called with `return_attention_weights=True`; without, the arrows have no numbers.
+        sample: Number of the sample in the batch.
+        title: Text above the figure.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("graph.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("graph.png")`.
 
-    Shape: one panel for each of the spaces, exclusive and agnostic, that the model has.
+    One panel for each of the spaces, exclusive and agnostic, that the model has.
 
     Raises:
-        ValueError: where there is no such sample, or it has no modality at all.
+        ValueError: If there is no such sample, or it has no modality at all.
 
-    Example:
-        >>> import torch
-        >>> from mea_graph.nn import MEA
-        >>> model = MEA({"text": 5, "audio": 3, "vision": 4}, out_channels=1, channels=8, heads=2)
-        >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3), "vision": torch.randn(1, 7, 4)}
-        >>> figure = fusion_graph(model(x, return_attention_weights=True))
-        >>> [axis.get_title() for axis in figure.axes], len(figure.axes[0].patches)
-        (['exclusive', 'agnostic'], 6)
+    >>> import torch
+    >>> from mea_graph.nn import MEA
+    >>> model = MEA({"text": 5, "audio": 3, "vision": 4}, out_channels=1, channels=8, heads=2)
+    >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3), "vision": torch.randn(1, 7, 4)}
+    >>> figure = fusion_graph(model(x, return_attention_weights=True))
+    >>> [axis.get_title() for axis in figure.axes], len(figure.axes[0].patches)
+    (['exclusive', 'agnostic'], 6)
     """
     check_sample(output.present, sample)
     names = [modality for modality, there in output.present.items() if there[sample]]

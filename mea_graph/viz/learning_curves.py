@@ -16,18 +16,17 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarr
     """Draws one panel per quantity and in it one curve per model over epochs, readable in black and white.
 
     Args:
-        panels: quantity (the axis label) -> model -> one value per epoch, counted from 1; NaN leaves a gap.
-        title: above the figure.
+        panels: Quantity (the axis label) -> model -> one value per epoch, counted from 1; NaN leaves a gap.
+        title: Text above the figure.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("curves.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("curves.png")`.
 
     Raises:
-        ValueError: where there is no panel, a curve is not one value per epoch, or a panel has more curves than can be told apart.
+        ValueError: If there is no panel, a curve is not one value per epoch, or a panel has more curves than can be distinguished.
 
-    Example:
-        >>> figure = learning_curves({"accuracy": {"MEA": [0.5, 0.8, 0.9], "GRU": [0.5, 0.6, 0.7]}})
-        >>> len(figure.axes)
-        1
+    >>> figure = learning_curves({"accuracy": {"MEA": [0.5, 0.8, 0.9], "GRU": [0.5, 0.6, 0.7]}})
+    >>> len(figure.axes)
+    1
     """
     if not panels:
         raise ValueError("panels: expected at least one quantity, got none")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from mea_graph.nn import MEAOutput
 from mea_graph.viz._style import COLOURS, HATCHES, check_count, check_sample
 
-MOST_SAMPLES = 24  # more bars cannot be told apart
+MOST_SAMPLES = 24  # more bars cannot be distinguished
 
 
 def modality_weights(
@@ -20,26 +20,25 @@ def modality_weights(
     """Draws the weight that a weighted attention layer gives to each modality, one bar a sample ([MEA] Fig. 6).
 
     Args:
-        output: of a model that has weighted attention.
-        layer: number of the layer; -1 is the last one.
-        samples: numbers of at most 24 samples of the batch; the first ones where it is ``None``.
-        names: one for each sample drawn, such as its id; its number where it is ``None``.
-        title: above the figure.
+        output: The output of a model that has weighted attention.
+        layer: Number of the layer; -1 is the last one.
+        samples: Numbers of at most 24 samples of the batch; the first ones if `None`.
+        names: One for each sample drawn, such as its id; its number if `None`.
+        title: Text above the figure.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("weights.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("weights.png")`.
 
-    Shape: the weights of a sample sum to 1; a modality that it lacks has 0.
+    The weights of a sample sum to 1; a modality that it lacks has 0.
 
     Raises:
-        ValueError: where the output has no weights or no such layer or sample, or ``names`` do not fit.
+        ValueError: If the output has no weights or no such layer or sample, or `names` do not fit.
 
-    Example:
-        >>> import torch
-        >>> from mea_graph.nn import MEA
-        >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
-        >>> output = model({"text": torch.randn(3, 4, 5), "audio": torch.randn(3, 9, 3)})
-        >>> len(modality_weights(output).axes[0].patches)  # three samples, two modalities
-        6
+    >>> import torch
+    >>> from mea_graph.nn import MEA
+    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
+    >>> output = model({"text": torch.randn(3, 4, 5), "audio": torch.randn(3, 9, 3)})
+    >>> len(modality_weights(output).axes[0].patches)  # three samples, two modalities
+    6
     """
     layers = output.modality_weights
     if not layers:

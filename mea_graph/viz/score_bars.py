@@ -14,22 +14,21 @@ def score_bars(scores: Mapping[str, Sequence[float]], metric: str, reference: st
     """Draws the mean of a metric for each model, its standard deviation, and every seed as a dot.
 
     Args:
-        scores: model -> one value a seed.
-        metric: the label of the axis.
-        reference: the model to set off; a line marks its mean.
-        title: above the figure.
+        scores: Model -> one value a seed.
+        metric: The label of the axis.
+        reference: The model to set off; a line marks its mean.
+        title: Text above the figure.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("scores.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("scores.png")`.
 
-    Shape: any number of seeds for each model, at least one.
+    Any number of seeds for each model, at least one.
 
     Raises:
-        ValueError: where there is no model, a model has no value, or one is not finite.
+        ValueError: If there is no model, a model has no value, or one is not finite.
 
-    Example:
-        >>> figure = score_bars({"MEA": [0.58, 0.6], "GRU": [0.26, 0.27]}, "R2", reference="MEA")
-        >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
-        ['MEA', 'GRU']
+    >>> figure = score_bars({"MEA": [0.58, 0.6], "GRU": [0.26, 0.27]}, "R2", reference="MEA")
+    >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    ['MEA', 'GRU']
     """
     if not scores:
         raise ValueError("scores: expected at least one model, got none")

@@ -21,21 +21,20 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     More than four panels stand in several rows.
 
     Args:
-        panels: label of the horizontal axis -> model -> place on that axis -> one value a seed.
-        metric: label of the vertical axis, common to all panels.
-        title: above the figure.
+        panels: Label of the horizontal axis -> model -> place on that axis -> one value a seed.
+        metric: Label of the vertical axis, common to all panels.
+        title: Text above the figure.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("curves.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("curves.png")`.
 
-    Shape: any number of seeds at each place, at least one.
+    Any number of seeds at each place, at least one.
 
     Raises:
-        ValueError: where there is no panel, a place without values or one that is not finite, or more models than can be told apart.
+        ValueError: If there is no panel, a place without values or one that is not finite, or more models than can be distinguished.
 
-    Example:
-        >>> figure = score_curves({"share without audio": {"MEA": {0.0: [0.9, 0.92], 1.0: [0.5, 0.52]}}}, "accuracy")
-        >>> figure.axes[0].lines[0].get_xdata().tolist()
-        [0.0, 1.0]
+    >>> figure = score_curves({"share without audio": {"MEA": {0.0: [0.9, 0.92], 1.0: [0.5, 0.52]}}}, "accuracy")
+    >>> figure.axes[0].lines[0].get_xdata().tolist()
+    [0.0, 1.0]
     """
     if not panels:
         raise ValueError("panels: expected at least one, got none")

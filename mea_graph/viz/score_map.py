@@ -18,22 +18,21 @@ def score_map(
 
     Args:
         scores: (value of the first option, of the second) -> one value a seed.
-        labels: names of the two options; the first one runs downwards.
-        metric: label of the scale.
-        lower_is_better: whether small values are the dark ones.
-        title: above the figure.
+        labels: Names of the two options; the first one runs downwards.
+        metric: Label of the scale.
+        lower_is_better: Whether small values are the dark ones.
+        title: Text above the figure.
 
-    Returns a figure that is not shown; save it with ``figure.savefig("map.png")``.
+    Returns a figure that is not shown; save it with `figure.savefig("map.png")`.
 
-    Shape: pairs that are not given stay white.
+    Pairs that are not given stay white.
 
     Raises:
-        ValueError: where there is no pair, or a value is not finite.
+        ValueError: If there is no pair, or a value is not finite.
 
-    Example:
-        >>> figure = score_map({(0.01, 0.1): [0.5], (0.02, 0.1): [0.6]}, ("alpha", "beta"), "R2")
-        >>> [text.get_text() for text in figure.axes[0].texts]
-        ['0.500', '0.600']
+    >>> figure = score_map({(0.01, 0.1): [0.5], (0.02, 0.1): [0.6]}, ("alpha", "beta"), "R2")
+    >>> [text.get_text() for text in figure.axes[0].texts]
+    ['0.500', '0.600']
     """
     if not scores:
         raise ValueError("scores: expected at least one pair, got none")

@@ -48,7 +48,7 @@ def test_what_ran_on_a_gpu_must_be_the_kernel():
     assert found["backend"] == ["cpu"] != ["triton"]  # which on a GPU would fail
 
 
-def test_a_rival_in_bfloat16_computes_in_bfloat16():
+def test_a_baseline_in_bfloat16_computes_in_bfloat16():
     case = gpu_check_ops.predictive_times(2, 6, [6, 3], torch.bfloat16, "cpu", False)
     upcast, true = (case.contenders[n]() for n in ("eager formula", "eager formula in bfloat16"))
     assert {t.dtype for t in true} == {torch.bfloat16}
@@ -78,7 +78,7 @@ def test_the_truth_is_the_formula_of_the_reference():
     torch.testing.assert_close(case.truth()[0], expected.transpose(1, 2).flatten(0, 1))
 
 
-def test_the_padded_rival_of_cross_modal_attention_returns_the_same_in_rows():
+def test_the_padded_baseline_of_cross_modal_attention_returns_the_same_in_rows():
     case = cases.crossing(3, [4, 0, 2], [[3, 1, 5], [2, 0, 1]], [4, 5, 2])
     assert set(case.checked) == {"mea_graph", "padded SDPA with a mask"}
     assert max(case.errors().values()) < 1e-5

@@ -10,8 +10,8 @@ pytest.importorskip("matplotlib")
 STEP = "MEA, training step, MOSI, B 16, full padding"
 
 
-def entry(case, ours, curve=None, group="model", peaks=None, **rivals):
-    times = {n: {"median": t, "lower": 0.9 * t, "upper": 1.1 * t, "passes": 5} for n, t in rivals.items()}
+def entry(case, ours, curve=None, group="model", peaks=None, **baselines):
+    times = {n: {"median": t, "lower": 0.9 * t, "upper": 1.1 * t, "passes": 5} for n, t in baselines.items()}
     info = {"key": case, "case": case, "dtype": "float32", "errors": {"mea_graph": 1e-7}, "rivals": times, "curve": curve, "load": [0.1]}
     info |= {"samples": 16, "padding_share": 0.5, **({"peak_bytes": peaks} if peaks else {})}
     return {"group": group, "extra_info": info, "stats": {"median": ours, "q1": 0.9 * ours, "q3": 1.1 * ours, "rounds": 5}}

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, layers, measure, models, op_cases, rivals, samples, windows
+from benchmarks import baselines, compare, layers, measure, models, op_cases, samples, windows
 from benchmarks.catalogue import LITTLE, SUITES
 from mea_graph.ops import record_calls
 
@@ -103,15 +103,15 @@ def test_every_backend_that_takes_the_input_is_timed():
     assert max(case.errors().values()) < 1e-5
 
 
-def test_a_rival_that_is_not_there_is_named_with_the_reason(monkeypatch):
+def test_a_baseline_that_is_not_there_is_named_with_the_reason(monkeypatch):
     def refuse(name, *_):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(rivals.importlib, "import_module", refuse)
-    found = rivals.absent()
-    assert set(rivals.NOTES) <= set(found)
-    assert "make rivals" in found["MulT"]
-    assert rivals.available() == []
+    monkeypatch.setattr(baselines.importlib, "import_module", refuse)
+    found = baselines.absent()
+    assert set(baselines.NOTES) <= set(found)
+    assert "make baselines" in found["MulT"]
+    assert baselines.available() == []
     assert list(models.case(samples.Shape({"text": 3, "audio": 3, "vision": 3}), "", 2, "full padding", "train", ("MulT",)).contenders) == [
         "mea_graph"
     ]

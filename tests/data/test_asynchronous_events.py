@@ -293,3 +293,56 @@ def test_a_model_of_ours_takes_its_batches(task: Any) -> None:
 def test_bad_arguments_are_named(argument: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AsynchronousEvents(**argument)
+
+
+@pytest.fixture(scope="module")
+def timed() -> AsynchronousEvents:
+    return AsynchronousEvents(num_samples=1000, num_modalities=2, match="time", coincidence=1.0)
+
+
+class TestMatchedByTime:
+    """With `match="time"` the coincidence is found by the clock, and neither by the numbers of steps nor in averages."""
+
+    @staticmethod
+    def shown(timed: AsynchronousEvents, name: str, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How strong the mark and the value are at each step, and when it was."""
+        x, time = (timed[n][name][key].numpy() for key in ("x", "time"))
+        view = np.random.default_rng(2000 + timed.modalities.index(name)).normal(size=(x.shape[1], x.shape[1]))
+        mark, value = (x @ np.linalg.qr(view)[0][:2].T).T
+        return mark, value, time
+
+    @pytest.mark.parametrize(("by", "least", "most"), [("seconds", 0.85, 1.0), ("steps", 0.0, 0.25)])
+    def test_only_seconds_find_what_a_mark_means(self, timed: AsynchronousEvents, by: str, least: float, most: float) -> None:
+        found = []
+        for n in range(len(timed)):
+            views = {m: self.shown(timed, m, n) for m in timed.modalities}
+            total = 0.0
+            for m in timed.modalities:
+                mark, _, clock = views[before(m, timed.modalities)]
+                _, value, time = views[m]
+                step = mark.argmax()
+                if by == "seconds":
+                    near = np.abs(time - clock[step]) < 0.3
+                    total += value[near].mean() if near.any() else 0.0
+                else:
+                    total += value[int((step + 0.5) / len(mark) * len(value))]
+            found.append(total)
+        assert least <= np.corrcoef(found, timed.latents.score)[0, 1] ** 2 <= most
+
+    def test_averages_know_nothing(self, timed: AsynchronousEvents) -> None:
+        features = np.stack([np.concatenate([timed[n][m].x.numpy().mean(0) for m in timed.modalities]) for n in range(len(timed))])
+        score, half = timed.latents.score, len(timed) // 2
+        model = LinearRegression().fit(features[:half], score[:half])
+        assert r2_score(score[half:], model.predict(features[half:])) < 0.1
+
+    def test_stretches_are_in_the_latents(self, timed: AsynchronousEvents) -> None:
+        ends = timed.latents.times
+        assert ends.shape == (1000, 2, 4)
+        assert (np.diff(ends, axis=-1) > 0).all()
+        _, value, time = self.shown(timed, "text", 0)
+        wanted = timed.latents.value["text"][0][np.minimum(np.searchsorted(ends[0, 0], time), 3)]
+        assert (np.sign(value) == wanted).all()
+
+    def test_another_word_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="match: expected 'code' or 'time', got 'clock'"):
+            AsynchronousEvents(num_samples=4, match="clock")  # type: ignore[arg-type]

@@ -211,3 +211,45 @@ class TestFolder:
         monkeypatch.setitem(open_module._READERS, "npz", read)
         with pytest.raises(DataError, match=r"clips\.npz: not enough memory to convert it: that takes about .* GiB, .* copy the cache"):
             open_dataset(source)
+
+    @pytest.mark.parametrize(("form", "place"), [("npz", "npz._read_member"), ("mult", "unpickle._array"), ("csd", "csd._arrays")])
+    def test_whichever_reader_lacks_it(self, source, tmp_path, monkeypatch, form, place):
+        """One reader took it for a file that is damaged."""
+
+        def short(*args):
+            raise MemoryError("Unable to allocate 9 GiB")
+
+        if form == "mult":
+            source = tmp_path / "a.pkl"
+            source.write_bytes(pickle.dumps({"train": {"audio": np.ones((2, 3, 1)), "labels": np.ones(2)}}))
+        elif form == "csd":
+            h5py = pytest.importorskip("h5py")
+            source = tmp_path / "folder"
+            source.mkdir()
+            for name in ("audio", "labels"):
+                with h5py.File(source / f"{name}.csd", "w") as file:
+                    file[f"{name}/data/v/features"], file[f"{name}/data/v/intervals"] = np.ones((1, 1)), np.array([[0.0, 1.0]])
+        assert len(open_dataset(source, cache_dir=tmp_path / "whole"))
+        monkeypatch.setattr(f"mea_graph.readers.{place}", short)
+        with pytest.raises(DataError, match="not enough memory to convert it: that takes about"):
+            open_dataset(source)
+
+    def test_too_little_memory_for_a_cache_is_no_damage(self, source, monkeypatch):
+        open_dataset(source)
+
+        def short(*args):
+            raise MemoryError
+
+        monkeypatch.setattr(store_files, "_load", short)
+        with pytest.raises(DataError, match="not enough memory to open the cache, or it is damaged; close other programs, or delete"):
+            open_dataset(source)
+
+    def test_too_little_memory_for_an_embedding_is_said_so(self, source, tmp_path, monkeypatch):
+        np.save(tmp_path / "e.npy", np.ones((2, 3)))
+
+        def short(*args, **kwargs):
+            raise MemoryError
+
+        monkeypatch.setattr(open_module.np, "array", short)
+        with pytest.raises(DataError, match=r"embedding: .*e\.npy: not enough memory"):
+            open_module._load_array(tmp_path / "e.npy")

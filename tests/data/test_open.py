@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -114,3 +116,8 @@ def test_archives_and_texts_are_named_by_what_they_hold(tmp_path):
         for format in ("auto", "mult"):
             with pytest.raises(DataError, match=rf"{name}: is a text file \({name[1:]}\); no format is one"):
                 open_dataset(tmp_path / name, format=format)
+
+
+def test_a_reader_can_be_imported_by_itself():
+    """The package of the data imports the readers, which import it."""
+    subprocess.run([sys.executable, "-c", "import mea_graph.readers.mult"], check=True)

@@ -1,6 +1,7 @@
 """Texts from files: what cannot be written, or would take memory out of proportion, is refused with its field."""
 
 import pickle
+import time
 import tracemalloc
 
 import numpy as np
@@ -116,3 +117,16 @@ def test_an_embedding_that_claims_more_than_it_has_takes_no_memory(tmp_path, sha
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([(words, 1.0, "a")]))
     with pytest.raises(DataError, match=r"embedding: .*e\.npy: cannot be read"):
         open_dataset(tmp_path / "a.pkl", format="misa", embedding=tmp_path / "e.npy")
+
+
+def test_as_many_labels_as_samples_take_a_second():
+    """Each was once looked for among all of them."""
+    names = [f"label {i}" for i in range(60_000)]
+    x = {"a": list(np.ones((len(names), 1, 1), np.float32))}
+    start = time.process_time()
+    found = MultimodalDataset.from_arrays(x, y=names[::-1], label_names=names)
+    guessed = MultimodalDataset.from_arrays(x, y=names)
+    assert found.y.tolist() == list(range(len(names)))[::-1]
+    assert [guessed.label_names[i] for i in guessed.y] == names
+    assert guessed.describe().splitlines()[-1].startswith("label 60000 classes")
+    assert time.process_time() - start < 10

@@ -1,7 +1,8 @@
-"""What docs/composing.md says of the layers inside other models, and of what does not work yet."""
+"""What docs/composing.md says of the layers inside other models."""
 
 import copy
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,23 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric.data import Batch, HeteroData
-from torch_geometric.explain import Explainer, GNNExplainer
+from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 from torch_geometric.nn import GATConv, HANConv, HeteroConv, HGTConv, SAGEConv
 
 from mea_graph.nn import (
     MEA,
-    DecoupledGraphFusion,
     ExclusiveEncoder,
+    GraphFusionConv,
+    HierarchicalCrossModalAttention,
     ModalityReinforcementUnit,
     PredictiveSelfAttention,
     UnimodalExtractor,
-    fusion_graph,
 )
 from mea_graph.ops import IntervalEdges, Pointers
 
@@ -136,23 +140,6 @@ def test_gradients_of_a_sample_of_the_whole_model(model: MEA) -> None:
         torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=1e-6)
 
 
-def test_ensembles_and_gradients_of_each_sample_of_a_layer() -> None:
-    torch.manual_seed(0)
-    layers = [PredictiveSelfAttention(8, 2, prediction=False).double() for _ in range(3)]
-    x = torch.randn(4, 5, 8, dtype=torch.float64)
-    stacked, _ = torch.func.stack_module_state(layers)
-
-    def call(p: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.func.functional_call(layers[0], p, (x,))[0]
-
-    torch.testing.assert_close(torch.func.vmap(call, in_dims=(0, None))(stacked, x), torch.stack([layer(x)[0] for layer in layers]))
-    own = {name: p.detach() for name, p in layers[0].named_parameters()}
-    each = torch.func.vmap(torch.func.grad(lambda p, x: call(p, x).sin().sum()), in_dims=(None, 0))(own, x)
-    layers[0](x)[0].sin().sum().backward()
-    for name, p in layers[0].named_parameters():
-        torch.testing.assert_close(each[name].sum(0), p.grad, rtol=1e-9, atol=1e-11)
-
-
 RECURRENT = {
     "UnimodalExtractor": lambda: UnimodalExtractor(2, 4),
     "ExclusiveEncoder": lambda: ExclusiveEncoder(2, 3, pooling="gru"),
@@ -191,20 +178,122 @@ def test_sources_are_named() -> None:
         ModalityReinforcementUnit(8, 2)(x, x)
 
 
-@pytest.mark.parametrize("options", [{}, {"prediction": False}], ids=["default", "without prediction"])
-def test_a_layer_alone_trains_under_ddp(options: dict[str, Any]) -> None:
-    """Without `find_unused_parameters`: one process is enough for the second step to find a parameter without gradient."""
+EDGES = torch.tensor([[0, 1, 2, 3, 2, 3], [1, 2, 3, 0, 0, 1]])
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor]]] = {
+    "GraphFusionConv": (lambda: GraphFusionConv(8, 4, heads=2), lambda module, x: module(x[0], EDGES)),
+    "PredictiveSelfAttention": (lambda: PredictiveSelfAttention(8, 2), lambda module, x: module(x)[0]),
+    "PredictiveSelfAttention without prediction": (lambda: PredictiveSelfAttention(8, 2, prediction=False), lambda module, x: module(x)[0]),
+    "ModalityReinforcementUnit": (lambda: ModalityReinforcementUnit(8, 2), lambda module, x: module(x, source=x[:, :3])),
+    "HierarchicalCrossModalAttention": (
+        lambda: HierarchicalCrossModalAttention(8, ["a", "b"], 2),
+        lambda module, x: torch.cat(list(module({"a": x, "b": x[:, :3]}).x.values()), 1),
+    ),
+}
+
+
+class Called(nn.Module):
+    """A layer with the call that its tensor goes through."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        build, self.call = LAYERS[name]
+        self.layer = build().double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.layer, x)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_ensembles_and_gradients_of_each_sample_of_a_layer(name: str) -> None:
+    layers = [Called(name) for _ in range(2)]
+    x = torch.randn(3, 2, 5, 8, dtype=torch.float64)  # three samples, of a batch or a graph each
+
+    def call(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layers[0], p, (x,))
+
+    stacked, _ = torch.func.stack_module_state(layers)
+    torch.testing.assert_close(torch.func.vmap(call, in_dims=(0, None))(stacked, x[0]), torch.stack([layer(x[0]) for layer in layers]))
+    own = {part: p.detach() for part, p in layers[0].named_parameters()}
+    torch.testing.assert_close(torch.func.vmap(call, in_dims=(None, 0))(own, x), torch.stack([layers[0](one) for one in x]))
+    each = torch.func.vmap(torch.func.grad(lambda p, x: call(p, x).sin().sum()), in_dims=(None, 0))(own, x)
+    for i, one in enumerate(x):
+        wanted = torch.autograd.grad(layers[0](one).sin().sum(), list(layers[0].parameters()))
+        torch.testing.assert_close(
+            {part: grad[i] for part, grad in each.items()}, dict(zip(own, wanted, strict=True)), rtol=1e-9, atol=1e-11
+        )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_forward_and_of_second_order(name: str) -> None:
+    layer, (x, direction) = Called(name), torch.randn(2, 2, 5, 8, dtype=torch.float64)
+
+    def energy(x: Tensor) -> Tensor:
+        return layer(x).sin().sum()
+
+    gradient = torch.autograd.functional.jacobian(energy, x)
+    assert gradient.any()
+    torch.testing.assert_close(torch.func.jvp(energy, (x,), (direction,))[1], (gradient * direction).sum())
+    step = 1e-5
+    ahead, back = (torch.autograd.functional.jacobian(energy, x + sign * step * direction) for sign in (1, -1))
+    wanted = (ahead - back) / (2 * step)
+    torch.testing.assert_close(torch.func.jvp(torch.func.grad(energy), (x,), (direction,))[1], wanted, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(torch.autograd.functional.vhp(energy, x, direction)[1], wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        layer = PredictiveSelfAttention(8, 2, **options)
-        model = DistributedDataParallel(layer)
-        for _ in range(3):
-            model(torch.randn(2, 5, 8))[0].sin().sum().backward()
-    finally:
-        dist.destroy_process_group()
-    for name, p in layer.named_parameters():
-        assert p.grad is not None, name
-        assert p.grad.any() != name.startswith("predictor"), name
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_alone_trains_under_ddp(one_process: None, name: str) -> None:
+    """Without `find_unused_parameters`: one process is enough for the second step to find a parameter without gradient."""
+    build, call = LAYERS[name]
+    layer = build()
+    model = DistributedDataParallel(layer)
+    for _ in range(3):
+        call(model, torch.randn(2, 5, 8)).sin().sum().backward()
+    for part, p in layer.named_parameters():
+        assert p.grad is not None, part
+        assert p.grad.any() != part.startswith("predictor"), part
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_linear_layer_may_be_sharded_alone(one_process: None, name: str) -> None:
+    build, call = LAYERS[name]
+    layer, mesh = build(), init_device_mesh("cpu", (1,))
+    sharded, x = copy.deepcopy(layer), torch.randn(2, 5, 8)
+    linears = [m for m in sharded.modules() if type(m) is nn.Linear]
+    for linear in linears:
+        fully_shard(linear, mesh=mesh)
+    out, expected = call(sharded, x), call(layer, x)
+    torch.testing.assert_close(out, expected)
+    out.sin().sum().backward()
+    expected.sin().sum().backward()
+    assert linears
+    assert all(isinstance(p.grad, DTensor) for linear in linears for p in linear.parameters())
+    for p, wanted in zip(sharded.parameters(), layer.parameters(), strict=True):
+        assert wanted.grad is not None
+        torch.testing.assert_close(p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad, wanted.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_quantised_linear_layer_is_used(name: str) -> None:
+    build, call = LAYERS[name]
+    layer, x, called = build().eval(), torch.randn(2, 5, 8), set()
+    quantised = torch.ao.quantization.quantize_dynamic(copy.deepcopy(layer), {nn.Linear}, dtype=torch.qint8)
+    linears = [m for m in quantised.modules() if isinstance(m, torch.ao.nn.quantized.dynamic.Linear)]
+    for linear in linears:
+        linear.register_forward_hook(lambda module, *_: called.add(module))
+    near, exact = call(quantised, x), call(layer, x)
+    assert called == set(linears) != set()
+    assert not any(type(m) is nn.Linear for m in quantised.modules())
+    assert not torch.equal(near, exact)
+    torch.testing.assert_close(near, exact, rtol=0, atol=0.05)
 
 
 def test_flops_of_attention_are_counted_by_layer() -> None:
@@ -218,29 +307,46 @@ def test_flops_of_attention_are_counted_by_layer() -> None:
     assert found["mea_graph.predictive_attention_cpu"] == 2 * edges * heads * (3 * width + 9 * heads)
 
 
-# What does not work yet. Each of these fails when it does: the page must then say so.
+class FusionAndHead(nn.Module):
+    """What explainers take: a module over nodes and edges by type."""
+
+    def __init__(self, model: MEA, graph: Any) -> None:
+        super().__init__()
+        self.fusion, self.head, self.graph = model.fusion, model.head, graph
+
+    def forward(self, x_dict: Any, edge_index_dict: Any) -> Tensor:
+        fused = self.fusion(x_dict, edge_index_dict, self.graph.sample_dict, self.graph.num_samples).x
+        return self.head(torch.cat(list(fused.values()), 1))
 
 
-def test_edge_masks_do_not_reach_decoupled_graph_fusion() -> None:
-    graph = fusion_graph({m: torch.randn(4, 8) for m in "ab"}, None)
+@pytest.fixture
+def explained(model: MEA, batch: Batch) -> tuple[FusionAndHead, Any, Any]:
+    """The second half of a model, and the nodes and edges by type that it fuses."""
+    with torch.no_grad():
+        graph = model.embed(batch)
+    nodes = {t: x for t, x in graph.x_dict.items() if t not in RATES}
+    edges = {t: e for t, e in graph.edge_index_dict.items() if e.size(1)}
+    return FusionAndHead(model, graph), nodes, edges
 
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fuse = DecoupledGraphFusion(8, spaces=["exclusive"])
 
-        def forward(self, x: Any, edge_index: Any) -> Tensor:
-            return self.fuse(x, edge_index, graph.sample_dict, 4).x["exclusive"]
+REGRESSION = {"mode": "regression", "task_level": "graph", "return_type": "raw"}
 
-    def explain(edge_mask_type: str | None) -> Any:
-        config = {"mode": "regression", "task_level": "graph", "return_type": "raw"}
-        masks = {"node_mask_type": "attributes", "edge_mask_type": edge_mask_type}
-        return Explainer(Net(), GNNExplainer(epochs=3), explanation_type="model", model_config=config, **masks)
 
-    found = explain(None)(graph.x_dict, graph.edge_index_dict)
-    assert found["a_exclusive"].node_mask.shape == (4, 8)
-    with pytest.raises(ValueError, match="edge masks"):
-        explain("object")(graph.x_dict, graph.edge_index_dict)
+def test_explainers_mask_the_edges_of_the_graph_of_embed(explained: tuple[FusionAndHead, Any, Any]) -> None:
+    net, nodes, edges = explained
+    masks = {"node_mask_type": "attributes", "edge_mask_type": "object"}
+    found = Explainer(net, GNNExplainer(epochs=2), explanation_type="model", model_config=REGRESSION, **masks)(nodes, edges)
+    assert {t: mask.shape for t, mask in found.node_mask_dict.items()} == {t: x.shape for t, x in nodes.items()}
+    assert {t: mask.shape for t, mask in found.edge_mask_dict.items()} == {t: (e.size(1),) for t, e in edges.items()}
+    assert all((mask > 0).all() for mask in found.edge_mask_dict.values())  # PyG sets those to 0 that had no gradient
+
+
+def test_attention_of_the_graph_of_embed_is_explained(explained: tuple[FusionAndHead, Any, Any]) -> None:
+    net, nodes, edges = explained
+    explainer = Explainer(net, AttentionExplainer(), explanation_type="model", model_config=REGRESSION, edge_mask_type="object")
+    found = explainer(nodes, edges).edge_mask_dict
+    wanted = net.fusion(nodes, edges, net.graph.sample_dict, net.graph.num_samples, return_attention_weights=True).transfer
+    torch.testing.assert_close(found, {t: xi.amax(1) for t, xi in wanted.items()})
 
 
 def test_every_row_of_the_page_names_a_test_or_says_that_it_does_not_work() -> None:

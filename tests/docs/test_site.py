@@ -143,7 +143,9 @@ def test_the_reference_names_every_layer_where_a_reader_looks_for_it(extension, 
     assert next(iter(pages.groups("nn"))) == "The model"
     assert pages.groups("nn")["The model"][0] == "MEA"
     nn = importlib.import_module("mea_graph.nn")
-    assert set(known.PLACES) == {f"nn.{name}" for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
+    classes = {name: getattr(nn, name) for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
+    assert set(known.PLACES) == {f"nn.{name}" for name in classes}
+    assert set(known.COSTS) == {f"nn.{name}" for name, value in classes.items() if not issubclass(value, tuple)}  # a result costs nothing
     monkeypatch.setitem(known.GROUPS, "ops", {"Attention": ["predictive_attention"]})
     with pytest.raises(ValueError, match=r"each public name of mea_graph.ops once, got it wrong for .*segment_sum"):
         pages.groups("ops")
@@ -167,6 +169,24 @@ def test_the_tables_of_backends_name_backends_that_exist(extension):
             named = set(re.findall(r"`(\w+)`", line))
             assert named == set(_OPS[op].backends), line
         assert f"```{{backends}} {op}\n" in (DOCS / "backends.md").read_text()
+
+
+def test_the_tables_of_backends_do_not_depend_on_the_machine(extension, monkeypatch):
+    tables = extension("backend_tables")
+    here = tables.table("interval_attention")
+    assert "not installed" not in "".join(here)
+    monkeypatch.setattr("mea_graph.ops.interval.triton.INSTALLED", False)
+    monkeypatch.setattr("torch.version.hip", "6.0")
+    assert tables.table("interval_attention") == here
+
+
+def test_a_file_named_on_a_page_links_to_its_source(pages):
+    links = pages[SITE / "paper.html"].links
+    for name in ("mea_graph/nn/unimodal_extractor", "tests/nn/test_unimodal_extractor"):
+        assert f"_modules/files/{name}.html" in links
+    (link,) = [link for link in links if link.endswith("#test_table_one")]
+    source = (SITE / urlsplit(link).path).read_text()
+    assert 'id="test_table_one"' in source
 
 
 def numbered(column: list[str], kind: str) -> set[int]:
@@ -202,6 +222,15 @@ def test_the_page_of_a_figure_shows_it(pages):
         path = SITE / "api" / f"mea_graph.viz.{name}.html"
         (image,) = [load for load in pages[path].loads if load.endswith(f"{name}.svg")]
         assert (path.parent / image).resolve().stat().st_size > 2000
+
+
+def test_code_on_a_page_fits_its_width():
+    """Performance is made by the benchmarks, whose commands are long; the site wraps them."""
+    wide = []
+    for path in sorted(DOCS.glob("*.md")):
+        for block in re.findall(r"^```\w+\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE):
+            wide += [f"{path.name}: {line}" for line in block.splitlines() if len(line) > 90 and path.name != "performance.md"]
+    assert not wide
 
 
 def test_a_long_name_breaks_at_its_joints_only(extension):

@@ -289,6 +289,7 @@ def test_the_number_of_samples_may_be_left_to_the_data(randomised) -> None:
     torch.testing.assert_close(layer(graph.x_dict, graph.edge_index_dict, graph.sample_dict).x, run(layer, graph).x)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="an older torch makes some calls more of the same")
 def test_calls_are_few() -> None:
     """Forward and backward pass at 16 samples of three modalities: 332 calls before, 380 with absent modalities."""
     h = {m: torch.randn(16, D_H, requires_grad=True) for m in NAMES}

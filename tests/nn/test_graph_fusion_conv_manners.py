@@ -3,61 +3,27 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch_geometric.nn as pyg
+import torch_geometric.transforms as T
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
-from torch_geometric.data import HeteroData
-from torch_geometric.explain import AttentionExplainer, CaptumExplainer, Explainer, GNNExplainer, PGExplainer, unfaithfulness
-from torch_geometric.explain.algorithm import GraphMaskExplainer
-from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.loader import RandomNodeLoader
 from torch_geometric.nn.models.basic_gnn import BasicGNN
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csr_tensor
 
-from mea_graph.nn import GraphFusionConv
-
-Make = Any  # a partial of a layer's class
-LAYERS: dict[str, Make] = {
-    "ours": partial(GraphFusionConv, activation="none"),
-    "GAT": partial(pyg.GATConv, add_self_loops=False),
-    "GATv2": partial(pyg.GATv2Conv, add_self_loops=False),
-    "Transformer": partial(pyg.TransformerConv, root_weight=False),
-    "SAGE": partial(pyg.SAGEConv, root_weight=False),
-}
-ATTENTION = ["GAT", "GATv2", "Transformer"]
-N, C = 6, 4
-EDGES = torch.tensor([[0, 1, 1, 2, 2, 3, 3, 4, 4, 0, 5, 2], [1, 0, 2, 1, 3, 2, 4, 3, 0, 4, 1, 5]])
-USES: dict[str, tuple[Callable[[Make], None], list[str]]] = {}
-
-
-def use(*rivals: str) -> Callable[[Callable[[Make], None]], Callable[[Make], None]]:
-    """A use, and PyG's layers that allow it: each of them must, and so must ours."""
-
-    def register(f: Callable[[Make], None]) -> Callable[[Make], None]:
-        USES[f.__name__] = (f, list(rivals))
-        return f
-
-    return register
-
-
-def near(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
-
-
-def features(nodes: int = N, channels: int = C) -> Tensor:
-    return torch.randn(nodes, channels)
-
+from .convolutions import ALL, ATTENTION, EDGES, C, Make, N, features, near, use
 
 # Widths, bipartite graphs, sizes.
 
 
 @use("GAT", "GATv2", "SAGE")
-def lazy_channels(make: Make) -> None:
+def test_lazy_channels(make: Make) -> None:
     conv = make(-1, 3)
     assert conv(features(), EDGES).shape == (N, 3)
     conv.reset_parameters()
@@ -71,27 +37,27 @@ def lazy_channels(make: Make) -> None:
     near(fresh(x, EDGES), conv(x, EDGES))
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def lazy_pair(make: Make) -> None:
+@use(*ALL)
+def test_lazy_pair(make: Make) -> None:
     assert make((-1, -1), 3)((features(N, 5), features(4, 2)), EDGES[:, :2]).shape == (4, 3)
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def pair_of_widths(make: Make) -> None:
+@use(*ALL)
+def test_pair_of_widths(make: Make) -> None:
     conv, pair = make((5, 2), 3), (features(N, 5), features(N, 2))
     near(conv(list(pair), EDGES), conv(pair, EDGES))
 
 
 @use("GAT", "SAGE")
-def sources_alone(make: Make) -> None:
+def test_sources_alone(make: Make) -> None:
     conv, x = make(C, 3), features()
     assert conv((x, None), EDGES[:, :3], size=(N, 4)).shape == (4, 3)
     with pytest.raises(ValueError, match="size"):
         conv((x, None), EDGES[:, :3], size=(N + 1, 4))
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def flow(make: Make) -> None:
+@use(*ALL)
+def test_flow(make: Make) -> None:
     conv = make(C, 3, flow="target_to_source")
     x = features()
     out = conv(x, EDGES)
@@ -99,14 +65,14 @@ def flow(make: Make) -> None:
     near(out, conv(x, EDGES.flip(0)))
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def bias(make: Make) -> None:
+@use(*ALL)
+def test_bias(make: Make) -> None:
     assert make(C, 3, bias=True)(features(), EDGES).shape == (N, 3)
     assert not any("bias" in n and "score" not in n for n, _ in make(C, 3, bias=False).named_parameters() if n.startswith("bias"))
 
 
 @use(*ATTENTION)
-def heads_concat_and_weights(make: Make) -> None:
+def test_heads_concat_and_weights(make: Make) -> None:
     x = features()
     for heads, concat, width in ((2, True, 6), (2, False, 3)):
         out, (edges, weights) = make(C, 3, heads=heads, concat=concat)(x, EDGES, return_attention_weights=True)
@@ -114,7 +80,7 @@ def heads_concat_and_weights(make: Make) -> None:
 
 
 @use(*ATTENTION)
-def dropout(make: Make) -> None:
+def test_dropout(make: Make) -> None:
     conv, x = make(C, 3, dropout=0.5), features()
     assert not torch.equal(conv(x, EDGES), conv(x, EDGES))
     conv.eval()
@@ -122,7 +88,7 @@ def dropout(make: Make) -> None:
 
 
 @use(*ATTENTION)
-def edge_features(make: Make) -> None:
+def test_edge_features(make: Make) -> None:
     conv, x, e = make(C, 3, edge_dim=2), features(), torch.randn(EDGES.size(1), 2)
     assert not torch.allclose(conv(x, EDGES, e), conv(x, EDGES, edge_attr=-e))
     order = torch.randperm(EDGES.size(1))
@@ -132,8 +98,8 @@ def edge_features(make: Make) -> None:
 # Forms of edges.
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def sparse_adjacency(make: Make) -> None:
+@use(*ALL)
+def test_sparse_adjacency(make: Make) -> None:
     conv, x = make(C, 3), features()
     for adjacency in (to_torch_coo_tensor(EDGES.flip(0), size=(N, N)), to_torch_csr_tensor(EDGES.flip(0), size=(N, N))):
         near(conv(x, adjacency), conv(x, EDGES))
@@ -141,8 +107,26 @@ def sparse_adjacency(make: Make) -> None:
     near(conv(pair, to_torch_csr_tensor(EDGES[:, :3].flip(0), size=(4, N))), conv(pair, EDGES[:, :3]))
 
 
+@use(*ALL)
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo], ids=["CSR", "COO"])
+def test_adj_t_of_pyg(make: Make, layout: torch.layout) -> None:
+    data = T.ToSparseTensor(layout=layout)(Data(features(), EDGES))
+    assert "edge_index" not in data
+    conv = make(C, 3)
+    near(conv(data.x, data.adj_t), conv(data.x, EDGES))
+
+
+@use()  # GATConv takes the values of such a matrix for features of edges
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo], ids=["CSR", "COO"])
+def test_values_of_adj_t_are_weights(make: Make, layout: torch.layout) -> None:
+    data = T.ToSparseTensor(attr="edge_weight", layout=layout)(Data(features(), EDGES, edge_weight=torch.rand(EDGES.size(1))))
+    conv, weight = make(C, 3), data.adj_t.to_dense()[EDGES[1], EDGES[0]]
+    assert weight.unique().numel() == EDGES.size(1)
+    near(conv(data.x, data.adj_t), conv(data.x, EDGES, edge_weight=weight))
+
+
 @use("GAT", "GATv2")
-def weights_of_a_sparse_adjacency(make: Make) -> None:
+def test_weights_of_a_sparse_adjacency(make: Make) -> None:
     conv, x = make(C, 3), features()
     order = (EDGES[1] * N + EDGES[0]).argsort()
     _, (_, expected) = conv(x, EDGES[:, order], return_attention_weights=True)
@@ -151,132 +135,17 @@ def weights_of_a_sparse_adjacency(make: Make) -> None:
     near(adjacency.values().view(-1, 1), expected)
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def edge_index_class(make: Make) -> None:
+@use(*ALL)
+def test_edge_index_class(make: Make) -> None:
     conv, x = make(C, 3), features()
     plain = EdgeIndex(EDGES, sparse_size=(N, N))
     for edges in (plain, plain.sort_by("col").values, plain.sort_by("row").values):
         near(conv(x, edges), conv(x, EDGES))
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def no_edges(make: Make) -> None:
+@use(*ALL)
+def test_no_edges(make: Make) -> None:
     assert make(C, 3)(features(), EDGES[:, :0]).shape == (N, 3)
-
-
-# Hooks, and steps overridden.
-
-
-@use("GAT", "GATv2", "Transformer")
-def every_hook(make: Make) -> None:
-    conv, x, fired = make(C, 3), features(), []
-    expected = conv(x, EDGES)
-    for step in ("propagate", "message", "aggregate", "edge_update"):
-        getattr(conv, f"register_{step}_forward_pre_hook")(lambda *_, s=step: fired.append(f"before {s}"))
-        getattr(conv, f"register_{step}_forward_hook")(lambda *_, s=step: fired.append(s))
-    near(conv(x, EDGES), expected)
-    assert len(set(fired)) == 8 or "edge_update" not in fired  # TransformerConv has no such step
-    conv.register_message_forward_hook(lambda module, inputs, output: 0 * output)
-    near(conv(x, EDGES), conv(x, EDGES[:, :0]))
-
-
-@use("GAT")
-def overridden_message(make: Make) -> None:
-    class Own(make.func):  # type: ignore[misc]
-        def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
-            return 2 * super().message(x_j, alpha)
-
-    Own.__name__ = f"Own{make.func.__name__}"  # PyG keeps what it compiles of a class by its name
-    conv, x = Own(C, 3, **make.keywords), features()
-    plain = make(C, 3)
-    plain.load_state_dict(conv.state_dict())
-    near(conv(x, EDGES), 2 * plain(x, EDGES))
-
-
-@use("GAT", "SAGE")
-def message_set_on_the_object(make: Make) -> None:
-    conv, x = make(C, 3), features()
-    original = conv.message
-    conv.message = lambda **kwargs: 0 * original(**kwargs)
-    near(conv(x, EDGES), conv(x, EDGES[:, :0]))
-
-
-# Explainers.
-
-
-class Network(nn.Module):
-    def __init__(self, make: Make) -> None:
-        super().__init__()
-        self.first, self.second = make(C, 8), make(8, 3)
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        return self.second(self.first(x, edge_index).tanh(), edge_index).log_softmax(-1)
-
-
-def explain(model: nn.Module, algorithm: Any, mask: str | None = None, kind: str = "model", **given: Any) -> tuple[Explainer, Any]:
-    config = {"mode": "multiclass_classification", "task_level": "node", "return_type": "log_probs"}
-    explainer = Explainer(model, algorithm, explanation_type=kind, node_mask_type=mask, edge_mask_type="object", model_config=config)
-    explanation = explainer(given.pop("x", features()), EDGES, **given)
-    assert explanation.edge_mask.shape == (EDGES.size(1),)
-    assert explanation.edge_mask.isfinite().all()
-    assert explanation.edge_mask.unique().numel() > 1
-    return explainer, explanation
-
-
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def gnn_explainer(make: Make) -> None:
-    explain(Network(make), GNNExplainer(epochs=5), "attributes")
-
-
-@use(*ATTENTION)
-def attention_explainer(make: Make) -> None:
-    model, x = Network(make), features()
-    _, explanation = explain(model, AttentionExplainer(), x=x)
-    weights = model.first(x, EDGES, return_attention_weights=True)[1][1]
-    inner = model.first(x, EDGES).tanh()
-    near(explanation.edge_mask, torch.maximum(weights, model.second(inner, EDGES, return_attention_weights=True)[1][1]).squeeze(1))
-
-
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def captum_explainer(make: Make) -> None:
-    pytest.importorskip("captum", reason="captum is not installed")
-    explain(Network(make), CaptumExplainer("Saliency"), "attributes")
-
-
-@use("GAT", "GATv2")
-def graph_mask_explainer(make: Make) -> None:
-    explain(Network(make), GraphMaskExplainer(2, epochs=3, log=False), "attributes")
-
-
-@use("GAT")
-def graph_mask_explainer_of_heads(make: Make) -> None:
-    explain(Network(partial(make, heads=2, concat=False)), GraphMaskExplainer(2, epochs=3, log=False), "attributes")
-
-
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def pg_explainer(make: Make) -> None:
-    model, x = Network(make), features()
-    mask = torch.full((EDGES.size(1),), 0.5, requires_grad=True)
-    set_masks(model, mask, EDGES, apply_sigmoid=False)
-    model(x, EDGES)[:, 0].sum().backward()
-    clear_masks(model)
-    assert (mask.grad != 0).all()  # it trains on this, not on noise
-    algorithm = PGExplainer(epochs=2)
-    config = {"mode": "multiclass_classification", "task_level": "node", "return_type": "log_probs"}
-    explainer = Explainer(model, algorithm, explanation_type="phenomenon", edge_mask_type="object", model_config=config)
-    target = model(x, EDGES).argmax(-1)
-    for epoch in range(2):
-        algorithm.train(epoch, model, x, EDGES, target=target, index=2)
-    assert explainer(x, EDGES, target=target, index=2).edge_mask.shape == (EDGES.size(1),)
-
-
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def unfaithful_masks_are_told(make: Make) -> None:
-    model, x = Network(make), 5 * features()
-    explainer, explanation = explain(model, GNNExplainer(epochs=1), "attributes", x=x)
-    explanation.node_mask = None
-    explanation.edge_mask = torch.rand(EDGES.size(1))
-    assert unfaithfulness(explainer, explanation) > 1e-4
 
 
 # In larger models.
@@ -299,15 +168,15 @@ class Homogeneous(nn.Module):
         return self.second(self.first(x, edge_index).relu(), edge_index)
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def lazy_to_hetero(make: Make) -> None:
+@use(*ALL)
+def test_lazy_to_hetero(make: Make) -> None:
     data = hetero()
     out = pyg.to_hetero(Homogeneous(make), data.metadata())(data.x_dict, data.edge_index_dict)
     assert {m: v.shape for m, v in out.items()} == {"a": (4, 3), "b": (3, 3)}
 
 
 @use("SAGE")
-def to_hetero_with_bases(make: Make) -> None:
+def test_to_hetero_with_bases(make: Make) -> None:
     data = hetero()
     model = pyg.to_hetero_with_bases(Homogeneous(make, 8), data.metadata(), num_bases=2, in_channels={"x": 8})
     out = model(data.x_dict, data.edge_index_dict)
@@ -316,16 +185,46 @@ def to_hetero_with_bases(make: Make) -> None:
     assert all(conv.edge_type_weight.grad is not None for conv in model.first.convs)
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def lazy_hetero_conv(make: Make) -> None:
+@use()  # GATConv's messages are no matrices
+@pytest.mark.parametrize("concat", [True, False])
+def test_to_hetero_with_bases_of_heads(make: Make, concat: bool) -> None:
+    """Messages of all heads are scaled by the weight that a base has for their type of edge."""
+    data = hetero()
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = make(8, 3, heads=2, concat=concat)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return self.conv(x, edge_index)
+
+    model = pyg.to_hetero_with_bases(One(), data.metadata(), num_bases=2, in_channels={"x": 8})
+
+    def out(*weights: tuple[float, float]) -> Any:
+        with torch.no_grad():
+            for base, weight in zip(model.conv.convs, weights, strict=True):
+                base.edge_type_weight.copy_(torch.tensor([weight]))
+            return model(data.x_dict, data.edge_index_dict)
+
+    out((1, 1), (1, 1))  # makes the lazy maps
+    first, second, both = out((1, 1), (0, 0)), out((0, 0), (1, 1)), out((3, 0), (0.5, 2))  # of edges to b, and to a
+    assert {m: v.shape for m, v in both.items()} == {"a": (4, 6 if concat else 3), "b": (3, 6 if concat else 3)}
+    near(both["b"], 3 * first["b"] + 0.5 * second["b"])
+    near(both["a"], 2 * second["a"])
+    assert all(v.any() for v in both.values())
+
+
+@use(*ALL)
+def test_lazy_hetero_conv(make: Make) -> None:
     data = hetero()
     conv = pyg.HeteroConv({t: make((-1, -1), 3) for t in data.edge_types})
     out = conv(data.x_dict, data.edge_index_dict)
     assert {m: v.shape for m, v in out.items()} == {"a": (4, 3), "b": (3, 3)}
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def basic_gnn(make: Make) -> None:
+@use(*ALL)
+def test_basic_gnn(make: Make) -> None:
     class Own(BasicGNN):
         supports_edge_weight, supports_edge_attr = False, False
 
@@ -337,20 +236,33 @@ def basic_gnn(make: Make) -> None:
     model.reset_parameters()
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def sequential_and_wrappers(make: Make) -> None:
+@use(*ALL)
+def test_sequential_and_wrappers(make: Make) -> None:
     x = features()
     model = pyg.Sequential("x, edge_index", [(make(C, 8), "x, edge_index -> x"), nn.ReLU(inplace=True), (make(8, C), "x, edge_index -> x")])
     assert model(x, EDGES).shape == (N, C)
     assert pyg.DeepGCNLayer(make(C, C), nn.LayerNorm(C), nn.ReLU(inplace=True))(x, EDGES).shape == (N, C)
     assert pyg.GPSConv(C, make(C, C), heads=2)(x, EDGES).shape == (N, C)
+    pooled, edges, *_ = pyg.SAGPooling(C, ratio=0.5, GNN=make)(x, EDGES)
+    assert pooled.shape == (N // 2, C)
+    assert edges.max() < N // 2
+
+
+@use(*ALL)
+def test_parts_of_a_graph(make: Make) -> None:
+    """A sampled part computes what a graph of its edges alone does."""
+    conv, data = make(C, 3), Data(features(), EDGES, number=torch.arange(N))
+    parts = list(RandomNodeLoader(data, num_parts=2))
+    assert sum(part.num_nodes for part in parts) == N
+    for part in parts:
+        near(conv(part.x, part.edge_index), conv(data.x, part.number[part.edge_index])[part.number])
 
 
 # What torch does with a layer.
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def changed_in_place(make: Make) -> None:
+@use(*ALL)
+def test_changed_in_place(make: Make) -> None:
     x = features().requires_grad_()
     for options in ({"bias": False}, {"bias": True}):
         conv = make(C, C, **options)
@@ -363,8 +275,8 @@ def changed_in_place(make: Make) -> None:
     pair.sum().backward()
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def second_derivatives(make: Make) -> None:
+@use(*ALL)
+def test_second_derivatives(make: Make) -> None:
     conv, x = make(C, 3).double(), features().double()
 
     def energy(x: Tensor) -> Tensor:
@@ -378,8 +290,8 @@ def second_derivatives(make: Make) -> None:
     near(torch.autograd.functional.vhp(energy, x.detach(), v)[1], torch.einsum("ab,abcd->cd", v, hessian))
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def transforms_of_torch_func(make: Make) -> None:
+@use(*ALL)
+def test_transforms_of_torch_func(make: Make) -> None:
     conv, x, tangent = make(C, 3).double(), features().double(), features().double()
 
     def energy(x: Tensor) -> Tensor:
@@ -397,7 +309,7 @@ def transforms_of_torch_func(make: Make) -> None:
 
 
 @use("GAT", "SAGE")
-def wrapped_and_hooked_linears(make: Make) -> None:
+def test_wrapped_and_hooked_linears(make: Make) -> None:
     class LoRA(nn.Module):
         def __init__(self, base: nn.Module) -> None:
             super().__init__()
@@ -416,8 +328,31 @@ def wrapped_and_hooked_linears(make: Make) -> None:
     assert not torch.allclose(conv(x, EDGES), expected)
 
 
-@use("GAT", "GATv2", "Transformer", "SAGE")
-def copies(make: Make) -> None:
+@use(*ALL)
+def test_checkpointing(make: Make) -> None:
+    conv, x = make(C, 3), features()
+    found, wanted = (
+        torch.autograd.grad(call(x, EDGES).square().sum(), list(conv.parameters()), allow_unused=True)
+        for call in (lambda *given: checkpoint(conv, *given, use_reentrant=False), conv)
+    )
+    near(found, wanted)
+
+
+@use(*ALL)
+def test_deterministic_algorithms(make: Make) -> None:
+    conv, x = make(C, 3), features()
+    expected = conv(x, EDGES)
+    torch.use_deterministic_algorithms(True)
+    try:
+        out = conv(x, EDGES)
+        out.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    near(out, expected)
+
+
+@use(*ALL)
+def test_copies(make: Make) -> None:
     conv, x = make(C, 3), features()
     near(copy.deepcopy(conv)(x, EDGES), conv(x, EDGES))
     near(pickle.loads(pickle.dumps(conv))(x, EDGES), conv(x, EDGES))
@@ -426,14 +361,9 @@ def copies(make: Make) -> None:
 
 
 @use("GAT")
-def compiled_and_exported(make: Make) -> None:
+def test_compiled_and_exported(make: Make) -> None:
     conv, x = make(C, 3), features()
     near(torch.compile(conv, fullgraph=True, backend="aot_eager")(x, EDGES), conv(x, EDGES))
     edges = torch.export.Dim("edges", min=2)
     program = torch.export.export(conv, (x, EDGES), dynamic_shapes=({0: torch.export.Dim("nodes")}, {1: edges}))
     near(program.module()(x[:5], EDGES[:, :7]), conv(x[:5], EDGES[:, :7]))
-
-
-@pytest.mark.parametrize(("name", "layer"), [(n, layer) for n, (_, rivals) in USES.items() for layer in ["ours", *rivals]])
-def test_use(name: str, layer: str) -> None:
-    USES[name][0](LAYERS[layer])

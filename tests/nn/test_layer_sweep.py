@@ -84,7 +84,7 @@ def objective(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) 
     present, h = {m: v.any(1) for m, v in mask.items()}, vectors(x)
     ones = x["text"].new_ones(x["text"].size(0), 3)
     seen = mea.Discrimination(torch.stack([v[:, :3] for v in h.values()], 1), torch.stack([v[:, 3:6] for v in h.values()], 1), None, ones)
-    output = mea.MEAOutput(x["text"][:, 0, :1], h, h, present, mea.fusion_graph(h, h), x["text"][:, 0], seen, {}, [], {}, [])
+    output = mea.MEAOutput(x["text"][:, 0, :1], h, h, present, mea.fusion_graph(h, h), x["text"][:, 0], seen, {}, [], {}, [], {})
     return list(module(output, x["audio"][:, 0, 0]))
 
 

@@ -24,7 +24,7 @@ def make_output(channels: int = 1, exclusive: bool = True, agnostic: bool = True
     spaces = [{m: leaf(B, D_H) * PRESENT[:, i, None] for i, m in enumerate(NAMES)} if there else None for there in (exclusive, agnostic)]
     discriminator = DoubleDiscriminator(D_H, NAMES, importance, **options).double()
     present = {m: PRESENT[:, i] for i, m in enumerate(NAMES)}
-    return MEAOutput(leaf(B, channels), *spaces, present, HeteroData(), torch.zeros(B, 1), discriminator(*spaces), {}, [], {}, [])
+    return MEAOutput(leaf(B, channels), *spaces, present, HeteroData(), torch.zeros(B, 1), discriminator(*spaces), {}, [], {}, [], {})
 
 
 def gram_hsic(x: Tensor, y: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def test_the_importance_loss_changes_the_importance_discriminator_alone() -> Non
     h = {m: leaf(B, D_H) for m in NAMES}
     discriminator = DoubleDiscriminator(D_H, NAMES).double()
     everything = {m: torch.ones(B, dtype=torch.bool) for m in NAMES}
-    output = MEAOutput(leaf(B, 1), None, h, everything, HeteroData(), torch.zeros(B, 1), discriminator(None, h), {}, [], {}, [])
+    output = MEAOutput(leaf(B, 1), None, h, everything, HeteroData(), torch.zeros(B, 1), discriminator(None, h), {}, [], {}, [], {})
     terms = MEALoss()(output, TARGETS["regression"])
     others = [*h.values(), *discriminator.hidden.parameters(), *discriminator.out.parameters()]
     alone = torch.autograd.grad(terms.importance, others, allow_unused=True, retain_graph=True)
@@ -159,7 +159,7 @@ def test_gradients_of_the_total_are_finite_where_a_modality_is_missing() -> None
     clean = {m: v * PRESENT[:, i, None] for i, (m, v) in enumerate(h.items())}
     present = {m: PRESENT[:, i] for i, m in enumerate(NAMES)}
     discrimination = DoubleDiscriminator(D_H, NAMES).double()(clean, clean)
-    output = MEAOutput(leaf(B, 1), clean, clean, present, HeteroData(), torch.zeros(B, 1), discrimination, {}, [], {}, [])
+    output = MEAOutput(leaf(B, 1), clean, clean, present, HeteroData(), torch.zeros(B, 1), discrimination, {}, [], {}, [], {})
     for disparity in ("hsic", "orthogonality"):
         total = MEALoss(disparity=disparity)(output, TARGETS["regression"]).total
         for i, gradient in enumerate(torch.autograd.grad(total, list(h.values()), retain_graph=True)):

@@ -31,7 +31,8 @@ def model() -> MEA:
     """
     torch.manual_seed(2)  # a draw whose predictions differ enough
     layers = {"exclusive": {"num_layers": 2, "pooling": "gru"}, "agnostic": {"num_layers": 1, "pooling": "gru"}, "head": {"norm": True}}
-    model = MEA.published(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, dropout=0.5, **layers)
+    positions = {"positions": {"audio": "seconds", "vision": "steps"}}
+    model = MEA.published(WIDTHS, 1, channels=4, hidden_channels=4, heads=2, dropout=0.5, extractor=positions, **layers)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
@@ -44,6 +45,7 @@ def batch(lengths: dict[str, list[int]]) -> tuple[dict[str, Tensor], dict[str, T
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="export_onnx needs torch 2.13")
 def test_onnxruntime_predicts_the_same(
     model: MEA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -67,9 +69,10 @@ def test_onnxruntime_predicts_the_same(
         {"audio": [4], "vision": [0]},  # missing in the whole batch
     ):
         x, mask = batch(lengths)
-        inputs = {m: v.numpy() for m, v in x.items()} | {f"{m}_mask": v.numpy() for m, v in mask.items()}
+        time = torch.rand(mask["audio"].shape).cumsum(1)
+        inputs = {m: v.numpy() for m, v in x.items()} | {f"{m}_mask": v.numpy() for m, v in mask.items()} | {"audio_time": time.numpy()}
         (prediction,) = session.run(["prediction"], inputs)
-        expected = model(x, mask).prediction.detach()
+        expected = model(x, mask, time={"audio": time}).prediction.detach()
         torch.testing.assert_close(torch.from_numpy(prediction), expected, rtol=1e-5, atol=1e-6)
         assert len(lengths["audio"]) == 1 or expected.std() > 5e-3
 
@@ -137,3 +140,10 @@ def test_layers_in_a_model_of_ones_own_are_translated(tmp_path: Path) -> None:
         expected = model(*inputs).detach()
         assert expected.std() > 0.01
         torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_old_torch_is_named(model: MEA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.9.1+cpu"))
+    with pytest.raises(ImportError, match=r"export_onnx: expected torch 2\.13 or newer, got 2\.9\.1\+cpu"):
+        export_onnx(model, tmp_path / "mea.onnx")
+    assert not (tmp_path / "mea.onnx").exists()

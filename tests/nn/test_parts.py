@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv
 
 from mea_graph.nn import MEA, DecoupledGraphFusion, ExclusiveBranch, MEALoss
-from mea_graph.nn.mea import PARTS
+from mea_graph.nn._parts import PARTS
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED
 
 WIDTHS = {"text": 5, "audio": 3}

@@ -212,7 +212,7 @@ def test_every_way_into_the_model_brings_the_times(batch: Batch, stride: Any) ->
 def test_positions_of_steps_read_no_times(batch: Batch) -> None:
     net = model("steps")
     wanted = net(batch).prediction
-    assert not net.reads_time
+    assert net.timed_modalities == ()
     batch["audio"].time = batch["audio"].time * torch.nan
     assert torch.equal(net(batch).prediction, wanted)
     for m in WIDTHS:
@@ -222,7 +222,7 @@ def test_positions_of_steps_read_no_times(batch: Batch) -> None:
 
 def test_one_modality_may_have_no_clock(batch: Batch) -> None:
     net = model({"text": "steps", "audio": "seconds"})
-    assert net.reads_time
+    assert net.timed_modalities == ("audio",)
     wanted = net(batch).prediction
     del batch["text"].time
     assert torch.equal(net(batch).prediction, wanted)

@@ -67,6 +67,7 @@ def test_an_explanation_names_the_one_that_runs_and_why_no_other(x: Tensor) -> N
     found = explain(interval_attention, x, x, x, EDGES)
     assert (found.op, found.chosen) == ("interval_attention", "cpu")
     assert found.refused == {
+        "native": "MEA_GRAPH_NATIVE=0 keeps 'auto' from it",  # in the tests; tests/ops/test_native.py takes that away
         "listed": "the edges are intervals",
         "triton": found.refused["triton"],  # whether it could run depends on what is installed
         "sdpa": "could run, but 'cpu' is preferred",
@@ -81,7 +82,7 @@ def test_an_explanation_names_the_one_that_runs_and_why_no_other(x: Tensor) -> N
 def test_an_explanation_of_what_was_asked_for_by_name(x: Tensor) -> None:
     found = explain(interval_attention, x, x, x, EDGES, backend="sdpa")
     assert found.chosen == "sdpa"
-    assert found.refused == dict.fromkeys(("listed", "cpu", "triton", "reference"), "'sdpa' was asked for")
+    assert found.refused == dict.fromkeys(("native", "listed", "cpu", "triton", "reference"), "'sdpa' was requested")
     with pytest.raises(ValueError, match="backend: interval_attention cannot run on 'listed' here: the edges are intervals"):
         explain(interval_attention, x, x, x, EDGES, backend="listed")
     with pytest.raises(ValueError, match=r"op: expected one of \[.*'interval_attention'.*\], got 'attention'"):
@@ -99,7 +100,7 @@ def test_a_device_that_no_backend_prefers_is_said(x: Tensor) -> None:
     assert refused["plain"] == "a prior is given, and this computes attention without one"
     op = Op(lambda x: x, {"far": Backend(lambda x: x, lambda x: None, prefers="cuda"), "near": Backend(lambda x: -x, lambda x: None)})
     found = op.explain("auto", x.device, {"x": x})
-    assert (found.chosen, found.refused) == ("near", {"far": "taken only when asked for by name, since the tensors are on cpu"})
+    assert (found.chosen, found.refused) == ("near", {"far": "taken only by name, because the tensors are on cpu"})
     assert torch.equal(op.run("far", x.device, {"x": x}), x)
 
 
@@ -112,7 +113,7 @@ def test_another_device_does_not_wait_for_blocks_of_the_cpu(x: Tensor, kind: str
     arguments = {"query": x, "key": x, "value": x, "pointers": P, "mu": 0.25, "edges": edges} | guide(x)
     found = _OPS["predictive_attention"].explain("auto", torch.device(kind), arguments)
     assert found.chosen == taken
-    assert found.refused["cpu"] == f"taken only when asked for by name, since the tensors are on {kind}"
+    assert found.refused["cpu"] == f"taken only by name, because the tensors are on {kind}"
     assert _OPS["predictive_attention"].explain("auto", x.device, arguments).chosen == "cpu"
 
 

@@ -68,6 +68,65 @@ def test_equals_one_call_a_group(name: str, case: str, backend: str, bias: bool)
         torch.testing.assert_close(OPS[name](*given, starts, sizes, backend=backend), expected, rtol=1e-11, atol=1e-12)
 
 
+LEVEL = {"apart": ([0, 3, 6], [3, 3, 3]), "all read all": ([0, 0], [N, N]), "in pairs": ([0, 0, 3, 3, 6, 6], [3] * 6)}
+
+
+@every_op
+@pytest.mark.parametrize("case", LEVEL)
+@pytest.mark.parametrize("bias", [True, False])
+def test_groups_of_equal_size_in_batched_products(name: str, case: str, bias: bool) -> None:
+    if name == "grouped_layer_norm" and not bias:
+        return
+    starts, sizes = LEVEL[case]
+    given = leaves(name, len(starts), bias=bias)
+    out, expected = OPS[name](*given, starts, sizes, backend="batched"), by_hand(name, *given, starts, sizes)
+    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-12)
+    grad = torch.randn_like(out)
+    found = gradients(out, given, grad)
+    torch.testing.assert_close(found, gradients(expected, given, grad), rtol=1e-9, atol=1e-11)
+    assert all(g.stride() == t.stride() for g, t in zip(found[1:], [*given[1], *given[2]], strict=True))  # autograd copies others
+    x, weights, biases = given
+    n = len(weights)
+    call = lambda x, *t: OPS[name](x, t[:n], t[n:], starts, sizes, backend="batched")  # noqa: E731
+    assert torch.autograd.gradgradcheck(call, (x, *weights, *biases), fast_mode=True)
+
+
+@pytest.mark.parametrize("case", LEVEL)
+def test_a_normalisation_before_batched_products(case: str) -> None:
+    starts, sizes = LEVEL[case]
+    (x, weights, biases), (_, scales, shifts) = leaves("grouped_linear", len(starts)), leaves("grouped_layer_norm", len(starts))
+    every = [x, *weights, *biases, *scales, *shifts]
+    results = []
+    for backend in ("reference", "batched"):
+        out = grouped_linear(x, weights, biases, starts, sizes, scales, shifts, 1e-3, steps_last=True, backend=backend)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), every)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-11)
+
+
+def test_batched_products_keep_to_autocast() -> None:
+    starts, sizes = LEVEL["apart"]
+    given = leaves("grouped_linear", 3, torch.float32)
+    results = []
+    for backend in ("reference", "batched"):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = grouped_linear(*given, starts, sizes, backend=backend)
+        assert out.dtype == torch.bfloat16
+        results.append([out.float(), *gradients(out, given, torch.ones_like(out))])
+    torch.testing.assert_close(results[1], results[0], rtol=2e-2, atol=5e-2)
+
+
+@every_op
+def test_batched_refuses_what_is_not_level(name: str) -> None:
+    x, weights, biases = leaves(name, 3)
+    for starts, sizes in [*(GROUPS[c] for c in ("apart", "overlapping")), ([0, 6, 3], [3, 3, 3]), ([0, 3, 3], [3, 3, 3])]:
+        with pytest.raises(ValueError, match="cannot run on 'batched' here: the groups differ in size, or do not read each piece"):
+            OPS[name](x, weights, biases, starts, sizes, backend="batched")
+    reason = explain(name, x, weights, biases, *LEVEL["apart"]).refused["batched"]
+    assert reason == "taken only by name, because the tensors are on cpu"
+    with pytest.raises(ValueError, match="the tensors are of different types"):
+        OPS[name](x, [weights[0].float(), *weights[1:]], biases, *LEVEL["apart"], backend="batched")
+
+
 @every_op
 @pytest.mark.parametrize("case", ["overlapping", "some rows in none", "empty"])
 def test_derivatives_of_first_and_second_order(name: str, case: str) -> None:

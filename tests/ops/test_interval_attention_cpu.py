@@ -270,7 +270,7 @@ def test_exports_for_any_batch_and_lengths() -> None:
 def test_auto_takes_cpu_on_a_cpu_and_listed_for_a_list() -> None:
     inputs = draw("ragged")
     explanation = explain(interval_attention, *inputs.tensors, inputs.edges)
-    assert (explanation.chosen, set(explanation.refused)) == ("cpu", {"listed", "triton", "sdpa", "reference"})
+    assert (explanation.chosen, set(explanation.refused)) == ("cpu", {"native", "listed", "triton", "sdpa", "reference"})
     with record_calls() as calls:
         interval_attention(*inputs.tensors, inputs.edges)
         interval_attention(*inputs.tensors, inputs.edges.edge_index())
@@ -290,7 +290,7 @@ def test_other_devices_take_sdpa_and_refuse_cpu() -> None:
     assert interval_attention(*tensors, edges).shape == inputs.query.shape
     with pytest.raises(ValueError, match=r"cannot run on 'cpu' here: .* the tensors are on meta"):
         interval_attention(*tensors, edges, backend="cpu")
-    with pytest.raises(ValueError, match=r"backend: expected one of \['auto', 'cpu', .*\], got 'cuda'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of \['auto', 'native', 'cpu', .*\], got 'cuda'"):
         interval_attention(*inputs.tensors, inputs.edges, backend="cuda")
 
 

@@ -230,3 +230,11 @@ def test_pooling_sees_each_sample_alone(layout: Layout, kind: str) -> None:
         weight = torch.randn_like(found)
         (grad,) = torch.autograd.grad(found, rows, weight)
         torch.testing.assert_close(layout.collect(grad), *torch.autograd.grad(expected, steps, weight), rtol=1e-12, atol=1e-14)
+
+
+def test_a_longest_length_that_is_too_short_is_refused_and_a_longer_one_pads_more() -> None:
+    with pytest.raises(ValueError, match="max_length: expected at least the longest length, 3, got 2"):
+        Pointers.from_ptr(torch.tensor([0, 1, 4]), 4, max_length=2)
+    pointers, x = Pointers.from_ptr(torch.tensor([0, 1, 4]), 4, max_length=5), torch.randn(4, 2)
+    assert pointers.pad(x).shape == (2, 5, 2)
+    assert torch.equal(pointers.unpad(pointers.pad(x)), x)

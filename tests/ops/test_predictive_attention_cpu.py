@@ -308,7 +308,7 @@ def test_it_is_what_runs_by_default(windows: bool) -> None:
     given: Any = {**case.tensors, "pointers": case.layout.pointers, "edges": case.edges}
     explanation = explain(predictive_attention, **given)
     assert explanation.chosen == "cpu"
-    assert set(explanation.refused) == {"plain", "listed", "triton", "reference"}
+    assert set(explanation.refused) == {"plain", "native", "listed", "triton", "reference"}
     with record_calls() as calls:
         predictive_attention(**given)
     assert calls == {("predictive_attention", "cpu"): 1}
@@ -341,7 +341,9 @@ def test_without_a_prior_plain_attention_runs() -> None:
 def test_a_backend_that_cannot_run_is_named() -> None:
     case = make([4], 2, 3)
     given: Any = {**case.tensors, "pointers": case.layout.pointers}
-    with pytest.raises(ValueError, match=r"expected one of \['auto', 'plain', 'triton', 'cpu', 'listed', 'reference'\], got 'cuda'"):
+    with pytest.raises(
+        ValueError, match=r"expected one of \['auto', 'plain', 'triton', 'native', 'cpu', 'listed', 'reference'\], got 'cuda'"
+    ):
         predictive_attention(**given, backend="cuda")
     with pytest.raises(ValueError, match="'plain' here: a prior is given"):
         predictive_attention(**given, backend="plain")

@@ -309,6 +309,10 @@ class TestMistakes:
         no_valid = ["--data.split", "{by: subject, train: [0, 1], test: [2]}"]
         self.check(capsys, "no sample is in part 'valid'", "fit", *words(classes_source), *SMALL, *no_valid)
 
+    def test_a_word_for_the_class_of_a_logger(self, capsys):
+        message = "trainer.logger: expected a class with its options, got 'wandb'; --logger takes a word: csv, tensorboard or wandb"
+        self.check(capsys, message, "fit", "--data.events", "{num_samples: 40}", "--trainer.logger", "wandb")
+
     def test_in_the_run(self, capsys, fitted, classes_source):
         config = fitted / "config.yaml"
         self.check(capsys, "run holds a run; resume it with --ckpt_path last", "fit", "--config", config)

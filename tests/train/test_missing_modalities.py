@@ -87,9 +87,9 @@ def test_modalities_are_dropped_in_training_alone_and_the_same_again_for_the_sam
     module.train()
     for number in (0, 0, 1):
         torch.manual_seed(number)
-        module._run(batch)
+        module.run(batch)
     module.eval()
-    module._run(batch)
+    module.run(batch)
     first, again, other, evaluated = module.network.seen
     assert first == again != other
     assert evaluated == whole

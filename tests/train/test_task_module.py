@@ -265,9 +265,9 @@ def test_means_of_modalities_are_of_each_training_sample_once_where_an_epoch_is_
 class Clock(nn.Module):
     """A network that reads times: every step's features are its time."""
 
-    def __init__(self, reads_time: bool = True) -> None:
+    def __init__(self, timed=("text", "audio", "vision")) -> None:
         super().__init__()
-        self.reads_time, self.linear, self.seen = reads_time, nn.Linear(1, 1), []
+        self.timed_modalities, self.linear, self.seen = timed, nn.Linear(1, 1), []
 
     def forward(self, x_dict, batch_dict, batch_size, time=None):
         self.seen.append((x_dict, batch_dict, time))
@@ -297,7 +297,7 @@ def test_times_reach_a_network_that_reads_them_and_stay_with_their_steps():
     module = TaskModule(Clock(), "regression", 1, augmentation={"time_mask": 0.5, "feature_noise": 0.1})
     module.train().run(batch)
     assert all(torch.equal(module.network.seen[-1][2][m], batch[m].time) for m in time)
-    still = TaskModule(Clock(reads_time=False), "regression", 1)
+    still = TaskModule(Clock(timed=()), "regression", 1)
     still.run(batch)
     assert still.network.seen.pop()[2] is None
 
@@ -305,7 +305,7 @@ def test_times_reach_a_network_that_reads_them_and_stay_with_their_steps():
 def test_another_pace_beside_times_is_refused():
     with pytest.raises(ValueError, match=r"augmentation.time_stretch: expected 0 with a network that reads times in seconds, .*got 0.1"):
         TaskModule(Clock(), "regression", 1, augmentation={"time_stretch": 0.1})
-    TaskModule(Clock(reads_time=False), "regression", 1, augmentation={"time_stretch": 0.1})
+    TaskModule(Clock(timed=()), "regression", 1, augmentation={"time_stretch": 0.1})
     with pytest.raises(ValueError, match="time_stretch: expected 0 with a network that reads times"):
         MEAModule({"a": 1, "b": 1}, "regression", 1, extractor={"positions": "seconds"}, augmentation={"time_stretch": 0.1})
 
@@ -316,7 +316,7 @@ def test_a_model_of_seconds_trains_by_its_options_and_predicts():
     module = MEAModule(data.in_channels, data.task, data.out_channels, **options)
     fit(module, data)
     again = MEAModule(**module.hparams)
-    assert again.network.reads_time
+    assert again.network.timed_modalities == tuple(data.in_channels)
     assert again.network.extractors["audio"].time_scale == 0.2
     again.load_state_dict(module.state_dict())
     batch = next(iter(data.val_dataloader()))

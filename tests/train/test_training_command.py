@@ -71,7 +71,9 @@ class TestTraining:
         with pytest.raises(DataError, match=r"training: expected no trainer.max_epochs beside it, got 3"):
             read_recipe("events", ["both.yaml"], None)
         Path("run.yaml").write_text("training: {updates: null, check_every: null, patience: null}\n")
-        assert read_recipe("events", ["run.yaml"], None).trainer["max_epochs"] == 60
+        recipe = read_recipe("events", ["run.yaml"], None)  # 2,000 updates, as `fit` has it
+        assert recipe.data["batches_per_epoch"] * recipe.trainer["max_epochs"] == 2000
+        assert read_recipe("events", ["run.yaml"], 7).trainer["max_epochs"] == 7
         Path("wrong.yaml").write_text("training: {update: 100}\n")
         with pytest.raises(DataError, match=r"training: .*update"):
             read_recipe("events", ["wrong.yaml"], None)

@@ -3,15 +3,18 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from mea_graph.__main__ import main
 from mea_graph.data import DataError
 from mea_graph.studies.records import read_records
 from mea_graph.train import whole_files
 from mea_graph.train.reports import write_json
+from mea_graph.train.whole_checkpoints import WholeCheckpoints
 from mea_graph.train.whole_files import write_whole
 
 SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
@@ -95,3 +98,35 @@ def test_a_run_can_go_on_after_a_full_disk(classes_source, full, capsys):
     full()
     assert main(resume) == 0
     assert json.loads(before["metrics.json"])["samples"]["test"] == 12
+
+
+@pytest.mark.parametrize("refusal", ["open", "fsync", "fsync, not permitted"])
+def test_a_disk_that_syncs_no_folders_takes_checkpoints(refusal, monkeypatch):
+    """Windows opens no folder; some network disks refuse to sync one. What such a disk does say of a file is told."""
+    original_open, original_sync = os.open, os.fsync
+
+    def opened(path, *args, **kwargs):
+        if refusal == "open" and Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original_open(path, *args, **kwargs)
+
+    def synced(descriptor):
+        if refusal != "open" and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EACCES if "not permitted" in refusal else errno.EINVAL, "refused")
+        original_sync(descriptor)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", synced)
+    WholeCheckpoints().save_checkpoint({"x": torch.ones(3)}, "run/last.ckpt")
+    assert [path.name for path in Path("run").iterdir()] == ["last.ckpt"]
+    assert torch.equal(torch.load("run/last.ckpt", weights_only=True)["x"], torch.ones(3))
+
+
+def test_a_disk_that_fails_is_told(monkeypatch):
+    def synced(descriptor):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", synced)
+    with pytest.raises(DataError, match="Input/output error"):
+        WholeCheckpoints().save_checkpoint({"x": torch.ones(3)}, "run/last.ckpt")
+    assert not list(Path("run").iterdir())

@@ -1,13 +1,12 @@
 """A user's own program: `test_typing.py` has type checkers read it. It is not run."""
 
-from typing import assert_type
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch_geometric.data import HeteroData  # type: ignore[import-untyped]
 from torch_geometric.loader import DataLoader  # type: ignore[import-untyped]
+from typing_extensions import assert_type
 
 from mea_graph import baselines, data, ops, train, viz
 from mea_graph import nn as layers

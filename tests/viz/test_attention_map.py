@@ -1,6 +1,9 @@
 import numpy as np
 import pytest
+import torch
 
+from mea_graph.nn import MEA
+from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.viz import attention_map
 
 WORDS = ["what", "a", "fine", "film", "this", "is", "indeed", "today"]
@@ -59,12 +62,40 @@ def test_words_stand_on_the_axis_of_their_modality(output):
     assert axis.get_xlabel() == "audio (step)"
 
 
+def test_steps_that_nobody_hears_keep_their_place():
+    model = MEA({"text": 2, "audio": 2}, 1, channels=4, heads=2).eval()
+    steps = {m: Pointers.from_ptr(torch.tensor([0, length])) for m, length in (("text", 3), ("audio", 9))}
+    times = {"source_time": torch.arange(9.0), "target_time": torch.tensor([0.0, 4.0, 8.0])}
+    near = {("audio", "text"): IntervalEdges.window(steps["audio"], steps["text"], seconds=0.5, **times)}
+    x = {m: torch.randn(p.num_rows, 2) for m, p in steps.items()}
+    ptr = {m: torch.tensor([0, p.num_rows]) for m, p in steps.items()}
+    output = model(x, ptr, edges=near, return_attention_weights=True)
+    drawn = image(attention_map(output, ("fine", "audio", "text")))
+    np.testing.assert_array_equal(drawn, np.eye(9)[[0, 4, 8]])
+
+
+def test_seconds_stand_on_the_axis_of_their_modality(output):
+    axis = attention_map(output, ("fine", "audio", "text"), time={"audio": torch.arange(20) / 8, "vision": [0.0]}).axes[0]
+    assert axis.get_xlabel() == "audio (second)"
+    assert axis.get_ylabel() == "text (step)"
+    assert axis.xaxis.get_major_formatter()(10, 0) == "1.25"
+    assert axis.xaxis.get_major_formatter()(20, 0) == ""
+
+
+def test_a_map_that_is_nearly_even_is_drawn_from_its_least(output):
+    even = output.predictive_attention["text"][-1].clone()
+    even[0] = 0.125 + torch.arange(8) * 1e-4
+    drawn = attention_map(output._replace(predictive_attention={"text": [even]}), "text").axes[0].images[0]
+    assert drawn.norm.vmin == pytest.approx(0.125)
+    assert drawn.norm.vmax == pytest.approx(0.1257)
+
+
 def test_more_weight_is_darker(output):
     figure = attention_map(output, "text")
     drawn = figure.axes[0].images[0]
-    grey = drawn.cmap(drawn.norm(np.linspace(0, image(figure).max(), 20)))[:, :3].mean(1)
+    grey = drawn.cmap(drawn.norm(np.linspace(drawn.norm.vmin, drawn.norm.vmax, 20)))[:, :3].mean(1)
     assert (np.diff(grey) < 0).all()
-    assert (grey[0], grey[-1]) == (1, 0)  # no attention is white, the most is black
+    assert (grey[0], grey[-1]) == (1, 0)  # the least attention is white, the most is black
 
 
 @pytest.mark.parametrize(
@@ -76,6 +107,7 @@ def test_more_weight_is_darker(output):
         ({"which": "text", "sample": 4}, r"sample: expected a number in \[0, 4\), got 4"),
         ({"which": "text", "head": 2}, r"head: expected a number in \[0, 2\), got 2"),
         ({"which": "text", "words": {"text": WORDS[1:]}}, r"words: expected 8 for text \(one a step\), got 7"),
+        ({"which": "text", "time": {"text": [0.5]}}, r"time: expected 8 for text \(one a step\), got 1"),
         ({"which": "text", "sample": 3}, "sample: expected one in which text attends to something, got 3"),
     ],
 )

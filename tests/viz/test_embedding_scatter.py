@@ -20,7 +20,7 @@ def test_principal_components_keep_the_distances_that_fit_in_a_plane(output):
 
 
 def test_only_modalities_that_are_there_are_drawn(output):
-    drawn = points(embedding_scatter({"": output}).axes[0])
+    drawn = points(embedding_scatter(output).axes[0])
     assert {label: len(place) for label, place in drawn.items()} == {
         "text, exclusive": 3,
         "audio, exclusive": 4,
@@ -32,7 +32,7 @@ def test_only_modalities_that_are_there_are_drawn(output):
 
 
 def test_spaces_are_told_apart_by_filling_and_modalities_by_marker(output):
-    groups = {group.get_label(): group for group in embedding_scatter({"": output}).axes[0].collections}
+    groups = {group.get_label(): group for group in embedding_scatter(output).axes[0].collections}
     assert len(groups["text, exclusive"].get_facecolors()) == 1
     assert len(groups["text, agnostic"].get_facecolors()) == 0
     outlines = {tuple(groups[f"{m}, agnostic"].get_paths()[0].vertices.ravel()[:8]) for m in ("text", "audio", "vision")}
@@ -43,12 +43,12 @@ def test_several_batches_and_panels(output):
     axes = embedding_scatter({"with": [output, output], "without": output}).axes
     assert [axis.get_title() for axis in axes] == ["with", "without"]
     assert len(points(axes[0])["audio, agnostic"]) == 8
-    assert len(points(embedding_scatter({"": [output] * 5}, samples=3).axes[0])["audio, agnostic"]) == 3
+    assert len(points(embedding_scatter([output] * 5, samples=3).axes[0])["audio, agnostic"]) == 3
 
 
 def test_neighbour_embedding_is_repeatable(output):
     first, again, other = (
-        points(embedding_scatter({"": [output] * 3}, method="tsne", seed=seed).axes[0])["audio, exclusive"] for seed in (0, 0, 1)
+        points(embedding_scatter([output] * 3, method="tsne", seed=seed).axes[0])["audio, exclusive"] for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert np.isfinite(first).all()
@@ -58,7 +58,7 @@ def test_neighbour_embedding_is_repeatable(output):
 @pytest.mark.parametrize(
     ("panels", "options", "message"),
     [
-        ({}, {}, "panels: expected at least one, got none"),
+        ({}, {}, "outputs: expected at least one, got none"),
         ({"": []}, {}, "expected at least one output in each"),
         ({"": None}, {"samples": 0}, "at least 1, got 'pca' and 0"),
         ({"": None}, {"method": "umap"}, "expected 'pca' or 'tsne'.*got 'umap'"),

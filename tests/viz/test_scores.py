@@ -79,7 +79,7 @@ def test_map_of_equal_numbers_is_of_one_shade():
         (lambda: score_bars({"a": [float("nan")]}, "R2"), "a: expected finite values, one a seed"),
         (lambda: score_curves({}, "R2"), "panels: expected at least one"),
         (lambda: score_curves({"x": {"a": {0: []}}}, "R2"), "a: expected finite values at every place"),
-        (lambda: score_curves({"x": {str(i): {0: [1]} for i in range(8)}}, "R2"), "at most 7 that can be told apart"),
+        (lambda: score_curves({"x": {str(i): {0: [1]} for i in range(8)}}, "R2"), "at most 7 that can be distinguished"),
         (lambda: score_map({}, ("a", "b"), "R2"), "expected at least one pair"),
         (lambda: score_map({(1, 2): [float("inf")]}, ("a", "b"), "R2"), "expected finite values"),
     ],

@@ -1,7 +1,7 @@
 """The edges between the modalities of a batch, for the layers that pass messages over all of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,15 +9,45 @@ from torch import Tensor
 
 from mea_graph.nn._sequences import check_heard
 from mea_graph.nn._side_by_side import Groups
+from mea_graph.nn.attention.modality_reinforcement_unit import Part
 from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import take_rows
 
 Edges = IntervalEdges | Tensor  # runs of source rows, or an edge_index (2, E)
 
 
+class Window:
+    """Edges between steps that are near each other, for every pair of modalities: `IntervalEdges.window` with the same options."""
+
+    def __init__(self, steps: int | None = None, seconds: float | None = None, causal: bool = False) -> None:
+        if (steps is None) == (seconds is None):
+            raise ValueError(f"window: expected steps or seconds, got {'both' if steps is not None else 'none'}")
+        for name, width in (("steps", steps), ("seconds", seconds)):
+            if width is not None and (isinstance(width, bool) or not isinstance(width, int | float) or not width >= 0):
+                raise ValueError(f"window.{name}: expected a number of at least 0, got {width!r}")
+        self.steps, self.seconds, self.causal = steps, seconds, causal
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Window":
+        """Of what a caller wrote."""
+        if not isinstance(options, Mapping) or set(options) - {"steps", "seconds", "causal"}:
+            raise ValueError(f"window: expected a dict of steps or seconds, and causal, got {options!r}")
+        return cls(**options)
+
+    def edges(self, pointers: Mapping[str, Pointers], time: Mapping[str, Tensor]) -> dict[tuple[str, str], Edges]:
+        """By pair (source, target); `time` are the seconds of each row, which a width in seconds needs."""
+        found: dict[tuple[str, str], Edges] = {}
+        for s in pointers:
+            for t in pointers:
+                times = {} if self.seconds is None else {"source_time": time[s], "target_time": time[t]}
+                found[s, t] = IntervalEdges.window(pointers[s], pointers[t], self.steps, self.seconds, causal=self.causal, **times)
+        return found
+
+
 class _Stage(NamedTuple):
     sorted: bool  # whether the rows are read sample by sample
-    sources: list[Groups]  # which of them each arrow reads
+    parts: list[Part]  # which of them the arrows read
     edges: IntervalEdges
 
 
@@ -37,6 +67,10 @@ class Arrows:
         samples = next(iter(self.pointers.values())).num_samples
         packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # elsewhere kernels read several runs
         self._may_sort = packed and samples > 1
+        sizes = [p.num_rows for p in self.pointers.values()]
+        level = not (packed or self.edges or is_traced()) and all(size == sizes[0] for size in sizes)  # a traced graph is for any sizes
+        self._level = sizes[0] if level else 0  # rows that each modality has: see `level`
+        self._targets: dict[tuple[str, ...], Pointers] = {}
         self._sorted: tuple[Tensor, Tensor] | None = None
         self._by_sample_order: Tensor | None = None
         self._heard: Tensor | None = None
@@ -74,7 +108,7 @@ class Arrows:
             rows += self.pointers[s].num_rows
         return torch.cat(lists, 1)
 
-    def of_stage(self, rows: Tensor, stage: Sequence[tuple[str, list[str]]]) -> tuple[Tensor, list[Groups], IntervalEdges]:
+    def of_stage(self, rows: Tensor, stage: Sequence[tuple[str, list[str]]]) -> tuple[Tensor, list[Part], IntervalEdges]:
         """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph.
 
         None of them may be a list.
@@ -83,9 +117,12 @@ class Arrows:
         if key not in self._stages:
             one_source = max(len(sources) for _, sources in stage) == 1
             sorted_by_sample = not self.edges and not one_source and self._may_sort
-            self._stages[key] = self._by_sample(stage) if sorted_by_sample else self._by_modality(stage)
+            if self._level and len({len(sources) for _, sources in stage}) == 1:
+                self._stages[key] = self._in_blocks(stage)
+            else:
+                self._stages[key] = self._by_sample(stage) if sorted_by_sample else self._by_modality(stage)
         found = self._stages[key]
-        return self.sorted(rows) if found.sorted else rows, found.sources, found.edges
+        return self.sorted(rows) if found.sorted else rows, found.parts, found.edges
 
     def sorted(self, rows: Tensor) -> Tensor:
         """The rows sample by sample instead of modality by modality; once for each matrix of rows."""
@@ -101,7 +138,35 @@ class Arrows:
     def _by_modality(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
         """The rows as they stand: a run of each source."""
         edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
-        return _Stage(False, [self.groups(sources) for _, sources in stage], edges)
+        read = [self.groups(sources) for _, sources in stage]
+        return _Stage(False, [Part(u, *rows) for u, groups in enumerate(read) for rows in zip(*groups, strict=True)], edges)
+
+    def _in_blocks(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
+        """The rows as they stand, as many of each modality, read so that `grouped_linear` can multiply all in one product.
+
+        Arrows with several sources read all rows, those with one are read in the order of their sources. No number goes to the device: it
+        would wait.
+        """
+        names, rows = list(self.pointers), self._level
+        if len(stage[0][1]) > 1:
+            parts = [Part(u, 0, rows * len(names)) for u in range(len(stage))]
+            blocks = [m for _ in stage for m in names]  # whose rows stand where in what the arrows read
+            heard = [u * len(names) + names.index(s) for u, (_, sources) in enumerate(stage) for s in sources]
+        else:
+            order = sorted(range(len(stage)), key=lambda u: names.index(stage[u][1][0]))
+            parts = [Part(u, rows * names.index(stage[u][1][0]), rows) for u in order]
+            blocks = [stage[u][1][0] for u in order]
+            heard = [order.index(u) for u in range(len(stage))]
+        start = torch.stack([self.pointers[m].start for m in blocks])
+        start = start + torch.arange(0, rows * len(blocks), rows, device=start.device).unsqueeze(1)  # (blocks, B)
+        start = torch.stack([start[i] for i in heard]).unflatten(0, (len(stage), -1))  # (arrows, S, B)
+        length = torch.stack([self.pointers[blocks[i]].length for i in heard]).unflatten(0, (len(stage), -1))
+        targets = tuple(t for t, _ in stage)
+        if targets not in self._targets:
+            self._targets[targets] = Pointers.join([self.pointers[t] for t in targets])
+        runs = start.mT.flatten(0, 1), length.mT.flatten(0, 1), rows * len(blocks)
+        known = [self.pointers[m] for m in blocks]
+        return _Stage(False, parts, IntervalEdges.of_runs(*runs, self._targets[targets], known=known))
 
     def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
         """The rows sorted by sample, all of which every arrow reads: sources beside each other are then one run."""
@@ -118,7 +183,7 @@ class Arrows:
         source_start, source_length = (start[index] + below).mT.flatten(0, 1), length[index].mT.flatten(0, 1)
         target = Pointers.join([self.pointers[t] for t, _ in stage])
         edges = IntervalEdges.of_runs(source_start, source_length, rows * len(stage), target)
-        return _Stage(True, [Groups([0], [rows])] * len(stage), edges)
+        return _Stage(True, [Part(u, 0, rows) for u in range(len(stage))], edges)
 
     def groups(self, names: Sequence[str]) -> Groups:
         """Where the rows of each name are, those of all modalities one below the other."""
@@ -129,6 +194,8 @@ class Arrows:
 
     def sum_of_present(self, rows: Tensor, instead: Tensor) -> Tensor:
         """The sum over the fine units of each target, which stand one below the other, over the sources that a sample has."""
+        if self._level:
+            return self._sum_of_blocks(rows, instead)
         count = len(self.pointers) - 1
         sizes = [p.num_rows for p in self.pointers.values() for _ in range(count)]
         if self._heard is None and not self._nothing_missing:
@@ -150,3 +217,16 @@ class Arrows:
         seen = self._heard.split(sizes)
         any_of = torch.cat([torch.stack(seen[i : i + count]).any(0) for i in range(0, len(seen), count)])
         return torch.where(any_of, total, instead)
+
+    def _sum_of_blocks(self, rows: Tensor, instead: Tensor) -> Tensor:
+        """The same where all modalities have as many rows."""
+        rows = rows.view(len(self.pointers), -1, self._level, rows.size(1))  # (M, M - 1, n, d)
+        if self._nothing_missing:
+            return rows.sum(1).flatten(0, 1)
+        if self._heard is None:
+            there = [p.present for p in self.pointers.values()]
+            others = torch.stack([p for t in range(len(there)) for s, p in enumerate(there) if s != t])
+            sample = Pointers.join(list(self.pointers.values())).sample.view(len(there), 1, -1) % others.size(1)  # (M, 1, n)
+            self._heard = others.unflatten(0, rows.shape[:2]).gather(2, sample.expand(rows.shape[:3]))
+        total = rows.masked_fill(~self._heard.unsqueeze(-1), 0).sum(1).flatten(0, 1)
+        return torch.where(self._heard.any(1).view(-1, 1), total, instead)

@@ -1,11 +1,12 @@
 """Mixed, coarse and fine reinforcement of every modality by the others, [MEA] Eq. 7-10."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Unpack, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
+from typing_extensions import Unpack
 
 from mea_graph.nn._sequences import Layout, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join, is_watched
@@ -19,7 +20,7 @@ _Units = list[tuple[Arrow, Any, list[str]]]  # of a stage: its arrows, their uni
 
 
 class CrossModalOutput(NamedTuple):
-    """Sequences, and the attention maps by stage and arrow, such as `("fine", "audio", "text")` (empty unless asked for).
+    """Sequences, and the attention maps by stage and arrow, such as `("fine", "audio", "text")` (empty unless requested).
 
     >>> import torch
     >>> layer = HierarchicalCrossModalAttention(8, ["a", "b"], heads=2)
@@ -137,8 +138,8 @@ class HierarchicalCrossModalAttention(nn.Module):
         current = source
         for stage in stages:
             targets = arrows.groups([arrow[2] for arrow, _, _ in stage])
-            rows, sources, edges = arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage])
-            rows, _ = reinforce([unit for _, unit, _ in stage], current, targets, rows, sources, edges)
+            rows, parts, edges = arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage])
+            rows, _ = reinforce([unit for _, unit, _ in stage], current, targets, rows, parts, edges)
             current = arrows.sum_of_present(rows, current) if stage[0][0][0] == "fine" else rows
         return current
 
@@ -195,7 +196,7 @@ class CrossModalEncoder(nn.Module):
 
     Shape:
         - x, layout, edges: as for `HierarchicalCrossModalAttention`
-        - result: the sequences, as `x`; and the maps of each layer, as of `HierarchicalCrossModalAttention`, none unless asked for
+        - result: the sequences, as `x`; and the maps of each layer, as of `HierarchicalCrossModalAttention`, none unless requested
 
     Raises:
         ValueError: Less than one layer or two modalities; modalities or shapes other than those given.

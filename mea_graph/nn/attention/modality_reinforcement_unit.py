@@ -1,7 +1,7 @@
 """One sequence reinforced by others, [MEA] Eq. 7."""
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 from einops import rearrange
@@ -156,8 +156,8 @@ class ModalityReinforcementUnit(nn.Module):
         else:
             check_heard(edges, pointers, entered.pointers)
         rows = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
-        whole, own = Groups([0], [entered.x.size(0)]), Groups([0], [rows.size(0)])
-        z, key = reinforce([self], entered.x, whole, rows, [own], edges)
+        whole = Groups([0], [entered.x.size(0)])
+        z, key = reinforce([self], entered.x, whole, rows, [Part(0, 0, rows.size(0))], edges)
         if not return_attention_weights:
             return entered.leave(z)
         if isinstance(edges, Tensor):
@@ -166,27 +166,35 @@ class ModalityReinforcementUnit(nn.Module):
         return entered.leave(z), interval_attention_map(query, key, edges)
 
 
+class Part(NamedTuple):
+    """Rows of the sources that a unit reads, by its place among the units."""
+
+    unit: int
+    start: int
+    size: int
+
+
 def reinforce(
     units: Sequence[ModalityReinforcementUnit],
     target: Tensor,
     targets: Groups,
     source: Tensor,
-    sources: Sequence[Groups],
+    parts: Sequence[Part],
     edges: IntervalEdges | Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Each unit on target rows and source rows of its own; the results stand one below the other. Also returns the keys, (N_s, K, D).
 
-    `targets` says which rows of `target` (N, d) each unit reads, and `sources[u]` which rows of `source` unit u does. The edges count the
-    rows as they stand one below the other.
+    `targets` says which rows of `target` (N, d) each unit reads, and `parts` which rows of `source`. The edges count the target rows as
+    the units read them one below the other, and the source rows as the parts do.
     """
     first = units[0]
-    per_part = [unit for unit, groups in zip(units, sources, strict=True) for _ in groups.starts]
-    parts = Groups([s for groups in sources for s in groups.starts], [n for groups in sources for n in groups.sizes])
+    readers = [units[part.unit] for part in parts]
+    read = Groups([part.start for part in parts], [part.size for part in parts])
     placed = targets.placed()
     normalized = norm([unit.norm_target for unit in units], target, targets)
     query = linear([unit.query for unit in units], normalized, placed, steps_last=True)
     query = rearrange(query, "step (head width) -> step head width", head=first.heads)
-    memory = linear([u.key_value for u in per_part], source, parts, [u.norm_source for u in per_part], steps_last=True)
+    memory = linear([u.key_value for u in readers], source, read, [u.norm_source for u in readers], steps_last=True)
     key, value = rearrange(memory, "step (kind head width) -> kind step head width", kind=2, head=first.heads).unbind()
     attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
     carried = normalized if first.residual == "normalized" else target

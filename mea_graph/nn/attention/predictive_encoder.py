@@ -1,11 +1,12 @@
 """The predictive branch: stacks of predictive self-attention with weighted attention between, [MEA] Eq. 2-6."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, Unpack, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
+from typing_extensions import Unpack
 
 from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join
@@ -16,7 +17,7 @@ from mea_graph.ops import IntervalEdges, Pointers
 
 
 class PredictiveEncoderOutput(NamedTuple):
-    """Sequences, the weights of the modalities after every layer, and the attention maps (empty unless asked for).
+    """Sequences, the weights of the modalities after every layer, and the attention maps (empty unless requested).
 
     >>> import torch
     >>> output = PredictiveEncoder(8, ["a", "b"], heads=2, num_layers=1)({"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)})

@@ -15,10 +15,10 @@ from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictiv
 
 
 class Prior(NamedTuple):
-    """What a layer's prediction needs of the layer before: the queries and keys of its rows, (N, K, D).
+    """The queries and keys of a layer's rows, (N, K, D), from which the next layer predicts its map.
 
-    Their product is the previous layer's logit map; keeping the factors costs O(T) memory instead of O(T^2). Give it to a layer together
-    with the same mask or ptr.
+    Their product is the logit map of the layer; the factors take O(T) memory, the map O(T^2). Give it to the next layer with the same mask
+    or ptr.
 
     >>> import torch
     >>> _, prior = PredictiveSelfAttention(8, heads=2)(torch.randn(1, 5, 8))
@@ -177,7 +177,7 @@ def attend(
     edges: Sequence[IntervalEdges | Tensor | None],
     maps: bool = False,
 ) -> tuple[Tensor, list[Prior], list[Tensor]]:
-    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if asked for."""
+    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if requested."""
     sizes = [p.num_rows for p in pointers]
     groups = Groups.below_each_other(sizes)
     first = layers[0]
@@ -188,8 +188,13 @@ def attend(
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
     intervals = [e for e in edges if not isinstance(e, Tensor)]
     if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
-        complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
-        attended = interval_attention(query, key, value, IntervalEdges.below_each_other(complete), dropout)
+        if all(e is None for e in intervals):
+            together = Pointers.join(pointers)
+            whole = IntervalEdges.complete(together, together)
+        else:
+            complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
+            whole = IntervalEdges.below_each_other(complete)
+        attended = interval_attention(query, key, value, whole, dropout)
     else:
         values = value.split(sizes)
         parts = [

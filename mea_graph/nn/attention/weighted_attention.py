@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
@@ -77,6 +76,6 @@ class WeightedAttention(nn.Module):
         groups = Groups.below_each_other([p.num_rows for p in pointers])
         transform, score = ([of[m] for m in self.modalities] for of in (self.transform, self.score))
         gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)
-        gamma = rearrange(gamma, "(modality sample) 1 -> sample modality", modality=len(pointers))
-        weights = masked_softmax(gamma, rearrange(together.present, "(modality sample) -> sample modality", modality=len(pointers)))
-        return rows * rearrange(weights, "sample modality -> (modality sample) 1").index_select(0, together.sample), weights
+        gamma, present = (t.view(len(pointers), -1) for t in (gamma, together.present))  # (M, B)
+        weights = masked_softmax(gamma, present, dim=0)
+        return rows * weights.view(-1, 1).index_select(0, together.sample), weights.mT

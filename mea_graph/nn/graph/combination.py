@@ -17,7 +17,7 @@ class Combination(nn.Module):
     Args:
         how: "concatenation", "addition" or "multiplication".
         channels: Width d_h of the representations.
-        modalities: Their names.
+        modalities: Names of the modalities.
 
     Shape:
         - x: dict of :math:`(B, d_h)`, zeros where a modality is missing; present: dict of :math:`(B,)`, bool

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.typing import EdgeType, NodeType
 
 from mea_graph.nn._sequences import check_modalities, check_sizes
+from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
 from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
 from mea_graph.ops.eager import is_traced
@@ -55,18 +57,20 @@ class DecoupledGraphFusion(nn.Module):
 
     One convolution for each space, in the `ModuleDict` `convs`, where any may be replaced: W is shared inside a graph, not between them.
     Takes the graph that `fusion_graph` makes, or any heterogeneous graph: the nodes of a space are those whose type ends in
-    `_<space>`. Other node types, and edges from or to them, are passed over.
+    `_<space>`. Other node types, and edges from or to them, are ignored.
 
     With `aggr=None` the nodes themselves are returned, so that layers stack:
     `last(first(x_dict, edge_index_dict).x, edge_index_dict, sample_dict)`.
+
+    The explainers of PyG work on a module of yours that calls it with `x_dict` and `edge_index_dict`, with a mask for each edge type.
 
     Args:
         channels: Width d_h of the representations, -1 to take it from the first call; or a dict of widths by node type, each of which is
             brought to `out_channels` by a linear map first.
         out_channels: Width of the result; None means d_h.
-        conv: What passes the messages: a class or function that makes of two widths a module `f(x, edge_index)`, such as `GATConv` or
+        conv: The convolution: a class or function that takes two widths and returns a module `f(x, edge_index)`, such as `GATConv` or
             `partial(GraphFusionConv, heads=2, concat=False)`.
-        aggr: How a sample's nodes become one vector: an `Aggregation` of PyG, shared by the spaces, or its name; None for the nodes. (PyG's
+        aggr: The readout of a sample's nodes: an `Aggregation` of PyG, shared by the spaces, or its name; None returns the nodes. (PyG's
             LSTM and GRU run on over padding: what they make of a sample with fewer nodes than others depends on those.)
         spaces: Which graphs to expect, by the endings of their node types (Table V, "w/o exclusive", "w/o agnostic").
 
@@ -112,6 +116,7 @@ class DecoupledGraphFusion(nn.Module):
             channels = out_channels
         self.convs = nn.ModuleDict({space: conv(channels, out_channels) for space in self.spaces})
         self.aggr = aggregation_resolver(aggr) if isinstance(aggr, str) else aggr
+        self.by_type = ByType()
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
@@ -155,13 +160,20 @@ class DecoupledGraphFusion(nn.Module):
             masked = any(part.present is not None for part in parts)
             x = [nodes[name] for name in names]
             x_all = torch.cat([*x, x[0].new_zeros(1, x[0].size(1))] if masked else x)
-            out = self._pass(conv, x_all, last[2], return_attention_weights)
-            if return_attention_weights:
+            weighed = return_attention_weights or (self.by_type.asks_attention() and _has_weights(conv))
+            with self.by_type.masked(conv, edge_index_dict, types, last[2]) if len(self.by_type.masks) else nullcontext():
+                out = self._pass(conv, x_all, last[2], weighed)
+            if weighed:
                 out, weights = out
-                transfer.update(self._by_type(types, parts, weights))
+                by_edge = self._weights_by_type(types, parts, weights)
+                self.by_type.show_attention(by_edge)
+                if return_attention_weights:
+                    transfer.update(by_edge)
             out = out[:rows] if masked else out
+            if self.aggr is None or self.by_type.is_watched():
+                by_type = self.by_type(dict(zip(names, out.split([own.size(0) for own in x]), strict=True)))
             if self.aggr is None:
-                result.update(zip(names, out.split([own.size(0) for own in x]), strict=True))
+                result.update(by_type)
             else:
                 assert sample_dict is not None
                 assert num_samples is not None
@@ -220,7 +232,7 @@ class DecoupledGraphFusion(nn.Module):
     def _pass(conv: nn.Module, x: Tensor, edge_index: Tensor, return_attention_weights: bool) -> Any:
         if not return_attention_weights:
             return conv(x, edge_index)
-        if "return_attention_weights" not in inspect.signature(conv.forward).parameters:
+        if not _has_weights(conv):
             raise ValueError(f"return_attention_weights: expected False, since {type(conv).__name__} has no attention weights")
         out, (edges, weights) = conv(x, edge_index, return_attention_weights=True)
         if edges.shape != edge_index.shape:
@@ -229,7 +241,7 @@ class DecoupledGraphFusion(nn.Module):
         return out, weights
 
     @staticmethod
-    def _by_type(types: list[EdgeType], parts: list[_Part], weights: Tensor) -> dict[EdgeType, Tensor]:
+    def _weights_by_type(types: list[EdgeType], parts: list[_Part], weights: Tensor) -> dict[EdgeType, Tensor]:
         own = weights.split([part.edge_index.size(1) for part in parts])
         return {
             t: xi if part.present is None else xi.masked_fill(~part.present.unsqueeze(1), 0)
@@ -249,5 +261,9 @@ class DecoupledGraphFusion(nn.Module):
             index, order = torch.sort(index, stable=True)
             x = x.index_select(0, order)
         assert self.aggr is not None
-        out = self.aggr(x, index, dim_size=num_samples + absent)
+        out = self.aggr(x, index, dim_size=num_samples + int(absent))
         return out[:num_samples] if absent else out
+
+
+def _has_weights(conv: nn.Module) -> bool:
+    return "return_attention_weights" in inspect.signature(conv.forward).parameters

@@ -11,13 +11,13 @@ from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._sequences import check_keys
 from mea_graph.ops import IntervalEdges, Pointers
-from mea_graph.ops.eager import is_traced
+from mea_graph.ops.eager import is_traced, is_transformed
 
 SPACES = ("exclusive", "agnostic")
 
 
 class FusionGraph(HeteroData):
-    """A `HeteroData` whose nodes belong to samples, and keep doing so when several graphs become one batch.
+    """A `HeteroData` whose nodes belong to samples, also after several graphs become one batch.
 
     PyG's `batch` says which of the collated graphs a node comes from. `sample` says which sample, of any number in each graph: collating
     counts on, and `num_samples` is the number of all of them. `to_homogeneous` keeps both, the latter as `samples`.
@@ -82,7 +82,7 @@ def fusion_graph(
     modality is a node that is not there. A node that would have no in-edge, because its sample has no other modality, gets a self loop.
 
     With `keep_absent` every sample has a node of each modality and all edges between them, and `present`, of nodes and of edges, says which
-    of them count: nothing is counted or waits for the device, and sizes follow from shapes alone, as compiling, exporting and CUDA graphs
+    of them count. Sizes then follow from shapes alone, without waiting for the device, as compiling, exporting and CUDA graphs
     need it. `DecoupledGraphFusion` takes both forms, with equal results.
 
     Args:
@@ -117,7 +117,7 @@ def fusion_graph(
         rows = dict.fromkeys(modalities, every)
         edges = _all_edges(modalities, every, there is not None or self_loops)
     else:
-        rows = dict(zip(modalities, there.nonzero()[:, 1].split(there.sum(1).tolist()), strict=True))
+        rows = dict(zip(modalities, there.nonzero()[:, 1].split(_numbers(there.sum(1))), strict=True))
         edges = _edges_between(modalities, there, self_loops)
     joined = None
     if there is not None and keep_absent:
@@ -189,4 +189,8 @@ def _edges_between(modalities: list[str], there: Tensor, self_loops: bool) -> di
     node = there.cumsum(1).sub_(1)  # a sample's row among the nodes of the type
     source, target, sample = joined.nonzero().unbind(1)
     edges = torch.stack([node[source, sample], node[target, sample]])
-    return dict(zip(_pairs(modalities), edges.split(joined.sum(2).flatten().tolist(), 1), strict=True))
+    return dict(zip(_pairs(modalities), edges.split(_numbers(joined.sum(2).flatten()), 1), strict=True))
+
+
+def _numbers(x: Tensor) -> list[int]:
+    return [int(n) for n in x] if is_transformed() else x.tolist()  # torch 2.9 has no list for `torch.func`

@@ -5,6 +5,7 @@ from typing import Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size, SparseTensor
@@ -31,7 +32,7 @@ class GraphFusionConv(MessagePassing):
         \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \mathrm{GELU}(\delta_{ij}), \qquad
         h_i' = \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
 
-    A PyG convolution, to be used where a `GATConv` would be; it adds no self loops. A node without in-edges gets :math:`\sigma(0)`.
+    Use this PyG convolution like a `GATConv`; it adds no self loops. A node without in-edges gets :math:`\sigma(0)`.
     Features of an edge add :math:`q_e^T W_e e_{ij}` to its score. An edge of weight w counts as w parallel ones: its exponential is
     multiplied by w in the softmax; one of weight 0 is as good as not there, and gets no gradient.
 
@@ -51,7 +52,7 @@ class GraphFusionConv(MessagePassing):
         edge_dim: Width of the edges' features, where they have some.
         dropout: Probability, on :math:`\xi`.
         bias: Whether a bias is added before :math:`\sigma`; the paper has none.
-        kwargs: Of `MessagePassing`, such as `flow`.
+        kwargs: Options of `MessagePassing`, such as `flow`.
 
     Shape:
         - x: :math:`(N, C_{in})`, or a pair :math:`((N_s, C_s), (N_t, C_t))` for a bipartite graph, whose second may be None
@@ -189,8 +190,10 @@ class GraphFusionConv(MessagePassing):
             alpha = self.edge_updater(edges, alpha=scores, edge_attr=edge_attr, edge_weight=edge_weight, size=size)
             # propagate_type: (x: OptPairTensor, alpha: Tensor)
             out = self.propagate(edges, x=(x_src, x_dst), alpha=alpha, size=size).to(x_src.dtype)
-        if self.heads > 1:
-            out = out.flatten(1) if self.concat else out.mean(1)
+        if out.dim() == 3:  # of the fused form, or of a message of your own
+            out = rearrange(out, "n heads c -> n (heads c)") if self.concat else out.mean(1)
+        elif self.heads > 1 and not self.concat:
+            out = reduce(out, "n (bases heads c) -> n (bases c)", "mean", heads=self.heads, c=self.out_channels)
         if self.bias is not None:
             out = out + self.bias
         out = _ACTIVATIONS[self.activation](out)
@@ -225,8 +228,13 @@ class GraphFusionConv(MessagePassing):
         return F.dropout(alpha, self.dropout, self.training)
 
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
-        """The message of each edge, (E, C), or (E, H, C) if there are several heads: `to_hetero_with_bases` wants a matrix."""
-        return (alpha if self.heads == 1 else alpha.unsqueeze(-1)) * x_j
+        """The message of each edge, (E, H C), with the heads side by side; (E, H, C) while an explainer looks at several heads."""
+        if self.heads == 1:
+            return alpha * x_j
+        messages = alpha.unsqueeze(-1) * x_j
+        if self.explain:
+            return messages  # `GraphMaskExplainer` reads heads, `to_hetero_with_bases` a matrix
+        return rearrange(messages, "e heads c -> e (heads c)")
 
     def _values(self, x: Tensor | OptPairTensor) -> tuple[Tensor, OptTensor]:
         """W h of sources and destinations."""
@@ -250,7 +258,7 @@ class GraphFusionConv(MessagePassing):
         return self._by_head(cast(nn.Module, linear)(x))
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x if self.heads == 1 else x.view(-1, self.heads, self.out_channels)
+        return x if self.heads == 1 else rearrange(x, "n (heads c) -> n heads c", heads=self.heads)
 
     def _score(self, x: Tensor, score: Tensor) -> Tensor:
         return (x * score).sum(-1, keepdim=self.heads == 1)  # (N, H)
@@ -305,7 +313,7 @@ class GraphFusionConv(MessagePassing):
         if score_dst is None:
             nodes = x_src.size(0) if size is None or size[1] is None else size[1]
             score_dst = score_src.new_zeros(nodes, self.heads)
-        out, alpha = edge_attention(x_src.view(-1, self.heads, self.out_channels), score_dst, score_src, edge_index)
+        out, alpha = edge_attention(x_src.unsqueeze(1) if self.heads == 1 else x_src, score_dst, score_src, edge_index)
         return (out.squeeze(1) if self.heads == 1 else out), alpha
 
     def __repr__(self) -> str:

@@ -30,8 +30,8 @@ class Discrimination(NamedTuple):
 class DoubleDiscriminator(nn.Module):
     r"""Importance discriminator and modality discriminator ([MEA] Eq. 15-16).
 
-    The modality discriminator :math:`D_m`, one network for both kinds of representation, tells from which modality a representation stems:
-    exclusive ones are to make that easy, agnostic ones, behind a gradient reversal, hard. The importance discriminator :math:`D_i`,
+    The modality discriminator :math:`D_m`, one network for both kinds of representation, guesses the modality of a representation:
+    exclusive ones learn to make that easy, agnostic ones, behind a gradient reversal, hard. The importance discriminator :math:`D_i`,
     a linear one, is trained on detached agnostic representations (R6), and weighs the adversarial loss of each:
 
     .. math:: \omega = 1 - D_i(h_a)[m]

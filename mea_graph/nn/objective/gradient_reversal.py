@@ -24,7 +24,7 @@ class _Reverse(torch.autograd.Function):
 
 
 class GradientReversal(nn.Module):
-    r"""Passes its input on and turns the gradient round: what follows is trained with, what precedes against, the same loss.
+    r"""Returns its input and reverses the gradient: later layers are trained to lower the loss, earlier ones to raise it.
 
     .. math:: y = x, \qquad \partial L / \partial x = -\lambda \, \partial L / \partial y
 

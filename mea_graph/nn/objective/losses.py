@@ -110,7 +110,7 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
     .. math:: L_{agn} = -\frac{1}{n} \sum_m \sum_k \omega_{km} \log D_m(\mathrm{GRL}(h_{a,km}))[m]
 
     Args:
-        logits: Of the modality discriminator, behind a gradient reversal; row m of a sample stems from modality m.
+        logits: The logits of the modality discriminator, behind a gradient reversal; row m of a sample stems from modality m.
         omega: The degrees :math:`\omega` of the importance discriminator, detached.
         present: Which modalities the samples have. None: all.
 
@@ -136,7 +136,7 @@ def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = N
     :math:`U_M` gives each of the M modalities the same probability. At least 0, unlike the reversed loss, which has no bound.
 
     Args:
-        logits: Of the modality discriminator, whose weights get no gradient from it.
+        logits: The logits of the modality discriminator, whose weights get no gradient from it.
         omega: The degrees :math:`\omega` of the importance discriminator, detached.
         present: Which modalities the samples have. None: all.
 
@@ -164,7 +164,7 @@ def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tens
     .. math:: L_{exc} = -\frac{1}{n} \sum_m \sum_k \log D_m(h_{e,km})[m]
 
     Args:
-        logits: Of the modality discriminator; row m of a sample stems from modality m.
+        logits: The logits of the modality discriminator; row m of a sample stems from modality m.
         present: Which modalities the samples have. None: all.
 
     Shape:

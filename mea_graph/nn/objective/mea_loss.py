@@ -49,7 +49,7 @@ class MEALoss(nn.Module):
         alpha, beta: Weights, finite and at least 0; the paper has 0.02 and 0.03 on MOSI, and a large beta can ruin a training. Zero turns
             the term off (Table V, "w/o L_dis", "w/o adversarial").
         disparity: "hsic", or "orthogonality" (Table V, "L_sep").
-        label_smoothing: Of the cross-entropy, in [0, 1].
+        label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
 
     The attribute `class_weights`, None or :math:`(C,)`, multiplies the cross-entropy of each class, or that of the samples which have a
     label. The task term stays a mean over samples, so that batches of any size add up.

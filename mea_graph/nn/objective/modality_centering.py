@@ -14,7 +14,7 @@ class ModalityCentering(nn.Module):
 
     .. math:: h_m \leftarrow h_m - \mathrm{E}[h_m]
 
-    A linear classifier cannot tell classes better than by their frequencies exactly where their means are equal (Belrose et al.,
+    A linear classifier cannot separate classes better than by their frequencies exactly if their means are equal (Belrose et al.,
     arXiv 2306.03819). An adversary only aims at that; this does it, and leaves everything else that a representation holds. A
     classifier that is not linear is not stopped.
 

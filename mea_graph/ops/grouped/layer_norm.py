@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.grouped import batched
 from mea_graph.ops.grouped.parts import accept, check, check_shapes, layer_norm, refuse, slices
 from mea_graph.ops.library import register, through_reference
 
@@ -31,7 +32,7 @@ def grouped_layer_norm(
         weights, biases: One of each a group.
         starts, sizes: First row and number of rows of each group; groups may share rows.
         eps: Added to the variance.
-        backend: "auto", "joined" (one call for all groups) or "reference".
+        backend: "auto", "batched" (on a device and for groups of equal size), "joined" (one call for all groups) or "reference".
 
     Shape:
         - x: :math:`(N, C)`; weights[g], biases[g]: :math:`(C,)`; result: :math:`(\sum_g n_g, C)`
@@ -133,4 +134,11 @@ def _run_norm(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: li
     return _Norm.apply(x, starts, sizes, eps, len(weights), *weights, *biases)
 
 
-_NORM = Op(grouped_layer_norm, {"joined": Backend(_run_norm, refuse), "reference": Backend(_norm_reference, accept)})
+_NORM = Op(
+    grouped_layer_norm,
+    {
+        "batched": Backend(batched.norm, batched.refuse, prefers="cuda"),
+        "joined": Backend(_run_norm, refuse),
+        "reference": Backend(_norm_reference, accept),
+    },
+)

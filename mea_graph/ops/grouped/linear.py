@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.grouped import batched
 from mea_graph.ops.grouped.parts import accept, check, check_shapes, layer_norm, refuse, slices
 from mea_graph.ops.library import register, through_reference
 
@@ -41,7 +42,8 @@ def grouped_linear(
         scales, shifts, eps: Of the normalisation before, one of each a group; none: nothing is normalised.
         steps_last: Whether the result is laid out with rows along the last dimension in memory, as attention on a CPU reads it; its shape
             and values are the same.
-        backend: "auto", "joined" (one call for all groups) or "reference".
+        backend: "auto", "batched" (batched products, on a device and for groups of equal size), "joined" (one call for all groups) or
+            "reference".
 
     Shape:
         - x: :math:`(N, C)`; weights[g]: :math:`(C', C)`; biases[g]: :math:`(C',)`; scales[g], shifts[g]: :math:`(C,)`
@@ -270,4 +272,11 @@ def _run_linear(
     return out.t() if steps_last else out
 
 
-_LINEAR = Op(grouped_linear, {"joined": Backend(_run_linear, refuse), "reference": Backend(_linear_reference, accept)})
+_LINEAR = Op(
+    grouped_linear,
+    {
+        "batched": Backend(batched.linear, batched.refuse, prefers="cuda"),
+        "joined": Backend(_run_linear, refuse),
+        "reference": Backend(_linear_reference, accept),
+    },
+)

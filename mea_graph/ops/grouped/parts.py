@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mea_graph.ops.eager import is_traced, is_transformed
 
-_PLAIN_TYPES = (torch.nn.Parameter, Tensor)
+PLAIN_TYPES = (torch.nn.Parameter, Tensor)
 
 
 def check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]) -> None:
@@ -38,7 +38,7 @@ def refuse(
         return "autocast chooses the precision of each map"
     dtype = x.dtype
     for t in (x, *weights, *biases, *scales, *shifts):
-        if t.dtype != dtype or type(t) not in _PLAIN_TYPES:
+        if t.dtype != dtype or type(t) not in PLAIN_TYPES:
             return "the tensors are of different types"
     return None
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
 from mea_graph.ops.eager import is_traced, is_transformed
-from mea_graph.ops.interval import cpu, listed, padded, reference, triton
+from mea_graph.ops.interval import cpu, listed, native, padded, reference, triton
 from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.native import library
 
 __all__ = ["interval_attention", "interval_attention_map"]
 
@@ -44,14 +45,14 @@ def interval_attention(
     input is float64, and repeat bit for bit; but for the gradients of "sdpa" on a GPU, which torch's own kernels may add in any order.
 
     Args:
-        query: Of the target rows, split into heads.
-        key, value: Of the source rows; several sources stand one below the other.
+        query: The query of the target rows, split into heads.
+        key, value: The key and value of the source rows; several sources stand one below the other.
         edges: `IntervalEdges`, or a PyG `edge_index` for any other graph, which is computed edge by edge.
         dropout: Probability with which an edge's weight is dropped, anew in each call; the others grow by 1 / (1 - p). Weights that are
             dropped must be stored: memory then grows with the edges, or, where each step hears its sample, with the padded map.
-        backend: "cpu" computes block by block, for tensors on a CPU, "triton" for those on an NVIDIA GPU; "sdpa" pads and hands the batch
-            to PyTorch, on any device; "listed" computes edge by edge, lists and windows; "reference" stores the map. "auto" takes the first
-            that can run.
+        backend: "native" is C++ that a compiler on this machine builds at first use, "cpu" computes block by block, both for tensors on a
+            CPU; "triton" is for those on an NVIDIA GPU; "sdpa" pads and hands the batch to PyTorch, on any device; "listed" computes edge
+            by edge, lists and windows; "reference" stores the map. "auto" takes the first that can run.
 
     Shape:
         - query: :math:`(N_t, K, D)`; key: :math:`(N_s, K, D)`; value: :math:`(N_s, K, D_v)`
@@ -116,6 +117,10 @@ def refuse_unlisted(edges: Any, **_: Any) -> str | None:
     return None
 
 
+def _refuse_native(query: Tensor, value: Tensor, **arguments: Any) -> str | None:
+    return refuse_kept(**arguments) or native.refuse(query, value)
+
+
 def _refuse_cpu(query: Tensor, **arguments: Any) -> str | None:
     return refuse_kept(**arguments) or cpu.refuse(query)
 
@@ -135,6 +140,7 @@ def _run_reference(edges: Any, **arguments: Any) -> Tensor:
 _OP = Op(
     interval_attention,
     {
+        "native": Backend(native.run, _refuse_native, hold=library.hold),
         "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
         "triton": Backend(triton.run, _refuse_triton, prefers="cuda"),
         "sdpa": Backend(padded.run_sdpa, refuse_kept),

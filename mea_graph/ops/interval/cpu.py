@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.eager import only_evaluated
@@ -163,7 +162,7 @@ def rows_last(x: Tensor, dtype: torch.dtype, scale: float = 1.0, row: Tensor | f
     if row is None:
         return flat
     if isinstance(row, float):
-        return F.pad(flat, (0, 0, 0, 1), value=row)
+        row = flat.new_full((flat.size(0), flat.size(2)), row)  # torch 2.9 cannot pad what is empty
     return torch.cat([flat, row.unsqueeze(1)], 1)
 
 
@@ -234,12 +233,12 @@ def _rows_first(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.contiguous().to(dtype).permute(2, 0, 1)
 
 
-def _fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     sums = query.new_empty(query.size(1), query.size(0), dtype=compute_dtype(query, key, value))
     return _like(value, query.size(0)), sums
 
 
-def _fake_backward(grad: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def fake_backward(grad: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return tuple(_like(t, t.size(0)) for t in (query, key, value))
 
 
@@ -248,7 +247,7 @@ def _like(x: Tensor, rows: int) -> Tensor:
     return x.new_empty(x.size(1), x.size(2), rows).permute(2, 0, 1)
 
 
-def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.save_for_backward(*output, *inputs)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -258,25 +257,25 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
     if grad is None:
         return (None,) * 9
     if torch.is_grad_enabled():
-        return tuple(through_reference(_again, ctx.saved_tensors[2:], grad))
+        return tuple(through_reference(again, ctx.saved_tensors[2:], grad))
     return *_operator_backward(grad, *ctx.saved_tensors), *(None,) * 6
 
 
-def _again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, source_start: Any, source_length: Any, *runs: Any) -> Tensor:
+def again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, source_start: Any, source_length: Any, *runs: Any) -> Tensor:
     """The same by the reference, for a second derivative."""
     target = Pointers(start, length, query.size(0))
     return run_reference(query, key, value, IntervalEdges.of_runs(source_start, source_length, key.size(0), target, *runs))
 
 
 _EDGES = "Tensor start, Tensor length, Tensor source_start, Tensor source_length, Tensor? begin, Tensor? end"
-_TENSORS = f"Tensor query, Tensor key, Tensor value, {_EDGES}"
+TENSORS = f"Tensor query, Tensor key, Tensor value, {_EDGES}"
 _operator_backward = register(
     "interval_attention_cpu_backward",
-    f"(Tensor grad, Tensor out, Tensor logsumexp, {_TENSORS}) -> (Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor out, Tensor logsumexp, {TENSORS}) -> (Tensor, Tensor, Tensor)",
     _run_backward,
-    _fake_backward,
+    fake_backward,
 )
-_operator = register("interval_attention_cpu", f"({_TENSORS}) -> (Tensor, Tensor)", _run, _fake, _setup_context, _backward)
+_operator = register("interval_attention_cpu", f"({TENSORS}) -> (Tensor, Tensor)", _run, fake, setup_context, _backward)
 
 
 def run(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:

@@ -149,7 +149,7 @@ class _Call:
 
     def loop(self, name: str) -> tuple[Tiles, dict[str, Any]]:
         """How a loop is cut, and its compile-time arguments."""
-        tiles = TILES[name, *self.kind]
+        tiles = TILES[(name, *self.kind)]
         sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns}
         return tiles, self.constants | sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages}
 

@@ -8,8 +8,9 @@ from torch import Tensor
 from mea_graph.ops.backends import Backend, Op
 from mea_graph.ops.interval import interval_attention, refuse_kept, refuse_unlisted
 from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.native import library
 from mea_graph.ops.pointers import Pointers
-from mea_graph.ops.predictive import cpu, listed, padded, reference, triton
+from mea_graph.ops.predictive import cpu, listed, native, padded, reference, triton
 
 __all__ = ["predictive_attention", "predictive_attention_map"]
 
@@ -97,7 +98,8 @@ def predictive_attention(
         mu: Share of the prediction, in [0, 1].
         edges: Which steps hear which: `IntervalEdges` of the rows with themselves, a PyG `edge_index`, or None: all of the sample.
         dropout: As for `interval_attention`, on the map A.
-        backend: "plain" (without a prior: `interval_attention` of the rows with themselves), "triton" (CUDA), "cpu" (plain torch, block by
+        backend: "plain" (without a prior: `interval_attention` of the rows with themselves), "triton" (CUDA), "native" (C++ that a
+            compiler on this machine builds at first use), "cpu" (plain torch, block by
             block; on another device only if asked for, since it waits for the lengths), "listed" (edge by edge: lists and windows) or
             "reference" (stores the maps). "auto" takes the first that can run.
 
@@ -186,6 +188,10 @@ def _refuse_plain(prior_query: Tensor | None, **_: Any) -> str | None:
 _NO_PRIOR = "without a prior it is plain attention"
 
 
+def _refuse_native(query: Tensor, prior_query: Tensor | None, **arguments: Any) -> str | None:
+    return _NO_PRIOR if prior_query is None else refuse_kept(**arguments) or native.refuse(query)
+
+
 def _refuse_cpu(prior_query: Tensor | None, **arguments: Any) -> str | None:
     return _NO_PRIOR if prior_query is None else refuse_kept(**arguments)
 
@@ -216,6 +222,7 @@ _OP = Op(
     {
         "plain": Backend(_run_plain, _refuse_plain),
         "triton": Backend(triton.run, _refuse_triton, prefers="cuda"),
+        "native": Backend(native.run, _refuse_native, hold=library.hold),
         "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
         "listed": Backend(listed.run, _refuse_listed),
         "reference": Backend(_run_reference, _accept),

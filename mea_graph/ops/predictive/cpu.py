@@ -193,18 +193,18 @@ def _backward(
     return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight.to(weight.dtype), d_bias
 
 
-def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype((query, key, value, *rest[:4]))
     return value.new_empty(value.shape), query.new_empty(query.size(0), query.size(1), 2, dtype=dtype)
 
 
-def _fake_backward(grad: Tensor, result: Tensor, statistics: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+def fake_backward(grad: Tensor, result: Tensor, statistics: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     weight, bias = rest[5:7]
     grads = [t.new_empty(t.shape) for t in rest[:6]]
     return *grads, weight.new_empty(weight.size(0), dtype=weight.dtype if bias is None else bias.dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, ctx.mu = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*output, *tensors)
@@ -213,12 +213,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     result, statistics, *tensors = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return tuple(through_reference(_again, (*tensors, ctx.mu), grad))
+        return tuple(through_reference(again, (*tensors, ctx.mu), grad))
     *grads, d_bias = _BACKWARD(grad, result, statistics, *tensors, ctx.mu)
     return *grads, None if tensors[6] is None else d_bias, *(None,) * 5
 
 
-def _again(*inputs: Any) -> Tensor:
+def again(*inputs: Any) -> Tensor:
     """The same by the reference, for a second derivative."""
     query, key, value, prior_query, prior_key, weight, bias, start, length, begin, end, mu = inputs
     pointers = Pointers(start, length, query.size(0))
@@ -226,17 +226,17 @@ def _again(*inputs: Any) -> Tensor:
     return padded.run_reference(query, key, value, prior_query, prior_key, weight, bias, mu, pointers, edges)
 
 
-_INPUTS = (
+INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor prior_query, Tensor prior_key, Tensor weight, Tensor? bias,"
     " Tensor start, Tensor length, Tensor? begin, Tensor? end, float mu"
 )
 _BACKWARD = register(
     "predictive_attention_cpu_backward",
-    f"(Tensor grad, Tensor result, Tensor statistics, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor result, Tensor statistics, {INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
-    _fake_backward,
+    fake_backward,
 )
-_FORWARD = register("predictive_attention_cpu", f"({_INPUTS}) -> (Tensor, Tensor)", _forward, _fake_forward, _setup_context, _autograd)
+_FORWARD = register("predictive_attention_cpu", f"({INPUTS}) -> (Tensor, Tensor)", _forward, fake_forward, setup_context, _autograd)
 
 
 def _is_short(query: Tensor) -> bool:

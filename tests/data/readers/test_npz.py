@@ -166,9 +166,35 @@ def test_without_labels_the_names_that_labels_may_have_are_told(tmp_path):
 
 
 def test_whole_numbers_that_are_floats_are_told(tmp_path):
-    whole = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
-    assert open_dataset(write(tmp_path / "a.npz", label=np.array([2.0, 0, 1, 2]))).notes == (whole,)
+    """By what can be done of a file, `labels=`; and not at all where it is said what they are."""
+    path = write(tmp_path / "a.npz", label=np.array([2.0, 0, 1, 2]))
+    whole = "labels: whole numbers, taken as regression; labels='classes' (on the command line data.reader.labels) takes them as classes"
+    assert open_dataset(path).notes == (whole,)
+    assert open_dataset(path, labels="regression").notes == open_dataset(path, labels="classes").notes == ()
+    assert open_dataset(path, labels="classes").y.tolist() == [2, 0, 1, 2]
     assert open_dataset(write(tmp_path / "b.npz", label=np.array([2.0, 0, 1, 2.5]))).notes == ()
+
+
+@pytest.mark.parametrize("name", ["label", "y", "target"])
+def test_labels_of_three_axes_are_no_modality(tmp_path, name):
+    """What is to be found out would be among what the model is given."""
+    path = write(tmp_path / "a.npz", **{"label": None, name: np.array([0.5, 1, 2, -1])[:, None, None]})
+    dataset = open_dataset(path)
+    assert dataset.modalities == ("audio", "lips")
+    assert dataset.y.tolist() == [0.5, 1, 2, -1]
+    pairs = np.eye(2, dtype=int)[[[0, 1, 1], [1, 1, 0], [0, 0, 0], [1, 0, 1]]]  # (no, yes), as MulT writes IEMOCAP
+    assert open_dataset(write(tmp_path / "b.npz", **{"label": None, name: pairs})).y.tolist() == pairs[:, :, 1].tolist()
+    message = rf"label: array '{name}' holds labels by its name: expected shape \(N,\), .* got \(4, 5, 3\); give a modality another name"
+    with pytest.raises(DataError, match=message):
+        open_dataset(write(tmp_path / "c.npz", **{"label": None, name: np.ones((4, 5, 3))}))
+    other = open_dataset(path, label="speaker")
+    assert (other.modalities, other.label_names) == (("audio", "lips"), ("ann", "bob", "eve"))
+    assert f"array '{name}' of shape (4, 1, 1) left out: its name is one of labels" in note(other, "array")
+
+
+def test_an_array_that_is_named_as_the_label_is_no_modality(tmp_path):
+    dataset = open_dataset(write(tmp_path / "a.npz", label=None, mood=np.arange(4.0)[:, None, None]), label="mood")
+    assert (dataset.modalities, dataset.y.tolist()) == (("audio", "lips"), [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize(

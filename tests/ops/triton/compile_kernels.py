@@ -30,6 +30,7 @@ from triton.runtime import JITFunction
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.interval import triton as interval
 from mea_graph.ops.predictive import triton as predictive
+from mea_graph.ops.recurrent import triton as recurrent
 
 POINTERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 LENGTHS = ([100, 40], [1], [16, 16, 16])  # the kernels are those of the first, whatever the number of samples and of steps
@@ -104,6 +105,10 @@ def launches(heads: int, width: int, dtype: torch.dtype, lengths: list[int]) -> 
             where = (pointers.start, pointers.length, edges.source_start, edges.source_length, *runs, pointers.packed)
             out, logsumexp = interval._forward(query, key, value, *where)
             interval._backward(torch.randn_like(out), out, logsumexp, query, key, value, *where)
+        hidden = 64 if width > 16 else 20
+        recurrence = (torch.randn(1, 2, 4, hidden, hidden), pointers.start, pointers.length, [pointers.num_rows], pointers.packed)
+        out, states = recurrent._forward(torch.randn(pointers.num_rows, 2, 4, hidden, dtype=dtype), *recurrence)
+        recurrent._backward(torch.randn_like(out), states, *recurrence)
 
 
 def main(capability: int, heads: int, width: int, dtypes: list[str], only: str = "") -> None:

@@ -14,11 +14,12 @@ SCRIPT = pathlib.Path(__file__).parent / "compile_kernels.py"
 SHARED = 99 * 1024  # bytes that a block may have on sm_86 and sm_89; 163 KiB on sm_80, 227 KiB on sm_90
 PREDICTIVE = {"predictive_fwd", "predictive_bwd_query", "predictive_bwd_key"}
 INTERVAL = {"interval_fwd", "interval_bwd_query", "interval_bwd_key"}
+RECURRENT = {"bilstm_fwd", "bilstm_bwd"}
 WINDOWS = {f"{name} (has_runs)" for name in INTERVAL}
 LOOPS = PREDICTIVE | INTERVAL | WINDOWS
 KERNELS = {
-    "float32": PREDICTIVE | WINDOWS | {"predictive_fold (backward)", "predictive_bwd_fold"},
-    "bfloat16": LOOPS | {"predictive_fold (backward)", "predictive_bwd_fold"},
+    "float32": PREDICTIVE | WINDOWS | RECURRENT | {"predictive_fold (backward)", "predictive_bwd_fold"},
+    "bfloat16": LOOPS | RECURRENT | {"predictive_fold (backward)", "predictive_bwd_fold"},
 }
 HEAD = (
     f"{'kernel':<29} {'dtype':<9} {'tiles':<14} {'registers':>9} {'stack':>6} {'LDL':>4} {'STL':>4} {'shared':>7} {'HGMMA':>6} {'HMMA':>5}"
@@ -34,7 +35,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @pytest.mark.parametrize("capability", [90, 80])
 @pytest.mark.parametrize("shape", [pytest.param("8x5", id="narrow"), pytest.param("1x64", id="wide", marks=pytest.mark.slow)])
 def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """`narrow` is the model's own size, 8 heads of 5 channels; `wide` has the widest head that is accepted."""
+    """`narrow` is the model's own size, 8 heads of 5 channels and 20 units of an LSTM; `wide` the widest that is accepted, 64 of each."""
     command = [sys.executable, SCRIPT, str(capability), shape, "float32", "bfloat16"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

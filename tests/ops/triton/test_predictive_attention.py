@@ -293,7 +293,7 @@ def test_on_a_gpu_auto_takes_the_formula_where_no_kernel_holds_the_prior(heads: 
     arguments = Case(heads, (width, width, width), ()).tensors(3) | {"mu": 0.25, "pointers": STEPS, "edges": None}
     chosen, refused = _OP._automatic(torch.device("cuda"), arguments, every=True)
     assert chosen == backend
-    assert refused["cpu"] == "taken only when asked for by name, since the tensors are on cuda"
+    assert refused["cpu"] == "taken only by name, because the tensors are on cuda"
 
 
 def test_needs_a_gpu_unless_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,7 @@ def test_probe_tells_what_can_be_told_and_no_more():
 
 
 def output_of(exclusive, agnostic, present):
-    return MEAOutput(None, exclusive, agnostic, present, None, None, None, {}, [], {}, [])
+    return MEAOutput(None, exclusive, agnostic, present, None, None, None, {}, [], {}, [], {})
 
 
 def test_dependence_is_the_papers_and_its_normalised_form():

@@ -1,8 +1,8 @@
-"""What a user would train instead of MEA, each at its own default settings for MOSI unaligned.
+"""Models that a user could train instead of MEA, each at its own default settings for MOSI unaligned.
 
-The field's models are imported from the packages `MMSA` and `linmult` (`make rivals` installs them beside the library); nothing of them
-is copied here. One that cannot be imported is named in `absent()` with the reason. Nothing is downloaded: where MMSA would load BERT,
-`StoredText` hands out features of the same shape, so that no model's time has a text encoder in it.
+The field's models are imported from the packages `MMSA` and `linmult`; `make baselines` installs them. No code of theirs is copied here.
+`absent()` names each model that cannot be imported, with the reason. Nothing is downloaded: `StoredText`
+replaces MMSA's BERT by features of the same shape, so no model's time includes a text encoder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.samples import CHANNELS, Samples
 
 
-class Rival(NamedTuple):
+class Baseline(NamedTuple):
     """A model and how it computes its training loss and its prediction from samples."""
 
     network: nn.Module
@@ -29,7 +29,7 @@ class Rival(NamedTuple):
     predict: Callable[[], Tensor]
 
 
-# How each reads a batch. "padded": always as long as the data set's longest sequence, for its method knows no lengths.
+# How each reads a batch. "padded": always as long as the longest sequence of the data set, because the method knows no lengths.
 NOTES = {
     "MulT": "MMSA's class with the settings of MulT's own repository (d 30, 5 heads, 5 layers); padded, no mask",
     "MulT, trimmed": "the same, but its user cuts each batch to its own longest sequences",
@@ -40,7 +40,7 @@ NOTES = {
     "LinMulT": "linear attention, d 40, 8 heads, 6 layers; padded, with masks where there is padding",
     "Transformer over the concatenation": "torch.nn.TransformerEncoder, d 40, 8 heads, 5 layers, key padding mask",
 }
-# Asked for, but not to be had: said in the report.
+# Models that cannot be had; the report lists them with the reason.
 NOT_PUBLISHED = {
     "MMSA ALMT": "not in MMSA 2.2.1, the newest release on PyPI",
     "LinMulT, flash form": "not in linmult 1.8.1, the newest release for Python 3.11",
@@ -49,7 +49,7 @@ NOT_PUBLISHED = {
 
 
 class StoredText(nn.Module):
-    """Stands where MMSA has BERT: gives features of the same shape, (B, T, 768)."""
+    """Replaces MMSA's BERT: returns features of the same shape, (B, T, 768)."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ class StoredText(nn.Module):
 PACKAGES = ("MMSA", "linmult")
 
 
-def build(name: str, samples: Samples) -> Rival:
-    """The rival, ready for `samples`; ImportError where its package is missing."""
+def build(name: str, samples: Samples) -> Baseline:
+    """The baseline, ready for `samples`; ImportError where its package is missing."""
     return _BUILDERS[name](samples)
 
 
 def absent() -> dict[str, str]:
-    """The rivals that cannot run here, and why."""
+    """The baselines that cannot run here, and why."""
     found = {}
     for name in NOTES:
         package = "linmult" if name == "LinMulT" else "MMSA" if name.startswith(("MulT", "MMSA")) else "torch"
@@ -76,7 +76,7 @@ def absent() -> dict[str, str]:
             with _silence():
                 importlib.import_module(package)
         except ImportError as error:
-            found[name] = f"{package} is not installed here ({error}); `make rivals` installs it"
+            found[name] = f"{package} is not installed here ({error}); `make baselines` installs it"
     return found | NOT_PUBLISHED
 
 
@@ -122,13 +122,13 @@ def _bert_input(samples: Samples) -> Tensor:
     return torch.stack([torch.zeros_like(mask), mask, torch.zeros_like(mask)], 1)
 
 
-def _mult(samples: Samples, **changes: Any) -> Rival:
+def _mult(samples: Samples, **changes: Any) -> Baseline:
     settings = _mmsa_settings("mult", samples, **changes)
     from MMSA.models.singleTask import MULT
 
     network = MULT(settings).to(samples.y.device)
     predict = lambda: network(*_inputs(samples))["M"].squeeze(1)  # noqa: E731
-    return Rival(network, lambda: F.l1_loss(predict(), samples.y), predict)
+    return Baseline(network, lambda: F.l1_loss(predict(), samples.y), predict)
 
 
 # The settings of MulT's own repository; the class is the one that MMSA took from there.
@@ -149,7 +149,7 @@ _MULT_OWN = {
 }
 
 
-def _tfr_net(samples: Samples) -> Rival:
+def _tfr_net(samples: Samples) -> Baseline:
     settings = _mmsa_settings("tfr_net", samples)
     with _stored_text("MMSA.models.missingTask.TFR_NET.model", samples):
         from MMSA.models.missingTask.TFR_NET import TFR_NET
@@ -166,10 +166,10 @@ def _tfr_net(samples: Samples) -> Rival:
         prediction, generated = run()
         return F.l1_loss(prediction.squeeze(1), samples.y) + generated.squeeze()
 
-    return Rival(network, loss, lambda: run()[0].squeeze(1))
+    return Baseline(network, loss, lambda: run()[0].squeeze(1))
 
 
-def _misa(samples: Samples) -> Rival:
+def _misa(samples: Samples) -> Baseline:
     settings = _mmsa_settings("misa", samples)
     with _stored_text("MMSA.models.singleTask.MISA", samples):
         from MMSA.models import AMIO
@@ -187,10 +187,10 @@ def _misa(samples: Samples) -> Rival:
         terms = trainer.get_diff_loss(), trainer.get_cmd_loss(), trainer.get_recon_loss()
         return task + sum(w * t for w, t in zip(weights, terms, strict=True))
 
-    return Rival(network, loss, predict)
+    return Baseline(network, loss, predict)
 
 
-def _self_mm(samples: Samples) -> Rival:
+def _self_mm(samples: Samples) -> Baseline:
     settings = _mmsa_settings("self_mm", samples)
     with _stored_text("MMSA.models.multiTask.SELF_MM", samples):
         from MMSA.models.multiTask import SELF_MM
@@ -211,10 +211,10 @@ def _self_mm(samples: Samples) -> Rival:
         trainer.update_centers()
         return total
 
-    return Rival(network, loss, lambda: network(text, *streams)["M"].squeeze(1))
+    return Baseline(network, loss, lambda: network(text, *streams)["M"].squeeze(1))
 
 
-def _linmult(samples: Samples) -> Rival:
+def _linmult(samples: Samples) -> Baseline:
     from linmult import LinMulT
 
     network = LinMulT(
@@ -226,7 +226,7 @@ def _linmult(samples: Samples) -> Rival:
         out = network(list(_inputs(samples)), None if masks is None else list(masks))
         return next(iter(out.values())).squeeze(1)
 
-    return Rival(network, lambda: F.l1_loss(predict(), samples.y), predict)
+    return Baseline(network, lambda: F.l1_loss(predict(), samples.y), predict)
 
 
 class ConcatenationTransformer(nn.Module):
@@ -246,13 +246,13 @@ class ConcatenationTransformer(nn.Module):
         return self.head(h).squeeze(1)
 
 
-def _transformer(samples: Samples) -> Rival:
+def _transformer(samples: Samples) -> Baseline:
     network = ConcatenationTransformer(CHANNELS).to(samples.y.device)
     predict = lambda: network(samples.padded, samples.mask)  # noqa: E731
-    return Rival(network, lambda: F.l1_loss(predict(), samples.y), predict)
+    return Baseline(network, lambda: F.l1_loss(predict(), samples.y), predict)
 
 
-_BUILDERS: dict[str, Callable[[Samples], Rival]] = {
+_BUILDERS: dict[str, Callable[[Samples], Baseline]] = {
     "MulT": lambda samples: _mult(samples, **_MULT_OWN),
     "MulT, trimmed": lambda samples: _mult(samples.trimmed(), **_MULT_OWN),
     "MMSA MULT": _mult,

@@ -1,0 +1,47 @@
+"""What `MEA` is put together from: the class of each part, and how options become one."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from mea_graph.nn.branches import AgnosticBranch, ExclusiveBranch
+from mea_graph.nn.graph.decoupled_graph_fusion import DecoupledGraphFusion
+from mea_graph.nn.model_options import RECOMMENDED
+from mea_graph.nn.objective.double_discriminator import DoubleDiscriminator
+from mea_graph.nn.prediction_head import PredictionHead
+from mea_graph.nn.unimodal_extractor import UnimodalExtractor
+from mea_graph.suggestions import did_you_mean
+
+Part = Mapping[str, Any] | nn.Module | None
+
+PARTS: dict[str, Callable[..., nn.Module]] = {
+    "extractor": UnimodalExtractor,
+    "exclusive": ExclusiveBranch,
+    "agnostic": AgnosticBranch,
+    "discriminator": DoubleDiscriminator,
+    "fusion": DecoupledGraphFusion,
+    "head": PredictionHead,
+}
+
+
+def make_part(
+    name: str, given: Part, decided: Mapping[str, Any], common: Mapping[str, Any], more: tuple[str, ...] = ()
+) -> nn.Module | None:
+    """The module of a part: the caller's own, or one of the kind with the recommended options but for those that were given."""
+    kind = PARTS[name]
+    if given is None or isinstance(given, nn.Module):
+        return given
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}: expected a dict of options of {kind.__name__}, a module or None, got {given!r}")
+    known = {option: p.annotation for option, p in inspect.signature(kind).parameters.items() if option not in decided}
+    for option, value in given.items():
+        if option not in known:
+            raise TypeError(
+                f"{name}: expected options of {kind.__name__}, {', '.join([*known, *more])}, got {option!r}{did_you_mean(option, known)}"
+            )
+        number: Any = {float: (int, float), int: int, bool: bool}.get(known[option], object)
+        if not isinstance(value, number) or (isinstance(value, bool) and known[option] in (int, float)):
+            raise TypeError(f"{name}.{option}: expected {known[option].__name__}, got {value!r}")
+    return kind(**decided, **(dict(common) | RECOMMENDED[name] | dict(given)))

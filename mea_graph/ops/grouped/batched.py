@@ -1,0 +1,146 @@
+"""The grouped ops on groups of equal size: batched products over stacked weights, as few kernels for twelve groups as for two.
+
+A GPU takes some microseconds to launch a kernel however little it does, and of many small products that is what takes the time. On a CPU
+calls cost less than the copies of the weights do, and one product a group is as fast.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.eager import is_traced
+from mea_graph.ops.grouped.parts import PLAIN_TYPES
+
+
+class _Plan(NamedTuple):
+    """The rows are `ranges` pieces of `rows` each, and `shared` groups, one after the other, read the same piece."""
+
+    ranges: int
+    shared: int
+    rows: int
+
+
+def _plan(x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> _Plan | None:
+    """None where groups differ in size, or lie in another order."""
+    rows = sizes[0]
+    if rows == 0 or any(n != rows for n in sizes) or x.size(0) % rows:
+        return None
+    ranges = x.size(0) // rows
+    shared, rest = divmod(len(sizes), ranges)
+    if rest or any(start != rows * (g // shared) for g, start in enumerate(starts)):
+        return None
+    return _Plan(ranges, shared, rows)
+
+
+def refuse(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor] = (),
+    shifts: Sequence[Tensor] = (),
+    **_: Any,
+) -> str | None:
+    if is_traced():
+        return "a compiler joins the formula itself"
+    parameters = (*weights, *biases, *scales, *shifts)
+    dtypes = {t.dtype for t in parameters} | ({x.dtype} if _autocast_dtype(x) is None else set())
+    if len(dtypes) > 1 or any(type(t) not in PLAIN_TYPES for t in (x, *parameters)):
+        return "the tensors are of different types"
+    if _plan(x, starts, sizes) is None:
+        return "the groups differ in size, or do not read each piece of the rows equally often, one piece after the other"
+    return None
+
+
+def norm(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float) -> Tensor:
+    """See `grouped_layer_norm`."""
+    plan = _plan(x, starts, sizes)
+    assert plan is not None
+    normal = torch.nn.functional.layer_norm(x, x.shape[1:], eps=eps).view(plan.ranges, 1, plan.rows, -1)
+    weight, bias = (t.view(plan.ranges, plan.shared, 1, -1) for t in _stacked(weights, biases))
+    return _Affine.apply(bias, normal, weight).flatten(0, 2)
+
+
+def linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    eps: float,
+    steps_last: bool,
+) -> Tensor:
+    """See `grouped_linear`. `steps_last` is a wish of attention on a CPU."""
+    if scales:
+        x = norm(x, scales, shifts, starts, sizes, eps)
+        starts = [sizes[0] * g for g in range(len(sizes))]
+    plan = _plan(x, starts, sizes)
+    assert plan is not None
+    weight, *bias = _stacked(weights, biases) if biases else _stacked(weights)
+    dtype = _autocast_dtype(x)
+    if dtype is not None:
+        x, weight = x.to(dtype), weight.to(dtype)
+    x = x.view(plan.ranges, 1, plan.rows, -1).expand(-1, plan.shared, -1, -1).reshape(len(sizes), plan.rows, -1)
+    out = _Product.apply(x, weight)
+    return (out + bias[0].unsqueeze(1).to(out.dtype) if bias else out).flatten(0, 1)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if on else None
+
+
+def _stacked(*kinds: Sequence[Tensor]) -> list[Tensor]:
+    return list(_Stack.apply([len(kind) for kind in kinds], *(t for kind in kinds for t in kind)))
+
+
+class _Stack(torch.autograd.Function):
+    """Each kind of weights as one tensor (G, ...), by one copy of them all; going back there is nothing to copy."""
+
+    @staticmethod
+    def forward(ctx: Any, counts: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        flat, found, first, row = torch.cat([t.reshape(-1) for t in tensors]), [], 0, 0
+        for count in counts:
+            size = count * tensors[first].numel()
+            found.append(flat[row : row + size].view(count, *tensors[first].shape))
+            first, row = first + count, row + size
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(g for grad in grads for g in grad.unbind())
+
+
+class _Affine(torch.autograd.Function):
+    """`torch.addcmul` of (R, J, 1, C), (R, 1, n, C) and (R, J, 1, C), whose own gradients take twice the products."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.addcmul(bias, x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        d_x = grads[0] * weight
+        return grads[0].sum(2, True), d_x if weight.size(1) == 1 else d_x.sum(1, True), (grads[0] * x).sum(2, True)
+
+
+class _Product(torch.autograd.Function):
+    """(G, n, C) times the transposed (G, C', C): the gradient of the weights is laid out as they are, so that nothing copies it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.bmm(x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return _Product.apply(grads[0], weight.mT), _Product.apply(grads[0].mT, x.mT)

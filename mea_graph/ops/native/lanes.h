@@ -1,0 +1,136 @@
+// Vectors of as many numbers as the processor computes at once, by the compiler's vector extensions; exponentials; work by threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <thread>
+#include <vector>
+
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+
+using Index = int64_t;
+
+template <class T> struct Lanes;
+
+template <> struct Lanes<float> {
+    typedef float V __attribute__((vector_size(BYTES)));
+    typedef int32_t I __attribute__((vector_size(BYTES)));
+    using Int = int32_t;
+    static constexpr int mantissa = 23, degree = 6;
+    static constexpr float round = 12582912.f, least = -126.f;  // 1.5 x 2^23: adding it leaves the nearest integer in the low bits
+    static constexpr float power[degree + 1] = {  // fitted to 2^x on [-1/2, 1/2]: least squares of the relative error, which is below 3e-9
+        1.f, 0.69314718f, 0.24022648f, 0.05550329f, 0.0096183736f, 0.0013399848f, 0.00015370705f};
+};
+
+template <> struct Lanes<double> {
+    typedef double V __attribute__((vector_size(BYTES)));
+    typedef int64_t I __attribute__((vector_size(BYTES)));
+    using Int = int64_t;
+    static constexpr int mantissa = 52, degree = 13;
+    static constexpr double round = 6755399441055744., least = -1022.;
+    static constexpr double power[degree + 1] = {  // ln(2)^n / n!
+        1., 0.6931471805599453, 0.24022650695910072, 0.05550410866482158, 0.009618129107628477, 0.0013333558146428443,
+        0.00015403530393381608, 1.5252733804059841e-05, 1.321548679014431e-06, 1.0178086009239701e-07, 7.054911620801123e-09,
+        4.4455382718708116e-10, 2.567843599348821e-11, 1.3691488853904128e-12};
+};
+
+template <class T> using V = typename Lanes<T>::V;
+template <class T> using I = typename Lanes<T>::I;
+template <class T> constexpr int LANES = BYTES / sizeof(T);
+
+template <class T> inline V<T> load(const T* from) {
+    V<T> v;
+    std::memcpy(&v, from, BYTES);
+    return v;
+}
+
+template <class T> inline void store(T* to, V<T> v) { std::memcpy(to, &v, BYTES); }
+
+template <class T> inline V<T> all(T value) { return V<T>{} + value; }
+
+template <class T> inline V<T> keep(I<T> where, V<T> v) { return (V<T>)((I<T>)v & where); }  // zero elsewhere, whatever stood there
+
+template <class T> inline I<T> count_up() {
+    I<T> v{};
+    for (int l = 0; l < LANES<T>; ++l) v[l] = l;
+    return v;
+}
+
+template <class T> inline T sum(V<T> v) {
+    T a[LANES<T>];
+    std::memcpy(a, &v, BYTES);
+    for (int width = LANES<T> / 2; width; width /= 2)
+        for (int l = 0; l < width; ++l) a[l] += a[l + width];
+    return a[0];
+}
+
+template <class T> inline T largest(V<T> v) {
+    T a[LANES<T>];
+    std::memcpy(a, &v, BYTES);
+    for (int width = LANES<T> / 2; width; width /= 2)
+        for (int l = 0; l < width; ++l) a[l] = a[l + width] > a[l] ? a[l + width] : a[l];
+    return a[0];
+}
+
+// 2^x for x below 127; what is below `least` counts as `least`, and NaN stays NaN.
+template <class T> inline V<T> exp2(V<T> x) {
+    using P = Lanes<T>;
+    x = x < P::least ? all<T>(P::least) : x;
+    V<T> shifted = x + P::round;
+    V<T> rest = x - (shifted - P::round);  // within half a unit
+    V<T> p = all<T>(P::power[P::degree]);
+#pragma GCC unroll 16
+    for (int n = P::degree - 1; n >= 0; --n) p = p * rest + P::power[n];
+    return (V<T>)((I<T>)p + ((I<T>)shifted << P::mantissa));
+}
+
+// The probability that a standard normal variable exceeds t >= 0.
+inline V<float> normal_tail(V<float> t) {  // 2^polynomial(t), as in predictive/triton_kernels.py
+    V<float> power = -2.2759882085665595e-06f * t + 3.296929207863286e-05f;
+    power = power * t - 0.00015728428843431175f;
+    power = power * t - 0.00020246696658432484f;
+    power = power * t + 0.007142767775803804f;
+    power = power * t - 0.052546426653862f;
+    power = power * t - 0.45919305086135864f;
+    power = power * t - 1.1511069536209106f;
+    power = power * t - 0.9999999403953552f;
+    return exp2<float>(power);
+}
+
+inline V<double> normal_tail(V<double> t) {
+    V<double> p;
+    for (int l = 0; l < LANES<double>; ++l) p[l] = 0.5 * std::erfc(t[l] * 0.7071067811865476);
+    return p;
+}
+
+constexpr Index WORTH_A_THREAD = 1 << 20;  // edges by heads of plain attention: about the time in which a thread starts, ten times
+
+// Does `work(task, memory)` for every task, in any order, by some threads with memory of their own.
+template <class Memory, class Work> void each(Index tasks, Index threads, Work work) {
+    std::atomic<Index> next{0};
+    auto run = [&] {
+        Memory memory;
+        for (Index task; (task = next.fetch_add(1)) < tasks;) work(task, memory);
+    };
+    std::vector<std::thread> others;
+    for (Index t = 1; t < std::min(threads, tasks); ++t) others.emplace_back(run);
+    run();
+    for (auto& other : others) other.join();
+}
+
+// A tensor of rows (N, K, D), by its strides.
+template <class T> struct Rows {
+    T* data;
+    Index row, head, channel;
+    T& at(Index n, Index k, Index d) const { return data[n * row + k * head + d * channel]; }
+};

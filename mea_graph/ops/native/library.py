@@ -1,0 +1,130 @@
+"""Builds the C++ sources of this folder into one library, loads it, and calls its functions on tensors."""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.eager import is_traced
+
+_SOURCES = ("interval.cpp", "predictive.cpp")
+_FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-pthread", "-w")
+_LOG = logging.getLogger(__name__)
+
+Field = Tensor | int | None
+
+
+def hold() -> str | None:
+    """Why "auto" leaves it alone, or None."""
+    if is_traced():
+        return "a graph is recorded, which may run where there is no compiler"
+    return "MEA_GRAPH_NATIVE=0 keeps 'auto' from it" if os.environ.get("MEA_GRAPH_NATIVE") == "0" else None
+
+
+def refuse() -> str | None:
+    """Why there is no library, or None; at first use it is built."""
+    found = _library()
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    if os.name != "posix":
+        return f"it is not built on {platform.system()}"
+    compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])), None)
+    if compiler is None:
+        return "there is no C++ compiler: no c++, g++ or clang++"
+    try:
+        return _load(compiler)
+    except (OSError, RuntimeError) as error:
+        _LOG.info("native kernels: %s", error)
+        return str(error).splitlines()[0]
+
+
+def _load(compiler: str) -> ctypes.CDLL:
+    """The library of the cache folder; built where it is not there.
+
+    Raises:
+        RuntimeError: The sources do not compile; the message holds the compiler's.
+    """
+    path = _cache_folder() / f"{_key(compiler)}.so"
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=path.parent)
+        except OSError:  # no folder to write to: the next process builds again
+            with tempfile.TemporaryDirectory() as place:
+                return ctypes.CDLL(_build(compiler, Path(place)))
+        with folder as place, _one_at_a_time(path.parent):
+            if not path.exists():
+                os.replace(_build(compiler, Path(place)), path)  # whole or not at all
+    return ctypes.CDLL(str(path))
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Processes that start together wait for the first one's library."""
+    import fcntl
+
+    with (folder / "native.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _build(compiler: str, folder: Path) -> str:
+    path = str(folder / "native.so")
+    here = Path(__file__).parent
+    command = [compiler, *_FLAGS, *(str(here / source) for source in _SOURCES), "-o", path]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        raise RuntimeError(f"{compiler} could not compile it\n{done.stderr}")
+    return path
+
+
+def _key(compiler: str) -> str:
+    """Changes with the sources, the compiler and the processor, for which `-march=native` compiles."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False).stdout
+    texts = [(Path(__file__).parent / name).read_text() for name in ("lanes.h", *_SOURCES)]
+    return hashlib.sha256("\0".join([*texts, *_FLAGS, compiler, version, platform.machine(), _processor()]).encode()).hexdigest()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mea-graph" / "kernels"
+
+
+def rows(x: Tensor | None) -> Sequence[Field]:
+    """The fields of a `Rows`: (N, K, D) by its strides."""
+    return (None, 0, 0, 0) if x is None else (x, *x.stride())
+
+
+def call(name: str, dtype: torch.dtype, fields: Sequence[Field], *numbers: float) -> None:
+    """Calls `<name>_float` or `<name>_double` on a struct of 8-byte fields: tensors as the address of their data, None as null."""
+    library = _library()
+    if isinstance(library, str):
+        raise RuntimeError(f"native kernels: {library}")
+    values = []
+    for field in fields:
+        if isinstance(field, Tensor) and (field.device.type != "cpu" or field.dtype not in (dtype, torch.int64)):
+            raise RuntimeError(f"native kernels: expected {dtype} and torch.int64 on a CPU, got {field.dtype} on {field.device}")
+        values.append(field.data_ptr() if isinstance(field, Tensor) else field or 0)
+    function = getattr(library, f"{name}_{'double' if dtype == torch.float64 else 'float'}")
+    function((ctypes.c_int64 * len(values))(*values), *map(ctypes.c_double, numbers))

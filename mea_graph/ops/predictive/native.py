@@ -1,0 +1,125 @@
+"""Predictive attention by compiled C++: a row of a sample at a time, of all heads, by the convolution itself; no map is stored."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.library import register, through_reference
+from mea_graph.ops.native import library
+from mea_graph.ops.pointers import Pointers
+from mea_graph.ops.predictive import cpu
+from mea_graph.ops.predictive.layout import compute_dtype
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior_query: Tensor,
+    prior_key: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: Tensor,
+    length: Tensor,
+    begin: Tensor | None,
+    end: Tensor | None,
+    mu: float,
+) -> tuple[Tensor, Tensor]:
+    """As the operator of "cpu"."""
+    tensors = (query, key, value, prior_query, prior_key)
+    dtype = compute_dtype((*tensors, weight, bias))
+    out = value.new_zeros(value.shape, dtype=dtype)
+    statistics = query.new_zeros(query.size(0), query.size(1), 2, dtype=dtype)
+    others, runs = (weight, bias, statistics, None), (start, length, begin, end)
+    _call("predictive_forward", tensors, (out, *(None,) * 6), others, runs, mu, dtype)
+    return out.to(value.dtype), statistics
+
+
+def _backward(
+    grad: Tensor,
+    result: Tensor,
+    statistics: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior_query: Tensor,
+    prior_key: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    start: Tensor,
+    length: Tensor,
+    begin: Tensor | None,
+    end: Tensor | None,
+    mu: float,
+) -> tuple[Tensor, ...]:
+    tensors, heads = (query, key, value, prior_query, prior_key), query.size(1)
+    dtype = compute_dtype((*tensors, weight, bias))
+    grads = [t.new_zeros(t.shape, dtype=dtype) for t in tensors]
+    of_parameters = weight.new_zeros(start.size(0), weight.numel() + heads, dtype=dtype)
+    others, runs = (weight, bias, statistics, of_parameters), (start, length, begin, end)
+    _call("predictive_backward", tensors, (result, grad, *grads), others, runs, mu, dtype)
+    d_weight, d_bias = of_parameters.sum(0).split([weight.numel(), heads])
+    d_bias = d_bias.to((weight if bias is None else bias).dtype)
+    return *(d.to(t.dtype) for d, t in zip(grads, tensors, strict=True)), d_weight.view(weight.shape).to(weight.dtype), d_bias
+
+
+def _call(
+    name: str,
+    inputs: Sequence[Tensor],
+    results: Sequence[Tensor | None],
+    others: Sequence[Tensor | None],
+    runs: Sequence[Any],
+    mu: float,
+    dtype: torch.dtype,
+) -> None:
+    """`others` are the weight, the bias, the statistics and the gradient of the parameters."""
+    query, _, value, prior_query, _ = given = [t.to(dtype) for t in inputs]
+    grads = [None if t is None else t.to(dtype) for t in results]
+    held = [None if t is None else t.to(dtype).contiguous() for t in others] + [None if t is None else t.contiguous() for t in runs]
+    sizes = (runs[0].size(0), query.size(1), query.size(2), value.size(2), prior_query.size(2), torch.get_num_threads())
+    library.call(name, dtype, [*(field for t in (*given, *grads) for field in library.rows(t)), *held, *sizes], mu)
+
+
+def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    result, statistics, *tensors = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return tuple(through_reference(cpu.again, (*tensors, ctx.mu), grad))
+    *grads, d_bias = _BACKWARD(grad, result, statistics, *tensors, ctx.mu)
+    return *grads, None if tensors[6] is None else d_bias, *(None,) * 5
+
+
+_BACKWARD = register(
+    "predictive_attention_native_backward",
+    f"(Tensor grad, Tensor result, Tensor statistics, {cpu.INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    cpu.fake_backward,
+)
+_FORWARD = register(
+    "predictive_attention_native", f"({cpu.INPUTS}) -> (Tensor, Tensor)", _forward, cpu.fake_forward, cpu.setup_context, _autograd
+)
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prior_query: Tensor,
+    prior_key: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mu: float,
+    pointers: Pointers,
+    edges: IntervalEdges | None,
+) -> Tensor:
+    tensors = (query, key, value, prior_query, prior_key, weight, bias)
+    begin, end = (None, None) if edges is None or edges.is_complete else (edges.begin[:, 0], edges.end[:, 0])
+    return _FORWARD(*tensors, pointers.start, pointers.length, begin, end, mu)[0]
+
+
+def refuse(query: Tensor, **_: Any) -> str | None:
+    if query.device.type != "cpu":
+        return f"the tensors are on {query.device.type}"
+    return library.refuse()

@@ -1,0 +1,98 @@
+"""Modalities brought to the same number of rows, as on a device: the same values and gradients, in batched products alone."""
+
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from mea_graph.nn import MEA, AgnosticBranch, ExclusiveBranch, MEALoss, _side_by_side
+from mea_graph.nn._side_by_side import level
+from mea_graph.ops import Pointers, record_calls, use_backend
+
+CHANNELS = {"text": 5, "audio": 3, "vision": 4}
+LENGTHS = {
+    "all there": {"text": [3, 1, 2], "audio": [6, 2, 5], "vision": [2, 7, 3]},
+    "some missing": {"text": [3, 0, 2], "audio": [0, 0, 4], "vision": [5, 2, 0]},
+    "one empty": {"text": [3, 1, 2], "audio": [0, 0, 0], "vision": [2, 7, 3]},
+}
+every_case = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+
+
+def rows(lengths: dict[str, list[int]], widths: dict[str, int]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    x = {m: torch.randn(sum(n), widths[m], dtype=torch.float64, requires_grad=True) for m, n in lengths.items()}
+    return x, {m: torch.tensor([0, *n]).cumsum(0) for m, n in lengths.items()}
+
+
+def on_a_device(run: Callable[[], Any]) -> Any:
+    """Here, but as it would run there: with levels, in batched products, which raise where they cannot run."""
+    with patch.object(_side_by_side, "_levels", lambda device, added: added > 0), use_backend("batched"), record_calls() as calls:
+        result = run()
+    assert calls["grouped_linear", "batched"] > 0
+    assert calls["grouped_linear", "joined"] == calls["grouped_linear", "reference"] == 0
+    return result
+
+
+def same(run: Callable[[], list[Tensor]], leaves: list[Tensor]) -> None:
+    results = []
+    for outputs in (run(), on_a_device(run)):
+        weight = [torch.randn(o.shape, dtype=o.dtype, generator=torch.Generator().manual_seed(i)) for i, o in enumerate(outputs)]
+        total = sum((o * w).sum() for o, w in zip(outputs, weight, strict=True))
+        results.append([*outputs, *torch.autograd.grad(total, leaves, materialize_grads=True)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-11)
+
+
+@every_case
+def test_the_model_is_the_same(lengths: dict[str, list[int]]) -> None:
+    torch.manual_seed(0)
+    network = MEA.published(CHANNELS, 1, channels=8, hidden_channels=6, heads=2).double().eval()
+    x, ptr = rows(lengths, CHANNELS)
+
+    def run() -> list[Tensor]:
+        output = network(x, ptr)
+        return [output.prediction, *output.exclusive.values(), *output.agnostic.values(), *output.modality_weights]
+
+    same(run, [*x.values(), *(p for p in network.parameters() if p.requires_grad)])
+
+
+@pytest.mark.parametrize("make", [ExclusiveBranch, AgnosticBranch])
+@pytest.mark.parametrize(("residual", "modalities", "case"), [("input", 2, "some missing"), ("normalized", 3, "one empty")])
+def test_a_branch_is_the_same(make: type, residual: str, modalities: int, case: str) -> None:
+    torch.manual_seed(0)
+    names, lengths = list(CHANNELS)[:modalities], LENGTHS[case]
+    branch = make(8, 6, names, heads=2, residual=residual).double()
+    x, ptr = rows({m: lengths[m] for m in names}, dict.fromkeys(names, 8))
+    same(lambda: list(branch(x, ptr).x.values()), [*x.values(), *branch.parameters()])
+
+
+def test_a_training_step_of_padded_batches_is_the_same() -> None:
+    torch.manual_seed(0)
+    network, objective = MEA(CHANNELS, 1, channels=8, hidden_channels=6, heads=2, dropout=0.0).double(), MEALoss()
+    lengths = LENGTHS["some missing"]
+    mask = {m: torch.arange(max(n)) < torch.tensor(n)[:, None] for m, n in lengths.items()}
+    x = {m: torch.randn(*mask[m].shape, width, dtype=torch.float64, requires_grad=True) for m, width in CHANNELS.items()}
+    same(lambda: [objective(network(x, mask), torch.ones(3, dtype=torch.float64)).total], [*x.values(), *network.parameters()])
+
+
+def test_rows_behind_are_zeros_and_gaps() -> None:
+    x, pointers = {"a": torch.ones(3, 2), "b": torch.ones(1, 2)}, [Pointers.from_ptr(torch.tensor(p)) for p in ([0, 3, 3], [0, 0, 1])]
+    with patch.object(_side_by_side, "_levels", lambda device, added: added > 0):
+        z, longer = level(x, dict(zip(x, pointers, strict=True)))
+    assert z["b"].tolist() == [[1, 1], [0, 0], [0, 0]]
+    assert longer["b"].real.tolist() == [True, False, False]
+    assert longer["b"].max_length == 1
+    together = Pointers.join(list(longer.values()))
+    assert together is Pointers.join(list(longer.values()))
+    assert together.sample[together.real].tolist() == [0, 0, 0, 3]
+    assert together.max_length == 3
+    assert Pointers.join(list(longer.values())[::-1]).start.tolist() == [0, 0, 3, 6]
+
+
+def test_nothing_is_added_on_a_cpu_or_where_modalities_differ_by_much() -> None:
+    pointers = {m: Pointers.full(1, n, torch.device("cpu")) for m, n in (("a", 1), ("b", 2**17))}
+    x = {m: torch.zeros(p.num_rows, 1) for m, p in pointers.items()}
+    assert level(x, pointers)[1] == pointers
+    assert not _side_by_side._levels(torch.device("meta"), 2**17)
+    assert _side_by_side._levels(torch.device("meta"), 2**15)

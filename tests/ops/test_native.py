@@ -1,0 +1,293 @@
+"""The compiled C++ backend against the frozen references in float64: values, gradients, gaps, windows; how it is built and chosen."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mea_graph.nn import MEA, MEALoss
+from mea_graph.ops import IntervalEdges, Pointers, explain, interval_attention, predictive_attention, record_calls, use_backend
+from mea_graph.ops.native import library
+
+from . import test_interval_attention_cpu as interval
+from .layouts import FORMS
+from .predictive_cases import FLOAT64, WINDOWS, assert_true, every_form, make, run, truth
+
+pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=f"native kernels: {library.refuse()}")
+NARROW = [name for name, (_, width, value_width, *_) in interval.CASES.items() if max(width, value_width) <= 16]
+
+
+@WINDOWS
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("case", NARROW)
+def test_interval_attention_equals_the_reference(case: str, form: str, windows: bool) -> None:
+    inputs = interval.draw(case, form, windows=windows)
+    grad = interval.gradient_for(inputs)
+    torch.testing.assert_close(interval.outcome(inputs, "native", grad), interval.truth(inputs, grad), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 5, 6, 8, 9, 16])
+def test_interval_attention_of_any_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(interval.CASES, "drawn", (3, width, width, [40, 7], [[600, 13]]))  # more keys than are summed at once
+    inputs = interval.draw("drawn")
+    grad = interval.gradient_for(inputs)
+    torch.testing.assert_close(interval.outcome(inputs, "native", grad), interval.truth(inputs, grad), rtol=1e-10, atol=1e-12)
+
+
+@WINDOWS
+@pytest.mark.parametrize("scale", [30.0, 1e4])
+def test_interval_attention_with_steep_logits(scale: float, windows: bool) -> None:
+    """Held to what "cpu" is held to; a map has zeros and ones only from thousands on."""
+    inputs = interval.draw("ragged", windows=windows)
+    inputs = inputs._replace(query=inputs.query * scale)
+    grad = interval.gradient_for(inputs)
+    found = interval.outcome(inputs, "native", grad)
+    torch.testing.assert_close(found, interval.truth(inputs, grad), rtol=1e-8, atol=1e-8 * scale)
+
+
+@WINDOWS
+@pytest.mark.parametrize("junk", [float("inf"), 1e30])
+def test_interval_attention_never_reads_gaps(junk: float, windows: bool) -> None:
+    for form in FORMS[1:]:
+        inputs = interval.draw("ragged", form, torch.float32, windows)
+        grad = interval.gradient_for(inputs)
+        found, expected = interval.outcome(inputs, "native", grad, junk), interval.outcome(inputs, "native", grad)
+        assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+@WINDOWS
+@pytest.mark.parametrize(
+    ("dtype", "value_budget", "gradient_budget"),
+    [(torch.float32, 2e-6, 4e-6), (torch.bfloat16, 4e-3, 8e-3), (torch.float16, 5e-4, 1e-3)],
+)
+def test_interval_attention_rounds_no_more_than_the_dtype_does(
+    dtype: torch.dtype, value_budget: float, gradient_budget: float, windows: bool
+) -> None:
+    inputs = interval.draw("ragged", "padded", dtype, windows)
+    grad = interval.gradient_for(inputs)
+    for i, (found, expected) in enumerate(zip(interval.outcome(inputs, "native", grad), interval.truth(inputs, grad), strict=True)):
+        assert found.dtype == dtype
+        assert (found.double() - expected).norm() <= (gradient_budget if i else value_budget) * expected.norm()
+
+
+@every_form
+@pytest.mark.parametrize("heads", [1, 2, 3, 8, 10])
+def test_predictive_attention_equals_the_reference(heads: int, form: str) -> None:
+    assert_true(make([130, 1, 0, 64, 65, 3], heads, 5, form, width_prior=4, width_value=2), "native")
+
+
+@every_form
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("mu", [0.0, 0.25, 1.0])
+def test_predictive_attention_over_windows_equals_the_reference(heads: int, mu: float, form: str) -> None:
+    assert_true(make([130, 1, 0, 64, 65, 3], heads, 5, form, width_prior=4, width_value=2, mu=mu, windows=True), "native")
+
+
+@WINDOWS
+@pytest.mark.parametrize("lengths", [[1], [2, 3], [15, 16, 17], [63, 64], [0, 0], []])
+@pytest.mark.parametrize("bias", [True, False])
+def test_predictive_attention_at_any_length(lengths: list[int], bias: bool, windows: bool) -> None:
+    assert_true(make(lengths, 4, 5, bias=bias, windows=windows), "native")
+
+
+@WINDOWS
+@pytest.mark.parametrize("scale", [30.0, 1e3])
+def test_predictive_attention_with_steep_logits(scale: float, windows: bool) -> None:
+    """Of the current layer, whose softmax is then one step, and of the prior, whose largest predictions are in the hundreds."""
+    for name in ("query", "prior_query"):
+        case = make([70, 9], 2, 5, windows=windows)
+        case.tensors[name].mul_(scale)
+        found, expected = run(case, "native"), truth(case)
+        for part, value in found.items():
+            error = (value - expected[part]).norm() / expected[part].norm().clamp(min=1e-6)
+            assert error < 1e-8, f"{name}, {part}: {error:.1e}"
+
+
+@WINDOWS
+@pytest.mark.parametrize("junk", [torch.inf, 1e30])
+def test_predictive_attention_never_reads_gaps(junk: float, windows: bool) -> None:
+    for form in FORMS[1:]:
+        case = make([12, 11, 3, 0], 2, 5, form, windows=windows)
+        found, expected = run(case, "native", torch.float32, junk), run(case, "native", torch.float32)
+        assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+@WINDOWS
+@pytest.mark.parametrize(("dtype", "budget"), [(torch.float32, 2e-6), (torch.bfloat16, 5e-3), (torch.float16, 7e-4)])
+def test_predictive_attention_rounds_no_more_than_the_dtype_does(dtype: torch.dtype, budget: float, windows: bool) -> None:
+    case = make([100, 90, 31], 8, 5, "padded", windows=windows)
+    case = case._replace(tensors={n: t.to(dtype).double() for n, t in case.tensors.items()})
+    expected = truth(case)
+    for name, value in run(case, "native", dtype).items():
+        assert value.dtype == dtype, name
+        assert (value.double() - expected[name]).norm() / expected[name].norm() < budget, name
+
+
+def attention(op: str, dtype: torch.dtype = FLOAT64, steps: int = 5) -> tuple[Any, list[Tensor]]:
+    """A call of an op on the backend that is forced, and what it takes."""
+    pointers = Pointers.from_ptr(torch.tensor([0, steps, steps + 2]))
+    x = [torch.randn(steps + 2, 2, 3, dtype=dtype).requires_grad_() for _ in range(5)]
+    weight = (0.3 * torch.randn(2, 2, 3, 3, dtype=dtype)).requires_grad_()
+    if op == "interval_attention":
+        return (lambda q, k, v: interval_attention(q, k, v, IntervalEdges.complete(pointers, pointers), backend="native")), x[:3]
+    return (lambda *t: predictive_attention(*t[:3], pointers, *t[3:], backend="native")), [*x, weight]
+
+
+@pytest.mark.parametrize("op", ["interval_attention", "predictive_attention"])
+def test_second_derivatives(op: str) -> None:
+    assert torch.autograd.gradgradcheck(*attention(op), fast_mode=True)
+
+
+@pytest.mark.parametrize("op", ["interval_attention", "predictive_attention"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_nan_in_a_real_row_stays_nan(op: str, place: int) -> None:
+    call, leaves = attention(op, torch.float32)
+    with torch.no_grad():
+        leaves[place][1] = torch.nan
+        out = call(*leaves)
+    assert out[1].isnan().all()
+    assert out[5:].isfinite().all()  # the other sample
+
+
+@pytest.mark.parametrize("op", ["interval_attention", "predictive_attention"])
+def test_threads_change_no_bit(op: str) -> None:
+    ptr = torch.tensor([0, 300, 580, 581, 850])
+    pointers = Pointers.from_ptr(ptr)
+    q, k, v = (torch.randn(850, 8, 5).requires_grad_() for _ in range(3))
+    weight = 0.3 * torch.randn(8, 8, 3, 3)
+
+    def outcome(threads: int) -> list[Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            if op == "interval_attention":
+                out = interval_attention(q, k, v, IntervalEdges.complete(pointers, pointers), backend="native")
+            else:
+                out = predictive_attention(q, k, v, pointers, q, k, weight, backend="native")
+            return [out, *torch.autograd.grad(out.square().sum(), [q, k, v])]
+        finally:
+            torch.set_num_threads(before)
+
+    assert all(torch.equal(a, b) for a, b in zip(outcome(1), outcome(3), strict=True))
+
+
+def test_a_model_gives_the_same() -> None:
+    model = MEA({"text": 6, "audio": 4}, 1, channels=16, heads=4, exclusive={"num_layers": 2}).double().eval()
+    x = {"text": torch.randn(9, 6, dtype=FLOAT64), "audio": torch.randn(41, 4, dtype=FLOAT64)}
+    ptr = {"text": torch.tensor([0, 3, 3, 9]), "audio": torch.tensor([0, 20, 36, 41])}
+    y, found = torch.randn(3, dtype=FLOAT64), {}
+    for backend in ("native", "reference"):
+        model.zero_grad()
+        with use_backend(backend), record_calls() as calls:
+            MEALoss("regression").double()(model(x, ptr), y).total.backward()
+        assert calls["interval_attention", backend] > 0
+        assert calls["predictive_attention", backend] > 0
+        found[backend] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    torch.testing.assert_close(found["native"], found["reference"], rtol=1e-7, atol=1e-10)
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """ "auto" as users have it, and a library that is looked for anew, in this test alone."""
+    monkeypatch.delenv("MEA_GRAPH_NATIVE", raising=False)
+    library._library.cache_clear()
+    yield
+    library._library.cache_clear()
+
+
+def explained() -> Any:
+    pointers = Pointers.from_ptr(torch.tensor([0, 3]))
+    x = torch.randn(3, 2, 4)
+    return explain(interval_attention, x, x, x, IntervalEdges.complete(pointers, pointers))
+
+
+@pytest.mark.usefixtures("released")
+def test_auto_takes_it_where_it_can_be_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert explained().chosen == "native"
+    monkeypatch.setenv("MEA_GRAPH_NATIVE", "0")
+    assert (explained().chosen, explained().refused["native"]) == ("cpu", "MEA_GRAPH_NATIVE=0 keeps 'auto' from it")
+
+
+@pytest.mark.usefixtures("released")
+def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert (explained().chosen, explained().refused["native"]) == ("cpu", "there is no C++ compiler: no c++, g++ or clang++")
+    call, leaves = attention("interval_attention")
+    with pytest.raises(ValueError, match="cannot run on 'native' here: there is no C\\+\\+ compiler"):
+        call(*leaves)
+
+
+@pytest.mark.usefixtures("released")
+def test_a_compiler_that_fails_is_named_and_asked_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler, asked = tmp_path / "broken", tmp_path / "asked"
+    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho once >> {asked}\necho no such option >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for _ in range(2):
+        assert (explained().chosen, explained().refused["native"]) == ("cpu", f"{compiler} could not compile it")
+    assert asked.read_text().split() == ["once"]
+
+
+@pytest.mark.usefixtures("released")
+def test_what_was_built_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(compiler: str, folder: Path) -> str:
+        raise AssertionError("built again")
+
+    assert library.refuse() is None
+    library._library.cache_clear()
+    monkeypatch.setattr(library, "_build", build)
+    assert isinstance(library._library(), ctypes.CDLL)
+
+
+def test_a_recorded_graph_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEA_GRAPH_NATIVE", raising=False)
+    pointers, seen = Pointers.from_ptr(torch.tensor([0, 3])), []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    f = torch.compile(lambda x: interval_attention(x, x, x, IntervalEdges.complete(pointers, pointers)), fullgraph=True, backend=backend)
+    f(torch.randn(3, 2, 4))
+    assert any("interval_attention_cpu" in name for name in seen)
+
+
+def test_heads_that_are_too_wide_are_refused() -> None:
+    inputs = interval.draw("wide heads")
+    with pytest.raises(ValueError, match="cannot run on 'native' here: heads are wider than 16 channels"):
+        interval.outcome(inputs, "native", interval.gradient_for(inputs))
+
+
+@pytest.mark.slow
+def test_the_sanitizer_sees_no_bad_access(tmp_path: Path) -> None:
+    """The same loops, over ragged samples and windows, built with AddressSanitizer in a process of its own."""
+    compiler = os.environ.get("CXX") or "c++"
+    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False).stdout.strip()
+    if not Path(runtime).is_absolute():
+        pytest.skip("the compiler has no AddressSanitizer")
+    program = tmp_path / "run.py"
+    program.write_text(
+        "from mea_graph.ops.native import library\n"
+        "library._FLAGS = ('-O0', '-fsanitize=address', *library._FLAGS[1:])\n"
+        "import torch\n"
+        "from tests.ops import test_interval_attention_cpu as interval\n"
+        "from tests.ops.predictive_cases import assert_true, make\n"
+        "for windows in (False, True):\n"
+        "    inputs = interval.draw('ragged', 'padded', windows=windows)\n"
+        "    interval.outcome(inputs, 'native', interval.gradient_for(inputs))\n"
+        "    assert_true(make([70, 1, 0, 16, 33], 3, 5, 'padded', windows=windows), 'native')\n"
+        "print('clean')\n"
+    )
+    environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-3000:]
