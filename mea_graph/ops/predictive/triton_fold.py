@@ -14,7 +14,8 @@ Channels that would hold nothing but zeros save the loops work:
 
     column 3 K D of the folded operands   the bias, and 1 for each step: the bias is added by the product
     with SPARE, behind a head's channels  query FAR, key -FAR where there is no step: the exponential of their product is zero
-                                          a second one of the key, and one of the value: 1 for each step, so that products sum rows as well
+                                          two more of the key and two of the value: 1 for each step, so that products sum rows as well;
+                                          backward, with the two parts of a query's statistic, and of its delta, they subtract it
 
 Names: rows are queries, columns are keys; upper case is known at compile time; `real` says which steps exist.
 """
@@ -52,6 +53,13 @@ def _mark(tile, column, marks, PADDED: tl.constexpr):
 
 
 @triton.jit
+def _mark_parts(tile, column, marks, PADDED: tl.constexpr):
+    """The tile with a number for each row in two of its columns, whose sum is that number even where one would be rounded."""
+    high = marks.to(tl.bfloat16).to(tl.float32)
+    return _mark(_mark(tile, column, high, PADDED), column + 1, marks - high, PADDED)
+
+
+@triton.jit
 def _norm(tile):
     """Of the longest row, squared."""
     return tl.max(tl.sum(tile * tile, 1), 0)
@@ -65,10 +73,10 @@ def predictive_attention_fold_kernel(
     prior_query, prior_query_t, prior_query_h,
     prior_key, prior_key_t, prior_key_h,
     weight, bias, starts, lengths,
-    out, grad, grad_t, grad_h,  # read by the backward pass only
+    inner, out, grad, grad_t, grad_h,  # read by the backward pass only
     query_copy, key_copy, value_copy, folded_query, folded_key, grad_copy, delta,
     norms,  # (4, B, K, blocks): of the longest query, key, folded query and folded key of a block, squared; written for the forward pass
-    steps_padded, width, value_width, prior_scale,
+    steps_padded, width, value_width, scale, prior_scale,
     HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr, HAS_BIAS: tl.constexpr, SPARE: tl.constexpr,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -121,28 +129,39 @@ def predictive_attention_fold_kernel(
         tile = _mark(tile, 3 * ALL_HEADS, exists * tl.load(bias + head).to(tl.float32), FOLDED)
     tile = tl.where(real[:, None], tile, 0.0)
     _put(folded_query + at * FOLDED, rows, tile, FOLDED)
+    # One copy after the other: a store between the loads keeps the compiler from holding all tiles in registers at once.
     queries = _take(query + first * query_t + head * query_h, query_t, rows, real, width, WIDTH)
-    keys = _take(key + first * key_t + head * key_h, key_t, rows, real, width, WIDTH)
-    values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
     if not BACKWARD:
-        tl.store(norms, _norm(queries))
-        tl.store(norms + lines, _norm(keys))
         tl.store(norms + 2 * lines, _norm(tile))
+        tl.store(norms, _norm(queries))
     if SPARE:
         queries = _mark(queries, width, exists * FAR, WIDTH)
-        keys = _mark(_mark(keys, width, (exists - 1.0) * FAR, WIDTH), width + 1, exists, WIDTH)
-        values = _mark(values, value_width, exists, VALUE_WIDTH)
+        if BACKWARD:
+            queries = _mark_parts(queries, width + 1, tl.load(inner + at + rows, mask=real, other=0.0) / -scale, WIDTH)
     _put(query_copy + at * WIDTH, rows, queries, WIDTH)
+    keys = _take(key + first * key_t + head * key_h, key_t, rows, real, width, WIDTH)
+    if not BACKWARD:
+        tl.store(norms + lines, _norm(keys))
+    if SPARE:
+        keys = _mark(keys, width, (exists - 1.0) * FAR, WIDTH)
+        keys = _mark(_mark(keys, width + 1, exists, WIDTH), width + 2, exists, WIDTH)
     _put(key_copy + at * WIDTH, rows, keys, WIDTH)
+    values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
+    if SPARE:
+        values = _mark(_mark(values, value_width, exists, VALUE_WIDTH), value_width + 1, exists, VALUE_WIDTH)
     _put(value_copy + at * VALUE_WIDTH, rows, values, VALUE_WIDTH)
     if BACKWARD:
         grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, VALUE_WIDTH)
-        _put(grad_copy + at * VALUE_WIDTH, rows, grads, VALUE_WIDTH)
         wide = tl.arange(0, VALUE_WIDTH)[None, :]
         inside = real[:, None] & (wide < value_width)
         out += ((first + rows) * HEADS + head)[:, None] * value_width
         outs = tl.load(out + wide, mask=inside, other=0.0).to(tl.float32)
-        tl.store(delta + at + rows, tl.sum(grads * outs, 1))
+        deltas = tl.sum(grads * outs, 1)
+        if SPARE:
+            grads = _mark_parts(grads, value_width, -deltas, VALUE_WIDTH)
+        else:
+            tl.store(delta + at + rows, deltas)
+        _put(grad_copy + at * VALUE_WIDTH, rows, grads, VALUE_WIDTH)
 
 
 @triton.jit

@@ -22,62 +22,9 @@ import triton.language as tl
 
 from mea_graph.ops.interval.triton_kernels import LN_2, LOWEST, add_dot, dot
 from mea_graph.ops.predictive.triton_fold import place
+from mea_graph.ops.predictive.triton_gelu import gelu, gelu_and_slope
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _normal_tail(t):
-    """Probability that a standard normal variable exceeds t >= 0, as 2^polynomial(t), which needs one exponential and no branch.
-
-    Fitted on [0, 5.5] to the least error of GELU, which is below float32's rounding; beyond, both are zero to rounding. The leading
-    coefficients are negative, so that it falls to zero.
-    """
-    power = -2.2759882085665595e-06 * t + 3.296929207863286e-05
-    power = power * t - 0.00015728428843431175
-    power = power * t - 0.00020246696658432484
-    power = power * t + 0.007142767775803804
-    power = power * t - 0.052546426653862
-    power = power * t - 0.45919305086135864
-    power = power * t - 1.1511069536209106
-    power = power * t - 0.9999999403953552
-    return tl.exp2(power)
-
-
-@triton.jit
-def _normal_below(u):
-    """Probability that a standard normal variable is below u, to what half precision can tell: u times its error is at most 1.6e-4.
-
-    1/2 and an odd polynomial of u, cut to [0, 1], which the last multiplication does in passing. No exponential: the special functions are
-    busier than anything else. Fitted on [0, 6]; the leading coefficient is positive, so that it is cut from there on.
-    """
-    square = u * u
-    slope = 2.4822015710283333e-08 * square - 1.7001516636034004e-06
-    slope = slope * square + 4.9914199607209305e-05
-    slope = slope * square - 0.0008324013898456859
-    slope = slope * square + 0.008858485845936138
-    slope = slope * square - 0.06475532844454031
-    slope = slope * square + 0.3980088812772806
-    return tl.minimum(tl.maximum(slope * u + 0.5, 0.0), 1.0)
-
-
-@triton.jit
-def _gelu(u, EXACT: tl.constexpr):
-    if EXACT:
-        t = tl.abs(u)
-        return tl.maximum(u, 0.0) - t * _normal_tail(t)
-    return u * _normal_below(u)
-
-
-@triton.jit
-def _gelu_and_slope(u, EXACT: tl.constexpr):
-    density = tl.exp2(u * u * -0.7213475204444817 - 1.325748064736159)  # log2(e) / 2, log2(sqrt(2 pi))
-    if EXACT:
-        t = tl.abs(u)
-        tail = _normal_tail(t)
-        return tl.maximum(u, 0.0) - t * tail, tl.where(u >= 0.0, 1.0 - tail, tail) + u * density
-    below = _normal_below(u)
-    return u * below, below + u * density
 
 
 @triton.jit
@@ -103,6 +50,12 @@ def _store_tile(target, stride, count, tile, width, WIDTH: tl.constexpr):
     rows = tl.arange(0, tile.shape[0])[:, None]
     columns = tl.arange(0, WIDTH)[None, :]
     tl.store(target + rows * stride + columns, tile.to(target.dtype.element_ty), mask=(rows < count) & (columns < width))
+
+
+@triton.jit
+def _fold_columns(tile):
+    """Sums of every eighth column. A tile's products leave those to one thread, so that none is handed from thread to thread."""
+    return tl.sum(tl.reshape(tile, [tile.shape[0], tile.shape[1] // 8, 8]), 1)
 
 
 @triton.jit
@@ -132,11 +85,11 @@ def _attend_bounded(
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """No maximum runs along, no key is masked (spare channels do that), and the sums of the outer softmax are a column of the result."""
-    total = tl.zeros([queries.shape[0]], tl.float32)
+    totals = tl.zeros([queries.shape[0], 8], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        total += tl.sum(tl.exp2(dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale), 1)
-    inner_rows = tl.log2(total)
+        totals += _fold_columns(tl.exp2(dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale))
+    inner_rows = tl.log2(tl.sum(totals, 1))
 
     shifts = (shift - inner_rows)[:, None]
     sums = tl.zeros([queries.shape[0], VALUE_WIDTH], tl.float32)
@@ -147,7 +100,7 @@ def _attend_bounded(
             folded = dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), EXACT)
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT)
-        weights = tl.exp2(_gelu(folded, EXACT) * (mu * LOG2_E) + share)
+        weights = tl.exp2(gelu(folded, EXACT) * (mu * LOG2_E) + share)
         sums = add_dot(sums, weights, _tile(value, columns, VALUE_WIDTH), EXACT)
     total = tl.sum(tl.where((tl.arange(0, VALUE_WIDTH) == value_width)[None, :], sums, 0.0), 1)
     return sums, total, inner_rows, tl.log2(total)
@@ -183,7 +136,7 @@ def _attend(
             folded = dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), EXACT)
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT)
-        mixed = (mu * LOG2_E) * _gelu(folded, EXACT) + ((1.0 - mu) * LOG2_E) * share
+        mixed = (mu * LOG2_E) * gelu(folded, EXACT) + ((1.0 - mu) * LOG2_E) * share
         mixed = tl.where(real[None, :], mixed, -float("inf"))
         higher = tl.maximum(top, tl.max(mixed, 1))
         shrink = tl.exp2(top - higher)
@@ -284,40 +237,42 @@ def predictive_attention_bwd_query_kernel(
     if CHUNK == FOLDED:
         folded_queries = _tile(folded_query, rows, FOLDED)
     grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
-    inside = rows < length
-    shifts = (shift - tl.load(inner + pair * steps_padded + rows, mask=inside, other=float("inf")))[:, None]
-    outer_rows = tl.load(outer + pair * steps_padded + rows, mask=inside, other=float("inf"))
-    delta_rows = tl.load(delta + pair * steps_padded + rows)
+    outer_rows = tl.load(outer + pair * steps_padded + rows)
+    if not SPARE:  # with it, the products subtract them
+        inner_rows = tl.load(inner + pair * steps_padded + rows)[:, None]
+        delta_rows = tl.load(delta + pair * steps_padded + rows)[:, None]
     gain = _gain(grad)
 
     inner_deltas = tl.zeros([ROWS], tl.float32)
-    bias_grads = tl.zeros([ROWS], tl.float32)
+    bias_grads = tl.zeros([ROWS, 8], tl.float32)
     weighted = tl.zeros([ROWS, WIDTH], tl.float32)
     mean_keys = tl.zeros([ROWS, WIDTH], tl.float32)
     folded_grads = tl.zeros([ROWS, FOLDED], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        keys = _tile(key, columns, WIDTH)
-        logits = dot(queries, tl.trans(keys), EXACT) * scale + shifts
+        products = dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), EXACT)
         if not SPARE:
-            logits = tl.where((columns < length)[None, :], logits, -float("inf"))
+            products = tl.where((columns < length)[None, :], products - delta_rows, 0.0)
+        keys = _tile(key, columns, WIDTH)
+        logits = dot(queries, tl.trans(keys), EXACT) * scale + shift
+        if not SPARE:
+            logits = tl.where((columns < length)[None, :], logits - inner_rows, -float("inf"))
         share = tl.exp2(logits)
         if CHUNK == FOLDED:
             folded_keys = _tile(folded_key, columns, FOLDED)
             folded = dot(folded_queries, tl.trans(folded_keys), EXACT)
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT)
-        gelu, slope = _gelu_and_slope(folded, EXACT)
-        weights = tl.exp2(gelu * (mu * LOG2_E) + (share - outer_rows[:, None]))
-        products = dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), EXACT)
-        mixed_grads = weights * (products - delta_rows[:, None]) * gain
+        activated, slope = gelu_and_slope(folded, EXACT)
+        weights = tl.exp2(activated * (mu * LOG2_E) + (share - outer_rows[:, None]))
+        mixed_grads = weights * products * gain
         shared_grads = share * mixed_grads
         if not SPARE:
             inner_deltas += tl.sum(shared_grads, 1)
         weighted = add_dot(weighted, shared_grads, keys, EXACT)
         mean_keys = add_dot(mean_keys, share, keys, EXACT)
         mixed_grads *= slope
-        bias_grads += tl.sum(tl.where((columns < length)[None, :], mixed_grads, 0.0), 1)  # a product would round each
+        bias_grads += _fold_columns(mixed_grads)  # a product would round each
         if CHUNK != FOLDED:
             folded_keys = _tile(folded_key, columns, FOLDED)
         folded_grads = add_dot(folded_grads, mixed_grads, folded_keys, EXACT)
@@ -331,7 +286,7 @@ def predictive_attention_bwd_query_kernel(
     tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)  # with the gain, which the other loop has too
     folded_query_grad += pair * steps_padded * FOLDED + rows[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :]
     tl.store(folded_query_grad, (folded_grads * (mu / gain)).to(folded_query_grad.dtype.element_ty))
-    tl.store(bias_parts + tl.program_id(0), tl.sum(bias_grads, 0) * (mu / gain))
+    tl.store(bias_parts + tl.program_id(0), tl.sum(bias_grads) * (mu / gain))
 
 
 @triton.jit(do_not_specialize=["groups"])
@@ -339,7 +294,7 @@ def predictive_attention_bwd_key_kernel(
     query, key, value, folded_query, folded_key, grad, starts, lengths, inner, outer, delta, inner_delta,
     key_grad, value_grad, folded_key_grad,
     heads, groups, steps_padded, width, value_width, scale, mu, shift,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    SPARE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b groups + g: gradients of keys and values for a group of heads, one head after the other.
@@ -375,24 +330,27 @@ def predictive_attention_bwd_key_kernel(
         value_grads = tl.zeros([COLUMNS, VALUE_WIDTH], tl.float32)
         for start in range(0, length, ROWS):
             rows = start + tl.arange(0, ROWS)
-            inner_rows = tl.load(inner + pair * steps_padded + rows)
+            grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
+            products = dot(values, tl.trans(grads), EXACT)
+            if not SPARE:
+                products -= tl.load(delta + pair * steps_padded + rows)[None, :]
             outer_rows = tl.load(outer + pair * steps_padded + rows)
-            delta_rows = tl.load(delta + pair * steps_padded + rows)
             inner_deltas = tl.load(inner_delta + pair * steps_padded + rows)
             queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
-            share = tl.exp2(dot(keys, tl.trans(queries), EXACT) * scale + (shift - inner_rows)[None, :])
+            logits = dot(keys, tl.trans(queries), EXACT) * scale + shift
+            if not SPARE:
+                logits -= tl.load(inner + pair * steps_padded + rows)[None, :]
+            share = tl.exp2(logits)
             folded_rows = folded_query + pair * steps_padded * FOLDED
             if CHUNK == FOLDED:
                 folded_queries = _tile(folded_rows, rows, FOLDED)
                 folded = dot(folded_keys, tl.trans(folded_queries), EXACT)
             else:
                 folded = _folded_dot(folded_key, columns, folded_rows, rows, FOLDED, CHUNK, EXACT)
-            gelu, slope = _gelu_and_slope(folded, EXACT)
-            weights = tl.exp2(gelu * (mu * LOG2_E) + (share - outer_rows[None, :]))
-            grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
+            activated, slope = gelu_and_slope(folded, EXACT)
+            weights = tl.exp2(activated * (mu * LOG2_E) + (share - outer_rows[None, :]))
             value_grads = add_dot(value_grads, weights, grads, EXACT)
-            products = dot(values, tl.trans(grads), EXACT)
-            mixed_grads = weights * (products - delta_rows[None, :]) * gain
+            mixed_grads = weights * products * gain
             logit_grads = share * (mixed_grads - inner_deltas[None, :])
             key_grads = add_dot(key_grads, logit_grads, queries, EXACT)
             mixed_grads *= slope
