@@ -143,7 +143,7 @@ def with_suggestion(message: str, words: Sequence[str]) -> str:
     >>> with_suggestion("Subcommand 'fit' does not accept option 'trainer.max_epoch'", ["fit"])
     "Subcommand 'fit' does not accept option 'trainer.max_epoch' (did you mean 'trainer.max_epochs'?)"
     """
-    if found := re.match(r"trainer\.logger: Expected a dot import path string: (\w+);", message):
+    if found := re.match(r"trainer\.logger: .*Expected a dot import path string: (\w+);", message):
         return f"trainer.logger: expected a class with its options, got {found[1]!r}; --logger takes a word: csv, tensorboard or wandb"
     found = re.search(r"does not accept option '([\w.]+)'|[Oo]ption '(\w+)' is not accepted", message)
     if found is None:
