@@ -81,7 +81,7 @@ class Work(NamedTuple):
     l2: float
 
     def seconds(self, device: Device, dtype: torch.dtype) -> dict[str, float]:
-        """By unit."""
+        """The least seconds of each unit."""
         flops = device.tf32 if dtype == torch.float32 else device.half
         times = (self.executed / flops, self.exponentials / device.special, self.slots / device.issue, self.bytes / device.memory)
         return dict(zip(("tensor cores", "exponentials", "issue slots", "memory"), times, strict=True))
@@ -156,7 +156,7 @@ def bound(kernels: Sequence[Work], device: Device, dtype: torch.dtype) -> float:
 
 
 def known(name: str) -> Device | None:
-    """By what torch calls the GPU; None if its figures are not in the table."""
+    """Looks a GPU up by torch's name for it; None if its figures are not in the table."""
     return next((device for part, device in DEVICES.items() if part in name), None)
 
 

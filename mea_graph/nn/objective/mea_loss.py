@@ -60,8 +60,8 @@ class MEALoss(nn.Module):
         - result: `LossTerms` of scalars
 
     Raises:
-        ValueError: A target that does not fit the task or the prediction (classes out of range: looked for on the CPU only, since
-            elsewhere the look would wait for the device), or an option out of its range.
+        ValueError: A target that does not fit the task or the prediction (only the CPU checks for classes out of
+            range: elsewhere the check would wait for the device), or an option out of its range.
 
     >>> import torch
     >>> from mea_graph.nn import MEA
@@ -140,6 +140,6 @@ class MEALoss(nn.Module):
 
 
 def _check_classes(target: Tensor, classes: int) -> None:
-    """cross_entropy would pass over -100 in silence. Looked at on the CPU only: elsewhere the look would wait for the device."""
+    """Refuses classes out of range, -100 too, which cross_entropy ignores. CPU only: elsewhere the check would wait for the device."""
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((target < 0) | (target >= classes)).any()):
         raise ValueError(f"target: expected classes in [0, {classes}), got {int(target.min())} to {int(target.max())}")
