@@ -126,6 +126,7 @@ PLACES: dict[str, str] = {
     "train.MEAModule": "between the data and Lightning's trainer: holds `MEA` and `MEALoss`.",
     "train.TaskModule": "between the data and Lightning's trainer: holds a network of your own. `MEAModule` is one.",
     "train.SequenceDataModule": "between a file or a `MultimodalDataset` and Lightning's trainer.",
+    "train.Sampling": "the `sampling` of `SequenceDataModule`.",
     "train.SplitPolicy": "the `split` of `SequenceDataModule`.",
     "train.TrainingLength": "beside Lightning's trainer: turns numbers of updates into epochs.",
     "train.LearningRateSchedule": "in the optimiser of `TaskModule`, from its options `warmup` and `cosine_decay`.",

@@ -142,7 +142,7 @@ class ModalityReinforcementUnit(nn.Module):
         sources = [source] if isinstance(source, Tensor) else list(source)
         if not sources:
             raise ValueError("source: expected at least one, got none")
-        several = isinstance(source_layout, list | tuple)
+        several = isinstance(source_layout, (list, tuple))  # torch 2.9 compiles no `list | tuple`
         layouts: list[Layout] = list(source_layout) if several else [source_layout] * len(sources)  # type: ignore[arg-type,list-item]
         if len(layouts) != len(sources) or (not several and source_layout is not None and len(sources) > 1):
             got = len(layouts) if several else 1

@@ -18,9 +18,7 @@ def padded_arguments(
     """Pads to (B, K, T, D) with zeros, since a weight of zero does not stop a NaN; returns the mask and (B, T, T), who hears whom, too."""
     mask = pointers.mask
 
-    def pad(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
+    def pad(x: Tensor) -> Tensor:  # torch 2.9 compiles no `Tensor | None` here
         x = pointers.pad(x.to(dtype)).masked_fill(~mask[:, :, None, None], 0)
         return rearrange(x, "sample step head width -> sample head step width")
 
@@ -29,7 +27,7 @@ def padded_arguments(
         begin, end = pointers.pad(edges.begin), pointers.pad(edges.end)  # (B, T, 1)
         row = (pointers.start[:, None] + torch.arange(pointers.max_length, device=mask.device)).unsqueeze(1)
         heard = (row >= begin) & (row < end)
-    return [pad(x) for x in tensors], mask, heard
+    return [None if x is None else pad(x) for x in tensors], mask, heard
 
 
 def run_reference(
