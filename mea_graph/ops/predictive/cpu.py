@@ -122,24 +122,9 @@ def _forward(
     return result, statistics
 
 
-def _backward(
-    grad: Tensor,
-    result: Tensor,
-    statistics: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prior_query: Tensor,
-    prior_key: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    start: Tensor,
-    length: Tensor,
-    begin: Tensor | None,
-    end: Tensor | None,
-    mu: float,
-) -> tuple[Tensor, ...]:
-    tensors = (query, key, value, prior_query, prior_key)
+def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *tensors, weight, bias, start, length, begin, end, mu = given
+    query, _, _, prior_query, _ = tensors
     heads = query.size(1)
     dtype = compute_dtype((*tensors, weight, bias))
     parameters = (weight.to(dtype), weight.new_zeros(heads, dtype=dtype) if bias is None else bias.to(dtype))

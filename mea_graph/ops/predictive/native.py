@@ -38,24 +38,9 @@ def _forward(
     return out.to(value.dtype), statistics
 
 
-def _backward(
-    grad: Tensor,
-    result: Tensor,
-    statistics: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prior_query: Tensor,
-    prior_key: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    start: Tensor,
-    length: Tensor,
-    begin: Tensor | None,
-    end: Tensor | None,
-    mu: float,
-) -> tuple[Tensor, ...]:
-    tensors, heads = (query, key, value, prior_query, prior_key), query.size(1)
+def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *tensors, weight, bias, start, length, begin, end, mu = given
+    heads = weight.size(0)
     dtype = compute_dtype((*tensors, weight, bias))
     grads = [t.new_zeros(t.shape, dtype=dtype) for t in tensors]
     of_parameters = weight.new_zeros(start.size(0), weight.numel() + heads, dtype=dtype)
