@@ -120,7 +120,7 @@ class CommandLine(LightningCLI):
         for name in LENGTH:
             parser.add_argument(f"--training.{name}", type=int | None, default=None, help=meanings[name])
         sources = (*(f"training.{name}" for name in LENGTH), "trainer.accumulate_grad_batches")
-        parser.link_arguments(sources, "data.batches_per_epoch", batches_per_epoch)
+        parser.link_arguments(sources, "data.sampling.batches", batches_per_epoch)
         parser.link_arguments("seed_everything", "data.seed")
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -142,7 +142,7 @@ class CommandLine(LightningCLI):
         if self.length is None and given is None:
             config.training.updates = UPDATES  # so that config.yaml says it
             self.length = TrainingLength(UPDATES)
-            config.data.batches_per_epoch = self.length.batches_per_epoch(config.trainer.accumulate_grad_batches)
+            config.data.sampling.batches = self.length.batches_per_epoch(config.trainer.accumulate_grad_batches)
         elif self.length is not None and given is not None:
             raise DataError(f"training: expected no trainer.max_epochs (null) beside it, got {given}: updates say how long to train")
         self.checkpoint = None

@@ -30,8 +30,8 @@ class TrainingLength:
     >>> length = TrainingLength(2000, patience=450)
     >>> length.updates_per_epoch, length.epochs, length.patience_epochs
     (100, 20, 5)
-    >>> from mea_graph.train import SequenceDataModule
-    >>> data = SequenceDataModule(events={"num_samples": 60}, batches_per_epoch=length.batches_per_epoch())
+    >>> from mea_graph.train import Sampling, SequenceDataModule
+    >>> data = SequenceDataModule(events={"num_samples": 60}, sampling=Sampling(batches=length.batches_per_epoch()))
     >>> len(data.train_dataloader())  # a pass has two batches
     100
     """
@@ -62,7 +62,7 @@ class TrainingLength:
         return self.epochs if self.patience is None else self._epochs(self.patience)
 
     def batches_per_epoch(self, accumulate: int = 1) -> int:
-        """Returns the batches of an epoch, as `SequenceDataModule` takes them.
+        """Returns the batches of an epoch, as `Sampling` takes them.
 
         Args:
             accumulate: Batches of one update, `accumulate_grad_batches` of the trainer.
