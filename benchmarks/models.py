@@ -93,6 +93,15 @@ def compiled(
     return passes, refused
 
 
+def compiled_prediction(network: MEA, samples: Samples) -> tuple[dict[str, Pass], dict[str, str]]:
+    """The prediction by `torch.compile`, one graph, as `compiled` gives passes; it reads the batch padded to its own longest."""
+    name, own = "MEA, torch.compile", samples.trimmed()
+    run = torch.compile(lambda: network(own.padded, own.mask).prediction.squeeze(1), fullgraph=True)
+    one = prediction(network, run)
+    away = error(one(), passes_of_mea(network, samples, "predict")())
+    return ({name: one}, {}) if away <= BUDGET else ({}, {name: f"error {away:.1e} against the eager prediction, above {BUDGET:g}"})
+
+
 def in_onnx_runtime(network: MEA, samples: Samples) -> tuple[dict[str, Pass], dict[str, str]]:
     """The prediction of the exported model in ONNX Runtime, as `compiled` gives passes; it reads the batch padded to its own longest."""
     name = "MEA, ONNX Runtime"
@@ -144,7 +153,10 @@ def case(
     contenders = {"mea_graph": passes_of_mea(network, samples, mode)}
     more, refused = compiled(network, samples, mode, COMPILERS if device == "cuda" and against else {})
     if exported:
-        more, refused = in_onnx_runtime(network, samples)
+        for way in (compiled_prediction, in_onnx_runtime):
+            passes, why_not = way(network, samples)
+            more |= passes
+            refused |= why_not
     contenders |= more
     for baseline in [name for name in baselines.available() if name in against]:  # those that are not there stand in the results as absent
         contenders[baseline] = passes_of_baseline(baseline, samples, mode)

@@ -11,7 +11,7 @@ STEPS, WORDS, CHANNELS = 6, 8, 32
 class Decoder(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.words = torch.nn.Embedding(WORDS + 1, CHANNELS)  # the last one begins
+        self.words = torch.nn.Embedding(WORDS + 1, CHANNELS)  # the last marks the start
         self.place = torch.nn.Parameter(torch.randn(STEPS, CHANNELS))
         self.own = PredictiveSelfAttention(CHANNELS, heads=4, prediction=False)
         self.read = ModalityReinforcementUnit(CHANNELS, heads=4)

@@ -7,7 +7,7 @@ from mea_graph.nn import MEA
 torch.manual_seed(0)
 x = {m: torch.randn(64, 20, 1) * torch.rand(64, 1, 1) * 2 for m in ("left", "right")}
 spread = {m: steps.amax(1) - steps.amin(1) for m, steps in x.items()}
-y = (spread["left"] - spread["right"]).abs()  # how unlike two signals swing
+y = (spread["left"] - spread["right"]).abs()  # how differently two signals swing
 
 
 class Spread(Aggregation):

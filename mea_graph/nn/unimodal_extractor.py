@@ -8,16 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn._batches import read_time
-from mea_graph.nn._recurrent import LSTM, both_ways
+from mea_graph.nn._recurrent import LSTM, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
-from mea_graph.nn._side_by_side import is_watched
 from mea_graph.ops import Pointers
-from mea_graph.ops.recurrent import bilstm
 
 
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
     """Sinusoidal position embedding (Vaswani et al. 2017, section 3.5), (length, channels), of the type and device of `like`."""
-    dtype = torch.promote_types(like.dtype, torch.float32)  # in half precision the sine of a long sequence's angle means nothing
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision is too coarse for the angles of a long sequence
     return _sinusoids(torch.arange(length, device=like.device, dtype=dtype), channels).to(like.dtype)
 
 
@@ -41,13 +39,13 @@ class UnimodalExtractor(nn.Module):
     Args:
         in_channels: Width of the raw features.
         channels: Common width d; even, since each direction gives d / 2.
-        kernel_size: Of the convolution, "same" padding.
-        stride: Of the convolution; above 1 it shortens long signals: T becomes ceil(T / stride) (`output_layout`). The paper has 1.
+        kernel_size: Width of the convolution, which pads with zeros and keeps the length.
+        stride: Step of the convolution. Raise it to shorten long signals: T becomes ceil(T / stride) (`output_layout`). The paper has 1.
         skip: Whether the LSTM's input is added to its output. The paper has no such path; with it, what a single step shows reaches the
             attention unmixed, and matching steps across modalities is learned many times faster.
         dropout: Probability, on the convolution's output.
-        positions: Of the step's number ("steps") or of its time ("seconds"), which `forward` then needs. Of a stride's steps the first
-            one's time counts.
+        positions: What the position embedding encodes: the step's number ("steps"), or its time ("seconds"), which `forward` then needs.
+            With a stride, the first of the steps that become one gives the time.
         time_scale: :math:`\tau`, the seconds from one position to the next; times closer than that have nearly the same position. Give all
             modalities the same.
 
@@ -147,21 +145,20 @@ class UnimodalExtractor(nn.Module):
 
     def _both_ways(self, z: Tensor, shorter: Pointers) -> Tensor:
         """The states (B, T, d) of both directions over a padded batch."""
-        directions: list[nn.Module] = [self.forward_lstm, self.backward_lstm]
-        # An export cannot prove that rows made of a batch of any length, and the batch made of them, have the same strides.
-        if torch.compiler.is_exporting() or any(type(layer) is not LSTM or is_watched(layer) for layer in directions):
+        op = op_of_both(self.forward_lstm, self.backward_lstm)
+        if op is None:
             return both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
         batch, steps, _ = z.shape
         start = torch.arange(batch, device=z.device) * steps if shorter.steps is None else shorter.start
         pointers = Pointers(start, shorter.length, batch * steps, steps)
         weights = [*self.forward_lstm.weights, *self.backward_lstm.weights]
-        return bilstm([z.flatten(0, 1)], [weights], [pointers])[0].unflatten(0, (batch, steps))
+        return op([z.flatten(0, 1)], [weights], [pointers])[0].unflatten(0, (batch, steps))
 
     def _at(self, time: Tensor, pointers: Pointers, like: Tensor) -> Tensor:
         """Positions (B, ceil(T / stride), d) of the times (N,) of rows."""
         padded = pointers.pad(time.double())
         if not pointers.packed:
             padded = padded.masked_fill(~pointers.mask, 0)
-        if pointers.max_length == 0:  # the one step that the convolution then has
+        if pointers.max_length == 0:  # the convolution then reads one step of padding
             padded = F.pad(padded, (0, 1))
         return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels).to(like.dtype)

@@ -132,7 +132,7 @@ class DecoupledGraphFusion(nn.Module):
         present_dict: Mapping[Any, Tensor] | None = None,
         return_attention_weights: bool = False,
     ) -> FusedRepresentations:
-        """Fuses a graph; `num_samples` spares a look at the data (and is needed if last samples have no node)."""
+        """Fuses a graph; without `num_samples` it is read from the data, which miss samples without a node at the end."""
         present = {} if present_dict is None else present_dict
         space_of = self._spaces_of(x_dict, edge_index_dict)
         nodes = {name: x_dict[name] for name in space_of}
@@ -154,9 +154,9 @@ class DecoupledGraphFusion(nn.Module):
             for name in names:
                 start[name], rows = rows, rows + nodes[name].size(0)
             parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
-            if last is None or is_traced() or not self._same(parts, rows, *last[:2]):  # the spaces mostly have the same edges
+            if last is None or is_traced() or not self._same(parts, rows, *last[:2]):  # most often the spaces have the same edges
                 last = parts, rows, self._homogeneous(parts, rows, x_dict[names[0]].device)
-            # One more node, to which all edges go that are absent: it hears and reaches nobody else.
+            # Absent edges start and end at one more node, which is not connected to others.
             masked = any(part.present is not None for part in parts)
             x = [nodes[name] for name in names]
             x_all = torch.cat([*x, x[0].new_zeros(1, x[0].size(1))] if masked else x)
@@ -214,7 +214,7 @@ class DecoupledGraphFusion(nn.Module):
 
     @staticmethod
     def _homogeneous(parts: list[_Part], rows: int, device: torch.device) -> Tensor:
-        """The edges between the rows of a space, one type after the other; those that are absent go to one row more."""
+        """The edges between the rows of a space, type by type; absent ones start and end at one more row."""
         if not parts:
             return torch.empty(2, 0, dtype=torch.long, device=device)
         ends: list[list[Tensor]] = [[], []]
@@ -253,7 +253,7 @@ class DecoupledGraphFusion(nn.Module):
     ) -> Tensor:
         absent = any(name in present for name in names)
         samples = []
-        for name in names:  # an absent node belongs to one sample more, which is cut off
+        for name in names:  # absent nodes belong to one more sample, which is cut off
             sample = sample_dict[name]
             samples.append(torch.where(present[name], sample, num_samples) if name in present else sample)
         index = torch.cat(samples)

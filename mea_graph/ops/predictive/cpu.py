@@ -204,7 +204,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 
 def again(*inputs: Any) -> Tensor:
-    """The same by the reference, for a second derivative."""
+    """Recomputes the result by the reference, for a second derivative."""
     query, key, value, prior_query, prior_key, weight, bias, start, length, begin, end, mu = inputs
     pointers = Pointers(start, length, query.size(0))
     edges = None if begin is None else IntervalEdges([pointers], pointers, begin.unsqueeze(1), end.unsqueeze(1))

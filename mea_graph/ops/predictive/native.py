@@ -1,4 +1,4 @@
-"""Predictive attention by compiled C++: a row of a sample at a time, of all heads, by the convolution itself; no map is stored."""
+"""Predictive attention in compiled C++: row by row, all heads at once, with the convolution itself; stores no map."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def _forward(
     end: Tensor | None,
     mu: float,
 ) -> tuple[Tensor, Tensor]:
-    """As the operator of "cpu"."""
+    """Takes and returns what the operator of "cpu" does."""
     tensors = (query, key, value, prior_query, prior_key)
     dtype = compute_dtype((*tensors, weight, bias))
     out = value.new_zeros(value.shape, dtype=dtype)
