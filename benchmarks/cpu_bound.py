@@ -72,7 +72,8 @@ def _seconds(run: Callable[[], Any], clock: Callable[[], float] = time.perf_coun
 
 
 class _Exponentials(TorchDispatchMode):
-    """Counts those of attention and of the Bi-LSTM: one an edge and head, one more for the GELU of a prediction, and again going back."""
+    """Counts those of attention, one an edge and head, one more for the GELU of a prediction, and again going back; and those of the
+    backend "native" of the Bi-LSTM. Torch's own LSTM, which runs where there is no compiler, is left out."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine 
 kernel against float64, times it beside its baselines and writes the file that this page is made of.
 """
 CLOCKS = {
-    "processor time": "processor time of the one thread, which other programs on the machine change little",
+    "processor time": "processor time of the one thread; other programs on the machine slow it less than the clock on the wall",
     "wall time": "wall-clock time",
 }
 MODELS = """

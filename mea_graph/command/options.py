@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def known_options(words: Sequence[str]) -> Options:
     model = _model_class(words)
     data = class_options("SequenceDataModule")
     for part, kind in (("split", "SplitPolicy"), ("sampling", "Sampling")):
-        data |= {f"{part}.{name}": option for name, option in class_options(kind).items()}
+        data |= {f"{part}.{name}": replace(option, name=f"{part}.{name}") for name, option in class_options(kind).items()}
     data = {name: option for name, option in data.items() if name not in FOLLOWS}
     options_of_model = class_options(model) if model else {}
     if model == MODEL:

@@ -108,9 +108,10 @@ def _one_way_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Ten
 
 
 def _recurrence(driven: Tensor, weight: Tensor, start: Tensor, length: Tensor, *_: Any) -> int:
-    """The recurrence alone, in both directions: every step meets its set's U."""
+    """Of the recurrence alone, in both directions: every step meets its set's U, (2, G, H, H), beside which a GRU has a bias."""
     steps = int(length.sum()) if _is_known(driven, length) else driven.size(0)
-    return 2 * steps * weight.numel() // weight.size(0)
+    directions, gates, hidden = weight.shape[1:4]
+    return 2 * steps * directions * gates * hidden * hidden
 
 
 def _recurrence_backward(grad: Tensor, states: Tensor, *rest: Any) -> int:

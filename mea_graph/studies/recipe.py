@@ -17,7 +17,7 @@ from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.monitors import watching_mode
 from mea_graph.train.sampling import Sampling
 from mea_graph.train.splits import SplitPolicy
-from mea_graph.train.training_length import UPDATES, TrainingLength
+from mea_graph.train.training_length import length_of
 
 SECTIONS = ("data", "model", "trainer", "early_stopping", "training", "seed_everything", "logger")
 EMBEDDED = "events"
@@ -86,14 +86,9 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     if source != EMBEDDED:
         data.pop("events", None)
         data["source"] = source
-    length = _training_length(whole.get("training") or {})
-    if length is None and trainer.get("max_epochs") is None and epochs is None:
-        length = TrainingLength(UPDATES)  # as the command trains
+    training, told = whole.get("training") or {}, trainer.get("max_epochs")
+    length = length_of(training, epochs if told is None and not any(training.values()) else told)
     if length is not None:
-        if trainer.get("max_epochs") is not None:
-            raise DataError(
-                f"training: expected no trainer.max_epochs beside it, got {trainer['max_epochs']}: updates say how long to train"
-            )
         batches = length.batches_per_epoch(trainer.get("accumulate_grad_batches") or 1)
         data["sampling"] = {**(data.get("sampling") or {}), "batches": batches}
         trainer["max_epochs"], stopping["patience"] = length.epochs, length.patience_epochs
@@ -141,14 +136,6 @@ def _read(path: Path) -> dict[str, Any]:
     if unknown := sorted(set(found) - set(SECTIONS)):
         raise DataError(f"config: expected sections {', '.join(SECTIONS)} in {path}, got {', '.join(unknown)}")
     return found
-
-
-def _training_length(options: Mapping[str, Any]) -> TrainingLength | None:
-    given = {name: value for name, value in options.items() if value is not None}  # a run's config.yaml says null
-    try:
-        return TrainingLength(**given) if given else None
-    except TypeError as error:
-        raise DataError(f"training: {error}") from error
 
 
 def _model_options(model: Mapping[str, Any]) -> dict[str, Any]:

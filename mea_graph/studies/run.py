@@ -17,6 +17,7 @@ import lightning as L
 import torch
 
 from mea_graph import baselines
+from mea_graph.baselines.scores import constant_scores, pooled_linear, pooled_linear_scores
 from mea_graph.data import DataError
 from mea_graph.studies.disentanglement import disentanglement
 from mea_graph.studies.evaluate import evaluate
@@ -29,7 +30,6 @@ from mea_graph.train.mea_module import MEAModule, complete_options
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import logged_names, unknown_monitor
 from mea_graph.train.quieten import quieten
-from mea_graph.train.reports import constant_scores, pooled_linear, pooled_linear_scores
 from mea_graph.train.task_module import TaskModule
 from mea_graph.train.training_progress import Step, TellProgress
 from mea_graph.train.versions import versions

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from mea_graph.__main__ import main
-from mea_graph.command.help import COMMANDS
+from mea_graph.command.help import COMMANDS, command_help
 from mea_graph.command.options import SINGLE, known_options, mistyped, with_suggestion
 from mea_graph.command.signatures import class_options
 from mea_graph.configurations import packaged_configs
@@ -72,6 +72,8 @@ def test_the_options_are_those_of_the_parser(command):
     real = {name.removeprefix("--") for action in actions for name in action.option_strings if name.startswith("--")}
     real = {name for name in real if not name.endswith(("+", ".help"))}
     options = known_options([command])
+    shown = {line.split()[0].rstrip(":") for line in command_help([command]).splitlines() if line.startswith("  --")}
+    assert shown == {f"--{name}" for name in options.names() if name not in options.sections}
     model = {f"model.{name}" for name in options.sections["model"]}  # the parser knows these once it knows the class
     assert {name for name in options.names() if name not in model} == real
     assert set(SINGLE) <= real

@@ -259,10 +259,10 @@ def test_what_was_built_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 def graph_nodes(record: Any) -> list[str]:
     """The operators in what `record` makes of attention over one sample."""
-    pointers = Pointers.from_ptr(torch.tensor([0, 3]))
 
     class Attention(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
+            pointers = Pointers.full(1, 3, x.device)
             return interval_attention(x, x, x, IntervalEdges.complete(pointers, pointers))
 
     return [str(node.target) for node in record(Attention(), torch.randn(3, 2, 4)).graph.nodes]
@@ -277,13 +277,19 @@ def test_torch_compile_takes_it_and_an_export_does_without_it(monkeypatch: pytes
         torch.compile(module, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)(x)
         return graphs[0]
 
-    def exported(module: torch.nn.Module, x: Tensor) -> Any:
-        return torch.export.export(module, (x,))
-
     assert any("interval_attention_native" in name for name in graph_nodes(compiled))
-    names = graph_nodes(exported)
-    assert any("interval_attention_cpu" in name for name in names)
-    assert not any("native" in name for name in names)
+    for strict in (False, True):
+        names = graph_nodes(lambda module, x, strict=strict: torch.export.export(module, (x,), strict=strict))
+        assert any("interval_attention_cpu" in name for name in names)
+        assert not any("native" in name for name in names)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_of_torch_jit_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEA_GRAPH_NATIVE", raising=False)
+    pointers = Pointers.from_ptr(torch.tensor([0, 3]))
+    traced = torch.jit.trace(lambda x: interval_attention(x, x, x, IntervalEdges.complete(pointers, pointers)), torch.randn(3, 2, 4))
+    assert "native" not in str(traced.inlined_graph)
 
 
 def test_heads_that_are_too_wide_are_refused() -> None:
@@ -311,7 +317,7 @@ def test_the_sanitizer_sees_no_bad_access(tmp_path: Path) -> None:
         "import torch\n"
         "from tests.ops import test_interval_attention_cpu as interval\n"
         "from tests.ops.predictive_cases import assert_true, make\n"
-        "from tests.ops.bilstm_cases import CASES, GRUS, outcome\n"
+        "from tests.ops.recurrent_cases import CASES, GRUS, outcome\n"
         "for case in (CASES | GRUS).values():\n"
         "    outcome(case, case.inputs(), backend='native')\n"
         "for windows in (False, True):\n"

@@ -10,8 +10,8 @@ from mea_graph.ops import Pointers, record_calls
 from mea_graph.ops.native import library
 from mea_graph.ops.recurrent import bigru, bilstm
 
-from .bilstm_cases import CASES, GRUS, Case, outcome, truth
 from .layouts import FORMS, Layout
+from .recurrent_cases import CASES, GRUS, Case, outcome, truth
 
 pytestmark = pytest.mark.skipif(library.refuse() is not None, reason=f"native kernels: {library.refuse()}")
 

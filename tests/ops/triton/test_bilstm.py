@@ -13,7 +13,7 @@ from mea_graph.ops import Pointers, explain, record_calls
 from mea_graph.ops.recurrent import _BILSTM, bilstm
 from mea_graph.ops.recurrent import triton as backend
 
-from ..bilstm_cases import CASES, Case, Tensors, outcome, truth
+from ..recurrent_cases import CASES, Case, Tensors, outcome, truth
 
 Layout = Callable[[str, tuple[int, ...]], Pointers]
 Errors = Callable[[Tensors, Tensors], dict[str, float]]

@@ -9,8 +9,8 @@ from mea_graph.ops import Pointers, explain, record_calls
 from mea_graph.ops.recurrent import bigru, bilstm
 from mea_graph.ops.recurrent.layers import LSTM_OPERATOR
 
-from .bilstm_cases import CASES, GRUS, Case, outcome, truth
 from .layouts import FORMS, Layout
+from .recurrent_cases import CASES, GRUS, Case, outcome, truth
 
 RAGGED = Case(3, (4, 2), ((5, 0, 1), (2, 3, 0)))
 
