@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,6 +62,18 @@ class Restoring(L.Callback):
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.done = self.done or trainer.state.fn == TrainerFn.VALIDATING
+
+
+def count_moments(checkpoint: Mapping[str, Any]) -> int:
+    """Returns the number of parameters that the optimisers of a checkpoint have moments of: of one without a gradient there are none.
+
+    Args:
+        checkpoint: What it holds.
+
+    >>> count_moments({"optimizer_states": [{"state": {0: {}, 3: {}}}]})
+    2
+    """
+    return sum(len(state["state"]) for state in checkpoint.get("optimizer_states", ()))
 
 
 def check_counters(progress: Any, name: str) -> None:

@@ -171,7 +171,7 @@ class TestDamage:
         ("way", "value", "says"),
         [
             (("optimizer_states", 0, "param_groups", 0, "params", 1), 77, "optimizer_states: expected moments of parameters 0 to"),
-            (("optimizer_states", 0, "state"), {}, "optimizer_states: expected moments after"),
+            (("optimizer_states", 0, "state"), {0: {}}, "optimizer_states: expected moments of"),
             (("optimizer_states", 0, "state", 1, "step"), torch.tensor(math.nan), "optimizer_states: expected step from 1 to"),
             (("optimizer_states", 0, "state", 1), {"step": torch.tensor(1.0)}, "optimizer_states: expected exp_avg for every parameter"),
             (
