@@ -42,7 +42,7 @@ class Latents(NamedTuple):
 
 
 class AsynchronousEvents(MultimodalDataset):
-    r"""Seeded samples of several modalities that record the same events at different rates, lags and jitter, with known truth.
+    r"""Seeded samples of several modalities that record the same events, each at its own rate, with known truth.
 
     A sample lasts a few seconds and holds `num_events` events, each with a code of its own. Modality m samples at a rate of its own and
     records every event with its own lag and jitter, as a bump of the event's code and of a private value, -1 or 1. Throughout the sample

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class MultimodalDataset(ViewedDataset):
-    """Samples of several modalities as `HeteroData` graphs, with a node type for each modality, a node for each time step and no padding.
+    """Samples as `HeteroData` graphs, with a node type for each modality and a node for each of its steps.
 
     Make one with `from_arrays`, `from_samples` or `open_dataset`. Lengths, labels and fields are available without reading a sequence.
     It is a data set of PyG: select samples by `dataset[2:5]`, an index, a mask, `shuffle`, `select` or `where`. The result is a

@@ -133,7 +133,7 @@ class AgnosticOutput(NamedTuple):
 
 
 class AgnosticBranch(nn.Module):
-    r"""Represents what modalities share: hierarchical cross-modal attention, then one encoder for all ([MEA] Eq. 7-10, 12).
+    r"""Represents what modalities share: cross-modal attention, then one encoder for all ([MEA] Eq. 7-10, 12).
 
     Args:
         channels: Width d of the sequences.

@@ -31,7 +31,7 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 class TaskModule(L.LightningModule):
-    r"""Trains a network on regression, classification or several binary labels, with the field's metrics.
+    r"""Trains a network for regression, classification or several binary labels.
 
     It is the base class of all modules here. For a model of your own, give it a network; override `loss_terms` for a loss of your own. To
     load a subclass from a checkpoint, call `self.save_hyperparameters()` after `super().__init__`, as Lightning requires.

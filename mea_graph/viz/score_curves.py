@@ -16,9 +16,9 @@ LEAST_REACH = 0.01  # of the vertical axis, so that the noise of one seed does n
 
 
 def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: str | None = None) -> Figure:
-    """Draws one panel per option or condition and in it a curve per model: means over seeds, bars of one standard deviation.
+    """Draws a panel for each option or condition, with a curve for each model.
 
-    More than four panels stand in several rows.
+    A curve joins means over seeds; its bars are one standard deviation. More than four panels stand in several rows.
 
     Args:
         panels: Label of the horizontal axis -> model -> place on that axis -> one value for each seed, at least one.

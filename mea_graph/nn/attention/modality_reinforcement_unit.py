@@ -15,7 +15,7 @@ from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_
 
 
 class ModalityReinforcementUnit(nn.Module):
-    r"""Cross-modal attention block: a target sequence attends to one or several sources ([MEA] Eq. 7).
+    r"""Lets a target sequence attend to one source or several, then transforms it step by step ([MEA] Eq. 7).
 
     .. math::
         Z_t' &= \mathrm{LN}(Z_t) + W_O \, \mathrm{softmax}(Q K^T / \sqrt{D}) V, \qquad Q = W_Q \mathrm{LN}(Z_t), \;

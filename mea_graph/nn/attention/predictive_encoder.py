@@ -31,7 +31,7 @@ class PredictiveEncoderOutput(NamedTuple):
 
 
 class PredictiveEncoder(nn.Module):
-    r"""Stacks predictive self-attention for each modality, with weighted attention across modalities after each layer ([MEA] Eq. 2-6).
+    r"""Stacks predictive self-attention for each modality, with `WeightedAttention` after each layer ([MEA] Eq. 2-6).
 
     Args:
         channels: Width d.
