@@ -1,5 +1,7 @@
 """The figures that studies make."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,18 @@ def test_bars_are_means_and_every_seed_is_a_dot():
     spread = [collection.get_segments()[0] for collection in axis.collections]
     assert [(end[1][0] - end[0][0]) / 2 for end in spread] == pytest.approx([np.std([0.5, 0.7], ddof=1), np.std([0.1, 0.2, 0.6], ddof=1)])
     assert axis.get_xlim()[0] == 0
+
+
+def test_a_phone_shows_the_names_of_the_bars_large_enough_and_apart():
+    figure = score_bars({"MEA": [0.5], "a Transformer for every pair of modalities": [0.4], "pairwise Transformer (MulT)": [0.3]}, "R2")
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_yticklabels()
+    assert "pairwise Transformer\n(MulT)" in [label.get_text() for label in labels]
+    pixels = 360 / (figure.get_figwidth() * 72)  # a point, where the figure is 360 pixels wide
+    assert all(label.get_size() * pixels > 10 for label in [*labels, figure.axes[0].xaxis.label])
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
+    assert min(box.x0 for box in boxes) >= 0
 
 
 def test_bars_of_like_height_say_that_they_do_not_begin_at_zero():
