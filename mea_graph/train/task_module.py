@@ -66,8 +66,8 @@ class TaskModule(L.LightningModule):
 
     Raises:
         ValueError: If an option is outside its range.
-        NonFiniteLossError: If the loss is NaN or infinite. On a device this is looked at some steps later, so that no step waits, at the
-            end of the epoch, and before a checkpoint is written.
+        NonFiniteLossError: If the loss is NaN or infinite. On a GPU the check comes some steps later, so that no step waits for it, but
+            before the end of the epoch and before a checkpoint is written.
 
     >>> class Mean(nn.Module):
     ...     def forward(self, x_dict, batch_dict, batch_size):

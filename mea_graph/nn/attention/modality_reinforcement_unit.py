@@ -28,7 +28,7 @@ class ModalityReinforcementUnit(nn.Module):
     Args:
         channels: Width d of target and sources.
         heads: Number of heads K, a divisor of `channels`, unless `head_channels` is given.
-        residual: "normalized" adds LN(Z_t), as printed; "input" adds Z_t.
+        residual: "normalized" adds LN(Z_t), as in the paper; "input" adds Z_t, the usual pre-norm residual.
         dropout: Probability, on the attention's output and in the feed-forward block.
         source_channels: Width of the sources; None means d.
         head_channels: Width D of one head; None means d / K.
