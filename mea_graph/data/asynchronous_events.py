@@ -58,7 +58,8 @@ class AsynchronousEvents(MultimodalDataset):
 
     With `match="time"` only the clock tells which event is meant. Each modality shows its values one after the other, in stretches of its
     own, and marks one moment. This moment lies in the stretch of the next modality that is meant. Steps are irregular: each modality has
-    many in some quarters of a sample, and few in others. So the number of a step says little of when it is. The definition of c stays the same.
+    many in some quarters of a sample, and few in others. So the number of a step says little of
+    when it is. The definition of c stays the same.
 
     Args:
         num_samples: N; split 60 / 15 / 25 into train, valid and test.
