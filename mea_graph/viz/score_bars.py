@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from mea_graph.viz._style import COLOURS
+from mea_graph.viz._style import COLOURS, WIDTH
 
-WIDTH = 4.6  # inches: on a phone, which shows the figure 360 pixels wide, letters of 10 points are 11 pixels high
 LABEL = 20  # characters in a line of a label
 
 
