@@ -27,15 +27,15 @@ def embedding_scatter(
     Each panel is a plane of its own: the two first principal components of all its representations, or t-SNE.
 
     Args:
-        outputs: The output for one batch, or those for several; or a dict of them by title, one panel each, such as a model with and
-            without the constraints.
-        method: `pca`, where distances mean what they seem to; or `tsne`, where only neighbourhood does.
+        outputs: The output for one batch, or a list of outputs; or a dict of these by title, for a panel each, such as a model with and
+            without the losses on its two spaces.
+        method: `pca`, which keeps large distances; or `tsne`, which keeps only neighbourhoods and may show clusters that `pca` hides.
         samples: How many samples to draw at most, evenly spaced, >= 1.
         seed: The seed of t-SNE.
 
     Returns a figure that is not shown; save it with `figure.savefig("scatter.png")`.
 
-    A modality that a sample lacks is not drawn.
+    A modality that a sample lacks is not drawn. More than two panels stand in several rows.
 
     Raises:
         ValueError: If there is no output, an option is not as above, or an output has fewer than three representations.
