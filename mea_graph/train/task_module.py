@@ -32,7 +32,7 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 class TaskModule(L.LightningModule):
-    r"""Trains a network on regression, classification or several binary labels, with the field's metrics.
+    r"""Trains a network for regression, classification or several binary labels.
 
     It is the base class of all modules here. For a model of your own, give it a network; override `loss_terms` for a loss of your own. To
     load a subclass from a checkpoint, call `self.save_hyperparameters()` after `super().__init__`, as Lightning requires.
@@ -67,8 +67,8 @@ class TaskModule(L.LightningModule):
 
     Raises:
         ValueError: If an option is outside its range.
-        NonFiniteLossError: If the loss is NaN or infinite. On a device this is looked at some steps later, so that no step waits, at the
-            end of the epoch, and before a checkpoint is written.
+        NonFiniteLossError: If the loss is NaN or infinite. On a GPU the check comes some steps later, so that no step waits for it, but
+            before the end of the epoch and before a checkpoint is written.
 
     >>> class Mean(nn.Module):
     ...     def forward(self, x_dict, batch_dict, batch_size):
