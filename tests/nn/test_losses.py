@@ -149,8 +149,8 @@ def test_an_empty_batch_is_legal() -> None:
 @pytest.mark.parametrize(
     ("loss", "arguments", "message"),
     [
-        (hsic, (random(3, 2), random(4, 2)), r"x, y: expected \(n, d\) with one n, got \(3, 2\), \(4, 2\)"),
-        (orthogonality, (random(3), random(3, 2)), r"x, y: expected \(n, d\) with one n, got \(3,\), \(3, 2\)"),
+        (hsic, (random(3, 2), random(4, 2)), r"x, y: expected \(\*, n, d\) with one n, got \(3, 2\), \(4, 2\)"),
+        (orthogonality, (random(3), random(3, 2)), r"x, y: expected \(\*, n, d\) with one n, got \(3,\), \(3, 2\)"),
         (hsic, (random(3, 2), random(3, 2), torch.ones(3)), r"mask: expected bool \(3,\), got torch.float32 \(3,\)"),
         (orthogonality, (random(3, 2), random(3, 2), torch.ones(2).bool()), r"mask: expected bool \(3,\), got torch.bool \(2,\)"),
         (exclusive_adversarial, (random(3, 2),), r"logits: expected \(B, M, M\), got \(3, 2\)"),

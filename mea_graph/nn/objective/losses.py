@@ -20,15 +20,16 @@ def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def _rows(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Both batches with zeros in the rows that do not count, and which count as (n, 1) numbers."""
-    if x.dim() != 2 or y.dim() != 2 or x.size(0) != y.size(0):
-        raise ValueError(f"x, y: expected (n, d) with one n, got {tuple(x.shape)}, {tuple(y.shape)}")
+    """Both batches with zeros in the rows that do not count, and which count as (*, n, 1) numbers."""
+    if x.dim() < 2 or x.shape[:-1] != y.shape[:-1]:
+        raise ValueError(f"x, y: expected (*, n, d) with one n, got {tuple(x.shape)}, {tuple(y.shape)}")
     if mask is None:
-        return x, y, x.new_ones(x.size(0), 1)
-    if mask.shape != x.shape[:1] or mask.dtype != torch.bool:
-        raise ValueError(f"mask: expected bool ({x.size(0)},), got {mask.dtype} {tuple(mask.shape)}")
-    rows = mask.unsqueeze(1)
-    return x.masked_fill(~rows, 0), y.masked_fill(~rows, 0), rows.to(x.dtype)
+        return x, y, x.new_ones(*x.shape[:-1], 1)
+    if mask.shape != x.shape[:-1] or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected bool {tuple(x.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}")
+    rows = mask.unsqueeze(-1)
+    idle = ~rows
+    return x.masked_fill(idle, 0), y.masked_fill(idle, 0), rows.to(x.dtype)
 
 
 def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -40,11 +41,11 @@ def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     Computed in the second form (R8): O(n d^2) time, no n x n matrix. Below two rows it is zero.
 
     Args:
-        x, y: Two representations of the same n samples.
+        x, y: Two representations of the same n samples, or several pairs of them.
         mask: Rows that count. None: all.
 
     Shape:
-        - x: :math:`(n, d_x)`; y: :math:`(n, d_y)`; mask: :math:`(n,)`, bool; result: a scalar
+        - x: :math:`(*, n, d_x)`; y: :math:`(*, n, d_y)`; mask: :math:`(*, n)`, bool; result: :math:`(*)`, one number a pair
 
     Raises:
         ValueError: A wrong shape.
@@ -56,9 +57,9 @@ def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     with _no_autocast(x):
         x, y, count = _rows(at_least_float32(x), at_least_float32(y), mask)
-        n = count.sum()
-        x, y = ((v - v.sum(0) / n.clamp(min=1)) * count for v in (x, y))
-        return (x.mT @ y).square().sum() / (n - 1).clamp(min=1).square()
+        n = count.sum((-2, -1))
+        x, y = ((v - v.sum(-2, True) / n.clamp(min=1)[..., None, None]) * count for v in (x, y))
+        return (x.mT @ y).square().sum((-2, -1)) / (n - 1).clamp(min=1).square()
 
 
 def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -67,11 +68,11 @@ def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     .. math:: \lVert \bar X^T \bar Y \rVert_F^2, \qquad \bar X, \bar Y \text{ with rows of unit length}
 
     Args:
-        x, y: Two representations of the same n samples.
+        x, y: Two representations of the same n samples, or several pairs of them.
         mask: Rows that count. None: all.
 
     Shape:
-        - x: :math:`(n, d_x)`; y: :math:`(n, d_y)`; mask: :math:`(n,)`, bool; result: a scalar
+        - x: :math:`(*, n, d_x)`; y: :math:`(*, n, d_y)`; mask: :math:`(*, n)`, bool; result: :math:`(*)`, one number a pair
 
     Raises:
         ValueError: A wrong shape.
@@ -82,7 +83,7 @@ def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     with _no_autocast(x):
         x, y, _ = _rows(at_least_float32(x), at_least_float32(y), mask)
-        return (F.normalize(x, dim=1).mT @ F.normalize(y, dim=1)).square().sum()
+        return (F.normalize(x, dim=-1).mT @ F.normalize(y, dim=-1)).square().sum((-2, -1))
 
 
 def _check_discrimination(logits: Tensor, omega: Tensor | None, present: Tensor | None) -> None:
