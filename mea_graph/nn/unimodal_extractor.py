@@ -1,7 +1,9 @@
 """From a raw modality to the common width, [MEA] Eq. 1."""
 
 import math
-from typing import Literal, overload
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from mea_graph.nn._batches import read_time
 from mea_graph.nn._recurrent import LSTM, both_ways
 from mea_graph.nn._sequences import Layout, check_sizes, enter
-from mea_graph.nn._side_by_side import is_watched
+from mea_graph.nn._side_by_side import is_watched, levels
 from mea_graph.ops import Pointers
 from mea_graph.ops.recurrent import bilstm
 
@@ -145,6 +147,11 @@ class UnimodalExtractor(nn.Module):
             out = out[:, :0]
         return entered.leave_shorter(shorter.unpad(out), shorter, self.stride)
 
+    def runs_plainly(self) -> bool:
+        """Whether calling each part does what its options and weights say."""
+        kinds = ((self.conv, nn.Conv1d), (self.forward_lstm, LSTM), (self.backward_lstm, LSTM), (self.dropout, nn.Dropout))
+        return all(type(part) is kind and not is_watched(part) for part, kind in kinds)
+
     def _both_ways(self, z: Tensor, shorter: Pointers) -> Tensor:
         """The states (B, T, d) of both directions over a padded batch."""
         directions: list[nn.Module] = [self.forward_lstm, self.backward_lstm]
@@ -165,3 +172,38 @@ class UnimodalExtractor(nn.Module):
         if pointers.max_length == 0:  # the one step that the convolution then has
             padded = F.pad(padded, (0, 1))
         return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels).to(like.dtype)
+
+
+def extract_level(
+    extractors: Sequence[nn.Module], x: Sequence[Tensor], pointers: Sequence[Pointers]
+) -> tuple[list[Tensor], list[Pointers]] | None:
+    """Each modality by its extractor, positions and Bi-LSTM of all of them at once: few kernels on a device.
+
+    The samples of a modality stand one behind the other with as many rows of zeros between them as a window of the convolution reaches
+    beyond a step, so that it sees one sample at a time and nothing is padded to the longest one. The results are rows with gaps there, as
+    many in each modality (`Pointers.level`). None where that would not be the same, or where rows are what takes the time: see `level`.
+    """
+    each: list[Any] = list(extractors)
+    first, rows = each[0], [p.num_rows for p in pointers]
+    if any(type(e) is not UnimodalExtractor or is_watched(e) or not e.runs_plainly() for e in each) or len({_MANNER(e) for e in each}) > 1:
+        return None
+    between, samples = first.kernel_size - 1, pointers[0].num_samples
+    size = max(rows) + samples * between
+    if first.stride > 1 or first.positions != "steps" or not min(rows) or not levels(x[0].device, size * len(x) - sum(rows)):
+        return None
+    longer = Pointers.level(pointers, between)
+    whole = Pointers.join(longer)
+    # Where each row comes from, and whether it is a gap; by modality, with the rows that windows see before the first and behind the last.
+    around = ((first.kernel_size - 1) // 2, first.kernel_size // 2)
+    origin = torch.cat([p.start for p in pointers]).index_select(0, whole.sample) + whole.position
+    origin = F.pad(origin.masked_fill(whole.gap.squeeze(1), 0).view(len(x), size), around)
+    gap = F.pad(whole.gap.view(len(x), size, 1), (0, 0, *around), value=True)
+    spread = [own.index_select(0, origin[i]).masked_fill(gap[i], 0) for i, own in enumerate(x)]
+    z = torch.cat([e.conv(own.mT.unsqueeze(0)).squeeze(0).mT for e, own in zip(each, spread, strict=True)])
+    positions = _sinusoids(whole.position.to(torch.promote_types(z.dtype, torch.float32)), first.channels)
+    z = first.dropout(z + positions.to(z.dtype))
+    out = bilstm(z.split(size), [[*e.forward_lstm.weights, *e.backward_lstm.weights] for e in each], longer)
+    return [states + own if first.skip else states for states, own in zip(out, z.split(size), strict=True)], longer
+
+
+_MANNER = attrgetter("channels", "kernel_size", "stride", "skip", "positions", "dropout.p", "dropout.training")

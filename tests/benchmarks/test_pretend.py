@@ -65,10 +65,10 @@ def test_a_training_step_waits_for_nothing(layout: str) -> None:
     """Launches as they are; one more is a step back."""
     seen = pretend.training_step(layout)
     assert not seen.reads
-    assert 800 < seen.launches.total() <= 1453
+    assert 800 < seen.launches.total() <= 1000
     assert not any("grouped" in name for name in seen.launches)
     assert "addmm_" not in seen.launches  # no product of one group
-    assert seen.launches["predictive_attention_triton"] == 2 * seen.launches["predictive_attention_triton_backward"] / 9 > 0
+    assert seen.launches["predictive_attention_triton"] == seen.launches["predictive_attention_triton_backward"] / 3 > 0
     assert seen.launches["interval_attention_triton"] == seen.launches["interval_attention_triton_backward"] / 2 > 0
 
 

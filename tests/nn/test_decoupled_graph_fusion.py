@@ -96,7 +96,7 @@ def test_the_two_graphs_share_nothing(randomised) -> None:
     assert not torch.allclose(fused["exclusive"], fused["agnostic"])
     conv = layer.convs["agnostic"]
     gradients = torch.autograd.grad(fused["exclusive"].sum(), list(conv.parameters()), allow_unused=True)
-    assert gradients == (None,) * len(gradients)
+    assert not any(gradient is not None and gradient.any() for gradient in gradients)  # zeros, where both took one pass
 
 
 @pytest.mark.parametrize("self_loops", [False, True])

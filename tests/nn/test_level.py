@@ -28,7 +28,9 @@ def rows(lengths: dict[str, list[int]], widths: dict[str, int]) -> tuple[dict[st
 
 def on_a_device(run: Callable[[], Any]) -> Any:
     """Here, but as it would run there: with levels, in batched products, which raise where they cannot run."""
-    with patch.object(_side_by_side, "_levels", lambda device, added: added > 0), use_backend("batched"), record_calls() as calls:
+    levels = patch.object(_side_by_side, "_levels", lambda device, added: added > 0)
+    copies = patch.object(_side_by_side, "_launches", lambda device: True)
+    with levels, copies, use_backend("batched"), record_calls() as calls:
         result = run()
     assert calls["grouped_linear", "batched"] > 0
     assert calls["grouped_linear", "joined"] == calls["grouped_linear", "reference"] == 0

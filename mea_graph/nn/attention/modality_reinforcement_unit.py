@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
-from mea_graph.nn._side_by_side import Groups, linear, norm
-from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
+from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm, weights_together
+from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
 
@@ -181,24 +181,44 @@ def reinforce(
     source: Tensor,
     parts: Sequence[Part],
     edges: IntervalEdges | Tensor,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Each unit on target rows and source rows of its own; the results stand one below the other. Also returns the keys, (N_s, K, D).
 
     `targets` says which rows of `target` (N, d) each unit reads, and `parts` which rows of `source`. The edges count the target rows as
-    the units read them one below the other, and the source rows as the parts do.
+    the units read them one below the other, and the source rows as the parts do. `memory` are their keys and values, where
+    `remember` was called before.
     """
     first = units[0]
-    readers = [units[part.unit] for part in parts]
-    read = Groups([part.start for part in parts], [part.size for part in parts])
     placed = targets.placed()
-    normalized = norm([unit.norm_target for unit in units], target, targets)
-    query = linear([unit.query for unit in units], normalized, placed, steps_last=True)
-    query = rearrange(query, "step (head width) -> step head width", head=first.heads)
-    memory = linear([u.key_value for u in readers], source, read, [u.norm_source for u in readers], steps_last=True)
-    key, value = rearrange(memory, "step (kind head width) -> kind step head width", kind=2, head=first.heads).unbind()
-    attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
-    carried = normalized if first.residual == "normalized" else target
-    if carried is target and placed != targets:
-        carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
-    z = carried + first.dropout(linear([unit.out for unit in units], rearrange(attended, "step head width -> step (head width)"), placed))
-    return feed_forward([unit.feed_forward for unit in units], z, placed), key
+    norms, queries, outs, blocks = ([getattr(u, name) for u in units] for name in ("norm_target", "query", "out", "feed_forward"))
+    read = [] if memory is not None else _readers([(units, parts)])
+    with weights_together(target, norms, queries, *read, outs, *feed_forward_parts(blocks)):
+        normalized = norm(norms, target, targets)
+        query = linear(queries, normalized, placed, steps_last=True)
+        query = rearrange(query, "step (head width) -> step head width", head=first.heads)
+        memory = remember([(units, parts)], source) if memory is None else memory
+        key, value = rearrange(memory, "step (kind head width) -> step kind head width", kind=2, head=first.heads).unbind(1)
+        attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
+        carried = normalized if first.residual == "normalized" else target
+        if carried is target and placed != targets:
+            carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
+        z = linear_onto(carried, first.dropout, outs, rearrange(attended, "step head width -> step (head width)"), placed)
+        return feed_forward(blocks, z, placed), key
+
+
+_Reading = Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]]
+
+
+def remember(stages: _Reading, source: Tensor) -> Tensor:
+    """Keys and values side by side, (N_s, 2 K D), of all units of some stages: those of a stage below those of the one before."""
+    norms, key_values = _readers(stages)
+    parts = [part for _, of in stages for part in of]
+    with weights_together(source, norms, key_values):
+        return linear(key_values, source, Groups([p.start for p in parts], [p.size for p in parts]), norms, steps_last=True)
+
+
+def _readers(stages: _Reading) -> list[list[nn.Module]]:
+    """The layers that read sources: one of each kind for each part."""
+    readers = [units[part.unit] for units, parts in stages for part in parts]
+    return [[unit.norm_source for unit in readers], [unit.key_value for unit in readers]]

@@ -1,7 +1,7 @@
 """The predictive branch: stacks of predictive self-attention with weighted attention between, [MEA] Eq. 2-6."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from torch_geometric.nn.inits import reset
 from typing_extensions import Unpack
 
 from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all
-from mea_graph.nn._side_by_side import can_join
+from mea_graph.nn._side_by_side import can_join, weights_together
 from mea_graph.nn.attention.options import AttentionOptions
-from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend
+from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend, parts_of
 from mea_graph.nn.attention.weighted_attention import WeightedAttention
 from mea_graph.ops import IntervalEdges, Pointers
 
@@ -129,15 +129,18 @@ class PredictiveEncoder(nn.Module):
         """All modalities at once, their rows one below the other."""
         together, weights = Pointers.join(pointers), []
         priors: list[Prior | None] = [None] * len(pointers)
-        for i in range(self.num_layers):
-            layers = [cast(PredictiveSelfAttention, cast(nn.ModuleList, self.attention[m])[i]) for m in self.modalities]
-            rows, own, drawn = attend(layers, rows, pointers, priors, edges, bool(maps))
-            priors = list(own) if self.prediction_chain else priors
-            for m, drawing in zip(maps, drawn, strict=True):
-                maps[m].append(drawing)
-            if self.weighted:
-                rows, psi = cast(WeightedAttention, self.weighted[i]).joined(rows, pointers, together)
-                weights.append(psi)
+        layers = [[cast(nn.ModuleList, self.attention[m])[i] for m in self.modalities] for i in range(self.num_layers)]
+        weigh = [cast(WeightedAttention, layer) for layer in self.weighted]
+        parts = [kind for each in layers for kind in parts_of(cast(Any, each))] + [kind for layer in weigh for kind in layer.parts()]
+        with weights_together(rows, *parts):
+            for i, each in enumerate(layers):
+                rows, own, drawn = attend(cast(Any, each), rows, pointers, priors, edges, bool(maps))
+                priors = list(own) if self.prediction_chain else priors
+                for m, drawing in zip(maps, drawn, strict=True):
+                    maps[m].append(drawing)
+                if weigh:
+                    rows, psi = weigh[i].joined(rows, pointers, together)
+                    weights.append(psi)
         return rows, weights
 
     def _in_turn(

@@ -1,7 +1,7 @@
 """Message passing in one graph per sample and space, read out to one vector each, [MEA] Eq. 17-19."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch_geometric.typing import EdgeType, NodeType
 from mea_graph.nn._sequences import check_modalities, check_sizes
 from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
-from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
+from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv, pass_side_by_side
 from mea_graph.ops.eager import is_traced
 
 _ANY_ORDER = (SumAggregation, MeanAggregation, MaxAggregation, MinAggregation)  # others expect a sample's nodes in one run
@@ -48,6 +48,17 @@ class _Part(NamedTuple):
     def equals(self, other: "_Part") -> bool:
         same_tensors = self.edge_index is other.edge_index and self.present is other.present
         return same_tensors and (self.source, self.target) == (other.source, other.target)
+
+
+class _Graph(NamedTuple):
+    """The graph of a space: its node and edge types, the edges of each type, and all of them between the rows of `x`."""
+
+    names: list[NodeType]
+    types: list[EdgeType]
+    parts: list[_Part]
+    rows: int
+    edge_index: Tensor
+    x: Tensor  # with one more node, where edges are absent, to which all of these go: it hears and reaches nobody else
 
 
 class DecoupledGraphFusion(nn.Module):
@@ -146,38 +157,24 @@ class DecoupledGraphFusion(nn.Module):
                 num_samples = max((int(sample_dict[n].max()) + 1 for n in space_of if sample_dict[n].numel()), default=0)
         result: dict[str, Tensor] = {}
         transfer: dict[EdgeType, Tensor] = {}
-        last: tuple[list[_Part], int, Tensor] | None = None
-        for space, conv in self.convs.items():
-            names = [name for name, own in space_of.items() if own == space]
-            types = [t for t in edge_index_dict if t[0] in names and t[2] in names]
-            start, rows = {}, 0
-            for name in names:
-                start[name], rows = rows, rows + nodes[name].size(0)
-            parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
-            if last is None or is_traced() or not self._same(parts, rows, *last[:2]):  # the spaces mostly have the same edges
-                last = parts, rows, self._homogeneous(parts, rows, x_dict[names[0]].device)
-            # One more node, to which all edges go that are absent: it hears and reaches nobody else.
-            masked = any(part.present is not None for part in parts)
-            x = [nodes[name] for name in names]
-            x_all = torch.cat([*x, x[0].new_zeros(1, x[0].size(1))] if masked else x)
-            weighed = return_attention_weights or (self.by_type.asks_attention() and _has_weights(conv))
-            with self.by_type.masked(conv, edge_index_dict, types, last[2]) if len(self.by_type.masks) else nullcontext():
-                out = self._pass(conv, x_all, last[2], weighed)
-            if weighed:
-                out, weights = out
-                by_edge = self._weights_by_type(types, parts, weights)
-                self.by_type.show_attention(by_edge)
-                if return_attention_weights:
-                    transfer.update(by_edge)
-            out = out[:rows] if masked else out
+        graphs = self._graphs(space_of, nodes, edge_index_dict, present)
+        joined = self._side_by_side(list(graphs.values()), return_attention_weights)
+        index: tuple[list[Tensor | None], Tensor] | None = None
+        for i, (space, graph) in enumerate(graphs.items()):
+            out = joined[i] if joined else self._alone(self.convs[space], graph, edge_index_dict, return_attention_weights, transfer)
             if self.aggr is None or self.by_type.is_watched():
-                by_type = self.by_type(dict(zip(names, out.split([own.size(0) for own in x]), strict=True)))
+                sizes = [nodes[name].size(0) for name in graph.names]
+                by_type = self.by_type(dict(zip(graph.names, out[: graph.rows].split(sizes), strict=True)))
             if self.aggr is None:
                 result.update(by_type)
-            else:
-                assert sample_dict is not None
-                assert num_samples is not None
-                result[space] = self._read_out(out, names, sample_dict, num_samples, present)
+                continue
+            assert sample_dict is not None
+            assert num_samples is not None
+            made_of = [of.get(name) for of in (sample_dict, present) for name in graph.names]
+            if index is None or is_traced() or not _same_tensors(made_of, index[0]):
+                index = made_of, self._samples(graph, sample_dict, num_samples, present)
+            absent = graph.x.size(0) > graph.rows or any(name in present for name in graph.names)
+            result[space] = self._read_out(out, index[1], num_samples, absent)
         return FusedRepresentations(result, transfer)
 
     def _spaces_of(self, x_dict: Mapping[NodeType, Tensor], edge_index_dict: Mapping[EdgeType, Tensor]) -> dict[NodeType, str]:
@@ -208,9 +205,61 @@ class DecoupledGraphFusion(nn.Module):
             if x.dim() != 2 or x.size(1) != expected[name]:
                 raise ValueError(f"x_dict[{name!r}]: expected (N, {expected[name]}), got {tuple(x.shape)}")
 
-    @staticmethod
-    def _same(parts: list[_Part], rows: int, others: list[_Part], other_rows: int) -> bool:
-        return rows == other_rows and len(parts) == len(others) and all(a.equals(b) for a, b in zip(parts, others, strict=True))
+    def _graphs(
+        self,
+        space_of: Mapping[NodeType, str],
+        nodes: Mapping[NodeType, Tensor],
+        edge_index_dict: Mapping[EdgeType, Tensor],
+        present: Mapping[Any, Tensor],
+    ) -> dict[str, _Graph]:
+        graphs: dict[str, _Graph] = {}
+        last: _Graph | None = None
+        for space in self.convs:
+            names = [name for name, own in space_of.items() if own == space]
+            types = [t for t in edge_index_dict if t[0] in names and t[2] in names]
+            start, rows = {}, 0
+            for name in names:
+                start[name], rows = rows, rows + nodes[name].size(0)
+            parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
+            x = [nodes[name] for name in names]
+            if any(part.present is not None for part in parts):
+                x.append(x[0].new_zeros(1, x[0].size(1)))
+            if last is not None and not is_traced() and _same(parts, rows, last.parts, last.rows):  # as spaces mostly have
+                edge_index = last.edge_index
+            else:
+                edge_index = self._homogeneous(parts, rows, x[0].device)
+            graphs[space] = last = _Graph(names, types, parts, rows, edge_index, torch.cat(x))
+        return graphs
+
+    def _side_by_side(self, graphs: list[_Graph], return_attention_weights: bool) -> list[Tensor] | None:
+        """The nodes of all spaces by one pass, where they have the same edges and nobody wants to see these; else None."""
+        first = graphs[0]
+        if len(graphs) == 1 or any(graph.edge_index is not first.edge_index for graph in graphs):
+            return None
+        if return_attention_weights or self.by_type.asks_attention() or len(self.by_type.masks):
+            return None
+        return pass_side_by_side(list(self.convs.values()), [graph.x for graph in graphs], first.edge_index)
+
+    def _alone(
+        self,
+        conv: nn.Module,
+        graph: _Graph,
+        edge_index_dict: Mapping[EdgeType, Tensor],
+        return_attention_weights: bool,
+        transfer: dict[EdgeType, Tensor],
+    ) -> Tensor:
+        """The nodes of a space; its coefficients go to `transfer`, if they are wanted."""
+        weighed = return_attention_weights or (self.by_type.asks_attention() and _has_weights(conv))
+        masks = self.by_type.masks
+        with self.by_type.masked(conv, edge_index_dict, graph.types, graph.edge_index) if len(masks) else nullcontext():
+            out = self._pass(conv, graph.x, graph.edge_index, weighed)
+        if weighed:
+            out, weights = out
+            by_edge = self._weights_by_type(graph.types, graph.parts, weights)
+            self.by_type.show_attention(by_edge)
+            if return_attention_weights:
+                transfer.update(by_edge)
+        return out
 
     @staticmethod
     def _homogeneous(parts: list[_Part], rows: int, device: torch.device) -> Tensor:
@@ -218,10 +267,13 @@ class DecoupledGraphFusion(nn.Module):
         if not parts:
             return torch.empty(2, 0, dtype=torch.long, device=device)
         ends: list[list[Tensor]] = [[], []]
-        for part in parts:
-            source, target = part.edge_index.unbind()
-            ends[0].append(source + part.source)
-            ends[1].append(target + part.target)
+        moved: dict[tuple[int, int, int], Tensor] = {}  # the types of `fusion_graph` mostly share one list of edges
+        for i, part in enumerate(parts):
+            for end, first in enumerate((part.source, part.target)):
+                key = (i if is_traced() else id(part.edge_index), end, first)
+                if key not in moved:
+                    moved[key] = part.edge_index[end] + first if first else part.edge_index[end]
+                ends[end].append(moved[key])
         edges = torch.stack([torch.cat(ends[0]), torch.cat(ends[1])])
         if all(part.present is None for part in parts):
             return edges
@@ -248,21 +300,31 @@ class DecoupledGraphFusion(nn.Module):
             for t, part, xi in zip(types, parts, own, strict=True)
         }
 
-    def _read_out(
-        self, x: Tensor, names: list[NodeType], sample_dict: Mapping[NodeType, Tensor], num_samples: int, present: Mapping[Any, Tensor]
-    ) -> Tensor:
-        absent = any(name in present for name in names)
-        samples = []
-        for name in names:  # an absent node belongs to one sample more, which is cut off
-            sample = sample_dict[name]
-            samples.append(torch.where(present[name], sample, num_samples) if name in present else sample)
-        index = torch.cat(samples)
+    @staticmethod
+    def _samples(graph: _Graph, sample_dict: Mapping[NodeType, Tensor], num_samples: int, present: Mapping[Any, Tensor]) -> Tensor:
+        """The sample of each row. What is absent, and the one more node, belong to one sample more, which is cut off."""
+        samples, there = [sample_dict[name] for name in graph.names], [present.get(name) for name in graph.names]
+        sample = torch.cat(samples)
+        if any(t is not None for t in there):
+            each = [torch.ones_like(s, dtype=torch.bool) if t is None else t for s, t in zip(samples, there, strict=True)]
+            sample = torch.where(torch.cat(each), sample, num_samples)
+        return sample if graph.x.size(0) == graph.rows else nn.functional.pad(sample, (0, 1), value=num_samples)
+
+    def _read_out(self, x: Tensor, sample: Tensor, num_samples: int, absent: bool) -> Tensor:
         if not isinstance(self.aggr, _ANY_ORDER):
-            index, order = torch.sort(index, stable=True)
+            sample, order = torch.sort(sample, stable=True)
             x = x.index_select(0, order)
         assert self.aggr is not None
-        out = self.aggr(x, index, dim_size=num_samples + int(absent))
+        out = self.aggr(x, sample, dim_size=num_samples + int(absent))
         return out[:num_samples] if absent else out
+
+
+def _same(parts: list[_Part], rows: int, others: list[_Part], other_rows: int) -> bool:
+    return rows == other_rows and len(parts) == len(others) and all(a.equals(b) for a, b in zip(parts, others, strict=True))
+
+
+def _same_tensors(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _has_weights(conv: nn.Module) -> bool:

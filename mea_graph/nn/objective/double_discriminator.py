@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn._sequences import check_batch, check_keys, check_modalities, check_sizes
+from mea_graph.nn._side_by_side import saves_launches
 from mea_graph.nn.objective.gradient_reversal import GradientReversal
 
 
@@ -119,10 +120,9 @@ class DoubleDiscriminator(nn.Module):
                 omega = 1 - importance.detach().softmax(-1).diagonal(dim1=1, dim2=2)
             if self.adversary == "confusion":
                 confusion, h_a = self._confusion(h_a), h_a.detach()
-        return Discrimination(
-            None if h_e is None else self.discriminate(h_e),
-            None if h_a is None else self.discriminate(self.reversal(h_a)),
-            importance,
-            omega,
-            confusion,
-        )
+            h_a = self.reversal(h_a)
+        if h_e is not None and h_a is not None and saves_launches(h_e) and h_e.shape == h_a.shape:
+            of_e, of_a = self.discriminate(torch.stack([h_e, h_a])).unbind()
+            return Discrimination(of_e, of_a, importance, omega, confusion)
+        alone = [None if h is None else self.discriminate(h) for h in (h_e, h_a)]
+        return Discrimination(alone[0], alone[1], importance, omega, confusion)

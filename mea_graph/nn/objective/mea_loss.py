@@ -133,9 +133,11 @@ class MEALoss(nn.Module):
             agnostic = agnostic_adversarial(seen.agnostic, seen.omega, present)
             if seen.confusion is not None:
                 confusion = modality_confusion(seen.confusion, seen.omega, present)
-        if seen.exclusive is not None:
+        if seen.exclusive is not None and seen.importance is not None:
+            exclusive, importance = exclusive_adversarial(torch.stack([seen.exclusive, seen.importance]), present).unbind()
+        elif seen.exclusive is not None:
             exclusive = exclusive_adversarial(seen.exclusive, present)
-        if seen.importance is not None:
+        elif seen.importance is not None:
             importance = exclusive_adversarial(seen.importance, present)
         total = task + self.alpha * disparity + self.beta * (agnostic + exclusive + importance + confusion)
         return LossTerms(total, task, disparity, agnostic, exclusive, importance, confusion)

@@ -242,9 +242,9 @@ def _backward(
             PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
             num_warps=warps(channels),
         )  # fmt: skip
-        used = weight_parts.sum(0)[..., : call.heads * call.prior_width]
-        d_weight.copy_(used.unflatten(3, (call.heads, call.prior_width)).sum(4).movedim(3, 1))
-        d_bias.copy_(bias_parts.sum((0, 2)))
+        used = weight_parts[..., : call.heads * call.prior_width].unflatten(4, (call.heads, call.prior_width))
+        d_weight = used.movedim(4, 2).sum((0, 5)).to(d_weight.dtype)
+        d_bias = bias_parts.sum((0, 2)).to(d_bias.dtype)
     return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight, d_bias
 
 
@@ -277,9 +277,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     *tensors, ctx.steps, ctx.packed, ctx.mu = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*output, *tensors)
+    ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 12
     out, statistics, *tensors = ctx.saved_tensors
     numbers = (ctx.steps, ctx.packed, ctx.mu)
     if torch.is_grad_enabled():

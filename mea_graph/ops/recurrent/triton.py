@@ -65,7 +65,12 @@ def _backward(
     d_driven = gpu.rows_like(d_driven, packed)
     tensors = (grad.contiguous(), states, weight.contiguous(), start.contiguous(), length.contiguous(), d_driven)
     _launch("bilstm_bwd_kernel", tensors, weight, start)
-    first, hidden = 0, weight.size(-1)
+    first, hidden, sets = 0, weight.size(-1), len(sizes)
+    if sets > 2 and len(set(sizes)) == 1:  # a product for each direction
+        by_gate, before = d_driven.float().view(sets, -1, 2, 4 * hidden), states.view(sets, -1, *states.shape[1:])[:, :, :, 5]
+        for way in range(2):
+            d_weight[:, way].copy_(torch.bmm(by_gate[:, :, way].mT, before[:, :, way]).unflatten(1, (4, hidden)))
+        return d_driven, d_weight
     for of_set, size in zip(d_weight, sizes, strict=True):
         rows = slice(first, first + size)
         by_gate = d_driven[rows].float().flatten(2).permute(1, 2, 0)  # (2, 4 H, n)
@@ -127,12 +132,17 @@ _FORWARD = register("bilstm_triton", f"(Tensor driven, {_INPUTS}) -> (Tensor, Te
 def run(x: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], pointers: Sequence[Pointers]) -> list[Tensor]:
     """See `bilstm`."""
     hidden, sizes = weights[0][1].size(1), [rows.size(0) for rows in x]
-    driven = [
-        F.linear(rows, torch.cat([own[0], own[4]]), torch.cat([own[2] + own[3], own[6] + own[7]]))
-        for rows, own in zip(x, weights, strict=True)
-    ]
-    weight = torch.stack([own[at] for own in weights for at in (1, 5)]).view(len(x), 2, 4, hidden, hidden)
+    weight_ih, weight_hh, *biases = ([own[at] for own in weights for at in (kind, kind + 4)] for kind in range(4))
+    weight = torch.stack(weight_hh).view(len(x), 2, 4, hidden, hidden)
+    bias = torch.cat([*biases[0], *biases[1]]).view(2, len(x), 1, -1).sum(0)  # of both directions
+    if len(x) > 1 and len({rows.shape for rows in x}) == 1:
+        joined = torch.bmm(torch.stack(list(x)), torch.cat(weight_ih).view(len(x), -1, x[0].size(1)).mT)
+        joined = joined + bias.to(joined.dtype)
+    else:
+        ways = zip(x, weight_ih[::2], weight_ih[1::2], bias, strict=True)
+        driven = [F.linear(rows, torch.cat([ahead, back]), b.view(-1)) for rows, ahead, back, b in ways]
+        joined = driven[0] if len(x) == 1 else torch.cat(driven)
     where = Pointers.join(pointers)
-    joined = (driven[0] if len(x) == 1 else torch.cat(driven)).view(-1, 2, 4, hidden)
+    joined = joined.view(-1, 2, 4, hidden)
     out = _FORWARD(joined, weight, where.start, where.length, sizes, where.packed)[0].flatten(1)
     return list(out.split(sizes)) if len(x) > 1 else [out]
