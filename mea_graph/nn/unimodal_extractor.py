@@ -183,6 +183,8 @@ def extract_level(
     beyond a step, so that it sees one sample at a time and nothing is padded to the longest one. The results are rows with gaps there, as
     many in each modality (`Pointers.level`). None where that would not be the same, or where rows are what takes the time: see `level`.
     """
+    if not levels(x[0].device, 1):
+        return None
     each: list[Any] = list(extractors)
     first, rows = each[0], [p.num_rows for p in pointers]
     if any(type(e) is not UnimodalExtractor or is_watched(e) or not e.runs_plainly() for e in each) or len({_MANNER(e) for e in each}) > 1:

@@ -58,7 +58,8 @@ class _Graph(NamedTuple):
     parts: list[_Part]
     rows: int
     edge_index: Tensor
-    x: Tensor  # with one more node, where edges are absent, to which all of these go: it hears and reaches nobody else
+    more: bool  # whether there is one more node, to which all edges go that are absent: it hears and reaches nobody else
+    x: Tensor
 
 
 class DecoupledGraphFusion(nn.Module):
@@ -173,7 +174,7 @@ class DecoupledGraphFusion(nn.Module):
             made_of = [of.get(name) for of in (sample_dict, present) for name in graph.names]
             if index is None or is_traced() or not _same_tensors(made_of, index[0]):
                 index = made_of, self._samples(graph, sample_dict, num_samples, present)
-            absent = graph.x.size(0) > graph.rows or any(name in present for name in graph.names)
+            absent = graph.more or any(name in present for name in graph.names)
             result[space] = self._read_out(out, index[1], num_samples, absent)
         return FusedRepresentations(result, transfer)
 
@@ -222,13 +223,14 @@ class DecoupledGraphFusion(nn.Module):
                 start[name], rows = rows, rows + nodes[name].size(0)
             parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
             x = [nodes[name] for name in names]
-            if any(part.present is not None for part in parts):
+            more = any(part.present is not None for part in parts)
+            if more:
                 x.append(x[0].new_zeros(1, x[0].size(1)))
             if last is not None and not is_traced() and _same(parts, rows, last.parts, last.rows):  # as spaces mostly have
                 edge_index = last.edge_index
             else:
                 edge_index = self._homogeneous(parts, rows, x[0].device)
-            graphs[space] = last = _Graph(names, types, parts, rows, edge_index, torch.cat(x))
+            graphs[space] = last = _Graph(names, types, parts, rows, edge_index, more, torch.cat(x))
         return graphs
 
     def _side_by_side(self, graphs: list[_Graph], return_attention_weights: bool) -> list[Tensor] | None:
@@ -268,9 +270,12 @@ class DecoupledGraphFusion(nn.Module):
             return torch.empty(2, 0, dtype=torch.long, device=device)
         ends: list[list[Tensor]] = [[], []]
         moved: dict[tuple[int, int, int], Tensor] = {}  # the types of `fusion_graph` mostly share one list of edges
-        for i, part in enumerate(parts):
+        for part in parts:
             for end, first in enumerate((part.source, part.target)):
-                key = (i if is_traced() else id(part.edge_index), end, first)
+                if is_traced():  # sizes are symbols, and a compiler sees by itself what is the same
+                    ends[end].append(part.edge_index[end] + first)
+                    continue
+                key = id(part.edge_index), end, first
                 if key not in moved:
                     moved[key] = part.edge_index[end] + first if first else part.edge_index[end]
                 ends[end].append(moved[key])
@@ -303,12 +308,15 @@ class DecoupledGraphFusion(nn.Module):
     @staticmethod
     def _samples(graph: _Graph, sample_dict: Mapping[NodeType, Tensor], num_samples: int, present: Mapping[Any, Tensor]) -> Tensor:
         """The sample of each row. What is absent, and the one more node, belong to one sample more, which is cut off."""
-        samples, there = [sample_dict[name] for name in graph.names], [present.get(name) for name in graph.names]
-        sample = torch.cat(samples)
-        if any(t is not None for t in there):
-            each = [torch.ones_like(s, dtype=torch.bool) if t is None else t for s, t in zip(samples, there, strict=True)]
-            sample = torch.where(torch.cat(each), sample, num_samples)
-        return sample if graph.x.size(0) == graph.rows else nn.functional.pad(sample, (0, 1), value=num_samples)
+        samples = [sample_dict[name] for name in graph.names]
+        there = [present.get(name) for name in graph.names]
+        if not graph.more and all(t is None for t in there):
+            return torch.cat(samples)
+        each = [torch.ones_like(s, dtype=torch.bool) if t is None else t for s, t in zip(samples, there, strict=True)]
+        if graph.more:
+            samples.append(samples[0].new_zeros(1))
+            each.append(samples[0].new_zeros(1, dtype=torch.bool))
+        return torch.where(torch.cat(each), torch.cat(samples), num_samples)
 
     def _read_out(self, x: Tensor, sample: Tensor, num_samples: int, absent: bool) -> Tensor:
         if not isinstance(self.aggr, _ANY_ORDER):
