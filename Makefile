@@ -67,7 +67,7 @@ bench: $(TOOLS_READY)
 	$(BENCH) $(CLOCK) --quick --benchmark-json=$(call BENCH_FILE,quick)
 	$(BIN)/python -m benchmarks.report
 
-# What takes longer: batches of up to 128, sequences of up to 4000 steps (over windows 100,000), and the model in ONNX Runtime.
+# What takes longer: batches of up to 128, sequences of up to 4000 steps (over windows 100,000), and the model compiled and in ONNX Runtime.
 bench-growth: $(TOOLS_READY)
 	@mkdir -p benchmarks/results
 	$(BENCH) $(CLOCK) -k "growth or exported" --benchmark-json=$(call BENCH_FILE,growth)

@@ -1,6 +1,6 @@
-"""Counts what a pass calls, since on short sequences calls are what takes the time: `python -m benchmarks.calls` prints it of MEA at MOSI.
+"""Counts the calls of a pass, which take most of the time on short sequences: `python -m benchmarks.calls` prints those of MEA at MOSI.
 
-`compare` runs this file with the library and the cases of an older tree too: of both it takes no more than it must.
+`compare` runs this file with the library and the cases of an older tree too, so it uses as little of them as it can.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def mosi_batch() -> Any:
 
 
 def of_mea() -> Calls:
-    """Of the default model over `mosi_batch`: `forward` is what calling it takes, `backward` the way back from its loss."""
+    """The calls of the default model over `mosi_batch`: `forward` of a prediction, `backward` of the gradients of its loss."""
     from mea_graph.nn import MEA, MEALoss
 
     batch = mosi_batch()

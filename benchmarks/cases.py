@@ -63,7 +63,7 @@ def prefix_mask(lengths: Sequence[int], longest: int, device: str) -> Tensor:
 
 
 def pointers_of(lengths: Sequence[int], device: str = "cpu") -> Pointers:
-    """Of samples one after the other, as in a PyG batch."""
+    """Makes pointers of samples one after the other, as in a PyG batch."""
     length = torch.tensor(lengths, dtype=torch.int64, device=device)
     return Pointers(length.cumsum(0) - length, length, sum(lengths), packed=True)
 

@@ -59,17 +59,20 @@ def prediction(network: nn.Module, predict: Callable[[], Tensor]) -> Pass:
     return run
 
 
-def passes_of_mea(network: MEA, samples: Samples, mode: Mode, wrap: Callable[[Forward], Forward] = lambda f: f) -> Pass:
-    """Reads the ragged batch, as `MEAModule` does. `wrap` may compile."""
-    objective = MEALoss("regression").to(samples.y)
-    forward = lambda: network(samples.x_dict, samples.batch_dict, samples.size)  # noqa: E731
+def passes_of_mea(
+    network: MEA, samples: Samples, mode: Mode, wrap: Callable[[Forward], Forward] = lambda f: f, padded: bool = False
+) -> Pass:
+    """Reads the ragged batch, as `MEAModule` does; `padded`, the batch padded to its own longest. `wrap` may compile."""
+    objective, own = MEALoss("regression").to(samples.y), samples.trimmed()
+    ragged = lambda: network(samples.x_dict, samples.batch_dict, samples.size)  # noqa: E731
+    forward = (lambda: network(own.padded, own.mask)) if padded else ragged
     if mode == "predict":
         return prediction(network, wrap(lambda: forward().prediction.squeeze(1)))
     return training_step(network, wrap(lambda: objective(forward(), samples.y).total))
 
 
 def compiled(
-    network: MEA, samples: Samples, mode: Mode, options: Mapping[str, Mapping[str, str]]
+    network: MEA, samples: Samples, mode: Mode, options: Mapping[str, Mapping[str, str]], padded: bool = False
 ) -> tuple[dict[str, Pass], dict[str, str]]:
     """The passes by `torch.compile` with each of the options, and why those that fail, or compute something else, are not timed."""
 
@@ -81,7 +84,7 @@ def compiled(
     passes, refused = {}, {}
     for name, chosen in options.items():
         try:
-            one = passes_of_mea(network, samples, mode, partial(torch.compile, **chosen))
+            one = passes_of_mea(network, samples, mode, partial(torch.compile, **chosen), padded)
             away = error(seen(one), seen(passes_of_mea(network, samples, mode)))
         except Exception as raised:  # a compiler that gives up must not hide what the others take
             refused[name] = f"{type(raised).__name__}: {str(raised).splitlines()[0] if str(raised) else ''}"
@@ -144,7 +147,9 @@ def case(
     contenders = {"mea_graph": passes_of_mea(network, samples, mode)}
     more, refused = compiled(network, samples, mode, COMPILERS if device == "cuda" and against else {})
     if exported:
-        more, refused = in_onnx_runtime(network, samples)
+        more, refused = compiled(network, samples, mode, {"MEA, torch.compile": {}}, padded=True)  # of rows it would be several graphs
+        runtime, absent = in_onnx_runtime(network, samples)
+        more, refused = more | runtime, refused | absent
     contenders |= more
     for baseline in [name for name in baselines.available() if name in against]:  # those that are not there stand in the results as absent
         contenders[baseline] = passes_of_baseline(baseline, samples, mode)

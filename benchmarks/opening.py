@@ -52,7 +52,7 @@ print(json.dumps({"wall": wall, "cpu": cpu, "peak": most_memory() - before}))
 
 
 def make(path: Path, samples: int, dtype: str, broken: str) -> int:
-    """Writes a file; the bytes of its arrays."""
+    """Writes a file; returns the bytes of its arrays."""
     rng = np.random.default_rng(0)
     parts, total = {}, 0
     for split, share in SHARES.items():

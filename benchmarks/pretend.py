@@ -1,9 +1,9 @@
-"""A device that is not there: where a pass would make the host wait for it, and how many kernels it would launch.
+"""Runs a pass on a pretended device: shows where the host would wait for it, and how many kernels it would launch.
 
     python -m benchmarks.pretend    # a training step of MEA: the launches by operator, and every wait with its place
 
-Tensors are on torch's "meta" device, which has shapes and no numbers. The library takes it for what it is, no CPU, so that the branches of
-a GPU run; the kernels' operators stand for their launches. What asks for a number is noted, and refused unless an answer is given.
+Tensors are on torch's "meta" device, which has shapes and no numbers. To the library it is not a CPU, so the branches of a GPU run, and the
+operator of a kernel counts as its launch. A read of a number is noted, and refused unless an answer is given.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LAUNCHES = {
     "predictive_attention_triton_backward": 4 + 2,  # and the sums over parts
     "interval_attention_triton_backward": 2,
     "bilstm_triton": 2,  # and the transposed weights
-    "bilstm_triton_backward": 1 + 4,  # and a product for the weights of each direction, which are copied
+    "bilstm_triton_backward": 1 + 3,  # and a product for the weights, after two copies
 }
 _INSIDE: dict[str, Callable[..., Any]] = {  # operators that are made of torch's: counted as those
     "grouped_linear": linear._linear,
@@ -58,7 +58,7 @@ class HostRead(RuntimeError):
 class Pretended(TorchDispatchMode):
     """Counts launches, by operator in `launches` and by function in `places`, and notes in `reads` the places that read a number.
 
-    `answer` is what they are told.
+    `answer` is the number that they get.
 
     Raises:
         HostRead: A number is asked for and there is no answer, or more than a number: `nonzero`, indexing by bools, `.cpu()`.

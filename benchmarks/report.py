@@ -24,9 +24,9 @@ HEAD = """# Performance
 READING = """
 ## How to read the tables
 
-- A figure is one forward and backward pass, unless it says otherwise. In brackets: the quartiles.
+- A time is that of one forward and backward pass, unless the row says otherwise. In brackets: the quartiles.
 - The library's result is compared with float64 first. A result that is wrong is not timed. "error" is the largest difference.
-- Baselines run in the same process, in turn, so that what disturbs one disturbs the others. Trust ratios more than times.
+- Baselines run in the same process, in turn: a disturbance then slows all of them. Trust ratios more than times.
 - "times ours" is the ratio of the medians: above 1, the library is faster. In brackets: the least and the most that the quartiles allow.
 - "peak" is memory beyond what the inputs take. [How the kernels work](kernels.md) says what bounds time and memory.
 """
@@ -38,8 +38,8 @@ numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine 
 kernel against float64, times it beside its baselines and writes the file that this page is made of.
 """
 CLOCKS = {
-    "processor time": "those that the processor spent on the one thread, so that other programs on the machine count little",
-    "wall time": "those of the clock on the wall",
+    "processor time": "processor time of the one thread; other programs on the machine slow it less than the clock on the wall",
+    "wall time": "wall-clock time",
 }
 MODELS = """
 All models read the same samples: random features of MOSI's widths (text 768, audio 5, vision 20) and lengths (at most 50 / 375 / 500
@@ -50,7 +50,7 @@ each model reads the same stored text features.
 - *true lengths*: lengths drawn about the means of MOSI, 12 / 50 / 60.
 - *one long clip*: the same means, but one clip of the batch has 50 / 375 / 500 steps.
 
-| Model | settings, and what it makes of lengths |
+| Model | settings, and how it treats lengths |
 |---|---|
 | MEA | the paper's Table I (d 40, 8 heads, 3 predictive and 2 cross-modal layers); computes real steps only |
 """

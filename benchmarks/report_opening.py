@@ -6,10 +6,10 @@ from typing import Any
 
 from benchmarks.report_numbers import number, time
 
-_HEAD = """Pickles of MulT's form with CMU-MOSEI's widths and steps (MOSEI itself has 22,856 samples), each opened in a process of its
-own, the least of some rounds. In brackets: time of the processor, all threads together, which other programs change less. Memory is
-all that counts as the process's, pages of the mapped file among it, which the system may take back at any time. Where the load is above
-the number of cores, times say little: an opening waits for the disk too, and hashes in a second thread.
+_HEAD = """Pickles in MulT's form with the widths and steps of CMU-MOSEI (which has 22,856 samples), each opened in a process of its own.
+Times are the shortest of some rounds; in brackets, the processor time of all threads together, which other programs change less.
+Memory is all that the process holds. It includes pages of the mapped file, which the system may take back at any time. Where the load
+exceeds the number of cores, times say little: an opening also waits for the disk, and hashes in a second thread.
 
 | File | GiB of arrays | `pickle.load` | first opening | times `pickle.load` | memory, times the arrays | from the cache |
 |---|---|---|---|---|---|---|""".splitlines()

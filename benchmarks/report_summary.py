@@ -58,31 +58,47 @@ def _joined(parts: list[str]) -> str:
 def _true_lengths(runs: Mapping[str, Mapping[str, Any]]) -> str:
     found = _case(runs, f"{_STEP}true lengths", "MulT")
     said = _joined([_beside(found, "MulT"), _beside(found, "LinMulT")])
-    return (
-        said and f"**Clips of real lengths.** A training step of MEA is {said}: it computes real steps only, and they compute the padding."
-    )
+    why = "MEA computes real steps only; the others compute the padding too."
+    return said and f"**Clips of real lengths.** A training step of MEA is {said}. {why}"
 
 
 def _full_length(runs: Mapping[str, Mapping[str, Any]]) -> str:
     found = _case(runs, f"{_STEP}full padding", "MulT")
     said = _joined([_beside(found, "MulT"), _beside(found, "LinMulT")])
-    peaks = [f"{name} {memory(c['peak_bytes'])}" for name, c in found.items() if name != "mea_graph" and "peak_bytes" in c]
+    peaks = [f"{name} takes {memory(c['peak_bytes'])}" for name, c in found.items() if name != "mea_graph" and "peak_bytes" in c]
     if said and peaks and "peak_bytes" in found["mea_graph"]:
-        said += f"; it takes {memory(found['mea_graph']['peak_bytes'])} of memory, {' and '.join(peaks)}"
+        said += f". It takes {memory(found['mea_graph']['peak_bytes'])} of memory; {' and '.join(peaks)}"
     return said and f"**Sequences that are all at full length.** A training step of MEA is {said}."
+
+
+_READY = {
+    "mea_graph": "as it is",
+    "MEA, torch.compile": "by `torch.compile`",
+    "MEA, ONNX Runtime": "exported to ONNX Runtime",
+    "MulT, trimmed": "by the MulT whose user cuts the padding off",
+}
 
 
 def _one_sample(runs: Mapping[str, Mapping[str, Any]]) -> str:
     found = _case(runs, _ONE, "MulT")
     parts = [_beside(found, "MulT", "MulT on padded input"), _beside(found, "MulT, trimmed", "a MulT whose user cuts the padding off")]
-    small = [_beside(found, "MMSA MISA", "MISA"), _beside(found, "MMSA SELF_MM", "Self-MM")]
-    said = _joined(parts + small)
-    if not said:
+    if not (said := _joined(parts)):
         return ""
-    why = " The last two run small recurrent nets and no attention between steps." if all(small) else ""
-    exported = _case(runs, _ONE, "MEA, ONNX Runtime")
-    onnx = f" Exported to ONNX Runtime, MEA takes {time(exported['MEA, ONNX Runtime']['median'])}." if exported else ""
-    return f"**One sample.** A prediction of MEA takes {time(found['mea_graph']['median'])}. It is {said}.{why}{onnx}"
+    small = _small_nets(found)
+    took = {name: time(c["median"]) for name, c in _case(runs, _ONE, "MEA, ONNX Runtime").items()}
+    ways = [f"{took[name]} {how}" for name, how in _READY.items() if name in took]
+    ready = f" In a run of its own: {_joined(ways)}." if ways else ""
+    return f"**One sample.** A prediction of MEA takes {time(found['mea_graph']['median'])}. It is {said}.{small}{ready}"
+
+
+def _small_nets(found: Contenders) -> str:
+    """How much faster MISA and Self-MM predict, and why; nothing unless both ran and are faster."""
+    times = [found[name]["median"] for name in ("MMSA MISA", "MMSA SELF_MM") if name in found]
+    ratios = [found["mea_graph"]["median"] / one for one in times]
+    if len(ratios) < 2 or min(ratios) < _LEVEL:
+        return ""
+    faster = f"MISA is {number(ratios[0])} times and Self-MM {number(ratios[1])} times as fast as MEA"
+    return f" {faster}: both are small recurrent nets and compute no attention between steps."
 
 
 def _layers(runs: Mapping[str, Mapping[str, Any]]) -> str:

@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 import torch
 
+from mea_graph.ops.predictive.triton import _BLOCK as BLOCK
 from mea_graph.ops.predictive.triton import _FOLD_ROWS as FOLD_ROWS
 from mea_graph.ops.predictive.triton import _GROUPS as GROUPS
 from mea_graph.ops.predictive.triton import _UNFOLD_ROWS as UNFOLD_ROWS
-from mea_graph.ops.predictive.triton import HOPPER, Tiles, warps
+from mea_graph.ops.predictive.triton import HOPPER, Tiles, cut, warps
 
 
 class Device(NamedTuple):
@@ -48,25 +49,23 @@ def _padded(width: int) -> int:
 
 
 class Loop(NamedTuple):
-    """A loop's work for one pair: products over D, over the folded width, exponentials; issue slots in bfloat16 and in float32.
-
-    GELU's tail probability, in place of an error function, is one exponential of a polynomial, of degree 5 in bfloat16, 8 in float32.
-    """
+    """A loop's work for one pair: products over D and over the folded width; exponentials, then issue slots, in bfloat16 and in float32."""
 
     products: int
     folded: int
-    exponentials: int
-    half: float
-    float: float
+    half_exponentials: int
+    float_exponentials: int
+    half_slots: float
+    float_slots: float
 
 
 LOOPS = {
-    "forward": Loop(3, 1, 4, 33.5, 91.1),
-    "query": Loop(4, 2, 4, 43.3, 132.5),
-    "key": Loop(4, 2, 4, 43.8, 138.6),
+    "forward": Loop(3, 1, 3, 4, 22.0, 76.4),
+    "query": Loop(4, 2, 3, 4, 32.6, 121.2),
+    "key": Loop(4, 2, 3, 4, 31.0, 124.2),
 }
 # Instructions of a thread of the kernels around them, once through, in bfloat16 and in float32; the forward pass folds with a little less.
-FOLDS = {"fold": (1779, 1559), "unfold": (13183, 11478)}
+FOLDS = {"fold": (1913, 1740), "unfold": (13183, 11478)}
 
 
 class Work(NamedTuple):
@@ -81,7 +80,7 @@ class Work(NamedTuple):
     l2: float
 
     def seconds(self, device: Device, dtype: torch.dtype) -> dict[str, float]:
-        """By unit."""
+        """The least seconds of each unit."""
         flops = device.tf32 if dtype == torch.float32 else device.half
         times = (self.executed / flops, self.exponentials / device.special, self.slots / device.issue, self.bytes / device.memory)
         return dict(zip(("tensor cores", "exponentials", "issue slots", "memory"), times, strict=True))
@@ -95,15 +94,14 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
     exact = dtype == torch.float32
     size, folded_size = (4, 4) if exact else (2, 2)
     wide, folded = _padded(width), _padded(3 * heads * width)
-    narrow = "narrow" if wide <= 16 and folded <= 128 else "wide"
     pairs = heads * sum(n * n for n in lengths)
     steps = heads * sum(lengths)
-    copied = heads * sum(_up(n, 64) for n in lengths)  # rows of the aligned copies
+    copied = heads * sum(_up(n, BLOCK) for n in lengths)  # rows of the aligned copies
     tensor = steps * width * size
     copies = copied * (3 * wide + folded) * size + copied // heads * folded * size
-    copies_grad = copies + copied * (wide * size + 4)
+    copies_grad = copies + copied * wide * size
     row = 4 * steps  # a float32 a row
-    tiles = {name: HOPPER[name, "float" if exact else "half", narrow] for name in LOOPS}
+    tiles = {name: cut(HOPPER, name, exact, wide, folded) for name in LOOPS}
     groups = min(heads, GROUPS)
     query_grad, key_grad = copied * folded * folded_size, copied // heads * groups * folded * 4
     parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // UNFOLD_ROWS)
@@ -113,14 +111,14 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
     taps = 3 * (heads + 1) * tensor  # every program of a head reads three steps of all heads
     moved = {
         "forward": copies + tensor + 2 * row,
-        "query": copies_grad + 2 * row + query_grad + tensor + row,
-        "key": copies_grad + 3 * row + 2 * tensor + key_grad,
+        "query": copies_grad + 2 * row + query_grad + tensor,
+        "key": copies_grad + 2 * row + 2 * tensor + key_grad,
     }
     loops = {name: _loop(name, pairs, lengths, heads, width, (wide, folded), tiles[name], exact, moved[name]) for name in LOOPS}
     return [
         Work("fold", 0, 0, 0, fold_slots, 5 * tensor + copies, 3 * tensor + taps + copies),
         loops["forward"],
-        Work("fold, backward", 0, 0, 0, fold_slots, 7 * tensor + copies_grad, 5 * tensor + taps + copies_grad),
+        Work("fold, backward", 0, 0, 0, fold_slots, 7 * tensor + row + copies_grad, 5 * tensor + row + taps + copies_grad),
         loops["query"],
         loops["key"],
         Work("unfold", 0, 0, 0, unfold_slots, 3 * tensor + folded_grads + 2 * parts, 5 * tensor + 3 * folded_grads + 2 * parts),
@@ -142,12 +140,12 @@ def _loop(
     computed = heads * sum(_up(n, tiles.rows) * _up(n, tiles.columns) for n in lengths)
     useful = 2 * pairs * (loop.products * width + loop.folded * 3 * heads * width)
     executed = 2 * computed * (loop.products * padded[0] + loop.folded * padded[1]) * (3 if exact else 1)
-    slots = computed * (loop.float if exact else loop.half)
+    exponentials, slots = (loop.float_exponentials, loop.float_slots) if exact else (loop.half_exponentials, loop.half_slots)
     wide, folded = padded
     read = (3 if name == "forward" else 2) * wide + folded  # channels, for each key of a tile of queries; the key loop has them swapped
     tiles_read = computed / (tiles.columns if name == "key" else tiles.rows)
-    l2 = moved + tiles_read * (read * (4 if exact else 2) + (16 if name == "key" else 0))
-    return Work(f"{name} loop", useful, executed, computed * loop.exponentials, slots, moved, l2)
+    l2 = moved + tiles_read * (read * (4 if exact else 2) + (8 if name == "key" else 0))
+    return Work(f"{name} loop", useful, executed, computed * exponentials, computed * slots, moved, l2)
 
 
 def bound(kernels: Sequence[Work], device: Device, dtype: torch.dtype) -> float:
@@ -156,7 +154,7 @@ def bound(kernels: Sequence[Work], device: Device, dtype: torch.dtype) -> float:
 
 
 def known(name: str) -> Device | None:
-    """By what torch calls the GPU; None if its figures are not in the table."""
+    """Looks a GPU up by torch's name for it; None if its figures are not in the table."""
     return next((device for part, device in DEVICES.items() if part in name), None)
 
 

@@ -1,7 +1,7 @@
 import networkx
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure  # extra viz
 from torch_geometric.explain import Explainer, GNNExplainer
 from torch_geometric.nn import Sequential
 
@@ -9,11 +9,11 @@ from mea_graph.nn import GraphFusionConv, fusion_graph
 
 torch.manual_seed(0)
 names = ["text", "audio", "video", "pulse"]
-kind = torch.eye(4).unsqueeze(1).expand(4, 64, 4)  # each vector says what it is of
+kind = torch.eye(4).unsqueeze(1).expand(4, 64, 4)  # each vector names its modality
 x = {m: torch.cat([torch.randn(64, 2), kind[i]], 1) for i, m in enumerate(names)}
 graph = fusion_graph(x, None)
 plain = graph.to_homogeneous()
-text, answer = plain.node_type == 0, x["pulse"][:, 0]  # asked of text, known to the pulse
+text, answer = plain.node_type == 0, x["pulse"][:, 0]  # the pulse knows it
 
 conv = GraphFusionConv(6, 8, activation="none")
 steps = [(conv, "x, edge_index -> x"), torch.nn.Linear(8, 1), torch.nn.Flatten(0)]

@@ -2,6 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from mea_graph.nn import MEA
+from mea_graph.viz import learning_curves
 
 torch.manual_seed(0)
 
@@ -33,10 +34,14 @@ share = sum(p.numel() for p in trained) / sum(p.numel() for p in model.parameter
 optimizer = torch.optim.Adam(trained, lr=0.01)
 losses = []
 for _ in range(30):
-    losses.append(F.mse_loss(model(x).prediction, y))
+    loss = F.mse_loss(model(x).prediction, y)
+    losses.append(loss.item())
     optimizer.zero_grad()
-    losses[-1].backward()
+    loss.backward()
     optimizer.step()
+
+curves = {"the old model": losses[:1] * 30, f"{share:.0%} of the weights trained": losses}
+learning_curves({"loss": curves}).savefig("low_rank.png")
 print(f"{share:.0%} of the weights: loss from {losses[0]:.3f} to {losses[-1]:.3f}")
 assert share < 0.1
 assert losses[-1] < 0.2 * losses[0]

@@ -1,5 +1,6 @@
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure  # extra viz
 from torch.func import functional_call, grad, vmap
 
 from mea_graph.nn import MEA
@@ -33,4 +34,13 @@ for name, p in model.named_parameters():
 norms = torch.cat([g.flatten(1) for g in each.values()], 1).norm(dim=1)
 times = norms.max() / norms.median()
 print(f"sample {norms.argmax()} pulls hardest, {times:.0f} times the usual")
+
+figure = Figure(figsize=(4, 3), dpi=150, layout="constrained")
+names = {"xlabel": "sample", "ylabel": "norm of its gradient"}
+axis = figure.subplots(subplot_kw=names)
+axis.bar(range(16), norms.tolist(), color="0.6")
+axis.bar(5, norms[5].item(), color="C3", label="wrong label")
+axis.set_xticks(range(0, 16, 5))
+axis.legend()
+figure.savefig("sample_gradients.png")
 assert norms.argmax() == 5

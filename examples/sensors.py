@@ -22,6 +22,7 @@ model = MEA(dict.fromkeys(RATES, 2), 1, **options).eval()
 output = model(batch, return_attention_weights=True)
 seconds = {m: batch[0][m].time for m in RATES}
 figure = attention_map(output, ("fine", "motion", "heart"), time=seconds)
+figure.set_size_inches(5, 4)  # its letters can be read on a phone too
 figure.savefig("sensors.png")
 
 weights = output.cross_modal_attention[0]["fine", "motion", "heart"][0].mean(0)

@@ -1,5 +1,6 @@
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure  # extra viz
 
 from mea_graph.nn import PredictiveSelfAttention
 from mea_graph.ops import segment_mean
@@ -39,4 +40,13 @@ for _ in range(150):
 tokens, ptr, answer = sentences(500)
 right = ((model(tokens, ptr) > 0) == answer).float().mean()
 print(f"{right:.0%} of the new sentences are judged right")
+
+every = model.embed(torch.arange(16))  # one sentence with every word once
+weights = model.first(every, return_attention_weights=True)[2][0].amax(0)  # of the heads
+figure = Figure(figsize=(3.6, 3.6), dpi=150, layout="constrained")
+axis = figure.subplots(subplot_kw={"xlabel": "heard", "ylabel": "hears"})
+axis.imshow(weights.detach().numpy(), cmap="Greys")
+axis.set_xticks(range(16), "abcdefghABCDEFGH")  # A is the opposite of a
+axis.set_yticks(range(16), "abcdefghABCDEFGH")
+figure.savefig("transformer.png")
 assert right > 0.95

@@ -60,6 +60,7 @@ ELSEWHERE = {
     "ImbalancedSampler": "torch_geometric.loader.ImbalancedSampler",
     "ImportError": "builtins.ImportError",
     "LightningDataset": "torch_geometric.data.lightning.LightningDataset",
+    "OnDiskDataset": "torch_geometric.data.OnDiskDataset",
     "MessagePassing": "torch_geometric.nn.MessagePassing",
     "RandomNodeLoader": "torch_geometric.loader.RandomNodeLoader",
     "SparseTensor": "torch_geometric.typing.SparseTensor",

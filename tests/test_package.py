@@ -33,10 +33,11 @@ MAY_IMPORT = {
     "readers": {"readers", "data"},
     "data": {"data", "readers", "nn", "ops"},
     "viz": {"viz", "data", "nn", "ops"},
-    "train": {"train", "command", "baselines", "viz", "data", "nn", "ops"},
+    "train": {"train", "command", "viz", "data", "nn", "ops"},
     "baselines": {"baselines", "train", "data", "nn", "ops"},
     "studies": {"studies", "baselines", "train", "command", "viz", "data", "nn", "ops"},
 }
+COMMAND = {"train/cli.py": {"baselines"}}  # the command measures what a model has to beat
 
 
 def run_python(code: str, *arguments: str, cwd: Path) -> str:
@@ -155,6 +156,44 @@ def test_the_version_is_the_same_everywhere(tmp_path):
     assert f"## [{mea_graph.__version__}]" in (REPOSITORY / "CHANGELOG.md").read_text()
 
 
+# Versions
+
+FLOORS = ("core", "train", "viz", "hdf5", "onnx")  # of the others the newest is taken
+
+
+def floors(text: str) -> dict[str, str]:
+    """The oldest version of each package that pyproject.toml allows, and of Python."""
+    project = tomllib.loads(text)["project"]
+    lines = {"core": project["dependencies"]} | project["optional-dependencies"]
+    found = [re.match(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", line) for extra in FLOORS for line in lines[extra]]
+    return {match[1]: match[2] for match in found} | {"Python": project["requires-python"].removeprefix(">=")}
+
+
+def test_the_oldest_versions_are_stated_alike_and_were_run():
+    text = (REPOSITORY / "pyproject.toml").read_text()
+    oldest = floors(text)
+    python = oldest.pop("Python")
+    stated = f"Python {python}, PyTorch {oldest.pop('torch')} and PyG {oldest.pop('torch-geometric')}"
+    pages = {name: " ".join((REPOSITORY / name).read_text().split()) for name in ("README.md", "docs/start.md", "docs/reliability.md")}
+    assert [name for name, page in pages.items() if stated not in page] == []
+    ran = pages["docs/reliability.md"].partition("- The oldest others: ")[2].partition(" - ")[0]
+    assert [f"{name} {floor}" for name, floor in oldest.items() if not re.search(rf"\b{name} {floor}[.\d]*\b", ran)] == []
+    configured = tomllib.loads(text)
+    assert configured["tool"]["ruff"]["target-version"] == "py" + python.replace(".", "")
+    minors = [int(line.rpartition(".")[2]) for line in configured["project"]["classifiers"] if re.search(r"Python :: 3\.\d+$", line)]
+    assert minors == list(range(int(python.partition(".")[2]), minors[-1] + 1))
+
+
+def test_the_python_that_make_needs_is_stated_alike():
+    makefile = (REPOSITORY / "Makefile").read_text()
+    (checked,) = re.findall(r"sys\.version_info < \((\d+), (\d+)\)", makefile)
+    needed = f"Python {'.'.join(checked)} or newer"
+    assert f"Each needs only {needed}" in makefile
+    assert f'"mea-graph needs {needed}: ' in makefile
+    assert f"need only {needed}" in (REPOSITORY / "README.md").read_text()
+    assert needed in " ".join((REPOSITORY / "docs/reliability.md").read_text().split())
+
+
 # Imports
 
 
@@ -182,10 +221,11 @@ def test_imports_run_one_way(part):
     files = sorted((SOURCE / part).rglob("*.py"))
     assert files
     for path in files:
+        allowed = MAY_IMPORT[part] | EVERYWHERE | COMMAND.get(path.relative_to(SOURCE).as_posix(), set())
         for name, _ in imports(path):
             if name.startswith("mea_graph."):
                 target = name.split(".")[1]
-                assert target in MAY_IMPORT[part] | EVERYWHERE, f"{path.relative_to(REPOSITORY)} imports {name}"
+                assert target in allowed, f"{path.relative_to(REPOSITORY)} imports {name}"
 
 
 @pytest.mark.parametrize("part", ["ops", "nn", "data"])

@@ -53,7 +53,7 @@ def test_a_mistake_is_taken_out_again(script, tmp_path, monkeypatch):
     (tmp_path / "mea_graph" / "a.py").write_text("x = 1\n")
     seen = []
 
-    def run(tests, tree, quiet):
+    def run(tests, tree, output):
         seen.append((tree / "mea_graph" / "a.py").read_text())
         return int(tests[0])
 
@@ -62,3 +62,12 @@ def test_a_mistake_is_taken_out_again(script, tmp_path, monkeypatch):
         assert script.outcome(script.Bug("layout", "a.py", old, "3", (code,)), tmp_path) == said
         assert (tmp_path / "mea_graph" / "a.py").read_text() == "x = 1\n"
     assert seen == ["x = 3\n"] * 3
+
+
+def test_the_test_that_found_a_mistake_is_named(script, tmp_path):
+    output = tmp_path / "output"
+    assert script.finder(output) == "a crash, or no end"
+    output.write_text("..F\nshort test summary info\nFAILED tests/a.py::test_b[x y] - assert 1 == 2\n1 failed\n")
+    assert script.finder(output) == "tests/a.py::test_b[x y]"
+    output.write_text("ERROR tests/a.py\n1 error\n")
+    assert script.finder(output) == "tests/a.py"

@@ -54,7 +54,7 @@ def bugs() -> list[Bug]:
         return [Bug(**{**entry, "tests": tuple(entry["tests"])}) for entry in tomllib.load(file)["bug"]]
 
 
-def outcome(bug: Bug, tree: Path, quiet: bool = True) -> str:
+def outcome(bug: Bug, tree: Path, output: Path | None = None) -> str:
     """What becomes of the bug in the tree: "caught", "MISSED" or "TEXT NOT FOUND". The tree is as before afterwards."""
     path = tree / "mea_graph" / bug.file
     whole = path.read_text(encoding="utf-8")
@@ -62,16 +62,23 @@ def outcome(bug: Bug, tree: Path, quiet: bool = True) -> str:
         return "TEXT NOT FOUND"
     path.write_text(whole.replace(bug.old, bug.new), encoding="utf-8")
     try:
-        return _SAID.get(_exit_code(bug.tests, tree, quiet), "TESTS BROKEN")
+        return _SAID.get(_exit_code(bug.tests, tree, output), "TESTS BROKEN")
     finally:
         path.write_text(whole, encoding="utf-8")
 
 
-def _exit_code(tests: tuple[str, ...], tree: Path, quiet: bool) -> int:
+def finder(output: Path) -> str:
+    """The test that found the mistake, by what pytest printed; the file where it could not even be collected."""
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines() if output.is_file() else []
+    named = (" ".join(line.split(" - ")[0].split()[1:]) for line in reversed(lines) if line.startswith(("FAILED ", "ERROR ")))
+    return next(named, "a crash, or no end")
+
+
+def _exit_code(tests: tuple[str, ...], tree: Path, output: Path | None) -> int:
     """What pytest ends with, in a process that has imported everything but the package; 1 also where it crashes or never ends."""
     child = os.fork()
     if not child:
-        _run(tests, tree, quiet)
+        _run(tests, tree, output)
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
@@ -83,14 +90,14 @@ def _exit_code(tests: tuple[str, ...], tree: Path, quiet: bool) -> int:
     return 1
 
 
-def _run(tests: tuple[str, ...], tree: Path, quiet: bool) -> None:
+def _run(tests: tuple[str, ...], tree: Path, output: Path | None) -> None:
     import pytest
 
     os.chdir(tree)
     os.environ["PYTHONPATH"] = str(tree)  # for processes that tests start
     sys.path.insert(0, str(tree))
-    if quiet:
-        sink = os.open(os.devnull, os.O_WRONLY)
+    if output is not None:
+        sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(sink, 1)
         os.dup2(sink, 2)
     code = 1
@@ -122,14 +129,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder, "tree")
         shutil.copytree(ROOT, tree, ignore=_LEFT_OUT)
-        if arguments.sound and (code := _exit_code(tests, tree, quiet=False)):
+        output = Path(folder, "output")
+        if arguments.sound and (code := _exit_code(tests, tree, None)):
             print(f"the tests fail without any mistake (exit code {code})")
             return 1
         for i, bug in chosen:
             began = time.monotonic()
-            said = outcome(bug, tree, quiet=len(chosen) > 1)
+            said = outcome(bug, tree, output if len(chosen) > 1 else None)
             found[said] = found.get(said, 0) + 1
-            print(f"{i:3} {said:8} {time.monotonic() - began:5.0f} s  {bug.title}", flush=True)
+            by = f"\n{'':16}  by {finder(output)}" if said == "caught" and len(chosen) > 1 else ""
+            print(f"{i:3} {said:8} {time.monotonic() - began:5.0f} s  {bug.title}{by}", flush=True)
     print(f"{found.get('caught', 0)} of {len(chosen)} caught" + "".join(f", {n} {what}" for what, n in found.items() if what != "caught"))
     return int(found.get("caught", 0) != len(chosen))
 

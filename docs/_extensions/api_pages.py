@@ -16,12 +16,17 @@ def _heading(text: str) -> str:
     return f"{text}\n{'=' * len(text)}\n"
 
 
+def _label(part: str) -> str:
+    return "In the model" if part == "nn" else "Place"
+
+
 def _object(part: str, name: str) -> str:
     package = importlib.import_module(f"mea_graph.{part}")
     value, full = getattr(package, name), f"mea_graph.{part}.{name}"
     page = f"{_heading(name)}\n.. code-block:: python\n\n   from mea_graph.{part} import {name}\n\n.. currentmodule:: mea_graph.{part}\n\n"
     if f"{part}.{name}" in PLACES:
-        page += f"*In the model:* {with_links(PLACES[f'{part}.{name}'], full)} :doc:`Concepts </concepts>` draws how the parts join.\n\n"
+        page += f"*{_label(part)}:* {with_links(PLACES[f'{part}.{name}'], full)}"
+        page += " :doc:`Concepts </concepts>` draws how the parts join.\n\n" if part == "nn" else "\n\n"
     if f"{part}.{name}" in COSTS:
         page += f"*Cost:* {with_links(COSTS[f'{part}.{name}'], full)}\n\n"
     if inspect.isclass(value):
@@ -64,14 +69,14 @@ def _package(part: str) -> str:
     package = importlib.import_module(f"mea_graph.{part}")
     page = [_heading(f"mea_graph.{part}"), f".. py:module:: mea_graph.{part}", "", _summary(package), ""]
     for title, names in groups(part).items():
-        page += [title, "-" * len(title), "", ".. list-table::", "   :widths: 35 65", "   :class: summary", ""]
+        page += [title, "-" * len(title), "", ".. list-table::", "   :widths: 30 70", "   :class: summary", ""]
         for name in names:
             value = getattr(package, name)
             said = _summary(value if callable(value) else type(value))
             place = PLACES.get(f"{part}.{name}")
             page += [
                 f"   * - :py:obj:`~mea_graph.{part}.{name}`",
-                f"     - {said}" + (f" *In the model:* {with_links(place)}" if place else ""),
+                f"     - {said}" + (f" *{_label(part)}:* {with_links(place)}" if place else ""),
             ]
         page.append("")
     order = [name for names in groups(part).values() for name in names]
@@ -83,7 +88,8 @@ def _package(part: str) -> str:
 
 def _readers() -> str:
     page = [_heading("mea_graph.readers"), ".. py:module:: mea_graph.readers", ""]
-    page += ["Their options are those of :py:obj:`mea_graph.data.open_dataset`.", ""]
+    opened = ":py:obj:`mea_graph.data.open_dataset`"
+    page += [f"*Place:* behind {opened}, which finds out the format of a file and calls one of these with its own options.", ""]
     return "\n".join(page + [f".. autofunction:: mea_graph.readers.{name}.read_{name}\n" for name in READERS])
 
 

@@ -92,7 +92,11 @@ def table(op: str) -> list[str]:
             runs = _by_dtype({dtype: f"`{e.chosen}`" for dtype, e in per_dtype.items()})
             refused = per_dtype[torch.float32].refused
             could = [name for name, reason in refused.items() if reason.startswith(("could run", "taken only by name"))]
-            cannot = "; ".join(f"`{name}`: {reason}" for name, reason in refused.items() if name not in could)
+            reasons: dict[str, list[str]] = {}
+            for name, reason in refused.items():
+                if name not in could:
+                    reasons.setdefault(reason, []).append(f"`{name}`")
+            cannot = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
             lines.append(f"| {device} | {case} | {runs} | {', '.join(f'`{name}`' for name in could)} | {cannot} |")
     return lines
 

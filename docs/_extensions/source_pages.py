@@ -1,4 +1,7 @@
-"""Shows the files that pages name, such as `tests/nn/test_mea.py::test_x`: each gets a page of its source, and its name becomes a link."""
+"""Shows the files that pages name, such as `tests/nn/test_mea.py::test_x`: each gets a page of its source, and its name becomes a link.
+
+In a cell that holds nothing else the link is short, `test_x` or `test_mea.py`, and shows the whole name under the mouse.
+"""
 
 import posixpath
 import re
@@ -7,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from autolink import alone
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
@@ -26,7 +30,9 @@ class SourceLinks(SphinxTransform):
 
     def apply(self) -> None:
         page = self.env.docname
-        for literal in list(self.document.findall(nodes.literal)):
+        literals = list(self.document.findall(nodes.literal))
+        short = {id(literal) for literal in literals if alone(literal)}
+        for literal in literals:
             match = _found(Path(self.env.srcdir).parent, literal.astext())
             if match is None or page.startswith("api/") or isinstance(literal.parent, nodes.reference):
                 continue
@@ -35,6 +41,9 @@ class SourceLinks(SphinxTransform):
             target = posixpath.relpath(f"{FOLDER}/{match['path']}.html", posixpath.dirname(page) or ".")
             link = nodes.reference("", "", refuri=target + (f"#{match['name']}" if match["name"] else ""), internal=True)
             literal.replace_self(link)
+            if id(literal) in short:
+                link["reftitle"] = literal.astext()
+                literal = nodes.literal("", match["name"] or f"{posixpath.basename(match['path'])}.py")
             link += literal
 
 

@@ -11,6 +11,8 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 _JOINT = re.compile(r"(?<=[/_])(?=\w)|(?<=::)|(?<=\.)(?=(?!py\b)[A-Za-z])|(?<=[a-z])(?=[A-Z])")
 UNBROKEN = 18  # characters of code that stay in one piece
 NARROW, BROAD = 14, 40  # characters of the longest cell of a column
+_NUMBERS = re.compile(r"(?:[\de.,()%<>+±-]+|s|ms|µs|MB|GB|to| )*")  # with their units and intervals, which stay on one line
+NUMERIC = 26  # characters of the longest such cell of a column
 MANY = 6  # columns, from which on letters are smaller
 PHONE = 60  # characters that a phone has room for, counting 30 at most for a column
 
@@ -19,7 +21,7 @@ def pieces(code: str) -> list[str]:
     """A long name in pieces, between which a line may end.
 
     >>> pieces("mea_graph/ops/predictive/cpu.py")
-    ['mea_', 'graph/', 'ops/', 'predictive_', 'attention/', 'cpu.py']
+    ['mea_', 'graph/', 'ops/', 'predictive/', 'cpu.py']
     """
     return _JOINT.split(code) if len(code) > UNBROKEN else [code]
 
@@ -42,10 +44,12 @@ def _fit(table: nodes.table) -> None:
         for head in list(table.findall(nodes.thead)):
             head.parent.remove(head)
         heads = []
-    longest = [max(len(entry.astext()) for entry in column) for column in zip(*rows, strict=True)]
-    for row in rows:
-        for entry, length in zip(row, longest, strict=True):
-            entry["classes"] += ["narrow"] if length <= NARROW else ["broad"] if length >= BROAD else []
+    columns = list(zip(*rows, strict=True))
+    longest = [max(len(entry.astext()) for entry in column) for column in columns]
+    for column, length in zip(columns, longest, strict=True):
+        whole = length <= NARROW or (length <= NUMERIC and all(_NUMBERS.fullmatch(entry.astext()) for entry in column))
+        for entry in column:
+            entry["classes"] += ["narrow"] if whole else ["broad"] if length >= BROAD else []
     if len(longest) >= MANY:
         table["classes"].append("many")
     if heads and max(longest[1:], default=0) >= BROAD and sum(min(length, 30) for length in longest) > PHONE and len(longest) > 2:

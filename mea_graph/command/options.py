@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ from mea_graph.suggestions import did_you_mean
 MODEL = "MEAModule"
 TRAINING = ("fit", "validate", "test")
 LINKED = ("in_channels", "out_channels", "task", "label_names")  # what the data tells the model
-FOLLOWS = ("seed", "batches_per_epoch")  # what the command tells the data
+FOLLOWS = ("seed", "sampling.batches")  # what the command tells the data
+FORMER = {  # options that went elsewhere: an error says where
+    "data.format": "data.reader.format",
+    "data.cache_dir": "data.reader.cache_dir",
+    "data.num_classes": "data.classes",
+    "data.label_names": "data.classes",
+    "data.balanced": "data.sampling.balanced",
+}
 SINGLE = {
     "config": "NAME|FILE: a configuration of the package or a file; given twice, the later one overrides the earlier",
     "run_dir": "FOLDER of the run; runs/<config>/<number> by default",
@@ -73,6 +80,8 @@ class Options:
         Args:
             option: As `unknown` returns it.
         """
+        if option in FORMER:
+            return f" ('--{FORMER[option]}' now)"
         names = self.names()
         same = [name for name in names if name.rpartition(".")[2] == option.replace("-", "_")]
         if len(same) == 1:  # its section was left out
@@ -100,8 +109,10 @@ def known_options(words: Sequence[str]) -> Options:
     " (did you mean '--model.exclusive.pooling'?)"
     """
     model = _model_class(words)
-    data = {name: option for name, option in class_options("SequenceDataModule").items() if name not in FOLLOWS}
-    data |= {f"split.{name}": option for name, option in class_options("SplitPolicy").items()}
+    data = class_options("SequenceDataModule")
+    for part, kind in (("split", "SplitPolicy"), ("sampling", "Sampling")):
+        data |= {f"{part}.{name}": replace(option, name=f"{part}.{name}") for name, option in class_options(kind).items()}
+    data = {name: option for name, option in data.items() if name not in FOLLOWS}
     options_of_model = class_options(model) if model else {}
     if model == MODEL:
         options_of_model = options_of_model | part_options()

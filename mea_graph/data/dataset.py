@@ -176,7 +176,7 @@ class MultimodalDataset(ViewedDataset):
 
     @property
     def num_node_features(self) -> dict[str, int]:
-        """Width of every modality, as PyG asks for it: of a sample as `transform` leaves it, where there is one."""
+        """Width of every modality, as PyG asks for it, after `transform` if there is one."""
         return self.channels if self.transform is None else super().num_node_features
 
     @property

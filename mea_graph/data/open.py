@@ -20,6 +20,7 @@ from mea_graph.readers.misa import read_misa
 from mea_graph.readers.mmsa import read_mmsa
 from mea_graph.readers.mult import read_mult
 from mea_graph.readers.npz import read_npz
+from mea_graph.suggestions import did_you_mean
 
 PathLike = str | os.PathLike[str]
 
@@ -145,7 +146,8 @@ def _check_options(format: str, reader: Callable[..., MultimodalDataset], option
         return
     allowed = list(inspect.signature(reader).parameters)[1:]
     if unknown := [name for name in options if name not in allowed]:
-        raise DataError(f"options of format {format!r}: expected some of {allowed}, got {unknown}")
+        meant = did_you_mean(unknown[0], [*allowed, "format", "cache_dir", "modalities"])
+        raise DataError(f"options of format {format!r}: expected some of {allowed}, got {unknown}{meant}")
 
 
 def _load_array(path: Path) -> np.ndarray:

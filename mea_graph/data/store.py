@@ -162,4 +162,7 @@ def _checked_label_names(names: Sequence[str] | None, y: np.ndarray | None) -> t
     needed = y.shape[1] if y.ndim == 2 else int(y.max(initial=-1)) + 1
     if len(names) < needed or (y.ndim == 2 and len(names) != needed):
         raise DataError(f"label_names: expected {needed} names, got {len(names)}: {list(names)}")
-    return tuple(text_array("label_names", [str(n) for n in names]).tolist())
+    texts = [str(n) for n in names]
+    if len(set(texts)) < len(texts):
+        raise DataError(f"label_names: expected different names, got {texts}"[:300])
+    return tuple(text_array("label_names", texts).tolist())

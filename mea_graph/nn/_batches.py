@@ -11,7 +11,7 @@ from mea_graph.ops.eager import is_traced, is_transformed
 
 
 def of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Layout]]:
-    """The rows of each modality and where each sample's are; of one sample where the data are no batch."""
+    """Returns the rows and the pointers of each modality; data without a `ptr` count as one sample."""
     remedy = "mea_graph.data.AddMissingModalities gives samples the node types that they lack"
     for m in modalities:
         if m not in batch.node_types or "x" not in batch[m]:
@@ -31,7 +31,7 @@ def of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, 
 
 
 def _longest(batch: HeteroData, modality: str) -> int | None:
-    """The longest length, from the numbers that PyG keeps on the host to take a batch apart; None where there are none."""
+    """The longest length, read from the slices that PyG keeps on the host; None if the batch has none."""
     ends = getattr(batch, "_slice_dict", {}).get(modality, {}).get("x")
     return int(ends.diff().max()) if isinstance(ends, Tensor) and ends.numel() > 1 and ends.device.type == "cpu" else None
 
@@ -39,7 +39,7 @@ def _longest(batch: HeteroData, modality: str) -> int | None:
 def given_times(
     x: HeteroData | Mapping[str, Tensor], time: Mapping[str, Tensor] | None, modalities: tuple[str, ...]
 ) -> dict[str, tuple[Tensor | None, str]]:
-    """The times of each modality, of a PyG batch or given beside dicts, and what errors call them; None where it has none."""
+    """Each modality's times, from the batch or from `time`, with the name that errors use; None without times."""
     if isinstance(x, HeteroData):
         if time is not None:
             raise ValueError(f"time: expected None beside a PyG batch, which has times of its own, got those of {list(time)}")
@@ -52,7 +52,7 @@ def given_times(
 
 
 def enter_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
-    """Times in the form in which the sequence came, to the times of its rows (N,); a gap has any time."""
+    """Turns times in the caller's form into the times of rows (N,); those of gaps are arbitrary."""
     shape = tuple(entered.shape or (entered.pointers.num_rows,))
     if time is None:
         raise ValueError(f"{name}: expected seconds {shape}, one a step, which positions='seconds' reads, got None")
@@ -64,7 +64,7 @@ def enter_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
 
 
 def read_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
-    """The same, and refuses NaN and infinity at a step. These are looked for on a CPU only; elsewhere they make the result NaN."""
+    """Like `enter_time`, but refuses NaN and infinity at a step. Only a CPU checks; elsewhere they make the result NaN."""
     time, pointers = enter_time(time, entered, name), entered.pointers
     if time.device.type != "cpu" or is_traced() or is_transformed():
         return time
@@ -78,7 +78,7 @@ def read_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
 
 
 def strided_time(time: Tensor, entered: Entered, stride: int, name: str) -> Tensor:
-    """The times of the steps that are left with a stride, without gaps."""
+    """The times of the steps that a stride keeps, without gaps."""
     pointers = entered.pointers
     kept = pointers.position % stride == 0
     return enter_time(time, entered, name)[kept if pointers.packed else kept & pointers.real]

@@ -29,7 +29,7 @@ PARTS: dict[str, Callable[..., nn.Module]] = {
 def make_part(
     name: str, given: Part, decided: Mapping[str, Any], common: Mapping[str, Any], more: tuple[str, ...] = ()
 ) -> nn.Module | None:
-    """The module of a part: the caller's own, or one of the kind with the recommended options but for those that were given."""
+    """Returns the caller's own module, or one of class `kind` with the recommended options and those given."""
     kind = PARTS[name]
     if given is None or isinstance(given, nn.Module):
         return given

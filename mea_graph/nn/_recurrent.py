@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
+from mea_graph.nn._side_by_side import is_watched
 from mea_graph.ops.eager import is_transformed
-from mea_graph.ops.recurrent import layers, steps
+from mea_graph.ops.recurrent import bigru, bilstm, layers, steps
 from mea_graph.ops.recurrent.layers import GRU_OPERATOR, LSTM_OPERATOR, both_ways
 
-__all__ = ["GRU", "GRU_OPERATOR", "LSTM", "LSTM_OPERATOR", "both_ways"]
+__all__ = ["GRU", "GRU_OPERATOR", "LSTM", "LSTM_OPERATOR", "both_ways", "op_of_both"]
 
 
 class _Recurrent(nn.RNNBase):
@@ -22,7 +24,7 @@ class _Recurrent(nn.RNNBase):
         return [self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0]
 
     def _states(self, run: Callable[..., Tensor], step_by_step: Callable[..., Tensor], x: Tensor) -> Tensor:
-        # torch has no batching rule and no forward mode for its own
+        # torch's own layers have no batching rule and no forward mode
         return (step_by_step if is_transformed() else run)(x, *self.weights)
 
 
@@ -44,3 +46,15 @@ class GRU(_Recurrent):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._states(layers.gru, steps.gru, x)
+
+
+def op_of_both(ahead: nn.Module, back: nn.Module) -> Callable[..., list[Tensor]] | None:
+    """The op that computes both directions from their weights; None where the layers themselves are to be called.
+
+    That is where somebody watches one of them or has put another in its place, and in an export, which cannot prove that the rows made of
+    a batch of any length have the same strides as the batch made of them.
+    """
+    kind = type(ahead)
+    if kind not in (LSTM, GRU) or type(back) is not kind or is_watched(ahead) or is_watched(back) or torch.compiler.is_exporting():
+        return None
+    return bilstm if kind is LSTM else bigru

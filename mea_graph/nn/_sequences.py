@@ -1,4 +1,4 @@
-"""The door of every layer: what a caller gives becomes rows and pointers here, once, and results go back the way they came."""
+"""The door of every layer: turns the caller's input into rows and pointers, and the result back into the caller's form."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
@@ -25,7 +25,7 @@ class Entered(NamedTuple):
     offsets: Tensor | None = None  # of a jagged nested tensor
 
     def leave(self, x: Tensor) -> Tensor:
-        """A result (N, d') in the form in which the sequence came: zeros in the padding."""
+        """Returns a result (N, d') in the caller's form, with zeros in the padding."""
         if self.offsets is not None:
             return torch.nested.nested_tensor_from_jagged(x, self.offsets)
         if not self.shape:
@@ -36,7 +36,7 @@ class Entered(NamedTuple):
         return x if self.pointers.packed else x.masked_fill(~self.pointers.mask.unsqueeze(-1), 0)
 
     def leave_shorter(self, x: Tensor, pointers: Pointers, stride: int) -> Tensor:
-        """The same for a layer that has shortened each sequence of T steps to ceil(T / stride)."""
+        """Like `leave`, for a layer that shortened each sequence from T to ceil(T / stride) steps."""
         if self.offsets is not None:
             return torch.nested.nested_tensor_from_jagged(x, F.pad(pointers.length.cumsum(0), (1, 0)))
         if not self.shape:
@@ -48,13 +48,13 @@ class Entered(NamedTuple):
 
 
 def check_edges(edges: object, entered: Entered, name: str = "edges") -> None:
-    """Edges count rows. Those of a padded batch are with their padding or without, as is best for the device: nobody could count them."""
+    """Refuses edges beside a padded batch: edges number rows, and whether padding counts as rows depends on the device."""
     if edges is not None and entered.shape:
         raise ValueError(f"{name}: expected rows (N, d) with ptr beside edges, got a padded batch {entered.shape}")
 
 
 def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, name: str = "edges") -> None:
-    """Edges are those of the rows of the sources, one below the other, and of the target. Numbers in a list are looked at on a CPU only."""
+    """Refuses edges that do not fit the source rows, stacked, and the target rows. Only a CPU checks the numbers of a list."""
     rows = sum(source.num_rows for source in sources)
     if isinstance(edges, IntervalEdges):
         if edges.num_source_rows != rows or edges.target.num_rows != target.num_rows:
@@ -81,8 +81,8 @@ def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, na
 def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> Entered:
     """Takes rows (N, d) with ptr or `Pointers`, a padded batch (B, T, d) with a mask (B, T), a jagged nested tensor, or one sequence.
 
-    Junk in padding, NaN included, reaches no value and no gradient. On a CPU the steps are taken out of the padding. Elsewhere, and where
-    a graph is recorded, that would need numbers that nobody may read: the padded batch is then rows with gaps, filled with zeros.
+    Junk in padding, NaN included, reaches no value and no gradient. On a CPU the real steps are copied out of the padding. Elsewhere, and
+    while a graph is recorded, the host must not read how many there are: the padded batch becomes rows with gaps of zeros.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
@@ -161,13 +161,13 @@ def enter_all(
         check_edges(edges, entered[m])
     sizes = {m: e.pointers.num_samples for m, e in entered.items()}
     first = next(iter(sizes.values()))
-    if any(size != first for size in sizes.values()):  # a set would need numbers, which sizes are not while a graph is exported
+    if any(size != first for size in sizes.values()):  # no set: while a graph is exported, sizes are symbols without a hash
         raise ValueError(f"x: expected the same number of samples in every modality, got {sizes}")
     return entered
 
 
 def check_prefix(mask: Tensor, name: str) -> None:
-    """Real steps must come first, which a mask the wrong way round does not say. Looked at on a CPU only."""
+    """Refuses a mask with padding before real steps, such as an inverted one. Only a CPU checks."""
     if mask.size(1) and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         row = int((mask[:, 1:] & ~mask[:, :-1]).any(1).nonzero()[0])
         raise ValueError(
@@ -175,7 +175,7 @@ def check_prefix(mask: Tensor, name: str) -> None:
         )
 
 
-_TAKEN = nn.ModuleDict()  # a submodule may not be called like anything it has
+_TAKEN = nn.ModuleDict()  # a submodule must not have the name of an attribute
 
 
 def check_modalities(modalities: Iterable[str], at_least: int = 1) -> tuple[str, ...]:
@@ -196,7 +196,7 @@ def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: 
 def check_batch(values: Mapping[str, Tensor], name: str) -> None:
     sizes = {m: v.size(0) for m, v in values.items()}
     first = next(iter(sizes.values()))
-    if any(size != first for size in sizes.values()):  # a set would need numbers, which sizes are not while a graph is exported
+    if any(size != first for size in sizes.values()):  # no set: while a graph is exported, sizes are symbols without a hash
         raise ValueError(f"{name}: expected the same number of samples in every modality, got {sizes}")
 
 

@@ -12,16 +12,16 @@ from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, stacked_together
 
-# Rows that may be added so that groups agree in size. A kernel over 65,536 rows of 40 channels moves 20 MB, some 5 microseconds of a GPU's
-# time: as long as launching one more kernel would take.
+# The most rows of padding that make groups equal in size. A kernel over 65,536 rows of 40 channels moves 20 MB, which takes a GPU some
+# 5 microseconds: as long as launching one more kernel.
 _ROWS_FOR_A_LAUNCH = 2**16
 
 
 def level(x: Mapping[str, Tensor], pointers: Mapping[str, Pointers]) -> tuple[dict[str, Tensor], dict[str, Pointers]]:
-    """The same sequences with as many rows in each modality: zeros behind its own, which are a gap. As they are where that does not pay.
+    """Pads every modality with rows of zeros, as gaps, to the same number of rows where that pays; else returns the input.
 
-    Layers then compute all modalities in batched products, a few kernels for all of them. On a CPU, where rows are what takes the time, and
-    where the modalities differ by much, nothing is added; a compiler joins the kernels itself.
+    Layers then compute all modalities in batched products, with few kernels. It does not pay on a CPU, where rows take the time, between
+    modalities of very different sizes, and under a compiler, which joins the kernels itself.
     """
     sizes = [p.num_rows for p in pointers.values()]
     most, some = max(sizes), next(iter(x.values()))
@@ -56,7 +56,7 @@ class Groups(NamedTuple):
         return cls(starts, list(sizes))
 
     def placed(self) -> "Groups":
-        """The same groups as they stand one below the other in a result."""
+        """The same groups, stacked, as in a result."""
         return self.below_each_other(self.sizes)
 
 
@@ -119,9 +119,9 @@ def _are_plain_norms(layers: Sequence[Any]) -> bool:
 
 
 def can_join(modules: Sequence[nn.Module]) -> bool:
-    """Whether modules of one kind may run at once: nobody listens to one of them alone, and they differ in their weights only.
+    """Whether modules of one class may run at once: none has a hook of its own, and they differ in their weights only.
 
-    What a kind calls its constants is the same in all, and so are the widths of linear layers: `linear` and `norm` look after the rest.
+    Their `__constants__` and the widths of their linear layers must agree; `linear` and `norm` check the rest.
     """
     if is_traced():
         return False  # a compiler joins them itself, and padded batches of different widths stay apart
@@ -147,7 +147,7 @@ _WIDTHS = attrgetter("in_features", "out_features")
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether calling the module may do more than its `forward` says."""
+    """Whether calling the module may do more than its class's `forward`: it has hooks, or a `forward` of its own."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -158,7 +158,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling the layer does what its weights say: no wrapper, no hook, no parametrisation."""
+    """Whether calling the layer only applies its weights: no wrapper, no hook, no parametrisation."""
     return type(layer) is kind and not is_watched(layer)
 
 

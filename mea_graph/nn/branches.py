@@ -41,7 +41,7 @@ class ExclusiveBranch(nn.Module):
         channels: Width d of the sequences.
         hidden_channels: Width d_h of the representations.
         modalities: Names of the modalities.
-        heads: K, a divisor of `channels`.
+        heads: Number of heads K, a divisor of `channels`.
         num_layers: Number of predictive layers; 0 leaves attention out: the encoders read the extractors' output (Table V, "w/o PSA").
         mu: Share of the predicted map, in [0, 1]; without effect with one layer.
         prediction_chain: Whether a layer's maps guide the next one's; False is plain self-attention (Table V, "w/o prediction chain").
@@ -109,7 +109,7 @@ class ExclusiveBranch(nn.Module):
         """Returns a representation of each modality."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
-        if edges is None and not return_attention_weights:  # edges count rows
+        if edges is None and not return_attention_weights:  # edges number rows, which `level` moves
             z, pointers = level(z, pointers)
         weights: list[Tensor] = []
         maps: dict[str, list[Tensor]] = {}
@@ -139,7 +139,7 @@ class AgnosticBranch(nn.Module):
         channels: Width d of the sequences.
         hidden_channels: Width d_h of the representations.
         modalities: Names of the modalities, at least two.
-        heads: K, a divisor of `channels`.
+        heads: Number of heads K, a divisor of `channels`.
         num_layers: Number of cross-modal layers; 0 leaves attention out: the encoder reads the extractors' output (Table V, "w/o HCA").
         mixed, coarse, fine: Whether a layer has this stage; at least one. With three modalities or more, fine alone may learn sooner
             (Table V, "w/o mixed", "w/o coarse", "w/o fine").
@@ -209,7 +209,7 @@ class AgnosticBranch(nn.Module):
         """Returns a representation of each modality."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
-        if edges is None and not return_attention_weights:  # edges count rows
+        if edges is None and not return_attention_weights:  # edges number rows, which `level` moves
             z, pointers = level(z, pointers)
         maps: list[dict[Arrow, Tensor]] = []
         if self.attention is not None:

@@ -148,7 +148,7 @@ class MEA(nn.Module):
         self.agnostic = make_part("agnostic", agnostic, inner, common)
         judged = {"channels": hidden_channels, "modalities": self.modalities}
         if isinstance(discriminator, Mapping) and agnostic is None:
-            discriminator = {**discriminator, "importance": False}  # it would weigh agnostic representations
+            discriminator = {**discriminator, "importance": False}  # importance weighs agnostic representations, which are absent
         self.discriminator = make_part("discriminator", discriminator, judged, {})
         self.self_loops = False
         if isinstance(fusion, str):
@@ -324,14 +324,14 @@ class MEA(nn.Module):
             z[m] = self.extractors[m](entered[m].x, pointers[m], *([seconds[m]] if self._places_in_time(m) else []))
         left = {m: pointers[m].strided(self._stride(m)) for m in self.modalities}
         if self.window is not None:
-            # of a padded batch too, steps of the same number in each stride stand for it, those of the padding included
+            # a stride keeps the times of its first steps, in padding too
             seconds = {m: time[pointers[m].position % self._stride(m) == 0] if self._stride(m) > 1 else time for m, time in seconds.items()}
             edges = {**self.window.edges(left, seconds), **(edges or {})}
         return _Steps(z, left, edges, entered, times)
 
     @property
     def timed_modalities(self) -> tuple[str, ...]:
-        """The modalities whose steps need times: all with a window in seconds, else those whose extractors have `positions="seconds"`."""
+        """The modalities whose steps need times. With a window in seconds all do, else those with extractors of `positions="seconds"`."""
         if self.window is not None and self.window.seconds is not None:
             return self.modalities
         return tuple(m for m in self.modalities if self._places_in_time(m))
@@ -345,9 +345,9 @@ class MEA(nn.Module):
     def _representations(
         self, steps: "_Steps", maps: bool
     ) -> tuple[ExclusiveOutput | None, AgnosticOutput | None, dict[str, Tensor] | None]:
-        """Both branches; and which samples have which modality, None where all have all."""
+        """Runs both branches; also returns which samples have which modality, None if all have all."""
         given: tuple[Any, ...] = steps.x, steps.pointers
-        if steps.edges is None and not maps:  # edges count rows
+        if steps.edges is None and not maps:  # edges number rows, which `level` moves
             given = level(*given)
         given = *given, steps.edges, maps
         exclusive = None if self.exclusive is None else self.exclusive(*given)
@@ -390,4 +390,4 @@ class _Steps(NamedTuple):
     pointers: dict[str, Pointers]
     edges: Mapping[tuple[str, str], Edges] | None
     entered: dict[str, Entered]  # before the extractors' strides
-    times: dict[str, tuple[Tensor | None, str]]  # as they were given, and what errors call them
+    times: dict[str, tuple[Tensor | None, str]]  # as given, with the name that errors use

@@ -19,7 +19,7 @@ _PATIENCE = 5.0  # seconds that a stage may take in silence
 
 
 class _Prediction(nn.Module):
-    """What is exported: tensors in, one tensor out."""
+    """The exported module: takes tensors, returns the prediction."""
 
     def __init__(self, model: MEA) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _Prediction(nn.Module):
 
 
 def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
-    r"""Writes a trained `MEA` as ONNX, for ONNX Runtime and whatever else reads it.
+    r"""Writes a trained `MEA` as ONNX, for ONNX Runtime and other runtimes.
 
     The inputs of the file have the names of the modalities, such as `text`, and of their masks, `text_mask`; a modality with positions in
     seconds has an input `text_time` too. The output is `prediction`. The file takes any number of samples and steps; give a modality that
@@ -63,7 +63,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     from onnxscript import optimizer
 
     like = next(model.parameters())
-    # Any sizes will do, but no two alike, and none of 1: those would be taken for constants.
+    # Sizes must differ and exceed 1: the exporter would take equal ones, or 1, for constants.
     x = {m: like.new_zeros(2, 3 + i, width) for i, (m, width) in enumerate(model.in_channels.items())}
     mask = {m: torch.ones(v.shape[:2], dtype=torch.bool, device=like.device) for m, v in x.items()}
     batch = torch.export.Dim("batch")
@@ -85,7 +85,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
                 output_names=["prediction"],
                 custom_translation_table=onnx_translations(),
                 dynamo=True,
-                optimize=False,  # its search for patterns grows with the square of the nodes: minutes, for what runtimes do themselves
+                optimize=False,  # the optimiser takes minutes for what runtimes do themselves
                 verbose=False,
             )
         assert program is not None
@@ -132,7 +132,7 @@ def _need_extra(name: str) -> None:
 
 @contextlib.contextmanager
 def _stage(what: str) -> Iterator[None]:
-    """Says on stderr what is being done, where it takes long."""
+    """Prints the stage on stderr if it takes longer than `_PATIENCE`."""
     timer = threading.Timer(_PATIENCE, print, (f"export_onnx: {what}",), {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
@@ -144,7 +144,7 @@ def _stage(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_foreign_words() -> Iterator[None]:
-    """Torch's exporter warns of packages that it does not find, of parts of torch that are old, and of axes that share a name."""
+    """Hides the exporter's warnings about absent packages, deprecated parts of torch and axes that share a name."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -169,7 +169,7 @@ def _gru(x: Any, *weights: Any) -> Any:
 
 
 def _recurrent(name: str, order: tuple[int, ...], x: Any, *weights: Any, **options: int) -> Any:
-    """A gate has a row each for every unit; ONNX has time first."""
+    """Reorders the gates, one row for each unit in the weights, and puts time first as ONNX does."""
     from onnxscript import opset18
 
     op: Any = opset18  # its annotations are narrower than what it takes

@@ -10,7 +10,7 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import aggregation_resolver
 
-from mea_graph.nn._recurrent import GRU, both_ways
+from mea_graph.nn._recurrent import GRU, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
 from mea_graph.nn._side_by_side import Groups, can_join, linear, weights_together
 from mea_graph.ops import Pointers
@@ -91,11 +91,15 @@ class ExclusiveEncoder(nn.Module):
         if self.aggregation is not None:
             if pointers.packed:
                 return self.aggregation(x, pointers.sample, dim_size=pointers.num_samples)
-            last = pointers.num_samples  # gaps are a sample of their own, which is left out
+            last = pointers.num_samples  # gaps form one more sample, which is cut off
             sample = pointers.sample.masked_fill(~pointers.real, last)
             return self.aggregation(x, sample, dim_size=last + 1)[:last]
         assert self.forward_gru is not None
         assert self.backward_gru is not None
+        op = op_of_both(self.forward_gru, self.backward_gru)
+        if op is not None:
+            weights = [*self.forward_gru.weights, *self.backward_gru.weights]
+            return mean_rows(op([x], [weights], [pointers])[0], pointers)
         padded = pointers.pad(x)
         if padded.size(1) == 0:  # a GRU refuses it
             return x.new_zeros(padded.size(0), self.hidden.in_features)
@@ -104,7 +108,7 @@ class ExclusiveEncoder(nn.Module):
 
 
 def encode_all(encoders: nn.ModuleDict, x: Mapping[str, Tensor], pointers: Mapping[str, Pointers]) -> dict[str, Tensor]:
-    """Each modality by its encoder; side by side where they take means and differ in their weights alone."""
+    """Encodes each modality by its encoder; all at once where they take means and differ in their weights alone."""
     each: list[Any] = [encoders[m] for m in x]
     if len(each) == 1 or any(getattr(e, "pooling", None) != "mean" for e in each) or not can_join(each):
         return {m: encoders[m](x[m], pointers[m]) for m in x}

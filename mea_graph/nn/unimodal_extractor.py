@@ -3,14 +3,14 @@
 import math
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn._batches import read_time
-from mea_graph.nn._recurrent import LSTM, both_ways
+from mea_graph.nn._recurrent import LSTM, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
 from mea_graph.nn._side_by_side import is_watched, levels
 from mea_graph.ops import Pointers
@@ -19,7 +19,7 @@ from mea_graph.ops.recurrent import bilstm
 
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
     """Sinusoidal position embedding (Vaswani et al. 2017, section 3.5), (length, channels), of the type and device of `like`."""
-    dtype = torch.promote_types(like.dtype, torch.float32)  # in half precision the sine of a long sequence's angle means nothing
+    dtype = torch.promote_types(like.dtype, torch.float32)  # half precision is too coarse for the angles of a long sequence
     return _sinusoids(torch.arange(length, device=like.device, dtype=dtype), channels).to(like.dtype)
 
 
@@ -43,13 +43,13 @@ class UnimodalExtractor(nn.Module):
     Args:
         in_channels: Width of the raw features.
         channels: Common width d; even, since each direction gives d / 2.
-        kernel_size: Of the convolution, "same" padding.
-        stride: Of the convolution; above 1 it shortens long signals: T becomes ceil(T / stride) (`output_layout`). The paper has 1.
+        kernel_size: Width of the convolution, which pads with zeros and keeps the length.
+        stride: Step of the convolution. Raise it to shorten long signals: T becomes ceil(T / stride) (`output_layout`). The paper has 1.
         skip: Whether the LSTM's input is added to its output. The paper has no such path; with it, what a single step shows reaches the
             attention unmixed, and matching steps across modalities is learned many times faster.
         dropout: Probability, on the convolution's output.
-        positions: Of the step's number ("steps") or of its time ("seconds"), which `forward` then needs. Of a stride's steps the first
-            one's time counts.
+        positions: What the position embedding encodes: the step's number ("steps"), or its time ("seconds"), which `forward` then needs.
+            With a stride, the first of the steps that become one gives the time.
         time_scale: :math:`\tau`, the seconds from one position to the next; times closer than that have nearly the same position. Give all
             modalities the same.
 
@@ -147,29 +147,23 @@ class UnimodalExtractor(nn.Module):
             out = out[:, :0]
         return entered.leave_shorter(shorter.unpad(out), shorter, self.stride)
 
-    def runs_plainly(self) -> bool:
-        """Whether calling each part does what its options and weights say."""
-        kinds = ((self.conv, nn.Conv1d), (self.forward_lstm, LSTM), (self.backward_lstm, LSTM), (self.dropout, nn.Dropout))
-        return all(type(part) is kind and not is_watched(part) for part, kind in kinds)
-
     def _both_ways(self, z: Tensor, shorter: Pointers) -> Tensor:
         """The states (B, T, d) of both directions over a padded batch."""
-        directions: list[nn.Module] = [self.forward_lstm, self.backward_lstm]
-        # An export cannot prove that rows made of a batch of any length, and the batch made of them, have the same strides.
-        if torch.compiler.is_exporting() or any(type(layer) is not LSTM or is_watched(layer) for layer in directions):
+        op = op_of_both(self.forward_lstm, self.backward_lstm)
+        if op is None:
             return both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
         batch, steps, _ = z.shape
         start = torch.arange(batch, device=z.device) * steps if shorter.steps is None else shorter.start
         pointers = Pointers(start, shorter.length, batch * steps, steps)
         weights = [*self.forward_lstm.weights, *self.backward_lstm.weights]
-        return bilstm([z.flatten(0, 1)], [weights], [pointers])[0].unflatten(0, (batch, steps))
+        return op([z.flatten(0, 1)], [weights], [pointers])[0].unflatten(0, (batch, steps))
 
     def _at(self, time: Tensor, pointers: Pointers, like: Tensor) -> Tensor:
         """Positions (B, ceil(T / stride), d) of the times (N,) of rows."""
         padded = pointers.pad(time.double())
         if not pointers.packed:
             padded = padded.masked_fill(~pointers.mask, 0)
-        if pointers.max_length == 0:  # the one step that the convolution then has
+        if pointers.max_length == 0:  # the convolution then reads one step of padding
             padded = F.pad(padded, (0, 1))
         return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels).to(like.dtype)
 
@@ -179,24 +173,24 @@ def extract_level(
 ) -> tuple[list[Tensor], list[Pointers]] | None:
     """Each modality by its extractor, positions and Bi-LSTM of all of them at once: few kernels on a device.
 
-    The samples of a modality stand one behind the other with as many rows of zeros between them as a window of the convolution reaches
-    beyond a step, so that it sees one sample at a time and nothing is padded to the longest one. The results are rows with gaps there, as
-    many in each modality (`Pointers.level`). None where that would not be the same, or where rows are what takes the time: see `level`.
+    The samples of a modality are stacked with as many rows of zeros between them as a window of the convolution reaches beyond a step: a
+    window then sees one sample alone, and nothing is padded to the longest sample. The results have gaps in these rows, and equally many
+    rows in each modality (`Pointers.level`). None where that would not be the same, or does not pay: see `level`.
     """
     if not levels(x[0].device, 1):
         return None
-    each: list[Any] = list(extractors)
-    first, rows = each[0], [p.num_rows for p in pointers]
-    if any(type(e) is not UnimodalExtractor or is_watched(e) or not e.runs_plainly() for e in each) or len({_MANNER(e) for e in each}) > 1:
+    each = [e for e in extractors if type(e) is UnimodalExtractor and _is_plain(e)]
+    if len(each) < len(extractors) or len({_MANNER(e) for e in each}) > 1:
         return None
-    between, samples = first.kernel_size - 1, pointers[0].num_samples
-    size = max(rows) + samples * between
+    first, reach, samples = each[0], each[0].kernel_size - 1, pointers[0].num_samples
+    rows = [p.num_rows for p in pointers]
+    size = max(rows) + samples * reach
     if first.stride > 1 or first.positions != "steps" or not min(rows) or not levels(x[0].device, size * len(x) - sum(rows)):
         return None
-    longer = Pointers.level(pointers, between)
-    whole = Pointers.join(longer)
-    # Where each row comes from, and whether it is a gap; by modality, with the rows that windows see before the first and behind the last.
-    around = ((first.kernel_size - 1) // 2, first.kernel_size // 2)
+    spaced = Pointers.level(pointers, reach)
+    whole = Pointers.join(spaced)
+    # The row that each row is made of, and whether it is a gap; by modality, with what windows see before the first and after the last.
+    around = (reach // 2, reach - reach // 2)
     origin = torch.cat([p.start for p in pointers]).index_select(0, whole.sample) + whole.position
     origin = F.pad(origin.masked_fill(whole.gap.squeeze(1), 0).view(len(x), size), around)
     gap = F.pad(whole.gap.view(len(x), size, 1), (0, 0, *around), value=True)
@@ -204,8 +198,16 @@ def extract_level(
     z = torch.cat([e.conv(own.mT.unsqueeze(0)).squeeze(0).mT for e, own in zip(each, spread, strict=True)])
     positions = _sinusoids(whole.position.to(torch.promote_types(z.dtype, torch.float32)), first.channels)
     z = first.dropout(z + positions.to(z.dtype))
-    out = bilstm(z.split(size), [[*e.forward_lstm.weights, *e.backward_lstm.weights] for e in each], longer)
-    return [states + own if first.skip else states for states, own in zip(out, z.split(size), strict=True)], longer
+    parts = z.split(size)
+    out = bilstm(parts, [[*e.forward_lstm.weights, *e.backward_lstm.weights] for e in each], spaced)
+    return [states + own if first.skip else states for states, own in zip(out, parts, strict=True)], spaced
 
 
 _MANNER = attrgetter("channels", "kernel_size", "stride", "skip", "positions", "dropout.p", "dropout.training")
+
+
+def _is_plain(extractor: UnimodalExtractor) -> bool:
+    """Whether calling each part does what its options and weights say."""
+    parts = ((extractor.conv, nn.Conv1d), (extractor.dropout, nn.Dropout))
+    plain = all(type(part) is kind and not is_watched(part) for part, kind in parts) and not is_watched(extractor)
+    return plain and op_of_both(extractor.forward_lstm, extractor.backward_lstm) is bilstm

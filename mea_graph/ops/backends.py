@@ -1,4 +1,4 @@
-"""Which implementation of an op runs: `explain` says it, and why each other one does not. `use_backend` forces one."""
+"""Chooses the implementation of an op. `explain` says which one runs and why each other one does not; `use_backend` forces one."""
 
 import contextlib
 import inspect
@@ -26,7 +26,7 @@ class Backend(NamedTuple):
     run: Callable[..., Any]  # takes the op's arguments by keyword
     refuse: Callable[..., str | None]  # takes the same; says why it cannot run on them, or None
     prefers: str | None = None  # "auto" takes it only on this type of device; None: on any
-    hold: Callable[[], str | None] = lambda: None  # says why "auto" leaves it alone, before `refuse` is asked
+    hold: Callable[[], str | None] = lambda: None  # says why "auto" does not take it; called before `refuse`
 
 
 class Explanation(NamedTuple):
@@ -49,7 +49,7 @@ class Explanation(NamedTuple):
 
 
 class Op:
-    """An op's backends, the preferred ones first. `signature` is that of the public function, which `explain` takes arguments by."""
+    """An op's backends, the preferred ones first. `explain` binds its arguments by `signature`, that of the public function."""
 
     def __init__(self, function: Callable[..., Any], backends: Mapping[str, Backend]) -> None:
         self.name, self.backends = function.__name__, dict(backends)
@@ -74,7 +74,7 @@ class Op:
         return forced if forced in self.backends else "auto"
 
     def select(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-        """What runs for these arguments; one requested by name runs or raises."""
+        """Returns what runs for these arguments; raises if a backend requested by name cannot."""
         if backend == "auto":
             return self.backends[self._automatic(device, arguments)[0]].run
         if backend not in self.backends:
@@ -96,6 +96,8 @@ class Op:
         to_onnx = torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
         transformed = is_transformed()
         for name, candidate in self.backends.items():
+            if not every and candidate.prefers not in (None, device.type):  # nobody reads why else it could not run
+                continue
             reason = candidate.hold() or candidate.refuse(**arguments)
             if reason is None and name not in _PLAIN and to_onnx:
                 reason = "ONNX has no such operator"

@@ -1,4 +1,4 @@
-"""What an op may do where nothing is traced and nothing differentiated: on little data each call that is saved counts."""
+"""Tells ops when they may take a short cut: where nothing is traced or differentiated. On little data every saved call counts."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ def is_traced() -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether `torch.func` (grad, vmap, jvp) or forward-mode differentiation is at work, which operators do not know."""
+    """Whether `torch.func` (grad, vmap, jvp) or forward-mode differentiation is at work, which the package's operators lack."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def only_evaluated(*tensors: Tensor | None) -> bool:
-    """Whether these are plain float32 or float64 tensors on a CPU, all of one dtype, that no gradient will be asked of."""
+    """Whether these are plain float32 or float64 tensors on a CPU, all of one dtype, none of which needs a gradient."""
     given = [t for t in tensors if t is not None]
     first = given[0]
     if first.device.type != "cpu" or first.dtype not in (torch.float32, torch.float64):

@@ -1,9 +1,8 @@
 """What `torch.utils.flop_counter.FlopCounterMode` counts for the package's operators; registered when `mea_graph.ops` is imported.
 
-As torch does for its own: products alone, 2 m n k each, the same for every backend. Of attention it is the published formula at the edges
-that there are, so padding and what lies outside a window count nothing; a backward pass counts the map once more, which it computes again.
-The lengths are read from the tensors. Fake tensors have no lengths: the rows are then taken for samples of one length, and every edge for
-there.
+Only products count, 2 m n k each, as torch counts its own, and the same for every backend. Attention counts the published formula at the
+edges that exist, so padding and steps outside a window count nothing; a backward pass counts the map again, because it recomputes it. The
+lengths are read from the tensors. Fake tensors have none: all samples then count as equally long, and all edges as present.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,17 +42,17 @@ def _interval_edges(query: Tensor, key: Tensor, start: Tensor, length: Tensor, *
 
 
 def _interval(query: Tensor, key: Tensor, value: Tensor, *edges: Any) -> int:
-    """q k^T and P v."""
+    """Products q k^T and P v."""
     return 2 * _interval_edges(query, key, *edges) * query.size(1) * (query.size(2) + value.size(2))
 
 
 def _interval_backward(grad: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, *edges: Any) -> int:
-    """q k^T again; of the query and the key; of the map and the value."""
+    """q k^T again; the gradients of query and key; those of map and value."""
     return 2 * _interval_edges(query, key, *edges) * query.size(1) * (3 * query.size(2) + 2 * value.size(2))
 
 
 def _predictive_edges(query: Tensor, start: Tensor, length: Tensor, begin: Any, end: Any) -> int:
-    """The last two are those of the CPU's operator; of the GPU's, which has no windows, they are numbers."""
+    """`begin` and `end` are tensors from the CPU's operator, numbers from the GPU's, which has no windows."""
     own = (start, length, start.unsqueeze(1), length.unsqueeze(1))
     if isinstance(begin, Tensor):
         return _interval_edges(query, query, *own, begin.unsqueeze(1), end.unsqueeze(1))
@@ -61,7 +60,7 @@ def _predictive_edges(query: Tensor, start: Tensor, length: Tensor, begin: Any, 
 
 
 def _predictive_times(map_products: int, value_products: int, inputs: Sequence[Any]) -> int:
-    """For q k^T, the prior's q k^T and the convolution with its 9 taps in each of K maps; and for P v."""
+    """`map_products` times q k^T, the prior's q k^T and the convolution (9 taps, K maps); `value_products` times P v."""
     query, _key, value, prior_query, _prior_key, _weight, _bias, start, length, begin, end, _mu = inputs
     heads, width = query.size(1), query.size(2) + prior_query.size(2) + 9 * query.size(1)
     edges = _predictive_edges(query, start, length, begin, end)
@@ -73,7 +72,7 @@ def _predictive(*inputs: Any) -> int:
 
 
 def _predictive_backward(grad: Tensor, result: Tensor, statistics: Tensor, *inputs: Any) -> int:
-    """The map again and both factors of the products in it; of the map and the value."""
+    """The map again and the gradients of both factors of its products; those of map and value."""
     return _predictive_times(3, 2, inputs)
 
 
@@ -85,7 +84,7 @@ def _edge(x: Tensor, score_dst: Tensor, score_src: Tensor, source: Tensor, *_: A
 def _edge_backward(
     grad_y: Tensor | None, grad_weights: Any, x: Tensor, score_dst: Tensor, score_src: Tensor, weights: Tensor, source: Tensor, *_: Any
 ) -> int:
-    """Of the values and of the weights, where the sum was used."""
+    """The gradients of the values and of the weights, if the sum was used."""
     return 0 if grad_y is None else 4 * source.size(0) * x.size(1) * x.size(2)
 
 
@@ -94,40 +93,41 @@ def _grouped(x: Tensor, weights: Sequence[Tensor], biases: Any, starts: Any, siz
 
 
 def _grouped_backward(grad: Tensor, x: Tensor, mean: Any, rstd: Any, weights: Any, bias: Any, starts: Any, sizes: Any, *_: Any) -> int:
-    """Of the rows and of the weights."""
+    """The gradients of the rows and of the weights."""
     return 2 * _grouped(x, weights, bias, starts, sizes)
 
 
 def _one_way(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any) -> int:
-    """Of one direction of an LSTM or GRU, (B, T, C): every step meets both matrices."""
+    """One direction of an LSTM or GRU, (B, T, C): every step meets both matrices."""
     return 2 * x.size(0) * x.size(1) * (weight_ih.numel() + weight_hh.numel())
 
 
 def _one_way_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any) -> int:
-    """The states again; of what the matrices meet and of themselves."""
+    """The states again; the gradients of what the matrices multiply, and of the matrices."""
     return 3 * _one_way(x, weight_ih, weight_hh)
 
 
-def _bilstm(driven: Tensor, weight: Tensor, start: Tensor, length: Tensor, *_: Any) -> int:
-    """Of the recurrence alone, in both directions: every step meets its set's U."""
+def _recurrence(driven: Tensor, weight: Tensor, start: Tensor, length: Tensor, *_: Any) -> int:
+    """Of the recurrence alone, in both directions: every step meets its set's U, (2, G, H, H), beside which a GRU has a bias."""
     steps = int(length.sum()) if _is_known(driven, length) else driven.size(0)
-    return 2 * steps * weight.numel() // weight.size(0)
+    directions, gates, hidden = weight.shape[1:4]
+    return 2 * steps * directions * gates * hidden * hidden
 
 
-def _bilstm_backward(grad: Tensor, states: Tensor, *rest: Any) -> int:
-    """Of the state and of U."""
-    return 2 * _bilstm(grad, *rest)
+def _recurrence_backward(grad: Tensor, states: Tensor, *rest: Any) -> int:
+    """The gradients of the state and of U."""
+    return 2 * _recurrence(grad, *rest)
 
 
 def _of_torch(x: Tensor, *weights: Any) -> int:
-    """Torch's own recurrent layers, (*, C), which run where nothing is traced. Weights are a list, or come one by one before the states."""
+    """Torch's own recurrent layers, (*, C), which run untraced. Weights are a list, or come one by one before the states."""
     steps = x.numel() // max(x.size(-1), 1)
     matrices = weights[0] if isinstance(weights[0], list | tuple) else weights[:4]
     return 2 * steps * sum(weight.numel() for weight in matrices if weight.dim() == 2)
 
 
 def _of_torch_backward(x: Tensor, *weights: Any) -> int:
-    """Of what the matrices meet and of themselves; the states were kept."""
+    """The gradients of what the matrices multiply, and of the matrices; the states were kept."""
     return 2 * _of_torch(x, *weights)
 
 
@@ -145,9 +145,10 @@ register(_OURS.grouped_linear_backward, _grouped_backward)
 for _name in ("lstm", "gru"):
     register(getattr(_OURS, _name), _one_way)
     register(getattr(_OURS, f"{_name}_backward"), _one_way_backward)
-register(_OURS.bilstm_triton, _bilstm)
-register(_OURS.bilstm_triton_backward, _bilstm_backward)
-# Of torch's own, those that `UnimodalExtractor` runs and torch leaves out: a count without them would be wrong silently.
+for _name in ("bilstm_triton", "bilstm_native", "bigru_native"):
+    register(getattr(_OURS, _name), _recurrence)
+    register(getattr(_OURS, f"{_name}_backward"), _recurrence_backward)
+# Torch's own operators that `UnimodalExtractor` runs and torch does not count: a count without them would be wrong silently.
 for _name in ("mkldnn_rnn_layer", "_cudnn_rnn"):
     for _operator, _formula in ((_name, _of_torch), (f"{_name}_backward", _of_torch_backward)):
         if getattr(torch.ops.aten, _operator) not in flop_registry:

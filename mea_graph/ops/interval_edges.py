@@ -21,15 +21,15 @@ class IntervalEdges:
     keeps those that are near, in steps or in seconds.
 
     Args:
-        sources: Where the samples' rows are, one of each source.
-        target: The same of the target, with as many samples.
+        sources: Where the samples' rows are in each source.
+        target: Where the target's rows are, with as many samples.
         begin, end: First row and the row after the last of each run, as numbers in the matrix of all sources. None: all of the sample.
 
     Shape:
         - begin, end: :math:`(N_t, S)`, int64, inside the sample's rows
 
     Raises:
-        ValueError: Different numbers of samples, shapes other than above, or (looked at on a CPU) runs that leave the sample's rows.
+        ValueError: Different numbers of samples, shapes other than above, or runs that leave the sample's rows (only a CPU checks).
 
     >>> import torch
     >>> audio, text = Pointers.from_ptr(torch.tensor([0, 3, 5])), Pointers.from_ptr(torch.tensor([0, 1, 2]))
@@ -71,7 +71,7 @@ class IntervalEdges:
 
     @classmethod
     def _of_own(cls, sources: Sequence[Pointers], target: Pointers, begin: Tensor, end: Tensor) -> "IntervalEdges":
-        """From runs that were made here, and need no check."""
+        """Makes edges from runs that this class computed, which need no check."""
         edges = cls(sources, target)
         edges._begin, edges._end = begin, end
         return edges

@@ -14,7 +14,7 @@ __all__ = ["Pointers"]
 
 
 class _Kept(Protocol):
-    """What a type checker takes the property for."""
+    """The type of the property for a type checker."""
 
     def __get__(self, owner: Any, kind: type | None = None, /) -> Tensor: ...
 
@@ -59,14 +59,14 @@ class Pointers:
 
     def __init__(self, start: Tensor, length: Tensor, num_rows: int, steps: int | None = None, packed: bool = False) -> None:
         self.start, self.length, self.num_rows, self.steps, self.packed = start, length, num_rows, steps, packed
-        self._made: dict[str, Any] = {}  # what was derived once
+        self._made: dict[str, Any] = {}  # derived tensors, made once
 
     @classmethod
     def from_ptr(cls, ptr: Tensor, num_rows: int | None = None, max_length: int | None = None) -> "Pointers":
-        """Of a PyG batch: sample b has the rows `ptr[b]` to `ptr[b + 1] - 1`. `num_rows` and `max_length` spare looks at the data.
+        """Makes pointers of a PyG batch: sample b has the rows `ptr[b]` to `ptr[b + 1] - 1`.
 
-        What pads the rows needs the longest length, which a ptr on a device does not say without a wait; the number of all rows would bound
-        it, at B times the memory. `max_length` says it: the longest length or more. That it is enough is looked at on a CPU only.
+        Give `num_rows` and `max_length` if you know them: reading them from a ptr on a device waits for the device. Padding the rows needs
+        `max_length`, the longest length or more; the number of rows would do, at B times the memory. Only a CPU checks that it is enough.
 
         >>> Pointers.from_ptr(torch.tensor([0, 2, 5]), 5)
         Pointers(2 samples, 5 rows)
@@ -90,7 +90,7 @@ class Pointers:
 
     @classmethod
     def from_batch(cls, batch: Tensor, num_samples: int) -> "Pointers":
-        """Of a PyG batch vector: row i belongs to sample `batch[i]`; sorted.
+        """Makes pointers of a sorted PyG batch vector: row i belongs to sample `batch[i]`.
 
         >>> Pointers.from_batch(torch.tensor([0, 0, 2]), 3).length.tolist()
         [2, 0, 1]
@@ -109,7 +109,7 @@ class Pointers:
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Pointers":
-        """Of a padded batch: True marks real steps, which come first in every row.
+        """Makes pointers of the mask of a padded batch: True marks real steps, which come first in every row.
 
         >>> Pointers.from_mask(torch.tensor([[True, True, False], [True, False, False]])).length.tolist()
         [2, 1]
@@ -123,7 +123,7 @@ class Pointers:
 
     @classmethod
     def full(cls, batch: int, steps: int, device: torch.device) -> "Pointers":
-        """Of a padded batch without padding.
+        """Makes pointers of a padded batch in which every step is real.
 
         >>> Pointers.full(2, 3, torch.device("cpu")).length.tolist()
         [3, 3]
@@ -133,7 +133,7 @@ class Pointers:
 
     @classmethod
     def join(cls, parts: Sequence["Pointers"]) -> "Pointers":
-        """Of several matrices of rows, one below the other: the samples of the first, then those of the second, and so on.
+        """Joins the pointers of stacked matrices of rows: the samples of the first, then those of the second, and so on.
 
         >>> a, b = Pointers.from_ptr(torch.tensor([0, 2])), Pointers.from_ptr(torch.tensor([0, 1, 4]))
         >>> Pointers.join([a, b]).start.tolist()
@@ -163,9 +163,9 @@ class Pointers:
 
     @classmethod
     def level(cls, parts: Sequence["Pointers"], between: int = 0) -> list["Pointers"]:
-        """Of several matrices of rows, each with gaps behind its own rows, so that all have as many as the longest.
+        """Adds gaps behind the rows of each matrix, so that all have as many rows as the longest; `between` more behind each sample.
 
-        With `between` there are so many more rows behind each sample. `join` of all of them is then made but once.
+        Their `join` is made once and kept.
 
         >>> a, b = Pointers.from_ptr(torch.tensor([0, 2])), Pointers.from_ptr(torch.tensor([0, 1, 4]))
         >>> [p.num_rows for p in Pointers.level([a, b])]
@@ -177,7 +177,7 @@ class Pointers:
         whole = cls.join(longer)
         for place, part in enumerate(parts):
             longer[place]._made |= {"widths": [part], "whole": whole, "place": place}
-        del whole._made["parts"]  # which hold it: a ring would keep all of them
+        del whole._made["parts"]  # the parts hold this; a reference back would keep all of them alive
         whole._made["widths"] = list(parts)
         return longer
 
@@ -222,7 +222,7 @@ class Pointers:
 
     @kept
     def gap(self) -> Tensor:
-        """(N, 1), bool: whether a row is none."""
+        """(N, 1), bool: whether a row is a gap."""
         return self.real.logical_not().unsqueeze(1)
 
     @kept
@@ -245,7 +245,7 @@ class Pointers:
 
     @kept
     def count(self) -> Tensor:
-        """(B, 1): what a sum is divided by to be a mean; 1 of no row."""
+        """(B, 1): what divides a sum to give a mean: the length, or 1 where it is 0."""
         return self.length.clamp(min=1).unsqueeze(1)
 
     @kept
@@ -271,11 +271,11 @@ class Pointers:
         return self.sample * self.max_length + position
 
     def _is_grid(self) -> bool:
-        """Whether the rows are the padded form as they lie. Without padding a packed batch is one too."""
+        """Whether the rows are the padded form already, as those of a packed batch without padding are."""
         return self.steps is not None or (self.packed and self.num_samples * self.max_length == self.num_rows)
 
     def strided(self, stride: int) -> "Pointers":
-        """Of every sequence shortened from T steps to ceil(T / stride).
+        """Pointers of the sequences shortened from T to ceil(T / stride) steps.
 
         >>> Pointers.from_ptr(torch.tensor([0, 5, 6])).strided(2).length.tolist()
         [3, 1]
@@ -284,14 +284,14 @@ class Pointers:
             return self
         length = (self.length + stride - 1).div(stride, rounding_mode="floor")
         if self.steps is not None:
-            steps = (self.steps + stride - 1) // stride  # of a negative number ONNX would take another quotient
+            steps = (self.steps + stride - 1) // stride  # not -(-steps // stride): ONNX divides negative numbers in another way
             start = torch.arange(self.num_samples, device=length.device) * steps
             return Pointers(start, length, self.num_samples * steps, steps, self.packed)
         end = length.cumsum(0)
         return Pointers(end - length, length, int(end[-1]) if len(end) else 0, packed=True)
 
     def compact(self) -> "Pointers":
-        """Of the same samples without gaps between them."""
+        """Pointers of the same samples without gaps between them."""
         if self.packed and self.steps is None:
             return self
         end = self.length.cumsum(0)
@@ -325,7 +325,7 @@ class Pointers:
         return x.index_select(0, self._grid_rows).masked_fill(~real, 0)
 
     def to(self, device: torch.device | str) -> "Pointers":
-        """The same on another device."""
+        """Copies to another device."""
         return Pointers(self.start.to(device), self.length.to(device), self.num_rows, self.steps, self.packed)
 
     def __repr__(self) -> str:
@@ -334,7 +334,7 @@ class Pointers:
 
 
 class _Take(torch.autograd.Function):
-    """Rows by an index that names each at most once: going back they are put, where torch's own indexing would add, row by row."""
+    """Takes rows by an index that names each at most once. The backward pass writes rows, where torch's indexing would add them."""
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""What several readers need: checks of lengths and claimed sizes, repairs of values that are not finite."""
+"""Shared by the readers: checks of lengths and claimed sizes, repairs of values that are not finite."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def repair(x: dict[str, Any], time: Mapping[str, list[Any]] | None, non_finite: 
 
 
 def single(array: np.ndarray) -> np.ndarray:
-    """Numbers as the data set stores them, where what overflows is infinite; call it inside of `np.errstate`."""
+    """Casts numbers to the type that the data set stores; too large ones become infinite. Call it inside `np.errstate`."""
     return array.astype(np.float32, copy=False)
 
 
@@ -112,8 +112,8 @@ def _after(first: Callable[[np.ndarray], np.ndarray], then: Callable[[np.ndarray
 def dataset_of(
     x: Mapping[str, Any], y: Any, labels: Any, *, label_names: Any, split: Any, notes: Sequence[str], **arrays: Any
 ) -> MultimodalDataset:
-    """`MultimodalDataset.from_arrays` of what a file holds, whose labels are what the option `labels` says: a note tells of it."""
-    whole = WHOLE_OF_FILE if labels is None else None  # who says what they are need not be told
+    """Makes the data set of what a file holds. Where the option `labels` is None, a note says what the labels were taken for."""
+    whole = WHOLE_OF_FILE if labels is None else None  # no note where the caller said what they are
     y, label_names, split, notes = read_names(y, label_names, split, notes, whole)
     return MultimodalDataset(build_store(x, y, label_names=label_names, split=split, notes=notes, **arrays))
 

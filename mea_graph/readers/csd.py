@@ -43,7 +43,7 @@ def read_csd(
 
     Raises:
         ImportError: Without h5py (extra `hdf5`).
-        DataError: If a file is no such file, its arrays do not fit, or a video is in two splits.
+        DataError: If a file is not a `.csd` file, its arrays do not fit, or a video is in two splits.
     """
     check_non_finite(non_finite)
     check_labels(labels)
@@ -149,12 +149,12 @@ def _read(path: Path, words: bool = False) -> dict[str, tuple[np.ndarray, np.nda
 
 
 def _members(path: Path, group: Any, where: str) -> dict[str, Any]:
-    """What a group holds, by name, once it is sure that all of it stands in this very file: a link is not followed to find out."""
+    """The members of a group by name, all of which must be in this very file; refuses links without following them."""
     import h5py
 
     names = list(group)
     for name in names:
-        if "/" in name or name in (".", ".."):  # would be taken for a path, and the links on it would be followed
+        if "/" in name or name in (".", ".."):  # h5py would take it for a path, and follow the links on it
             raise DataError(f"{path}: {where}: expected names without '/', got {name!r}")
         if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
             raise DataError(f"{path}: {where}: expected {name} in this very file, got a link")
@@ -233,7 +233,7 @@ def _modality(
 def _in_order(
     data: dict[str, tuple[np.ndarray, np.ndarray]], name: str, notes: list[str]
 ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, np.ndarray]]:
-    """The same with the steps of every video in the order of time, and without those whose interval is not finite; and their middles."""
+    """Sorts the steps of every video by time and leaves out those whose interval is not finite; returns the middles too."""
     out: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     middles: dict[str, np.ndarray] = {}
     sorted_, lost = 0, 0

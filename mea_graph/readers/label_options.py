@@ -37,7 +37,7 @@ def as_labels(
         columns: Which of several labels a sample, by number, or by name where `label_names` names all of them; one, or a list.
         label_names: Names of the classes or of the labels.
         notes: Takes what was guessed or numbered anew.
-        regression: Whether integers, of one label a sample, are real numbers too where `labels` is None: of files that cast them.
+        regression: Whether integers, one a sample, are real numbers where `labels` is None, for files that store real labels as integers.
     """
     check_labels(labels)
     y = y if isinstance(y, np.ndarray) else np.asarray(y)

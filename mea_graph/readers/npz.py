@@ -20,7 +20,7 @@ from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, c
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-_LABELS = (("label", "y"), ("labels", "target", "targets"))  # names of the labels; the second ones where there is none of the first
+_LABELS = (("label", "y"), ("labels", "target", "targets"))  # names of the labels; the second group counts where none of the first is there
 _IDS = ("id", "name")
 
 
@@ -51,7 +51,7 @@ def read_npz(
         non_finite: "error", "zero" to set NaN and infinity in the sequences to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        DataError: If the file is no such file, holds Python objects, or its arrays do not fit each other.
+        DataError: If the file is not an `.npz` file, holds Python objects, or its arrays do not fit each other.
     """
     check_non_finite(non_finite)
     check_labels(labels)
@@ -76,7 +76,7 @@ def _padded(
 ) -> dict[str, Any]:
     """The arguments of `MultimodalDataset.from_arrays` in padded arrays."""
     arrays, notes = _with_channels(arrays, [static] if isinstance(static, str) else static)
-    labelled = {label, *sum(_LABELS, ())}  # what the model is to find out must never be among what it is given
+    labelled = {label, *sum(_LABELS, ())}  # labels must never become inputs of the model
     names = [name for name, array in arrays.items() if array.ndim == 3 and name not in labelled]
     if not names:
         raise DataError(
@@ -176,7 +176,7 @@ def _load(source: Path) -> dict[str, np.ndarray]:
             check_claimed_size(source, sum(member.file_size for member in archive.infolist()), source.stat().st_size)
             for member in archive.infolist():
                 arrays[member.filename.removesuffix(".npy")] = text(_read_member(archive, member))
-    except MemoryError:  # of which the cache says how much is needed
+    except MemoryError:  # the cache says how much memory is needed
         raise
     except Exception as error:  # a corrupt archive can raise nearly anything
         if isinstance(error, DataError):
@@ -187,7 +187,7 @@ def _load(source: Path) -> dict[str, np.ndarray]:
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array. numpy takes the memory that a header asks for before it looks at the data; here the two must fit first."""
+    """Reads one array. Checks that its header fits its data first: numpy takes the memory that the header claims before it reads."""
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(f"{member.filename}: expected a member stored or deflated, as numpy writes, got type {member.compress_type}")
     with archive.open(member) as file:

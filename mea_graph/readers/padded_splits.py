@@ -79,7 +79,7 @@ def read_splits(
             stored = _stored_lengths(source, split, part, name, array) if lengths_known(name) else None
             mends = name == "audio" and not keep_infinite and array.dtype.kind == "f"
             start(f"reading {split}/{name}", array.nbytes)
-            with np.errstate(all="ignore"):  # NaN and what overflows float32 are told later, with their sample
+            with np.errstate(all="ignore"):  # NaN and overflows of float32 are reported later, with their sample
                 for i, x in enumerate(array):
                     first, last = _span(x)
                     if mends and (count := _minus_infinities(x[first:last])):
@@ -202,7 +202,7 @@ def _without_infinite_ends(x: np.ndarray, first: int, last: int) -> tuple[int, i
 
 
 def _first(x: np.ndarray) -> int:
-    """The first row that is not zero throughout, or the number of rows. No more bytes are looked at than need be."""
+    """The first row that is not zero throughout, or the number of rows. Reads no more bytes than it must."""
     if x.flags.c_contiguous:
         found = x.reshape(-1).view(np.bool_)  # `argmax` stops at the first byte that is not zero
         place = int(found.argmax())
@@ -211,7 +211,7 @@ def _first(x: np.ndarray) -> int:
             return row
         if not found[place]:
             return len(x)
-    real = (x != 0).any(axis=1)  # a zero may have a sign, and so a byte that is none
+    real = (x != 0).any(axis=1)  # -0.0 has a byte that is not zero
     return int(real.argmax()) if real.any() else len(x)
 
 

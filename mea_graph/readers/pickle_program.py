@@ -38,8 +38,10 @@ class Described:
 
 
 def check_key(key: Any) -> Any:
-    """A key of a dict or element of a set, which hashing must not make slow: Python's hash of nested tuples takes exponential time,
-    that of numbers can be made the same for all of them."""
+    """Returns a key of a dict or element of a set, or refuses one that could make hashing slow.
+
+    Python hashes nested tuples in exponential time, and a file may hold many numbers with the same hash.
+    """
     if isinstance(key, str | bytes | float | Described) or key is None:
         return key
     if isinstance(key, int) and key.bit_length() < 64:
@@ -81,7 +83,7 @@ class Program:
         raise EOFError("it ends early")
 
     def read(self, count: int) -> bytes:
-        if not 0 <= count <= self.limits.size:  # asking a file for 2**60 bytes takes the memory first
+        if not 0 <= count <= self.limits.size:  # reading 2**60 bytes would take the memory before it fails
             raise EOFError(f"{count} bytes announced in a file of {self.limits.size}")
         data = self.file.read(count)
         if len(data) != count:

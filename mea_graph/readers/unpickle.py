@@ -18,8 +18,8 @@ from mea_graph.data.errors import DataError, brief, no_memory
 from mea_graph.readers.pickle_program import Described, Limits, Program, check_key
 
 _DTYPE = re.compile(r"([biufSUO])(\d{0,9})")
-_MOST_AXES = 64  # of an array; and the product of many more numbers takes time
-_MOST_EMPTY = 1 << 24  # elements of an array without bytes, were it not empty: a loop over its rows costs time all the same
+_MOST_AXES = 64  # of an array: multiplying many more sizes would take time
+_MOST_EMPTY = 1 << 24  # rows and channels of an empty array: a loop over them costs time although they hold no bytes
 
 
 def load_pickle(path: str | Path) -> Any:
@@ -45,7 +45,7 @@ def load_pickle(path: str | Path) -> Any:
 
 
 def mapped_pickle(path: str | Path) -> Any:
-    """The same with the contents of large arrays left in the file, as views of it: for readers, which copy what they take.
+    """Like `load_pickle`, but large arrays are views of the mapped file, for readers, which copy what they take.
 
     Such an array changes with the file, and is not aligned.
     """
@@ -85,7 +85,7 @@ def _mapped(file: BinaryIO) -> memoryview | None:
 def _check_sharing(value: Any, size: int) -> None:
     """Refuses an object with so many references that writing out all of them would fill the memory.
 
-    Lists of the same lists of the same lists are a few bytes that numpy makes a terabyte of, and so are a thousand names for one array.
+    Lists of the same lists of the same lists take a few bytes, of which numpy makes a terabyte; so do a thousand references to one array.
     """
     limits = Limits(size)
     most = limits.left
@@ -126,7 +126,7 @@ class _StandIn(Described):
         self._make, self._limits = _ALLOWED[module, name], limits
 
     def __call__(self, *args: Any) -> Any:
-        for part in args:  # what is made of a part is in proportion to it, as often as it is made
+        for part in args:  # each call takes memory in proportion to its arguments
             self._limits.spend(
                 64 * len(part) if isinstance(part, list) else len(part) if isinstance(part, str | bytes | bytearray | memoryview) else 128
             )
@@ -213,11 +213,11 @@ def _array(state: tuple[Any, ...], done: dict[int, Any], limits: Limits) -> np.n
     shape, dtype, fortran, data = state
     sizes = isinstance(shape, tuple) and len(shape) <= _MOST_AXES and all(type(n) is int and 0 <= n < 1 << 48 for n in shape)
     if not isinstance(dtype, _Dtype) or not sizes:
-        raise DataError("refused: array whose shape or dtype is none")
+        raise DataError("refused: array without a valid shape or dtype")
     order = "F" if fortran is True else "C"
     if dtype.value.kind == "O":
         if not isinstance(data, list):
-            raise DataError("refused: array of objects whose contents are no list")
+            raise DataError("refused: array of objects whose contents are not a list")
         limits.spend(112 + 8 * len(data))
         flat = np.empty(len(data), dtype=object)
         for i, item in enumerate(data):
@@ -247,7 +247,7 @@ def _reconstruct(*_: Any) -> _Array:
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     """`_codecs.encode`: how Python 3 writes bytes in the protocols that have none."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
-        raise DataError("refused: _codecs.encode of something else than text")
+        raise DataError("refused: _codecs.encode of something other than text")
     return text.encode(encoding)
 
 
@@ -306,7 +306,7 @@ _PLAIN = (type(None), bool, int, float, str, bytes, bytearray)
 
 
 def _resolve(value: Any, done: dict[int, Any], limits: Limits) -> Any:
-    """The same value with every described numpy object made; `done` keeps what is shared, and stops at what holds itself."""
+    """Makes every described numpy object of a value; `done` keeps shared ones, and finds containers that hold themselves."""
     if isinstance(value, _PLAIN):
         return value
     if id(value) in done:
@@ -316,7 +316,7 @@ def _resolve(value: Any, done: dict[int, Any], limits: Limits) -> Any:
     done[id(value)] = _resolve  # a mark: being made
     if isinstance(value, _Pending):
         made: Any = value.build(done, limits)
-    elif isinstance(value, memoryview):  # bytes that are no array's; signed ones are those of a bytearray
+    elif isinstance(value, memoryview):  # bytes outside an array; a signed format marks a bytearray
         made = bytearray(value) if value.format == "b" else bytes(value)
     elif isinstance(value, dict):
         made = {_resolved_key(k, done, limits): _resolve(v, done, limits) for k, v in value.items()}

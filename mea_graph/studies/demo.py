@@ -13,13 +13,14 @@ import lightning as L
 from rich.console import Console
 from rich.table import Table
 
+from mea_graph.baselines.scores import constant_scores
 from mea_graph.studies.recipe import EMBEDDED, open_data, read_recipe
 from mea_graph.studies.rows import FULL, compared
 from mea_graph.studies.run import MODULES
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.history import History
 from mea_graph.train.model_checkpoint import ModelCheckpoint
-from mea_graph.train.reports import cell, constant_scores, plain
+from mea_graph.train.reports import cell, plain
 from mea_graph.train.task_module import TaskModule
 from mea_graph.train.training_progress import Step, TellProgress, TrainingDisplay
 

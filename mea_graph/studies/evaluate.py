@@ -117,8 +117,7 @@ def batches(module: TaskModule, data: SequenceDataModule, part: str) -> Iterator
         data: Has the samples.
         part: `train`, `valid` or `test`.
     """
-    data.predict_split = part  # type: ignore[assignment]
-    for batch in data.predict_dataloader():
+    for batch in data.part_dataloader(part):
         yield batch.to(module.device)
 
 

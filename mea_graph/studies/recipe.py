@@ -15,11 +15,13 @@ from mea_graph.nn.model_options import merged
 from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.monitors import watching_mode
+from mea_graph.train.sampling import Sampling
 from mea_graph.train.splits import SplitPolicy
-from mea_graph.train.training_length import UPDATES, TrainingLength
+from mea_graph.train.training_length import length_of
 
 SECTIONS = ("data", "model", "trainer", "early_stopping", "training", "seed_everything", "logger")
 EMBEDDED = "events"
+DATA_PARTS: dict[str, Any] = {"split": SplitPolicy, "sampling": Sampling}
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Recipe:
 
     Args:
         name: The name of the configuration; names the study's folder.
-        data: Arguments of `SequenceDataModule`, the split as a dict.
+        data: Arguments of `SequenceDataModule`, split and sampling as dicts.
         model: Options of `MEAModule`.
         trainer: Arguments of Lightning's `Trainer`.
         monitor: The validation metric that chooses the epoch, such as `valid/accuracy`.
@@ -84,15 +86,11 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     if source != EMBEDDED:
         data.pop("events", None)
         data["source"] = source
-    length = _training_length(whole.get("training") or {})
-    if length is None and trainer.get("max_epochs") is None and epochs is None:
-        length = TrainingLength(UPDATES)  # as the command trains
+    training, told = whole.get("training") or {}, trainer.get("max_epochs")
+    length = length_of(training, epochs if told is None and not any(training.values()) else told)
     if length is not None:
-        if trainer.get("max_epochs") is not None:
-            raise DataError(
-                f"training: expected no trainer.max_epochs beside it, got {trainer['max_epochs']}: updates say how long to train"
-            )
-        data["batches_per_epoch"] = length.batches_per_epoch(trainer.get("accumulate_grad_batches") or 1)
+        batches = length.batches_per_epoch(trainer.get("accumulate_grad_batches") or 1)
+        data["sampling"] = {**(data.get("sampling") or {}), "batches": batches}
         trainer["max_epochs"], stopping["patience"] = length.epochs, length.patience_epochs
     if epochs is not None:
         trainer["max_epochs"] = epochs
@@ -113,7 +111,7 @@ def open_data(options: Mapping[str, Any]) -> SequenceDataModule:
     """Returns the data of a run.
 
     Args:
-        options: The options of `SequenceDataModule`, the split as a dict.
+        options: The options of `SequenceDataModule`, split and sampling as dicts.
 
     Raises:
         DataError: If an option does not exist, or the data is not as they say.
@@ -122,8 +120,8 @@ def open_data(options: Mapping[str, Any]) -> SequenceDataModule:
     'regression'
     """
     try:
-        split = {"split": SplitPolicy(**options["split"])} if options.get("split") else {}
-        return SequenceDataModule(**{**options, **split})
+        made = {name: kind(**(options[name] or {})) for name, kind in DATA_PARTS.items() if name in options}
+        return SequenceDataModule(**{**options, **made})
     except TypeError as error:
         raise DataError(f"data: {error}") from error
 
@@ -138,14 +136,6 @@ def _read(path: Path) -> dict[str, Any]:
     if unknown := sorted(set(found) - set(SECTIONS)):
         raise DataError(f"config: expected sections {', '.join(SECTIONS)} in {path}, got {', '.join(unknown)}")
     return found
-
-
-def _training_length(options: Mapping[str, Any]) -> TrainingLength | None:
-    given = {name: value for name, value in options.items() if value is not None}  # a run's config.yaml says null
-    try:
-        return TrainingLength(**given) if given else None
-    except TypeError as error:
-        raise DataError(f"training: {error}") from error
 
 
 def _model_options(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from mea_graph.studies.records import Record
 from mea_graph.studies.run import Run
 from mea_graph.studies.tables import comparison_table, mean_and_sd, scores_by_row, shown_metrics
-from mea_graph.train.metrics import LOWER_IS_BETTER, Task
+from mea_graph.train.metrics import Task
+from mea_graph.train.monitors import LOWER_IS_BETTER
 from mea_graph.train.whole_files import write_whole
 
 

@@ -17,6 +17,7 @@ import lightning as L
 import torch
 
 from mea_graph import baselines
+from mea_graph.baselines.scores import constant_scores, pooled_linear, pooled_linear_scores
 from mea_graph.data import DataError
 from mea_graph.studies.disentanglement import disentanglement
 from mea_graph.studies.evaluate import evaluate
@@ -29,7 +30,6 @@ from mea_graph.train.mea_module import MEAModule, complete_options
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import logged_names, unknown_monitor
 from mea_graph.train.quieten import quieten
-from mea_graph.train.reports import constant_scores, pooled_linear, pooled_linear_scores
 from mea_graph.train.task_module import TaskModule
 from mea_graph.train.training_progress import Step, TellProgress
 from mea_graph.train.versions import versions
@@ -45,7 +45,7 @@ MODULES: dict[str, Callable[..., TaskModule]] = {
         baselines.SharedPrivateEncodersModule,
     )
 }
-PLACES = ("source", "cache_dir", "num_workers")  # options of the data that change no outcome
+PLACES = ("source", "num_workers")  # options of the data that change no outcome; of the reader `cache_dir`
 CONSTANT, POOLED_LINEAR = UNTRAINED = ("constant", "pooled linear")  # kinds of runs without epochs
 
 
@@ -94,6 +94,8 @@ class Run:
         An option of the module that has its default is left out, so that a run stays the same when a later version has one option more.
         """
         data = {name: value for name, value in self.data.items() if name not in PLACES}
+        if data.pop("reader", None) and (reader := {n: v for n, v in self.data["reader"].items() if n != "cache_dir"}):
+            data["reader"] = reader
         default = whole_options(self.kind, {})
         whole = self.config | {"data": data, "options": _beyond(self.options, default)}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from mea_graph.viz import embedding_scatter, score_bars, score_curves, score_map
 
 Report = tuple[str, dict[str, Figure]]
 LAYERS = {"exclusive": "predictive layers", "agnostic": "cross-modal layers"}  # by branch, as tables and figures call them
-T_TEST = "n runs each, mean ± standard deviation; p: two-sided paired t-test over the runs, not corrected for the number of rows."
+T_TEST = "n runs each, mean ± standard deviation; p: two-sided paired t-test over the runs, corrected by Holm for the rows."
 
 
 @dataclass(frozen=True)

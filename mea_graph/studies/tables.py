@@ -64,6 +64,22 @@ def paired_p(ours: Values, theirs: Values) -> float:
     return float(stats.ttest_1samp(difference, 0.0).pvalue)
 
 
+def holm(values: Sequence[float]) -> list[float]:
+    """Returns p-values corrected for their number by Holm's method; NaN, which is no test, stays NaN and does not count.
+
+    Args:
+        values: The p-values of the tests of one table.
+
+    >>> holm([0.01, 0.04, math.nan, 0.03])
+    [0.03, 0.06, nan, 0.06]
+    """
+    corrected, least = [math.nan] * len(values), 0.0
+    order = sorted((i for i, p in enumerate(values) if not math.isnan(p)), key=lambda i: values[i])
+    for place, i in enumerate(order):
+        least = corrected[i] = max(least, min(1.0, (len(order) - place) * values[i]))
+    return corrected
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a Markdown table.
 
@@ -97,6 +113,8 @@ def scores_by_row(records: Iterable[Mapping], part: str = "test") -> dict[str, d
 def comparison_table(scores: Mapping[str, Mapping[str, Values]], metrics: Sequence[str], reference: str, extra: Mapping[str, str]) -> str:
     """Returns the table of models: metrics, the distance of the main one to the reference's, its p-value, and one more column.
 
+    The p-values are corrected for the number of rows (`holm`); the column's title says so where there is more than one.
+
     Args:
         scores: Row -> metric -> seed -> value.
         metrics: The columns, the main one first.
@@ -104,17 +122,20 @@ def comparison_table(scores: Mapping[str, Mapping[str, Values]], metrics: Sequen
         extra: What the last column says of each row.
     """
     main = metrics[0]
+    others = [name for name in scores if name != reference] if reference in scores else []
+    p_values = dict(zip(others, holm([paired_p(scores[reference][main], scores[name][main]) for name in others]), strict=True))
     rows = []
     for name, found in scores.items():
         away, p = "", ""
-        if name != reference and reference in scores:
+        if name in p_values:
             ours, theirs = scores[reference][main], found[main]
             seeds = sorted(ours.keys() & theirs.keys())
             difference = [theirs[seed] - ours[seed] for seed in seeds]
             away = f"{np.mean(difference):+.3f}" if seeds and np.isfinite(difference).all() else "-"
-            value = paired_p(ours, theirs)
+            value = p_values[name]
             p = "-" if math.isnan(value) else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
         seeds_of = found[main]
         cells = [mean_and_sd([found.get(metric, {}).get(seed, math.nan) for seed in seeds_of]) for metric in metrics]
         rows.append([name, str(len(seeds_of)), *cells, away, p, extra.get(name, "")])
-    return markdown(["model", "n", *metrics, f"{main} against {reference}", "p", "parameters"], rows)
+    title = "p (Holm)" if len(others) > 1 else "p"
+    return markdown(["model", "n", *metrics, f"{main} against {reference}", title, "parameters"], rows)

@@ -25,6 +25,7 @@ from mea_graph.train.metrics import (
 )
 from mea_graph.train.predictions import Embeddings, Predictions
 from mea_graph.train.predictor import Predictor
+from mea_graph.train.sampling import Sampling
 from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.task_module import LearningRateSchedule, TaskModule
 from mea_graph.train.training_length import TrainingLength
@@ -37,6 +38,7 @@ __all__ = [
     "NonFiniteLossError",
     "Predictions",
     "Predictor",
+    "Sampling",
     "SequenceDataModule",
     "SplitPolicy",
     "TaskMetrics",

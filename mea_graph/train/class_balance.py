@@ -68,7 +68,7 @@ def imbalance_note(y: Tensor, task: Task, out_channels: int, names: Sequence[str
         - `y` is :math:`(N,)` or :math:`(N, K)`.
 
     >>> imbalance_note(torch.tensor([0] * 50 + [1] * 4), "classification", 2, ["rest", "fall"])
-    'classes are unequal: 50 training samples of rest, 4 of fall; class_weights: balanced, or balanced: true in data, evens them out'
+    'classes are unequal: 50 training samples of rest, 4 of fall; class_weights: balanced, or data.sampling.balanced: true, evens them out'
     """
     if task == "regression":
         return None
@@ -80,7 +80,7 @@ def imbalance_note(y: Tensor, task: Task, out_channels: int, names: Sequence[str
             return None
         return (
             f"classes are unequal: {count[most]} training samples of {names[most]}, {count[least]} of {names[least]}; "
-            "class_weights: balanced, or balanced: true in data, evens them out"
+            "class_weights: balanced, or data.sampling.balanced: true, evens them out"
         )
     rarer = torch.minimum(count, len(y) - count)
     label = int(rarer.argmin())

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from rich.console import Console
 
-from mea_graph.command.options import with_suggestion
+from mea_graph.baselines.scores import baseline_scores
+from mea_graph.command.options import LINKED, with_suggestion
 from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.train import predict_command
@@ -40,18 +41,17 @@ from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.quieten import quieten
-from mea_graph.train.reports import baseline_scores, behind_a_baseline, plain, scores_table, write_json
+from mea_graph.train.reports import behind_a_baseline, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.same_options import check_same_options
 from mea_graph.train.task_module import TaskModule, check_precision
-from mea_graph.train.training_length import UPDATES, TrainingLength
+from mea_graph.train.training_length import TrainingLength, length_of
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 
 CLIP = 1.0  # norm of the gradients; the published configurations have none
 LENGTH = ("updates", "check_every", "patience")
-LINKED = ("in_channels", "out_channels", "task", "label_names")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
 
 
@@ -119,8 +119,8 @@ class CommandLine(LightningCLI):
         meanings = argument_docs(TrainingLength)
         for name in LENGTH:
             parser.add_argument(f"--training.{name}", type=int | None, default=None, help=meanings[name])
-        sources = (*(f"training.{name}" for name in LENGTH), "trainer.accumulate_grad_batches")
-        parser.link_arguments(sources, "data.batches_per_epoch", batches_per_epoch)
+        sources = (*(f"training.{name}" for name in LENGTH), "trainer.max_epochs", "trainer.accumulate_grad_batches")
+        parser.link_arguments(sources, "data.sampling.batches", batches_per_epoch)
         parser.link_arguments("seed_everything", "data.seed")
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
@@ -138,13 +138,9 @@ class CommandLine(LightningCLI):
         watched = config.early_stopping
         if watched.mode is not None or mode_of(watched.monitor) is not None:
             watched.mode = watching_mode(watched.monitor, watched.mode)  # so that config.yaml says it
-        self.length, given = training_length(**config.training), config.trainer.max_epochs
-        if self.length is None and given is None:
-            config.training.updates = UPDATES  # so that config.yaml says it
-            self.length = TrainingLength(UPDATES)
-            config.data.batches_per_epoch = self.length.batches_per_epoch(config.trainer.accumulate_grad_batches)
-        elif self.length is not None and given is not None:
-            raise DataError(f"training: expected no trainer.max_epochs (null) beside it, got {given}: updates say how long to train")
+        self.length = length_of(config.training, config.trainer.max_epochs)
+        if self.length is not None:
+            config.training.updates = self.length.updates  # so that config.yaml says it
         self.checkpoint = None
         if not fits or resuming:
             config.ckpt_path = str(self.folder.find_checkpoint(config.ckpt_path))
@@ -355,19 +351,13 @@ def trainer_callbacks(trainer: Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
-def training_length(updates: int | None, check_every: int | None, patience: int | None) -> TrainingLength | None:
-    """Returns how long to train where that is said in updates."""
-    if updates is not None:
-        return TrainingLength(updates, check_every, patience)
-    if check_every is not None or patience is not None:
-        raise DataError("training: expected updates beside check_every and patience, got none")
+def batches_per_epoch(*given: int | None) -> int | None:
+    """Returns the batches of an epoch; one pass where the trainer counts epochs, or options contradict each other."""
+    *training, max_epochs, accumulate = given
+    with suppress(DataError):  # which the parser would wrap; `before_instantiate_classes` says it plainly
+        length = length_of(dict(zip(LENGTH, training, strict=True)), max_epochs)
+        return None if length is None else length.batches_per_epoch(accumulate or 1)
     return None
-
-
-def batches_per_epoch(updates: int | None, check_every: int | None, patience: int | None, accumulate: int) -> int | None:
-    """Returns the batches of an epoch; one pass over the samples where no length is given in updates."""
-    length = training_length(updates, check_every, patience)
-    return None if length is None else length.batches_per_epoch(accumulate)
 
 
 def plugins(given: Any) -> list[Any]:

@@ -25,10 +25,11 @@ from mea_graph.data import (
     open_dataset,
 )
 from mea_graph.train.metrics import Task
+from mea_graph.train.sampling import Sampling
 from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.targets import check_targets
 
-OWN_SPLITS = SplitPolicy()
+OWN_SPLITS, ONE_PASS = SplitPolicy(), Sampling()
 PARTS = ("train", "valid", "test")
 PRESETS = {"MOSI": MOSI, "MOSEI": MOSEI, "IEMOCAP": IEMOCAP}
 
@@ -44,24 +45,18 @@ class SequenceDataModule(L.LightningDataModule):
         source: File or folder that `mea_graph.data.open_dataset` reads; in Python also a data set, not standardised. Or give `events`.
         preset: The protocol that the source should follow, such as MOSI's; a warning lists the differences.
         events: Arguments of `mea_graph.data.AsynchronousEvents`, the embedded data.
-        format: Name of the reader, or `auto`.
-        cache_dir: Folder for converted data; beside the source if `None`.
-        reader: Further options of the reader, such as `label: emotion`.
+        reader: Options of `mea_graph.data.open_dataset`: `format`, where the contents of the file do not say it; `cache_dir`, a folder
+            for converted data; and those of the format's reader, such as `label: emotion`.
         modalities: The modalities to use, in this order; all if `None`.
         task: What the target is; follows from the targets if `None`.
-        num_classes: Number of classes, if some do not occur in the data.
-        label_names: Names of the classes or labels, if the data has none.
+        classes: The names of the classes or labels in order, if the data has none; or their number, if some do not occur in the data.
         split: Which samples train, validate and test.
         standardize: Z-scores per channel: `train` (statistics of the training samples; the checkpoint keeps them for other data),
             or the name of a field, such as `subject` (statistics of each of its values); raw features if `None`.
         batch_size: Samples per batch and process, >= 1.
-        batches_per_epoch: Batches of an epoch of training, >= 1, which then need not be one pass over the samples (`TrainingLength`); one
-            pass if `None`.
-        balanced: Whether training draws all classes equally often, for unequal classes: samples of small classes come several times,
-            some of large classes not at all. An epoch keeps its length.
+        sampling: How training draws its samples.
         seed: Seed of the order of the training samples; the order also depends on the epoch.
         num_workers: Processes that read samples, >= 0.
-        predict_split: The part to predict: `test`, `train`, `valid` or `all`.
 
     Raises:
         DataError: If the source, the split or the targets are not as described; the field is named.
@@ -76,21 +71,16 @@ class SequenceDataModule(L.LightningDataModule):
         source: str | os.PathLike[str] | MultimodalDataset | None = None,
         preset: Literal["MOSI", "MOSEI", "IEMOCAP"] | None = None,
         events: dict[str, Any] | None = None,
-        format: str = "auto",
-        cache_dir: str | None = None,
         reader: dict[str, Any] | None = None,
         modalities: list[str] | None = None,
         task: Task | None = None,
-        num_classes: int | None = None,
-        label_names: list[str] | None = None,
+        classes: int | list[str] | None = None,
         split: SplitPolicy = OWN_SPLITS,
         standardize: str | None = None,
         batch_size: int = 32,
-        batches_per_epoch: int | None = None,
-        balanced: bool = False,
+        sampling: Sampling = ONE_PASS,
         seed: int = 0,
         num_workers: int = 0,
-        predict_split: Literal["test", "train", "valid", "all"] = "test",
     ) -> None:
         super().__init__()
         if (source is None) == (events is None):
@@ -98,33 +88,30 @@ class SequenceDataModule(L.LightningDataModule):
             raise DataError(f"data: expected data.source (a file) or data.events (embedded data), got {got}")
         if batch_size < 1 or num_workers < 0:
             raise DataError(f"data: expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
-        if isinstance(source, MultimodalDataset):
-            if format != "auto" or cache_dir is not None or reader:
-                raise DataError("data: expected format, cache_dir and reader with a file only, got one of them with a data set")
-            if source._scaling is not None:
-                raise DataError("data.source: expected a raw data set, got a standardized one; give standardize= in its place")
-        if batches_per_epoch is not None and batches_per_epoch < 1:
-            raise DataError(
-                f"data.batches_per_epoch: expected an integer >= 1, or none for one pass over the samples, got {batches_per_epoch}"
-            )
+        for name, given, kind in (("split", split, SplitPolicy), ("sampling", sampling, Sampling)):
+            if not isinstance(given, kind):
+                raise DataError(f"data.{name}: expected {kind.__name__}(...), got {given!r}")
+        if reader and (source is None or isinstance(source, MultimodalDataset)):
+            raise DataError(f"data.reader: expected options with a file only, got {reader} without one")
+        for name in ("source", "modalities"):
+            if name in (reader or {}):
+                raise DataError(f"data.reader: expected options of open_dataset, got {name!r}, which is data.{name}")
+        if isinstance(source, MultimodalDataset) and source._scaling is not None:
+            raise DataError("data.source: expected a raw data set, got a standardized one; give standardize= in its place")
         self.source = source
         self.preset = preset
         self.events = events
-        self.format = format
-        self.cache_dir = cache_dir
         self.reader = reader or {}
         self.modalities = modalities
         self.wanted_task = task
-        self.num_classes = num_classes
-        self.wanted_label_names = label_names
+        self.classes = _checked_classes(classes)
         self.split = split
         self.standardize = standardize
         self.batch_size = batch_size
-        self.batches_per_epoch = batches_per_epoch
-        self.balanced = balanced
+        self.sampling = sampling
         self.seed = seed
         self.num_workers = num_workers
-        self.predict_split = predict_split
+        self.predict_split: Literal["test", "train", "valid", "all"] = "test"  # what Lightning's `trainer.predict(module, data)` reads
         self._statistics: dict[str, Any] | None = None  # of the training samples, from a checkpoint
 
     @cached_property
@@ -134,7 +121,7 @@ class SequenceDataModule(L.LightningDataModule):
             if isinstance(self.source, MultimodalDataset):
                 dataset = self.source if self.modalities is None else self.source.with_modalities(self.modalities)
             else:
-                dataset = open_dataset(self.source, format=self.format, cache_dir=self.cache_dir, modalities=self.modalities, **self.reader)
+                dataset = open_dataset(self.source, modalities=self.modalities, **self.reader)
             if self.preset is not None and (found := PRESETS[self.preset].mismatches(dataset)):
                 name = "the data set" if isinstance(self.source, MultimodalDataset) else self.source
                 warnings.warn(f"{name} does not follow the protocol of {self.preset}: {'; '.join(found)}", stacklevel=2)
@@ -164,10 +151,12 @@ class SequenceDataModule(L.LightningDataModule):
     def label_names(self) -> list[str] | None:
         """Names of the classes or labels."""
         own = self.dataset.label_names
-        names = list(own) if own is not None else self.wanted_label_names
-        if names is not None and self.task != "regression" and (len(names) != self.out_channels or len(set(names)) < len(names)):
-            raise DataError(f"label_names: expected {self.out_channels} names, each once, got {len(names)}: {', '.join(names)}"[:300])
-        return names
+        if own is None:
+            return self.classes if isinstance(self.classes, list) else None
+        if self.classes not in (None, len(own), list(own)):
+            told = f"expected none, or the {len(own)} that the data names: {', '.join(own)}"[:300]
+            raise DataError(f"data.classes: {told}; got {self.classes}")
+        return list(own)
 
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
@@ -220,10 +209,11 @@ class SequenceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self.check_labelled()
-        if self.balanced and self.task != "classification":
-            raise DataError(f"data.balanced: expected classification, whose classes it draws equally often, got {self.task}")
+        balanced = self.sampling.balanced
+        if balanced and self.task != "classification":
+            raise DataError(f"data.sampling.balanced: expected classification, whose classes it draws equally often, got {self.task}")
         rank, processes = self._processes
-        drawn = {"batches": self.batches_per_epoch, "classes": self.targets("train").numpy() if self.balanced else None}
+        drawn = {"batches": self.sampling.batches, "classes": self.targets("train").numpy() if balanced else None}
         loader = self._loader(self._part("train"), shuffle=True, num_replicas=processes, rank=rank, **drawn)
         if self.trainer is not None:  # in a resumed run Lightning sets the epoch too late for workers, which fetch at once
             progress: Any = self.trainer.fit_loop.epoch_progress.current
@@ -232,18 +222,27 @@ class SequenceDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         self.check_labelled()
-        return self._evaluation_loader("valid")
+        return self.part_dataloader("valid")
 
     def test_dataloader(self) -> DataLoader:
         self.check_labelled()
-        return self._evaluation_loader("test")
+        return self.part_dataloader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.predict_split)
+        return self.part_dataloader(self.predict_split)
 
-    def pass_dataloader(self) -> DataLoader:
-        """One pass over the training samples, each once, whatever an epoch of training is."""
-        return self._evaluation_loader("train")
+    def part_dataloader(self, part: str) -> DataLoader:
+        """Returns batches of one part, each sample once; of several processes, each reads its share of them.
+
+        Args:
+            part: `train`, `valid`, `test` or `all`.
+        """
+        rank, processes = self._processes
+        indices = self._part(part)
+        if len(indices) < processes:
+            raise DataError(f"split: part {part!r} has {len(indices)} samples, fewer than the {processes} processes that share it")
+        # every n-th sample: none is repeated to fill up, as that would falsify the metrics
+        return self._loader(indices[rank::processes], shuffle=False)
 
     def state_dict(self) -> dict[str, Any]:
         """What a later run needs to resume exactly, never to test on what was trained, and what `Predictor` needs to read other data."""
@@ -260,10 +259,7 @@ class SequenceDataModule(L.LightningDataModule):
             "transform": None if self.dataset.transform is None else repr(self.dataset.transform),
             "standardize": self.standardize,
             "statistics": tensors,
-            "seed": int(self.seed),
-            "batch_size": self.batch_size * self._processes[1],
-            "batches_per_epoch": self.batches_per_epoch,
-            "balanced": self.balanced,
+            **self._drawing,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -274,7 +270,9 @@ class SequenceDataModule(L.LightningDataModule):
 
     @cached_property
     def _target(self) -> tuple[Task, int]:
-        return check_targets(self.dataset.y, self.wanted_task, self.num_classes)
+        names = self.label_names
+        number = self.classes if isinstance(self.classes, int) else None
+        return check_targets(self.dataset.y, self.wanted_task, number if names is None else len(names))
 
     @cached_property
     def _prepared(self) -> MultimodalDataset:
@@ -288,6 +286,12 @@ class SequenceDataModule(L.LightningDataModule):
         return self.dataset.standardize(by=self.standardize)
 
     @property
+    def _drawing(self) -> dict[str, Any]:
+        """What decides the batches of training, by name."""
+        drawing = {"seed": int(self.seed), "batch_size": self.batch_size * self._processes[1]}
+        return drawing | {f"sampling.{name}": value for name, value in vars(self.sampling).items()}
+
+    @property
     def _processes(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
@@ -299,18 +303,18 @@ class SequenceDataModule(L.LightningDataModule):
             raise DataError(f"split: no sample is in part {name!r}; there are {', '.join(self.parts) or 'none'}{hint}")
         return self.parts[name]
 
-    def _evaluation_loader(self, part: str) -> DataLoader:
-        """Each process takes every n-th sample: no sample is repeated to fill up, as that would falsify the metrics."""
-        rank, processes = self._processes
-        indices = self._part(part)
-        if len(indices) < processes:
-            raise DataError(f"split: part {part!r} has {len(indices)} samples, fewer than the {processes} processes that share it")
-        return self._loader(indices[rank::processes], shuffle=False)
-
     def _loader(self, indices: np.ndarray, shuffle: bool, **sampling: Any) -> DataLoader:
         part = self._prepared.subset(indices)
         sampler = LengthBucketBatchSampler(part.lengths, self.batch_size, shuffle=shuffle, seed=self.seed, **sampling)
         return DataLoader(part, batch_sampler=sampler, num_workers=self.num_workers, persistent_workers=self.num_workers > 0)
+
+
+def _checked_classes(classes: Any) -> int | list[str] | None:
+    if classes is None or (isinstance(classes, int) and not isinstance(classes, bool)):
+        return classes
+    if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
+        raise DataError(f"data.classes: expected how many there are, or a list of their names, each once; got {classes!r}"[:300])
+    return list(classes)
 
 
 SequenceDataModule.__init__.__annotations__["source"] = "str | None"  # all that the command line can give: it goes by these
@@ -339,13 +343,7 @@ def check_same_data(state: dict[str, Any], data: SequenceDataModule, stage: str 
     if stage == TrainerFn.FITTING and not (same_source and np.array_equal(trained, data.parts.get("train", np.arange(0)))):
         raise DataError("ckpt_path: expected the data and split that the checkpoint was trained on; resume with the run's config.yaml")
     if stage == TrainerFn.FITTING:
-        drawn = {
-            "seed": int(data.seed),
-            "batch_size": data.batch_size * data._processes[1],
-            "batches_per_epoch": data.batches_per_epoch,
-            "balanced": data.balanced,
-        }
-        for name, asked in drawn.items():
+        for name, asked in data._drawing.items():
             if (used := state.get(name, asked)) != asked:
                 unit = " of all processes together" if name == "batch_size" else ""
                 raise DataError(

@@ -14,7 +14,7 @@ from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCenter
 from mea_graph.nn._parts import PARTS
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.suggestions import did_you_mean
-from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.data_module import ONE_PASS, SequenceDataModule
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -110,8 +110,8 @@ class MEAModule(TaskModule):
 
     def _each_sample_once(self) -> Iterable[Batch]:
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, SequenceDataModule) and (data.batches_per_epoch is not None or data.balanced):
-            return data.pass_dataloader()  # an epoch is no pass there
+        if isinstance(data, SequenceDataModule) and data.sampling != ONE_PASS:
+            return data.part_dataloader("train")
         return cast(Iterable[Batch], self.trainer.train_dataloader)
 
     def _average(self, centering: ModalityCentering) -> None:

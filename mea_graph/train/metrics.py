@@ -18,7 +18,6 @@ from torchmetrics.functional.classification import (
 Task = Literal["regression", "classification", "multilabel"]
 TASKS: tuple[str, ...] = ("regression", "classification", "multilabel")
 MAIN_METRIC: dict[str, str] = {"regression": "mae", "classification": "accuracy", "multilabel": "f1"}
-LOWER_IS_BETTER = ("mae", "rmse", "loss", "task")
 
 
 class TaskMetrics(Metric):

@@ -156,6 +156,21 @@ def scaled(dataset: MultimodalDataset, known: TrainingData) -> MultimodalDataset
     return dataset.standardize(by=field)
 
 
+def whole_sample(sample: HeteroData, name: Any, channels: Mapping[str, int]) -> HeteroData:
+    """`x` and `time` of a sample with every modality of a model, in its order, and nothing else; `name` is for errors."""
+    own = HeteroData()
+    for m, width in channels.items():
+        node = sample[m] if m in sample.node_types else {}
+        x = torch.zeros(0, width) if node.get("x") is None else node["x"]
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != width:
+            got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(f"sample {name!r}: {m}: expected x of shape (T, {width}), got {got}")
+        own[m].x = x
+        if "time" in node:
+            own[m].time = node["time"]
+    return own
+
+
 def _check_names(names: set[str], known: TrainingData) -> None:
     if unknown := sorted(names - set(known.channels)):
         raise DataError(f"data: expected modalities among {list(known.channels)}, which the model was trained on, got {unknown}")
@@ -231,17 +246,7 @@ def _of_samples(samples: Sequence[HeteroData], known: TrainingData) -> Multimoda
     _check_names(names, known)
     found = []
     for number, sample in enumerate(samples):
-        own = HeteroData()
-        for m in known.channels:
-            x = sample[m].get("x") if m in sample.node_types else None
-            if x is None:
-                x = torch.zeros(0, known.channels[m])
-            if not isinstance(x, Tensor) or x.dim() != 2 or x.size(1) != known.channels[m]:
-                got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-                raise DataError(f"sample {sample.get('id', number)!r}: {m}: expected x of shape (T, {known.channels[m]}), got {got}")
-            own[m].x = x
-            if m in sample.node_types and "time" in sample[m]:
-                own[m].time = sample[m].time
+        own = whole_sample(sample, sample.get("id", number), known.channels)
         for name in kept:
             if name in sample:
                 own[name] = sample[name]

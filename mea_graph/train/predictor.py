@@ -21,7 +21,7 @@ from mea_graph.data import DataError, LengthBucketBatchSampler, MultimodalDatase
 from mea_graph.nn import MEA, MEAOutput, export_onnx
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.error_message import one_line
-from mea_graph.train.prediction_data import TrainingData, as_dataset, scaled
+from mea_graph.train.prediction_data import TrainingData, as_dataset, scaled, whole_sample
 from mea_graph.train.predictions import Embeddings, Predictions
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.task_module import TaskModule, prediction_of, public_name
@@ -220,17 +220,7 @@ class Predictor:
 
     def _batch(self, dataset: MultimodalDataset, samples: list[int]) -> Batch:
         """Samples with every modality of the model, in its order."""
-        whole = []
-        for number in samples:
-            sample, own = dataset[number], HeteroData()
-            for m, width in self.channels.items():
-                x = sample[m].x if m in sample.node_types else torch.zeros(0, width)
-                if x.dim() != 2 or x.size(1) != width:
-                    raise DataError(f"sample {dataset.ids[number]!r}: {m}: expected x of shape (T, {width}), got {tuple(x.shape)}")
-                own[m].x = x
-                if m in sample.node_types and "time" in sample[m]:
-                    own[m].time = sample[m].time
-            whole.append(own)
+        whole = [whole_sample(dataset[number], dataset.ids[number], self.channels) for number in samples]
         return Batch.from_data_list(whole).to(self.module.device)
 
     def _warn_of_empty(self, dataset: MultimodalDataset) -> None:

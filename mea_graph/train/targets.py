@@ -8,13 +8,13 @@ from mea_graph.data import DataError
 from mea_graph.train.metrics import TASKS, Task
 
 
-def check_targets(y: np.ndarray | None, task: Task | None, num_classes: int | None) -> tuple[Task, int]:
+def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None) -> tuple[Task, int]:
     """Returns the task and the width of the prediction, or says why the targets do not allow it.
 
     Args:
         y: Targets, or `None` where they are not known.
         task: The task requested; follows from the targets if `None`.
-        num_classes: Number of classes; the largest class number plus one if `None`.
+        classes: Number of classes or labels; the largest class number plus one if `None`.
 
     Shape:
         - `y` is float :math:`(N,)` for regression, integer :math:`(N,)` for classification, :math:`(N, K)` of zeros and ones for labels.
@@ -28,22 +28,22 @@ def check_targets(y: np.ndarray | None, task: Task | None, num_classes: int | No
     if task is not None and task not in TASKS:
         raise DataError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
     if y is None:
-        if task is None or (task != "regression" and num_classes is None):
-            raise DataError("y: the data has no targets; expected data.task (and data.num_classes unless it is regression), got none")
-        return task, 1 if task == "regression" else int(num_classes or 0)
+        if task is None or (task != "regression" and classes is None):
+            raise DataError("y: the data has no targets; expected data.task (and data.classes unless it is regression), got none")
+        return task, 1 if task == "regression" else int(classes or 0)
     natural = _natural_task(y)
     if task is not None and task != natural:
         kind = "2-D" if y.ndim == 2 else "float" if natural == "regression" else "integer"
         raise DataError(f"task: the targets of the data are {kind} {y.shape}, which is {natural}; got task={task!r}")
-    if num_classes is not None and natural == "regression":
-        raise DataError(f"num_classes: expected none for regression, got {num_classes}")
+    if classes is not None and natural == "regression":
+        raise DataError(f"data.classes: expected none for regression, got {classes}")
     if natural == "regression":
         return natural, 1
     if natural == "multilabel":
-        if num_classes not in (None, y.shape[1]):
-            raise DataError(f"num_classes: expected {y.shape[1]} (the labels of the data), got {num_classes}")
+        if classes not in (None, y.shape[1]):
+            raise DataError(f"data.classes: expected {y.shape[1]} (the labels of the data), got {classes}")
         return natural, y.shape[1]
-    return natural, _count_classes(y, num_classes)
+    return natural, _count_classes(y, classes)
 
 
 def _natural_task(y: np.ndarray) -> Task:
@@ -52,14 +52,14 @@ def _natural_task(y: np.ndarray) -> Task:
     return "classification" if np.issubdtype(y.dtype, np.integer) else "regression"
 
 
-def _count_classes(y: np.ndarray, num_classes: int | None) -> int:
+def _count_classes(y: np.ndarray, classes: int | None) -> int:
     present = np.unique(y)
-    count = int(present[-1]) + 1 if num_classes is None else num_classes
+    count = int(present[-1]) + 1 if classes is None else classes
     if present[0] < 0 or present[-1] >= count:
         raise DataError(f"y: expected classes in [0, {count}), got {present[0]} to {present[-1]}")
     missing = np.setdiff1d(np.arange(count), present)
-    if num_classes is None and len(missing):
-        raise DataError(f"y: no sample has class {missing[0]} of 0..{count - 1}; number the classes without gaps or give data.num_classes")
+    if classes is None and len(missing):
+        raise DataError(f"y: no sample has class {missing[0]} of 0..{count - 1}; number the classes without gaps or give data.classes")
     if count < 2:
         raise DataError("y: expected at least two classes, got one")
     return count

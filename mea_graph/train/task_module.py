@@ -252,8 +252,9 @@ class TaskModule(L.LightningModule):
             return None  # the checkpoint brings them
         if not hasattr(data, "targets"):
             raise DataError("class_weights: expected a SequenceDataModule, whose training targets 'balanced' counts; or give numbers")
-        if getattr(data, "balanced", False):
-            raise DataError("class_weights: expected 'balanced' here or data.balanced, got both, which makes rare classes count too much")
+        if getattr(getattr(data, "sampling", None), "balanced", False):
+            both = "expected 'balanced' here or data.sampling.balanced, got both, which makes rare classes count too much"
+            raise DataError(f"class_weights: {both}")
         return balanced_weights(data.targets("train"), self.task, self.out_channels)
 
     def _times(self, batch: Batch) -> dict[str, dict[str, Tensor]]:

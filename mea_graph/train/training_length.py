@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mea_graph.data import DataError
 
@@ -30,8 +32,8 @@ class TrainingLength:
     >>> length = TrainingLength(2000, patience=450)
     >>> length.updates_per_epoch, length.epochs, length.patience_epochs
     (100, 20, 5)
-    >>> from mea_graph.train import SequenceDataModule
-    >>> data = SequenceDataModule(events={"num_samples": 60}, batches_per_epoch=length.batches_per_epoch())
+    >>> from mea_graph.train import Sampling, SequenceDataModule
+    >>> data = SequenceDataModule(events={"num_samples": 60}, sampling=Sampling(batches=length.batches_per_epoch()))
     >>> len(data.train_dataloader())  # a pass has two batches
     100
     """
@@ -62,7 +64,7 @@ class TrainingLength:
         return self.epochs if self.patience is None else self._epochs(self.patience)
 
     def batches_per_epoch(self, accumulate: int = 1) -> int:
-        """Returns the batches of an epoch, as `SequenceDataModule` takes them.
+        """Returns the batches of an epoch, as `Sampling` takes them.
 
         Args:
             accumulate: Batches of one update, `accumulate_grad_batches` of the trainer.
@@ -71,3 +73,29 @@ class TrainingLength:
 
     def _epochs(self, updates: int) -> int:
         return -(-updates // self.updates_per_epoch)
+
+
+def length_of(options: Mapping[str, Any], max_epochs: int | None) -> TrainingLength | None:
+    """Returns how long to train, as `options` say it: `UPDATES` where nothing does, None where the trainer counts epochs.
+
+    Args:
+        options: Arguments of `TrainingLength`; those that are not given may be None.
+        max_epochs: The trainer's number of epochs, if it is given.
+
+    Raises:
+        DataError: If both are given, or an option does not exist or does not go with the others.
+
+    >>> length_of({"updates": None}, max_epochs=None).updates, length_of({}, max_epochs=3)
+    (2000, None)
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
+        return TrainingLength(UPDATES) if max_epochs is None else None
+    if max_epochs is not None:
+        raise DataError(f"training: expected no trainer.max_epochs (null) beside it, got {max_epochs}: updates say how long to train")
+    if given.keys() <= {"check_every", "patience"}:
+        raise DataError("training: expected updates beside check_every and patience, got none")
+    try:
+        return TrainingLength(**given)
+    except TypeError as error:
+        raise DataError(f"training: {error}") from error

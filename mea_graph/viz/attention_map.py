@@ -28,7 +28,7 @@ def attention_map(
 ) -> Figure:
     """Draws one attention map of one sample, darker where more attention goes; its padding is cut away ([MEA] Fig. 3, 4).
 
-    White is no attention; in a map that is nearly even it is the least.
+    White means no attention, or the least attention in a map that is nearly even.
 
     Args:
         output: The output of a model called with `return_attention_weights=True`.
@@ -43,7 +43,7 @@ def attention_map(
 
     Returns a figure that is not shown; save it with `figure.savefig("map.png")`.
 
-    The map has one row for each step that asks (the target) and one column for each step that is looked at (the source).
+    The map has one row for each step of the target, which attends, and one column for each step of the source, which is attended to.
 
     Raises:
         ValueError: If the output has no such map, layer, sample or head, or `words` or `time` are not one for each step.
@@ -74,7 +74,7 @@ def attention_map(
     size = (min(2.4 + 0.28 * max(drawn.shape[1], 8), 9), min(1.4 + 0.28 * max(height, 6), 8))
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     axis = figure.subplots()
-    # A map that is nearly even would be one black area on a scale from zero.
+    # On a scale from zero, a map that is nearly even would be one black area.
     least = drawn.min() if not unheard and drawn.min() > drawn.max() / 2 else 0
     shown = axis.imshow(drawn, cmap="Greys", vmin=least, aspect="auto", interpolation="nearest")
     figure.colorbar(shown, ax=axis, label="attention", fraction=0.06)

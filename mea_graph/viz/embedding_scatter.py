@@ -51,14 +51,21 @@ def embedding_scatter(
         raise ValueError("outputs: expected at least one, got none")
     if method not in ("pca", "tsne") or samples < 1:
         raise ValueError(f"method, samples: expected 'pca' or 'tsne' and at least 1, got {method!r} and {samples}")
-    figure = Figure(figsize=(4.4 * len(panels), 4.4), dpi=150, layout="constrained")
+    # Several panels are shown as narrow as one: smaller ones, and larger letters, can then still be read.
+    side, letters, small = (4.4, 10, 8) if len(panels) == 1 else (3.3, 12, 11)
+    width = side * len(panels)
+    figure = Figure(figsize=(width, side if len(panels) == 1 else side + 0.7), dpi=150, layout="constrained")
     for axis, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw(axis, _groups([shown] if isinstance(shown, MEAOutput) else list(shown), samples), method, seed)
-        axis.set_title(title)
+        axis.set_title(title, fontsize=1.2 * letters)
+        axis.xaxis.label.set_fontsize(letters)
+        axis.yaxis.label.set_fontsize(letters)
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     by_modality = dict(sorted(handles.items(), key=lambda item: item[0].rpartition(", ")[0]))
     modalities = len({label.rpartition(", ")[0] for label in by_modality})
-    figure.legend(by_modality.values(), by_modality.keys(), loc="outside lower center", ncols=modalities, frameon=False, fontsize=8)
+    column = 0.035 + 0.0075 * max(map(len, by_modality))  # about the inches of a column of the legend, by point of its letters
+    legend = {"ncols": modalities, "fontsize": min(small, width / (modalities * column))}
+    figure.legend(by_modality.values(), by_modality.keys(), loc="outside lower center", frameon=False, columnspacing=1.4, **legend)
     return figure
 
 

@@ -14,14 +14,12 @@ def score_bars(scores: Mapping[str, Sequence[float]], metric: str, reference: st
     """Draws the mean of a metric for each model, its standard deviation, and every seed as a dot.
 
     Args:
-        scores: Model -> one value a seed.
+        scores: Model -> one value for each seed, at least one.
         metric: The label of the axis.
         reference: The model to set off; a line marks its mean.
         title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("scores.png")`.
-
-    Any number of seeds for each model, at least one.
 
     Raises:
         ValueError: If there is no model, a model has no value, or one is not finite.

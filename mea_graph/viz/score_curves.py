@@ -12,7 +12,7 @@ from mea_graph.viz._style import COLOURS, MARKERS, check_count
 
 Curve = Mapping[float, Sequence[float]]
 MOST_IN_A_ROW = 4  # panels; more would be too small on a page
-LEAST_REACH = 0.01  # of the vertical axis: what one more seed would change is not to look like a slope
+LEAST_REACH = 0.01  # of the vertical axis, so that the noise of one seed does not look like a slope
 
 
 def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: str | None = None) -> Figure:
@@ -21,13 +21,11 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     More than four panels stand in several rows.
 
     Args:
-        panels: Label of the horizontal axis -> model -> place on that axis -> one value a seed.
+        panels: Label of the horizontal axis -> model -> place on that axis -> one value for each seed, at least one.
         metric: Label of the vertical axis, common to all panels.
         title: Text above the figure.
 
     Returns a figure that is not shown; save it with `figure.savefig("curves.png")`.
-
-    Any number of seeds at each place, at least one.
 
     Raises:
         ValueError: If there is no panel, a place without values or one that is not finite, or more models than can be distinguished.

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 Pair = tuple[float, float]
-LEAST_REACH = 0.005  # of the shades: differences that do not show in the numbers are not to show as black and white
+LEAST_REACH = 0.005  # of the shades, so that differences below the printed digits do not become black and white
 
 
 def score_map(
@@ -17,7 +17,7 @@ def score_map(
     """Draws the mean of a metric over seeds for every pair of two options' values, darker where it is better.
 
     Args:
-        scores: (value of the first option, of the second) -> one value a seed.
+        scores: (value of the first option, value of the second) -> one value for each seed.
         labels: Names of the two options; the first one runs downwards.
         metric: Label of the scale.
         lower_is_better: Whether small values are the dark ones.

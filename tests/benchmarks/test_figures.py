@@ -38,7 +38,7 @@ def suite(tmp_path):
 
 def test_a_suite_becomes_rows_sentences_and_figures(suite):
     text = report.page([suite])
-    assert "A training step of MEA is 3 times as fast as MulT; it takes 100 MB of memory, MulT 400 MB." in text
+    assert "A training step of MEA is 3 times as fast as MulT. It takes 100 MB of memory; MulT takes 400 MB." in text
     assert "| | MulT | 10.7 | 1.5 s (1.35-1.65) | 3 (2.45-3.67) | 400 MB |" in text.replace("|  |", "| |")
     assert "ALMT (not published)" in text
     assert "figures/performance-quick-1-thread-throughput.svg" in text

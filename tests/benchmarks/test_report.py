@@ -78,6 +78,16 @@ def test_the_first_screen_says_who_is_ahead_whoever_that_is(monkeypatch):
     assert summary({"quick": {"cases": []}}) == [""]
 
 
+def test_the_first_screen_says_that_small_nets_predict_faster_and_why(monkeypatch):
+    monkeypatch.setattr(figures, "captions", lambda run: [])
+    times = {"mea_graph": 0.02, "MulT": 0.1, "MMSA MISA": 0.004, "MMSA SELF_MM": 0.001}
+    case = step(**times) | {"case": "MEA, prediction, MOSI, B 1, true lengths"}
+    said = "".join(summary({"quick": {"cases": [case]}}))
+    assert "MISA is 5 times and Self-MM 20 times as fast as MEA: both are small recurrent nets and compute no attention" in said
+    case["contenders"]["MMSA MISA"]["median"] = 0.04
+    assert "recurrent nets" not in "".join(summary({"quick": {"cases": [case]}}))
+
+
 def test_only_the_newest_file_of_a_device_counts_and_a_missing_gpu_is_said(tmp_path):
     old = written(tmp_path, "cpu-2026-01-01", run(**{"mea_graph": 9.0, "eager formula": 9.0}))
     new = written(tmp_path, "cpu-2026-01-02", run(**{"mea_graph": 0.1, "eager formula": 0.5}))

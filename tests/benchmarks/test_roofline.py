@@ -9,9 +9,12 @@ import torch
 from benchmarks import cases, gpu_check_ops, measure, report, roofline
 from mea_graph.ops.predictive import triton as launcher
 
-KERNELS = ast.parse((Path(launcher.__file__).parent / "triton_kernels.py").read_text(encoding="utf-8"))
-NAMES = {"forward": "fwd_kernel", "query": "bwd_query_kernel", "key": "bwd_key_kernel"}
-PER_ROW = {"top - higher"}  # exponentials of a row, not of a pair
+KERNELS = [ast.parse((Path(launcher.__file__).parent / f"triton_{name}.py").read_text(encoding="utf-8")) for name in ("kernels", "gelu")]
+NAMES = {  # the loops that bounded logits take
+    "forward": "_attend_bounded",
+    "query": "predictive_attention_bwd_query_kernel",
+    "key": "predictive_attention_bwd_key_kernel",
+}
 
 
 def _innermost(node: ast.AST) -> list[ast.For]:
@@ -19,58 +22,64 @@ def _innermost(node: ast.AST) -> list[ast.For]:
     return [n for n in loops if not any(isinstance(m, ast.For) for m in ast.walk(n) if m is not n)]
 
 
-def _calls(statements: list[ast.stmt]) -> list[ast.Call]:
-    """Of loop bodies; of two branches, those of the first: both compute the same."""
+def _calls(statements: list[ast.stmt], exact: bool) -> list[ast.Call]:
+    """Of loop bodies, in float32 (`exact`) or half precision; of other branches, those of the first: both compute the same."""
     found: list[ast.Call] = []
     for statement in statements:
-        if isinstance(statement, ast.If):
-            found += _calls(statement.body)
-        else:
+        if not isinstance(statement, ast.If):
             found += [n for n in ast.walk(statement) if isinstance(n, ast.Call)]
+        elif ast.unparse(statement.test) != "EXACT":
+            found += _calls(statement.body, exact)
+        elif exact:  # returns at its end
+            return found + _calls(statement.body, exact)
     return found
 
 
 def _function(name: str) -> ast.FunctionDef:
-    return next(n for n in ast.walk(KERNELS) if isinstance(n, ast.FunctionDef) and n.name == name)
+    return next(n for tree in KERNELS for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name)
 
 
-def _exponentials(calls: list[ast.Call]) -> int:
+def _exponentials(calls: list[ast.Call], exact: bool) -> int:
     total = 0
     for call in calls:
         name = ast.unparse(call.func)
-        if name == "tl.exp2" and ast.unparse(call.args[0]) not in PER_ROW:
+        if name == "tl.exp2":
             total += 1
-        elif name in ("_gelu", "_gelu_and_slope", "_normal_tail"):
-            total += _exponentials(_calls(_function(name).body))
+        elif name in ("gelu", "gelu_and_slope", "_normal_tail", "_normal_below"):
+            total += _exponentials(_calls(_function(name).body, exact), exact)
     return total
 
 
 @pytest.mark.parametrize("loop", roofline.LOOPS)
-def test_products_and_exponentials_are_those_of_the_kernel(loop):
-    calls = [c for body in _innermost(_function(f"predictive_attention_{NAMES[loop]}")) for c in _calls(body.body)]
+@pytest.mark.parametrize("exact", [False, True])
+def test_products_and_exponentials_are_those_of_the_kernel(loop, exact):
+    calls = [c for body in _innermost(_function(NAMES[loop])) for c in _calls(body.body, exact)]
     products = [ast.unparse(c) for c in calls if ast.unparse(c.func) in ("dot", "add_dot", "_folded_dot")]
     # The folded operands are of width 3 K D, all others of a head's.
     folded = [p for p in products if "folded" in p]
-    assert (len(products) - len(folded), len(folded)) == roofline.LOOPS[loop][:2]
-    # `_normal_tail` has its exponential after both branches of its `if`.
-    assert _exponentials(calls) == roofline.LOOPS[loop].exponentials
+    counted = roofline.LOOPS[loop]
+    assert (len(products) - len(folded), len(folded)) == counted[:2]
+    assert _exponentials(calls, exact) == (counted.float_exponentials if exact else counted.half_exponentials)
 
 
-def test_work_by_hand_on_one_tile():
-    kernels = {k.kernel: k for k in roofline.work([64], 64, heads=8, width=5, dtype=torch.bfloat16)}
-    pairs = 8 * 64 * 64
+def test_work_by_hand():
+    kernels = {k.kernel: k for k in roofline.work([128], 128, heads=8, width=5, dtype=torch.bfloat16)}
+    pairs = 8 * 128 * 128
     assert kernels["forward loop"].useful == pairs * 2 * (3 * 5 + 120)
     assert kernels["forward loop"].executed == pairs * 2 * (3 * 16 + 128)
-    assert kernels["key loop"].exponentials == 4 * pairs
-    assert kernels["key loop"].slots == roofline.LOOPS["key"].half * pairs
-    copies = 8 * 64 * (3 * 16 + 128) * 2 + 64 * 128 * 2
-    assert kernels["fold"].bytes == 5 * 8 * 64 * 5 * 2 + copies
-    assert kernels["forward loop"].bytes == copies + 8 * 64 * 5 * 2 + 2 * 8 * 64 * 4
-    assert kernels["forward loop"].l2 == kernels["forward loop"].bytes + 8 * 64 * (3 * 16 + 128) * 2  # one tile of queries; keys twice
-    assert kernels["query loop"].l2 == kernels["query loop"].bytes + 8 * 64 * (2 * 16 + 128) * 2
-    assert kernels["key loop"].l2 == kernels["key loop"].bytes + 8 * 64 * ((2 * 16 + 128) * 2 + 16)  # four numbers a row
-    assert kernels["fold"].slots == roofline.FOLDS["fold"][0] * 128 * 9 * 2  # 128 threads; 8 heads and the folded keys, 2 blocks
-    assert kernels["unfold"].slots == roofline.FOLDS["unfold"][0] * 64 * 4  # 64 threads, 4 blocks
+    assert kernels["key loop"].exponentials == 3 * pairs
+    assert kernels["key loop"].slots == roofline.LOOPS["key"].half_slots * pairs
+    copies = 8 * 128 * (3 * 16 + 128) * 2 + 128 * 128 * 2
+    assert kernels["fold"].bytes == 5 * 8 * 128 * 5 * 2 + copies
+    assert kernels["forward loop"].bytes == copies + 8 * 128 * 5 * 2 + 2 * 8 * 128 * 4
+    assert (
+        kernels["forward loop"].l2 == kernels["forward loop"].bytes + 2 * 8 * 128 * (3 * 16 + 128) * 2
+    )  # two tiles of queries; keys twice
+    assert kernels["query loop"].bytes == copies + 8 * 128 * (16 * 2 + 5 * 2 + 2 * 4 + 128 * 2)  # dO, dq, two numbers a row
+    assert kernels["query loop"].l2 == kernels["query loop"].bytes + 8 * 128 * (2 * 16 + 128) * 2  # one tile
+    assert kernels["key loop"].l2 == kernels["key loop"].bytes + 2 * 8 * 128 * ((2 * 16 + 128) * 2 + 8)  # two numbers a row
+    assert kernels["fold"].slots == roofline.FOLDS["fold"][0] * 128 * 9 * 4  # 128 threads; 8 heads and the folded keys, 4 blocks
+    assert kernels["unfold"].slots == roofline.FOLDS["unfold"][0] * 64 * 8  # 64 threads, 8 blocks
 
 
 def test_float32_executes_three_products_and_padding_nothing():

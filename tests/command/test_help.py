@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from mea_graph.__main__ import main
-from mea_graph.command.help import COMMANDS
+from mea_graph.command.help import COMMANDS, command_help
 from mea_graph.command.options import SINGLE, known_options, mistyped, with_suggestion
 from mea_graph.command.signatures import class_options
 from mea_graph.configurations import packaged_configs
@@ -72,6 +72,8 @@ def test_the_options_are_those_of_the_parser(command):
     real = {name.removeprefix("--") for action in actions for name in action.option_strings if name.startswith("--")}
     real = {name for name in real if not name.endswith(("+", ".help"))}
     options = known_options([command])
+    shown = {line.split()[0].rstrip(":") for line in command_help([command]).splitlines() if line.startswith("  --")}
+    assert shown == {f"--{name}" for name in options.names() if name not in options.sections}
     model = {f"model.{name}" for name in options.sections["model"]}  # the parser knows these once it knows the class
     assert {name for name in options.names() if name not in model} == real
     assert set(SINGLE) <= real
@@ -114,6 +116,9 @@ def test_the_options_of_each_model_are_those_it_takes():
         (["--early_stopping.monitr", "x"], "--early_stopping.monitr (did you mean '--early_stopping.monitor'?)"),
         (["--model", "LateFusionGRUModule", "--model.heads", "2"], "--model.heads"),
         (["--colour", "red"], "--colour"),
+        (["--data.format", "npz"], "--data.format ('--data.reader.format' now)"),
+        (["--data.label_names=[a, b]"], "--data.label_names ('--data.classes' now)"),
+        (["--data.sampling.balancd", "true"], "--data.sampling.balancd (did you mean '--data.sampling.balanced'?)"),
     ],
 )
 def test_what_was_meant(words, meant):
@@ -156,6 +161,8 @@ def test_a_class_named_in_a_file_is_believed(tmp_path):
 def test_a_file_with_an_unknown_option_is_told_what_was_meant():
     assert with_suggestion("Option 'chanels' is not accepted", ["fit"]).endswith("(did you mean 'model.channels'?)")
     assert with_suggestion("heads: expected 3", ["fit"]) == "heads: expected 3"
+    former = "Subcommand 'fit' does not accept option 'data.cache_dir'"
+    assert with_suggestion(former, ["fit"]) == f"{former} ('data.reader.cache_dir' now)"
 
 
 def test_a_reader_that_has_seen_enough_is_no_mistake():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch_geometric.transforms as T
-from torch_geometric.data import Dataset, HeteroData
+from torch_geometric.data import Dataset, HeteroData, OnDiskDataset
 from torch_geometric.loader import DataLoader, ImbalancedSampler
 
 from mea_graph.data import AsynchronousEvents, DataError, MultimodalDataset, open_dataset
@@ -220,6 +220,27 @@ def test_lightning_takes_it(dataset):
     data = LightningDataset(dataset.select("train"), dataset.select("valid"), batch_size=3, pin_memory=False)
     assert sorted(next(iter(data.train_dataloader())).id) == ["a", "b", "d"]
     assert next(iter(data.val_dataloader())).id == ["c"]
+
+
+def test_a_database_of_pyg_takes_its_samples(dataset, tmp_path):
+    """`OnDiskDataset`: appended or all at once, opened again, in batches, and back."""
+    stored = OnDiskDataset(str(tmp_path), log=False)
+    stored.append(dataset[0])
+    stored.extend(list(dataset[1:]), batch_size=2)
+    stored.close()
+    stored = OnDiskDataset(str(tmp_path), log=False)
+    assert (len(stored), stored[3].id, [sample.id for sample in stored[[5, 0]]]) == (6, "d", ["f", "a"])
+    again = MultimodalDataset.from_samples(stored, label_names=dataset.label_names)
+    assert (again.ids, again.channels, again.y.tolist()) == (dataset.ids, dataset.channels, dataset.y.tolist())
+    for found, wanted in zip(DataLoader(stored, batch_size=4), DataLoader(dataset, batch_size=4), strict=True):
+        assert (found.id, found.y.tolist()) == (wanted.id, wanted.y.tolist())
+        for name in ("audio", "video"):
+            assert torch.equal(found[name].x, wanted[name].x)
+            assert torch.equal(found[name].ptr, wanted[name].ptr)
+        assert torch.equal(found["audio"].time, wanted["audio"].time)
+    stored.transform = Tag()
+    assert next(iter(DataLoader(stored, batch_size=2))).tag == ["<a>", "<b>"]
+    stored.close()
 
 
 def test_spawned_workers_see_view_transform_and_scaling(dataset):

@@ -260,20 +260,21 @@ def test_a_layer_alone_trains_under_ddp(one_process: None, name: str) -> None:
         assert p.grad.any() != part.startswith("predictor"), part
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["each linear layer", "whole"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_every_linear_layer_may_be_sharded_alone(one_process: None, name: str) -> None:
+def test_every_linear_layer_and_a_whole_layer_may_be_sharded(one_process: None, name: str, whole: bool) -> None:
     build, call = LAYERS[name]
     layer, mesh = build(), init_device_mesh("cpu", (1,))
     sharded, x = copy.deepcopy(layer), torch.randn(2, 5, 8)
-    linears = [m for m in sharded.modules() if type(m) is nn.Linear]
-    for linear in linears:
-        fully_shard(linear, mesh=mesh)
+    parts = [sharded] if whole else [m for m in sharded.modules() if type(m) is nn.Linear]
+    for part in parts:
+        fully_shard(part, mesh=mesh)
     out, expected = call(sharded, x), call(layer, x)
     torch.testing.assert_close(out, expected)
     out.sin().sum().backward()
     expected.sin().sum().backward()
-    assert linears
-    assert all(isinstance(p.grad, DTensor) for linear in linears for p in linear.parameters())
+    assert parts
+    assert all(isinstance(p.grad, DTensor) for part in parts for p in part.parameters())
     for p, wanted in zip(sharded.parameters(), layer.parameters(), strict=True):
         assert wanted.grad is not None
         torch.testing.assert_close(p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad, wanted.grad, rtol=1e-4, atol=1e-6)
@@ -294,6 +295,44 @@ def test_every_quantised_linear_layer_is_used(name: str) -> None:
     assert not any(type(m) is nn.Linear for m in quantised.modules())
     assert not torch.equal(near, exact)
     torch.testing.assert_close(near, exact, rtol=0, atol=0.05)
+
+
+INT8 = ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"]
+
+
+def quantised_by_torchao(module: nn.Module, kind: str, **options: Any) -> nn.Module:
+    torchao = pytest.importorskip("torchao.quantization")
+    module = copy.deepcopy(module)
+    torchao.quantize_(module, getattr(torchao, kind)(set_inductor_config=False), **options)  # else it changes torch for all that follows
+    return module
+
+
+def linears(module: nn.Module) -> list[nn.Linear]:
+    return [m for m in module.modules() if isinstance(m, nn.Linear)]
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "MEA"])
+def test_weights_in_int8_of_torchao_are_those_computed_with(name: str, model: MEA, batch: Batch) -> None:
+    layer = model if name == "MEA" else LAYERS[name][0]().eval()
+    x = torch.randn(2, 5, 8)
+
+    def call(module: Any) -> Tensor:
+        with torch.no_grad():
+            return module(batch).prediction if name == "MEA" else LAYERS[name][1](module, x)
+
+    exact, (in_int8, with_inputs) = call(layer), (quantised_by_torchao(layer, kind) for kind in INT8)
+    assert all(m.weight.qdata.dtype == torch.int8 for both in (in_int8, with_inputs) for m in linears(both))
+    rounded = copy.deepcopy(layer)
+    for plain, quantised in zip(linears(rounded), linears(in_int8), strict=True):
+        plain.weight = nn.Parameter(quantised.weight.dequantize())
+    torch.testing.assert_close(call(in_int8), call(rounded), rtol=1e-4, atol=1e-5)
+    found = call(with_inputs)
+    assert not torch.equal(found, call(in_int8))
+    torch.testing.assert_close(found, exact, rtol=0, atol=0.05)
+    names = [n for n, m in layer.named_modules() if isinstance(m, nn.Linear)] if name != "MEA" else []  # its discriminator only trains
+    for chosen in names:
+        alone = quantised_by_torchao(layer, INT8[0], filter_fn=lambda module, path, chosen=chosen: path == chosen)
+        assert not torch.equal(call(alone), exact), chosen
 
 
 def test_flops_of_attention_are_counted_by_layer() -> None:

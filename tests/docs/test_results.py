@@ -113,3 +113,35 @@ def test_the_summary_says_what_the_runs_say(row):
 def test_holms_correction():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.4, 0.6]) == pytest.approx([0.8, 0.8])
+
+
+RECOMMENDED = {
+    "embedded events": ("events/recommended", "r2"),
+    "AVLetters, known": ("avletters/recommended", "accuracy"),
+    "AVLetters, unseen": ("avletters_speakers/recommended", "accuracy"),
+    "Stress-Predict": ("stress_predict/recommended", "auc"),
+}
+
+
+def recommended(folder: str, metric: str) -> dict[str, str]:
+    """Mean and deviation by model and part."""
+    runs = [json.loads(line) for line in (DOCS / "results" / folder / "runs.jsonl").read_text().splitlines()]
+    return {
+        f"{name}, {part}": mean_and_sd([run[part][metric] for run in runs if run["name"] == name])
+        for name in ("MEA", "pooled linear")
+        for part in ("valid", "test")
+    }
+
+
+@pytest.mark.parametrize("data", RECOMMENDED)
+def test_settings_say_what_the_runs_of_the_recommended_form_say(data: str) -> None:
+    (line,) = [line for line in (DOCS / "settings.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| {data}")]
+    found = recommended(*RECOMMENDED[data])
+    for said, part in zip(cells(line)[1:5], ("MEA, valid", "MEA, test", "pooled linear, valid", "pooled linear, test"), strict=True):
+        assert said in (found[part], found[part].removesuffix(" ± 0.000")), part
+
+
+def test_settings_say_what_a_window_brings() -> None:
+    text = " ".join((DOCS / "settings.md").read_text(encoding="utf-8").split())
+    found = recommended("avletters_speakers/recommended_window", "accuracy")
+    assert f"accuracy {found['MEA, valid']} on validation and {found['MEA, test']} on test samples" in text

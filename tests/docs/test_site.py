@@ -138,14 +138,15 @@ def test_a_name_in_backticks_becomes_a_link_where_it_is_public(extension):
     assert with_links(":math:`(B, T)`, bool; ``x``; :math:`(B,)`") == ":math:`(B, T)`, bool; ``x``; :math:`(B,)`"
 
 
-def test_the_reference_names_every_layer_where_a_reader_looks_for_it(extension, monkeypatch):
+def test_the_reference_names_everything_where_a_reader_looks_for_it(extension, monkeypatch):
     pages, known = extension("api_pages"), extension("api_groups")
     assert next(iter(pages.groups("nn"))) == "The model"
     assert pages.groups("nn")["The model"][0] == "MEA"
     nn = importlib.import_module("mea_graph.nn")
     classes = {name: getattr(nn, name) for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
-    assert set(known.PLACES) == {f"nn.{name}" for name in classes}
-    assert set(known.COSTS) == {f"nn.{name}" for name, value in classes.items() if not issubclass(value, tuple)}  # a result costs nothing
+    assert set(known.PLACES) == {name.removeprefix("mea_graph.") for name in PUBLIC}
+    layers = {f"nn.{name}" for name, value in classes.items() if not issubclass(value, tuple)}  # a result costs nothing
+    assert set(known.COSTS) == layers | {f"ops.{name}" for name in known.GROUPS["ops"]["Attention"]}
     monkeypatch.setitem(known.GROUPS, "ops", {"Attention": ["predictive_attention"]})
     with pytest.raises(ValueError, match=r"each public name of mea_graph.ops once, got it wrong for .*segment_sum"):
         pages.groups("ops")
@@ -197,6 +198,20 @@ def numbered(column: list[str], kind: str) -> set[int]:
             for first, last in re.findall(r"(\d+)(?:-(\d+))?", cell):
                 found |= set(range(int(first), int(last or first) + 1))
     return found
+
+
+def test_cells_of_numbers_stay_on_one_line(extension):
+    numbers = extension("tables")._NUMBERS
+    for text in ("14.1 s (14-14.3)", "0.0459 (0.0384-0.0554)", "+0.029 (+0.007 to +0.050)", "893 ms (627 ms)", "3.95 GB", "1e-07", ""):
+        assert numbers.fullmatch(text), text
+    for text in ("0.815, late fusion GRU", "R2", "5700 samples"):
+        assert not numbers.fullmatch(text), text
+
+
+def test_cells_of_names_are_short_and_show_the_whole_name_under_the_mouse(pages):
+    text = (SITE / "paper.html").read_text(encoding="utf-8")
+    assert re.search(r'<a [^>]*title="tests/nn/test_mea.py"[^>]*><code[^>]*><span class="pre">test_mea.py</span></code></a>', text)
+    assert re.search(r'<a [^>]*title="mea_graph.nn.MEA"[^>]*><code[^>]*><span class="pre">MEA</span></code></a>', text)
 
 
 def test_the_paper_map_has_every_equation_figure_table_and_reading():

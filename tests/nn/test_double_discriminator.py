@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mea_graph.nn import DoubleDiscriminator
 
@@ -66,6 +66,18 @@ def test_with_confusion_the_discriminator_and_the_representations_learn_apart(ra
     expected = torch.autograd.grad(plain(agnostic, None).exclusive.square().sum(), h)  # unreversed
     torch.testing.assert_close(to_representations[len(weights) :], expected, rtol=1e-12, atol=1e-14)
     assert plain(exclusive, agnostic).confusion is None
+
+
+def test_with_confusion_whatever_stands_in_place_of_a_layer_is_called_and_held(agnostic) -> None:
+    """As LoRA and quantisation put it there: a module without a weight of its own."""
+    layer = DoubleDiscriminator(D_H, NAMES, adversary="confusion").double()
+    wanted = layer(None, agnostic).confusion
+    layer.hidden, layer.out = (nn.Sequential(part, nn.Identity()) for part in (layer.hidden, layer.out))
+    found = layer(None, agnostic).confusion
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert torch.autograd.grad(found.sum(), list(layer.parameters()), allow_unused=True) == (None,) * 5
+    layer.hidden.append(nn.Linear(D_H, D_H).double())
+    assert not torch.allclose(layer(None, agnostic).confusion, wanted)
 
 
 def test_the_importance_discriminator_trains_itself_alone(randomised, exclusive, agnostic) -> None:

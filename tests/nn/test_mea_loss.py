@@ -154,6 +154,20 @@ def test_half_precision_predictions_are_summed_in_float32(task: Any) -> None:
     assert torch.equal(loss.task_loss(prediction, TARGETS[task]), loss.task_loss(prediction.float(), TARGETS[task]))
 
 
+@pytest.mark.parametrize("task", TARGETS)
+def test_no_sample_costs_nothing(task: Any) -> None:
+    loss = MEALoss(task)
+    for weights in (None, torch.ones(3)) if task != "regression" else (None,):
+        loss.class_weights = weights
+        prediction = torch.zeros(0, 1 if task == "regression" else 3, requires_grad=True)
+        cost = loss.task_loss(prediction, TARGETS[task][:0])
+        cost.backward()
+        assert cost.item() == 0
+        assert prediction.grad is not None
+    with pytest.raises(ValueError, match="target: expected"):
+        loss.task_loss(prediction, TARGETS[task])
+
+
 def test_gradients_of_the_total_are_finite_where_a_modality_is_missing() -> None:
     h = {m: leaf(B, D_H) for m in NAMES}
     clean = {m: v * PRESENT[:, i, None] for i, (m, v) in enumerate(h.items())}

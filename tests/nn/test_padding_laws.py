@@ -18,8 +18,7 @@ D, HEADS, B = 8, 2, 4
 
 class Case(NamedTuple):
     build: Callable[[], nn.Module]
-    # Outputs named "<modality>" are (B, T_m, *), those named "-<anything>" are (B, *).
-    call: Callable[[nn.Module, dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]
+    call: Callable[[nn.Module, dict[str, Tensor], dict[str, Tensor]], dict[str, Tensor]]  # "<modality>": (B, T_m, *), "-<other>": (B, *)
     raw: bool = False  # takes the raw widths instead of D
 
 

@@ -343,3 +343,17 @@ def test_the_reference_takes_a_list_of_edges(randomised: Any) -> None:
     expected = [layer(x, None, p, edges)[0] for p in (None, prior)]
     with use_backend("reference"):
         torch.testing.assert_close([layer(x, None, p, edges)[0] for p in (None, prior)], expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_half_precision_takes_no_rows_at_all(name: str, dtype: torch.dtype) -> None:
+    """Of no sample, and of two samples without a step."""
+    build, call = LAYERS[name]
+    module = build().to(dtype)
+    some = call(module, {m: v.to(dtype) for m, v in rows(FULL).items()}, {m: ptr(n) for m, n in FULL.items()})
+    for samples in (0, 2):
+        x = {m: torch.zeros(0, D, dtype=dtype, requires_grad=True) for m in FULL}
+        out = call(module, x, dict.fromkeys(FULL, torch.zeros(samples + 1, dtype=torch.int64)))
+        assert {m: v.dtype for m, v in out.items()} == {m: v.dtype for m, v in some.items()}
+        assert all(v.isfinite().all() for v in [*out.values(), *gradients(module, out, x)])

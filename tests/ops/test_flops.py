@@ -13,6 +13,7 @@ from mea_graph.nn import MEA, ExclusiveEncoder, UnimodalExtractor
 from mea_graph.nn._recurrent import GRU_OPERATOR, LSTM_OPERATOR
 from mea_graph.ops import IntervalEdges, Pointers, edge_attention, interval_attention, predictive_attention, use_backend
 from mea_graph.ops.grouped import grouped_linear
+from mea_graph.ops.native import library
 
 K, D, V, P = 2, 3, 5, 4  # heads; widths of query, value and prior
 
@@ -112,6 +113,16 @@ def test_recurrent_operators_count_both_matrices_at_every_step(name: str, operat
     found = counted(lambda: operator(x, w_ih, w_hh, b_ih, b_hh).sum().backward())
     forward = 2 * 2 * 7 * gates * 4 * (3 + 4)
     assert found == {name: forward, f"{name}_backward": 3 * forward}
+
+
+@pytest.mark.skipif(library.refuse() is not None, reason=f"native kernels: {library.refuse()}")
+@pytest.mark.parametrize(("name", "gates", "columns"), [("bilstm", 4, 4), ("bigru", 3, 5)])
+def test_recurrences_in_cpp_count_the_state_at_every_step(name: str, gates: int, columns: int) -> None:
+    driven, weight = differentiable((7, 2, gates, 4), (1, 2, gates, 4, columns))
+    operator = getattr(torch.ops.mea_graph, f"{name}_native")
+    found = counted(lambda: operator(driven, weight, torch.tensor([0, 3]), torch.tensor([3, 4]), [7], True)[0].sum().backward())
+    forward = 2 * 7 * 2 * gates * 4 * 4
+    assert found == {f"{name}_native": forward, f"{name}_native_backward": 2 * forward}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -239,11 +239,11 @@ def test_operators_keep_the_rules_of_torch_library(case: str, windows: bool) -> 
 def test_compiles_into_one_graph(form: str, windows: bool) -> None:
     torch.compiler.reset()
     inputs = draw("one short length", form, torch.float32, windows)
-    compiled = torch.compile(lambda *a: interval_attention(*a, inputs.edges).tanh(), fullgraph=True, backend="aot_eager")
-    rows = inputs.rows(junk=0.0)
+    rows, edges = inputs.rows(junk=0.0), inputs.edges
+    compiled = torch.compile(lambda *a: interval_attention(*a, edges).tanh(), fullgraph=True, backend="aot_eager")
     for arguments in (rows, [t.sin() for t in rows]):
         leaves = [t.detach().requires_grad_() for t in arguments]
-        expected, found = interval_attention(*leaves, inputs.edges).tanh(), compiled(*leaves)
+        expected, found = interval_attention(*leaves, edges).tanh(), compiled(*leaves)
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
         pairs = (torch.autograd.grad(out.square().sum(), leaves) for out in (found, expected))
         torch.testing.assert_close(*pairs, rtol=1e-6, atol=1e-7)

@@ -1,5 +1,6 @@
 """Every way to make edges of runs, against loops over targets and sources."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -144,9 +145,17 @@ def test_joined_edges_are_those_of_each_source(form: str) -> None:
     joined = IntervalEdges.join(parts)
     assert pairs(joined) == list(loop([*sources, to], to, near))
     assert not joined.is_complete
+    offsets = list(itertools.accumulate((part.num_source_rows for part in parts), initial=0))
+    every = zip(*(heard(part, first) for part, first in zip(parts, offsets, strict=False)), strict=True)
+    assert heard(joined) == [list(itertools.chain(*rows)) for rows in every]
     complete = IntervalEdges.join([parts[0], parts[2]])
     assert complete.is_complete
     assert pairs(complete) == list(loop([sources[0], sources[2], to], to))
+
+
+def heard(edges: IntervalEdges, first: int = 0) -> list[list[int]]:
+    """The source rows of every sample, which the kernels go by; edges alone do not show them where runs are given."""
+    return [(rows[mask] + first).tolist() for rows, mask in zip(edges.source_rows, edges.source_mask, strict=True)]
 
 
 def below(parts: Sequence[IntervalEdges]) -> list[Pair]:
@@ -171,6 +180,8 @@ def test_graphs_below_each_other_keep_their_edges(form: str) -> None:
         assert together.target.num_samples == sum(part.target.num_samples for part in parts)
         assert together.num_source_rows == sum(part.num_source_rows for part in parts)
         assert pairs(together) == below(parts)
+        offsets = itertools.accumulate((part.num_source_rows for part in parts[:-1]), initial=0)
+        assert heard(together) == [rows for part, first in zip(parts, offsets, strict=True) for rows in heard(part, first)]
         assert together.is_complete == all(part.is_complete for part in parts)
     again = IntervalEdges.below_each_other([IntervalEdges.below_each_other(complete), windows[0]])
     assert pairs(again) == below([*complete, windows[0]])

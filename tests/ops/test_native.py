@@ -156,17 +156,24 @@ def test_nan_in_a_real_row_stays_nan(op: str, place: int) -> None:
     assert out[5:].isfinite().all()  # the other sample
 
 
-@pytest.mark.parametrize("op", ["interval_attention", "predictive_attention"])
+@pytest.mark.parametrize("op", ["interval_attention", "predictive_attention", "bilstm", "bigru"])
 def test_threads_change_no_bit(op: str) -> None:
     ptr = torch.tensor([0, 300, 580, 581, 850])
     pointers = Pointers.from_ptr(ptr)
     q, k, v = (torch.randn(850, 8, 5).requires_grad_() for _ in range(3))
     weight = 0.3 * torch.randn(8, 8, 3, 3)
+    driven = torch.randn(850, 2, 4, 5).requires_grad_()
 
-    def outcome(threads: int) -> list[Tensor]:
+    def results(threads: int) -> list[Tensor]:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
+            if op in ("bilstm", "bigru"):
+                gates, columns = (4, 5) if op == "bilstm" else (3, 6)
+                own = driven[:, :, :gates]
+                operands = (own, weight.new_ones(1, 2, gates, 5, columns) / 5, ptr[:-1], ptr.diff(), [850], True)
+                out = getattr(torch.ops.mea_graph, f"{op}_native")(*operands)[0]
+                return [out, *torch.autograd.grad(out.square().sum(), [driven])]
             if op == "interval_attention":
                 out = interval_attention(q, k, v, IntervalEdges.complete(pointers, pointers), backend="native")
             else:
@@ -175,11 +182,11 @@ def test_threads_change_no_bit(op: str) -> None:
         finally:
             torch.set_num_threads(before)
 
-    assert all(torch.equal(a, b) for a, b in zip(outcome(1), outcome(3), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(results(1), results(3), strict=True))
 
 
 def test_a_model_gives_the_same() -> None:
-    model = MEA({"text": 6, "audio": 4}, 1, channels=16, heads=4, exclusive={"num_layers": 2}).double().eval()
+    model = MEA({"text": 6, "audio": 4}, 1, channels=16, heads=4, exclusive={"num_layers": 2}).double().eval()  # its encoders have GRUs
     x = {"text": torch.randn(9, 6, dtype=FLOAT64), "audio": torch.randn(41, 4, dtype=FLOAT64)}
     ptr = {"text": torch.tensor([0, 3, 3, 9]), "audio": torch.tensor([0, 20, 36, 41])}
     y, found = torch.randn(3, dtype=FLOAT64), {}
@@ -189,6 +196,8 @@ def test_a_model_gives_the_same() -> None:
             MEALoss("regression").double()(model(x, ptr), y).total.backward()
         assert calls["interval_attention", backend] > 0
         assert calls["predictive_attention", backend] > 0
+        assert calls["bilstm", backend] > 0
+        assert calls["bigru", backend] > 0
         found[backend] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     torch.testing.assert_close(found["native"], found["reference"], rtol=1e-7, atol=1e-10)
 
@@ -248,17 +257,39 @@ def test_what_was_built_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(library._library(), ctypes.CDLL)
 
 
-def test_a_recorded_graph_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def graph_nodes(record: Any) -> list[str]:
+    """The operators in what `record` makes of attention over one sample."""
+
+    class Attention(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            pointers = Pointers.full(1, 3, x.device)
+            return interval_attention(x, x, x, IntervalEdges.complete(pointers, pointers))
+
+    return [str(node.target) for node in record(Attention(), torch.randn(3, 2, 4)).graph.nodes]
+
+
+def test_torch_compile_takes_it_and_an_export_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MEA_GRAPH_NATIVE", raising=False)
-    pointers, seen = Pointers.from_ptr(torch.tensor([0, 3])), []
 
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        seen.extend(str(node.target) for node in graph.graph.nodes)
-        return graph
+    def compiled(module: torch.nn.Module, x: Tensor) -> Any:
+        graphs: list[Any] = []
+        torch.compiler.reset()
+        torch.compile(module, fullgraph=True, backend=lambda graph, _: graphs.append(graph) or graph)(x)
+        return graphs[0]
 
-    f = torch.compile(lambda x: interval_attention(x, x, x, IntervalEdges.complete(pointers, pointers)), fullgraph=True, backend=backend)
-    f(torch.randn(3, 2, 4))
-    assert any("interval_attention_cpu" in name for name in seen)
+    assert any("interval_attention_native" in name for name in graph_nodes(compiled))
+    for strict in (False, True):
+        names = graph_nodes(lambda module, x, strict=strict: torch.export.export(module, (x,), strict=strict))
+        assert any("interval_attention_cpu" in name for name in names)
+        assert not any("native" in name for name in names)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_a_trace_of_torch_jit_does_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEA_GRAPH_NATIVE", raising=False)
+    pointers = Pointers.from_ptr(torch.tensor([0, 3]))
+    traced = torch.jit.trace(lambda x: interval_attention(x, x, x, IntervalEdges.complete(pointers, pointers)), torch.randn(3, 2, 4))
+    assert "native" not in str(traced.inlined_graph)
 
 
 def test_heads_that_are_too_wide_are_refused() -> None:
@@ -271,8 +302,13 @@ def test_heads_that_are_too_wide_are_refused() -> None:
 def test_the_sanitizer_sees_no_bad_access(tmp_path: Path) -> None:
     """The same loops, over ragged samples and windows, built with AddressSanitizer in a process of its own."""
     compiler = os.environ.get("CXX") or "c++"
-    runtime = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=False).stdout.strip()
-    if not Path(runtime).is_absolute():
+
+    def runtime(name: str) -> str:
+        return subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=False).stdout.strip()
+
+    # The second is where C++ finds what throws: Python loads it late, and the sanitizer looks for it once, at the start.
+    runtimes = [path for path in map(runtime, ("libasan.so", "libstdc++.so.6")) if Path(path).is_absolute()]
+    if not runtimes or "asan" not in runtimes[0]:
         pytest.skip("the compiler has no AddressSanitizer")
     program = tmp_path / "run.py"
     program.write_text(
@@ -281,13 +317,16 @@ def test_the_sanitizer_sees_no_bad_access(tmp_path: Path) -> None:
         "import torch\n"
         "from tests.ops import test_interval_attention_cpu as interval\n"
         "from tests.ops.predictive_cases import assert_true, make\n"
+        "from tests.ops.recurrent_cases import CASES, GRUS, outcome\n"
+        "for case in (CASES | GRUS).values():\n"
+        "    outcome(case, case.inputs(), backend='native')\n"
         "for windows in (False, True):\n"
         "    inputs = interval.draw('ragged', 'padded', windows=windows)\n"
         "    interval.outcome(inputs, 'native', interval.gradient_for(inputs))\n"
         "    assert_true(make([70, 1, 0, 16, 33], 3, 5, 'padded', windows=windows), 'native')\n"
         "print('clean')\n"
     )
-    environment = os.environ | {"LD_PRELOAD": runtime, "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path)}
+    environment = os.environ | {"LD_PRELOAD": " ".join(runtimes), "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path)}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "clean"), done.stderr[-3000:]

@@ -63,7 +63,7 @@ FAULTS = {
         [],
         "no sample is in part 'valid'; there are test, train",
     ),
-    "label out of range": (at("label", 7, 5), ["--data.num_classes", 2], "y: expected classes in [0, 2), got 0 to 5"),
+    "label out of range": (at("label", 7, 5), ["--data.classes", 2], "y: expected classes in [0, 2), got 0 to 5"),
     "negative label": (at("label", 7, -1), [], "y: sample '7': expected a class number >= 0"),
     "unknown modality": (
         with_(),

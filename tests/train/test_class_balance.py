@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
-from mea_graph.train import MEAModule, SequenceDataModule
+from mea_graph.train import MEAModule, Sampling, SequenceDataModule
 from mea_graph.train.class_balance import balanced_weights, imbalance_note
 from mea_graph.train.task_module import prediction_of
 
@@ -134,9 +134,9 @@ def test_balanced_without_targets_to_count_is_refused(classes_source):
 
 
 def test_evening_out_twice_is_refused(classes_source):
-    data = SequenceDataModule(**classes_source, balanced=True)
+    data = SequenceDataModule(**classes_source, sampling=Sampling(balanced=True))
     module = LateFusionGRUModule(data.in_channels, data.task, data.out_channels, class_weights="balanced")
-    with pytest.raises(DataError, match=r"class_weights: expected 'balanced' here or data.balanced, got both"):
+    with pytest.raises(DataError, match=r"class_weights: expected 'balanced' here or data.sampling.balanced, got both"):
         fit(module, data)
 
 

@@ -255,7 +255,7 @@ def test_sentiment_and_labels(scores_source, labels_source):
     run("fit", *words(scores_source), *SMALL, "--model.sentiment", "true", "--trainer.max_epochs", 1, "--run_dir", "scores")
     run("test", "--config", "scores/config.yaml")
     assert {"acc7", "acc2_pos", "f1_nonneg"} <= set(json.loads(Path("scores/metrics.json").read_text())["metrics"]["model"])
-    run("fit", *words(labels_source), *SMALL, "--data.label_names", "[happy, sad, angry]", "--trainer.max_epochs", 1, "--run_dir", "labels")
+    run("fit", *words(labels_source), *SMALL, "--data.classes", "[happy, sad, angry]", "--trainer.max_epochs", 1, "--run_dir", "labels")
     run("predict", "--ckpt", "labels", "--data", labels_source["source"], "--output", "labels.csv")
     assert {"target_happy", "prediction_sad", "probability_angry"} <= set(read_csv("labels.csv")[0])
 
@@ -343,7 +343,7 @@ class TestMistakes:
         arrays = dict(np.load(classes_source["source"]))
         labels = arrays.pop("label")
         np.savez("bare.npz", **arrays)
-        told = ["--data.task", "classification", "--data.num_classes", 2]
+        told = ["--data.task", "classification", "--data.classes", 2]
         self.check(capsys, "y: the data has no targets", *fit, "--data.source", "bare.npz", *told)
         assert not Path("run").exists()
         np.savez("full.npz", **arrays, label=labels)

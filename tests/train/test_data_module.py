@@ -7,7 +7,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError, MultimodalDataset, open_dataset
-from mea_graph.train import SequenceDataModule, SplitPolicy
+from mea_graph.train import Sampling, SequenceDataModule, SplitPolicy
 from mea_graph.train.targets import check_targets
 
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
@@ -114,14 +114,16 @@ def test_standardisation_per_value_of_a_field(classes_source):
 
 @pytest.mark.parametrize(("part", "count"), [("test", 12), ("valid", 12), ("train", 36), ("all", 60)])
 def test_the_part_to_predict_is_chosen(classes_source, part, count):
-    assert len(ids_of(SequenceDataModule(**classes_source, predict_split=part).predict_dataloader())) == count
+    data = SequenceDataModule(**classes_source)
+    data.predict_split = part
+    assert len(ids_of(data.part_dataloader(part))) == len(ids_of(data.predict_dataloader())) == count
 
 
 def test_a_source_without_targets_or_splits_can_be_predicted(classes_source, tmp_path):
     arrays = dict(np.load(classes_source["source"]))
     np.savez(tmp_path / "new.npz", **{name: array for name, array in arrays.items() if name not in ("label", "split")})
-    data = SequenceDataModule(str(tmp_path / "new.npz"), task="classification", num_classes=2, predict_split="all")
-    assert len(ids_of(data.predict_dataloader())) == 60
+    data = SequenceDataModule(str(tmp_path / "new.npz"), task="classification", classes=2)
+    assert len(ids_of(data.part_dataloader("all"))) == 60
     assert data.out_channels == 2
     with pytest.raises(DataError, match=r"expected data\.task"):
         SequenceDataModule(str(tmp_path / "new.npz")).task  # noqa: B018
@@ -139,7 +141,14 @@ def test_a_missing_part_is_an_error(classes_source):
         ({}, r"expected data.source .* or data.events .*, got none"),
         ({"source": "a.npz", "events": {}}, "got both"),
         ({"events": {}, "batch_size": 0}, "batch_size >= 1"),
-        ({"events": {}, "batches_per_epoch": 0}, r"data.batches_per_epoch: expected an integer >= 1, or none for one pass .*, got 0"),
+        ({"events": {}, "sampling": {"balanced": True}}, r"data.sampling: expected Sampling\(...\), got {'balanced': True}"),
+        ({"events": {}, "split": None}, r"data.split: expected SplitPolicy\(...\), got None"),
+        ({"events": {}, "reader": {"format": "npz"}}, r"data.reader: expected options with a file only, got {'format': 'npz'} without one"),
+        ({"source": "a.npz", "reader": {"modalities": ["a"]}}, "data.reader: .* got 'modalities', which is data.modalities"),
+        ({"events": {}, "classes": "rest"}, "data.classes: expected how many there are, or a list of their names, each once; got 'rest'"),
+        ({"events": {}, "classes": True}, "data.classes: .* got True"),
+        ({"events": {}, "classes": ["rest", "rest"]}, r"data.classes: .* got \['rest', 'rest'\]"),
+        ({"events": {}, "classes": ["rest", 1]}, r"data.classes: .* got \['rest', 1\]"),
     ],
 )
 def test_contradicting_options(options, message):
@@ -154,7 +163,7 @@ def test_unknown_arguments_of_the_embedded_data_are_named():
 
 class TestSampling:
     def test_an_epoch_may_be_any_number_of_batches(self, classes_source):
-        data = SequenceDataModule(**classes_source, batch_size=9, batches_per_epoch=6)  # a pass has 4
+        data = SequenceDataModule(**classes_source, batch_size=9, sampling=Sampling(batches=6))  # a pass has 4
         loader = data.train_dataloader()
         batches = []
         for epoch in range(2):
@@ -175,24 +184,28 @@ class TestSampling:
             return sorted(np.bincount(np.concatenate([batch.y for batch in getattr(data, loader)()]), minlength=3))
 
         assert found("train_dataloader") == [4, 4, 32]
-        assert found("train_dataloader", balanced=True) == [13, 13, 14]
-        assert found("val_dataloader", balanced=True) == [1, 1, 8]
-        assert found("test_dataloader", balanced=True) == [1, 1, 8]
+        assert found("train_dataloader", sampling=Sampling(balanced=True)) == [13, 13, 14]
+        assert found("val_dataloader", sampling=Sampling(balanced=True)) == [1, 1, 8]
+        assert found("test_dataloader", sampling=Sampling(balanced=True)) == [1, 1, 8]
 
     @pytest.mark.parametrize(("source", "task"), [("scores_source", "regression"), ("labels_source", "multilabel")])
     def test_nothing_but_classes_can_be_balanced(self, source, task, request):
-        data = SequenceDataModule(**request.getfixturevalue(source), balanced=True)
-        with pytest.raises(DataError, match=f"data.balanced: expected classification, .* got {task}"):
+        data = SequenceDataModule(**request.getfixturevalue(source), sampling=Sampling(balanced=True))
+        with pytest.raises(DataError, match=f"data.sampling.balanced: expected classification, .* got {task}"):
             data.train_dataloader()
+
+    def test_no_batches_are_refused(self):
+        with pytest.raises(DataError, match=r"data.sampling.batches: expected an integer >= 1, .* got 0"):
+            Sampling(batches=0)
 
 
 class TestResuming:
-    @pytest.mark.parametrize(("option", "value"), [("batches_per_epoch", 5), ("balanced", True)])
+    @pytest.mark.parametrize(("option", "value"), [("batches", 5), ("balanced", True)])
     def test_with_samples_drawn_another_way_is_refused(self, classes_source, option, value):
         state = SequenceDataModule(**classes_source).state_dict()
-        with pytest.raises(DataError, match=rf"data.{option}: the checkpoint was trained with (None|False), this run has {value}"):
-            attach(SequenceDataModule(**classes_source, **{option: value})).load_state_dict(state)
-        older = {name: kept for name, kept in state.items() if name != option}
+        with pytest.raises(DataError, match=rf"data.sampling.{option}: the checkpoint was trained with (None|False), this run has {value}"):
+            attach(SequenceDataModule(**classes_source, sampling=Sampling(**{option: value}))).load_state_dict(state)
+        older = {name: kept for name, kept in state.items() if name != f"sampling.{option}"}
         attach(SequenceDataModule(**classes_source)).load_state_dict(older)
 
     def test_on_other_data_is_refused(self, classes_source, scores_source):
@@ -238,7 +251,7 @@ class TestResuming:
 
 
 @pytest.mark.parametrize(
-    ("y", "task", "num_classes", "message"),
+    ("y", "task", "classes", "message"),
     [
         (np.array([0.5, 1.0]), "classification", None, r"float \(2,\), which is regression; got task='classification'"),
         (np.array([0, 1]), "regression", None, r"integer \(2,\), which is classification"),
@@ -246,15 +259,15 @@ class TestResuming:
         (np.array([0, 3]), None, None, "no sample has class 1 of 0..3"),
         (np.array([0, 3]), None, 3, r"classes in \[0, 3\), got 0 to 3"),
         (np.array([0, 0]), None, None, "at least two classes"),
-        (np.array([0.0]), None, 2, "num_classes: expected none for regression"),
-        (np.zeros((2, 3)), None, 2, "num_classes: expected 3"),
+        (np.array([0.0]), None, 2, "data.classes: expected none for regression"),
+        (np.zeros((2, 3)), None, 2, "data.classes: expected 3"),
         (np.array([0, 1]), "ranking", None, "task: expected one of"),
-        (None, "classification", None, "data.num_classes"),
+        (None, "classification", None, "data.classes"),
     ],
 )
-def test_targets_that_do_not_fit_the_task(y, task, num_classes, message):
+def test_targets_that_do_not_fit_the_task(y, task, classes, message):
     with pytest.raises(DataError, match=message):
-        check_targets(y, task, num_classes)
+        check_targets(y, task, classes)
 
 
 def test_classes_that_do_not_occur_are_allowed_when_counted():
@@ -262,8 +275,13 @@ def test_classes_that_do_not_occur_are_allowed_when_counted():
     assert check_targets(None, "regression", None) == ("regression", 1)
 
 
-def test_the_source_is_read_as_open_dataset_does(classes_source):
-    assert SequenceDataModule(**classes_source).dataset.hash == open_dataset(classes_source["source"], split="split").hash
+def test_the_source_is_read_as_open_dataset_does(classes_source, tmp_path):
+    reader = {"format": "npz", "cache_dir": str(tmp_path / "elsewhere"), "split": "split"}
+    data = SequenceDataModule(classes_source["source"], reader=reader)
+    assert data.dataset.hash == open_dataset(classes_source["source"], split="split").hash
+    assert list((tmp_path / "elsewhere").iterdir())
+    with pytest.raises(DataError, match=r"expected some of .* got \['formt'\] \(did you mean 'format'\?\)"):
+        _ = SequenceDataModule(classes_source["source"], reader={"formt": "npz"}).dataset
 
 
 def test_a_preset_says_what_to_place_where_and_what_differs(tmp_path):
@@ -276,17 +294,39 @@ def test_a_preset_says_what_to_place_where_and_what_differs(tmp_path):
 
 def test_what_has_no_targets_is_neither_trained_nor_measured(tmp_path):
     np.savez(tmp_path / "bare.npz", audio=np.ones((6, 4, 2)), lips=np.ones((6, 4, 2)), split=np.array(["train", "valid", "test"] * 2))
-    data = SequenceDataModule(str(tmp_path / "bare.npz"), reader={"split": "split"}, task="classification", num_classes=2)
+    data = SequenceDataModule(str(tmp_path / "bare.npz"), reader={"split": "split"}, task="classification", classes=2)
     for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader):
         with pytest.raises(DataError, match="y: the data has no targets, so nothing can be trained or measured on it"):
             loader()
     assert sum(batch.num_graphs for batch in data.predict_dataloader()) == 2
 
 
-@pytest.mark.parametrize("names", [["rest"], ["rest", "stress", "more"], ["rest", "rest"]])
-def test_every_class_has_a_name_of_its_own(classes_source, names):
-    with pytest.raises(DataError, match=f"label_names: expected 2 names, each once, got {len(names)}: {', '.join(names)}"):
-        _ = SequenceDataModule(**classes_source, label_names=names).label_names
+class TestClasses:
+    def test_are_named_or_counted(self, classes_source, labels_source):
+        named = SequenceDataModule(**classes_source, classes=["rest", "stress", "never"])
+        assert (named.out_channels, named.label_names) == (3, ["rest", "stress", "never"])
+        counted = SequenceDataModule(**classes_source, classes=3)
+        assert (counted.out_channels, counted.label_names) == (3, None)
+        assert SequenceDataModule(**labels_source, classes=["happy", "sad", "angry"]).out_channels == 3
+
+    def test_that_are_too_few_are_refused(self, classes_source, labels_source):
+        with pytest.raises(DataError, match=r"expected classes in \[0, 1\), got 0 to 1"):
+            _ = SequenceDataModule(**classes_source, classes=["rest"]).out_channels
+        with pytest.raises(DataError, match=r"data.classes: expected 3 \(the labels of the data\), got 2"):
+            _ = SequenceDataModule(**labels_source, classes=["happy", "sad"]).out_channels
+
+    @pytest.mark.parametrize("classes", [3, ["stress", "rest"], ["rest"]])
+    def test_are_not_named_against_the_data(self, classes_source, classes):
+        """The data numbers its classes in the order of its own names."""
+        file = {**classes_source, "reader": {**classes_source["reader"], "label_names": ["rest", "stress"]}}
+        for same in (None, 2, ["rest", "stress"]):
+            assert SequenceDataModule(**file, classes=same).label_names == ["rest", "stress"]
+        with pytest.raises(DataError, match=r"data.classes: expected none, or the 2 that the data names: rest, stress; got "):
+            _ = SequenceDataModule(**file, classes=classes).out_channels
+
+    def test_that_the_data_names_need_not_occur(self, classes_source):
+        reader = {**classes_source["reader"], "label_names": ["rest", "stress", "never"]}
+        assert SequenceDataModule(**{**classes_source, "reader": reader}).out_channels == 3
 
 
 class TestDataSetsInMemory:
@@ -349,9 +389,8 @@ class TestDataSetsInMemory:
             SequenceDataModule(MultimodalDataset.from_samples(samples)).train_dataloader()
 
     def test_what_is_about_files_is_refused(self, dataset):
-        for option in ({"format": "npz"}, {"cache_dir": "here"}, {"reader": {"label": "y"}}):
-            with pytest.raises(DataError, match="expected format, cache_dir and reader with a file only"):
-                SequenceDataModule(dataset, **option)
+        with pytest.raises(DataError, match=r"data.reader: expected options with a file only"):
+            SequenceDataModule(dataset, reader={"label": "y"})
         with pytest.raises(DataError, match="expected a raw data set, got a standardized one; give standardize="):
             SequenceDataModule(dataset.standardize())
 

@@ -66,7 +66,7 @@ def test_of_many_classes_the_worst_and_their_confusions_are_named():
 
 
 def test_fit_and_test_end_with_the_classes(classes_source, capsys):
-    words = ["--data.source", classes_source["source"], "--data.reader.split", "split", "--data.label_names", "[rest, stress]"]
+    words = ["--data.source", classes_source["source"], "--data.reader.split", "split", "--data.classes", "[rest, stress]"]
     run("fit", *words, *GRU, "--trainer.max_epochs", 3, "--early_stopping.monitor", "valid/accuracy", "--run_dir", "run")
     printed = capsys.readouterr().out
     best = torch.load("run/checkpoints/best.ckpt", weights_only=True)["epoch"]

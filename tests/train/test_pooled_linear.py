@@ -6,9 +6,10 @@ from torch_geometric.data import HeteroData
 
 from mea_graph.baselines import PooledLinear
 from mea_graph.baselines.pooled_linear import folds
+from mea_graph.baselines.scores import baseline_scores, pooled_linear, pooled_linear_scores
 from mea_graph.data import AsynchronousEvents, DataError, MultimodalDataset
 from mea_graph.train import SequenceDataModule, SplitPolicy
-from mea_graph.train.reports import baseline_scores, behind_a_baseline, pooled_linear, pooled_linear_scores
+from mea_graph.train.reports import behind_a_baseline
 
 
 def inputs(samples, at=None):

@@ -53,7 +53,7 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def data(classes_source):
-    return SequenceDataModule(**classes_source, standardize="train", label_names=["rest", "stress"], batch_size=16)
+    return SequenceDataModule(**classes_source, standardize="train", classes=["rest", "stress"], batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ class TestTasks:
         assert found.target == pytest.approx(data.dataset.y.tolist())
 
     def test_binary_labels(self, labels_source):
-        data = SequenceDataModule(**labels_source, label_names=["happy", "sad", "angry"])
+        data = SequenceDataModule(**labels_source, classes=["happy", "sad", "angry"])
         expected = of_lightning(trained(data), data)
         found = Predictor.load("run")(data.source)
         assert_same(found, expected)
@@ -248,7 +248,7 @@ class TestScaling:
     def test_a_transform_is_not_forgotten(self, data):
         dataset = data.dataset
         dataset.transform = lambda sample: sample
-        changed = SequenceDataModule(dataset, label_names=["a", "b"])
+        changed = SequenceDataModule(dataset, classes=["a", "b"])
         trained(changed)
         predictor = Predictor.load("run")
         assert len(predictor(dataset)) == 60

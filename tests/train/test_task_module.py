@@ -11,7 +11,7 @@ from torch_geometric.data import Batch
 from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import AsynchronousEvents, DataError
 from mea_graph.nn import MEALoss
-from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, SequenceDataModule, TaskModule
+from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, Sampling, SequenceDataModule, TaskModule
 from mea_graph.train.mea_module import BY_FORM
 from mea_graph.train.same_options import check_same_options
 
@@ -253,9 +253,9 @@ def test_the_published_form_is_the_papers_down_to_its_training():
         MEAModule({"audio": 3, "text": 2}, "regression", 1, fusion=torch.nn.Identity())
 
 
-@pytest.mark.parametrize("options", [{"batches_per_epoch": 3}, {"balanced": True}])
+@pytest.mark.parametrize("options", [{"batches": 3}, {"balanced": True}])
 def test_means_of_modalities_are_of_each_training_sample_once_where_an_epoch_is_no_pass(classes_source, options):
-    data = SequenceDataModule(**classes_source, batch_size=4, **options)
+    data = SequenceDataModule(**classes_source, batch_size=4, sampling=Sampling(**options))
     module = MEAModule(data.in_channels, data.task, data.out_channels, **TINY, agnostic={"center": True})
     fit(module, data)
     there = [int((data.dataset.lengths[m][data.parts["train"]] > 0).sum()) for m in data.in_channels]

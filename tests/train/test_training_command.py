@@ -59,20 +59,20 @@ class TestTraining:
         run("fit", *words(classes_source), "--training.updates", 4, "--trainer.max_epochs", 3, expect=2)
         assert "training: expected no trainer.max_epochs (null) beside it, got 3: updates say how long to train" in capsys.readouterr().err
         run("fit", *words(classes_source), "--training.patience", 4, expect=2)
-        assert "training: expected updates beside check_every and patience, got none" in capsys.readouterr().err
+        assert "error: training: expected updates beside check_every and patience, got none" in capsys.readouterr().err
         run("fit", *words(classes_source), "--training.updates", 0, expect=2)
         assert "updates: expected a number of updates >= 1, got 0" in capsys.readouterr().err
 
     def test_is_read_by_studies(self):
         Path("mine.yaml").write_text("data: {events: {num_samples: 40}}\ntraining: {updates: 100, patience: 20}\n")
         recipe = read_recipe("events", ["mine.yaml"], None)
-        assert (recipe.data["batches_per_epoch"], recipe.trainer["max_epochs"], recipe.patience) == (5, 20, 4)
+        assert (recipe.data["sampling"]["batches"], recipe.trainer["max_epochs"], recipe.patience) == (5, 20, 4)
         Path("both.yaml").write_text("training: {updates: 100}\ntrainer: {max_epochs: 3}\n")
-        with pytest.raises(DataError, match=r"training: expected no trainer.max_epochs beside it, got 3"):
+        with pytest.raises(DataError, match=r"training: expected no trainer.max_epochs \(null\) beside it, got 3"):
             read_recipe("events", ["both.yaml"], None)
         Path("run.yaml").write_text("training: {updates: null, check_every: null, patience: null}\n")
         recipe = read_recipe("events", ["run.yaml"], None)  # 2,000 updates, as `fit` has it
-        assert recipe.data["batches_per_epoch"] * recipe.trainer["max_epochs"] == 2000
+        assert recipe.data["sampling"]["batches"] * recipe.trainer["max_epochs"] == 2000
         assert read_recipe("events", ["run.yaml"], 7).trainer["max_epochs"] == 7
         Path("wrong.yaml").write_text("training: {update: 100}\n")
         with pytest.raises(DataError, match=r"training: .*update"):

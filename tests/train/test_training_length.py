@@ -6,7 +6,7 @@ import torch
 
 from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import DataError
-from mea_graph.train import SequenceDataModule, TrainingLength
+from mea_graph.train import Sampling, SequenceDataModule, TrainingLength
 from mea_graph.train.early_stopping import EarlyStopping
 
 
@@ -30,7 +30,7 @@ class Seen(L.Callback):
 
 def train(source, length, batch_size, folder, stop_at=None, resume=None, accumulate=1, watched=()):
     L.seed_everything(0, verbose=False)
-    data = SequenceDataModule(**source, batch_size=batch_size, batches_per_epoch=length.batches_per_epoch(accumulate))
+    data = SequenceDataModule(**source, batch_size=batch_size, sampling=Sampling(batches=length.batches_per_epoch(accumulate)))
     options = {"learning_rate": 0.1, "warmup": 0.2, "cosine_decay": True, "dropout": 0.5, "augmentation": {"modality_dropout": 0.3}}
     module = LateFusionGRUModule(data.in_channels, data.task, data.out_channels, hidden_channels=3, **options)
     seen = Seen(stop_at)

@@ -30,13 +30,13 @@ class Window:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> "Window":
-        """Of what a caller wrote."""
+        """Makes a window of a caller's options."""
         if not isinstance(options, Mapping) or set(options) - {"steps", "seconds", "causal"}:
             raise ValueError(f"window: expected a dict of steps or seconds, and causal, got {options!r}")
         return cls(**options)
 
     def edges(self, pointers: Mapping[str, Pointers], time: Mapping[str, Tensor]) -> dict[tuple[str, str], Edges]:
-        """By pair (source, target); `time` are the seconds of each row, which a width in seconds needs."""
+        """The edges by pair (source, target); a width in seconds needs `time`, the seconds of each row."""
         found: dict[tuple[str, str], Edges] = {}
         for s in pointers:
             for t in pointers:
@@ -65,20 +65,20 @@ class Arrows:
         self._heard_by: dict[tuple[str, tuple[str, ...]], Edges] = {}
         self._stages: dict[tuple[tuple[str, tuple[str, ...]], ...], _Stage] = {}
         samples = next(iter(self.pointers.values())).num_samples
-        packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # elsewhere kernels read several runs
+        packed = all(p.packed and p.start.device.type == "cpu" for p in self.pointers.values())  # elsewhere, kernels read several runs
         self._may_sort = packed and samples > 1
         sizes = [p.num_rows for p in self.pointers.values()]
-        level = not (packed or self.edges or is_traced()) and all(size == sizes[0] for size in sizes)  # a traced graph is for any sizes
+        level = not (packed or self.edges or is_traced()) and all(size == sizes[0] for size in sizes)  # a traced graph must fit any sizes
         self.level = sizes[0] if level else 0  # rows that each modality has: see `level`
         self._targets: dict[tuple[str, ...], Pointers] = {}
         self._sorted: tuple[Tensor, Tensor] | None = None
         self._by_sample_order: Tensor | None = None
         self._heard: Tensor | None = None
         self._unheard = self._hears = torch.empty(0)  # made with it
-        self._nothing_missing = all(p.packed and p.steps for p in self.pointers.values())  # told by shapes alone
+        self._nothing_missing = all(p.packed and p.steps for p in self.pointers.values())  # known from shapes alone
 
     def of(self, target: str, sources: Sequence[str]) -> IntervalEdges:
-        """From the rows of the sources, one below the other; as runs."""
+        """The edges from the stacked rows of the sources to the target, as runs."""
         heard = self.heard(target, sources)
         if isinstance(heard, Tensor):
             raise ValueError(
@@ -87,7 +87,7 @@ class Arrows:
         return heard
 
     def heard(self, target: str, sources: Sequence[str]) -> Edges:
-        """The same; a list, if that of any source is one."""
+        """Like `of`, but a list if the edges of any source are a list."""
         key = target, tuple(sources)
         if key not in self._heard_by:
             self._heard_by[key] = self._joined(target, sources)
@@ -110,9 +110,9 @@ class Arrows:
         return torch.cat(lists, 1)
 
     def of_stage(self, rows: Tensor, stage: Sequence[tuple[str, list[str]]]) -> tuple[Tensor, list[Part], IntervalEdges]:
-        """Of several arrows (target, sources): the rows that they read, which of these each arrow reads, and all edges as one graph.
+        """For the arrows (target, sources) of a stage: the rows to read, the part that each arrow reads, and all edges as one graph.
 
-        None of them may be a list.
+        No edges of the stage may be a list.
         """
         key = tuple((target, tuple(sources)) for target, sources in stage)
         if key not in self._stages:
@@ -126,7 +126,7 @@ class Arrows:
         return self.sorted(rows) if found.sorted else rows, found.parts, found.edges
 
     def sorted(self, rows: Tensor) -> Tensor:
-        """The rows sample by sample instead of modality by modality; once for each matrix of rows."""
+        """The rows ordered by sample instead of by modality; made once for each matrix of rows."""
         if self._sorted is None or self._sorted[0] is not rows:
             self._sorted = rows, take_rows(rows, self._order())
         return self._sorted[1]
@@ -137,21 +137,21 @@ class Arrows:
         return self._by_sample_order
 
     def _by_modality(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
-        """The rows as they stand: a run of each source."""
+        """Leaves the rows in place: an arrow reads one run of each source."""
         edges = IntervalEdges.below_each_other([self.of(target, sources) for target, sources in stage])
         read = [self.groups(sources) for _, sources in stage]
         return _Stage(False, [Part(u, *rows) for u, groups in enumerate(read) for rows in zip(*groups, strict=True)], edges)
 
     def _in_blocks(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
-        """The rows as they stand, as many of each modality, read so that `grouped_linear` can multiply all in one product.
+        """Leaves the rows in place, equally many of each modality, so that `grouped_linear` can multiply all in one product.
 
-        Arrows with several sources read all rows, those with one are read in the order of their sources. No number goes to the device: it
-        would wait.
+        Arrows with several sources read all rows; those with one source are sorted by it. No index is copied to the device, which would
+        have to wait for it.
         """
         names, rows = list(self.pointers), self.level
         if len(stage[0][1]) > 1:
             parts = [Part(u, 0, rows * len(names)) for u in range(len(stage))]
-            blocks = [m for _ in stage for m in names]  # whose rows stand where in what the arrows read
+            blocks = [m for _ in stage for m in names]  # the modality of each block of rows that the arrows read
             heard = [u * len(names) + names.index(s) for u, (_, sources) in enumerate(stage) for s in sources]
         else:
             order = sorted(range(len(stage)), key=lambda u: names.index(stage[u][1][0]))
@@ -169,14 +169,14 @@ class Arrows:
         return _Stage(False, parts, IntervalEdges.of_runs(starts, lengths, rows * len(blocks), self._targets[targets], known=known))
 
     def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
-        """The rows sorted by sample, all of which every arrow reads: sources beside each other are then one run."""
+        """Sorts the rows by sample; every arrow reads all of them, and neighbouring sources form one run."""
         names = list(self.pointers)
         length = torch.stack([self.pointers[m].length for m in names])  # (M, B)
         total = length.sum(0)
         start = length.cumsum(0) - length + (total.cumsum(0) - total)
         rows = sum(p.num_rows for p in self.pointers.values())
         runs = max(len(sources) for _, sources in stage)
-        start, length = F.pad(start, (0, 0, 0, 1)), F.pad(length, (0, 0, 0, 1))  # one more modality, of no row
+        start, length = F.pad(start, (0, 0, 0, 1)), F.pad(length, (0, 0, 0, 1))  # one more modality, without rows
         place = [[names.index(s) for s in sources] + [len(names)] * (runs - len(sources)) for _, sources in stage]
         index = torch.tensor(place, device=length.device)  # (arrows, S)
         below = rows * torch.arange(len(stage), device=length.device).view(-1, 1, 1)  # each arrow has keys of its own
@@ -186,14 +186,14 @@ class Arrows:
         return _Stage(True, [Part(u, 0, rows) for u in range(len(stage))], edges)
 
     def groups(self, names: Sequence[str]) -> Groups:
-        """Where the rows of each name are, those of all modalities one below the other."""
+        """Where the rows of each name are among the stacked rows of all modalities."""
         starts, row = {}, 0
         for m, pointers in self.pointers.items():
             starts[m], row = row, row + pointers.num_rows
         return Groups([starts[m] for m in names], [self.pointers[m].num_rows for m in names])
 
     def sum_of_present(self, rows: Tensor, instead: Tensor) -> Tensor:
-        """The sum over the fine units of each target, which stand one below the other, over the sources that a sample has."""
+        """Sums the stacked results of each target's fine units over the sources that a sample has; `instead` where it has none."""
         if self.level:
             return self._sum_of_blocks(rows, instead)
         count = len(self.pointers) - 1
@@ -219,7 +219,7 @@ class Arrows:
         return torch.where(any_of, total, instead)
 
     def _sum_of_blocks(self, rows: Tensor, instead: Tensor) -> Tensor:
-        """The same where all modalities have as many rows."""
+        """Like `sum_of_present`, where all modalities have equally many rows."""
         rows = rows.view(len(self.pointers), -1, self.level, rows.size(1))  # (M, M - 1, n, d)
         if self._nothing_missing:
             return rows.sum(1).flatten(0, 1)

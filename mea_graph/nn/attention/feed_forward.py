@@ -59,7 +59,7 @@ def feed_forward_parts(blocks: Iterable[Any]) -> list[list[Any]]:
 
 
 def feed_forward(blocks: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
-    """Each block on its rows of (N, d); the blocks differ in their weights alone."""
+    """Applies each block to its rows of (N, d); the blocks differ in their weights alone."""
     if len(blocks) == 1:
         return blocks[0](x)
     activation, dropout = blocks[0].activation, blocks[0].dropout

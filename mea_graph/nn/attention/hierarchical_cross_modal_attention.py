@@ -47,7 +47,7 @@ class HierarchicalCrossModalAttention(nn.Module):
     Args:
         channels: Width d.
         modalities: Names of the modalities, at least two.
-        heads: K, a divisor of `channels`.
+        heads: Number of heads K, a divisor of `channels`.
         mixed, coarse, fine: Which stages to run (Table V, "w/o mixed", "w/o coarse", "w/o fine"); at least one.
         residual, dropout, options: As for `ModalityReinforcementUnit`; options are `head_channels`, `feed_forward_channels` and
             `attention_dropout`.
@@ -113,7 +113,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         return CrossModalOutput({m: e.leave(rows[m]) for m, e in entered.items()}, maps)
 
     def reinforced(self, x: Mapping[str, Tensor], arrows: Arrows, maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
-        """The same on rows (N_m, d)."""
+        """`forward` on rows (N_m, d)."""
         stages = self._stages()
         if maps or arrows.listed or not can_join([unit for stage in stages for _, unit, _ in stage]):
             return self._in_turn(x, stages, arrows, maps)
@@ -134,7 +134,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         return stages
 
     def _joined(self, source: Tensor, stages: "list[_Units]", arrows: Arrows) -> Tensor:
-        """All units of a stage at once, on the rows of all modalities one below the other."""
+        """Runs all units of a stage at once, on the stacked rows of all modalities."""
         current = source
         read = [arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage]) for stage in stages]
         units = [[unit for _, unit, _ in stage] for stage in stages]
@@ -152,7 +152,7 @@ class HierarchicalCrossModalAttention(nn.Module):
     def _in_turn(
         self, x: Mapping[str, Tensor], stages: "list[_Units]", arrows: Arrows, maps: bool
     ) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
-        """Unit by unit: for maps, with lists of edges, and where somebody listens to a unit or a graph is recorded."""
+        """Runs unit by unit: for maps, for lists of edges, for units with hooks, and while a graph is recorded."""
         drawn: dict[Arrow, Tensor] = {}
         current = dict(x)
         parts: dict[str, list[Tensor]] = {t: [] for t in self.modalities}
@@ -181,8 +181,8 @@ class HierarchicalCrossModalAttention(nn.Module):
 
     @staticmethod
     def _sum_of_present(parts: list[Tensor], sources: Sequence[Pointers], target: Pointers, instead: Tensor) -> Tensor:
-        """The sum over the sources that a sample has; `instead` where it has none."""
-        if all(s.packed and s.steps for s in sources):  # told by shapes alone: no sample lacks any
+        """Sums over the sources that a sample has; `instead` where it has none."""
+        if all(s.packed and s.steps for s in sources):  # known from shapes alone: no sample lacks any
             return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
         there = torch.stack([s.present for s in sources])  # (M - 1, B)
         present = there.index_select(1, target.sample).unsqueeze(-1)  # (M - 1, N, 1)
@@ -191,13 +191,13 @@ class HierarchicalCrossModalAttention(nn.Module):
 
 
 class CrossModalEncoder(nn.Module):
-    r"""N layers of hierarchical cross-modal attention; each reads the one before, as sources and as targets (R4).
+    r"""Stacks layers of hierarchical cross-modal attention; each reads the one before, as sources and as targets (R4).
 
     Args:
         channels: Width d.
         modalities: Names of the modalities, at least two.
-        heads: K, a divisor of `channels`.
-        num_layers: N, at least 1.
+        heads: Number of heads K, a divisor of `channels`.
+        num_layers: Number of layers (the paper's N), at least 1.
         mixed, coarse, fine, residual, dropout, options: As for `HierarchicalCrossModalAttention`.
 
     Shape:

@@ -27,7 +27,7 @@ class ModalityReinforcementUnit(nn.Module):
 
     Args:
         channels: Width d of target and sources.
-        heads: K, a divisor of `channels`, unless `head_channels` is given.
+        heads: Number of heads K, a divisor of `channels`, unless `head_channels` is given.
         residual: "normalized" adds LN(Z_t), as printed; "input" adds Z_t.
         dropout: Probability, on the attention's output and in the feed-forward block.
         source_channels: Width of the sources; None means d.
@@ -135,14 +135,14 @@ class ModalityReinforcementUnit(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns the reinforced target; on request also the map, (B, K, T, sum of T_s), as it is before any weight is dropped.
 
-        The layouts are the ptr of rows or the mask of a padded batch, one for each source. `edges` say which target rows hear which source
-        rows, all sources one below the other; None: all of their sample.
+        The layouts are the ptr of rows or the mask of a padded batch, one for each source. `edges` say which target rows hear which
+        stacked source rows; None: all of their sample.
         """
         entered = enter(target, layout, self.channels, "target")
         sources = [source] if isinstance(source, Tensor) else list(source)
         if not sources:
             raise ValueError("source: expected at least one, got none")
-        several = isinstance(source_layout, list | tuple)
+        several = isinstance(source_layout, (list, tuple))  # torch 2.9 compiles no `list | tuple`
         layouts: list[Layout] = list(source_layout) if several else [source_layout] * len(sources)  # type: ignore[arg-type,list-item]
         if len(layouts) != len(sources) or (not several and source_layout is not None and len(sources) > 1):
             got = len(layouts) if several else 1
@@ -167,7 +167,7 @@ class ModalityReinforcementUnit(nn.Module):
 
 
 class Part(NamedTuple):
-    """Rows of the sources that a unit reads, by its place among the units."""
+    """Source rows that a unit reads; `unit` is its place among the units."""
 
     unit: int
     start: int
@@ -183,11 +183,11 @@ def reinforce(
     edges: IntervalEdges | Tensor,
     memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Each unit on target rows and source rows of its own; the results stand one below the other. Also returns the keys, (N_s, K, D).
+    """Runs each unit on its own target and source rows and stacks the results. Also returns the keys, (N_s, K, D).
 
-    `targets` says which rows of `target` (N, d) each unit reads, and `parts` which rows of `source`. The edges count the target rows as
-    the units read them one below the other, and the source rows as the parts do. `memory` are their keys and values, where
-    `remember` was called before.
+    `targets` says which rows of `target` (N, d) each unit reads, and `parts` which rows of `source`. The edges number the
+    target rows as the units read them, stacked, and the source rows as the parts do. `memory` holds their keys and values, if
+    `remember` has made them.
     """
     first = units[0]
     placed = targets.placed()

@@ -1,4 +1,4 @@
-"""What the attention layers may be built with beyond the paper's form."""
+"""Options of the attention layers beyond the paper's form."""
 
 from typing import TypedDict
 
@@ -16,7 +16,7 @@ class AttentionOptions(TypedDict, total=False):
 
 
 def inner_channels(channels: int, heads: int, head_channels: int | None, feed_forward_channels: int | None) -> int:
-    """The width of all heads: `channels`, unless that of one is given. The other width is looked at too."""
+    """Returns the width of all heads, `channels` unless that of one is given; checks both widths."""
     if feed_forward_channels is not None:
         check_sizes(feed_forward_channels=feed_forward_channels)
     if head_channels is None:
@@ -27,12 +27,12 @@ def inner_channels(channels: int, heads: int, head_channels: int | None, feed_fo
 
 
 def map_dropout(p: float) -> nn.Dropout:
-    """The dropout of a map, which the layer hands to its op."""
+    """Makes the dropout of a map, whose probability the layer hands to its op."""
     if not 0 <= p < 1:
         raise ValueError(f"attention_dropout: expected a probability in [0, 1), got {p}")
     return nn.Dropout(p)
 
 
 def probability(dropout: nn.Dropout) -> float:
-    """That with which it drops now."""
+    """The current probability: 0 in evaluation mode."""
     return dropout.p if dropout.training else 0.0

@@ -31,13 +31,13 @@ class PredictiveEncoderOutput(NamedTuple):
 
 
 class PredictiveEncoder(nn.Module):
-    r"""M predictive self-attention layers per modality, with weighted attention across modalities after each ([MEA] Eq. 2-6).
+    r"""Stacks predictive self-attention for each modality, with weighted attention across modalities after each layer ([MEA] Eq. 2-6).
 
     Args:
         channels: Width d.
         modalities: Names of the modalities.
-        heads: K, a divisor of `channels`.
-        num_layers: M, at least 1.
+        heads: Number of heads K, a divisor of `channels`.
+        num_layers: Number of layers (the paper's M), at least 1.
         mu: Share of the predicted map, in [0, 1].
         prediction_chain: Whether a layer's maps guide the next one's (Table V, "w/o prediction chain").
         weighted_attention: Whether the modalities are weighed after each layer (Table V, "w/o WAL").
@@ -126,7 +126,7 @@ class PredictiveEncoder(nn.Module):
         edges: Sequence[IntervalEdges | Tensor | None],
         maps: dict[str, list[Tensor]],
     ) -> tuple[Tensor, list[Tensor]]:
-        """All modalities at once, their rows one below the other."""
+        """Runs all modalities at once, on their stacked rows."""
         together, weights = Pointers.join(pointers), []
         priors: list[Prior | None] = [None] * len(pointers)
         layers = [[cast(nn.ModuleList, self.attention[m])[i] for m in self.modalities] for i in range(self.num_layers)]
@@ -150,7 +150,7 @@ class PredictiveEncoder(nn.Module):
         edges: Sequence[IntervalEdges | Tensor | None],
         maps: dict[str, list[Tensor]],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Modality by modality: where somebody listens to a layer, or a graph is recorded."""
+        """Runs modality by modality: for layers with hooks, and while a graph is recorded."""
         weights = []
         priors: list[Prior | None] = [None] * len(pointers)
         for i in range(self.num_layers):

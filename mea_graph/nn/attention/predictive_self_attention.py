@@ -44,7 +44,7 @@ class PredictiveSelfAttention(nn.Module):
 
     Args:
         channels: Width d.
-        heads: K, a divisor of `channels`, unless `head_channels` is given.
+        heads: Number of heads K, a divisor of `channels`, unless `head_channels` is given.
         mu: Share of the prediction, in [0, 1].
         prediction: Whether the layer owns a convolution, and so can use a prior. The first layer of a stack needs none; where there is no
             prior, the convolution's gradient is zero.
@@ -153,8 +153,8 @@ class PredictiveSelfAttention(nn.Module):
     ) -> tuple[Tensor, Prior] | tuple[Tensor, Prior, Tensor]:
         """Returns the sequence and the prior for the next layer; on request also the map A, (B, K, T, T), before any weight is dropped.
 
-        `layout` is the ptr of rows or the mask of a padded batch; None: one sequence, or no padding. `edges` say which steps hear which, as
-        rows count; None: all of their sample.
+        `layout` is the ptr of rows or the mask of a padded batch; None: one sequence, or no padding. `edges` say which rows hear
+        which; None: all of their sample.
         """
         if prior is not None and self.predictor is None:
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
@@ -183,7 +183,7 @@ def attend(
     edges: Sequence[IntervalEdges | Tensor | None],
     maps: bool = False,
 ) -> tuple[Tensor, list[Prior], list[Tensor]]:
-    """Each layer on rows of its own, which stand one below the other in x (N, d); the maps of each, if requested."""
+    """Runs each layer on its own part of the stacked rows x (N, d); also returns each layer's map, if requested."""
     sizes = [p.num_rows for p in pointers]
     groups = Groups.below_each_other(sizes)
     first = layers[0]
@@ -204,7 +204,7 @@ def attend(
         if prior is None and layer.predictor is not None
         for p in layer.predictor.parameters()
     ]
-    if idle and torch.is_grad_enabled():  # an exact zero that reaches them: DDP waits for every parameter
+    if idle and torch.is_grad_enabled():  # adds an exact zero that reaches idle parameters: DDP waits for each
         z = z + torch.stack([p.flatten()[:0].sum() for p in idle]).sum()
     drawn = []
     if maps:

@@ -77,7 +77,7 @@ class WeightedAttention(nn.Module):
         return [[of[m] for m in self.modalities] for of in (self.transform, self.score)]
 
     def joined(self, rows: Tensor, pointers: Sequence[Pointers], together: Pointers) -> tuple[Tensor, Tensor]:
-        """The same on the rows of all modalities, one below the other; `together` are the pointers joined."""
+        """`forward` on the stacked rows of all modalities; `together` are their joined pointers."""
         groups = Groups.below_each_other([p.num_rows for p in pointers])
         transform, score = self.parts()
         with weights_together(rows, transform, score):

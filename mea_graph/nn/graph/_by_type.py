@@ -48,7 +48,7 @@ class ByType(MessagePassing):
     def masked(
         self, conv: nn.Module, edge_index_dict: Mapping[EdgeType, Tensor], types: list[EdgeType], edge_index: Tensor
     ) -> Iterator[None]:
-        """Puts the masks of the types on a convolution for the time of a call, joined as `edge_index` joins their edges."""
+        """Sets the masks of the types on a convolution during a call, joined in the order of `edge_index`."""
         mask = self.masks.join({t: edge_index_dict[t].size(1) for t in types})
         if mask is None:
             yield
@@ -57,7 +57,7 @@ class ByType(MessagePassing):
         if not layers:
             raise ValueError(f"edge masks: expected a convolution of PyG to put them on, got {type(conv).__name__}")
         for layer in layers:
-            layer._parameters.pop("_edge_mask", None)  # where PyG put a parameter once, it would cut off the gradient of this one
+            layer._parameters.pop("_edge_mask", None)  # a parameter that PyG set before would cut off the gradient
         set_masks(conv, mask, edge_index, apply_sigmoid=False)
         try:
             yield
@@ -78,11 +78,11 @@ class _Masks(nn.ModuleDict):
     def __getitem__(self, key: Any) -> nn.Module:
         if not isinstance(key, tuple):
             return super().__getitem__(key)
-        place = self._modules[str(key)] = _Place()  # a new one, for the reason that `masked` has
+        place = self._modules[str(key)] = _Place()  # always a new place: an old parameter would cut off the gradient
         return place
 
     def join(self, edges: Mapping[EdgeType, int]) -> Tensor | None:
-        """The masks of these types with so many edges each, ones for a type that has none; None where all are without."""
+        """Joins the masks of these types, given how many edges each has: ones for a type without a mask, None if none has one."""
         places: dict[str, Any] = {name: place for name, place in self.items() if place._edge_mask is not None}
         if not places:
             self.clear()

@@ -144,7 +144,7 @@ class DecoupledGraphFusion(nn.Module):
         present_dict: Mapping[Any, Tensor] | None = None,
         return_attention_weights: bool = False,
     ) -> FusedRepresentations:
-        """Fuses a graph; `num_samples` spares a look at the data (and is needed if last samples have no node)."""
+        """Fuses a graph; without `num_samples` it is read from the data, which miss samples without a node at the end."""
         present = {} if present_dict is None else present_dict
         space_of = self._spaces_of(x_dict, edge_index_dict)
         nodes = {name: x_dict[name] for name in space_of}
@@ -265,7 +265,7 @@ class DecoupledGraphFusion(nn.Module):
 
     @staticmethod
     def _homogeneous(parts: list[_Part], rows: int, device: torch.device) -> Tensor:
-        """The edges between the rows of a space, one type after the other; those that are absent go to one row more."""
+        """The edges between the rows of a space, type by type; absent ones start and end at one more row."""
         if not parts:
             return torch.empty(2, 0, dtype=torch.long, device=device)
         ends: list[list[Tensor]] = [[], []]

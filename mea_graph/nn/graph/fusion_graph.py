@@ -89,8 +89,8 @@ def fusion_graph(
         exclusive, agnostic: Representations by modality; None leaves the space out.
         present: Which samples have the modality. None: all have all.
         self_loops: Whether every node also sends to itself.
-        keep_absent: Whether what is absent is marked instead of left out; without effect where `present` is None. None: wherever leaving
-            it out would look at numbers that are on a device, or while a graph is recorded.
+        keep_absent: Whether what is absent is marked instead of left out; without effect where `present` is None. None: yes on
+            a device, where leaving it out would read numbers from it, and while a graph is recorded.
 
     Shape:
         - exclusive[m], agnostic[m]: :math:`(B, d_m)`; present[m]: :math:`(B,)`, bool
@@ -176,13 +176,13 @@ def _joined(there: Tensor, self_loops: bool) -> Tensor:
     joined = there.unsqueeze(1) & there
     if self_loops:
         return joined
-    lonely = there & (there.sum(0) == 1)  # what has no other modality to hear
+    lonely = there & (there.sum(0) == 1)  # the only modality of its sample
     different = ~torch.eye(there.size(0), dtype=torch.bool, device=there.device).unsqueeze(2)
     return joined & (different | lonely)
 
 
 def _all_edges(modalities: list[str], every: Tensor, loops: bool) -> dict[tuple[str, str], Tensor]:
-    """Node b of each modality to node b of each other, by (source, target); the same for all."""
+    """The edges from node b of each modality to node b of each other one, by (source, target)."""
     edge_index = torch.stack([every, every])
     return {(s, t): edge_index for s, t in _pairs(modalities) if s != t or loops or len(modalities) == 1}
 

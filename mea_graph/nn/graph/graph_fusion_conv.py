@@ -22,7 +22,7 @@ from mea_graph.ops.eager import is_traced, is_transformed
 
 _ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "none": lambda x: x}
 # Edges times heads from which the fused form is taken. Forward and backward pass on one CPU thread, 16 to 64 channels, 1 and 4 heads: from
-# 80,000 on it takes between 1/5 and once the time of single messages, below 20,000 between half and 4/3 of it.
+# 80,000 on it takes between 1/5 and all of the time of single messages, below 20,000 between half and 4/3 of it.
 _LARGE = 2**16
 _HOOKS = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
 _STEPS = ("propagate", "message", "aggregate", "update", "edge_updater", "edge_update")
@@ -44,8 +44,8 @@ class GraphFusionConv(MessagePassing):
     standard deviation between nodes with "sigmoid", an eighth with "relu" and a fifth with "none"; with a `LayerNorm` two fifths or more.
 
     Messages are made edge by edge, as PyG does it. On a large graph that is neither compiled nor exported, `mea_graph.ops.edge_attention`
-    takes over, which stores nothing of size edges x channels: unless a hook, an explainer, an overridden step, `edge_attr`, `edge_weight`
-    or dropout has to be heeded, or `fuse` was set to False. An `EdgeIndex` sorted by column spares it the sort.
+    takes over, which stores nothing of size edges x channels: unless there is a hook, an explainer, an overridden step, `edge_attr`,
+    `edge_weight` or dropout, or `fuse` was set to False. An `EdgeIndex` sorted by column spares it the sort.
 
     Args:
         in_channels: Width of the node features; a pair for sources and destinations that have a W each; -1 to take it from the first call.
@@ -203,7 +203,7 @@ class GraphFusionConv(MessagePassing):
 
     def _activated(self, out: Tensor) -> Tensor:
         """The result (N_t, H C_out) or (N_t, C_out) from the sums of messages."""
-        if out.dim() == 3:  # of the fused form, or of a message of your own
+        if out.dim() == 3:  # from the fused form, or from an overridden `message`
             out = rearrange(out, "n heads c -> n (heads c)") if self.concat else out.mean(1)
         elif self.heads > 1 and not self.concat:
             out = reduce(out, "n (bases heads c) -> n (bases c)", "mean", heads=self.heads, c=self.out_channels)
@@ -229,7 +229,7 @@ class GraphFusionConv(MessagePassing):
             alpha = segment_softmax(score, index, dim_size)
         else:
             weight = edge_weight.view(-1, 1)
-            # Without those of weight 0: the largest score among them could leave nothing of the others.
+            # Edges of weight 0 do not count for the maximum: a large score there would make all other terms underflow.
             alpha = weight * segment_softmax(score.masked_fill(weight == 0, -torch.inf), index, dim_size)
             total = segment_sum(alpha, index, dim_size)
             alpha = alpha / total.masked_fill(total == 0, 1).index_select(0, index)
@@ -302,7 +302,7 @@ class GraphFusionConv(MessagePassing):
         return edge_index, edge_attr, edge_weight, size
 
     def _fuses(self, edge_index: Tensor, edge_attr: OptTensor, edge_weight: OptTensor) -> bool:
-        """Whether nothing would be seen of the messages, and there are enough of them for the fused form to gain."""
+        """Whether the fused form may replace single messages, because nothing reads them, and gains, because there are enough."""
         if not self.fuse or is_traced() or is_transformed() or edge_index.size(1) * self.heads < _LARGE:
             return False
         if edge_attr is not None or edge_weight is not None or (self.dropout and self.training) or self.aggr not in ("sum", "add"):
@@ -361,7 +361,7 @@ _MANNER = attrgetter("out_channels", "heads", "concat", "activation", "edge_dim"
 def _linear(in_channels: int, out_channels: int, name: str) -> nn.Linear:
     if in_channels == -1:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that lazy modules are new
+            warnings.simplefilter("ignore", UserWarning)  # the warning that lazy modules are new
             return nn.LazyLinear(out_channels, bias=False)
     check_sizes(**{name: in_channels})
     return nn.Linear(in_channels, out_channels, bias=False)

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn._sequences import check_batch, check_keys, check_modalities, check_sizes
@@ -100,8 +99,7 @@ class DoubleDiscriminator(nn.Module):
 
     def _confusion(self, h: Tensor) -> Tensor:
         """As `discriminate`, but the weights get no gradient."""
-        inner = F.linear(h, self.hidden.weight.detach(), self.hidden.bias.detach())
-        return F.linear(self.activation(inner), self.out.weight.detach(), self.out.bias.detach())
+        return _held(self.out, self.activation(_held(self.hidden, h)))
 
     def forward(self, exclusive: Mapping[str, Tensor] | None, agnostic: Mapping[str, Tensor] | None) -> Discrimination:
         """Returns the logits of both discriminators."""
@@ -126,3 +124,9 @@ class DoubleDiscriminator(nn.Module):
             return Discrimination(of_e, of_a, importance, omega, confusion)
         alone = [None if h is None else self.discriminate(h) for h in (h_e, h_a)]
         return Discrimination(alone[0], alone[1], importance, omega, confusion)
+
+
+def _held(layer: nn.Module, x: Tensor) -> Tensor:
+    """The result of a layer, whatever stands in its place, whose parameters get no gradient from it."""
+    result: Tensor = torch.func.functional_call(layer, {name: p.detach() for name, p in layer.named_parameters()}, (x,))
+    return result

@@ -9,18 +9,19 @@ from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Losses of half-precision outputs are summed in float32."""
+    """Widens half precision to float32, in which losses are summed."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Not every device has an autocast to switch off."""
+    """Switches autocast off, on a device that has it; torch 2.9 cannot compile the question for the two that always have it."""
     kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    available = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 
 def _rows(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Both side by side, (*, n, d_x + d_y), with zeros in the rows that do not count; and which count, as (*, n, 1) numbers."""
+    """Returns both side by side, with zeros in the rows that do not count, and a column (*, n, 1) with ones in those that do."""
     if x.dim() < 2 or x.shape[:-1] != y.shape[:-1]:
         raise ValueError(f"x, y: expected (*, n, d) with one n, got {tuple(x.shape)}, {tuple(y.shape)}")
     both = torch.cat([at_least_float32(x), at_least_float32(y)], -1)

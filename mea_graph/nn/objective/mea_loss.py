@@ -52,7 +52,7 @@ class MEALoss(nn.Module):
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
 
     The attribute `class_weights`, None or :math:`(C,)`, multiplies the cross-entropy of each class, or that of the samples which have a
-    label. The task term stays a mean over samples, so that batches of any size add up.
+    label. The task term stays a mean over samples, so that batches of any size add up; of no sample every term is 0.
 
     Shape:
         - output: `MEAOutput` with prediction :math:`(B, C)`; target: :math:`(B,)` float with C = 1 (regression), :math:`(B,)` int64 in
@@ -60,8 +60,8 @@ class MEALoss(nn.Module):
         - result: `LossTerms` of scalars
 
     Raises:
-        ValueError: A target that does not fit the task or the prediction (classes out of range: looked for on the CPU only, since
-            elsewhere the look would wait for the device), or an option out of its range.
+        ValueError: A target that does not fit the task or the prediction (only the CPU checks for classes out of
+            range: elsewhere the check would wait for the device), or an option out of its range.
 
     >>> import torch
     >>> from mea_graph.nn import MEA
@@ -106,6 +106,8 @@ class MEALoss(nn.Module):
             kind = "int64" if self.task == "classification" else "floats"
             raise ValueError(f"target: expected {kind} for {self.task}, got {target.dtype}")
         prediction = at_least_float32(prediction)
+        if prediction.size(0) == 0:
+            return prediction.sum()  # 0, as every other term is then; torch's mean of no sample is NaN
         weights = None if self.class_weights is None else self.class_weights.to(prediction)
         if self.task == "regression":
             return F.mse_loss(prediction.squeeze(1), target.to(prediction.dtype))
@@ -144,6 +146,6 @@ class MEALoss(nn.Module):
 
 
 def _check_classes(target: Tensor, classes: int) -> None:
-    """cross_entropy would pass over -100 in silence. Looked at on the CPU only: elsewhere the look would wait for the device."""
+    """Refuses classes out of range, -100 too, which cross_entropy ignores. CPU only: elsewhere the check would wait for the device."""
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((target < 0) | (target >= classes)).any()):
         raise ValueError(f"target: expected classes in [0, {classes}), got {int(target.min())} to {int(target.max())}")

@@ -72,7 +72,7 @@ class ModalityCentering(nn.Module):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Within it, the means become those of all samples that pass, each with the same weight, whatever the mode."""
+        """Inside the block, the means become those of all samples that pass, with equal weights, in either mode."""
         self.reset_parameters()
         self._measuring = True
         try:
@@ -107,7 +107,7 @@ class ModalityCentering(nn.Module):
         batch_mean = h.masked_fill(~there, 0).sum(1) / share.clamp(min=1).unsqueeze(1)
         if self._measuring:
             weight = share / (self.seen + count).clamp(min=1)
-        else:  # the first samples are all the mean there is
+        else:  # the first batch with samples sets the mean
             weight = torch.full_like(share, self.momentum).masked_fill(self.seen == 0, 1) * (count > 0)
         self.mean.add_(weight.unsqueeze(1) * (batch_mean - self.mean))
         self.seen.add_(count)

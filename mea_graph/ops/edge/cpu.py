@@ -30,7 +30,7 @@ def _forward(
     heads, wide = x.size(1), wide_dtype(x, score_dst, score_src)
     edges = all_heads(source, target, start, x.size(0), heads)
     y, weight, _ = attend(by_head(x.to(wide)), by_head(score_dst.to(wide)), by_head(score_src.to(wide)), edges)
-    # `data` is no view of the flat tensor: autograd would not let a view that an operator returns be changed in place.
+    # `.data` is no view for autograd, which forbids in-place changes of a view that an operator returns.
     return by_node(y, heads).data.to(x.dtype), in_given_order(weight, order, heads)
 
 

@@ -173,7 +173,7 @@ def _scores(score: Tensor) -> Tensor:
 
 
 def _aligned(values: Tensor) -> Tensor:
-    """Contiguous, and at an address that whole reads need: a slice of another tensor may begin anywhere."""
+    """Makes values contiguous and aligned for wide reads: a slice of another tensor may begin anywhere."""
     values = values.contiguous()
     return values.clone() if values.data_ptr() % _LOAD else values
 

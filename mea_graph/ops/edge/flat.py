@@ -69,7 +69,7 @@ def attend(rows: Tensor, score_dst: Tensor, score_src: Tensor, edges: FlatEdges)
     """The weighted sums of `rows` (H N_src, C) by destination (H N_dst, C), the weights (H E,), and the logits for `attend_backward`."""
     logit = logits(score_dst, score_src, edges)
     if edges.degree:
-        # Of a matrix that is not contiguous torch takes the GELU itself; oneDNN, which takes the others, needs longer to set itself up.
+        # torch computes the GELU of a matrix that is not contiguous itself; it hands others to oneDNN, which takes longer to set up.
         weight = F.gelu(logit.t()).t().softmax(0).t().reshape(-1)
     else:
         weight = F.gelu(logit)
@@ -103,7 +103,7 @@ def attend_backward(
         grad = torch.zeros_like(weight)
     else:
         grad_rows = _weighted_sums(grad_sums, target.index_select(0, order), source_start, weight.index_select(0, order))
-        # The dot products of rows[source] and grad_sums[target]: what `embedding_bag` has for a gradient of its weights.
+        # The dot products of rows[source] and grad_sums[target]: the gradient of the weights of `embedding_bag`.
         grad = torch.ops.aten._embedding_bag_per_sample_weights_backward(grad_sums, rows, source, start, target, 0)
     if grad_weight is not None:
         grad.add_(grad_weight)
@@ -135,4 +135,4 @@ def _weighted_sums(rows: Tensor, node: Tensor, start: Tensor, weight: Tensor) ->
 
 
 def _segments(reduce: str, values: Tensor, start: Tensor) -> Tensor:
-    return torch.segment_reduce(values, reduce, offsets=start, axis=0, unsafe=True)  # unsafe: `start` is right, do not check it
+    return torch.segment_reduce(values, reduce, offsets=start, axis=0, unsafe=True)  # unsafe: skips a check of `start`, which is right

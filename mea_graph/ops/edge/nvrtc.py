@@ -59,7 +59,7 @@ def compile_source(source: str, capability: int, options: Sequence[str] = ()) ->
 
 
 def cached_cubin(source: str, capability: int, options: Sequence[str] = ()) -> tuple[bytes, Path]:
-    """The machine code of `compile_source`, from the user's cache folder if it is there, and its place there."""
+    """The machine code of `compile_source`, read from the user's cache folder if it is there, and its path."""
     key = hashlib.sha256("\0".join([source, str(capability), version(), *options]).encode()).hexdigest()
     path = _cache_folder() / f"{key}.cubin"
     try:
@@ -69,7 +69,7 @@ def cached_cubin(source: str, capability: int, options: Sequence[str] = ()) -> t
 
 
 def write_cubin(path: Path, cubin: bytes) -> bytes:
-    """Whole or not at all, whoever else writes it. Without a folder to write to, the next process compiles again."""
+    """Writes the file whole or not at all, beside other writers too. If the folder cannot be written, the next process compiles again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, unfinished = tempfile.mkstemp(dir=path.parent)

@@ -28,7 +28,7 @@ def define(backend: str, forward: Callable[..., Any], backward: Callable[..., An
     def gradients(ctx: Any, grad_y: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
         grads: tuple[Tensor | None, ...] = (None, None, None)
         if grad_y is not None or grad_weights is not None:
-            # Gradients are enabled here if somebody means to differentiate again.
+            # Gradients are enabled here if the caller means to differentiate again.
             grads = (_by_reference if torch.is_grad_enabled() else differentiate)(grad_y, grad_weights, *ctx.saved_tensors)
         return (*grads, None, None, None, None, None, None)
 

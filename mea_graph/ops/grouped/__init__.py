@@ -1,6 +1,6 @@
 """Linear maps and normalisations of many groups of rows, each with weights of its own, in one call.
 
-Modalities and arrows have weights of their own, and each alone is little work: on few rows calls are what takes the time.
+Modalities and arrows have weights of their own, and each alone is little work: on few rows the calls take most of the time.
 """
 
 from mea_graph.ops.grouped.batched import stacked_together

@@ -1,7 +1,7 @@
-"""The grouped ops on groups of equal size: batched products over stacked weights, as few kernels for twelve groups as for two.
+"""The grouped ops on groups of equal size: batched products over stacked weights, with as few kernels for twelve groups as for two.
 
-A GPU takes some microseconds to launch a kernel however little it does, and of many small products that is what takes the time. On a CPU
-calls cost less than the copies of the weights do, and one product a group is as fast.
+A GPU takes some microseconds to launch even a small kernel, and many small products would spend their time on launches. On a CPU a call
+costs less than a copy of the weights, and one product a group is as fast.
 """
 
 from collections.abc import Iterator, Sequence
@@ -78,7 +78,7 @@ def linear(
     steps_last: bool,
     onto: Tensor | None,
 ) -> Tensor:
-    """See `grouped_linear`. `steps_last` is a wish of attention on a CPU."""
+    """See `grouped_linear`. Ignores `steps_last`, a layout for attention on a CPU."""
     if scales:
         x = norm(x, scales, shifts, starts, sizes, eps)
         starts = [sizes[0] * g for g in range(len(sizes))]
@@ -153,7 +153,7 @@ def _stack(*kinds: Sequence[Tensor]) -> list[Tensor]:
 
 
 class _Stack(torch.autograd.Function):
-    """Each kind of weights as one tensor (G, ...), by one copy of them all; going back there is nothing to copy."""
+    """Stacks each kind of weights to one tensor (G, ...), by one copy of them all; the backward pass copies nothing."""
 
     @staticmethod
     def forward(ctx: Any, counts: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -65,7 +65,7 @@ def _norm_reference(
 def _norm(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, and what the backward pass normalises by, (N, 1) each."""
+    """The result, and the mean and inverse deviation of the rows for the backward pass, (N, 1) each."""
     normal, mean, rstd = torch.native_layer_norm(x, x.shape[1:], None, None, eps)
     out = x.new_empty(sum(sizes), x.size(1))
     for g, (rows, place) in enumerate(slices(starts, sizes)):
@@ -76,7 +76,7 @@ def _norm(
 def _norm_backward(
     grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, weights: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]
 ) -> list[Tensor]:
-    """Of x, of the weights, and of the biases."""
+    """The gradients of x, of the weights, and of the biases."""
     normal, d_normal = (x - mean).mul_(rstd), torch.zeros_like(x)
     d_weights, d_biases = [], []
     for g, (rows, place) in enumerate(slices(starts, sizes)):
@@ -107,7 +107,7 @@ _norm_operator = register("grouped_layer_norm", f"({_GROUPS}) -> (Tensor, Tensor
 
 
 class _Norm(torch.autograd.Function):
-    """Not `torch.library.register_autograd`: for lists of tensors that takes longer than the normalisation itself."""
+    """Stands in for `torch.library.register_autograd`, which for lists of tensors takes longer than the normalisation itself."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, starts: list[int], sizes: list[int], eps: float, groups: int, *parameters: Tensor) -> Tensor:

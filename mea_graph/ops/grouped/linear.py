@@ -38,9 +38,9 @@ def grouped_linear(
 
     Args:
         x: The rows.
-        weights, biases: One of each a group; no biases at all is allowed.
+        weights, biases: One of each for every group; the biases may be left out, as an empty list.
         starts, sizes: First row and number of rows of each group.
-        scales, shifts, eps: Of the normalisation before, one of each a group; none: nothing is normalised.
+        scales, shifts, eps: Parameters of the normalisation, one of each for every group; without them nothing is normalised.
         steps_last: Whether the result is laid out with rows along the last dimension in memory, as attention on a CPU reads it; its shape
             and values are the same.
         backend: "auto", "batched" (batched products, on a device and for groups of equal size), "joined" (one call for all groups) or
@@ -105,7 +105,7 @@ def _linear(
     eps: float,
     steps_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The result, (C', N) with `steps_last`; and what the rows were normalised by, (N, 1) each, or nothing."""
+    """The result, (C', N) with `steps_last`; and the mean and inverse deviation of the rows, (N, 1) each, or empty."""
     mean, rstd = x.new_empty(0), x.new_empty(0)
     if scales:
         x, mean, rstd = torch.native_layer_norm(x, x.shape[1:], None, None, eps)
@@ -150,7 +150,7 @@ def _linear_backward(
     eps: float,
     steps_last: bool,
 ) -> list[Tensor]:
-    """Of x, of the weights, of the biases, of the scales and of the shifts."""
+    """The gradients of x, of the weights, of the biases, of the scales and of the shifts."""
     if not steps_last:
         grad = grad.contiguous()
     given = x
@@ -224,7 +224,7 @@ _linear_operator = register("grouped_linear", f"({_GROUPS}, {_NORMS}) -> (Tensor
 
 
 class _Linear(torch.autograd.Function):
-    """Not `torch.library.register_autograd`: for lists of tensors that takes longer than the product of a thousand rows."""
+    """Stands in for `torch.library.register_autograd`, which for lists of tensors takes longer than the product of a thousand rows."""
 
     @staticmethod
     def forward(
@@ -271,7 +271,7 @@ def _run_linear(
     steps_last: bool,
     onto: Tensor | None,
 ) -> Tensor:
-    if not torch.is_grad_enabled():  # the operator would only cost: on few rows a third of the call
+    if not torch.is_grad_enabled():  # the operator would cost a third of the call on few rows
         out = _linear(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last)[0]
     else:
         counts = [len(weights), len(biases), len(scales), len(shifts)]

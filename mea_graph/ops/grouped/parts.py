@@ -1,4 +1,4 @@
-"""What the grouped ops have in common: their checks, where they may run, and the rows of each group."""
+"""Shared by the grouped ops: their checks, where they may run, and the rows of each group."""
 
 from collections.abc import Sequence
 from typing import Any

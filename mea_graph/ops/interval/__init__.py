@@ -71,7 +71,7 @@ def interval_attention(
     _check(query, key, value, edges, dropout)
     arguments: dict[str, Any] = {"query": query, "key": key, "value": value, "edges": edges}
     if dropout:
-        arguments["dropout"] = dropout  # known to those who keep the weights
+        arguments["dropout"] = dropout  # only backends that keep the weights know it
     return _OP.run(backend, query.device, arguments)
 
 
@@ -102,14 +102,14 @@ def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> 
 
 
 def refuse_kept(edges: Any, dropout: float = 0.0, **_: Any) -> str | None:
-    """Why what stores no weight, and follows runs, cannot run; or None."""
+    """Why a backend that follows runs and stores no weights cannot run; or None."""
     if isinstance(edges, Tensor):
         return "the edges are a list"
     return "weights are dropped, and it stores none" if dropout else None
 
 
 def refuse_unlisted(edges: Any, **_: Any) -> str | None:
-    """Why edges are not computed one by one; or None. Windows may be, where their number may be read."""
+    """Why "listed" cannot run; or None. It takes windows too, unless the host must not read how many edges they have."""
     if isinstance(edges, Tensor):
         return None
     if edges is None or edges.is_complete or edges.begin.device.type == "meta" or is_traced() or is_transformed():

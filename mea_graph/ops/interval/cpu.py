@@ -23,26 +23,26 @@ from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.pointers import Pointers
 
 _BLOCK = 2**18  # entries of a map that are computed at once: a map that leaves the cache costs half as much again
-_ROWS = 64  # target rows of a block where each has a run of its own: what the block computes in vain grows with them
+_ROWS = 64  # target rows of a block where each has a run of its own: wasted work grows with them
 _FEW = 12  # samples (of all arrows together) that are evaluated by plain calls
 _LOG2E = math.log2(math.e)
 _STEEP = 60.0  # base-2 logits up to this size need no shift before they become powers of two
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """Of everything but the result."""
+    """The dtype of everything but the result."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 class Block(NamedTuple):
-    """What is computed at once."""
+    """Target rows and the source rows that they hear, computed at once."""
 
     rows: slice  # of the target
     runs: list[tuple[int, int]]  # of source rows, first and after the last, apart from each other
     bounds: list[tuple[Tensor, Tensor]] | None  # by run, first and after the last that each row hears, (rows, 1); None: each hears all
 
     def hidden(self) -> Tensor:
-        """(rows, source rows of all runs), bool: True where a row does not hear. Made when it is used: of all blocks it would be large."""
+        """(rows, source rows of all runs), bool: True where a row does not hear. Made when used: for all blocks it would be large."""
         parts = []
         for (a, z), (begin, end) in zip(self.runs, self.bounds or [], strict=True):
             source = torch.arange(a, z)
@@ -53,7 +53,7 @@ class Block(NamedTuple):
 def blocks(
     heads: int, start: Tensor, length: Tensor, source_start: Tensor, source_length: Tensor, begin: Tensor | None, end: Tensor | None
 ) -> Iterator[Block]:
-    """Cuts the samples into blocks of equal parts, with maps of at most `_BLOCK` entries. What hears nothing is passed over."""
+    """Cuts the samples into blocks of equal parts, with maps of at most `_BLOCK` entries. Rows that hear nothing are left out."""
     samples = zip(start.tolist(), length.tolist(), source_start.tolist(), source_length.tolist(), strict=True)
     for first, n, source_first, source_n in samples:
         runs = _merge((a, a + m) for a, m in zip(source_first, source_n, strict=True))
@@ -85,7 +85,7 @@ def _windowed(rows: slice, begin: Tensor, end: Tensor) -> Block | None:
 
 
 def _merge(runs: Any) -> list[tuple[int, int]]:
-    """Without empty runs; those that touch become one."""
+    """Drops empty runs and merges those that touch."""
     merged: list[tuple[int, int]] = []
     for a, z in runs:
         if a == z:
@@ -98,12 +98,12 @@ def _merge(runs: Any) -> list[tuple[int, int]]:
 
 
 def _row_views(x: Tensor, plan: Sequence[Block]) -> Sequence[Tensor]:
-    """Of (K, D, N), the target rows of each block."""
+    """The target rows of each block, from (K, D, N)."""
     return _views(x, [(b.rows.start, b.rows.stop) for b in plan])
 
 
 def _run_views(x: Tensor, plan: Sequence[Block]) -> Sequence[Tensor]:
-    """Of (K, D, N), the source rows of each block: views, or copies where a block has several runs."""
+    """The source rows of each block, from (K, D, N): views, or copies where a block has several runs."""
     if all(len(b.runs) == 1 for b in plan):
         return _views(x, [b.runs[0] for b in plan])
     views = ([x[..., a:z] for a, z in b.runs] for b in plan)
@@ -139,7 +139,7 @@ def _add_columns(x: Tensor, runs: Sequence[tuple[int, int]], part: Tensor) -> No
 
 
 class _Maps:
-    """Memory for the maps of a block, used again by every block: fresh memory costs more time than what is written to it."""
+    """Memory for the maps of a block, which every block reuses: fresh memory costs more time than filling it."""
 
     def __init__(self, count: int, like: Tensor, plan: Sequence[Block]) -> None:
         self.heads = like.size(0)
@@ -151,18 +151,18 @@ class _Maps:
 
 
 def rows_last(x: Tensor, dtype: torch.dtype, scale: float = 1.0, row: Tensor | float | None = None) -> Tensor:
-    """(N, K, D) to (K, D, N), scaled; with `row` one more row, (K, N) or of that number."""
+    """(N, K, D) to (K, D, N), scaled; with `row` one more row, (K, N) or filled with that number."""
     flat = x.flatten(1).to(dtype)
     if scale != 1.0:
         flat = flat * scale
     flat = flat.t()
-    if not flat.is_contiguous():  # unless it lies as it is wanted
-        flat = flat.t().contiguous().t().contiguous()  # torch transposes dense matrices alone in blocks
+    if not flat.is_contiguous():
+        flat = flat.t().contiguous().t().contiguous()  # torch transposes only dense matrices in blocks, which is faster
     flat = flat.view(*x.shape[1:], -1)
     if row is None:
         return flat
     if isinstance(row, float):
-        row = flat.new_full((flat.size(0), flat.size(2)), row)  # torch 2.9 cannot pad what is empty
+        row = flat.new_full((flat.size(0), flat.size(2)), row)  # torch 2.9 cannot pad an empty tensor
     return torch.cat([flat, row.unsqueeze(1)], 1)
 
 
@@ -185,7 +185,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, *edges: Tensor | None) -> tu
     rows = (_row_views(x, plan) for x in (q_all, out, shift))
     sources = (_run_views(x, plan) for x in (k_all, v_all))
     for block, q, o, top, k, v in zip(plan, *rows, *sources, strict=True):
-        p = torch.bmm(k.mT, q, out=maps(0, k.size(2), q.size(2)))  # keys first: the values meet its rows as they lie
+        p = torch.bmm(k.mT, q, out=maps(0, k.size(2), q.size(2)))  # keys first, so that the product with the values needs no transpose
         if block.bounds is not None:
             p.masked_fill_(block.hidden().mT, -torch.inf)
         if steep:
@@ -262,7 +262,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...
 
 
 def again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, source_start: Any, source_length: Any, *runs: Any) -> Tensor:
-    """The same by the reference, for a second derivative."""
+    """Recomputes the result by the reference, for a second derivative."""
     target = Pointers(start, length, query.size(0))
     return run_reference(query, key, value, IntervalEdges.of_runs(source_start, source_length, key.size(0), target, *runs))
 
@@ -289,7 +289,7 @@ def run(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tens
 
 
 def _few(heads: int, start: Tensor, length: Tensor, source_start: Tensor, source_length: Tensor) -> list[Block] | None:
-    """The blocks, if they are whole samples, and so few that calls are what takes the time."""
+    """The blocks, if they are whole samples and so few that the calls take most of the time; else None."""
     if len(start) > _FEW:
         return None
     plan = list(blocks(heads, start, length, source_start, source_length, None, None))
@@ -309,5 +309,5 @@ def _evaluate(query: Tensor, key: Tensor, value: Tensor, plan: Sequence[Block]) 
 
 def refuse(query: Tensor, **_: Any) -> str | None:
     if query.device.type != "cpu":
-        return f"it reads the lengths, for which a device would be waited for; the tensors are on {query.device.type}"
+        return f"it reads the lengths on the host, which would wait for a device; the tensors are on {query.device.type}"
     return None

@@ -1,4 +1,4 @@
-"""Attention edge by edge, over any graph: the same formula for edges that no intervals can say."""
+"""Attention edge by edge, over any graph: the same formula for edges that are no intervals."""
 
 import math
 

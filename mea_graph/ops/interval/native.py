@@ -15,7 +15,7 @@ _WIDEST = 16  # channels of a head that the loops hold in registers; for wider o
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, *edges: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As the operator of "cpu"."""
+    """Takes and returns what the operator of "cpu" does."""
     dtype = cpu.compute_dtype(query, key, value)
     out, sums = _space(value, query.size(0), dtype), query.new_zeros(query.size(1), query.size(0), dtype=dtype)
     _call("interval_forward", (query, key, value), (out, None, None, None, None), (sums, None), edges, dtype)

@@ -23,7 +23,7 @@ class Padded(NamedTuple):
 
 
 def pad(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges, dtype: torch.dtype) -> Padded:
-    """Zeros stand in the padding: a weight of zero does not stop a NaN."""
+    """Pads with zeros, since a weight of zero does not stop a NaN."""
     target, heard = edges.target, edges.source_mask
     q, k, v = target.pad(query.to(dtype)), edges.pad_sources(key.to(dtype)), edges.pad_sources(value.to(dtype))
     q = q.masked_fill(~target.mask[:, :, None, None], 0)
@@ -61,13 +61,13 @@ def run_reference(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdge
 
 
 def run_sdpa(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:
-    """By PyTorch's own kernels, whose gradients have no gradients: those are the reference's."""
+    """Runs PyTorch's own kernels. Their second derivatives come from the reference."""
     wanted = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     return _Sdpa.apply(query, key, value, edges) if wanted and not is_traced() and not is_transformed() else _sdpa(query, key, value, edges)
 
 
 class _Sdpa(torch.autograd.Function):
-    """Keeps the graph of the first pass for the first gradient, and makes it again for one more."""
+    """Keeps the graph of the first pass for the first gradient, and makes it again for a further one."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:
@@ -80,13 +80,13 @@ class _Sdpa(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *through_reference(lambda q, k, v: run_reference(q, k, v, ctx.edges), (query, key, value), grads[0]), None
-        (out, inputs), ctx.graph = ctx.graph or _graph(query, key, value, ctx.edges), None  # it is large
+        (out, inputs), ctx.graph = ctx.graph or _graph(query, key, value, ctx.edges), None  # not kept: it is large
         found = iter(torch.autograd.grad(out, [t for t in inputs if t.requires_grad], grads[0]))
         return *(next(found) if t.requires_grad else None for t in inputs), None
 
 
 def _graph(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> tuple[Tensor, list[Tensor]]:
-    """The result and leaves that it was computed from. As operators are, it is computed in the dtypes that came."""
+    """The result and the leaves that it was computed from, in the dtypes that came, as an operator computes."""
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_(t.requires_grad) for t in (query, key, value)]
         return without_autocast(_sdpa)(*leaves, edges), leaves
@@ -97,7 +97,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Te
     if k.size(2) == 0:
         out = (q.sum(-1, keepdim=True) + k.sum() + v.sum()) * v.new_zeros(v.size(-1))  # zeros that a gradient flows through
         return unpad(out, edges, value.dtype)
-    # A step that hears nothing looks at everything, and its result is cut: not every kernel survives a row without keys.
+    # A step that hears nothing reads every key, and its result becomes zero: some kernels fail on a row without keys.
     nothing = ~mask.any(-1, keepdim=True)
     mask = (mask | nothing).unsqueeze(1)
     scale, width_value = q.size(-1) ** -0.5, v.size(-1)

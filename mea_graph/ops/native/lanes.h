@@ -95,7 +95,7 @@ template <class T> inline V<T> exp2(V<T> x) {
 }
 
 // The probability that a standard normal variable exceeds t >= 0.
-inline V<float> normal_tail(V<float> t) {  // 2^polynomial(t), as in predictive/triton_kernels.py
+inline V<float> normal_tail(V<float> t) {  // 2^polynomial(t), as in predictive/triton_gelu.py
     V<float> power = -2.2759882085665595e-06f * t + 3.296929207863286e-05f;
     power = power * t - 0.00015728428843431175f;
     power = power * t - 0.00020246696658432484f;

@@ -16,24 +16,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mea_graph.ops.eager import is_traced
-
-_SOURCES = ("interval.cpp", "predictive.cpp")
+_SOURCES = ("interval.cpp", "predictive.cpp", "recurrent.cpp")
 _FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC", "-pthread", "-w")
 _LOG = logging.getLogger(__name__)
 
 Field = Tensor | int | None
 
 
+@torch.compiler.assume_constant_result
 def hold() -> str | None:
-    """Why "auto" leaves it alone, or None."""
-    if is_traced():
+    """Why "auto" does not take the native backends, or None."""
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():
         return "a graph is recorded, which may run where there is no compiler"
     return "MEA_GRAPH_NATIVE=0 keeps 'auto' from it" if os.environ.get("MEA_GRAPH_NATIVE") == "0" else None
 
 
+@torch.compiler.assume_constant_result
 def refuse() -> str | None:
-    """Why there is no library, or None; at first use it is built."""
+    """Why there is no library, or None; builds it at first use."""
     found = _library()
     return found if isinstance(found, str) else None
 
@@ -53,7 +53,7 @@ def _library() -> ctypes.CDLL | str:
 
 
 def _load(compiler: str) -> ctypes.CDLL:
-    """The library of the cache folder; built where it is not there.
+    """Loads the library from the cache folder; builds it if it is not there.
 
     Raises:
         RuntimeError: The sources do not compile; the message holds the compiler's.
@@ -74,7 +74,7 @@ def _load(compiler: str) -> ctypes.CDLL:
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Processes that start together wait for the first one's library."""
+    """Lets processes that start together wait for the first one's library."""
     import fcntl
 
     with (folder / "native.lock").open("w") as lock:
@@ -93,7 +93,7 @@ def _build(compiler: str, folder: Path) -> str:
 
 
 def _key(compiler: str) -> str:
-    """Changes with the sources, the compiler and the processor, for which `-march=native` compiles."""
+    """The name of the library, which changes with the sources, the compiler and the processor (`-march=native`)."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, errors="replace", check=False).stdout
     texts = [(Path(__file__).parent / name).read_text() for name in ("lanes.h", *_SOURCES)]
     return hashlib.sha256("\0".join([*texts, *_FLAGS, compiler, version, platform.machine(), _processor()]).encode()).hexdigest()

@@ -87,20 +87,20 @@ def predictive_attention(
 
     The backends "triton" and "cpu" never store a map: the convolution is folded into one more dot product of width 3 K D, rows are
     computed block by block, and again in the backward pass. They take O(N K D) memory, and time that follows the true lengths, or the
-    edges. Sums are taken in float32, or in float64 where an input is float64, and repeat bit for bit. One exception: a single sequence of
-    up to 64 steps, on a CPU, that no gradient is asked of takes the formula itself, whose maps then fit a block.
+    edges. Sums are taken in float32, or in float64 where an input is float64, and repeat bit for bit. One exception: without a gradient,
+    a single sequence of up to 64 steps on a CPU runs the formula itself, whose maps then fit a block.
 
     Args:
         query, key, value: This layer's projections, split into heads.
         pointers: Where each sample's rows are.
         prior_query, prior_key: The previous layer's query and key; both or neither.
-        weight, bias: Of the convolution, as `torch.nn.Conv2d(K, K, 3)` holds them; `weight` goes with the prior.
+        weight, bias: Parameters of the convolution, as `torch.nn.Conv2d(K, K, 3)` holds them; `weight` goes with the prior.
         mu: Share of the prediction, in [0, 1].
         edges: Which steps hear which: `IntervalEdges` of the rows with themselves, a PyG `edge_index`, or None: all of the sample.
         dropout: As for `interval_attention`, on the map A.
         backend: "plain" (without a prior: `interval_attention` of the rows with themselves), "triton" (CUDA), "native" (C++ that a
             compiler on this machine builds at first use), "cpu" (plain torch, block by
-            block; on another device only if asked for, since it waits for the lengths), "listed" (edge by edge: lists and windows) or
+            block; on another device only by name, since it waits for the lengths), "listed" (edge by edge: lists and windows) or
             "reference" (stores the maps). "auto" takes the first that can run.
 
     Shape:
@@ -134,7 +134,7 @@ def predictive_attention(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: expected a probability in [0, 1), got {dropout}")
     if dropout:
-        arguments["dropout"] = dropout  # known to those who keep the weights
+        arguments["dropout"] = dropout  # only backends that keep the weights know it
     return _OP.run(backend, query.device, arguments)
 
 

@@ -122,24 +122,9 @@ def _forward(
     return result, statistics
 
 
-def _backward(
-    grad: Tensor,
-    result: Tensor,
-    statistics: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prior_query: Tensor,
-    prior_key: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    start: Tensor,
-    length: Tensor,
-    begin: Tensor | None,
-    end: Tensor | None,
-    mu: float,
-) -> tuple[Tensor, ...]:
-    tensors = (query, key, value, prior_query, prior_key)
+def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *tensors, weight, bias, start, length, begin, end, mu = given
+    query, _, _, prior_query, _ = tensors
     heads = query.size(1)
     dtype = compute_dtype((*tensors, weight, bias))
     parameters = (weight.to(dtype), weight.new_zeros(heads, dtype=dtype) if bias is None else bias.to(dtype))
@@ -219,7 +204,7 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 
 
 def again(*inputs: Any) -> Tensor:
-    """The same by the reference, for a second derivative."""
+    """Recomputes the result by the reference, for a second derivative."""
     query, key, value, prior_query, prior_key, weight, bias, start, length, begin, end, mu = inputs
     pointers = Pointers(start, length, query.size(0))
     edges = None if begin is None else IntervalEdges([pointers], pointers, begin.unsqueeze(1), end.unsqueeze(1))

@@ -1,4 +1,4 @@
-"""How a ragged batch is cut up for the CPU: groups of samples of similar length, blocks of their rows, the order of their numbers."""
+"""Cuts a ragged batch up for the CPU: groups of samples of similar length, blocks of their rows, memory in the order that products read."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from torch import Tensor
 
 LOG2E = math.log2(math.e)
 BLOCK = 2**19  # entries of a block's map: all heads, some rows, all columns
-ROWS = 64  # rows of a tile where each hears a run of its own: what the tile computes in vain grows with them
+ROWS = 64  # rows of a tile where each hears a run of its own: wasted work grows with them
 _HIDDEN = -1e30  # the logit of a hidden key, whose power of two is zero
-_WASTE = 2**15  # entries: what a group may compute in vain, about what the calls of one more group would cost
+_WASTE = 2**15  # entries that a group may waste: about the cost of the calls of one more group
 
 
 class Group(NamedTuple):
@@ -23,14 +23,14 @@ class Group(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What is computed at once: some rows of a group's maps, and the columns that they hear."""
+    """Some rows of a group's maps and the columns that they hear, computed at once."""
 
     rows: slice
     columns: slice
     bounds: tuple[Tensor, Tensor] | None  # first column that each row hears, and the one after the last, (rows, 1); None: each hears all
 
     def hidden(self) -> Tensor | None:
-        """(rows, columns), bool: True where a row does not hear. Made when it is used: of all tiles it would be large."""
+        """(rows, columns), bool: True where a row does not hear. Made when used: for all tiles together it would be large."""
         if self.bounds is None:
             return None
         low, high = self.bounds
@@ -39,7 +39,7 @@ class Tile(NamedTuple):
 
 
 def tiles(group: Group, heads: int, begin: Tensor | None = None, end: Tensor | None = None) -> list[Tile]:
-    """Cuts a group's maps into rows, in equal parts that keep a map within `BLOCK` entries; `begin` and `end`, (N,), of one sample."""
+    """Cuts a group's maps into equal parts of at most `BLOCK` entries; with `begin` and `end`, (N,), the group is one sample."""
     if begin is None or end is None:
         rows = max(1, BLOCK // (len(group.starts) * heads * group.length))
         return [Tile(part, slice(0, group.length), None) for part in _parts(group.length, rows)]
@@ -99,7 +99,7 @@ class Rows:
         if not equal:
             lengths = torch.tensor(group.lengths, device=device).unsqueeze(1)
             self.hidden = step >= lengths
-            rows = torch.where(self.hidden, rows[:, :1], rows)  # its own first row: whatever stands beyond may be no number
+            rows = torch.where(self.hidden, rows[:, :1], rows)  # its first row again: what lies beyond may be NaN
             self.real = self.hidden.logical_not().flatten().nonzero().squeeze(1)
         self.rows = rows.flatten()
 
@@ -139,13 +139,13 @@ class Inputs:
 
 
 class Scratch:
-    """One piece of memory for the maps of a block, used again by every block: fresh memory costs more time than what is written to it.
+    """One piece of memory for the maps of a block, which every block reuses: fresh memory costs more time than filling it.
 
-    One piece and not several, since an allocator gives many large ones back to the system at every call.
+    It is one piece because an allocator returns many large ones to the system at every call.
     """
 
     def __init__(self, plan: Sequence[tuple[Group, list[Tile]]], heads: int, width: int, maps: int, like: Tensor) -> None:
-        """Enough for `maps` maps of any tile and, for every two of them, folded queries of width 3 K D."""
+        """Takes room for `maps` maps of any tile and, for every two of them, folded queries of width 3 K D."""
         self.heads, self.width = heads, width
         sizes = [maps * cells + maps // 2 * folded for cells, folded in (self._most(*part) for part in plan)]
         self.memory = like.new_empty(max(sizes, default=0))
@@ -157,13 +157,13 @@ class Scratch:
         return rows * columns, rows * 3 * self.heads * self.width
 
     def clear(self, group: Group, cut: list[Tile]) -> None:
-        """Begins with the tiles of a group."""
+        """Starts the tiles of a group: forgets all names."""
         self.cells, self.folded = self._most(group, cut)
         self.places: dict[str, int] = {}
         self.used = 0
 
     def __call__(self, name: str, *shape: int) -> Tensor:
-        """Memory that keeps its name until `clear`, with room for every tile of the group: of the name of folded queries, or of a map."""
+        """Memory of this name, the same until `clear`, with room for a map of every tile, or for folded queries if the name says so."""
         if name not in self.places:
             self.places[name], self.used = self.used, self.used + (self.folded if name.endswith("q_hat") else self.cells)
         start = self.places[name]

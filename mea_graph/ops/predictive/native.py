@@ -1,4 +1,4 @@
-"""Predictive attention by compiled C++: a row of a sample at a time, of all heads, by the convolution itself; no map is stored."""
+"""Predictive attention in compiled C++: row by row, all heads at once, with the convolution itself; stores no map."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def _forward(
     end: Tensor | None,
     mu: float,
 ) -> tuple[Tensor, Tensor]:
-    """As the operator of "cpu"."""
+    """Takes and returns what the operator of "cpu" does."""
     tensors = (query, key, value, prior_query, prior_key)
     dtype = compute_dtype((*tensors, weight, bias))
     out = value.new_zeros(value.shape, dtype=dtype)
@@ -38,24 +38,9 @@ def _forward(
     return out.to(value.dtype), statistics
 
 
-def _backward(
-    grad: Tensor,
-    result: Tensor,
-    statistics: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prior_query: Tensor,
-    prior_key: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    start: Tensor,
-    length: Tensor,
-    begin: Tensor | None,
-    end: Tensor | None,
-    mu: float,
-) -> tuple[Tensor, ...]:
-    tensors, heads = (query, key, value, prior_query, prior_key), query.size(1)
+def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *tensors, weight, bias, start, length, begin, end, mu = given
+    heads = weight.size(0)
     dtype = compute_dtype((*tensors, weight, bias))
     grads = [t.new_zeros(t.shape, dtype=dtype) for t in tensors]
     of_parameters = weight.new_zeros(start.size(0), weight.numel() + heads, dtype=dtype)

@@ -15,12 +15,10 @@ from mea_graph.ops.predictive import reference
 def padded_arguments(
     tensors: tuple[Tensor | None, ...], pointers: Pointers, edges: IntervalEdges | None, dtype: torch.dtype
 ) -> tuple[list[Any], Tensor, Tensor | None]:
-    """Sequences (B, K, T, D) with zeros in the padding (a weight of zero does not stop a NaN), the mask, and (B, T, T): who hears whom."""
+    """Pads to (B, K, T, D) with zeros, since a weight of zero does not stop a NaN; returns the mask and (B, T, T), who hears whom, too."""
     mask = pointers.mask
 
-    def pad(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
+    def pad(x: Tensor) -> Tensor:  # torch 2.9 compiles no `Tensor | None` here
         x = pointers.pad(x.to(dtype)).masked_fill(~mask[:, :, None, None], 0)
         return rearrange(x, "sample step head width -> sample head step width")
 
@@ -29,7 +27,7 @@ def padded_arguments(
         begin, end = pointers.pad(edges.begin), pointers.pad(edges.end)  # (B, T, 1)
         row = (pointers.start[:, None] + torch.arange(pointers.max_length, device=mask.device)).unsqueeze(1)
         heard = (row >= begin) & (row < end)
-    return [pad(x) for x in tensors], mask, heard
+    return [None if x is None else pad(x) for x in tensors], mask, heard
 
 
 def run_reference(
@@ -45,7 +43,7 @@ def run_reference(
     edges: IntervalEdges | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """The formula in float32 or better."""
+    """Runs the formula in float32 or better."""
     tensors = (query, key, value, prior_query, prior_key)
     if pointers.max_length == 0 or pointers.num_samples == 0:  # no step: nothing to attend to, and conv2d refuses empty maps
         nothing = sum(t[:0].sum() for t in (*tensors, weight, bias) if t is not None)  # a zero that a gradient flows through

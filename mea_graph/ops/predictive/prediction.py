@@ -70,7 +70,7 @@ class Folded:
 
 
 class Stored:
-    """The formula as it stands, for whole samples that are short: the same as `Folded` otherwise."""
+    """The formula itself, for whole short samples; has the methods of `Folded`."""
 
     def __init__(self, query: Tensor, key: Tensor, weight: Tensor, bias: Tensor, scratch: Scratch) -> None:
         self.query, self.key, self.weight, self.bias, self.scratch = query, key, weight, bias, scratch
@@ -108,6 +108,6 @@ def unshift_steps(x: Tensor, width: int) -> Tensor:
 
 
 def predict(query: Tensor, key: Tensor, weight: Tensor, bias: Tensor, scratch: Scratch, whole: bool) -> Folded | Stored:
-    """Whichever is less work; `whole` says that there is one block. Off the CPU convolutions round to TF32 where matrix products do not."""
+    """Returns what is less work; `whole`: one block holds the samples. Off the CPU always `Folded`: convolutions round to TF32."""
     stored = whole and query.size(2) <= SHORT and query.device.type == "cpu"
     return (Stored if stored else Folded)(query, key, weight, bias, scratch)

@@ -18,7 +18,7 @@ from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive import padded
 
 _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
-_BLOCK = 64  # copies are padded to multiples of it, and every tile divides it
+_BLOCK = 128  # copies are padded to multiples of it, and every tile divides it
 _FOLD_ROWS, _UNFOLD_ROWS = 32, 16
 _CHANNELS = 32  # of a warp that folds or unfolds: a thread has 32 or 16 numbers of a tile, over which the cost of addresses is spread
 _GROUPS = 4  # the loop over queries takes the heads in so many groups: whatever the batch, so that no sum is cut by its company
@@ -34,15 +34,16 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# By loop, precision and whether the tiles are narrow: heads of at most 16 channels, and a folded width 3 K D of at most 128. Chosen so that
-# nothing spills, with Triton 3.6 and 3.9, and so that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86,
-# sm_89): see tests/ops/triton/test_compiled.py.
+# By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "folded", such heads with a
+# wider prior; "wide", all else. Chosen so that nothing spills, with Triton 3.6 and 3.9, and so that shared memory stays below 99 KiB, what
+# a block may have on the smallest GPUs (sm_86, sm_89): see tests/ops/triton/test_compiled.py.
 HOPPER = {
     ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2),
     ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
     ("forward", "float", "narrow"): Tiles(64, 32, 32, 4, 2),
     ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1),
-    ("query", "half", "narrow"): Tiles(64, 32, 128, 4, 2),
+    ("query", "half", "narrow"): Tiles(128, 32, 128, 8, 2),
+    ("query", "half", "folded"): Tiles(64, 16, 32, 4, 1),
     ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1),
     ("query", "float", "narrow"): Tiles(64, 16, 32, 4, 1),
     ("query", "float", "wide"): Tiles(16, 16, 32, 4, 1),
@@ -53,10 +54,19 @@ HOPPER = {
 }
 AMPERE = HOPPER | {
     ("query", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
+    ("query", "half", "folded"): Tiles(32, 16, 64, 4, 1),
     ("query", "float", "narrow"): Tiles(32, 16, 32, 4, 1),
     ("key", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
     ("key", "float", "narrow"): Tiles(16, 32, 32, 4, 1),
 }
+
+
+def cut(table: dict[tuple[str, str, str], Tiles], loop: str, exact: bool, width: int, folded: int) -> Tiles:
+    """The tiles of a loop, for heads and a folded width of so many channels, padding included."""
+    kind = "float" if exact else "half"
+    if width <= 16 and folded > 128 and (loop, kind, "folded") in table:
+        return table[loop, kind, "folded"]
+    return table[loop, kind, "narrow" if width <= 16 and folded <= 128 else "wide"]
 
 
 def refuse(
@@ -97,20 +107,24 @@ class _Call:
     def __init__(self, tensors: tuple[Tensor, ...], bias: Tensor | None, start: Tensor, length: Tensor, steps: int, mu: float) -> None:
         self.query, self.key, self.value, self.prior_query, self.prior_key = map(gpu.dense_rows, tensors[:5])
         self.weight, self.mu = tensors[5].contiguous(), float(mu)
+        self.has_bias = bias is not None
         self.bias = self.weight if bias is None else bias.contiguous()  # never read without a bias
         self.start, self.length, self.batch = start.contiguous(), length.contiguous(), start.size(0)
         self.heads, self.width = self.query.shape[1:]
         self.value_width, self.prior_width = self.value.size(2), self.prior_query.size(2)
         self.scale = math.log2(math.e) / math.sqrt(self.width)
+        self.shift = math.log2(max(1 - self.mu, 1e-30) * math.log2(math.e))  # mu = 1: small enough to vanish, and finite
         self.prior_scale = 1 / math.sqrt(self.prior_width)
         self.steps_padded = _pad(steps)
         dtypes = {t.dtype for t in tensors[:5]}
         self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
         self.tiles = {"WIDTH": gpu.power_of_2(self.width), "VALUE_WIDTH": gpu.power_of_2(self.value_width)}
         self.tiles["FOLDED"] = gpu.power_of_2(3 * self.heads * self.prior_width)
-        self.flags = {"HAS_BIAS": bias is not None, "EXACT": self.dtype == torch.float32}
+        # Channels for what saves the loops work (see triton_fold.py). float16 cannot hold what goes there.
+        room = min(self.tiles["WIDTH"] - self.width - 1, self.tiles["VALUE_WIDTH"] - self.value_width)
+        self.exact, self.spare = self.dtype == torch.float32, room >= 2 and self.dtype != torch.float16
 
-    def copies(self, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
+    def copies(self, inner: Tensor | None = None, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
         """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
         from mea_graph.ops.predictive.triton_fold import predictive_attention_fold_kernel
 
@@ -124,24 +138,27 @@ class _Call:
             "delta": self.rows() if grad is not None else self.query,
         }
         backward = out is not None and grad is not None
+        norms = self.query.new_empty(0 if backward else 4, self.batch, self.heads, self.steps_padded // _FOLD_ROWS, dtype=torch.float32)
         grad = gpu.dense_rows(self.value if grad is None else grad)
         sources = [self.query, self.key, self.value, self.prior_query, self.prior_key]
         strided = [a for t in sources for a in (t, *t.stride()[:2])]
         predictive_attention_fold_kernel[(self.batch * (self.heads + 1) * (self.steps_padded // _FOLD_ROWS),)](
-            *strided, self.weight, self.start, self.length, self.value if out is None else out, grad, *grad.stride()[:2], *copies.values(),
-            self.steps_padded, self.width, self.value_width, self.prior_scale, HEADS=self.heads, PRIOR_WIDTH=self.prior_width,
-            **self.tiles, BACKWARD=backward, ROWS=_FOLD_ROWS, BLOCK=_BLOCK, num_warps=warps(max(self.tiles.values())),
+            *strided, self.weight, self.bias, self.start, self.length,
+            norms if inner is None else inner, self.value if out is None else out, grad, *grad.stride()[:2],
+            *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.scale, self.prior_scale,
+            HEADS=self.heads, PRIOR_WIDTH=self.prior_width, BACKWARD=backward, HAS_BIAS=self.has_bias, SPARE=self.spare,
+            **self.tiles, ROWS=_FOLD_ROWS, BLOCK=_BLOCK,
+            num_warps=warps(max(self.tiles.values())),
         )  # fmt: skip
-        return copies
+        return copies if backward else copies | {"norms": norms}
 
     def loop(self, name: str) -> tuple[Tiles, dict[str, Any]]:
         """How a loop is cut, and its compile-time arguments."""
-        kind = "float" if self.dtype == torch.float32 else "half"
-        narrow = max(self.tiles["WIDTH"], self.tiles["VALUE_WIDTH"]) <= 16 and self.tiles["FOLDED"] <= 128
         table = HOPPER if gpu.capability(self.query) >= (9, 0) else AMPERE
-        tiles = table[name, kind, "narrow" if narrow else "wide"]
+        width = max(self.tiles["WIDTH"], self.tiles["VALUE_WIDTH"])
+        tiles = cut(table, name, self.exact, width, self.tiles["FOLDED"])
         sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns, "CHUNK": min(tiles.chunk, self.tiles["FOLDED"])}
-        return tiles, self.flags | self.tiles | sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages}
+        return tiles, {"EXACT": self.exact} | self.tiles | sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages}
 
     def empty(self, width: str, per_head: bool = True) -> Tensor:
         heads = self.heads if per_head else 1
@@ -173,43 +190,30 @@ def _forward(
 
     with gpu.on_device_of(query):
         call = _Call((query, key, value, prior_query, prior_key, weight), bias, start, length, steps, mu)
-        copies = list(call.copies().values())[:5]
+        *copies, _, _, norms = call.copies().values()
         tiles, constants = call.loop("forward")
         predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
-            *copies, call.bias, call.start, call.length, out, statistics[0], statistics[1],
-            call.heads, call.steps_padded, call.value_width, call.scale, call.mu, **constants,
+            *copies, norms, call.start, call.length, out, statistics[0], statistics[1],
+            call.heads, call.steps_padded, call.value_width, call.scale, call.mu, call.shift,
+            SPARE=call.spare, NORM_ROWS=_FOLD_ROWS, **constants,
         )  # fmt: skip
     return out, statistics
 
 
-def _backward(
-    grad: Tensor,
-    out: Tensor,
-    statistics: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prior_query: Tensor,
-    prior_key: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    start: Tensor,
-    length: Tensor,
-    steps: int,
-    packed: bool,
-    mu: float,
-) -> tuple[Tensor, ...]:
+def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *tensors, bias, start, length, steps, packed, mu = given
+    query = tensors[0]
     nothing = query.size(0) == 0 or steps == 0
-    *grads, d_weight, d_bias = _fake_backward(grad, out, statistics, query, key, value, prior_query, prior_key, weight, bias)
+    *grads, d_weight, d_bias = _fake_backward(grad, out, statistics, *given)
     d_query, d_key, d_value, d_prior_query, d_prior_key = (gpu.rows_like(g, packed and not nothing) for g in grads)
     if nothing:
         return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight.zero_(), d_bias.zero_()
     from mea_graph.ops.predictive import triton_fold, triton_kernels
 
     with gpu.on_device_of(query):
-        call = _Call((query, key, value, prior_query, prior_key, weight), bias, start, length, steps, mu)
-        *copies, delta = call.copies(out, grad).values()
-        shared = (*copies, call.bias, call.start, call.length, statistics[0], statistics[1], delta)
+        call = _Call(tuple(tensors), bias, start, length, steps, mu)
+        *copies, delta = call.copies(statistics[0], out, grad).values()
+        shared = (*copies, call.start, call.length, statistics[0], statistics[1], delta)
         empty = functools.partial(torch.empty, dtype=torch.float32, device=query.device)
 
         tiles, constants = call.loop("query")
@@ -220,7 +224,8 @@ def _backward(
         inner_delta = call.rows()
         triton_kernels.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
             *shared, d_query, folded_query_grad, bias_parts, inner_delta,
-            call.heads, call.steps_padded, call.width, call.scale, call.mu, **constants,
+            call.heads, call.steps_padded, call.width, call.scale, call.mu, call.shift,
+            SPARE=call.spare, **constants,
         )  # fmt: skip
 
         tiles, constants = call.loop("key")
@@ -229,7 +234,8 @@ def _backward(
         folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
         triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
             *shared, inner_delta, d_key, d_value, folded_key_grad,
-            call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, **constants,
+            call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, call.shift,
+            SPARE=call.spare, **constants,
         )  # fmt: skip
 
         channels = gpu.power_of_2(call.heads * call.prior_width)

@@ -10,11 +10,20 @@ r % (K D). With a prior's query q' and key k', both zero at steps that do not ex
     folded query of head o   qhat_o(i)[y, h, c] = sum_x  weight[o, h, x, y] q'_h(i + x - 1)[c] / sqrt(D)
     folded key of all heads  khat(j)[y, h, c]   = k'_h(j + y - 1)[c]
 
+Channels that would hold nothing but zeros save the loops work:
+
+    column 3 K D of the folded operands   the bias, and 1 for each step: the bias is added by the product
+    with SPARE, behind a head's channels  query FAR, key -FAR where there is no step: the exponential of their product is zero
+                                          two more of the key and two of the value: 1 for each step, so that products sum rows as well;
+                                          backward, with the two parts of a query's statistic, and of its delta, they subtract it
+
 Names: rows are queries, columns are keys; upper case is known at compile time; `real` says which steps exist.
 """
 
 import triton
 import triton.language as tl
+
+FAR = tl.constexpr(1.152921504606847e18)  # 2^60
 
 
 @triton.jit
@@ -25,13 +34,35 @@ def place(steps_padded, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _copy(source, stride, target, rows, real, width, PADDED: tl.constexpr):
-    """Copies `width` columns of rows into `PADDED` columns, with zeros wherever nothing exists; returns them in float32."""
+def _take(source, stride, rows, real, width, PADDED: tl.constexpr):
+    """`width` columns of rows, in float32, in `PADDED` columns with zeros wherever nothing exists."""
     columns = tl.arange(0, PADDED)
     inside = real[:, None] & (columns[None, :] < width)
-    tile = tl.load(source + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(target + rows[:, None] * PADDED + columns[None, :], tile.to(target.dtype.element_ty))
-    return tile
+    return tl.load(source + rows[:, None].to(tl.int64) * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _put(target, rows, tile, PADDED: tl.constexpr):
+    tl.store(target + rows[:, None] * PADDED + tl.arange(0, PADDED)[None, :], tile.to(target.dtype.element_ty))
+
+
+@triton.jit
+def _mark(tile, column, marks, PADDED: tl.constexpr):
+    """The tile with a number for each row in one of its columns."""
+    return tl.where((tl.arange(0, PADDED) == column)[None, :], marks[:, None], tile)
+
+
+@triton.jit
+def _mark_parts(tile, column, marks, PADDED: tl.constexpr):
+    """The tile with a number for each row in two of its columns, whose sum is that number even where one would be rounded."""
+    high = marks.to(tl.bfloat16).to(tl.float32)
+    return _mark(_mark(tile, column, high, PADDED), column + 1, marks - high, PADDED)
+
+
+@triton.jit
+def _norm(tile):
+    """Of the longest row, squared."""
+    return tl.max(tl.sum(tile * tile, 1), 0)
 
 
 @triton.jit
@@ -41,11 +72,12 @@ def predictive_attention_fold_kernel(
     value, value_t, value_h,
     prior_query, prior_query_t, prior_query_h,
     prior_key, prior_key_t, prior_key_h,
-    weight, starts, lengths,
-    out, grad, grad_t, grad_h,  # read by the backward pass only
+    weight, bias, starts, lengths,
+    inner, out, grad, grad_t, grad_h,  # read by the backward pass only
     query_copy, key_copy, value_copy, folded_query, folded_key, grad_copy, delta,
-    steps_padded, width, value_width, prior_scale,
-    HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr,
+    norms,  # (4, B, K, blocks): of the longest query, key, folded query and folded key of a block, squared; written for the forward pass
+    steps_padded, width, value_width, scale, prior_scale,
+    HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr, HAS_BIAS: tl.constexpr, SPARE: tl.constexpr,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b (HEADS + 1) + o: steps of head o; o = HEADS: of the folded keys, which all heads share.
@@ -66,14 +98,20 @@ def predictive_attention_fold_kernel(
     other = columns % ALL_HEADS // PRIOR_WIDTH
     channel = columns % PRIOR_WIDTH
     used = columns < 3 * ALL_HEADS
+    blocks = steps_padded // ROWS
+    lines = tl.num_programs(0) // (HEADS + 1) * HEADS  # B K blocks
+    norms += (sample * HEADS + head % HEADS) * blocks + block
+    exists = (rows < length).to(tl.float32)
 
     if head == HEADS:
         steps = rows[:, None] + shift[None, :] - 1
-        real = (steps >= 0) & (steps < length) & used[None, :]
+        real = (steps >= 0) & (steps < length) & used[None, :] & (rows < length)[:, None]
         at = (first + steps) * prior_key_t + (other.to(tl.int64) * prior_key_h + channel)[None, :]
         tile = tl.load(prior_key + at, mask=real, other=0.0).to(tl.float32)
-        folded_key += sample * steps_padded * FOLDED
-        tl.store(folded_key + rows[:, None] * FOLDED + columns[None, :], tile.to(folded_key.dtype.element_ty))
+        tile = _mark(tile, 3 * ALL_HEADS, exists, FOLDED)
+        _put(folded_key + sample * steps_padded * FOLDED, rows, tile, FOLDED)
+        if not BACKWARD:
+            tl.store(norms + 3 * lines, _norm(tile))
         return
 
     tile = tl.zeros([ROWS, FOLDED], tl.float32)
@@ -86,21 +124,44 @@ def predictive_attention_fold_kernel(
         tile += share[None, :] * taken.to(tl.float32)
     at = (sample * HEADS + head) * steps_padded
     real = rows < length
-    tile = tl.where(real[:, None], tile * prior_scale, 0.0)
-    folded_query += at * FOLDED
-    tl.store(folded_query + rows[:, None] * FOLDED + columns[None, :], tile.to(folded_query.dtype.element_ty))
-
-    _copy(query + first * query_t + head * query_h, query_t, query_copy + at * WIDTH, rows, real, width, WIDTH)
-    _copy(key + first * key_t + head * key_h, key_t, key_copy + at * WIDTH, rows, real, width, WIDTH)
-    _copy(value + first * value_t + head * value_h, value_t, value_copy + at * VALUE_WIDTH, rows, real, value_width, VALUE_WIDTH)
+    tile *= prior_scale
+    if HAS_BIAS:
+        tile = _mark(tile, 3 * ALL_HEADS, exists * tl.load(bias + head).to(tl.float32), FOLDED)
+    tile = tl.where(real[:, None], tile, 0.0)
+    _put(folded_query + at * FOLDED, rows, tile, FOLDED)
+    # One copy after the other: a store between the loads keeps the compiler from holding all tiles in registers at once.
+    queries = _take(query + first * query_t + head * query_h, query_t, rows, real, width, WIDTH)
+    if not BACKWARD:
+        tl.store(norms + 2 * lines, _norm(tile))
+        tl.store(norms, _norm(queries))
+    if SPARE:
+        queries = _mark(queries, width, exists * FAR, WIDTH)
+        if BACKWARD:
+            queries = _mark_parts(queries, width + 1, tl.load(inner + at + rows, mask=real, other=0.0) / -scale, WIDTH)
+    _put(query_copy + at * WIDTH, rows, queries, WIDTH)
+    keys = _take(key + first * key_t + head * key_h, key_t, rows, real, width, WIDTH)
+    if not BACKWARD:
+        tl.store(norms + lines, _norm(keys))
+    if SPARE:
+        keys = _mark(keys, width, (exists - 1.0) * FAR, WIDTH)
+        keys = _mark(_mark(keys, width + 1, exists, WIDTH), width + 2, exists, WIDTH)
+    _put(key_copy + at * WIDTH, rows, keys, WIDTH)
+    values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
+    if SPARE:
+        values = _mark(_mark(values, value_width, exists, VALUE_WIDTH), value_width + 1, exists, VALUE_WIDTH)
+    _put(value_copy + at * VALUE_WIDTH, rows, values, VALUE_WIDTH)
     if BACKWARD:
-        grad += first * grad_t + head * grad_h
-        grads = _copy(grad, grad_t, grad_copy + at * VALUE_WIDTH, rows, real, value_width, VALUE_WIDTH)
+        grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, VALUE_WIDTH)
         wide = tl.arange(0, VALUE_WIDTH)[None, :]
         inside = real[:, None] & (wide < value_width)
         out += ((first + rows) * HEADS + head)[:, None] * value_width
         outs = tl.load(out + wide, mask=inside, other=0.0).to(tl.float32)
-        tl.store(delta + at + rows, tl.sum(grads * outs, 1))
+        deltas = tl.sum(grads * outs, 1)
+        if SPARE:
+            grads = _mark_parts(grads, value_width, -deltas, VALUE_WIDTH)
+        else:
+            tl.store(delta + at + rows, deltas)
+        _put(grad_copy + at * VALUE_WIDTH, rows, grads, VALUE_WIDTH)
 
 
 @triton.jit

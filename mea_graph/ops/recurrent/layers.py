@@ -1,7 +1,7 @@
 """One direction of an LSTM or a GRU on a padded batch: torch's own, seen by `torch.compile`, `torch.export` and ONNX as one operator.
 
-Dynamo refuses `torch.nn.LSTM` and `torch.nn.GRU`, and what torch makes of their functions while tracing is one graph node for every step,
-hence another graph for every length.
+Dynamo refuses `torch.nn.LSTM` and `torch.nn.GRU`. Traced, torch's functions become one graph node for every step, hence another graph for
+every length.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def _gru(x: Tensor, *weights: Tensor) -> Tensor:
 
 
 def _lstm_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> tuple[Tensor, ...]:
-    """The states once more, then back through time."""
+    """Computes the states again, then goes back through time."""
     driven = x @ weight_ih.mT + (bias_ih + bias_hh)  # (B, T, 4 H)
     hidden = [x.new_zeros(x.size(0), weight_hh.size(1))]
     cells, gates = [hidden[0]], []
@@ -70,7 +70,7 @@ def _lstm_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor
 
 
 def _gru_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> tuple[Tensor, ...]:
-    """The states once more, then back through time. The last state reaches the candidate through the reset gate: hence two gradients."""
+    """Computes the states again, then goes back through time. Two gradients, since the last state also passes the reset gate."""
     driven = x @ weight_ih.mT + bias_ih  # (B, T, 3 H)
     hidden, gates = [x.new_zeros(x.size(0), weight_hh.size(1))], []
     for step in driven.unbind(1):
@@ -92,14 +92,14 @@ def _gru_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor,
 
 
 def _gradients(x: Tensor, hidden: list[Tensor], d_driven: Tensor, d_past: Tensor, weight_ih: Tensor) -> tuple[Tensor, ...]:
-    """Of the input and the four parameters, from those of what the input and what the last state add to the gates, (B, T, gates H)."""
+    """The gradients of the input and the four parameters, from those of what the input and the last state add to the gates."""
     rows, past = d_driven.flatten(0, 1), d_past.flatten(0, 1)
     d_weight_hh = past.mT @ torch.stack(hidden[:-1], 1).flatten(0, 1)
     return d_driven @ weight_ih, rows.mT @ x.flatten(0, 1), d_weight_hh, rows.sum(0), past.sum(0)
 
 
 def _define(name: str, eager: Callable[..., Tensor], eager_backward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
-    """Under autocast x and its gradient are narrower than the weights: the arithmetic is theirs, the results x's."""
+    """Computes in the dtype of the weights and returns that of x, which is narrower under autocast."""
 
     def run(x: Tensor, *weights: Tensor) -> Tensor:
         return eager(x.to(weights[0].dtype), *weights).to(x.dtype).contiguous()

@@ -160,16 +160,16 @@ INT8 = b"cnumpy\ndtype\n(X\x02\x00\x00\x00i8K\x00K\x01tR"
         (ARRAY + b".", "array without contents"),
         (ARRAY + b"(K\x01tb.", "state is not"),
         (ARRAY + b"(K\x01(K\x01t" + INT8 + b"\x89C\x02ab" + b"tb.", "bytes do not fit"),
-        (ARRAY + b"(K\x01(J\xff\xff\xff\xfft" + INT8 + b"\x89C\x00" + b"tb.", "whose shape"),
-        (ARRAY + b"(K\x01(K\x01tK\x05\x89C\x08" + bytes(8) + b"tb.", "dtype is none"),
+        (ARRAY + b"(K\x01(J\xff\xff\xff\xfft" + INT8 + b"\x89C\x00" + b"tb.", "valid shape"),
+        (ARRAY + b"(K\x01(K\x01tK\x05\x89C\x08" + bytes(8) + b"tb.", "valid shape or dtype"),
         (
             ARRAY + b"(K\x01(K\x01tcnumpy\ndtype\n(X\x01\x00\x00\x00OtR\x89C\x08" + bytes(8) + b"tb.",
-            "contents are no list",
+            "contents are not a list",
         ),  # raw object pointers
-        (b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x01\x00\x00\x00OtRC\x08" + bytes(8) + b"tR.", "contents are no list"),
+        (b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x01\x00\x00\x00OtRC\x08" + bytes(8) + b"tR.", "contents are not a list"),
         (
             b"cnumpy.core.numeric\n_frombuffer\n(C\x08" + bytes(8) + b"cnumpy\ndtype\n(X\x01\x00\x00\x00OtR(K\x01tX\x01\x00\x00\x00CtR.",
-            "no list",
+            "not a list",
         ),
         (b"\x80\x02X\x01\x00\x00\x00aQ.", "outside of it"),  # persistent id
         (b"\x80\x02\x82\x01.", "not a whole pickle"),  # extension registry

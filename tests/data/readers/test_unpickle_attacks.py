@@ -85,7 +85,7 @@ ATTACKS = {
     ),
     "rows without bytes": (empty_array(10**9, 0, 3) + b".", r"array of shape \(1000000000, 0, 3\), which is empty"),
     "many rows without bytes": (many(5_000, b"h\x00", empty_array(60_000, 0, 3)), "over and over"),
-    "axes": (empty_array(*[2**30] * 60_000) + b".", "array whose shape or dtype is none"),
+    "axes": (empty_array(*[2**30] * 60_000) + b".", "array without a valid shape or dtype"),
     # text that does not exist
     "code point": (
         ARRAY + b"(K\x01(K\x01t" + dtype(b"U1") + b"\x89C\x04\x00\x00\x11\x00tb.",

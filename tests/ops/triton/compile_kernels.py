@@ -107,8 +107,8 @@ def launches(heads: int, width: int, dtype: torch.dtype, lengths: list[int]) -> 
             interval._backward(torch.randn_like(out), out, logsumexp, query, key, value, *where)
         hidden = 64 if width > 16 else 20
         recurrence = (torch.randn(1, 2, 4, hidden, hidden), pointers.start, pointers.length, [pointers.num_rows], pointers.packed)
-        out, states = recurrent._forward(torch.randn(pointers.num_rows, 2, 4, hidden, dtype=dtype), *recurrence)
-        recurrent._backward(torch.randn_like(out), states, *recurrence)
+        out, states = recurrent.RECURRENCE.forward(torch.randn(pointers.num_rows, 2, 4, hidden, dtype=dtype), *recurrence)
+        recurrent.RECURRENCE.backward(torch.randn_like(out), states, *recurrence)
 
 
 def main(capability: int, heads: int, width: int, dtypes: list[str], only: str = "") -> None:

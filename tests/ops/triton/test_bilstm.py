@@ -10,10 +10,10 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 from mea_graph.ops import Pointers, explain, record_calls
-from mea_graph.ops.recurrent import _OP, bilstm
+from mea_graph.ops.recurrent import _BILSTM, bilstm
 from mea_graph.ops.recurrent import triton as backend
 
-from ..bilstm_cases import CASES, Case, Tensors, outcome, truth
+from ..recurrent_cases import CASES, Case, Tensors, outcome, truth
 
 Layout = Callable[[str, tuple[int, ...]], Pointers]
 Errors = Callable[[Tensors, Tensors], dict[str, float]]
@@ -192,8 +192,8 @@ def test_says_which_sets_do_not_go_together() -> None:
 
 
 def test_a_gpu_takes_it_first_and_a_cpu_only_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert next(iter(_OP.backends)) == "triton"
-    assert _OP.backends["triton"].prefers == "cuda"
+    assert next(iter(_BILSTM.backends)) == "triton"
+    assert _BILSTM.backends["triton"].prefers == "cuda"
     weights = [torch.zeros(8, 3), torch.zeros(8, 2), torch.zeros(8), torch.zeros(8)] * 2
     given = ([torch.zeros(3, 3)], [weights], [Pointers.full(1, 3, torch.device("cpu"))])
     assert explain("bilstm", *given).chosen == "torch"

@@ -32,14 +32,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join([HEAD, *(line.format(**row) for row in rows)])
 
 
+def compiled(capability: int, shape: str, *rest: str) -> list[dict[str, Any]]:
+    done = subprocess.run([sys.executable, SCRIPT, str(capability), shape, *rest], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize("capability", [90, 80])
 @pytest.mark.parametrize("shape", [pytest.param("8x5", id="narrow"), pytest.param("1x64", id="wide", marks=pytest.mark.slow)])
 def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixture[str]) -> None:
     """`narrow` is the model's own size, 8 heads of 5 channels and 20 units of an LSTM; `wide` the widest that is accepted, 64 of each."""
-    command = [sys.executable, SCRIPT, str(capability), shape, "float32", "bfloat16"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = compiled(capability, shape, "float32", "bfloat16")
     with capsys.disabled():
         print(f"\nsm_{capability}, heads x width {shape}", table(rows), sep="\n")
     # Once each: none is compiled again for other numbers of samples and of steps, or for gaps.
@@ -53,7 +56,19 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
                 assert row["HGMMA"] > 0, f"not on Hopper's own tensor core instructions: {row}"
         if (shape, capability) == ("8x5", 90) and row["kernel"] in PREDICTIVE:
             counted = roofline.LOOPS[row["kernel"].replace("fwd", "forward").split("_")[-1]]
-            expected = counted.float if row["dtype"] == "float32" else counted.half
             slots, special = instructions.slots(row)
-            assert abs(slots / expected - 1) < 0.1, f"the bounds on paper count {expected} issue slots a pair, not {slots}: {row}"
-            assert counted.exponentials <= special < counted.exponentials + 0.5, row
+            exact = row["dtype"] == "float32"
+            expected = counted.float_slots if exact else counted.half_slots
+            assert abs(slots / expected - 1) < 0.1, f"the bounds on paper count {expected} issue slots a pair: {slots}, {row}"
+            assert special < (counted.float_exponentials if exact else counted.half_exponentials) + 0.5, row
+
+
+@pytest.mark.parametrize(("shape", "dtypes"), [("8x5", ["float16"]), ("8x8", ["bfloat16", "float16"])], ids=["masked", "folded"])
+def test_the_query_loop_spills_in_no_other_size_of_narrow_heads(shape: str, dtypes: list[str]) -> None:
+    """Without spare channels, which float16 has not, and with a folded width above 128."""
+    rows = compiled(90, shape, *dtypes, "--only=predictive_bwd_query")
+    assert [row["dtype"] for row in rows] == dtypes
+    for row in rows:
+        assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
+        assert row["shared"] <= SHARED, f"too much shared memory: {row}"
+        assert row["HGMMA"] > 0, f"not on Hopper's own tensor core instructions: {row}"

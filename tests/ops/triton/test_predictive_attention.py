@@ -53,6 +53,7 @@ CASES = {
     "mu 1": Case(2, (5, 5, 5), (20,), mu=1.0, bias=False),
 }
 SHIPPED = {"narrow": Case(2, (5, 5, 5), (66, 20)), "wide": Case(1, (64, 64, 64), (34,))}
+HALF = SHIPPED | {"folded": Case(4, (12, 12, 12), (18,))}  # narrow heads, 3 K D = 144
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_equals_float64_in_the_tiles_that_ship(
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3)], ids=str)
-@pytest.mark.parametrize("case", SHIPPED.values(), ids=SHIPPED)
+@pytest.mark.parametrize("case", HALF.values(), ids=HALF)
 def test_half_precision(case: Case, dtype: torch.dtype, bound: float, lay_out: Layout, errors: Errors) -> None:
     """Inputs of half precision with float32 weights, as autocast makes them. A few roundings of 2^-9 (bfloat16) or 2^-12 (float16)."""
     pointers = lay_out(case.layout, case.lengths)
@@ -132,6 +133,52 @@ def test_small_gradients_do_not_vanish_in_float16(lay_out: Layout, errors: Error
     grad = (0.01 * torch.randn(256, 1, 5)).half()
     found = attend(tensors, pointers, case.mu, grad)
     assert not {n: e for n, e in errors(found, truth(tensors, pointers, case.mu, grad)).items() if not e < 5e-3}
+
+
+@pytest.mark.parametrize(
+    ("prior", "query", "key"),
+    [(False, 15.0, 10.0), (False, 15.0, -10.0), (True, 10.0, 5.0), (True, 10.0, -5.0)],
+    ids=["inner, high", "inner, low", "outer, high", "outer, low"],
+)
+@pytest.mark.usefixtures("coarse_tiles")
+def test_logits_whose_powers_of_two_no_float32_holds(prior: bool, query: float, key: float, lay_out: Layout, errors: Errors) -> None:
+    """Of one sample beside an ordinary one. All its inner logits are near 300 or -300, or those of the prior are: sums without a maximum
+    subtracted would be infinite, or zero. What is left are the roundings of numbers of that size."""
+    case, pointers = Case(2, (4, 5, 4), (), mu=0.9), lay_out("packed", (11, 18))
+    tensors = case.tensors(29)
+    names = ("prior_query", "prior_key") if prior else ("query", "key")
+    for name, much in zip(names, (query, key), strict=True):
+        tensors[name] = tensors[name] * 0.3 + torch.cat([torch.full((11, 1, 1), much), torch.zeros(18, 1, 1)])
+    if prior:
+        tensors["weight"] = tensors["weight"].abs()
+    grad = torch.randn_like(tensors["value"])
+    found, expected = attend(tensors, pointers, case.mu, grad), truth(tensors, pointers, case.mu, grad)
+    tail = {n: (f[11:], expected[n][11:]) for n, f in found.items() if n in ("result", *ROWS)}
+    assert not {n: e for n, e in errors({n: t[0] for n, t in tail.items()}, {n: t[1] for n, t in tail.items()}).items() if not e < 2e-6}
+    assert not {n: e for n, e in errors(found, expected).items() if not e < 1e-3}
+
+
+@pytest.mark.usefixtures("coarse_tiles")
+def test_only_bounded_logits_do_without_a_running_maximum(monkeypatch: pytest.MonkeyPatch, lay_out: Layout) -> None:
+    """Each head of each sample for itself; in float16, where no channel can hold what masks a key, none."""
+    from mea_graph.ops.predictive import triton_kernels
+
+    asked: list[bool] = []
+    bounded = triton_kernels._is_bounded.fn
+
+    def spy(*args: Any) -> Any:
+        said = bounded(*args)
+        asked.append(bool(said.handle.data.item()))
+        return said
+
+    monkeypatch.setattr(triton_kernels, "_is_bounded", spy)
+    pointers, tensors = lay_out("packed", (3, 2)), Case(2, (4, 5, 4), ()).tensors(5)
+    tensors["query"][:3, 1] += 1000
+    tensors["key"][:3, 1] += 1000
+    predictive_attention(**tensors, pointers=pointers, backend="triton")
+    assert asked == [True, False, True, True]
+    predictive_attention(**{n: t if n not in ROWS else t.half() for n, t in tensors.items()}, pointers=pointers, backend="triton")
+    assert len(asked) == 4
 
 
 def test_groups_of_heads_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, lay_out: Layout) -> None:

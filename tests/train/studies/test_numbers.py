@@ -15,7 +15,7 @@ from mea_graph.studies import disentanglement as measures
 from mea_graph.studies.evaluate import Seen, evaluate, which_missing
 from mea_graph.studies.recipe import open_data
 from mea_graph.studies.records import append_record, read_records
-from mea_graph.studies.tables import comparison_table, mean_and_sd, paired_p, scores_by_row, shown_metrics
+from mea_graph.studies.tables import comparison_table, holm, mean_and_sd, paired_p, scores_by_row, shown_metrics
 from mea_graph.train import MEAModule
 
 MODALITIES = ["text", "audio", "vision"]
@@ -169,10 +169,22 @@ def test_the_table_pairs_runs_by_seed():
     ]
     lines = comparison_table(scores_by_row(reversed(records)), ["r2", "corr"], "MEA", {"GRU": "1,234"}).splitlines()
     cells = {line.split(" | ")[0].strip("| "): [cell.strip(" |") for cell in line.split(" | ")] for line in lines[2:]}
-    p = paired_p({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5})
+    p, of_constant = paired_p({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5}), paired_p({0: 0.5, 1: 0.7}, {0: 0.0, 1: 0.0})
+    assert of_constant < p  # so Holm doubles the other and leaves p, unless that is less than twice the other
+    p = max(p, 2 * of_constant)
+    assert "p (Holm)" in lines[0]
     assert cells["GRU"] == ["GRU", "2", "0.450 ± 0.071", "0.450 ± 0.071", "-0.150", f"{p:.4f}", "1,234"]
     assert cells["constant"][2:4] == ["0.000 ± 0.000", "-"]
     assert cells["MEA"][4:6] == ["", ""]
+
+
+def test_p_values_are_corrected_for_the_number_of_rows():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])  # Holm 1979: 3 x 0.01, 2 x 0.03, and no less for the last
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    lines = comparison_table({"MEA": {"r2": {0: 0.5, 1: 0.7}}, "GRU": {"r2": {0: 0.4, 1: 0.5}}}, ["r2"], "MEA", {}).splitlines()
+    assert " p |" in lines[0]
+    assert f"{paired_p({0: 0.5, 1: 0.7}, {0: 0.4, 1: 0.5}):.4f}" in lines[3]
 
 
 def test_the_main_metric_is_the_one_that_chose_the_epochs():

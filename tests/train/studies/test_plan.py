@@ -132,6 +132,9 @@ def test_the_id_follows_from_all_but_the_name():
     assert replace(run, name="b").id == run.id
     elsewhere = [replace(run, data={"source": f"{folder}/clips.npz", "batch_size": 4}).id for folder in "ab"]
     assert elsewhere[0] == elsewhere[1] != run.id
+    readers = [{}, {"cache_dir": "a"}, {"label": "y"}, {"label": "y", "cache_dir": "b"}]
+    read = [replace(run, data={"source": "clips.npz", "batch_size": 4, "reader": reader}).id for reader in readers]
+    assert read[0] == read[1] == elsewhere[0] != read[2] == read[3]
     changes = [{"options": {"mu": 0.2}}, {"seed": 1}, {"data_hash": "other"}, {"trainer": {}}, {"missing": [0.5]}, {"embeddings": True}]
     assert len({run.id, *(replace(run, **change).id for change in changes)}) == 7
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from mea_graph.baselines.scores import constant_scores
 from mea_graph.train import SequenceDataModule
-from mea_graph.train.reports import constant_scores
 
 PARTS = np.array(["train"] * 4 + ["valid"] * 4 + ["test"] * 4)
 

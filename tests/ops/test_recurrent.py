@@ -1,4 +1,4 @@
-"""The Bi-LSTM over rows against torch's own layer on one sample after the other, in float64."""
+"""The Bi-LSTM and the Bi-GRU over rows against torch's own layer on one sample after the other, in float64."""
 
 from typing import Any
 
@@ -6,38 +6,40 @@ import pytest
 import torch
 
 from mea_graph.ops import Pointers, explain, record_calls
-from mea_graph.ops.recurrent import bilstm
+from mea_graph.ops.recurrent import bigru, bilstm
 from mea_graph.ops.recurrent.layers import LSTM_OPERATOR
 
-from .bilstm_cases import CASES, Case, outcome, truth
 from .layouts import FORMS, Layout
+from .recurrent_cases import CASES, GRUS, Case, outcome, truth
 
 RAGGED = Case(3, (4, 2), ((5, 0, 1), (2, 3, 0)))
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case", (CASES | GRUS).values(), ids=CASES | GRUS)
 def test_equals_torch_sample_by_sample(case: Case, backend: str) -> None:
     inputs = case.inputs()
     with record_calls() as calls:
         found = outcome(case, inputs, backend=backend)
-    assert calls == {("bilstm", backend): 1}
+    assert calls == {("bilstm" if case.layer is torch.nn.LSTM else "bigru", backend): 1}
     torch.testing.assert_close(found, truth(case, inputs), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 @pytest.mark.parametrize("form", FORMS[1:])
-def test_what_stands_in_gaps_changes_nothing(form: str, backend: str) -> None:
-    inputs = RAGGED.inputs()
-    at = [Layout(lengths, form) for lengths in RAGGED.lengths]
+@pytest.mark.parametrize("layer", [torch.nn.LSTM, torch.nn.GRU])
+def test_what_stands_in_gaps_changes_nothing(layer: Any, form: str, backend: str) -> None:
+    case = RAGGED._replace(layer=layer)
+    inputs = case.inputs()
+    at = [Layout(lengths, form) for lengths in case.lengths]
     placed = inputs | {f"x{m}": where.place(inputs[f"x{m}"], 1e3) for m, where in enumerate(at)}
     parts = inputs["grad"].split([where.steps for where in at])
     placed["grad"] = torch.cat([where.place(part, 0) for where, part in zip(at, parts, strict=True)])
-    found = outcome(RAGGED, placed, [where.pointers for where in at], backend)
+    found = outcome(case, placed, [where.pointers for where in at], backend)
     results = found["result"].split([where.pointers.num_rows for where in at])
     found["result"] = torch.cat([result[where.rows] for result, where in zip(results, at, strict=True)])
     found |= {f"x{m}": where.collect(found[f"x{m}"]) for m, where in enumerate(at)}
-    torch.testing.assert_close(found, truth(RAGGED, inputs), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found, truth(case, inputs), rtol=1e-10, atol=1e-12)
 
 
 def test_a_graph_has_one_operator_a_direction_whatever_the_length() -> None:
@@ -85,7 +87,7 @@ def test_a_cpu_takes_torch_and_a_gpu_the_kernel_where_it_fits() -> None:
     given = ([inputs["x0"]], [[inputs[f"w0.{w}"] for w in range(8)]], [Pointers.full(1, 3, torch.device("cpu"))])
     found = explain("bilstm", *given)
     assert found.chosen == "torch"
-    assert set(found.refused) == {"triton", "reference"}
+    assert set(found.refused) == {"triton", "native", "reference"}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_a_cpu_takes_torch_and_a_gpu_the_kernel_where_it_fits() -> None:
         ({"x": [torch.zeros(2, 3)]}, r"x\[0\]: expected \(3, C\), got \(2, 3\)"),
         ({"weights": [[torch.zeros(8, 3)] * 3]}, r"weights\[0\]: expected eight tensors, four of each direction, got 3"),
         ({"x": [torch.zeros(3, 5)]}, r"weights\[0\]: expected tensors of the shapes \[\(8, 5\), \(8, 2\), .*got \[\(8, 3\)"),
-        ({"backend": "gpu"}, r"backend: expected one of \['auto', 'triton', 'torch', 'reference'\], got 'gpu'"),
+        ({"backend": "gpu"}, r"backend: expected one of \['auto', 'triton', 'native', 'torch', 'reference'\], got 'gpu'"),
     ],
 )
 def test_says_what_is_wrong(change: dict[str, Any], said: str) -> None:
@@ -103,3 +105,9 @@ def test_says_what_is_wrong(change: dict[str, Any], said: str) -> None:
     given = {"x": [torch.zeros(3, 3)], "weights": [weights], "pointers": [Pointers.full(1, 3, torch.device("cpu"))]}
     with pytest.raises(ValueError, match=said):
         bilstm(**(given | change))
+
+
+def test_a_gru_is_told_what_is_wrong_too() -> None:
+    weights = [torch.zeros(8, 3), torch.zeros(8, 2), torch.zeros(8), torch.zeros(8)] * 2  # an LSTM's
+    with pytest.raises(ValueError, match=r"weights\[0\]: expected tensors of the shapes \[\(6, 3\), \(6, 2\), .*got \[\(8, 3\)"):
+        bigru([torch.zeros(3, 3)], [weights], [Pointers.full(1, 3, torch.device("cpu"))])

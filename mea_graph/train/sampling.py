@@ -1,0 +1,33 @@
+"""`Sampling`: how training draws its samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mea_graph.data import DataError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sets how training draws its samples. Evaluation reads each sample exactly once in any case.
+
+    Args:
+        balanced: Whether all classes are drawn equally often, for unequal classes: samples of small classes come several times,
+            some of large classes not at all. An epoch keeps its length.
+        batches: Batches of an epoch, >= 1, which then need not be one pass over the samples (`TrainingLength`); one pass if `None`.
+
+    Raises:
+        DataError: If `batches` is below 1.
+
+    >>> from mea_graph.train import SequenceDataModule
+    >>> data = SequenceDataModule(events={"num_samples": 60}, sampling=Sampling(batches=7))
+    >>> len(data.train_dataloader())  # a pass has two
+    7
+    """
+
+    balanced: bool = False
+    batches: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batches is not None and self.batches < 1:
+            raise DataError(f"data.sampling.batches: expected an integer >= 1, or none for one pass over the samples, got {self.batches}")
