@@ -12,7 +12,7 @@ from torch_geometric.nn.resolver import aggregation_resolver
 
 from mea_graph.nn._recurrent import GRU, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
-from mea_graph.nn._side_by_side import Groups, can_join, linear, weights_together
+from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers
 from mea_graph.ops.pooling import max_rows, mean_rows, segment_means, sum_steps
 
@@ -115,10 +115,8 @@ def encode_all(encoders: nn.ModuleDict, x: Mapping[str, Tensor], pointers: Mappi
     first, together = each[0], Pointers.join([pointers[m] for m in x])
     groups = Groups.below_each_other([p.num_samples for p in pointers.values()])
     pooled = mean_rows(torch.cat([x[m] for m in x]), together)
-    hidden, out = [e.hidden for e in each], [e.out for e in each]
-    with weights_together(pooled, hidden, out):
-        h = linear(out, first.dropout(first.activation(linear(hidden, pooled, groups))), groups)
-    h = h.masked_fill(together.absent.unsqueeze(1), 0)
+    hidden = first.dropout(first.activation(linear([e.hidden for e in each], pooled, groups)))
+    h = linear([e.out for e in each], hidden, groups).masked_fill(together.absent.unsqueeze(1), 0)
     return dict(zip(x, h.split(groups.sizes), strict=True))
 
 

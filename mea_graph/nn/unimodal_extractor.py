@@ -182,18 +182,18 @@ def extract_level(
     each = [e for e in extractors if type(e) is UnimodalExtractor and _is_plain(e)]
     if len(each) < len(extractors) or len({_MANNER(e) for e in each}) > 1:
         return None
-    first, reach, samples = each[0], each[0].kernel_size - 1, pointers[0].num_samples
+    first, samples = each[0], pointers[0].num_samples
+    before, after = (first.kernel_size - 1) // 2, first.kernel_size // 2  # what a window reaches beyond its step
     rows = [p.num_rows for p in pointers]
-    size = max(rows) + samples * reach
+    size = max(rows) + samples * after
     if first.stride > 1 or first.positions != "steps" or not min(rows) or not levels(x[0].device, size * len(x) - sum(rows)):
         return None
-    spaced = Pointers.level(pointers, reach)
+    spaced = Pointers.level(pointers, after)
     whole = Pointers.join(spaced)
     # The row that each row is made of, and whether it is a gap; by modality, with what windows see before the first and after the last.
-    around = (reach // 2, reach - reach // 2)
     origin = torch.cat([p.start for p in pointers]).index_select(0, whole.sample) + whole.position
-    origin = F.pad(origin.masked_fill(whole.gap.squeeze(1), 0).view(len(x), size), around)
-    gap = F.pad(whole.gap.view(len(x), size, 1), (0, 0, *around), value=True)
+    origin = F.pad(origin.masked_fill(whole.gap.squeeze(1), 0).view(len(x), size), (before, after))
+    gap = F.pad(whole.gap.view(len(x), size, 1), (0, 0, before, after), value=True)
     spread = [own.index_select(0, origin[i]).masked_fill(gap[i], 0) for i, own in enumerate(x)]
     z = torch.cat([e.conv(own.mT.unsqueeze(0)).squeeze(0).mT for e, own in zip(each, spread, strict=True)])
     positions = _sinusoids(whole.position.to(torch.promote_types(z.dtype, torch.float32)), first.channels)

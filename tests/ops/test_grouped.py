@@ -127,12 +127,12 @@ def test_a_result_may_be_added_to_a_residual(backend: str, bias: bool) -> None:
 
 
 def test_one_copy_serves_all_calls_inside() -> None:
-    """Lists that it does not have, of other types for one, are copied by their own calls; a block inside adds nothing to what is known."""
+    """Lists that it does not have, of other types for one, are copied by their own calls."""
     starts, sizes = LEVEL["apart"]
     (x, weights, biases), (_, scales, shifts) = leaves("grouped_linear", 3), leaves("grouped_layer_norm", 3)
     results, copies = [], []
     for kinds in ([], [weights, biases, scales, shifts, [t.float() for t in scales]], [weights, biases]):
-        with patch.object(batched._Stack, "apply", wraps=batched._Stack.apply) as stack, stacked_together(kinds), stacked_together(kinds):
+        with patch.object(batched._Stack, "apply", wraps=batched._Stack.apply) as stack, stacked_together(kinds):
             out = grouped_linear(x, weights, biases, starts, sizes, scales, shifts, backend="batched")
             out = out + grouped_linear(x, weights, biases, starts, sizes, backend="batched")
         copies.append(stack.call_count)

@@ -74,7 +74,7 @@ class Arrows:
         self._sorted: tuple[Tensor, Tensor] | None = None
         self._by_sample_order: Tensor | None = None
         self._heard: Tensor | None = None
-        self._unheard = self._hears = torch.empty(0)  # made with it
+        self._in_block: tuple[Tensor, Tensor] | None = None  # where a row lacks a source, and where it has any
         self._nothing_missing = all(p.packed and p.steps for p in self.pointers.values())  # known from shapes alone
 
     def of(self, target: str, sources: Sequence[str]) -> IntervalEdges:
@@ -223,10 +223,11 @@ class Arrows:
         rows = rows.view(len(self.pointers), -1, self.level, rows.size(1))  # (M, M - 1, n, d)
         if self._nothing_missing:
             return rows.sum(1).flatten(0, 1)
-        if self._heard is None:
+        if self._in_block is None:
             there = [p.present for p in self.pointers.values()]
             others = torch.stack([p for t in range(len(there)) for s, p in enumerate(there) if s != t])
             sample = Pointers.join(list(self.pointers.values())).sample.view(len(there), 1, -1) % others.size(1)  # (M, 1, n)
-            self._heard = others.unflatten(0, rows.shape[:2]).gather(2, sample.expand(rows.shape[:3]))
-            self._unheard, self._hears = ~self._heard.unsqueeze(-1), self._heard.any(1).view(-1, 1)
-        return rows.masked_fill(self._unheard, 0).sum(1).flatten(0, 1) + instead.masked_fill(self._hears, 0)
+            heard = others.unflatten(0, rows.shape[:2]).gather(2, sample.expand(rows.shape[:3]))
+            self._in_block = ~heard.unsqueeze(-1), heard.any(1).view(-1, 1)
+        lacking, any_of = self._in_block
+        return rows.masked_fill(lacking, 0).sum(1).flatten(0, 1) + instead.masked_fill(any_of, 0)

@@ -192,13 +192,12 @@ def reinforce(
     first = units[0]
     placed = targets.placed()
     norms, queries, outs, blocks = ([getattr(u, name) for u in units] for name in ("norm_target", "query", "out", "feed_forward"))
-    read = [] if memory is not None else _readers([(units, parts)])
-    with weights_together(target, norms, queries, *read, outs, *feed_forward_parts(blocks)):
+    memory = remember([(units, parts)], source) if memory is None else memory
+    key, value = rearrange(memory, "step (kind head width) -> step kind head width", kind=2, head=first.heads).unbind(1)
+    with weights_together(target, norms, queries, outs, *feed_forward_parts(blocks)):
         normalized = norm(norms, target, targets)
         query = linear(queries, normalized, placed, steps_last=True)
         query = rearrange(query, "step (head width) -> step head width", head=first.heads)
-        memory = remember([(units, parts)], source) if memory is None else memory
-        key, value = rearrange(memory, "step (kind head width) -> step kind head width", kind=2, head=first.heads).unbind(1)
         attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
         carried = normalized if first.residual == "normalized" else target
         if carried is target and placed != targets:
@@ -207,18 +206,10 @@ def reinforce(
         return feed_forward(blocks, z, placed), key
 
 
-_Reading = Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]]
-
-
-def remember(stages: _Reading, source: Tensor) -> Tensor:
-    """Keys and values side by side, (N_s, 2 K D), of all units of some stages: those of a stage below those of the one before."""
-    norms, key_values = _readers(stages)
-    parts = [part for _, of in stages for part in of]
-    with weights_together(source, norms, key_values):
-        return linear(key_values, source, Groups([p.start for p in parts], [p.size for p in parts]), norms, steps_last=True)
-
-
-def _readers(stages: _Reading) -> list[list[nn.Module]]:
-    """The layers that read sources: one of each kind for each part."""
+def remember(stages: Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]], source: Tensor) -> Tensor:
+    """Keys and values side by side, (N_s, 2 K D), of the parts that the units of some stages read; those of the stages stacked."""
     readers = [units[part.unit] for units, parts in stages for part in parts]
-    return [[unit.norm_source for unit in readers], [unit.key_value for unit in readers]]
+    norms, key_values = [unit.norm_source for unit in readers], [unit.key_value for unit in readers]
+    groups = Groups([part.start for _, parts in stages for part in parts], [part.size for _, parts in stages for part in parts])
+    with weights_together(source, norms, key_values):
+        return linear(key_values, source, groups, norms, steps_last=True)

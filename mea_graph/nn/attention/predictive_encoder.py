@@ -1,7 +1,7 @@
 """The predictive branch: stacks of predictive self-attention with weighted attention between, [MEA] Eq. 2-6."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,12 +129,13 @@ class PredictiveEncoder(nn.Module):
         """Runs all modalities at once, on their stacked rows."""
         together, weights = Pointers.join(pointers), []
         priors: list[Prior | None] = [None] * len(pointers)
-        layers = [[cast(nn.ModuleList, self.attention[m])[i] for m in self.modalities] for i in range(self.num_layers)]
+        stacks = [cast(nn.ModuleList, self.attention[m]) for m in self.modalities]
+        layers = [[cast(PredictiveSelfAttention, stack[i]) for stack in stacks] for i in range(self.num_layers)]
         weigh = [cast(WeightedAttention, layer) for layer in self.weighted]
-        parts = [kind for each in layers for kind in parts_of(cast(Any, each))] + [kind for layer in weigh for kind in layer.parts()]
+        parts = [kind for each in layers for kind in parts_of(each)] + [kind for layer in weigh for kind in layer.parts()]
         with weights_together(rows, *parts):
             for i, each in enumerate(layers):
-                rows, own, drawn = attend(cast(Any, each), rows, pointers, priors, edges, bool(maps))
+                rows, own, drawn = attend(each, rows, pointers, priors, edges, bool(maps))
                 priors = list(own) if self.prediction_chain else priors
                 for m, drawing in zip(maps, drawn, strict=True):
                     maps[m].append(drawing)

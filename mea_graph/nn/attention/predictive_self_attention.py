@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
-from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm, weights_together
+from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
@@ -187,17 +187,31 @@ def attend(
     sizes = [p.num_rows for p in pointers]
     groups = Groups.below_each_other(sizes)
     first = layers[0]
-    norms, projections, outs = parts_of(layers)[:3]
-    blocks = [layer.feed_forward for layer in layers]
-    with weights_together(x, *parts_of(layers)):
-        normalized = norm(norms, x, groups)
-        projected = linear(projections, normalized, groups)
-        query, key, value = rearrange(projected, "step (kind head width) -> step kind head width", kind=3, head=first.heads).unbind(1)
-        own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
-        attended = _attended(layers, query, key, value, own, pointers, priors, edges)
-        carried = normalized if first.residual == "normalized" else x
-        z = linear_onto(carried, first.dropout, outs, rearrange(attended, "step head width -> step (head width)"), groups)
-        z = feed_forward(blocks, z, groups)
+    normalized = norm([layer.norm for layer in layers], x, groups)
+    projected = linear([layer.query_key_value for layer in layers], normalized, groups)
+    query, key, value = rearrange(projected, "step (kind head width) -> step kind head width", kind=3, head=first.heads).unbind(1)
+    dropout = probability(first.attention_dropout)
+    own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
+    intervals = [e for e in edges if not isinstance(e, Tensor)]
+    if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
+        if all(e is None for e in intervals):
+            together = Pointers.join(pointers)
+            whole = IntervalEdges.complete(together, together)
+        else:
+            complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
+            whole = IntervalEdges.below_each_other(complete)
+        attended = interval_attention(query, key, value, whole, dropout)
+    else:
+        values = value.split(sizes)
+        parts = [
+            predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], dropout=dropout, **_guide(layer, priors[i]))
+            for i, layer in enumerate(layers)
+        ]
+        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
+    carried = normalized if first.residual == "normalized" else x
+    attended = rearrange(attended, "step head width -> step (head width)")
+    z = linear_onto(carried, first.dropout, [layer.out for layer in layers], attended, groups)
+    z = feed_forward([layer.feed_forward for layer in layers], z, groups)
     idle = [
         p
         for layer, prior in zip(layers, priors, strict=True)
@@ -214,35 +228,6 @@ def attend(
                 raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
             drawn.append(predictive_attention_map(*own[i], pointers[i], edges=of_layer, **_guide(layer, priors[i])))
     return z, own, drawn
-
-
-def _attended(
-    layers: Sequence[PredictiveSelfAttention],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    own: Sequence[Prior],
-    pointers: Sequence[Pointers],
-    priors: Sequence[Prior | None],
-    edges: Sequence[IntervalEdges | Tensor | None],
-) -> Tensor:
-    """A V of each layer, (N, K, D): layers without a prior in one call, others one after the other."""
-    dropout = probability(layers[0].attention_dropout)
-    intervals = [e for e in edges if not isinstance(e, Tensor)]
-    if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
-        if all(e is None for e in intervals):
-            together = Pointers.join(pointers)
-            whole = IntervalEdges.complete(together, together)
-        else:
-            complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
-            whole = IntervalEdges.below_each_other(complete)
-        return interval_attention(query, key, value, whole, dropout)
-    values = value.split([p.num_rows for p in pointers])
-    parts = [
-        predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], dropout=dropout, **_guide(layer, priors[i]))
-        for i, layer in enumerate(layers)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _guide(layer: PredictiveSelfAttention, prior: Prior | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
 from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
-from mea_graph.nn._side_by_side import Groups, can_join, linear, weights_together
+from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers, masked_softmax
 from mea_graph.ops.masking import softmax_without
 from mea_graph.ops.pooling import mean_rows
@@ -80,8 +80,7 @@ class WeightedAttention(nn.Module):
         """`forward` on the stacked rows of all modalities; `together` are their joined pointers."""
         groups = Groups.below_each_other([p.num_rows for p in pointers])
         transform, score = self.parts()
-        with weights_together(rows, transform, score):
-            gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)
+        gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)
         gamma, absent = (t.view(len(pointers), -1) for t in (gamma, together.absent))  # (M, B)
         weights = softmax_without(gamma, absent, dim=0)
         return rows * weights.view(-1, 1).index_select(0, together.sample), weights.mT

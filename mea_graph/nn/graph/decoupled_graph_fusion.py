@@ -51,15 +51,14 @@ class _Part(NamedTuple):
 
 
 class _Graph(NamedTuple):
-    """The graph of a space: its node and edge types, the edges of each type, and all of them between the rows of `x`."""
+    """The graph of a space: its node and edge types, the edges of each type, and all edges between the stacked nodes."""
 
     names: list[NodeType]
     types: list[EdgeType]
     parts: list[_Part]
     rows: int
     edge_index: Tensor
-    more: bool  # whether there is one more node, to which all edges go that are absent: it hears and reaches nobody else
-    x: Tensor
+    x: list[Tensor]  # the nodes of each type, and one more if edges are absent: these start and end there
 
 
 class DecoupledGraphFusion(nn.Module):
@@ -165,17 +164,16 @@ class DecoupledGraphFusion(nn.Module):
             out = joined[i] if joined else self._alone(self.convs[space], graph, edge_index_dict, return_attention_weights, transfer)
             if self.aggr is None or self.by_type.is_watched():
                 sizes = [nodes[name].size(0) for name in graph.names]
-                by_type = self.by_type(dict(zip(graph.names, out[: graph.rows].split(sizes), strict=True)))
+                by_type = self.by_type(dict(zip(graph.names, out.split(sizes), strict=True)))
             if self.aggr is None:
                 result.update(by_type)
                 continue
             assert sample_dict is not None
             assert num_samples is not None
             made_of = [of.get(name) for of in (sample_dict, present) for name in graph.names]
-            if index is None or is_traced() or not _same_tensors(made_of, index[0]):
-                index = made_of, self._samples(graph, sample_dict, num_samples, present)
-            absent = graph.more or any(name in present for name in graph.names)
-            result[space] = self._read_out(out, index[1], num_samples, absent)
+            if index is None or is_traced() or not _same_tensors(made_of, index[0]):  # the spaces mostly have the same samples
+                index = made_of, self._samples(graph.names, sample_dict, num_samples, present)
+            result[space] = self._read_out(out, index[1], num_samples, any(name in present for name in graph.names))
         return FusedRepresentations(result, transfer)
 
     def _spaces_of(self, x_dict: Mapping[NodeType, Tensor], edge_index_dict: Mapping[EdgeType, Tensor]) -> dict[NodeType, str]:
@@ -223,24 +221,24 @@ class DecoupledGraphFusion(nn.Module):
                 start[name], rows = rows, rows + nodes[name].size(0)
             parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
             x = [nodes[name] for name in names]
-            more = any(part.present is not None for part in parts)
-            if more:
+            if any(part.present is not None for part in parts):
                 x.append(x[0].new_zeros(1, x[0].size(1)))
             if last is not None and not is_traced() and _same(parts, rows, last.parts, last.rows):  # as spaces mostly have
                 edge_index = last.edge_index
             else:
                 edge_index = self._homogeneous(parts, rows, x[0].device)
-            graphs[space] = last = _Graph(names, types, parts, rows, edge_index, more, torch.cat(x))
+            graphs[space] = last = _Graph(names, types, parts, rows, edge_index, x)
         return graphs
 
-    def _side_by_side(self, graphs: list[_Graph], return_attention_weights: bool) -> list[Tensor] | None:
-        """The nodes of all spaces by one pass, where they have the same edges and nobody wants to see these; else None."""
+    def _side_by_side(self, graphs: list[_Graph], return_attention_weights: bool) -> tuple[Tensor, ...] | None:
+        """The nodes of each space, by one pass, where the spaces have the same edges and nobody wants to see these; else None."""
         first = graphs[0]
         if len(graphs) == 1 or any(graph.edge_index is not first.edge_index for graph in graphs):
             return None
         if return_attention_weights or self.by_type.asks_attention() or len(self.by_type.masks):
             return None
-        return pass_side_by_side(list(self.convs.values()), [graph.x for graph in graphs], first.edge_index)
+        out = pass_side_by_side(list(self.convs.values()), [x for graph in graphs for x in graph.x], first.edge_index)
+        return None if out is None else out[:, : first.rows].unbind()
 
     def _alone(
         self,
@@ -254,14 +252,14 @@ class DecoupledGraphFusion(nn.Module):
         weighed = return_attention_weights or (self.by_type.asks_attention() and _has_weights(conv))
         masks = self.by_type.masks
         with self.by_type.masked(conv, edge_index_dict, graph.types, graph.edge_index) if len(masks) else nullcontext():
-            out = self._pass(conv, graph.x, graph.edge_index, weighed)
+            out = self._pass(conv, torch.cat(graph.x), graph.edge_index, weighed)
         if weighed:
             out, weights = out
             by_edge = self._weights_by_type(graph.types, graph.parts, weights)
             self.by_type.show_attention(by_edge)
             if return_attention_weights:
                 transfer.update(by_edge)
-        return out
+        return out[: graph.rows]
 
     @staticmethod
     def _homogeneous(parts: list[_Part], rows: int, device: torch.device) -> Tensor:
@@ -306,17 +304,13 @@ class DecoupledGraphFusion(nn.Module):
         }
 
     @staticmethod
-    def _samples(graph: _Graph, sample_dict: Mapping[NodeType, Tensor], num_samples: int, present: Mapping[Any, Tensor]) -> Tensor:
-        """The sample of each row. What is absent, and the one more node, belong to one sample more, which is cut off."""
-        samples = [sample_dict[name] for name in graph.names]
-        there = [present.get(name) for name in graph.names]
-        if not graph.more and all(t is None for t in there):
-            return torch.cat(samples)
-        each = [torch.ones_like(s, dtype=torch.bool) if t is None else t for s, t in zip(samples, there, strict=True)]
-        if graph.more:
-            samples.append(samples[0].new_zeros(1))
-            each.append(samples[0].new_zeros(1, dtype=torch.bool))
-        return torch.where(torch.cat(each), torch.cat(samples), num_samples)
+    def _samples(names: list[NodeType], sample_dict: Mapping[NodeType, Tensor], num_samples: int, present: Mapping[Any, Tensor]) -> Tensor:
+        """The sample of each node; absent nodes belong to one more sample, which is cut off."""
+        samples = torch.cat([sample_dict[name] for name in names])
+        if not any(name in present for name in names):
+            return samples
+        there = [present[name] if name in present else torch.ones_like(sample_dict[name], dtype=torch.bool) for name in names]
+        return torch.where(torch.cat(there), samples, num_samples)
 
     def _read_out(self, x: Tensor, sample: Tensor, num_samples: int, absent: bool) -> Tensor:
         if not isinstance(self.aggr, _ANY_ORDER):

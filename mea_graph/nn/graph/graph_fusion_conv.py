@@ -332,16 +332,17 @@ class GraphFusionConv(MessagePassing):
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
 
 
-def pass_side_by_side(convs: Sequence[nn.Module], x: Sequence[Tensor], edge_index: Tensor) -> list[Tensor] | None:
-    """Each convolution on nodes of its own, (N, C), over the same edges: one pass for all.
+def pass_side_by_side(convs: Sequence[nn.Module], x: Sequence[Tensor], edge_index: Tensor) -> Tensor | None:
+    """Runs each convolution on its own nodes, over the same edges, in one pass: the stacked nodes `x` to (G, N, C_out).
 
     None where that would not be the same as one after the other, or where the graphs are large.
     """
     each = [conv for conv in convs if type(conv) is GraphFusionConv and conv._passes_unseen()]
-    each = [conv for conv in each if conv.lin is not None and conv.bias is None]
+    each = [conv for conv in each if conv.lin is not None and conv.bias is None and not (conv.dropout and conv.training)]
     if len(each) < len(convs) or not can_join(convs) or len({_MANNER(conv) for conv in each}) > 1:
         return None
-    first, groups, nodes = each[0], len(each), x[0].size(0)
+    first, groups = each[0], len(each)
+    nodes = sum(rows.size(0) for rows in x) // groups
     if nodes == 0 or edge_index.size(1) * groups * first.heads >= _LARGE:
         return None
     values = side_by_side([conv.lin for conv in each], torch.cat(list(x)), Groups.below_each_other([nodes] * groups))
@@ -352,7 +353,7 @@ def pass_side_by_side(convs: Sequence[nn.Module], x: Sequence[Tensor], edge_inde
     alpha = first.edge_updater(edges, alpha=(source.flatten(0, 1), target.flatten(0, 1)), edge_attr=None, edge_weight=None, size=None)
     values = first._by_head(values)
     out = first.propagate(edges, x=(values, values), alpha=alpha, size=None).to(values.dtype)
-    return list(first._activated(out).split(nodes))
+    return first._activated(out).unflatten(0, (groups, nodes))
 
 
 _MANNER = attrgetter("out_channels", "heads", "concat", "activation", "edge_dim", "dropout", "flow", "aggr")

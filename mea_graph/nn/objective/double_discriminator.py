@@ -112,8 +112,9 @@ class DoubleDiscriminator(nn.Module):
         h_e, h_a = stacked
         importance = omega = confusion = None
         if h_a is not None:
-            omega = torch.ones_like(h_a[..., 0])
-            if self.importance is not None:
+            if self.importance is None:
+                omega = torch.ones_like(h_a[..., 0])
+            else:
                 importance = self.importance(h_a.detach())
                 omega = 1 - importance.detach().softmax(-1).diagonal(dim1=1, dim2=2)
             if self.adversary == "confusion":

@@ -104,7 +104,7 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 class _Together:
-    """Lists of weights, all stacked when the first of them is asked for."""
+    """Lists of weights, all of which are stacked when the first is asked for."""
 
     def __init__(self, kinds: Sequence[Sequence[Tensor]]) -> None:
         alike = [kind for kind in kinds if {(t.dtype, t.shape) for t in kind} == {(kinds[0][0].dtype, kind[0].shape)}]
@@ -123,14 +123,7 @@ _TOGETHER: ContextVar[_Together | None] = ContextVar("mea_graph_stacked_together
 
 @contextmanager
 def stacked_together(kinds: Sequence[Sequence[Tensor]]) -> Iterator[None]:
-    """Inside, batched products find these lists of weights in one copy of all of them: a kernel for each list less.
-
-    Where a block around this one has the first list already, this one adds nothing.
-    """
-    outer = _TOGETHER.get()
-    if not kinds or (outer is not None and _names(kinds[0]) in outer.kinds):
-        yield
-        return
+    """Inside, batched products find these lists of weights in one copy of all of them: a kernel for each list less."""
     token = _TOGETHER.set(_Together(kinds))
     try:
         yield

@@ -99,7 +99,7 @@ class Recurrence:
     def run(self, x: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], pointers: Sequence[Pointers]) -> list[Tensor]:
         """See `bilstm` and `bigru`."""
         cell, hidden, sizes = self._cell, weights[0][1].size(1), [rows.size(0) for rows in x]
-        driving, held, biases, of_state = zip(*(own[at : at + 4] for own in weights for at in (0, 4)), strict=True)  # by set and direction
+        driving, held, biases, of_state = ([own[at + kind] for own in weights for at in (0, 4)] for kind in range(4))  # by way
         bias = torch.cat(biases)
         if cell.has_bias:
             held = [torch.cat([u, b.unsqueeze(1)], 1) for u, b in zip(held, of_state, strict=True)]
