@@ -91,7 +91,7 @@ def test_a_sample_without_nodes_gives_zeros(randomised) -> None:
 
 
 @pytest.mark.parametrize("keep_absent", [False, True])
-@pytest.mark.parametrize("options", [{}, {"heads": 2, "concat": False, "activation": "relu"}])
+@pytest.mark.parametrize("options", [{}, {"heads": 2, "concat": False, "activation": "relu"}, {"dropout": 0.5}, {"bias": True}])
 def test_both_graphs_in_one_pass_are_each_by_itself(randomised, options: dict[str, Any], keep_absent: bool) -> None:
     layer = randomised(DecoupledGraphFusion(D_H, conv=partial(GraphFusionConv, **options)))
     h, g = ({m: x.requires_grad_() for m, x in representations(NAMES, len(PRESENT)).items()} for _ in range(2))
@@ -99,6 +99,7 @@ def test_both_graphs_in_one_pass_are_each_by_itself(randomised, options: dict[st
     results = []
     for watched in (False, True):
         passes: list[int] = []
+        torch.manual_seed(0)
         if watched:  # then one after the other
             for conv in layer.convs.values():
                 conv.register_forward_hook(lambda *_, seen=passes: seen.append(1))
@@ -106,6 +107,18 @@ def test_both_graphs_in_one_pass_are_each_by_itself(randomised, options: dict[st
         assert len(passes) == 2 * watched
         results.append([*fused.values(), *torch.autograd.grad(sum(v.sin().sum() for v in fused.values()), leaves)])
     torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep_absent", [False, True])
+def test_each_space_is_read_out_by_its_own_samples(randomised, keep_absent: bool) -> None:
+    layer, h = randomised(DecoupledGraphFusion(D_H)), representations(NAMES, 2)
+    graph = fusion_graph(h, h, there(NAMES, PRESENT[:2]), keep_absent=keep_absent)
+    before = run(layer, graph).x
+    for m in NAMES:
+        graph[f"{m}_agnostic"].sample = 1 - graph[f"{m}_agnostic"].sample
+    after = run(layer, graph).x
+    assert torch.equal(after["exclusive"], before["exclusive"])
+    assert torch.equal(after["agnostic"], before["agnostic"].flip(0))
 
 
 def test_the_two_graphs_share_nothing(randomised) -> None:
