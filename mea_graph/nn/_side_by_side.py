@@ -92,13 +92,13 @@ def weights_together(x: Tensor, *kinds: Sequence[Any]) -> AbstractContextManager
     """Inside, `linear` and `norm` on a device take the weights of these layers from one copy of all, where each call would make its own."""
     if not saves_launches(x):
         return nullcontext()
-    plain = [kind for kind in kinds if len(kind) > 1 and any(all(_is_plain(x, of) for x in kind) for of in (nn.Linear, nn.LayerNorm))]
+    plain = [kind for kind in kinds if len(kind) > 1 and (_are_plain_norms(kind) or all(_is_plain(layer, nn.Linear) for layer in kind))]
     weights = [[getattr(layer, name) for layer in kind] for kind in plain for name in ("weight", "bias")]
     return stacked_together([kind for kind in weights if all(type(t) is nn.Parameter for t in kind)])
 
 
 def saves_launches(x: Tensor) -> bool:
-    """Whether calls are joined that give the same to rounding alone, or take a copy: a CPU has no kernel to launch."""
+    """Whether fewer kernels are worth a copy: not on a CPU, which launches none, nor under a compiler, which joins them itself."""
     return not is_traced() and _launches(x.device)
 
 

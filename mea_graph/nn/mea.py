@@ -317,8 +317,9 @@ class MEA(nn.Module):
             extractors = [self.extractors[m] for m in self.modalities]
             level = extract_level(extractors, [e.x for e in entered.values()], list(pointers.values()))
             if level is not None:
-                rows, longer = (dict(zip(self.modalities, of, strict=True)) for of in level)
-                return _Steps(cast(Any, rows), cast(Any, longer), edges, entered, times)
+                rows, spaced = level
+                by_name = dict(zip(self.modalities, spaced, strict=True))
+                return _Steps(dict(zip(self.modalities, rows, strict=True)), by_name, edges, entered, times)
         z, seconds = {}, {m: read_time(times[m][0], entered[m], times[m][1]) for m in self.timed_modalities}
         for m in self.modalities:
             z[m] = self.extractors[m](entered[m].x, pointers[m], *([seconds[m]] if self._places_in_time(m) else []))

@@ -151,6 +151,12 @@ def test_discriminators_of_both_spaces_are_the_same() -> None:
     results = []
     for launches in (False, True):
         with patch.object(_side_by_side, "_launches", lambda device, launches=launches: launches):
-            seen = [layer(*h).exclusive, layer(*h).agnostic, layer(*h).importance]
+            found = layer(*h)
+            seen = [found.exclusive, found.agnostic, found.importance]
         results.append([*seen, *torch.autograd.grad(sum(s.sin().sum() for s in seen), leaves)])
+    shapes: list[int] = []
+    layer.hidden.register_forward_hook(lambda _, given, out: shapes.append(given[0].dim()))
+    with patch.object(_side_by_side, "_launches", lambda device: True):
+        layer(*h)
+    assert shapes == [3, 3]  # somebody looks: one space after the other
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
