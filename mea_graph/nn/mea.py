@@ -21,6 +21,7 @@ from mea_graph.nn.graph.combination import Combination
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination
+from mea_graph.nn.unimodal_extractor import extract_level
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
@@ -219,7 +220,7 @@ class MEA(nn.Module):
         count their rows; they replace the model's window. `time` holds the seconds of each step, (N_m,) or (B, T_m), for the modalities
         that have times; a PyG batch has its own, `batch[m].time`. A window in seconds and extractors with `positions="seconds"` read them.
         """
-        steps = self._steps(x, layout, batch_size, edges, time)
+        steps = self._steps(x, layout, batch_size, edges, time, counted=return_attention_weights)
         exclusive, agnostic, present = self._representations(steps, return_attention_weights)
         fused = self._fused(exclusive and exclusive.x, agnostic and agnostic.x, present, None, return_attention_weights)
         if exclusive is not None:
@@ -243,7 +244,7 @@ class MEA(nn.Module):
         predictive attention and `(s, "mixed" | "coarse" | "fine", t)` of cross-modal attention, as intervals
         (`FusionGraph.interval_edges`), or as the edge_index that was given; `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
-        steps = self._steps(x, layout, batch_size, edges, time)
+        steps = self._steps(x, layout, batch_size, edges, time, counted=True)
         exclusive, agnostic, present = self._representations(steps, False)
         graph = fusion_graph(exclusive and exclusive.x, agnostic and agnostic.x, present, self.self_loops)
         for m, z in steps.x.items():
@@ -297,8 +298,9 @@ class MEA(nn.Module):
         batch_size: int | None,
         edges: Mapping[tuple[str, str], Edges] | None,
         time: Mapping[str, Tensor] | None,
+        counted: bool,
     ) -> "_Steps":
-        """The extracted sequences, rows by modality."""
+        """The extracted sequences, rows by modality; `counted`: somebody counts these, so that none may be added."""
         times = given_times(x, time, self.modalities)
         if isinstance(x, HeteroData):
             x, layout = of_batch(x, self.modalities)
@@ -311,6 +313,13 @@ class MEA(nn.Module):
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
+        if self.window is None and edges is None and not counted:
+            extractors = [self.extractors[m] for m in self.modalities]
+            level = extract_level(extractors, [e.x for e in entered.values()], list(pointers.values()))
+            if level is not None:
+                rows, spaced = level
+                by_name = dict(zip(self.modalities, spaced, strict=True))
+                return _Steps(dict(zip(self.modalities, rows, strict=True)), by_name, edges, entered, times)
         z, seconds = {}, {m: read_time(times[m][0], entered[m], times[m][1]) for m in self.timed_modalities}
         for m in self.modalities:
             z[m] = self.extractors[m](entered[m].x, pointers[m], *([seconds[m]] if self._places_in_time(m) else []))
@@ -344,7 +353,8 @@ class MEA(nn.Module):
         given = *given, steps.edges, maps
         exclusive = None if self.exclusive is None else self.exclusive(*given)
         agnostic = None if self.agnostic is None else self.agnostic(*given)
-        return exclusive, agnostic, None if all_present(steps.pointers) else {m: p.present for m, p in steps.pointers.items()}
+        nothing_missing = all_present({m: e.pointers for m, e in steps.entered.items()})
+        return exclusive, agnostic, None if nothing_missing else {m: p.present for m, p in steps.pointers.items()}
 
     def _fused(
         self,

@@ -78,7 +78,7 @@ class ExclusiveEncoder(nn.Module):
         """Returns one vector per sample; `layout` is the ptr of rows or the mask of a padded batch."""
         x, pointers, *_ = enter(x, layout, self.channels)
         h = self.out(self.dropout(self.activation(self.hidden(self._pool(x, pointers)))))
-        return h.masked_fill(~pointers.present.unsqueeze(1), 0)
+        return h.masked_fill(pointers.absent.unsqueeze(1), 0)
 
     def _pool(self, x: Tensor, pointers: Pointers) -> Tensor:
         """(N, d) to (B, d'); zeros for a sample without a step."""
@@ -116,7 +116,7 @@ def encode_all(encoders: nn.ModuleDict, x: Mapping[str, Tensor], pointers: Mappi
     groups = Groups.below_each_other([p.num_samples for p in pointers.values()])
     pooled = mean_rows(torch.cat([x[m] for m in x]), together)
     hidden = first.dropout(first.activation(linear([e.hidden for e in each], pooled, groups)))
-    h = linear([e.out for e in each], hidden, groups).masked_fill(~together.present.unsqueeze(1), 0)
+    h = linear([e.out for e in each], hidden, groups).masked_fill(together.absent.unsqueeze(1), 0)
     return dict(zip(x, h.split(groups.sizes), strict=True))
 
 

@@ -124,19 +124,23 @@ class MEALoss(nn.Module):
         """Returns the objective and its terms."""
         task = self.task_loss(output.prediction, target)
         zero = task.new_zeros(())
+        there = torch.stack(list(output.present.values()))  # (M, B)
         disparity = agnostic = exclusive = importance = confusion = zero
         # A term of weight zero is still computed: it is worth a look, and no parameter is left without a gradient.
         if output.exclusive is not None and output.agnostic is not None:
             term = hsic if self.disparity == "hsic" else orthogonality
-            disparity = torch.stack([term(output.exclusive[m], output.agnostic[m], output.present[m]) for m in output.exclusive]).mean()
-        seen, present = output.discrimination, torch.stack(list(output.present.values()), 1)  # (B, M)
+            exclusive_h, agnostic_h = (torch.stack([h[m] for m in output.present]) for h in (output.exclusive, output.agnostic))
+            disparity = term(exclusive_h, agnostic_h, there).mean()
+        seen, present = output.discrimination, there.mT  # (B, M)
         if seen.agnostic is not None and seen.omega is not None:
             agnostic = agnostic_adversarial(seen.agnostic, seen.omega, present)
             if seen.confusion is not None:
                 confusion = modality_confusion(seen.confusion, seen.omega, present)
-        if seen.exclusive is not None:
+        if seen.exclusive is not None and seen.importance is not None:
+            exclusive, importance = exclusive_adversarial(torch.stack([seen.exclusive, seen.importance]), present).unbind()
+        elif seen.exclusive is not None:
             exclusive = exclusive_adversarial(seen.exclusive, present)
-        if seen.importance is not None:
+        elif seen.importance is not None:
             importance = exclusive_adversarial(seen.importance, present)
         total = task + self.alpha * disparity + self.beta * (agnostic + exclusive + importance + confusion)
         return LossTerms(total, task, disparity, agnostic, exclusive, importance, confusion)
