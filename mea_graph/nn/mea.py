@@ -68,8 +68,8 @@ class MEA(nn.Module):
     Args:
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
         out_channels: Number of predicted values: 1 for regression, else classes or labels.
-        channels: Common width d.
-        hidden_channels: Width d_h of the representations.
+        channels: Width d that every modality has after its extractor. A larger one fits more and costs more.
+        hidden_channels: Width d_h of the representations that are fused; likewise.
         heads: Attention heads K, a divisor of `channels`.
         dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
         extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
@@ -81,9 +81,9 @@ class MEA(nn.Module):
         fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether nodes also hear themselves (R7). Or "concatenation",
             "addition" or "multiplication" to combine without a graph, see `Combination` (Table V).
         head: Options of `PredictionHead`.
-        window: Which steps attention hears: None, all of the sample; `{"seconds": 1.5}`, those at most that far away in time, in whatever
+        window: Which steps attention hears: None, all of the sample; `{"seconds": 1.5}`, those at most that far away in time, in every
             modality, which needs the times of all steps; `{"steps": 10}`, those at most so many steps away, see `IntervalEdges.window`.
-            `"causal": True` beside either leaves out what comes later.
+            `"causal": True` with either also leaves out later steps.
 
     Shape:
         - batch: a PyG batch whose node types hold `x` :math:`(\sum_b T_m, d_m)`; or dicts of rows, or of padded sequences, see `forward`

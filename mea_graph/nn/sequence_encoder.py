@@ -20,7 +20,7 @@ Pooling = Literal["mean", "segments", "max", "gru"]
 
 
 class ExclusiveEncoder(nn.Module):
-    r"""Pools a sequence and maps it to the representation width: one instance per modality ([MEA] Eq. 11).
+    r"""Pools a sequence and maps it to the representation width; each modality has its own ([MEA] Eq. 11).
 
     .. math:: h = W_2 \, \mathrm{GELU}(W_1 \, \mathrm{pool}_t(z_t) + b_1) + b_2
 
@@ -131,7 +131,7 @@ def _aggregation(pooling: Aggregation | str) -> Aggregation:
 
 
 class AgnosticEncoder(ExclusiveEncoder):
-    r"""Pools a sequence and maps it to the representation width: ONE instance for all modalities ([MEA] Eq. 12).
+    r"""Pools a sequence and maps it to the representation width; all modalities share one ([MEA] Eq. 12).
 
     It computes what `ExclusiveEncoder` computes. A representation becomes agnostic because every modality passes through the same
     weights and the `DoubleDiscriminator` trains them against telling modalities apart.

@@ -34,7 +34,7 @@ class CrossModalOutput(NamedTuple):
 
 
 class HierarchicalCrossModalAttention(nn.Module):
-    r"""Reinforces each modality by all, by the others together, then by each other one, finer and finer ([MEA] Eq. 7-10).
+    r"""Lets each modality read all, then the others together, then each other one ([MEA] Eq. 7-10).
 
     .. math::
         \hat Z_t &= \mathrm{MRU}([Z_1, \dots, Z_M], Z_t) \\
@@ -185,7 +185,7 @@ class HierarchicalCrossModalAttention(nn.Module):
 
 
 class CrossModalEncoder(nn.Module):
-    r"""Stacks layers of hierarchical cross-modal attention; each reads the one before, as sources and as targets (R4).
+    r"""Stacks layers of `HierarchicalCrossModalAttention`; each takes sources and targets from the one before (R4).
 
     Args:
         channels: Width d.

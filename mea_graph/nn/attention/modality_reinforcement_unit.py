@@ -15,7 +15,7 @@ from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_
 
 
 class ModalityReinforcementUnit(nn.Module):
-    r"""Cross-modal attention block: a target sequence attends to one or several sources ([MEA] Eq. 7).
+    r"""Lets a target sequence attend to one source or several, then transforms it step by step ([MEA] Eq. 7).
 
     .. math::
         Z_t' &= \mathrm{LN}(Z_t) + W_O \, \mathrm{softmax}(Q K^T / \sqrt{D}) V, \qquad Q = W_Q \mathrm{LN}(Z_t), \;
@@ -28,7 +28,7 @@ class ModalityReinforcementUnit(nn.Module):
     Args:
         channels: Width d of target and sources.
         heads: Number of heads K, a divisor of `channels`, unless `head_channels` is given.
-        residual: "normalized" adds LN(Z_t), as printed; "input" adds Z_t.
+        residual: "normalized" adds LN(Z_t), as in the paper; "input" adds Z_t, the usual pre-norm residual.
         dropout: Probability, on the attention's output and in the feed-forward block.
         source_channels: Width of the sources; None means d.
         head_channels: Width D of one head; None means d / K.

@@ -31,14 +31,14 @@ class PredictiveEncoderOutput(NamedTuple):
 
 
 class PredictiveEncoder(nn.Module):
-    r"""Stacks predictive self-attention for each modality, with weighted attention across modalities after each layer ([MEA] Eq. 2-6).
+    r"""Stacks predictive self-attention for each modality, with `WeightedAttention` after each layer ([MEA] Eq. 2-6).
 
     Args:
         channels: Width d.
         modalities: Names of the modalities.
         heads: Number of heads K, a divisor of `channels`.
         num_layers: Number of layers (the paper's M), at least 1.
-        mu: Share of the predicted map, in [0, 1].
+        mu: Share of the predicted map, in [0, 1]; 0 leaves the prediction out.
         prediction_chain: Whether a layer's maps guide the next one's (Table V, "w/o prediction chain").
         weighted_attention: Whether the modalities are weighed after each layer (Table V, "w/o WAL").
         residual, dropout, options: As for `PredictiveSelfAttention`; options are `head_channels`, `feed_forward_channels` and

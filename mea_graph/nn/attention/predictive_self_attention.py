@@ -45,10 +45,10 @@ class PredictiveSelfAttention(nn.Module):
     Args:
         channels: Width d.
         heads: Number of heads K, a divisor of `channels`, unless `head_channels` is given.
-        mu: Share of the prediction, in [0, 1].
+        mu: Share of the predicted map, in [0, 1]; 0 leaves the prediction out.
         prediction: Whether the layer owns a convolution, and so can use a prior. The first layer of a stack needs none; where there is no
             prior, the convolution's gradient is zero.
-        residual: "normalized" adds LN(Z), as printed in Eq. 3; "input" adds Z, the usual pre-norm residual.
+        residual: "normalized" adds LN(Z), as in the paper; "input" adds Z, the usual pre-norm residual.
         dropout: Probability, on the attention's output and in the feed-forward block.
         head_channels: Width D of one head; None means d / K.
         feed_forward_channels: Width inside the feed-forward block; None means 4 d.

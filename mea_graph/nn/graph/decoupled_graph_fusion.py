@@ -55,8 +55,8 @@ class DecoupledGraphFusion(nn.Module):
 
     .. math:: h_{fin} = \sum_i \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
 
-    One convolution for each space, in the `ModuleDict` `convs`, where any may be replaced: W is shared inside a graph, not between them.
-    Takes the graph that `fusion_graph` makes, or any heterogeneous graph: the nodes of a space are those whose type ends in
+    Each space has a convolution in the `ModuleDict` `convs`; you can replace any of them. W is shared inside a space, not between spaces.
+    The layer takes the graph that `fusion_graph` makes, or any heterogeneous graph: the nodes of a space are those whose type ends in
     `_<space>`. Other node types, and edges from or to them, are ignored.
 
     With `aggr=None` the nodes themselves are returned, so that layers stack:
@@ -71,14 +71,14 @@ class DecoupledGraphFusion(nn.Module):
         conv: The convolution: a class or function that takes two widths and returns a module `f(x, edge_index)`, such as `GATConv` or
             `partial(GraphFusionConv, heads=2, concat=False)`.
         aggr: The readout of a sample's nodes: an `Aggregation` of PyG, shared by the spaces, or its name; None returns the nodes. (PyG's
-            LSTM and GRU run on over padding: what they make of a sample with fewer nodes than others depends on those.)
+            LSTM and GRU also read padding: the result of a sample with fewer nodes than others depends on the others.)
         spaces: Which graphs to expect, by the endings of their node types (Table V, "w/o exclusive", "w/o agnostic").
 
     Shape:
         - x_dict: by node type :math:`(N, d_h)`; edge_index_dict: by edge type :math:`(2, E)`; sample_dict: by node type :math:`(N,)`, int64
         - present_dict: by node type :math:`(N,)` and by edge type :math:`(E,)`, bool; a type that it lacks is present as a whole
-        - result: `FusedRepresentations`, :math:`(B, d_{out})` by space; for a sample without any node what `aggr` makes of nothing: zeros
-          where it is "sum"
+        - result: `FusedRepresentations`, :math:`(B, d_{out})` by space; a sample without any node has what `aggr` gives for an empty
+          set, zeros for "sum"
 
     Raises:
         ValueError: Wrong widths, an edge type between two spaces, no node type of an expected space, or no `sample_dict` for a readout.

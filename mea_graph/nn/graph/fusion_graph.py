@@ -19,8 +19,8 @@ SPACES = ("exclusive", "agnostic")
 class FusionGraph(HeteroData):
     """A `HeteroData` whose nodes belong to samples, also after several graphs become one batch.
 
-    PyG's `batch` says which of the collated graphs a node comes from. `sample` says which sample, of any number in each graph: collating
-    counts on, and `num_samples` is the number of all of them. `to_homogeneous` keeps both, the latter as `samples`.
+    PyG's `batch` says which of the collated graphs a node comes from. `sample` says which sample; a graph may hold any number of them.
+    Collating counts on from graph to graph, and `num_samples` is the number of all. `to_homogeneous` keeps both, the latter as `samples`.
 
     Shape:
         - sample, of a node type: :math:`(N,)`, int64 in :math:`[0, B)`

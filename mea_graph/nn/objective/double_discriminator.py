@@ -38,16 +38,17 @@ class DoubleDiscriminator(nn.Module):
     That is the paper's formula: the weight is low where :math:`D_i` is sure of the modality. The strategy stems from MARN
     (arXiv 2003.07162). Where linear separation is easy, :math:`\omega` is near zero, and with it the adversarial loss.
 
-    The reversed loss has no bound: the agnostic representations can raise it for ever by growing. With `adversary="confusion"`
-    (Tzeng et al., arXiv 1510.02192) :math:`D_m` learns from detached agnostic representations, and these from `modality_confusion`, which
-    is least where :math:`D_m` is undecided.
+    The reversed loss has no bound: agnostic representations can always raise it by growing. With `adversary="confusion"`
+    (Tzeng et al., arXiv 1510.02192) :math:`D_m` learns from detached agnostic representations, and these learn from
+    `modality_confusion`, which is least where :math:`D_m` is undecided.
 
     Args:
         channels: Width d_h of the representations.
         modalities: Names of the modalities, at least two.
-        importance: Whether to weigh by omega; without, omega is 1 (Table V, "w/o omega").
-        reversal: Scale of the gradient reversal; without effect where the adversary is "confusion".
-        adversary: What agnostic representations are trained for: "reversal", as printed, raises the loss of :math:`D_m`; or "confusion".
+        importance: Whether omega weighs the adversarial loss of each representation; if not, omega is 1 (Table V, "w/o omega").
+        reversal: Scale of the gradient reversal; "confusion" does not use it.
+        adversary: What trains agnostic representations: "reversal" raises the loss of :math:`D_m`, as in the paper; "confusion" makes
+            :math:`D_m` undecided. Choose "confusion" if a larger `beta` of `MEALoss` harms the training.
 
     Shape:
         - exclusive, agnostic: dict of :math:`(B, d_h)`, or None where the space is not there

@@ -130,11 +130,12 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
 
 
 def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = None) -> Tensor:
-    r"""How far a modality discriminator is from being undecided about the agnostic representations (Tzeng et al., arXiv 1510.02192).
+    r"""Measures how far a modality discriminator is from being undecided about agnostic representations.
 
     .. math:: L_{con} = \frac{1}{n} \sum_m \sum_k \omega_{km} \, \mathrm{KL}\big(U_M \,\|\, D_m(h_{a,km})\big)
 
-    :math:`U_M` gives each of the M modalities the same probability. At least 0, unlike the reversed loss, which has no bound.
+    :math:`U_M` gives each of the M modalities the same probability (Tzeng et al., arXiv 1510.02192). The loss is never below 0; the
+    reversed loss has no bound.
 
     Args:
         logits: The logits of the modality discriminator, whose weights get no gradient from it.

@@ -46,9 +46,10 @@ class MEALoss(nn.Module):
 
     Args:
         task: Kind of target.
-        alpha, beta: Weights, finite and at least 0; the paper has 0.02 and 0.03 on MOSI, and a large beta can ruin a training. Zero turns
-            the term off (Table V, "w/o L_dis", "w/o adversarial").
-        disparity: "hsic", or "orthogonality" (Table V, "L_sep").
+        alpha, beta: Weights of the disparity and of the discriminators, finite and at least 0; 0 turns the term off (Table V, "w/o L_dis",
+            "w/o adversarial"). The paper has 0.02 and 0.03 on MOSI. Lower beta if training fails: a large one can ruin it.
+        disparity: What keeps the two spaces apart: "hsic", or "orthogonality" (Table V, "L_sep"). The latter is a sum over the batch and
+            needs a far smaller alpha.
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
 
     The attribute `class_weights`, None or :math:`(C,)`, multiplies the cross-entropy of each class, or that of the samples which have a

@@ -83,7 +83,7 @@ def refuse(
 ) -> str | None:
     """Why these kernels cannot run on these tensors, or None."""
     if prior_query is None or prior_key is None or weight is None:
-        return "there is no prior, and plain attention needs no kernel of ours"
+        return "there is no prior: plain attention does not use this kernel"
     if isinstance(edges, Tensor):
         return "the edges are a list"
     if edges is not None and not edges.is_complete:
