@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mea_graph.baselines.parts import BaselineModule, Projection, by_modality, prediction_head, reset_all
 from mea_graph.nn import ExclusiveEncoder, ModalityReinforcementUnit
+from mea_graph.nn.attention.options import check_layers
 from mea_graph.ops import Pointers
 from mea_graph.ops.pointers import put_rows
 from mea_graph.train.keyword_arguments import takes_arguments_of
@@ -64,6 +65,7 @@ class ConcatenationTransformer(nn.Module):
     ) -> None:
         super().__init__()
         kernels, strides = by_modality(kernel_size, in_channels, "kernel_size"), by_modality(stride, in_channels, "stride")
+        check_layers(num_layers)
         self.projections = nn.ModuleDict(
             {m: Projection(width, channels, kernels[m], strides[m], dropout) for m, width in in_channels.items()}
         )

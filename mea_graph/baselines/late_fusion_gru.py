@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mea_graph.baselines.parts import by_modality, chosen_modalities, mean_gru_state, prediction_head, reset_all
+from mea_graph.baselines.parts import by_modality, check_network_options, chosen_modalities, mean_gru_state, prediction_head, reset_all
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
 
@@ -97,6 +97,7 @@ class LateFusionGRUModule(TaskModule):
         **kwargs: Any,
     ) -> None:
         chosen = chosen_modalities(in_channels, modalities)
+        check_network_options(LateFusionGRU, {"hidden_channels": hidden_channels, "dropout": dropout, "stride": stride})
         network = LateFusionGRU(chosen, out_channels, hidden_channels, dropout, stride)
         super().__init__(network, task=task, out_channels=out_channels, **kwargs)
         self.save_hyperparameters()

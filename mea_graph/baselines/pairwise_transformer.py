@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mea_graph.baselines.parts import BaselineModule, Projection, by_modality, prediction_head, reset_all
 from mea_graph.nn import ExclusiveEncoder, ModalityReinforcementUnit
+from mea_graph.nn.attention.options import check_layers
 from mea_graph.train.keyword_arguments import takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -63,6 +64,7 @@ class PairwiseTransformer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        check_layers(num_layers)
         if len(in_channels) < 2:
             raise ValueError(f"in_channels: expected at least two modalities, got {', '.join(in_channels) or 'none'}")
         kernels, strides = by_modality(kernel_size, in_channels, "kernel_size"), by_modality(stride, in_channels, "stride")

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.utils import to_dense_batch
 
+from mea_graph.nn._dropout import make_dropout
+from mea_graph.nn._sequences import check_sizes
 from mea_graph.nn.unimodal_extractor import sinusoidal_positions
+from mea_graph.option_types import check_types, parameters_of
 from mea_graph.train.keyword_arguments import arguments_for
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -29,6 +32,10 @@ def chosen_modalities(in_channels: Mapping[str, int], modalities: Sequence[str] 
     >>> chosen_modalities({"audio": 5, "text": 3}, ["text"])
     {'text': 3}
     """
+    if modalities is not None and (
+        not isinstance(modalities, list | tuple) or not modalities or not all(isinstance(m, str) for m in modalities)
+    ):
+        raise ValueError(f"modalities: expected names among {', '.join(in_channels)}, at least one, or None; got {modalities!r}")
     unknown = sorted(set(modalities or ()) - set(in_channels))
     if unknown:
         raise ValueError(f"modalities: expected some of {', '.join(in_channels)}, got {', '.join(unknown)}")
@@ -55,6 +62,24 @@ def by_modality(value: int | Mapping[str, int], modalities: Iterable[str], name:
     return found
 
 
+def check_network_options(network_class: type[nn.Module], options: Mapping[str, Any]) -> None:
+    """Refuses options of a network that have another type, and sizes below 1.
+
+    Args:
+        network_class: The class of the network.
+        options: Some of its options.
+
+    Raises:
+        TypeError: Naming the option.
+        ValueError: If a size is below 1.
+
+    >>> check_network_options(nn.Linear, {"in_features": 3})
+    """
+    check_types(options, network_class)
+    known = parameters_of(network_class)
+    check_sizes(**{name: value for name, value in options.items() if isinstance(value, int) and isinstance(known[name].default, int)})
+
+
 def prediction_head(in_channels: int, hidden_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
     """Returns the two-layer perceptron that every baseline predicts with.
 
@@ -68,10 +93,10 @@ def prediction_head(in_channels: int, hidden_channels: int, out_channels: int, d
     torch.Size([3, 2])
     """
     return nn.Sequential(
-        nn.Dropout(dropout),
+        make_dropout(dropout),
         nn.Linear(in_channels, hidden_channels),
         nn.GELU(),
-        nn.Dropout(dropout),
+        make_dropout(dropout),
         nn.Linear(hidden_channels, out_channels),
     )
 
@@ -109,7 +134,7 @@ class Projection(nn.Module):
         super().__init__()
         self.in_channels, self.channels, self.kernel_size, self.stride = in_channels, channels, kernel_size, stride
         self.conv = nn.Conv1d(in_channels, channels, kernel_size, stride)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
 
     def forward(self, x: Tensor, batch: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
         """Returns the padded sequences and which of their steps are real."""
@@ -217,5 +242,6 @@ class BaselineModule(TaskModule):
         if unknown:
             owners = f"{self.network_class.__name__} and TaskModule"
             raise TypeError(f"{type(self).__name__}: unknown option {', '.join(unknown)}; options are those of {owners}")
+        check_network_options(self.network_class, network)
         super().__init__(self.network_class(in_channels, out_channels, **network), task=task, out_channels=out_channels, **training)
         self.hparams.update(in_channels=in_channels, task=task, out_channels=out_channels, **kwargs)

@@ -13,6 +13,7 @@ from mea_graph.baselines.parts import BaselineModule, by_modality, mean_gru_stat
 from mea_graph.nn import ModalityReinforcementUnit
 from mea_graph.ops import Pointers
 from mea_graph.ops.pointers import put_rows
+from mea_graph.option_types import check_types
 from mea_graph.train.keyword_arguments import takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -70,6 +71,8 @@ class SharedPrivateEncoders(nn.Module):
         stride: int | dict[str, int] = 1,
     ) -> None:
         super().__init__()
+        if hidden_channels % fusion_heads:
+            raise ValueError(f"fusion_heads: expected a divisor of hidden_channels = {hidden_channels}, got {fusion_heads}")
         self.strides = by_modality(stride, in_channels, "stride")
         self.modalities = tuple(in_channels)
         self.pooled_channels = 2 * hidden_channels
@@ -144,6 +147,11 @@ class SharedPrivateEncodersModule(BaselineModule):
         reconstruction_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
+        weights = (difference_weight, similarity_weight, reconstruction_weight)
+        for name, weight in zip(("difference_weight", "similarity_weight", "reconstruction_weight"), weights, strict=True):
+            check_types({name: weight}, SharedPrivateEncodersModule)
+            if weight < 0:
+                raise ValueError(f"{name}: expected at least 0, got {weight}")
         super().__init__(in_channels, task, out_channels, **kwargs)
         self.weights = {"difference": difference_weight, "similarity": similarity_weight, "reconstruction": reconstruction_weight}
         self.hparams.update({f"{name}_weight": weight for name, weight in self.weights.items()})

@@ -10,6 +10,7 @@ import numpy as np
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.store import build_store
 from mea_graph.data.views import Index
+from mea_graph.option_types import check_types
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,6 +20,7 @@ _RATES = (3.0, 6.0, 4.5, 5.0, 4.0)  # steps a second
 _WIDTHS = (16, 14, 20, 15, 18)
 _LAGS = (0.0, 0.1, 0.2, 0.15, 0.05)  # seconds behind the event
 _SHARED, _PRIVATE, _CODE = 2, 2, 4
+_MOST_SAMPLES, _LONGEST, _MOST_NOISE = 10**6, 3600, 1e6  # beyond them the data are too large for memory, or for float32
 _DENSE = 3  # with match="time" there are so many times as many steps
 
 
@@ -101,7 +103,10 @@ class AsynchronousEvents(MultimodalDataset):
         match: Literal["code", "time"] = "code",
         seed: int = 0,
     ) -> None:
-        _check(num_samples, task, num_classes, num_modalities, num_events, duration, coincidence, noise, jitter, missing_rate, match)
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        given = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+        check_types(given, AsynchronousEvents, error=ValueError)
+        _check(num_samples, num_classes, num_modalities, num_events, duration, coincidence, noise, jitter, missing_rate, seed)
         rng = np.random.default_rng(seed)
         names = _NAMES[:num_modalities]
         latents, length = _draw_latents(rng, num_samples, names, num_events, duration, coincidence)
@@ -200,7 +205,6 @@ def _show_in_time(
 
 def _check(
     num_samples: int,
-    task: str,
     num_classes: int,
     num_modalities: int,
     num_events: int,
@@ -209,20 +213,19 @@ def _check(
     noise: float,
     jitter: float,
     missing_rate: float,
-    match: str,
+    seed: int,
 ) -> None:
     for name, value, good, expected in (
-        ("num_samples", num_samples, num_samples >= 4, "at least 4"),
-        ("task", task, task in ("regression", "classification"), "'regression' or 'classification'"),
-        ("num_classes", num_classes, num_classes >= 2, "at least 2"),
+        ("num_samples", num_samples, 4 <= num_samples <= _MOST_SAMPLES, f"4 to {_MOST_SAMPLES}"),
+        ("num_classes", num_classes, 2 <= num_classes <= num_samples, "2 to num_samples"),
         ("num_modalities", num_modalities, 2 <= num_modalities <= len(_NAMES), f"2 to {len(_NAMES)}"),
         ("num_events", num_events, 2 <= num_events <= 8 and num_events % 2 == 0, "an even number, 2 to 8"),
-        ("duration", duration, 0 < duration[0] <= duration[1], "shortest <= longest, both above 0"),
+        ("duration", duration, 0 < duration[0] <= duration[1] <= _LONGEST, f"0 < shortest <= longest <= {_LONGEST}"),
         ("coincidence", coincidence, 0 <= coincidence <= 1, "0 to 1"),
-        ("noise", noise, noise >= 0, "at least 0"),
+        ("noise", noise, 0 <= noise <= _MOST_NOISE, f"0 to {_MOST_NOISE:g}"),
         ("jitter", jitter, jitter >= 0, "at least 0"),
         ("missing_rate", missing_rate, 0 <= missing_rate < 1, "0 to below 1"),
-        ("match", match, match in ("code", "time"), "'code' or 'time'"),
+        ("seed", seed, seed >= 0, "at least 0"),
     ):
         if not good:
             raise ValueError(f"{name}: expected {expected}, got {value!r}")

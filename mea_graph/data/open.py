@@ -14,6 +14,7 @@ from mea_graph.data.cache import cached
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError, no_memory
 from mea_graph.data.kinds import check_kind, kind_of
+from mea_graph.option_types import mismatch
 from mea_graph.readers.any_pickle import read_any_pickle
 from mea_graph.readers.csd import read_csd
 from mea_graph.readers.misa import read_misa
@@ -33,6 +34,11 @@ _READERS: dict[str, Callable[..., MultimodalDataset]] = {
     "pickle": read_any_pickle,
 }
 _SEVERAL_FILES = ("csd", "misa")  # formats that may have one file a modality, or one a split
+_TYPES: dict[str, Any] = {  # of options of readers; a reader looks at the others itself
+    **dict.fromkeys(("label", "id"), str | None),
+    "static": list[str],
+    "embedding": np.ndarray | None,
+}
 _SUFFIXES = {"csd": ".csd", "misa": ".pkl"}
 
 
@@ -83,6 +89,10 @@ def open_dataset(
     _check_options(format, reader, options)
     if isinstance(options.get("embedding"), str | os.PathLike):
         options["embedding"] = _load_array(Path(options["embedding"]))
+    types = _TYPES | {"split": Mapping | None if format == "csd" else str | None}
+    for name in sorted(types.keys() & options.keys()):
+        if (expected := mismatch(options[name], types[name])) is not None:
+            raise DataError(f"{name}: expected {expected}, got {options[name]!r}"[:300])
     for path in [origin] if files is None else files.values():
         check_kind(path, format)
     names = None if files is None else list(files)

@@ -12,6 +12,7 @@ from mea_graph.nn.model_options import RECOMMENDED
 from mea_graph.nn.objective.double_discriminator import DoubleDiscriminator
 from mea_graph.nn.prediction_head import PredictionHead
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
+from mea_graph.option_types import check_types
 from mea_graph.suggestions import did_you_mean
 
 Part = Mapping[str, Any] | nn.Module | None
@@ -35,13 +36,11 @@ def make_part(
         return given
     if not isinstance(given, Mapping):
         raise TypeError(f"{name}: expected a dict of options of {kind.__name__}, a module or None, got {given!r}")
-    known = {option: p.annotation for option, p in inspect.signature(kind).parameters.items() if option not in decided}
-    for option, value in given.items():
+    known = [option for option in inspect.signature(kind).parameters if option not in decided]
+    for option in given:
         if option not in known:
             raise TypeError(
                 f"{name}: expected options of {kind.__name__}, {', '.join([*known, *more])}, got {option!r}{did_you_mean(option, known)}"
             )
-        number: Any = {float: (int, float), int: int, bool: bool}.get(known[option], object)
-        if not isinstance(value, number) or (isinstance(value, bool) and known[option] in (int, float)):
-            raise TypeError(f"{name}.{option}: expected {known[option].__name__}, got {value!r}")
+    check_types(given, kind, prefix=f"{name}.")
     return kind(**decided, **(dict(common) | RECOMMENDED[name] | dict(given)))

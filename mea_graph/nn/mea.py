@@ -17,7 +17,7 @@ from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
 from mea_graph.nn.branches import AgnosticOutput, ExclusiveOutput, all_present
-from mea_graph.nn.graph.combination import Combination
+from mea_graph.nn.graph.combination import COMBINATIONS, Combination
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination
@@ -135,6 +135,9 @@ class MEA(nn.Module):
             raise ValueError(f"in_channels: expected names that end in no space of {SPACES}, whose nodes are called so, got {taken}")
         if exclusive is None and agnostic is None:
             raise ValueError("exclusive, agnostic: expected at least one of them, got None twice")
+        for name, part in (("extractor", extractor), ("fusion", fusion), ("head", head)):
+            if part is None:
+                raise TypeError(f"{name}: expected options or a module, since no model goes without, got None")
         check_sizes(**{f"in_channels[{m!r}]": width for m, width in in_channels.items()})
         check_sizes(out_channels=out_channels, hidden_channels=hidden_channels)
         self.in_channels, self.out_channels = dict(in_channels), out_channels
@@ -152,9 +155,15 @@ class MEA(nn.Module):
         self.discriminator = make_part("discriminator", discriminator, judged, {})
         self.self_loops = False
         if isinstance(fusion, str):
+            if fusion not in COMBINATIONS:
+                raise ValueError(f"fusion: expected options, a module or one of {', '.join(COMBINATIONS)}, got {fusion!r}")
             self.fusion: nn.Module = Combination(cast(Any, fusion), hidden_channels, self.modalities)
         else:
             if isinstance(fusion, Mapping):
+                if fusion.get("aggr", "sum") is None:
+                    raise ValueError("fusion.aggr: expected a readout, since the head reads one vector a sample, got None")
+                if not isinstance(fusion.get("self_loops", False), bool):
+                    raise TypeError(f"fusion.self_loops: expected bool, got {fusion['self_loops']!r}")
                 self.self_loops, fusion = fusion.get("self_loops", False), {k: v for k, v in fusion.items() if k != "self_loops"}
             named = {"channels": hidden_channels, "spaces": list(self.spaces)}
             self.fusion = cast(nn.Module, make_part("fusion", fusion, named, {}, ("self_loops",)))
@@ -178,14 +187,16 @@ class MEA(nn.Module):
         if isinstance(given, nn.Module):
             check_keys(cast(Mapping[str, object], given), self.modalities, "extractor")
             return given
+        if not isinstance(given, Mapping):
+            raise TypeError(f"extractor: expected a dict of options of UnimodalExtractor or an nn.ModuleDict, got {given!r}")
         options = {name: self._per_modality(value, name) for name, value in given.items()}
         made = {}
         for m, width in self.in_channels.items():
             own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}
+            made[m] = make_part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
             if own.get("stride", 1) > own["kernel_size"]:
                 why = f"the stride, {own['stride']}, or more, so that no step is skipped, got {own['kernel_size']} for {m!r}"
                 raise ValueError(f"extractor.kernel_size: expected {why}")
-            made[m] = make_part("extractor", own, {"in_channels": width, "channels": channels}, {"dropout": dropout})
         return nn.ModuleDict(cast(Any, made))
 
     def _per_modality(self, value: Any, name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from torch import nn
 from torch_geometric.nn.inits import reset
 
+from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_sizes
 
 
@@ -36,7 +37,7 @@ class PredictionHead(nn.Sequential):
             nn.LayerNorm(in_channels) if norm else nn.Identity(),
             nn.Linear(in_channels, hidden_channels),
             nn.GELU(),
-            nn.Dropout(dropout),
+            make_dropout(dropout),
             nn.Linear(hidden_channels, out_channels),
         )
 

@@ -10,6 +10,7 @@ from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import aggregation_resolver
 
+from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._recurrent import GRU, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
 from mea_graph.nn._side_by_side import Groups, can_join, linear
@@ -66,7 +67,7 @@ class ExclusiveEncoder(nn.Module):
         self.hidden = nn.Linear(width, out_channels)
         self.out = nn.Linear(out_channels, out_channels)
         self.activation = nn.GELU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.nn._batches import read_time
+from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._recurrent import LSTM, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
 from mea_graph.nn._side_by_side import is_watched, levels
@@ -98,7 +99,7 @@ class UnimodalExtractor(nn.Module):
         self.conv = nn.Conv1d(in_channels, channels, kernel_size, stride)
         self.forward_lstm = LSTM(channels, channels // 2)
         self.backward_lstm = LSTM(channels, channels // 2)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -84,6 +84,8 @@ def _chosen(matrix: np.ndarray, columns: Columns, label_names: Names) -> tuple[n
     count = matrix.shape[1]
     if columns is None:
         return matrix, label_names
+    if not isinstance(columns, int | str | list | tuple):
+        raise DataError(f"columns: expected a number, a name or a list of them, got {brief(columns)}")
     asked = [columns] if isinstance(columns, int | str) else list(columns)
     names = list(label_names) if label_names is not None and len(label_names) == count > 1 else None
     places = []

@@ -9,18 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import callbacks
 
 from mea_graph.data import DataError
 from mea_graph.nn.model_options import merged
+from mea_graph.option_types import parameters_of
 from mea_graph.train.config_files import find_config
 from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.monitors import watching_mode
+from mea_graph.train.option_ranges import check_options
 from mea_graph.train.sampling import Sampling
 from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.training_length import length_of
 
 SECTIONS = ("data", "model", "trainer", "early_stopping", "training", "seed_everything", "logger")
 EMBEDDED = "events"
+DECIDED = {  # of the trainer
+    "accelerator": " (--accelerator says it)",
+    "devices": ", whose processes train one run each (--workers)",
+    **dict.fromkeys(("logger", "callbacks", "num_sanity_val_steps", "default_root_dir", "use_distributed_sampler"), ""),
+    **dict.fromkeys(("enable_progress_bar", "enable_model_summary"), ""),
+}
 DATA_PARTS: dict[str, Any] = {"split": SplitPolicy, "sampling": Sampling}
 
 
@@ -82,7 +92,9 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
     whole: dict[str, Any] = {}
     for name in names:
         whole = merged(whole, _read(find_config(name)))
+    check_options(whole)
     data, trainer, stopping = (dict(whole.get(section) or {}) for section in ("data", "trainer", "early_stopping"))
+    _drop_decided(trainer, stopping)
     if source != EMBEDDED:
         data.pop("events", None)
         data["source"] = source
@@ -105,6 +117,17 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
         watching_mode(monitor, stopping.get("mode")),
         stopping.get("patience", 20),
     )
+
+
+def _drop_decided(trainer: dict[str, Any], stopping: Mapping[str, Any]) -> None:
+    """Drops what a study decides, as a run's `config.yaml` has it; refuses it where it asks for something else."""
+    for name, how in DECIDED.items():
+        if (value := trainer.pop(name, None)) not in (None, "auto", False):
+            raise DataError(f"trainer.{name}: expected none for a study{how}, got {value!r}")
+    known = parameters_of(EarlyStopping, callbacks.EarlyStopping)
+    for name, value in stopping.items():
+        if name not in ("monitor", "mode", "patience") and value != known[name].default:
+            raise DataError(f"early_stopping.{name}: expected none for a study, which reads monitor, mode and patience; got {value!r}")
 
 
 def open_data(options: Mapping[str, Any]) -> SequenceDataModule:

@@ -24,7 +24,7 @@ from mea_graph.studies.evaluate import evaluate
 from mea_graph.studies.recipe import Recipe, open_data
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
-from mea_graph.train.error_message import one_line
+from mea_graph.train.error_message import lack_of_memory, one_line
 from mea_graph.train.history import History
 from mea_graph.train.mea_module import MEAModule, complete_options
 from mea_graph.train.model_checkpoint import ModelCheckpoint
@@ -188,8 +188,11 @@ def build(run: Run, data: SequenceDataModule) -> TaskModule:
     sizes = {"in_channels": data.in_channels, "task": data.task, "out_channels": data.out_channels, "label_names": data.label_names}
     try:
         return MODULES[run.kind](**sizes, **run.options)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{run.name}: {one_line(error)}") from error
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+        lack = lack_of_memory(error, run.options)
+        if lack is None and isinstance(error, RuntimeError):
+            raise
+        raise DataError(f"{run.name}: {lack or one_line(error)}") from error
 
 
 def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step], None]) -> dict[str, Any]:

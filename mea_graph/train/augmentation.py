@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from mea_graph.option_types import mismatch
 from mea_graph.suggestions import did_you_mean
 
 Sequences = dict[str, Tensor]
 AUGMENTATIONS: dict[str, str] = {
     "modality_dropout": "in [0, 1)",
-    "time_stretch": ">= 0",
+    "time_stretch": "in [0, 3]",
     "time_mask": "in [0, 1]",
     "feature_noise": ">= 0",
 }
+MOST = {"modality_dropout": 1, "time_stretch": 3, "time_mask": 1, "feature_noise": math.inf}
 
 
 def checked_augmentation(given: Mapping[str, float] | None) -> dict[str, float]:
@@ -31,10 +34,12 @@ def checked_augmentation(given: Mapping[str, float] | None) -> dict[str, float]:
     >>> checked_augmentation({"time_mask": 0.2})
     {'modality_dropout': 0.0, 'time_stretch': 0.0, 'time_mask': 0.2, 'feature_noise': 0.0}
     """
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"augmentation: expected numbers by name ({', '.join(AUGMENTATIONS)}), got {given!r}")
     for name, value in (given or {}).items():
         if name not in AUGMENTATIONS:
             raise ValueError(f"augmentation: expected some of {', '.join(AUGMENTATIONS)}, got {name!r}{did_you_mean(name, AUGMENTATIONS)}")
-        legal = isinstance(value, int | float) and value >= 0 and value <= (1 if "1" in AUGMENTATIONS[name] else value)
+        legal = mismatch(value, float) is None and 0 <= value <= MOST[name]
         if not legal or (name == "modality_dropout" and value == 1):
             raise ValueError(f"augmentation.{name}: expected a number {AUGMENTATIONS[name]}, got {value!r}")
     return {name: float((given or {}).get(name, 0.0)) for name in AUGMENTATIONS}
@@ -61,7 +66,7 @@ def augment(
         x_dict: The steps of all samples, one sample after the other, by modality.
         batch_dict: The sample number of each step, sorted.
         batch_size: Number of samples B.
-        time_stretch: Largest logarithm of the pace, >= 0.
+        time_stretch: Largest logarithm of the pace, in [0, 3].
         time_mask: Largest share of a sequence that is hidden, in [0, 1].
         feature_noise: Standard deviation of the noise, >= 0.
 

@@ -26,20 +26,21 @@ from mea_graph.data import DataError
 from mea_graph.train import predict_command
 from mea_graph.train.accelerators import check_accelerator
 from mea_graph.train.class_balance import imbalance_note
-from mea_graph.train.config_files import KeptConfiguration, with_config_paths
+from mea_graph.train.config_files import KeptConfiguration, check_followers, with_config_paths
 from mea_graph.train.confusion import ConfusionCounter, confusion_text
 from mea_graph.train.convergence import WatchedValues
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.epoch_lines import EpochLines
 from mea_graph.train.epoch_log import LogBeforeCheckpoint
-from mea_graph.train.error_message import is_lost_process, one_line
+from mea_graph.train.error_message import is_lost_process, lack_of_memory, one_line
 from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
+from mea_graph.train.option_ranges import check_options
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import behind_a_baseline, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
@@ -121,12 +122,18 @@ class CommandLine(LightningCLI):
             parser.add_argument(f"--training.{name}", type=int | None, default=None, help=meanings[name])
         sources = (*(f"training.{name}" for name in LENGTH), "trainer.max_epochs", "trainer.accumulate_grad_batches")
         parser.link_arguments(sources, "data.sampling.batches", batches_per_epoch)
-        parser.link_arguments("seed_everything", "data.seed")
+        parser.link_arguments("seed_everything", "data.seed", lambda seed: int(seed or 0))  # what is none, `check_options` says plainly
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let the checkpoint's options override the configuration; here a difference is an error instead."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        check_followers(str(path) for path in config.get("config") or [])
+        check_options(config.as_dict())
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -149,8 +156,11 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError) as error:
-            raise DataError(one_line(error)) from error
+        except (ValueError, TypeError, RuntimeError, MemoryError) as error:
+            lack = lack_of_memory(error, self.config[self.subcommand].model.init_args.as_dict())
+            if lack is None and isinstance(error, RuntimeError):
+                raise
+            raise DataError(lack or one_line(error)) from error
         if self.checkpoint is not None:
             path = self.config[self.subcommand].ckpt_path
             with self.restoring.errors(path):
@@ -171,11 +181,11 @@ class CommandLine(LightningCLI):
         if config.default_root_dir is None:
             kwargs["default_root_dir"] = str(self.folder.path)
         if self.subcommand != "fit" and config.enable_checkpointing is None:
-            kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in config.callbacks or [])
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins(config.plugins)):
-            kwargs["plugins"] = [*plugins(config.plugins), WholeCheckpoints()]
+            kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in as_list(config.callbacks))
+        if not any(isinstance(plugin, CheckpointIO) for plugin in as_list(config.plugins)):
+            kwargs["plugins"] = [*as_list(config.plugins), WholeCheckpoints()]
         self.restoring = Restoring()
-        kwargs["callbacks"] = [*(config.callbacks or []), self.restoring, *self._callbacks(config.fast_dev_run)]
+        kwargs["callbacks"] = [*as_list(config.callbacks), self.restoring, *self._callbacks(config.fast_dev_run)]
         if config.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
         return super().instantiate_trainer(**kwargs)
@@ -360,8 +370,8 @@ def batches_per_epoch(*given: int | None) -> int | None:
     return None
 
 
-def plugins(given: Any) -> list[Any]:
-    """Returns the trainer's plugins, of which there may be none, one or several, as a list."""
+def as_list(given: Any) -> list[Any]:
+    """Returns the trainer's callbacks or plugins, of which there may be none, one or several, as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
 
+from mea_graph.command.options import LINKED
 from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.whole_files import write_whole
+
+FOLLOWERS = {"data.seed": "seed_everything", "data.sampling.batches": "training"}
+FOLLOWERS |= {f"model.init_args.{name}": "the data" for name in LINKED}
 
 
 def find_config(name: str) -> Path:
@@ -54,6 +58,25 @@ def with_config_paths(arguments: Sequence[str]) -> list[str]:
         expect_name = word in ("--config", "-c") and not expect_name
         found.append(word)
     return found
+
+
+def check_followers(paths: Iterable[str]) -> None:
+    """Refuses configurations that set what follows from something else, which the parser would put in its place without a word.
+
+    Args:
+        paths: The files of a command.
+
+    Raises:
+        DataError: Naming the option, and what it follows from.
+    """
+    for path in paths:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        for option, source in FOLLOWERS.items():
+            value = found
+            for name in option.split("."):
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None:
+                raise DataError(f"{option}: expected none in {path}, since it follows from {source}, got {value!r}")
 
 
 class KeptConfiguration(L.Callback):

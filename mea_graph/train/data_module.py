@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal
 
 import lightning as L
@@ -86,8 +87,9 @@ class SequenceDataModule(L.LightningDataModule):
         if (source is None) == (events is None):
             got = "both" if source is not None else "none" if preset is None else f"none\n{PRESETS[preset].instructions()}"
             raise DataError(f"data: expected data.source (a file) or data.events (embedded data), got {got}")
-        if batch_size < 1 or num_workers < 0:
-            raise DataError(f"data: expected batch_size >= 1 and num_workers >= 0, got {batch_size} and {num_workers}")
+        for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+            if not isinstance(number, Integral) or number < least:
+                raise DataError(f"data.{name}: expected an integer >= {least}, got {number!r}")
         for name, given, kind in (("split", split, SplitPolicy), ("sampling", sampling, Sampling)):
             if not isinstance(given, kind):
                 raise DataError(f"data.{name}: expected {kind.__name__}(...), got {given!r}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 # jsonargparse reports every alternative of a type that it tried; these lines say nothing about the mistake
 NOISE = re.compile(
@@ -26,6 +28,30 @@ def is_lost_process(error: BaseException) -> bool:
     import torch.distributed as processes
 
     return processes.is_available() and processes.is_initialized() and processes.get_world_size() > 1 and bool(LOST.search(str(error)))
+
+
+LACK = re.compile(r"allocate memory|not enough memory|out of memory|unable to allocate|storage size calculation overflowed", re.IGNORECASE)
+
+
+def lack_of_memory(error: BaseException, options: Any) -> str | None:
+    """Returns one line on a model that does not fit in memory, naming its largest sizes; None where an error says something else.
+
+    Args:
+        error: What was raised.
+        options: The options of the model, parts as dicts.
+
+    >>> lack_of_memory(MemoryError(), {"channels": 10**9, "heads": 8, "extractor": {"kernel_size": 3}})
+    'model: expected sizes that fit in memory, got channels=1000000000'
+    """
+    if not isinstance(error, MemoryError) and not LACK.search(str(error)):
+        return None
+    sizes: dict[str, int] = {}
+    for name, value in options.items():
+        inner = {f"{name}.{n}": v for n, v in value.items()} if isinstance(value, Mapping) else {name: value}
+        sizes |= {n: v for n, v in inner.items() if isinstance(v, int) and v > 1}
+    largest = sorted(sizes, key=lambda name: -sizes[name])
+    named = [name for name in largest if sizes[name] * 100 >= sizes[largest[0]]]
+    return f"model: expected sizes that fit in memory, got {', '.join(f'{name}={sizes[name]}' for name in named) or one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:

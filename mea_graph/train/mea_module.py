@@ -13,6 +13,7 @@ from torch_geometric.data import Batch
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
 from mea_graph.nn._parts import PARTS
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
+from mea_graph.option_types import check_types
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import ONE_PASS, SequenceDataModule
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
@@ -43,6 +44,7 @@ FORMER = {
 PUBLISHED_TRAINING = {"beta": 0.03, "weight_decay": 0.0, "warmup": 0.0, "cosine_decay": False}
 RECOMMENDED_TRAINING = {"beta": 0.001, "weight_decay": 0.01, "warmup": 0.05, "cosine_decay": True}
 BY_FORM: tuple[str, ...] = ("dropout", "beta", "weight_decay", "warmup", "cosine_decay")  # None: as the form has them
+CHECKED_BY_THEMSELVES = ("window", "class_weights", "augmentation", "label_names")  # with more to say than of what type they are
 
 
 class MEAModule(TaskModule):
@@ -161,6 +163,8 @@ def complete_options(form: Literal["recommended", "published"], given: Mapping[s
         if name not in defaults:
             meant = f" ({FORMER[name]} now, in models and checkpoints)" if name in FORMER else did_you_mean(name, defaults)
             raise TypeError(f"MEAModule: unknown option {name}{meant}; options are those of MEA, MEALoss and TaskModule")
+        if name not in (*PARTS, *CHECKED_BY_THEMSELVES) and not (value is None and name in BY_FORM):
+            check_types({name: value}, *owners)
         if isinstance(value, nn.Module):
             raise TypeError(f"{name}: expected options, which a checkpoint can hold, got a module; give it to MEA in a TaskModule of yours")
     defaults |= PUBLISHED | PUBLISHED_TRAINING if form == "published" else RECOMMENDED | RECOMMENDED_TRAINING

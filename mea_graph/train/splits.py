@@ -59,6 +59,10 @@ class SplitPolicy:
             raise DataError(f"split: expected folds or explicit values, got both (split.folds and split.{explicit[0]})")
         if self.by is not None and self.folds is None and (self.train is None or self.test is None):
             raise DataError(f"split: expected split.train and split.test (or split.folds) together with split.by={self.by!r}")
+        if self.folds is None and self.fold:
+            raise DataError(f"split.fold: expected split.folds with it, got {self.fold} without")
+        if self.seed < 0:
+            raise DataError(f"split.seed: expected an integer >= 0, got {self.seed}")
         if self.folds is not None and (self.folds < 2 or not 0 <= self.fold < self.folds):
             raise DataError(f"split.fold: expected 0 <= fold < folds and folds >= 2, got fold={self.fold}, folds={self.folds}")
         if self.valid_fraction is not None and not 0 < self.valid_fraction < 1:

@@ -17,6 +17,7 @@ from torch_geometric.data import Batch
 from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
+from mea_graph.option_types import check_types
 from mea_graph.train.augmentation import augment, checked_augmentation
 from mea_graph.train.class_balance import balanced_weights
 from mea_graph.train.finite_loss import FiniteLoss
@@ -94,6 +95,8 @@ class TaskModule(L.LightningModule):
         augmentation: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
+        plain = {"sentiment": sentiment, "cosine_decay": cosine_decay, "label_smoothing": label_smoothing}
+        check_types({"learning_rate": learning_rate, "weight_decay": weight_decay, "warmup": warmup, **plain}, TaskModule)
         if learning_rate <= 0 or weight_decay < 0 or not 0 <= warmup < 1:
             raise ValueError(
                 f"learning_rate, weight_decay, warmup: expected > 0, >= 0 and in [0, 1), got {learning_rate}, {weight_decay} and {warmup}"

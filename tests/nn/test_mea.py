@@ -297,7 +297,7 @@ def test_one_step_on_two_samples_of_five_modalities() -> None:
         ({"in_channels": {"text": 5}}, r"modalities: expected at least 2 .*got \('text',\); agnostic=None, discriminator=None make"),
         ({"in_channels": {"a.b": 5, "c": 2}}, "modalities: expected names that can name a submodule.*got 'a.b'"),
         ({"exclusive": None, "agnostic": None}, "exclusive, agnostic: expected at least one of them, got None twice"),
-        ({"fusion": "tensor"}, "how: expected 'concatenation', 'addition' or 'multiplication', got 'tensor'"),
+        ({"fusion": "tensor"}, "fusion: expected options, a module or one of concatenation, addition, multiplication, got 'tensor'"),
         (
             {"extractor": {"kernel_size": {"text": 3, "audio": 3}}},
             r"extractor.kernel_size: expected the modalities .*got \['text', 'audio'\]",
@@ -312,7 +312,7 @@ def test_one_step_on_two_samples_of_five_modalities() -> None:
             {"exclusive": {"pooling": "last"}},
             "pooling: expected 'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one, got 'last'",
         ),
-        ({"discriminator": {"reversal": -1.0}}, "scale: expected a finite number of at least 0, got -1.0"),
+        ({"discriminator": {"reversal": -1.0}}, "reversal: expected a finite number of at least 0, got -1.0"),
         ({"extractor": {"kernel_size": 3.0}}, "extractor.kernel_size: expected a number, or a dict of one by modality, got 3.0"),
         ({"extractor": {"stride": [1, 1, 1]}}, "extractor.stride: expected a number, or a dict of one by modality, got "),
         ({"out_channels": 0}, "out_channels: expected an integer of at least 1, got 0"),

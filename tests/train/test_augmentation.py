@@ -90,7 +90,9 @@ def test_only_training_samples_change():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"time_stretch": -0.1}, r"augmentation.time_stretch: expected a number >= 0, got -0.1"),
+        ({"time_stretch": -0.1}, r"augmentation.time_stretch: expected a number in \[0, 3\], got -0.1"),
+        ({"time_stretch": 1e9}, r"augmentation.time_stretch: expected a number in \[0, 3\], got 1000000000.0"),
+        ({"feature_noise": float("inf")}, r"augmentation.feature_noise: expected a number >= 0, got inf"),
         ({"time_mask": 1.5}, r"augmentation.time_mask: expected a number in \[0, 1\], got 1.5"),
         ({"feature_noise": -1.0}, r"augmentation.feature_noise: expected a number >= 0, got -1.0"),
         ({"feature_noise": float("nan")}, r"augmentation.feature_noise: expected a number >= 0, got nan"),

@@ -140,7 +140,7 @@ def test_a_missing_part_is_an_error(classes_source):
     [
         ({}, r"expected data.source .* or data.events .*, got none"),
         ({"source": "a.npz", "events": {}}, "got both"),
-        ({"events": {}, "batch_size": 0}, "batch_size >= 1"),
+        ({"events": {}, "batch_size": 0}, "data.batch_size: expected an integer >= 1"),
         ({"events": {}, "sampling": {"balanced": True}}, r"data.sampling: expected Sampling\(...\), got {'balanced': True}"),
         ({"events": {}, "split": None}, r"data.split: expected SplitPolicy\(...\), got None"),
         ({"events": {}, "reader": {"format": "npz"}}, r"data.reader: expected options with a file only, got {'format': 'npz'} without one"),

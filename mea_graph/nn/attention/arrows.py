@@ -21,11 +21,14 @@ class Window:
     """Edges between steps that are near each other, for every pair of modalities: `IntervalEdges.window` with the same options."""
 
     def __init__(self, steps: int | None = None, seconds: float | None = None, causal: bool = False) -> None:
+        if not isinstance(causal, bool):
+            raise ValueError(f"window.causal: expected bool, got {causal!r}")
         if (steps is None) == (seconds is None):
             raise ValueError(f"window: expected steps or seconds, got {'both' if steps is not None else 'none'}")
-        for name, width in (("steps", steps), ("seconds", seconds)):
-            if width is not None and (isinstance(width, bool) or not isinstance(width, int | float) or not width >= 0):
-                raise ValueError(f"window.{name}: expected a number of at least 0, got {width!r}")
+        for name, width, kind in (("steps", steps, int), ("seconds", seconds, int | float)):
+            if width is not None and (isinstance(width, bool) or not isinstance(width, kind) or not width >= 0):
+                number = "an integer" if kind is int else "a number"
+                raise ValueError(f"window.{name}: expected {number} of at least 0, got {width!r}")
         self.steps, self.seconds, self.causal = steps, seconds, causal
 
     @classmethod

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_sizes
 from mea_graph.nn._side_by_side import Groups, linear, linear_onto
 
@@ -38,7 +39,7 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(channels, hidden_channels)
         self.contract = nn.Linear(hidden_channels, channels)
         self.activation = nn.ReLU()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -12,7 +12,7 @@ from mea_graph.nn._sequences import Layout, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join, is_watched
 from mea_graph.nn.attention.arrows import Arrows, Edges
 from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce, remember
-from mea_graph.nn.attention.options import AttentionOptions
+from mea_graph.nn.attention.options import AttentionOptions, check_layers
 from mea_graph.ops import Pointers
 
 Arrow = tuple[str, str, str]  # stage, source, target
@@ -228,8 +228,7 @@ class CrossModalEncoder(nn.Module):
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+        check_layers(num_layers)
         names = check_modalities(modalities, at_least=2)
         self.layers = nn.ModuleList(
             HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout, **options)

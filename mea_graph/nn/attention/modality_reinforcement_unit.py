@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
 from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm, weights_together
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
@@ -78,7 +79,7 @@ class ModalityReinforcementUnit(nn.Module):
         self.key_value = nn.Linear(source_channels, 2 * width)
         self.out = nn.Linear(width, channels)
         self.attention_dropout = map_dropout(attention_dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
         self.reset_parameters()
 

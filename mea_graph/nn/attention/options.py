@@ -4,7 +4,10 @@ from typing import TypedDict
 
 from torch import nn
 
+from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_heads, check_sizes
+
+MOST_LAYERS = 1000
 
 
 class AttentionOptions(TypedDict, total=False):
@@ -28,9 +31,15 @@ def inner_channels(channels: int, heads: int, head_channels: int | None, feed_fo
 
 def map_dropout(p: float) -> nn.Dropout:
     """Makes the dropout of a map, whose probability the layer hands to its op."""
-    if not 0 <= p < 1:
-        raise ValueError(f"attention_dropout: expected a probability in [0, 1), got {p}")
-    return nn.Dropout(p)
+    return make_dropout(p, "attention_dropout")
+
+
+def check_layers(num_layers: int) -> None:
+    """Refuses numbers of layers that nobody means: a million of them take minutes to be made, and all memory."""
+    if num_layers < 1:
+        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+    if num_layers > MOST_LAYERS:
+        raise ValueError(f"num_layers: expected at most {MOST_LAYERS}, got {num_layers}")
 
 
 def probability(dropout: nn.Dropout) -> float:

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join, weights_together
-from mea_graph.nn.attention.options import AttentionOptions
+from mea_graph.nn.attention.options import AttentionOptions, check_layers
 from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend, parts_of
 from mea_graph.nn.attention.weighted_attention import WeightedAttention
 from mea_graph.ops import IntervalEdges, Pointers
@@ -72,8 +72,7 @@ class PredictiveEncoder(nn.Module):
         **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+        check_layers(num_layers)
         self.channels, self.modalities = channels, check_modalities(modalities)
         self.attention = nn.ModuleDict(
             {

@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
 from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
@@ -99,7 +100,7 @@ class PredictiveSelfAttention(nn.Module):
         self.out = nn.Linear(width, channels)
         self.predictor = nn.Conv2d(heads, heads, 3, padding=1) if prediction else None
         self.attention_dropout = map_dropout(attention_dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = make_dropout(dropout)
         self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
         self.reset_parameters()
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from mea_graph.nn._sequences import check_keys, check_modalities, check_sizes
 
+COMBINATIONS = ("concatenation", "addition", "multiplication")
+
 
 class Combination(nn.Module):
     """Concatenates, adds or multiplies the representations of the modalities ([MEA] Table V); it has no parameter.
@@ -34,7 +36,7 @@ class Combination(nn.Module):
 
     def __init__(self, how: Literal["concatenation", "addition", "multiplication"], channels: int, modalities: Iterable[str]) -> None:
         super().__init__()
-        if how not in ("concatenation", "addition", "multiplication"):
+        if how not in COMBINATIONS:
             raise ValueError(f"how: expected 'concatenation', 'addition' or 'multiplication', got {how!r}")
         check_sizes(channels=channels)
         self.how, self.channels, self.modalities = how, channels, check_modalities(modalities)

@@ -37,6 +37,15 @@ class FusedRepresentations(NamedTuple):
     transfer: dict[EdgeType, Tensor]  # xi, (E, heads) by edge type; 0 where an edge is absent
 
 
+def _aggregation(aggr: str | Aggregation | None) -> Aggregation | None:
+    if not isinstance(aggr, str):
+        return aggr
+    try:
+        return aggregation_resolver(aggr)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"aggr: expected a torch_geometric.nn.Aggregation, the name of one, or None, got {aggr!r}") from error
+
+
 class _Part(NamedTuple):
     """The edges of one type in the graph of a space."""
 
@@ -126,7 +135,7 @@ class DecoupledGraphFusion(nn.Module):
             self.align = HeteroDictLinear(dict(channels), out_channels, bias=False)
             channels = out_channels
         self.convs = nn.ModuleDict({space: conv(channels, out_channels) for space in self.spaces})
-        self.aggr = aggregation_resolver(aggr) if isinstance(aggr, str) else aggr
+        self.aggr = _aggregation(aggr)
         self.by_type = ByType()
 
     def reset_parameters(self) -> None:

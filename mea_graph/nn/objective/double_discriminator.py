@@ -1,5 +1,6 @@
 """The two discriminators that drive the representations apart, [MEA] Eq. 15-16."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
@@ -76,6 +77,8 @@ class DoubleDiscriminator(nn.Module):
         super().__init__()
         if adversary not in ("reversal", "confusion"):
             raise ValueError(f"adversary: expected 'reversal' or 'confusion', got {adversary!r}")
+        if not 0 <= reversal < math.inf:
+            raise ValueError(f"reversal: expected a finite number of at least 0, got {reversal}")
         self.adversary = adversary
         check_sizes(channels=channels)
         self.modalities = check_modalities(modalities, at_least=2)
