@@ -33,14 +33,22 @@ def captions(run: Run) -> list[tuple[str, str]]:
     return found
 
 
+def captions_by_name(newest: dict[str, Any]) -> dict[str, list[list[tuple[str, str]]]]:
+    """The captions of every run of every suite, by the name of its file. A curve of a longer run stands for the short one."""
+    found = {name: [captions(run) for run in file["runs"]] for name, file in newest.items() if name.startswith(SUITES)}
+    longer = {caption for name, runs in found.items() if name.startswith("growth-") for drawn in runs for caption in drawn}
+    return {
+        name: runs if name.startswith("growth-") else [[caption for caption in drawn if caption not in longer] for drawn in runs]
+        for name, runs in found.items()
+    }
+
+
 def draw(newest: dict[str, Any], folder: Path) -> None:
     """Draws every figure of every suite's file; the newest file of a name comes last and wins."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, found in newest.items():
-        if not name.startswith(SUITES):
-            continue
-        for run in found["runs"]:
-            for key, _ in captions(run):
+    for name, runs in captions_by_name(newest).items():
+        for run, drawn in zip(newest[name]["runs"], runs, strict=True):
+            for key, _ in drawn:
                 if key in ("throughput", "memory"):
                     _draw_bars(run, key, folder / file_name(name, key))
                 else:

@@ -35,10 +35,10 @@ _PACKAGE = f"{Path(mea_graph.__file__).parent}{os.sep}"
 # What our operators launch, where that is not one kernel.
 _LAUNCHES = {
     "predictive_attention_triton": 2,
-    "predictive_attention_triton_backward": 4 + 5,  # and the sums over parts
+    "predictive_attention_triton_backward": 4 + 2,  # and the sums over parts
     "interval_attention_triton_backward": 2,
     "bilstm_triton": 2,  # and the transposed weights
-    "bilstm_triton_backward": 3,  # and a product for the weights of one set, which is copied
+    "bilstm_triton_backward": 1 + 3,  # and a product for the weights, after two copies
 }
 _INSIDE: dict[str, Callable[..., Any]] = {  # operators that are made of torch's: counted as those
     "grouped_linear": linear._linear,

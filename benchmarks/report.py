@@ -74,6 +74,8 @@ class _Page:
 
 def page(files: Iterable[Path]) -> str:
     """The whole page, from the newest file of each device or suite."""
+    from benchmarks import figures
+
     newest = {path.stem[:-11]: results.load(path) for path in sorted(files)}
     suites = {name: found for name, found in newest.items() if name.startswith(results.SUITES)}
     opened = newest.pop("opening", {"runs": [], "command": ""})
@@ -85,9 +87,10 @@ def page(files: Iterable[Path]) -> str:
     }
     made = _Page()
     made.add([HEAD, *summary({name: run for name, found in shown.items() for run in found["runs"]}), READING])
+    captions = figures.captions_by_name(shown)
     for name, found in shown.items():
-        for run in found["runs"]:
-            _suite(made, run, found["command"], name)
+        for run, drawn in zip(found["runs"], captions[name], strict=True):
+            _suite(made, run, found["command"], name, drawn)
     if not any(name != "cpu" for name in checks):
         made.add([NO_GPU])
     for _, found in sorted(checks.items(), key=lambda item: item[0] == "cpu"):
@@ -163,7 +166,7 @@ def _row(c: dict[str, Any], timing: Timing, first: Timing) -> str:
     return f"{span(timing.median, timing.lower, timing.upper)} | {times} | {memory(c['peak_bytes']) if 'peak_bytes' in c else ''}"
 
 
-def _suite(made: _Page, run: dict[str, Any], command: str, name: str) -> None:
+def _suite(made: _Page, run: dict[str, Any], command: str, name: str, captions: list[tuple[str, str]]) -> None:
     from benchmarks import figures
 
     of = lambda suite: [c for c in run["cases"] if c["suite"] == suite and not c["curve"]]  # noqa: E731
@@ -177,7 +180,7 @@ def _suite(made: _Page, run: dict[str, Any], command: str, name: str) -> None:
             made.add([MODELS.rstrip(), *(f"| {n} | {note} |" for n, note in baselines.NOTES.items()), ""])
             made.add([f"Not in this run: {'; '.join(f'{n} ({why})' for n, why in run['absent'].items())}.\n"] if run["absent"] else [])
         made.add([*_models(of("model")), ""])
-    drawn = [(key, caption) for key, caption in figures.captions(run) if longer or key != "throughput"]  # that one begins the page
+    drawn = [(key, caption) for key, caption in captions if longer or key != "throughput"]  # that one begins the page
     if drawn and not longer:
         made.heading(3, "Memory and growth", name)
     made.add(f"![{caption}](figures/{figures.file_name(name, key)})\n\n{caption}\n" for key, caption in drawn)

@@ -7,9 +7,6 @@ import mea_graph
 
 SOURCE = Path(mea_graph.__file__).parent
 MOST = 13  # besides self; `MEA` has as many
-EXCEPTIONS = {
-    "ops/predictive/triton.py: _backward": "the operator's schema, written out: the gradient, the results and the arguments of `_forward`",
-}
 
 
 def counts(source: str) -> dict[str, int]:
@@ -31,7 +28,7 @@ def test_no_function_takes_more_than_a_dozen_arguments_or_so():
         for name, count in counts(path.read_text(encoding="utf-8")).items():
             if count > MOST:
                 over.add(f"{path.relative_to(SOURCE).as_posix()}: {name}")
-    assert over == set(EXCEPTIONS)  # one that is no longer one is to be removed
+    assert not over
 
 
 def test_what_is_counted():

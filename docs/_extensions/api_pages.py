@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 from api_groups import COSTS, GROUPS, PLACES
@@ -9,6 +10,7 @@ from docstrings import PARTS, with_links
 from example_figures import draw
 from sphinx.application import Sphinx
 
+_CITATION = re.compile(r" \((?:\[MEA\]|R\d)[^)]*\)")
 READERS = ("npz", "mult", "mmsa", "misa", "csd")
 
 
@@ -39,30 +41,21 @@ def _object(part: str, name: str) -> str:
 
 
 def _summary(value: object) -> str:
-    """First paragraph of a docstring."""
+    """First paragraph of a docstring, without equation numbers."""
     first = " ".join((inspect.getdoc(value) or "").split("\n\n")[0].split())
-    return with_links(first)
+    return with_links(_CITATION.sub("", first))
 
 
 def groups(part: str) -> dict[str, list[str]]:
-    """The public names of a package as a reader looks for them; one that no group has is an error.
-
-    A package without groups of its own is grouped by what the names are, and kinds that it lacks are left out.
-    """
-    package = importlib.import_module(f"mea_graph.{part}")
-    if part in GROUPS:
-        named = [name for names in GROUPS[part].values() for name in names]
-        if sorted(named) != sorted(package.__all__):
-            wrong = sorted(set(named) ^ set(package.__all__)) or sorted(name for name in set(named) if named.count(name) > 1)
-            raise ValueError(
-                f"GROUPS of docs/_extensions/api_groups.py: expected each public name of mea_graph.{part} once, got it wrong for {wrong}"
-            )
-        return GROUPS[part]
-    found: dict[str, list[str]] = {"Classes": [], "Functions": [], "Presets": []}
-    for name in sorted(package.__all__):
-        value = getattr(package, name)
-        found["Classes" if inspect.isclass(value) else "Functions" if inspect.isroutine(value) else "Presets"].append(name)
-    return {title: names for title, names in found.items() if names}
+    """The public names of a package as a reader looks for them; one that no group has is an error."""
+    public = importlib.import_module(f"mea_graph.{part}").__all__
+    named = [name for names in GROUPS[part].values() for name in names]
+    if sorted(named) != sorted(public):
+        wrong = sorted(set(named) ^ set(public)) or sorted(name for name in set(named) if named.count(name) > 1)
+        raise ValueError(
+            f"GROUPS of docs/_extensions/api_groups.py: expected each public name of mea_graph.{part} once, got it wrong for {wrong}"
+        )
+    return GROUPS[part]
 
 
 def _package(part: str) -> str:

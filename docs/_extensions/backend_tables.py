@@ -1,4 +1,5 @@
-"""The directive `backends`: a table of the backend that each op takes, made by calling `explain` when the site is built.
+"""The directive `backends`: a table of the backend that each op takes, and why it takes no other, made by calling `explain` when the site
+is built.
 
 The table does not depend on the machine that builds the site. The tensors on "cuda" are fake: they have a device, a shape and a dtype, but
 no values. Triton and the CUDA driver count as installed, and the GPU has compute capability 9.0.
@@ -82,34 +83,45 @@ def _by_dtype(said: dict[torch.dtype, str]) -> str:
     return ", ".join(text + (f" ({', '.join(dtypes)})" if len(groups) > 1 else "") for text, dtypes in groups.items())
 
 
+def _could(reason: str) -> bool:
+    return reason.startswith(("could run", "taken only by name"))
+
+
 def table(op: str) -> list[str]:
     """The lines of a Markdown table, one a device and case."""
-    lines = ["| Device | Case | Runs on | Could run, by name | Cannot, and why |", "|---|---|---|---|---|"]
+    lines = ["| Device | Case | Runs on | Could run, by name | Cannot |", "|---|---|---|---|---|"]
     for device in ("cpu", "cuda"):
         found = explanations(op, device)
         for case in dict.fromkeys(case for case, _ in found):
             per_dtype = {dtype: found[case, dtype] for dtype in DTYPES}
             runs = _by_dtype({dtype: f"`{e.chosen}`" for dtype, e in per_dtype.items()})
             refused = per_dtype[torch.float32].refused
-            could = [name for name, reason in refused.items() if reason.startswith(("could run", "taken only by name"))]
-            reasons: dict[str, list[str]] = {}
-            for name, reason in refused.items():
-                if name not in could:
-                    reasons.setdefault(reason, []).append(f"`{name}`")
-            cannot = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items())
-            lines.append(f"| {device} | {case} | {runs} | {', '.join(f'`{name}`' for name in could)} | {cannot} |")
+            could = ", ".join(f"`{name}`" for name, reason in refused.items() if _could(reason))
+            cannot = ", ".join(f"`{name}`" for name, reason in refused.items() if not _could(reason))
+            lines.append(f"| {device} | {case} | {runs} | {could} | {cannot} |")
     return lines
 
 
+def reasons(op: str) -> list[str]:
+    """The lines of a Markdown list: why a backend cannot run, in the words of `explain`."""
+    said: dict[str, dict[str, None]] = {}
+    for device in ("cpu", "cuda"):
+        for (_, dtype), explanation in explanations(op, device).items():
+            for name, reason in explanation.refused.items() if dtype is torch.float32 else ():
+                if not _could(reason):
+                    said.setdefault(name, {})[reason] = None
+    return ["", "Why one cannot run, in the words of `explain`:", "", *(f"- `{name}`: {'; '.join(found)}" for name, found in said.items())]
+
+
 class Backends(Directive):
-    """`{backends} op` shows the table of an op, on a page in Markdown."""
+    """`{backends} op` shows the table of an op and the reasons, on a page in Markdown."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         section = nodes.section()
         section.document = self.state.document
-        nested_parse_with_titles(self.state, StringList(table(self.arguments[0]), source=__file__), section)
+        nested_parse_with_titles(self.state, StringList(table(self.arguments[0]) + reasons(self.arguments[0]), source=__file__), section)
         return section.children
 
 

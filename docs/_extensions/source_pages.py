@@ -1,6 +1,6 @@
 """Shows the files that pages name, such as `tests/nn/test_mea.py::test_x`: each gets a page of its source, and its name becomes a link.
 
-In a cell that holds nothing else the link is short, `test_x` or `test_mea.py`, and shows the whole name under the mouse.
+In a cell that holds nothing else the link is short, `test` or `source`, and shows the whole name under the mouse.
 """
 
 import posixpath
@@ -43,8 +43,7 @@ class SourceLinks(SphinxTransform):
             literal.replace_self(link)
             if id(literal) in short:
                 link["reftitle"] = literal.astext()
-                literal = nodes.literal("", match["name"] or f"{posixpath.basename(match['path'])}.py")
-            link += literal
+            link += nodes.Text("test" if match["path"].startswith("tests/") else "source") if id(literal) in short else literal
 
 
 def _body(code: str, highlighted: str) -> str:

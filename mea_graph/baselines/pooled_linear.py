@@ -21,7 +21,7 @@ FLAT = 1e-9  # what varies by less than this share of its size varies by roundin
 
 
 class PooledLinear:
-    r"""Logistic or ridge regression on the mean, standard deviation, minimum and maximum of each channel over the steps of a sample.
+    r"""Logistic or ridge regression on each channel's mean, standard deviation, minimum and maximum over a sample.
 
     Statistics are standardised with their mean and deviation over the training samples. One that a sample lacks (its modality is missing,
     or a channel has no finite value) becomes their mean, 0; where a modality is missing from some training samples, one more input says

@@ -44,11 +44,11 @@ class Latents(NamedTuple):
 
 
 class AsynchronousEvents(MultimodalDataset):
-    r"""Seeded samples of several modalities that record the same events at different rates, lags and jitter, with known truth.
+    r"""Seeded samples of several modalities that record the same events, each at its own rate, with known truth.
 
     A sample lasts a few seconds and holds `num_events` events, each with a code of its own. Modality m samples at a rate of its own and
     records every event with its own lag and jitter, as a bump of the event's code and of a private value, -1 or 1. Throughout the sample
-    it also shows the code of ONE event, its focus. Added to this are a shared latent s in every modality (which an agnostic
+    it also shows the code of one event, its focus. Added to this are a shared latent s in every modality (which an agnostic
     representation can hold), a private latent p_m in one modality (exclusive), and noise. The label's score is
 
     .. math:: \sqrt{w_s} \, f(s) + \sqrt{w_p} \, g(p_1, \dots, p_M) + \sqrt{w_c} \, h(c), \qquad w_s + w_p + w_c = 1
@@ -58,9 +58,10 @@ class AsynchronousEvents(MultimodalDataset):
     single modality and of every average over time (the values cancel, and a code does not predict a value): a model must match the focus
     of one modality with the events of another.
 
-    With `match="time"` nothing but the clock says which event is meant. Each modality shows its values one after the other, in stretches of
-    its own, and marks one moment, which lies in the stretch of the NEXT modality that it means. Steps are irregular: each modality has many
-    in some quarters of a sample, and few in others. So the number of a step says little of when it is. c is what it was.
+    With `match="time"` only the clock tells which event is meant. Each modality shows its values one after the other, in stretches of its
+    own, and marks one moment. This moment lies in the stretch of the next modality that is meant. Steps are irregular: each modality has
+    many in some quarters of a sample, and few in others. So the number of a step says little of
+    when it is. The definition of c stays the same.
 
     Args:
         num_samples: N; split 60 / 15 / 25 into train, valid and test.
@@ -73,7 +74,7 @@ class AsynchronousEvents(MultimodalDataset):
         noise: Standard deviation of the noise on every feature.
         jitter: Standard deviation, in seconds, of the time at which a modality records an event.
         missing_rate: Probability that a sample lacks a modality; at least one always stays.
-        match: What tells which event a focus means: its "code", or its "time".
+        match: What tells which event a focus means: its "code", or its "time"; choose the latter to test a model's use of time.
         seed: The same seed gives the same data.
 
     Shape:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class MultimodalDataset(ViewedDataset):
-    """Samples of several modalities as `HeteroData` graphs, with a node type for each modality, a node for each time step and no padding.
+    """Samples as `HeteroData` graphs, with a node type for each modality and a node for each of its steps.
 
     Make one with `from_arrays`, `from_samples` or `open_dataset`. Lengths, labels and fields are available without reading a sequence.
     It is a data set of PyG: select samples by `dataset[2:5]`, an index, a mask, `shuffle`, `select` or `where`. The result is a
@@ -144,7 +144,7 @@ class MultimodalDataset(ViewedDataset):
         return len(self._store.ids)
 
     def get(self, idx: int) -> HeteroData:
-        """The stored sample number `idx`, whatever a view shows, without `transform`; `dataset[i]` is what you want."""
+        """Returns the stored sample number `idx`, whatever the view shows, without `transform`. Use `dataset[i]` instead."""
         row = int(idx)
         store, sample = self._store, HeteroData()
         for name in self._modalities:
@@ -183,8 +183,8 @@ class MultimodalDataset(ViewedDataset):
     def num_classes(self) -> int:
         """Number of classes or of binary labels of all stored samples, also in a view; 0 without labels.
 
-        As for every data set of PyG, it is the number of different ones of real labels, with a warning, and where there is a
-        `transform` all samples are read to see their labels.
+        As in every data set of PyG, real labels give the number of different values, with a warning. With a `transform` all samples are
+        read to see their labels.
         """
         if self.transform is not None:
             return super().num_classes
@@ -322,7 +322,7 @@ class MultimodalDataset(ViewedDataset):
         """The same samples with these modalities only, in this order, as a view.
 
         Raises:
-            DataError: If the data set has no such modality, or one stands twice.
+            DataError: If the data set has no such modality, or one is named twice.
 
         >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))], "b": [np.ones((1, 2))]})
         >>> dataset.with_modalities(["b"]).channels

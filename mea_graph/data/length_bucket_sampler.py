@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 
 
 class Padding(NamedTuple):
-    """Share of the padded steps that are no real ones: in the sampler's batches, and in random batches of the same size.
+    """Share of steps that are padding, in the sampler's batches and in random ones of the same size.
 
     >>> Padding(left=0.07, random=0.3)._asdict()
     {'left': 0.07, 'random': 0.3}

@@ -17,20 +17,20 @@ _SENTIMENT_METRICS = ("acc7", "acc2_nonneg", "f1_nonneg", "acc2_pos", "f1_pos", 
 
 @dataclass(frozen=True)
 class Preset:
-    """The protocol of a benchmark, with shapes, splits, task, metrics, and Table I of the paper.
+    """The protocol of a benchmark: files, shapes, splits, task, metrics and the paper's options.
 
     Request the data from their owners. `instructions` says which file goes where, and `check` raises an error if a data set is not the
     one behind the published figures.
 
     Args:
         name: The data set's usual name.
-        widths: For every modality the channels d that its published features have.
+        widths: The channels d that the published features have, by modality.
         max_lengths: The largest number of steps of a sample, by modality.
         split_sizes: Samples in train, valid and test.
         task: "regression" or "multilabel".
         metrics: The metrics that the field reports, by the names that `mea-graph test` uses.
-        hyperparameters: Table I, by the names of the arguments they are for.
-        files: The files that hold the data in a form `open_dataset` reads, with the form's name.
+        hyperparameters: The paper's options (Table I), by the names of the arguments that take them.
+        files: The files that `open_dataset` reads, each with the name of its format.
         owner: Who grants access.
         label_names: Names of the binary labels, in the order of the file.
 
@@ -50,10 +50,10 @@ class Preset:
     label_names: tuple[str, ...] | None = None
 
     def instructions(self, folder: str = "data") -> str:
-        """Which file to place where, and how to train on it.
+        """Says which file to place where, and how to train on it.
 
         Args:
-            folder: Where the file is to lie.
+            folder: The folder of the file.
 
         >>> print(IEMOCAP.instructions().splitlines()[1])
           data/iemocap_data_noalign.pkl   (MulT's pickle)
@@ -72,10 +72,10 @@ class Preset:
         return self.name.removeprefix("CMU-").lower()
 
     def check(self, dataset: MultimodalDataset) -> None:
-        """Makes sure that `dataset` is the one of the protocol.
+        """Raises an error if `dataset` is not the one of the protocol.
 
         Raises:
-            DataError: Listing everything that differs.
+            DataError: Something differs; the error lists all of it.
 
         >>> try:
         ...     MOSI.check(MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"]))
@@ -87,7 +87,7 @@ class Preset:
             raise DataError("\n  ".join([f"{self.name}: {len(found)} differences from the protocol:", *found]))
 
     def mismatches(self, dataset: MultimodalDataset) -> list[str]:
-        """What differs between `dataset` and the protocol, a line each; empty where nothing does.
+        """Returns what differs between `dataset` and the protocol, a line each.
 
         >>> dataset = MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"])
         >>> MOSI.mismatches(dataset)[-1]

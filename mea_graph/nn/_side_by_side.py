@@ -1,6 +1,7 @@
 """Runs the same kind of layer on several groups of rows at once, where that is the same as calling each layer in turn."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
-from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear
+from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, stacked_together
 
 # The most rows of padding that make groups equal in size. A kernel over 65,536 rows of 40 channels moves 20 MB, which takes a GPU some
 # 5 microseconds: as long as launching one more kernel.
@@ -24,11 +25,16 @@ def level(x: Mapping[str, Tensor], pointers: Mapping[str, Pointers]) -> tuple[di
     """
     sizes = [p.num_rows for p in pointers.values()]
     most, some = max(sizes), next(iter(x.values()))
-    if is_traced() or not _levels(some.device, most * len(sizes) - sum(sizes)):
+    if not levels(some.device, most * len(sizes) - sum(sizes)):
         return dict(x), dict(pointers)
     zeros = some.new_zeros(most - min(sizes), *some.shape[1:])
     rows = torch.cat([part for z, size in zip(x.values(), sizes, strict=True) for part in (z, zeros[: most - size])])
     return dict(zip(x, rows.split(most), strict=True)), dict(zip(pointers, Pointers.level(list(pointers.values())), strict=True))
+
+
+def levels(device: torch.device, added: int) -> bool:
+    """Whether so many rows more pay for the kernels that they save."""
+    return not is_traced() and _levels(device, added)
 
 
 def _levels(device: torch.device, added: int) -> bool:
@@ -54,17 +60,50 @@ class Groups(NamedTuple):
         return self.below_each_other(self.sizes)
 
 
-def linear(layers: Sequence[Any], x: Tensor, groups: Groups, before: Sequence[Any] = (), steps_last: bool = False) -> Tensor:
-    """Each `nn.Linear` on its rows, after the `nn.LayerNorm` of `before` if there are any; for `steps_last` see `grouped_linear`."""
+def linear(
+    layers: Sequence[Any],
+    x: Tensor,
+    groups: Groups,
+    before: Sequence[Any] = (),
+    steps_last: bool = False,
+    onto: Tensor | None = None,
+) -> Tensor:
+    """Each `nn.Linear` on its rows, after the `nn.LayerNorm` of `before` if there are any; for the rest see `grouped_linear`."""
     plain = len(layers) > 1 and all(_is_plain(layer, nn.Linear) for layer in layers)
     biases = [layer.bias for layer in layers if plain and layer.bias is not None]
     if not plain or len(biases) not in (0, len(layers)):
-        return _in_turn(layers, norm(before, x, groups) if before else x, groups.placed() if before else groups)
+        out = _in_turn(layers, norm(before, x, groups) if before else x, groups.placed() if before else groups)
+        return out if onto is None else onto + out
     if before and not _are_plain_norms(before):
         x, groups, before = norm(before, x, groups), groups.placed(), ()
     scales, shifts = [n.weight for n in before], [n.bias for n in before]
     eps = before[0].eps if before else 0.0
-    return grouped_linear(x, [layer.weight for layer in layers], biases, *groups, scales, shifts, eps, steps_last)
+    return grouped_linear(x, [layer.weight for layer in layers], biases, *groups, scales, shifts, eps, steps_last, onto=onto)
+
+
+def linear_onto(onto: Tensor, dropout: nn.Module, layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
+    """`onto + dropout(linear(...))`, a residual."""
+    if type(dropout) is nn.Dropout and not is_watched(dropout) and not (dropout.training and dropout.p):
+        return linear(layers, x, groups, onto=onto)
+    return onto + dropout(linear(layers, x, groups))
+
+
+def weights_together(x: Tensor, *kinds: Sequence[Any]) -> AbstractContextManager[None]:
+    """Inside, `linear` and `norm` on a device take the weights of these layers from one copy of all, where each call would make its own."""
+    if not saves_launches(x):
+        return nullcontext()
+    plain = [kind for kind in kinds if len(kind) > 1 and (_are_plain_norms(kind) or all(_is_plain(layer, nn.Linear) for layer in kind))]
+    weights = [[getattr(layer, name) for layer in kind] for kind in plain for name in ("weight", "bias")]
+    return stacked_together([kind for kind in weights if all(type(t) is nn.Parameter for t in kind)])
+
+
+def saves_launches(x: Tensor) -> bool:
+    """Whether fewer kernels are worth a copy: not on a CPU, which launches none, nor under a compiler, which joins them itself."""
+    return not is_traced() and _launches(x.device)
+
+
+def _launches(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 def norm(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:

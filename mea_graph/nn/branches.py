@@ -43,10 +43,10 @@ class ExclusiveBranch(nn.Module):
         modalities: Names of the modalities.
         heads: Number of heads K, a divisor of `channels`.
         num_layers: Number of predictive layers; 0 leaves attention out: the encoders read the extractors' output (Table V, "w/o PSA").
-        mu: Share of the predicted map, in [0, 1]; without effect with one layer.
+        mu: Share of the predicted map, in [0, 1]; 0 leaves the prediction out. It has no effect with one layer.
         prediction_chain: Whether a layer's maps guide the next one's; False is plain self-attention (Table V, "w/o prediction chain").
         weighted_attention: Whether the modalities of a sample are weighed against each other after each layer (Table V, "w/o WAL").
-        residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
+        residual: What attention is added to: "input", Z, the usual pre-norm residual; or "normalized", LN(Z), as in the paper.
         pooling, segments: How an encoder makes one vector of a sequence, see `ExclusiveEncoder` (R5).
         dropout: Probability, in every block.
 
@@ -133,7 +133,7 @@ class AgnosticOutput(NamedTuple):
 
 
 class AgnosticBranch(nn.Module):
-    r"""Represents what modalities share: hierarchical cross-modal attention, then one encoder for all ([MEA] Eq. 7-10, 12).
+    r"""Represents what modalities share: cross-modal attention, then one encoder for all ([MEA] Eq. 7-10, 12).
 
     Args:
         channels: Width d of the sequences.
@@ -143,7 +143,7 @@ class AgnosticBranch(nn.Module):
         num_layers: Number of cross-modal layers; 0 leaves attention out: the encoder reads the extractors' output (Table V, "w/o HCA").
         mixed, coarse, fine: Whether a layer has this stage; at least one. With three modalities or more, fine alone may learn sooner
             (Table V, "w/o mixed", "w/o coarse", "w/o fine").
-        residual: What attention is added to: "normalized", LN(Z), as printed, or "input", Z.
+        residual: What attention is added to: "input", Z, the usual pre-norm residual; or "normalized", LN(Z), as in the paper.
         pooling, segments: How the encoder makes one vector of a sequence, see `AgnosticEncoder` (R5).
         center: Whether to subtract the mean of its modality from each representation, which hides the modality from linear
             classifiers; see `ModalityCentering`. The paper does not.

@@ -11,7 +11,7 @@ from mea_graph.nn._sequences import check_keys
 def dense_sequences(
     x_dict: Mapping[str, Tensor], batch_dict: Mapping[str, Tensor], batch_size: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    r"""Pads the sequences of a PyG batch to dense tensors and returns them with their masks, for layers that cannot take rows.
+    r"""Pads the sequences of a PyG batch and returns them with their masks, for layers that cannot take rows.
 
     Args:
         x_dict: The steps of all samples, one after the other, by modality.

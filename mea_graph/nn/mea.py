@@ -11,7 +11,7 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
-from mea_graph.nn._parts import Part, make_part
+from mea_graph.nn._parts import Part, check_fusion, check_needed, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
@@ -21,6 +21,7 @@ from mea_graph.nn.graph.combination import COMBINATIONS, Combination
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination
+from mea_graph.nn.unimodal_extractor import extract_level
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
@@ -68,8 +69,8 @@ class MEA(nn.Module):
     Args:
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
         out_channels: Number of predicted values: 1 for regression, else classes or labels.
-        channels: Common width d.
-        hidden_channels: Width d_h of the representations.
+        channels: Width d that every modality has after its extractor. A larger one fits more and costs more.
+        hidden_channels: Width d_h of the representations that are fused; likewise.
         heads: Attention heads K, a divisor of `channels`.
         dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
         extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
@@ -81,9 +82,9 @@ class MEA(nn.Module):
         fusion: Options of `DecoupledGraphFusion`, and `self_loops`: whether nodes also hear themselves (R7). Or "concatenation",
             "addition" or "multiplication" to combine without a graph, see `Combination` (Table V).
         head: Options of `PredictionHead`.
-        window: Which steps attention hears: None, all of the sample; `{"seconds": 1.5}`, those at most that far away in time, in whatever
+        window: Which steps attention hears: None, all of the sample; `{"seconds": 1.5}`, those at most that far away in time, in every
             modality, which needs the times of all steps; `{"steps": 10}`, those at most so many steps away, see `IntervalEdges.window`.
-            `"causal": True` beside either leaves out what comes later.
+            `"causal": True` with either also leaves out later steps.
 
     Shape:
         - batch: a PyG batch whose node types hold `x` :math:`(\sum_b T_m, d_m)`; or dicts of rows, or of padded sequences, see `forward`
@@ -134,9 +135,7 @@ class MEA(nn.Module):
             raise ValueError(f"in_channels: expected names that end in no space of {SPACES}, whose nodes are called so, got {taken}")
         if exclusive is None and agnostic is None:
             raise ValueError("exclusive, agnostic: expected at least one of them, got None twice")
-        for name, part in (("extractor", extractor), ("fusion", fusion), ("head", head)):
-            if part is None:
-                raise TypeError(f"{name}: expected options or a module, since no model goes without, got None")
+        check_needed(extractor=extractor, fusion=fusion, head=head)
         check_sizes(**{f"in_channels[{m!r}]": width for m, width in in_channels.items()})
         check_sizes(out_channels=out_channels, hidden_channels=hidden_channels)
         self.in_channels, self.out_channels = dict(in_channels), out_channels
@@ -159,10 +158,7 @@ class MEA(nn.Module):
             self.fusion: nn.Module = Combination(cast(Any, fusion), hidden_channels, self.modalities)
         else:
             if isinstance(fusion, Mapping):
-                if fusion.get("aggr", "sum") is None:
-                    raise ValueError("fusion.aggr: expected a readout, since the head reads one vector a sample, got None")
-                if not isinstance(fusion.get("self_loops", False), bool):
-                    raise TypeError(f"fusion.self_loops: expected bool, got {fusion['self_loops']!r}")
+                check_fusion(fusion)
                 self.self_loops, fusion = fusion.get("self_loops", False), {k: v for k, v in fusion.items() if k != "self_loops"}
             named = {"channels": hidden_channels, "spaces": list(self.spaces)}
             self.fusion = cast(nn.Module, make_part("fusion", fusion, named, {}, ("self_loops",)))
@@ -230,7 +226,7 @@ class MEA(nn.Module):
         count their rows; they replace the model's window. `time` holds the seconds of each step, (N_m,) or (B, T_m), for the modalities
         that have times; a PyG batch has its own, `batch[m].time`. A window in seconds and extractors with `positions="seconds"` read them.
         """
-        steps = self._steps(x, layout, batch_size, edges, time)
+        steps = self._steps(x, layout, batch_size, edges, time, counted=return_attention_weights)
         exclusive, agnostic, present = self._representations(steps, return_attention_weights)
         fused = self._fused(exclusive and exclusive.x, agnostic and agnostic.x, present, None, return_attention_weights)
         if exclusive is not None:
@@ -254,7 +250,7 @@ class MEA(nn.Module):
         predictive attention and `(s, "mixed" | "coarse" | "fine", t)` of cross-modal attention, as intervals
         (`FusionGraph.interval_edges`), or as the edge_index that was given; `(<s>_<space>, "to", <t>_<space>)` between representations.
         """
-        steps = self._steps(x, layout, batch_size, edges, time)
+        steps = self._steps(x, layout, batch_size, edges, time, counted=True)
         exclusive, agnostic, present = self._representations(steps, False)
         graph = fusion_graph(exclusive and exclusive.x, agnostic and agnostic.x, present, self.self_loops)
         for m, z in steps.x.items():
@@ -308,8 +304,9 @@ class MEA(nn.Module):
         batch_size: int | None,
         edges: Mapping[tuple[str, str], Edges] | None,
         time: Mapping[str, Tensor] | None,
+        counted: bool,
     ) -> "_Steps":
-        """The extracted sequences, rows by modality."""
+        """The extracted sequences, rows by modality; `counted`: somebody counts these, so that none may be added."""
         times = given_times(x, time, self.modalities)
         if isinstance(x, HeteroData):
             x, layout = of_batch(x, self.modalities)
@@ -322,6 +319,13 @@ class MEA(nn.Module):
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
+        if self.window is None and edges is None and not counted:
+            extractors = [self.extractors[m] for m in self.modalities]
+            level = extract_level(extractors, [e.x for e in entered.values()], list(pointers.values()))
+            if level is not None:
+                rows, spaced = level
+                by_name = dict(zip(self.modalities, spaced, strict=True))
+                return _Steps(dict(zip(self.modalities, rows, strict=True)), by_name, edges, entered, times)
         z, seconds = {}, {m: read_time(times[m][0], entered[m], times[m][1]) for m in self.timed_modalities}
         for m in self.modalities:
             z[m] = self.extractors[m](entered[m].x, pointers[m], *([seconds[m]] if self._places_in_time(m) else []))
@@ -355,7 +359,8 @@ class MEA(nn.Module):
         given = *given, steps.edges, maps
         exclusive = None if self.exclusive is None else self.exclusive(*given)
         agnostic = None if self.agnostic is None else self.agnostic(*given)
-        return exclusive, agnostic, None if all_present(steps.pointers) else {m: p.present for m, p in steps.pointers.items()}
+        nothing_missing = all_present({m: e.pointers for m, e in steps.entered.items()})
+        return exclusive, agnostic, None if nothing_missing else {m: p.present for m, p in steps.pointers.items()}
 
     def _fused(
         self,

@@ -100,10 +100,10 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
 
 
 def onnx_translations() -> dict[Callable[..., Any], Any]:
-    r"""The package's operators in ONNX: what `torch.onnx.export` needs for a model of your own that holds layers of this package.
+    r"""Returns the package's operators in ONNX, which `torch.onnx.export` needs for a model of your own.
 
-    Hand the module itself to `torch.onnx.export`, with `dynamo=True`: attention is then traced as operators that ONNX has. In a program of
-    `torch.export.export` it stands as the package's own.
+    Give the module itself to `torch.onnx.export`, with `dynamo=True`: attention is then traced as operators that ONNX has. A program
+    of `torch.export.export` holds the package's own operators instead.
 
     Shape:
         - no tensors

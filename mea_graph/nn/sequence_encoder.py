@@ -21,7 +21,7 @@ Pooling = Literal["mean", "segments", "max", "gru"]
 
 
 class ExclusiveEncoder(nn.Module):
-    r"""Pools a sequence and maps it to the representation width: one instance per modality ([MEA] Eq. 11).
+    r"""Pools a sequence and maps it to the representation width; each modality has its own ([MEA] Eq. 11).
 
     .. math:: h = W_2 \, \mathrm{GELU}(W_1 \, \mathrm{pool}_t(z_t) + b_1) + b_2
 
@@ -79,7 +79,7 @@ class ExclusiveEncoder(nn.Module):
         """Returns one vector per sample; `layout` is the ptr of rows or the mask of a padded batch."""
         x, pointers, *_ = enter(x, layout, self.channels)
         h = self.out(self.dropout(self.activation(self.hidden(self._pool(x, pointers)))))
-        return h.masked_fill(~pointers.present.unsqueeze(1), 0)
+        return h.masked_fill(pointers.absent.unsqueeze(1), 0)
 
     def _pool(self, x: Tensor, pointers: Pointers) -> Tensor:
         """(N, d) to (B, d'); zeros for a sample without a step."""
@@ -117,7 +117,7 @@ def encode_all(encoders: nn.ModuleDict, x: Mapping[str, Tensor], pointers: Mappi
     groups = Groups.below_each_other([p.num_samples for p in pointers.values()])
     pooled = mean_rows(torch.cat([x[m] for m in x]), together)
     hidden = first.dropout(first.activation(linear([e.hidden for e in each], pooled, groups)))
-    h = linear([e.out for e in each], hidden, groups).masked_fill(~together.present.unsqueeze(1), 0)
+    h = linear([e.out for e in each], hidden, groups).masked_fill(together.absent.unsqueeze(1), 0)
     return dict(zip(x, h.split(groups.sizes), strict=True))
 
 
@@ -132,7 +132,7 @@ def _aggregation(pooling: Aggregation | str) -> Aggregation:
 
 
 class AgnosticEncoder(ExclusiveEncoder):
-    r"""Pools a sequence and maps it to the representation width: ONE instance for all modalities ([MEA] Eq. 12).
+    r"""Pools a sequence and maps it to the representation width; all modalities share one ([MEA] Eq. 12).
 
     It computes what `ExclusiveEncoder` computes. A representation becomes agnostic because every modality passes through the same
     weights and the `DoubleDiscriminator` trains them against telling modalities apart.

@@ -1,6 +1,8 @@
 """From a raw modality to the common width, [MEA] Eq. 1."""
 
 import math
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Literal, overload
 
 import torch
@@ -11,7 +13,9 @@ from mea_graph.nn._batches import read_time
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._recurrent import LSTM, both_ways, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
+from mea_graph.nn._side_by_side import is_watched, levels
 from mea_graph.ops import Pointers
+from mea_graph.ops.recurrent import bilstm
 
 
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
@@ -163,3 +167,48 @@ class UnimodalExtractor(nn.Module):
         if pointers.max_length == 0:  # the convolution then reads one step of padding
             padded = F.pad(padded, (0, 1))
         return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels).to(like.dtype)
+
+
+def extract_level(
+    extractors: Sequence[nn.Module], x: Sequence[Tensor], pointers: Sequence[Pointers]
+) -> tuple[list[Tensor], list[Pointers]] | None:
+    """Each modality by its extractor, positions and Bi-LSTM of all of them at once: few kernels on a device.
+
+    The samples of a modality are stacked with as many rows of zeros between them as a window of the convolution reaches beyond a step: a
+    window then sees one sample alone, and nothing is padded to the longest sample. The results have gaps in these rows, and equally many
+    rows in each modality (`Pointers.level`). None where that would not be the same, or does not pay: see `level`.
+    """
+    if not levels(x[0].device, 1):
+        return None
+    each = [e for e in extractors if type(e) is UnimodalExtractor and _is_plain(e)]
+    if len(each) < len(extractors) or len({_MANNER(e) for e in each}) > 1:
+        return None
+    first, samples = each[0], pointers[0].num_samples
+    before, after = (first.kernel_size - 1) // 2, first.kernel_size // 2  # what a window reaches beyond its step
+    rows = [p.num_rows for p in pointers]
+    size = max(rows) + samples * after
+    if first.stride > 1 or first.positions != "steps" or not min(rows) or not levels(x[0].device, size * len(x) - sum(rows)):
+        return None
+    spaced = Pointers.level(pointers, after)
+    whole = Pointers.join(spaced)
+    # The row that each row is made of, and whether it is a gap; by modality, with what windows see before the first and after the last.
+    origin = torch.cat([p.start for p in pointers]).index_select(0, whole.sample) + whole.position
+    origin = F.pad(origin.masked_fill(whole.gap.squeeze(1), 0).view(len(x), size), (before, after))
+    gap = F.pad(whole.gap.view(len(x), size, 1), (0, 0, before, after), value=True)
+    spread = [own.index_select(0, origin[i]).masked_fill(gap[i], 0) for i, own in enumerate(x)]
+    z = torch.cat([e.conv(own.mT.unsqueeze(0)).squeeze(0).mT for e, own in zip(each, spread, strict=True)])
+    positions = _sinusoids(whole.position.to(torch.promote_types(z.dtype, torch.float32)), first.channels)
+    z = first.dropout(z + positions.to(z.dtype))
+    parts = z.split(size)
+    out = bilstm(parts, [[*e.forward_lstm.weights, *e.backward_lstm.weights] for e in each], spaced)
+    return [states + own if first.skip else states for states, own in zip(out, parts, strict=True)], spaced
+
+
+_MANNER = attrgetter("channels", "kernel_size", "stride", "skip", "positions", "dropout.p", "dropout.training")
+
+
+def _is_plain(extractor: UnimodalExtractor) -> bool:
+    """Whether calling each part does what its options and weights say."""
+    parts = ((extractor.conv, nn.Conv1d), (extractor.dropout, nn.Dropout))
+    plain = all(type(part) is kind and not is_watched(part) for part, kind in parts) and not is_watched(extractor)
+    return plain and op_of_both(extractor.forward_lstm, extractor.backward_lstm) is bilstm

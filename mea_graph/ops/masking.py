@@ -22,8 +22,10 @@ def masked_softmax(logits: Tensor, key_mask: Tensor | None, dim: int = -1) -> Te
     tensor([[0.5000, 0.5000, 0.0000],
             [0.0000, 0.0000, 0.0000]])
     """
-    if key_mask is None:
-        return logits.softmax(dim)
+    return logits.softmax(dim) if key_mask is None else softmax_without(logits, ~key_mask, dim)
+
+
+def softmax_without(logits: Tensor, absent: Tensor, dim: int = -1) -> Tensor:
+    """The same, by where no key exists."""
     # The finite fill keeps rows without keys free of NaN, in the backward pass too; the second fill makes them zero.
-    absent = ~key_mask
     return logits.masked_fill(absent, torch.finfo(logits.dtype).min).softmax(dim).masked_fill(absent, 0)

@@ -115,7 +115,11 @@ class Pointers:
         [2, 1]
         """
         batch, steps = mask.shape
-        return cls(torch.arange(batch, device=mask.device) * steps, mask.sum(1), batch * steps, steps)
+        if is_traced() or not mask.numel():
+            start = torch.arange(batch, device=mask.device) * steps
+        else:  # one kernel less on a device
+            start = torch.arange(0, batch * steps, steps, device=mask.device)
+        return cls(start, mask.sum(1), batch * steps, steps)
 
     @classmethod
     def full(cls, batch: int, steps: int, device: torch.device) -> "Pointers":
@@ -158,8 +162,8 @@ class Pointers:
         return joined
 
     @classmethod
-    def level(cls, parts: Sequence["Pointers"]) -> list["Pointers"]:
-        """Adds gaps behind the rows of each matrix, so that all have as many rows as the longest.
+    def level(cls, parts: Sequence["Pointers"], between: int = 0) -> list["Pointers"]:
+        """Adds gaps behind the rows of each matrix, so that all have as many rows as the longest; `between` more behind each sample.
 
         Their `join` is made once and kept.
 
@@ -167,8 +171,9 @@ class Pointers:
         >>> [p.num_rows for p in Pointers.level([a, b])]
         [4, 4]
         """
-        most = max(part.num_rows for part in parts)
-        longer = [cls(part.start, part.length, most) for part in parts]
+        most, samples = max(part.num_rows for part in parts), parts[0].num_samples
+        later = torch.arange(0, samples * between, between, device=parts[0].start.device) if between and samples else 0
+        longer = [cls(part.start + later if between else part.start, part.length, most + samples * between) for part in parts]
         whole = cls.join(longer)
         for place, part in enumerate(parts):
             longer[place]._made |= {"widths": [part], "whole": whole, "place": place}
@@ -223,7 +228,20 @@ class Pointers:
     @kept
     def present(self) -> Tensor:
         """(B,), bool: whether a sample has any row."""
+        if "whole" in self._made:  # all parts in one call
+            place, samples = self._made["place"], self.num_samples
+            return self._made["whole"].present[place * samples : (place + 1) * samples]
         return self.length > 0
+
+    @kept
+    def absent(self) -> Tensor:
+        """(B,), bool: whether a sample has no row."""
+        return self.present.logical_not()
+
+    @kept
+    def segment(self) -> Tensor:
+        """(N,): the sample of each row, and of a gap the number of samples."""
+        return self.sample.masked_fill(self.gap.squeeze(1), self.num_samples)
 
     @kept
     def count(self) -> Tensor:

@@ -21,7 +21,7 @@ def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
         return x.sum(1) if pointers.packed else sum_steps(x, pointers)
     if pointers.packed:
         return segment_sum(x, ptr=pointers.ptr)
-    return segment_sum(x.masked_fill(pointers.gap, 0), pointers.sample, pointers.num_samples)
+    return segment_sum(x, pointers.segment, pointers.num_samples + 1)[:-1]  # gaps are a segment of their own
 
 
 def mean_rows(x: Tensor, pointers: Pointers) -> Tensor:

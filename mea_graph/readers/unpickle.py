@@ -23,11 +23,11 @@ _MOST_EMPTY = 1 << 24  # rows and channels of an empty array: a loop over them c
 
 
 def load_pickle(path: str | Path) -> Any:
-    """Loads a pickle that holds numpy arrays, numbers, strings, bytes, lists, tuples, dicts and sets; refuses everything else.
+    """Loads a pickle of numpy arrays, numbers, strings, bytes and containers of them; refuses everything else.
 
-    A pickle is a program. This one may name a handful of functions only, and gets stand-ins for those: arrays are built from their
-    bytes after the program has ended, so that not even numpy's own reconstruction (which trusts what it is told) is in its reach.
-    Pickles written by Python 2 load too, their strings read as latin-1.
+    A pickle is a program. `load_pickle` runs it without imports. The program may name a handful of functions only, and gets stand-ins for
+    those. Arrays are built from their bytes after the program has ended, so it cannot even reach numpy's own reconstruction, which trusts
+    its input. Pickles written by Python 2 load too, their strings read as latin-1.
 
     Args:
         path: The file.

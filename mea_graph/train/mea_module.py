@@ -97,7 +97,7 @@ class MEAModule(TaskModule):
         return {"loss": terms.pop("total"), **terms}
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """At the end of an epoch, before anyone looks: the means of `ModalityCentering` as evaluation has them."""
+        """Measures, at the end of an epoch, the means that `ModalityCentering` uses in evaluation."""
         centering = cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
         if centering is None or not self.trainer.is_last_batch:
             return

@@ -59,6 +59,8 @@ class TrainingData:
         Raises:
             DataError: If the state lacks the statistics.
         """
+        if not isinstance(state["standardize"], str | None):
+            raise DataError(f"standardize: expected train, the name of a field or None, got {state['standardize']!r:.40}")
         if state["standardize"] == "train" and state.get("statistics") is None:
             raise DataError("standardize: this checkpoint lacks the statistics of its training samples")
         return cls(

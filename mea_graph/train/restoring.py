@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,7 @@ from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
 from mea_graph.train.finite_loss import NonFiniteLossError
 
+COUNTERS = ("ready", "started", "processed", "completed")  # of Lightning's progress, each at most the one before it
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of Adam and AdamW
 PLAIN_ERRORS = (DataError, OSError, MisconfigurationException, NonFiniteLossError)  # which say what they mean
 
@@ -42,9 +44,12 @@ class Restoring(L.Callback):
                 raise
             raise DataError(f"ckpt_path: {path} cannot be taken up again: {type(error).__name__}: {one_line(error)[:300]}") from error
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        check_counters(checkpoint.get("loops"), "loops")
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for optimizer in trainer.optimizers:
-            check_optimizer(optimizer)
+            check_optimizer(optimizer, trainer.global_step)
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.done = True  # only now is the state of the optimiser known to be one
@@ -59,22 +64,83 @@ class Restoring(L.Callback):
         self.done = self.done or trainer.state.fn == TrainerFn.VALIDATING
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Refuses moments that do not fit their parameters: one call for many tensors would write beyond their ends.
+def count_moments(checkpoint: Mapping[str, Any]) -> int:
+    """Returns the number of parameters that the optimisers of a checkpoint have moments of: of one without a gradient there are none.
+
+    Args:
+        checkpoint: What it holds.
+
+    >>> count_moments({"optimizer_states": [{"state": {0: {}, 3: {}}}]})
+    2
+    """
+    return sum(len(state["state"]) for state in checkpoint.get("optimizer_states", ()))
+
+
+def check_counters(progress: Any, name: str) -> None:
+    """Refuses counts of batches and epochs that no training can have: Lightning would stop at once, or fail batches later.
+
+    Args:
+        progress: What a checkpoint holds as `loops`, or a part of it.
+        name: Of that part, for the error.
+
+    Raises:
+        DataError: Naming the count.
+
+    >>> check_counters({"total": {"ready": 3, "started": 3, "processed": 2, "completed": 2}}, "loops")
+    >>> check_counters({"ready": -1}, "loops")
+    Traceback (most recent call last):
+    mea_graph.data.errors.DataError: ckpt_path: loops.ready: expected a count of 0 or more, got -1
+    """
+    if not isinstance(progress, dict):
+        return
+    at_most: float = math.inf
+    for counter in COUNTERS:
+        if counter in progress:
+            count = progress[counter]
+            if type(count) is not int or not 0 <= count <= at_most:
+                limit = "a count of 0 or more" if at_most == math.inf else f"a count from 0 to {at_most}"
+                raise DataError(f"ckpt_path: {name}.{counter}: expected {limit}, got {count!r:.40}")
+            at_most = count
+    steps = progress.get("_batches_that_stepped", 0)
+    if type(steps) is not int or steps < 0:
+        raise DataError(f"ckpt_path: {name}._batches_that_stepped: expected a count of 0 or more, got {steps!r:.40}")
+    for key, part in progress.items():
+        check_counters(part, f"{name}.{key}")
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, steps: int = 0) -> None:
+    """Refuses a state that is not the optimiser's own.
+
+    One call for many tensors would write beyond the ends of moments that do not fit their parameters. Moments under another number than
+    their parameter's would be left out, and an impossible count of steps would change the rate, both without a word.
 
     Args:
         optimizer: As restored.
+        steps: Number of steps that the training made before.
 
     Raises:
         DataError: Naming the moment.
 
     >>> optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
     >>> check_optimizer(optimizer)
+    >>> check_optimizer(optimizer, steps=3)
+    Traceback (most recent call last):
+    mea_graph.data.errors.DataError: ckpt_path: optimizer_states: expected moments after 3 steps, got none
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for name, value in optimizer.state.get(parameter, {}).items():
-                shape = () if name == "step" else tuple(parameter.shape)
-                if name in MOMENTS and (not isinstance(value, torch.Tensor) or tuple(value.shape) != shape):
-                    got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-                    raise DataError(f"ckpt_path: optimizer_states: expected {name} of shape {shape}, got {got}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if strange := [key for key in optimizer.state if not isinstance(key, torch.Tensor)]:
+        raise DataError(f"ckpt_path: optimizer_states: expected moments of parameters 0 to {len(parameters) - 1}, got {strange[0]!r:.40}")
+    states = [(parameter, optimizer.state[parameter]) for parameter in parameters if parameter in optimizer.state]
+    if steps and isinstance(optimizer, torch.optim.Adam) and not any(state for _, state in states):
+        raise DataError(f"ckpt_path: optimizer_states: expected moments after {steps} steps, got none")
+    expected = set().union(*(state.keys() for _, state in states))
+    for parameter, state in states:
+        if missing := expected - state.keys():
+            raise DataError(f"ckpt_path: optimizer_states: expected {min(missing)} for every parameter that has moments, got one without")
+        for name, value in state.items():
+            shape = () if name == "step" else tuple(parameter.shape)
+            if name in MOMENTS and (not isinstance(value, torch.Tensor) or tuple(value.shape) != shape):
+                got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise DataError(f"ckpt_path: optimizer_states: expected {name} of shape {shape}, got {got}")
+            if name == "step" and not 1 <= float(value) <= steps:
+                raise DataError(f"ckpt_path: optimizer_states: expected step from 1 to {steps}, got {float(value):g}")

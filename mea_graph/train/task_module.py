@@ -24,6 +24,7 @@ from mea_graph.train.finite_loss import FiniteLoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
+from mea_graph.train.restoring import count_moments
 from mea_graph.train.row_gatherer import RowGatherer
 from mea_graph.train.term_means import TermMeans
 from mea_graph.train.trainer_options import check_same_trainer, trainer_options
@@ -32,7 +33,7 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 class TaskModule(L.LightningModule):
-    r"""Trains a network on regression, classification or several binary labels, with the field's metrics.
+    r"""Trains a network for regression, classification or several binary labels.
 
     It is the base class of all modules here. For a model of your own, give it a network; override `loss_terms` for a loss of your own. To
     load a subclass from a checkpoint, call `self.save_hyperparameters()` after `super().__init__`, as Lightning requires.
@@ -67,8 +68,8 @@ class TaskModule(L.LightningModule):
 
     Raises:
         ValueError: If an option is outside its range.
-        NonFiniteLossError: If the loss is NaN or infinite. On a device this is looked at some steps later, so that no step waits, at the
-            end of the epoch, and before a checkpoint is written.
+        NonFiniteLossError: If the loss is NaN or infinite. On a GPU the check comes some steps later, so that no step waits for it, but
+            before the end of the epoch and before a checkpoint is written.
 
     >>> class Mean(nn.Module):
     ...     def forward(self, x_dict, batch_dict, batch_size):
@@ -209,6 +210,7 @@ class TaskModule(L.LightningModule):
         checkpoint["random_seed"] = self._seed
         checkpoint["mea_graph_version"] = __version__
         checkpoint["module"] = public_name(type(self))
+        checkpoint["moments"] = count_moments(checkpoint)
         checkpoint |= trainer_options(self.trainer)
         if self.loss.class_weights is not None:
             checkpoint["class_weights"] = self.loss.class_weights
@@ -221,6 +223,9 @@ class TaskModule(L.LightningModule):
             return
         keep_own_paths(checkpoint, self._trainer)
         if self._trainer.state.fn == TrainerFn.FITTING:
+            count, expected = count_moments(checkpoint), checkpoint.get("moments")
+            if expected is not None and count != expected:
+                raise DataError(f"ckpt_path: optimizer_states: expected moments of {expected} parameters, as were written, got {count}")
             check_same_trainer(checkpoint, self._trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -14,12 +14,12 @@ CHECKS = 20  # validations of a training that does not say how often
 
 @dataclass(frozen=True)
 class TrainingLength:
-    """Sets how long to train, how often to validate and how long to wait for an improvement, all in updates of the weights.
+    """Counts training, validation and patience in updates of the weights.
 
-    A pass over 300 samples is 10 updates and one over 20,000 is 600, so a number of passes says little about the length of a training. With
-    this class an epoch of the trainer is `check_every` updates, whatever the number of samples. Validation, early stopping, checkpoints and
-    lines of the log come after each such epoch, and a run resumes from there bit for bit. Warm-up and cosine decay of `TaskModule` span
-    all updates.
+    It sets how long to train, how often to validate and how long to wait for an improvement. A pass over 300 samples is 10 updates and
+    one over 20,000 is 600, so a number of passes says little about the length of a training. With this class an epoch
+    of the trainer is `check_every` updates, whatever the number of samples. Validation, early stopping, checkpoints and lines of the log
+    come after each such epoch, and a run resumes from there bit for bit. Warm-up and cosine decay of `TaskModule` span all updates.
 
     Args:
         updates: Number of updates of the weights, >= 1; rounded up to whole epochs.

@@ -10,6 +10,7 @@ from torch import Tensor
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "///", "...", "xx", "\\\\\\", "++", "oo")
+WIDTH = 4.6  # inches: on a phone, which shows a figure 360 pixels wide, letters of 10 points are 11 pixels high
 
 
 def check_sample(present: Mapping[str, Tensor], sample: int) -> None:

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mea_graph.nn import MEAOutput
-from mea_graph.viz._style import COLOURS, MARKERS, check_count
+from mea_graph.viz._style import COLOURS, MARKERS, WIDTH, check_count
 
+LETTERS = 9  # points, of the legend
 Outputs = MEAOutput | Sequence[MEAOutput]
 
 
@@ -26,15 +27,15 @@ def embedding_scatter(
     Each panel is a plane of its own: the two first principal components of all its representations, or t-SNE.
 
     Args:
-        outputs: The output for one batch, or those for several; or a dict of them by title, one panel each, such as a model with and
-            without the constraints.
-        method: `pca`, where distances mean what they seem to; or `tsne`, where only neighbourhood does.
+        outputs: The output for one batch, or a list of outputs; or a dict of these by title, for a panel each, such as a model with and
+            without the losses on its two spaces.
+        method: `pca`, which keeps large distances; or `tsne`, which keeps only neighbourhoods and may show clusters that `pca` hides.
         samples: How many samples to draw at most, evenly spaced, >= 1.
         seed: The seed of t-SNE.
 
     Returns a figure that is not shown; save it with `figure.savefig("scatter.png")`.
 
-    A modality that a sample lacks is not drawn.
+    A modality that a sample lacks is not drawn. More than two panels stand in several rows.
 
     Raises:
         ValueError: If there is no output, an option is not as above, or an output has fewer than three representations.
@@ -51,20 +52,20 @@ def embedding_scatter(
         raise ValueError("outputs: expected at least one, got none")
     if method not in ("pca", "tsne") or samples < 1:
         raise ValueError(f"method, samples: expected 'pca' or 'tsne' and at least 1, got {method!r} and {samples}")
-    # Several panels are shown as narrow as one: smaller ones, and larger letters, can then still be read.
-    side, letters, small = (4.4, 10, 8) if len(panels) == 1 else (3.3, 12, 11)
-    width = side * len(panels)
-    figure = Figure(figsize=(width, side if len(panels) == 1 else side + 0.7), dpi=150, layout="constrained")
-    for axis, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    columns = min(2, len(panels))  # a phone shows the figure about as wide as one panel of a page
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(WIDTH, (WIDTH / columns + 0.1) * rows + 0.6), dpi=200, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in grid[len(panels) :]:
+        axis.remove()
+    for axis, (title, shown) in zip(grid, panels.items(), strict=False):
         _draw(axis, _groups([shown] if isinstance(shown, MEAOutput) else list(shown), samples), method, seed)
-        axis.set_title(title, fontsize=1.2 * letters)
-        axis.xaxis.label.set_fontsize(letters)
-        axis.yaxis.label.set_fontsize(letters)
+        axis.set_title(title)
     handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     by_modality = dict(sorted(handles.items(), key=lambda item: item[0].rpartition(", ")[0]))
     modalities = len({label.rpartition(", ")[0] for label in by_modality})
-    column = 0.035 + 0.0075 * max(map(len, by_modality))  # about the inches of a column of the legend, by point of its letters
-    legend = {"ncols": modalities, "fontsize": min(small, width / (modalities * column))}
+    column = LETTERS * (0.035 + 0.0075 * max(map(len, by_modality)))  # about the inches of a column of the legend
+    legend = {"ncols": min(modalities, max(1, int(WIDTH / column))), "fontsize": min(LETTERS, LETTERS * WIDTH / column)}
     figure.legend(by_modality.values(), by_modality.keys(), loc="outside lower center", frameon=False, columnspacing=1.4, **legend)
     return figure
 

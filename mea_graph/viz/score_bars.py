@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from mea_graph.viz._style import COLOURS
+from mea_graph.viz._style import COLOURS, WIDTH
+
+LABEL = 20  # characters in a line of a label
 
 
 def score_bars(scores: Mapping[str, Sequence[float]], metric: str, reference: str | None = None, title: str | None = None) -> Figure:
@@ -34,7 +37,9 @@ def score_bars(scores: Mapping[str, Sequence[float]], metric: str, reference: st
     for name, found in values.items():
         if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
             raise ValueError(f"{name}: expected finite values, one a seed, got {found.tolist()}")
-    figure = Figure(figsize=(6.4, 1.1 + 0.36 * len(values)), dpi=150, layout="constrained")
+    labels = ["\n".join(textwrap.wrap(name, LABEL, break_long_words=False)) or name for name in values]
+    lines = max(label.count("\n") + 1 for label in labels)
+    figure = Figure(figsize=(WIDTH, 0.9 + max(0.36, 0.18 * lines) * len(values)), dpi=200, layout="constrained")
     axis = figure.subplots()
     for place, (name, found) in enumerate(values.items()):
         ours = name == reference
@@ -44,14 +49,14 @@ def score_bars(scores: Mapping[str, Sequence[float]], metric: str, reference: st
         axis.plot(found, np.full(len(found), place), "o", markersize=4, markerfacecolor="white", markeredgecolor="black", zorder=3)
     if reference in values:
         axis.axvline(values[reference].mean(), color="black", linewidth=0.9, linestyle=":")
-    axis.set_yticks(range(len(values)), list(values))
-    axis.invert_yaxis()
+    axis.set_yticks(range(len(values)), labels)
+    axis.set_ylim(len(values) - 0.5, -0.5)
     axis.set_xlabel(metric)
     low, high = (bound(np.concatenate(list(values.values()))) for bound in (np.min, np.max))
     if low > 0.5 * high > 0:  # bars from zero would show no difference
         left, right = low - 0.35 * (high - low) - 0.01, axis.dataLim.x1
         axis.set_xlim(left, right + 0.05 * (right - left))
-        axis.set_xlabel(f"{metric} (the axis does not begin at 0)")
+        axis.set_xlabel(f"{metric}\n(the axis does not begin at 0)")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="x", linewidth=0.5, color="0.88")
     axis.set_axisbelow(True)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from mea_graph.viz._style import COLOURS, MARKERS, check_count
+from mea_graph.viz._style import COLOURS, MARKERS, WIDTH, check_count
 
 Curve = Mapping[float, Sequence[float]]
-MOST_IN_A_ROW = 4  # panels; more would be too small on a page
+MOST_IN_A_ROW = 2  # panels; more would be too small on a phone
+LABEL = 22  # characters in a line below one of two panels, and of a name in a legend with two columns
 LEAST_REACH = 0.01  # of the vertical axis, so that the noise of one seed does not look like a slope
 
 
 def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: str | None = None) -> Figure:
-    """Draws one panel per option or condition and in it a curve per model: means over seeds, bars of one standard deviation.
+    """Draws a panel for each option or condition, with a curve for each model.
 
-    More than four panels stand in several rows.
+    A curve joins means over seeds; its bars are one standard deviation. More than two panels stand in several rows.
 
     Args:
         panels: Label of the horizontal axis -> model -> place on that axis -> one value for each seed, at least one.
@@ -41,7 +43,7 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     order = list(names)
     rows = -(-len(panels) // MOST_IN_A_ROW)
     columns = -(-len(panels) // rows)
-    figure = Figure(figsize=(max(3.5 * columns, 4.6), 0.8 + 2.9 * rows), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.05))
+    figure = Figure(figsize=(WIDTH, 0.8 + 2.4 * rows if columns > 1 else 3.7), dpi=200, layout=ConstrainedLayoutEngine(wspace=0.05))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     axes, spare = grid.ravel()[: len(panels)], grid.ravel()[len(panels) :]
     for axis in spare:
@@ -70,7 +72,7 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
                 capsize=2,
             )
         axis.set_xticks(places, [f"{place:g}" for place in places])
-        axis.set_xlabel(label)
+        axis.set_xlabel(textwrap.fill(label, LABEL) if columns > 1 else label)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", linewidth=0.5, color="0.88")
     low, high = axes[0].get_ylim()
@@ -79,7 +81,9 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     for axis in grid[:, 0]:
         axis.set_ylabel(metric)
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), columns + 1), frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=1 if max(map(len, handles)) > LABEL else 2, frameon=False
+    )
     if title is not None:
         figure.suptitle(title)
     return figure

@@ -14,7 +14,7 @@ LEAST_REACH = 0.005  # of the shades, so that differences below the printed digi
 def score_map(
     scores: Mapping[Pair, Sequence[float]], labels: tuple[str, str], metric: str, lower_is_better: bool = False, title: str | None = None
 ) -> Figure:
-    """Draws the mean of a metric over seeds for every pair of two options' values, darker where it is better.
+    """Draws the mean of a metric for every pair of two options' values, darker where it is better.
 
     Args:
         scores: (value of the first option, value of the second) -> one value for each seed.

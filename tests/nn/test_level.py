@@ -6,10 +6,11 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mea_graph.nn import MEA, AgnosticBranch, ExclusiveBranch, MEALoss, _side_by_side
+from mea_graph.nn import MEA, AgnosticBranch, DoubleDiscriminator, ExclusiveBranch, MEALoss, UnimodalExtractor, _side_by_side
 from mea_graph.nn._side_by_side import level
+from mea_graph.nn.unimodal_extractor import extract_level
 from mea_graph.ops import Pointers, record_calls, use_backend
 
 CHANNELS = {"text": 5, "audio": 3, "vision": 4}
@@ -28,7 +29,9 @@ def rows(lengths: dict[str, list[int]], widths: dict[str, int]) -> tuple[dict[st
 
 def on_a_device(run: Callable[[], Any]) -> Any:
     """Here, but as it would run there: with levels, in batched products, which raise where they cannot run."""
-    with patch.object(_side_by_side, "_levels", lambda device, added: added > 0), use_backend("batched"), record_calls() as calls:
+    levels = patch.object(_side_by_side, "_levels", lambda device, added: added > 0)
+    copies = patch.object(_side_by_side, "_launches", lambda device: True)
+    with levels, copies, use_backend("batched"), record_calls() as calls:
         result = run()
     assert calls["grouped_linear", "batched"] > 0
     assert calls["grouped_linear", "joined"] == calls["grouped_linear", "reference"] == 0
@@ -96,3 +99,64 @@ def test_nothing_is_added_on_a_cpu_or_where_modalities_differ_by_much() -> None:
     assert level(x, pointers)[1] == pointers
     assert not _side_by_side._levels(torch.device("meta"), 2**17)
     assert _side_by_side._levels(torch.device("meta"), 2**15)
+
+
+@pytest.mark.parametrize("layout", ["rows", "padded"])
+@pytest.mark.parametrize(("kernel_size", "skip"), [(1, False), (2, True), (3, True), (4, False)])
+def test_the_extractors_are_the_same(kernel_size: int, skip: bool, layout: str) -> None:
+    """All modalities in one Bi-LSTM, samples without a step among them; the rows are those of each alone, with gaps."""
+    torch.manual_seed(0)
+    extractors = [UnimodalExtractor(width, 6, kernel_size, skip=skip).double() for width in CHANNELS.values()]
+    lengths = LENGTHS["some missing"]
+    x, ptr = rows(lengths, CHANNELS)
+    pointers = [Pointers.from_ptr(p) for p in ptr.values()]
+    given = list(x.values())
+    if layout == "padded":
+        pointers = [Pointers.from_mask(torch.arange(max(n) + 1) < torch.tensor(n)[:, None]) for n in lengths.values()]
+        real = [p.real.nonzero()[:, 0] for p in pointers]
+        given = [x.new_zeros(p.num_rows, x.size(1)).index_copy(0, r, x) for x, p, r in zip(given, pointers, real, strict=True)]
+    alone = [e(own, p)[p.real] for e, own, p in zip(extractors, given, pointers, strict=True)]
+    assert extract_level(extractors, given, pointers) is None  # here rows are what takes the time
+    with patch.object(_side_by_side, "_levels", lambda device, added: True), record_calls() as calls:
+        level = extract_level(extractors, given, pointers)
+    assert level is not None
+    assert calls["bilstm", "torch"] == 1
+    assert len({p.num_rows for p in level[1]}) == 1
+    found = [z[p.real] for z, p in zip(*level, strict=True)]
+    leaves = [*x.values(), *(p for e in extractors for p in e.parameters())]
+    results = [[*out, *torch.autograd.grad(sum(z.sin().sum() for z in out), leaves, retain_graph=True)] for out in (found, alone)]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("part", ["", "conv", "forward_lstm", "backward_lstm", "dropout"])
+def test_an_extractor_that_is_watched_or_replaced_runs_alone(part: str) -> None:
+    pointers = [Pointers.from_ptr(torch.tensor([0, 3, 4])), Pointers.from_ptr(torch.tensor([0, 1, 6]))]
+    x = [torch.randn(p.num_rows, 3) for p in pointers]
+    with patch.object(_side_by_side, "_levels", lambda device, added: True):
+        extractors = [UnimodalExtractor(3, 4) for _ in x]
+        assert extract_level(extractors, x, pointers) is not None
+        assert extract_level([extractors[0], UnimodalExtractor(3, 4, kernel_size=5)], x, pointers) is None
+        hook = extractors[1].get_submodule(part).register_forward_hook(lambda *_: None)
+        assert extract_level(extractors, x, pointers) is None
+        hook.remove()
+        if part:
+            setattr(extractors[1], part, nn.Identity())
+            assert extract_level(extractors, x, pointers) is None
+
+
+def test_discriminators_of_both_spaces_are_the_same() -> None:
+    layer = DoubleDiscriminator(6, CHANNELS).double()
+    h = [{m: torch.randn(4, 6, dtype=torch.float64, requires_grad=True) for m in CHANNELS} for _ in range(2)]
+    leaves = [*(v for space in h for v in space.values()), *layer.parameters()]
+    results = []
+    for launches in (False, True):
+        with patch.object(_side_by_side, "_launches", lambda device, launches=launches: launches):
+            found = layer(*h)
+            seen = [found.exclusive, found.agnostic, found.importance]
+        results.append([*seen, *torch.autograd.grad(sum(s.sin().sum() for s in seen), leaves)])
+    shapes: list[int] = []
+    layer.hidden.register_forward_hook(lambda _, given, out: shapes.append(given[0].dim()))
+    with patch.object(_side_by_side, "_launches", lambda device: True):
+        layer(*h)
+    assert shapes == [3, 3]  # somebody looks: one space after the other
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)

@@ -42,6 +42,23 @@ def test_disparity_equals_its_printed_form_over_the_rows_that_count(loss: Callab
 
 
 @pytest.mark.parametrize("loss", [hsic, orthogonality])
+def test_several_pairs_at_once_are_each_by_itself(loss: Callable) -> None:
+    x, y, mask = random(2, 3, N, 4), random(2, 3, N, 5), torch.rand(2, 3, N) < 0.7
+    for masks in (mask, None):
+        found = loss(x, y, masks)
+        pairs = zip(x.flatten(0, 1), y.flatten(0, 1), mask.flatten(0, 1), strict=True)
+        alone = [loss(a, b, None if masks is None else own) for a, b, own in pairs]
+        torch.testing.assert_close(found, torch.stack(alone).view(2, 3), rtol=1e-12, atol=1e-14)
+
+
+def test_several_adversarial_losses_at_once() -> None:
+    logits, omega, present = random(2, 4, 3, 3), torch.rand(4, 3, dtype=torch.float64), torch.rand(4, 3) < 0.6
+    for loss, more in ((exclusive_adversarial, ()), (agnostic_adversarial, (omega,)), (modality_confusion, (omega,))):
+        alone = torch.stack([loss(each, *more, present) for each in logits])
+        torch.testing.assert_close(loss(logits, *more, present), alone, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", [hsic, orthogonality])
 @pytest.mark.parametrize("kind", MASKS)
 def test_disparity_gradients(loss: Callable, kind: str) -> None:
     x, y, mask = random(N, 4).requires_grad_(), random(N, 3).requires_grad_(), MASKS[kind]
@@ -149,12 +166,12 @@ def test_an_empty_batch_is_legal() -> None:
 @pytest.mark.parametrize(
     ("loss", "arguments", "message"),
     [
-        (hsic, (random(3, 2), random(4, 2)), r"x, y: expected \(n, d\) with one n, got \(3, 2\), \(4, 2\)"),
-        (orthogonality, (random(3), random(3, 2)), r"x, y: expected \(n, d\) with one n, got \(3,\), \(3, 2\)"),
+        (hsic, (random(3, 2), random(4, 2)), r"x, y: expected \(\*, n, d\) with one n, got \(3, 2\), \(4, 2\)"),
+        (orthogonality, (random(3), random(3, 2)), r"x, y: expected \(\*, n, d\) with one n, got \(3,\), \(3, 2\)"),
         (hsic, (random(3, 2), random(3, 2), torch.ones(3)), r"mask: expected bool \(3,\), got torch.float32 \(3,\)"),
         (orthogonality, (random(3, 2), random(3, 2), torch.ones(2).bool()), r"mask: expected bool \(3,\), got torch.bool \(2,\)"),
-        (exclusive_adversarial, (random(3, 2),), r"logits: expected \(B, M, M\), got \(3, 2\)"),
-        (agnostic_adversarial, (random(3, 2, 4), random(3, 2)), r"logits: expected \(B, M, M\), got \(3, 2, 4\)"),
+        (exclusive_adversarial, (random(3, 2),), r"logits: expected \(\*, B, M, M\), got \(3, 2\)"),
+        (agnostic_adversarial, (random(3, 2, 4), random(3, 2)), r"logits: expected \(\*, B, M, M\), got \(3, 2, 4\)"),
         (modality_confusion, (random(2, 2, 2), random(2)), r"omega: expected \(B, M\) = \(2, 2\), got \(2,\)"),
         (agnostic_adversarial, (random(2, 2, 2), random(2)), r"omega: expected \(B, M\) = \(2, 2\), got \(2,\)"),
         (exclusive_adversarial, (random(2, 2, 2), torch.ones(2, dtype=torch.bool)), r"present: expected \(B, M\) = \(2, 2\), got \(2,\)"),

@@ -33,6 +33,8 @@ CASES = {
     "20 wide": Case(20, (40,), ((5, 1, 3),)),
     "empty samples": Case(5, (3,), ((0, 4, 0, 1, 0),)),
     "three sets": Case(20, (3, 4, 3), ((3, 0), (7, 1), (1, 9))),
+    "sets of as many steps": Case(5, (3, 3, 3), ((2, 3), (4, 1), (0, 5))),
+    "sets of as many steps, not as wide": Case(5, (3, 4), ((2, 3), (4, 1))),
     "one channel": Case(1, (1,), ((2,),)),
     "33 wide": Case(33, (8,), ((4, 2),)),
     "64 wide": Case(64, (8,), ((3, 1),)),

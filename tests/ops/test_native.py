@@ -42,6 +42,16 @@ def test_interval_attention_of_any_width(width: int, monkeypatch: pytest.MonkeyP
 
 
 @WINDOWS
+@pytest.mark.parametrize("width", [1, 5, 8, 16])  # sums over lanes of 2, 10, 16 and 32 vectors, more than a vector has lanes
+def test_interval_attention_of_any_width_in_float32(width: int, windows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(interval.CASES, "drawn", (3, width, width, [40, 7, 1], [[60, 13, 1]]))
+    inputs = interval.draw("drawn", dtype=torch.float32, windows=windows)
+    grad = interval.gradient_for(inputs)
+    for found, expected in zip(interval.outcome(inputs, "native", grad), interval.truth(inputs, grad), strict=True):
+        assert (found.double() - expected).norm() <= 4e-6 * expected.norm()
+
+
+@WINDOWS
 @pytest.mark.parametrize("scale", [30.0, 1e4])
 def test_interval_attention_with_steep_logits(scale: float, windows: bool) -> None:
     """Held to what "cpu" is held to; a map has zeros and ones only from thousands on."""

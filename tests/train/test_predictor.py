@@ -401,6 +401,7 @@ class TestCheckpoints:
             {**state, "state_dict": {}},
             {**state, "SequenceDataModule": {**inner, "statistics": None}},
             {**state, "SequenceDataModule": {**inner, "label_names": ["one"]}},
+            {**state, "SequenceDataModule": {**inner, "standardize": ["one"]}},
         ):
             torch.save(changed, "changed.ckpt")
             with pytest.raises(DataError, match=r"changed\.ckpt"):

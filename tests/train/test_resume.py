@@ -1,5 +1,6 @@
 """A resumed run equals one never interrupted, or says why it cannot."""
 
+import math
 import random
 import signal
 import zipfile
@@ -165,6 +166,46 @@ class TestDamage:
         for command in (["fit", "--trainer.max_epochs", 2, *resumed[0][1:]], *resumed, predict):
             run(*command, expect=2)
             assert "expected a checkpoint of plain tensors and containers, got run/checkpoints/last.ckpt" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("way", "value", "says"),
+        [
+            (("optimizer_states", 0, "param_groups", 0, "params", 1), 77, "optimizer_states: expected moments of parameters 0 to"),
+            (("optimizer_states", 0, "state"), {0: {}}, "optimizer_states: expected moments of"),
+            (("optimizer_states", 0, "state", 1, "step"), torch.tensor(math.nan), "optimizer_states: expected step from 1 to"),
+            (("optimizer_states", 0, "state", 1), {"step": torch.tensor(1.0)}, "optimizer_states: expected exp_avg for every parameter"),
+            (
+                ("loops", "fit_loop", "epoch_progress", "current", "started"),
+                10**9,
+                "epoch_progress.current.started: expected",
+            ),
+            (("loops", "fit_loop", "epoch_loop.state_dict", "_batches_that_stepped"), [1], "_batches_that_stepped: expected a count"),
+        ],
+        ids=lambda value: "" if not isinstance(value, tuple) else ".".join(map(str, value[-2:])),
+    )
+    def test_a_field_that_would_change_the_training_unseen_is_named(self, fitted, capsys, way, value, says):
+        changed = torch.load(fitted / "checkpoints/last.ckpt", weights_only=True)
+        inner = changed
+        for key in way[:-1]:
+            inner = inner[key]
+        inner[way[-1]] = value
+        torch.save(changed, "changed.ckpt")
+        capsys.readouterr()
+        run(
+            "fit",
+            "--config",
+            fitted / "config.yaml",
+            "--run_dir",
+            "run",
+            "--trainer.max_epochs",
+            2,
+            "--ckpt_path",
+            "changed.ckpt",
+            expect=2,
+        )
+        told = capsys.readouterr().err
+        assert says in told
+        assert told.count("\n") == 1
 
     def test_a_changed_field_is_told_in_one_line(self, fitted, capsys):
         path = fitted / "checkpoints/last.ckpt"

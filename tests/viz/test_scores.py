@@ -1,5 +1,7 @@
 """The figures that studies make."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,18 @@ def test_bars_are_means_and_every_seed_is_a_dot():
     spread = [collection.get_segments()[0] for collection in axis.collections]
     assert [(end[1][0] - end[0][0]) / 2 for end in spread] == pytest.approx([np.std([0.5, 0.7], ddof=1), np.std([0.1, 0.2, 0.6], ddof=1)])
     assert axis.get_xlim()[0] == 0
+
+
+def test_a_phone_shows_the_names_of_the_bars_large_enough_and_apart():
+    figure = score_bars({"MEA": [0.5], "a Transformer for every pair of modalities": [0.4], "pairwise Transformer (MulT)": [0.3]}, "R2")
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_yticklabels()
+    assert "pairwise Transformer\n(MulT)" in [label.get_text() for label in labels]
+    pixels = 360 / (figure.get_figwidth() * 72)  # a point, where the figure is 360 pixels wide
+    assert all(label.get_size() * pixels > 10 for label in [*labels, figure.axes[0].xaxis.label])
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))
+    assert min(box.x0 for box in boxes) >= 0
 
 
 def test_bars_of_like_height_say_that_they_do_not_begin_at_zero():
@@ -44,13 +58,27 @@ def test_curves_have_ticks_where_values_are_and_no_slope_where_they_are_level():
     assert (low + high) / 2 == pytest.approx(0.952, abs=1e-3)
 
 
-@pytest.mark.parametrize(("panels", "rows"), [(1, [1]), (4, [4]), (5, [3, 2]), (6, [3, 3]), (9, [3, 3, 3])])
+@pytest.mark.parametrize(("panels", "rows"), [(1, [1]), (2, [2]), (3, [2, 1]), (6, [2, 2, 2])])
 def test_many_panels_stand_in_rows_each_with_its_label(panels: int, rows: list[int]):
     figure = score_curves({f"without {i}": {"MEA": {0: [0.5], 1: [0.4]}} for i in range(panels)}, "R2")
     tops = [round(axis.get_subplotspec().rowspan.start) for axis in figure.axes]
     assert [tops.count(row) for row in range(len(rows))] == rows
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_subplotspec().colspan.start == 0] == ["R2"] * len(rows)
     assert [axis.get_xlabel() for axis in figure.axes] == [f"without {i}" for i in range(panels)]
+
+
+def test_a_phone_shows_the_letters_of_curves_large_enough_and_apart():
+    labels = ["share of samples without text", "share of samples without audio", "share of modalities missing"]
+    curves = {name: {0: [0.5], 1: [0.4]} for name in ("MEA", "late fusion GRU", "pairwise Transformer (MulT)")}
+    figure = score_curves(dict.fromkeys(labels, curves), "R2")
+    figure.draw_without_rendering()
+    shown = [axis.xaxis.label for axis in figure.axes]
+    assert [label.get_text().replace("\n", " ") for label in shown] == labels
+    assert all(label.get_size() * 360 / (figure.get_figwidth() * 72) > 10 for label in shown)
+    left, right = (label.get_window_extent() for label in shown[:2])
+    assert left.x1 < right.x0
+    whole = figure.bbox
+    assert all(whole.x0 <= box.x0 and box.x1 <= whole.x1 for box in (left, right, figure.legends[0].get_window_extent()))
 
 
 def test_map_writes_the_mean_into_each_cell_and_better_is_darker():

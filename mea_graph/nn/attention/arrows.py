@@ -72,11 +72,12 @@ class Arrows:
         self._may_sort = packed and samples > 1
         sizes = [p.num_rows for p in self.pointers.values()]
         level = not (packed or self.edges or is_traced()) and all(size == sizes[0] for size in sizes)  # a traced graph must fit any sizes
-        self._level = sizes[0] if level else 0  # rows that each modality has: see `level`
+        self.level = sizes[0] if level else 0  # rows that each modality has: see `level`
         self._targets: dict[tuple[str, ...], Pointers] = {}
         self._sorted: tuple[Tensor, Tensor] | None = None
         self._by_sample_order: Tensor | None = None
         self._heard: Tensor | None = None
+        self._in_block: tuple[Tensor, Tensor] | None = None  # where a row lacks a source, and where it has any
         self._nothing_missing = all(p.packed and p.steps for p in self.pointers.values())  # known from shapes alone
 
     def of(self, target: str, sources: Sequence[str]) -> IntervalEdges:
@@ -120,7 +121,7 @@ class Arrows:
         if key not in self._stages:
             one_source = max(len(sources) for _, sources in stage) == 1
             sorted_by_sample = not self.edges and not one_source and self._may_sort
-            if self._level and len({len(sources) for _, sources in stage}) == 1:
+            if self.level and len({len(sources) for _, sources in stage}) == 1:
                 self._stages[key] = self._in_blocks(stage)
             else:
                 self._stages[key] = self._by_sample(stage) if sorted_by_sample else self._by_modality(stage)
@@ -150,7 +151,7 @@ class Arrows:
         Arrows with several sources read all rows; those with one source are sorted by it. No index is copied to the device, which would
         have to wait for it.
         """
-        names, rows = list(self.pointers), self._level
+        names, rows = list(self.pointers), self.level
         if len(stage[0][1]) > 1:
             parts = [Part(u, 0, rows * len(names)) for u in range(len(stage))]
             blocks = [m for _ in stage for m in names]  # the modality of each block of rows that the arrows read
@@ -162,14 +163,13 @@ class Arrows:
             heard = [order.index(u) for u in range(len(stage))]
         start = torch.stack([self.pointers[m].start for m in blocks])
         start = start + torch.arange(0, rows * len(blocks), rows, device=start.device).unsqueeze(1)  # (blocks, B)
-        start = torch.stack([start[i] for i in heard]).unflatten(0, (len(stage), -1))  # (arrows, S, B)
-        length = torch.stack([self.pointers[blocks[i]].length for i in heard]).unflatten(0, (len(stage), -1))
+        ends = torch.stack([*(start[i] for i in heard), *(self.pointers[blocks[i]].length for i in heard)])
+        starts, lengths = ends.view(2, len(stage), -1, ends.size(1)).mT.flatten(1, 2).unbind()  # (arrows B, S)
         targets = tuple(t for t, _ in stage)
         if targets not in self._targets:
             self._targets[targets] = Pointers.join([self.pointers[t] for t in targets])
-        runs = start.mT.flatten(0, 1), length.mT.flatten(0, 1), rows * len(blocks)
         known = [self.pointers[m] for m in blocks]
-        return _Stage(False, parts, IntervalEdges.of_runs(*runs, self._targets[targets], known=known))
+        return _Stage(False, parts, IntervalEdges.of_runs(starts, lengths, rows * len(blocks), self._targets[targets], known=known))
 
     def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
         """Sorts the rows by sample; every arrow reads all of them, and neighbouring sources form one run."""
@@ -197,7 +197,7 @@ class Arrows:
 
     def sum_of_present(self, rows: Tensor, instead: Tensor) -> Tensor:
         """Sums the stacked results of each target's fine units over the sources that a sample has; `instead` where it has none."""
-        if self._level:
+        if self.level:
             return self._sum_of_blocks(rows, instead)
         count = len(self.pointers) - 1
         sizes = [p.num_rows for p in self.pointers.values() for _ in range(count)]
@@ -223,13 +223,14 @@ class Arrows:
 
     def _sum_of_blocks(self, rows: Tensor, instead: Tensor) -> Tensor:
         """Like `sum_of_present`, where all modalities have equally many rows."""
-        rows = rows.view(len(self.pointers), -1, self._level, rows.size(1))  # (M, M - 1, n, d)
+        rows = rows.view(len(self.pointers), -1, self.level, rows.size(1))  # (M, M - 1, n, d)
         if self._nothing_missing:
             return rows.sum(1).flatten(0, 1)
-        if self._heard is None:
+        if self._in_block is None:
             there = [p.present for p in self.pointers.values()]
             others = torch.stack([p for t in range(len(there)) for s, p in enumerate(there) if s != t])
             sample = Pointers.join(list(self.pointers.values())).sample.view(len(there), 1, -1) % others.size(1)  # (M, 1, n)
-            self._heard = others.unflatten(0, rows.shape[:2]).gather(2, sample.expand(rows.shape[:3]))
-        total = rows.masked_fill(~self._heard.unsqueeze(-1), 0).sum(1).flatten(0, 1)
-        return torch.where(self._heard.any(1).view(-1, 1), total, instead)
+            heard = others.unflatten(0, rows.shape[:2]).gather(2, sample.expand(rows.shape[:3]))
+            self._in_block = ~heard.unsqueeze(-1), heard.any(1).view(-1, 1)
+        lacking, any_of = self._in_block
+        return rows.masked_fill(lacking, 0).sum(1).flatten(0, 1) + instead.masked_fill(any_of, 0)

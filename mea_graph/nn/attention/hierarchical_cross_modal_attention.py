@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from mea_graph.nn._sequences import Layout, check_modalities, enter_all
 from mea_graph.nn._side_by_side import can_join, is_watched
 from mea_graph.nn.attention.arrows import Arrows, Edges
-from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce
+from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce, remember
 from mea_graph.nn.attention.options import AttentionOptions, check_layers
 from mea_graph.ops import Pointers
 
@@ -34,7 +34,7 @@ class CrossModalOutput(NamedTuple):
 
 
 class HierarchicalCrossModalAttention(nn.Module):
-    r"""Reinforces each modality by all, by the others together, then by each other one, finer and finer ([MEA] Eq. 7-10).
+    r"""Lets each modality read all, then the others together, then each other one ([MEA] Eq. 7-10).
 
     .. math::
         \hat Z_t &= \mathrm{MRU}([Z_1, \dots, Z_M], Z_t) \\
@@ -136,10 +136,16 @@ class HierarchicalCrossModalAttention(nn.Module):
     def _joined(self, source: Tensor, stages: "list[_Units]", arrows: Arrows) -> Tensor:
         """Runs all units of a stage at once, on the stacked rows of all modalities."""
         current = source
-        for stage in stages:
+        read = [arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage]) for stage in stages]
+        units = [[unit for _, unit, _ in stage] for stage in stages]
+        memories: dict[int, Tensor] = {}
+        alike = [i for i, (_, parts, _) in enumerate(read) if parts == read[0][1]]
+        if arrows.level and len(alike) > 1:  # on a device, stages that read the same rows remember them in one product
+            together = remember([(units[i], read[i][1]) for i in alike], source)
+            memories = dict(zip(alike, together.chunk(len(alike)), strict=True))
+        for i, (stage, (rows, parts, edges)) in enumerate(zip(stages, read, strict=True)):
             targets = arrows.groups([arrow[2] for arrow, _, _ in stage])
-            rows, parts, edges = arrows.of_stage(source, [(arrow[2], names) for arrow, _, names in stage])
-            rows, _ = reinforce([unit for _, unit, _ in stage], current, targets, rows, parts, edges)
+            rows, _ = reinforce(units[i], current, targets, rows, parts, edges, memories.pop(i, None))
             current = arrows.sum_of_present(rows, current) if stage[0][0][0] == "fine" else rows
         return current
 
@@ -185,7 +191,7 @@ class HierarchicalCrossModalAttention(nn.Module):
 
 
 class CrossModalEncoder(nn.Module):
-    r"""Stacks layers of hierarchical cross-modal attention; each reads the one before, as sources and as targets (R4).
+    r"""Stacks layers of `HierarchicalCrossModalAttention`; each takes sources and targets from the one before (R4).
 
     Args:
         channels: Width d.

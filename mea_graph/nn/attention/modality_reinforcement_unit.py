@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
-from mea_graph.nn._side_by_side import Groups, linear, norm
-from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
+from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm, weights_together
+from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
 
 
 class ModalityReinforcementUnit(nn.Module):
-    r"""Cross-modal attention block: a target sequence attends to one or several sources ([MEA] Eq. 7).
+    r"""Lets a target sequence attend to one source or several, then transforms it step by step ([MEA] Eq. 7).
 
     .. math::
         Z_t' &= \mathrm{LN}(Z_t) + W_O \, \mathrm{softmax}(Q K^T / \sqrt{D}) V, \qquad Q = W_Q \mathrm{LN}(Z_t), \;
@@ -29,7 +29,7 @@ class ModalityReinforcementUnit(nn.Module):
     Args:
         channels: Width d of target and sources.
         heads: Number of heads K, a divisor of `channels`, unless `head_channels` is given.
-        residual: "normalized" adds LN(Z_t), as printed; "input" adds Z_t.
+        residual: "normalized" adds LN(Z_t), as in the paper; "input" adds Z_t, the usual pre-norm residual.
         dropout: Probability, on the attention's output and in the feed-forward block.
         source_channels: Width of the sources; None means d.
         head_channels: Width D of one head; None means d / K.
@@ -182,24 +182,35 @@ def reinforce(
     source: Tensor,
     parts: Sequence[Part],
     edges: IntervalEdges | Tensor,
+    memory: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs each unit on its own target and source rows and stacks the results. Also returns the keys, (N_s, K, D).
 
     `targets` says which rows of `target` (N, d) each unit reads, and `parts` which rows of `source`. The edges number the
-    target rows as the units read them, stacked, and the source rows as the parts do.
+    target rows as the units read them, stacked, and the source rows as the parts do. `memory` holds their keys and values, if
+    `remember` has made them.
     """
     first = units[0]
-    readers = [units[part.unit] for part in parts]
-    read = Groups([part.start for part in parts], [part.size for part in parts])
     placed = targets.placed()
-    normalized = norm([unit.norm_target for unit in units], target, targets)
-    query = linear([unit.query for unit in units], normalized, placed, steps_last=True)
-    query = rearrange(query, "step (head width) -> step head width", head=first.heads)
-    memory = linear([u.key_value for u in readers], source, read, [u.norm_source for u in readers], steps_last=True)
-    key, value = rearrange(memory, "step (kind head width) -> kind step head width", kind=2, head=first.heads).unbind()
-    attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
-    carried = normalized if first.residual == "normalized" else target
-    if carried is target and placed != targets:
-        carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
-    z = carried + first.dropout(linear([unit.out for unit in units], rearrange(attended, "step head width -> step (head width)"), placed))
-    return feed_forward([unit.feed_forward for unit in units], z, placed), key
+    norms, queries, outs, blocks = ([getattr(u, name) for u in units] for name in ("norm_target", "query", "out", "feed_forward"))
+    memory = remember([(units, parts)], source) if memory is None else memory
+    key, value = rearrange(memory, "step (kind head width) -> step kind head width", kind=2, head=first.heads).unbind(1)
+    with weights_together(target, norms, queries, outs, *feed_forward_parts(blocks)):
+        normalized = norm(norms, target, targets)
+        query = linear(queries, normalized, placed, steps_last=True)
+        query = rearrange(query, "step (head width) -> step head width", head=first.heads)
+        attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
+        carried = normalized if first.residual == "normalized" else target
+        if carried is target and placed != targets:
+            carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
+        z = linear_onto(carried, first.dropout, outs, rearrange(attended, "step head width -> step (head width)"), placed)
+        return feed_forward(blocks, z, placed), key
+
+
+def remember(stages: Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]], source: Tensor) -> Tensor:
+    """Keys and values side by side, (N_s, 2 K D), of the parts that the units of some stages read; those of the stages stacked."""
+    readers = [units[part.unit] for units, parts in stages for part in parts]
+    norms, key_values = [unit.norm_source for unit in readers], [unit.key_value for unit in readers]
+    groups = Groups([part.start for _, parts in stages for part in parts], [part.size for _, parts in stages for part in parts])
+    with weights_together(source, norms, key_values):
+        return linear(key_values, source, groups, norms, steps_last=True)

@@ -9,9 +9,9 @@ from torch_geometric.nn.inits import reset
 from typing_extensions import Unpack
 
 from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all
-from mea_graph.nn._side_by_side import can_join
+from mea_graph.nn._side_by_side import can_join, weights_together
 from mea_graph.nn.attention.options import AttentionOptions, check_layers
-from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend
+from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend, parts_of
 from mea_graph.nn.attention.weighted_attention import WeightedAttention
 from mea_graph.ops import IntervalEdges, Pointers
 
@@ -31,14 +31,14 @@ class PredictiveEncoderOutput(NamedTuple):
 
 
 class PredictiveEncoder(nn.Module):
-    r"""Stacks predictive self-attention for each modality, with weighted attention across modalities after each layer ([MEA] Eq. 2-6).
+    r"""Stacks predictive self-attention for each modality, with `WeightedAttention` after each layer ([MEA] Eq. 2-6).
 
     Args:
         channels: Width d.
         modalities: Names of the modalities.
         heads: Number of heads K, a divisor of `channels`.
         num_layers: Number of layers (the paper's M), at least 1.
-        mu: Share of the predicted map, in [0, 1].
+        mu: Share of the predicted map, in [0, 1]; 0 leaves the prediction out.
         prediction_chain: Whether a layer's maps guide the next one's (Table V, "w/o prediction chain").
         weighted_attention: Whether the modalities are weighed after each layer (Table V, "w/o WAL").
         residual, dropout, options: As for `PredictiveSelfAttention`; options are `head_channels`, `feed_forward_channels` and
@@ -128,15 +128,19 @@ class PredictiveEncoder(nn.Module):
         """Runs all modalities at once, on their stacked rows."""
         together, weights = Pointers.join(pointers), []
         priors: list[Prior | None] = [None] * len(pointers)
-        for i in range(self.num_layers):
-            layers = [cast(PredictiveSelfAttention, cast(nn.ModuleList, self.attention[m])[i]) for m in self.modalities]
-            rows, own, drawn = attend(layers, rows, pointers, priors, edges, bool(maps))
-            priors = list(own) if self.prediction_chain else priors
-            for m, drawing in zip(maps, drawn, strict=True):
-                maps[m].append(drawing)
-            if self.weighted:
-                rows, psi = cast(WeightedAttention, self.weighted[i]).joined(rows, pointers, together)
-                weights.append(psi)
+        stacks = [cast(nn.ModuleList, self.attention[m]) for m in self.modalities]
+        layers = [[cast(PredictiveSelfAttention, stack[i]) for stack in stacks] for i in range(self.num_layers)]
+        weigh = [cast(WeightedAttention, layer) for layer in self.weighted]
+        parts = [kind for each in layers for kind in parts_of(each)] + [kind for layer in weigh for kind in layer.parts()]
+        with weights_together(rows, *parts):
+            for i, each in enumerate(layers):
+                rows, own, drawn = attend(each, rows, pointers, priors, edges, bool(maps))
+                priors = list(own) if self.prediction_chain else priors
+                for m, drawing in zip(maps, drawn, strict=True):
+                    maps[m].append(drawing)
+                if weigh:
+                    rows, psi = weigh[i].joined(rows, pointers, together)
+                    weights.append(psi)
         return rows, weights
 
     def _in_turn(

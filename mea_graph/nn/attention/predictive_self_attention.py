@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
-from mea_graph.nn._side_by_side import Groups, linear, norm
-from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward
+from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm
+from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
 
@@ -46,10 +46,10 @@ class PredictiveSelfAttention(nn.Module):
     Args:
         channels: Width d.
         heads: Number of heads K, a divisor of `channels`, unless `head_channels` is given.
-        mu: Share of the prediction, in [0, 1].
+        mu: Share of the predicted map, in [0, 1]; 0 leaves the prediction out.
         prediction: Whether the layer owns a convolution, and so can use a prior. The first layer of a stack needs none; where there is no
             prior, the convolution's gradient is zero.
-        residual: "normalized" adds LN(Z), as printed in Eq. 3; "input" adds Z, the usual pre-norm residual.
+        residual: "normalized" adds LN(Z), as in the paper; "input" adds Z, the usual pre-norm residual.
         dropout: Probability, on the attention's output and in the feed-forward block.
         head_channels: Width D of one head; None means d / K.
         feed_forward_channels: Width inside the feed-forward block; None means 4 d.
@@ -170,6 +170,12 @@ class PredictiveSelfAttention(nn.Module):
         return (*result, maps[0]) if return_attention_weights else result
 
 
+def parts_of(layers: Sequence[PredictiveSelfAttention]) -> list[list[Any]]:
+    """The parts with weights, each kind of all layers."""
+    kinds = [[getattr(layer, name) for layer in layers] for name in ("norm", "query_key_value", "out")]
+    return [*kinds, *feed_forward_parts([layer.feed_forward for layer in layers])]
+
+
 def attend(
     layers: Sequence[PredictiveSelfAttention],
     x: Tensor,
@@ -184,7 +190,7 @@ def attend(
     first = layers[0]
     normalized = norm([layer.norm for layer in layers], x, groups)
     projected = linear([layer.query_key_value for layer in layers], normalized, groups)
-    query, key, value = rearrange(projected, "step (kind head width) -> kind step head width", kind=3, head=first.heads).unbind()
+    query, key, value = rearrange(projected, "step (kind head width) -> step kind head width", kind=3, head=first.heads).unbind(1)
     dropout = probability(first.attention_dropout)
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
     intervals = [e for e in edges if not isinstance(e, Tensor)]
@@ -203,9 +209,10 @@ def attend(
             for i, layer in enumerate(layers)
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-    out = linear([layer.out for layer in layers], rearrange(attended, "step head width -> step (head width)"), groups)
     carried = normalized if first.residual == "normalized" else x
-    z = feed_forward([layer.feed_forward for layer in layers], carried + first.dropout(out), groups)
+    attended = rearrange(attended, "step head width -> step (head width)")
+    z = linear_onto(carried, first.dropout, [layer.out for layer in layers], attended, groups)
+    z = feed_forward([layer.feed_forward for layer in layers], z, groups)
     idle = [
         p
         for layer, prior in zip(layers, priors, strict=True)

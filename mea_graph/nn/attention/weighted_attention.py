@@ -9,6 +9,7 @@ from torch_geometric.nn.inits import reset
 from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
 from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers, masked_softmax
+from mea_graph.ops.masking import softmax_without
 from mea_graph.ops.pooling import mean_rows
 
 
@@ -71,11 +72,15 @@ class WeightedAttention(nn.Module):
         """Whether all modalities may be scored at once."""
         return all(can_join([of[m] for m in self.modalities]) for of in (self.transform, self.score))
 
+    def parts(self) -> list[list[nn.Module]]:
+        """The layers with weights, each kind of all modalities."""
+        return [[of[m] for m in self.modalities] for of in (self.transform, self.score)]
+
     def joined(self, rows: Tensor, pointers: Sequence[Pointers], together: Pointers) -> tuple[Tensor, Tensor]:
         """`forward` on the stacked rows of all modalities; `together` are their joined pointers."""
         groups = Groups.below_each_other([p.num_rows for p in pointers])
-        transform, score = ([of[m] for m in self.modalities] for of in (self.transform, self.score))
+        transform, score = self.parts()
         gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)
-        gamma, present = (t.view(len(pointers), -1) for t in (gamma, together.present))  # (M, B)
-        weights = masked_softmax(gamma, present, dim=0)
+        gamma, absent = (t.view(len(pointers), -1) for t in (gamma, together.absent))  # (M, B)
+        weights = softmax_without(gamma, absent, dim=0)
         return rows * weights.view(-1, 1).index_select(0, together.sample), weights.mT

@@ -1,7 +1,7 @@
 """Message passing in one graph per sample and space, read out to one vector each, [MEA] Eq. 17-19."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch_geometric.typing import EdgeType, NodeType
 from mea_graph.nn._sequences import check_modalities, check_sizes
 from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
-from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
+from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv, pass_side_by_side
 from mea_graph.ops.eager import is_traced
 
 _ANY_ORDER = (SumAggregation, MeanAggregation, MaxAggregation, MinAggregation)  # others expect a sample's nodes in one run
@@ -59,13 +59,24 @@ class _Part(NamedTuple):
         return same_tensors and (self.source, self.target) == (other.source, other.target)
 
 
+class _Graph(NamedTuple):
+    """The graph of a space: its node and edge types, the edges of each type, and all edges between the stacked nodes."""
+
+    names: list[NodeType]
+    types: list[EdgeType]
+    parts: list[_Part]
+    rows: int
+    edge_index: Tensor
+    x: list[Tensor]  # the nodes of each type, and one more if edges are absent: these start and end there
+
+
 class DecoupledGraphFusion(nn.Module):
     r"""Fuses the representations of each space on a graph of its own ([MEA] Eq. 17-19).
 
     .. math:: h_{fin} = \sum_i \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
 
-    One convolution for each space, in the `ModuleDict` `convs`, where any may be replaced: W is shared inside a graph, not between them.
-    Takes the graph that `fusion_graph` makes, or any heterogeneous graph: the nodes of a space are those whose type ends in
+    Each space has a convolution in the `ModuleDict` `convs`; you can replace any of them. W is shared inside a space, not between spaces.
+    The layer takes the graph that `fusion_graph` makes, or any heterogeneous graph: the nodes of a space are those whose type ends in
     `_<space>`. Other node types, and edges from or to them, are ignored.
 
     With `aggr=None` the nodes themselves are returned, so that layers stack:
@@ -80,14 +91,14 @@ class DecoupledGraphFusion(nn.Module):
         conv: The convolution: a class or function that takes two widths and returns a module `f(x, edge_index)`, such as `GATConv` or
             `partial(GraphFusionConv, heads=2, concat=False)`.
         aggr: The readout of a sample's nodes: an `Aggregation` of PyG, shared by the spaces, or its name; None returns the nodes. (PyG's
-            LSTM and GRU run on over padding: what they make of a sample with fewer nodes than others depends on those.)
+            LSTM and GRU also read padding: the result of a sample with fewer nodes than others depends on the others.)
         spaces: Which graphs to expect, by the endings of their node types (Table V, "w/o exclusive", "w/o agnostic").
 
     Shape:
         - x_dict: by node type :math:`(N, d_h)`; edge_index_dict: by edge type :math:`(2, E)`; sample_dict: by node type :math:`(N,)`, int64
         - present_dict: by node type :math:`(N,)` and by edge type :math:`(E,)`, bool; a type that it lacks is present as a whole
-        - result: `FusedRepresentations`, :math:`(B, d_{out})` by space; for a sample without any node what `aggr` makes of nothing: zeros
-          where it is "sum"
+        - result: `FusedRepresentations`, :math:`(B, d_{out})` by space; a sample without any node has what `aggr` gives for an empty
+          set, zeros for "sum"
 
     Raises:
         ValueError: Wrong widths, an edge type between two spaces, no node type of an expected space, or no `sample_dict` for a readout.
@@ -155,38 +166,23 @@ class DecoupledGraphFusion(nn.Module):
                 num_samples = max((int(sample_dict[n].max()) + 1 for n in space_of if sample_dict[n].numel()), default=0)
         result: dict[str, Tensor] = {}
         transfer: dict[EdgeType, Tensor] = {}
-        last: tuple[list[_Part], int, Tensor] | None = None
-        for space, conv in self.convs.items():
-            names = [name for name, own in space_of.items() if own == space]
-            types = [t for t in edge_index_dict if t[0] in names and t[2] in names]
-            start, rows = {}, 0
-            for name in names:
-                start[name], rows = rows, rows + nodes[name].size(0)
-            parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
-            if last is None or is_traced() or not self._same(parts, rows, *last[:2]):  # most often the spaces have the same edges
-                last = parts, rows, self._homogeneous(parts, rows, x_dict[names[0]].device)
-            # Absent edges start and end at one more node, which is not connected to others.
-            masked = any(part.present is not None for part in parts)
-            x = [nodes[name] for name in names]
-            x_all = torch.cat([*x, x[0].new_zeros(1, x[0].size(1))] if masked else x)
-            weighed = return_attention_weights or (self.by_type.asks_attention() and _has_weights(conv))
-            with self.by_type.masked(conv, edge_index_dict, types, last[2]) if len(self.by_type.masks) else nullcontext():
-                out = self._pass(conv, x_all, last[2], weighed)
-            if weighed:
-                out, weights = out
-                by_edge = self._weights_by_type(types, parts, weights)
-                self.by_type.show_attention(by_edge)
-                if return_attention_weights:
-                    transfer.update(by_edge)
-            out = out[:rows] if masked else out
+        graphs = self._graphs(space_of, nodes, edge_index_dict, present)
+        joined = self._side_by_side(list(graphs.values()), return_attention_weights)
+        index: tuple[list[Tensor | None], Tensor] | None = None
+        for i, (space, graph) in enumerate(graphs.items()):
+            out = joined[i] if joined else self._alone(self.convs[space], graph, edge_index_dict, return_attention_weights, transfer)
             if self.aggr is None or self.by_type.is_watched():
-                by_type = self.by_type(dict(zip(names, out.split([own.size(0) for own in x]), strict=True)))
+                sizes = [nodes[name].size(0) for name in graph.names]
+                by_type = self.by_type(dict(zip(graph.names, out.split(sizes), strict=True)))
             if self.aggr is None:
                 result.update(by_type)
-            else:
-                assert sample_dict is not None
-                assert num_samples is not None
-                result[space] = self._read_out(out, names, sample_dict, num_samples, present)
+                continue
+            assert sample_dict is not None
+            assert num_samples is not None
+            made_of = [of.get(name) for of in (sample_dict, present) for name in graph.names]
+            if index is None or is_traced() or not _same_tensors(made_of, index[0]):  # the spaces mostly have the same samples
+                index = made_of, self._samples(graph.names, sample_dict, num_samples, present)
+            result[space] = self._read_out(out, index[1], num_samples, any(name in present for name in graph.names))
         return FusedRepresentations(result, transfer)
 
     def _spaces_of(self, x_dict: Mapping[NodeType, Tensor], edge_index_dict: Mapping[EdgeType, Tensor]) -> dict[NodeType, str]:
@@ -217,9 +213,62 @@ class DecoupledGraphFusion(nn.Module):
             if x.dim() != 2 or x.size(1) != expected[name]:
                 raise ValueError(f"x_dict[{name!r}]: expected (N, {expected[name]}), got {tuple(x.shape)}")
 
-    @staticmethod
-    def _same(parts: list[_Part], rows: int, others: list[_Part], other_rows: int) -> bool:
-        return rows == other_rows and len(parts) == len(others) and all(a.equals(b) for a, b in zip(parts, others, strict=True))
+    def _graphs(
+        self,
+        space_of: Mapping[NodeType, str],
+        nodes: Mapping[NodeType, Tensor],
+        edge_index_dict: Mapping[EdgeType, Tensor],
+        present: Mapping[Any, Tensor],
+    ) -> dict[str, _Graph]:
+        graphs: dict[str, _Graph] = {}
+        last: _Graph | None = None
+        for space in self.convs:
+            names = [name for name, own in space_of.items() if own == space]
+            types = [t for t in edge_index_dict if t[0] in names and t[2] in names]
+            start, rows = {}, 0
+            for name in names:
+                start[name], rows = rows, rows + nodes[name].size(0)
+            parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
+            x = [nodes[name] for name in names]
+            if any(part.present is not None for part in parts):
+                x.append(x[0].new_zeros(1, x[0].size(1)))
+            if last is not None and not is_traced() and _same(parts, rows, last.parts, last.rows):  # as spaces mostly have
+                edge_index = last.edge_index
+            else:
+                edge_index = self._homogeneous(parts, rows, x[0].device)
+            graphs[space] = last = _Graph(names, types, parts, rows, edge_index, x)
+        return graphs
+
+    def _side_by_side(self, graphs: list[_Graph], return_attention_weights: bool) -> tuple[Tensor, ...] | None:
+        """The nodes of each space, by one pass, where the spaces have the same edges and nobody wants to see these; else None."""
+        first = graphs[0]
+        if len(graphs) == 1 or any(graph.edge_index is not first.edge_index for graph in graphs):
+            return None
+        if return_attention_weights or self.by_type.asks_attention() or len(self.by_type.masks):
+            return None
+        out = pass_side_by_side(list(self.convs.values()), [x for graph in graphs for x in graph.x], first.edge_index)
+        return None if out is None else out[:, : first.rows].unbind()
+
+    def _alone(
+        self,
+        conv: nn.Module,
+        graph: _Graph,
+        edge_index_dict: Mapping[EdgeType, Tensor],
+        return_attention_weights: bool,
+        transfer: dict[EdgeType, Tensor],
+    ) -> Tensor:
+        """The nodes of a space; its coefficients go to `transfer`, if they are wanted."""
+        weighed = return_attention_weights or (self.by_type.asks_attention() and _has_weights(conv))
+        masks = self.by_type.masks
+        with self.by_type.masked(conv, edge_index_dict, graph.types, graph.edge_index) if len(masks) else nullcontext():
+            out = self._pass(conv, torch.cat(graph.x), graph.edge_index, weighed)
+        if weighed:
+            out, weights = out
+            by_edge = self._weights_by_type(graph.types, graph.parts, weights)
+            self.by_type.show_attention(by_edge)
+            if return_attention_weights:
+                transfer.update(by_edge)
+        return out[: graph.rows]
 
     @staticmethod
     def _homogeneous(parts: list[_Part], rows: int, device: torch.device) -> Tensor:
@@ -227,10 +276,16 @@ class DecoupledGraphFusion(nn.Module):
         if not parts:
             return torch.empty(2, 0, dtype=torch.long, device=device)
         ends: list[list[Tensor]] = [[], []]
+        moved: dict[tuple[int, int, int], Tensor] = {}  # the types of `fusion_graph` mostly share one list of edges
         for part in parts:
-            source, target = part.edge_index.unbind()
-            ends[0].append(source + part.source)
-            ends[1].append(target + part.target)
+            for end, first in enumerate((part.source, part.target)):
+                if is_traced():  # sizes are symbols, and a compiler sees by itself what is the same
+                    ends[end].append(part.edge_index[end] + first)
+                    continue
+                key = id(part.edge_index), end, first
+                if key not in moved:
+                    moved[key] = part.edge_index[end] + first if first else part.edge_index[end]
+                ends[end].append(moved[key])
         edges = torch.stack([torch.cat(ends[0]), torch.cat(ends[1])])
         if all(part.present is None for part in parts):
             return edges
@@ -257,21 +312,30 @@ class DecoupledGraphFusion(nn.Module):
             for t, part, xi in zip(types, parts, own, strict=True)
         }
 
-    def _read_out(
-        self, x: Tensor, names: list[NodeType], sample_dict: Mapping[NodeType, Tensor], num_samples: int, present: Mapping[Any, Tensor]
-    ) -> Tensor:
-        absent = any(name in present for name in names)
-        samples = []
-        for name in names:  # absent nodes belong to one more sample, which is cut off
-            sample = sample_dict[name]
-            samples.append(torch.where(present[name], sample, num_samples) if name in present else sample)
-        index = torch.cat(samples)
+    @staticmethod
+    def _samples(names: list[NodeType], sample_dict: Mapping[NodeType, Tensor], num_samples: int, present: Mapping[Any, Tensor]) -> Tensor:
+        """The sample of each node; absent nodes belong to one more sample, which is cut off."""
+        samples = torch.cat([sample_dict[name] for name in names])
+        if not any(name in present for name in names):
+            return samples
+        there = [present[name] if name in present else torch.ones_like(sample_dict[name], dtype=torch.bool) for name in names]
+        return torch.where(torch.cat(there), samples, num_samples)
+
+    def _read_out(self, x: Tensor, sample: Tensor, num_samples: int, absent: bool) -> Tensor:
         if not isinstance(self.aggr, _ANY_ORDER):
-            index, order = torch.sort(index, stable=True)
+            sample, order = torch.sort(sample, stable=True)
             x = x.index_select(0, order)
         assert self.aggr is not None
-        out = self.aggr(x, index, dim_size=num_samples + int(absent))
+        out = self.aggr(x, sample, dim_size=num_samples + int(absent))
         return out[:num_samples] if absent else out
+
+
+def _same(parts: list[_Part], rows: int, others: list[_Part], other_rows: int) -> bool:
+    return rows == other_rows and len(parts) == len(others) and all(a.equals(b) for a, b in zip(parts, others, strict=True))
+
+
+def _same_tensors(some: Sequence[Tensor | None], others: Sequence[Tensor | None]) -> bool:
+    return len(some) == len(others) and all(a is b for a, b in zip(some, others, strict=True))
 
 
 def _has_weights(conv: nn.Module) -> bool:

@@ -19,8 +19,8 @@ SPACES = ("exclusive", "agnostic")
 class FusionGraph(HeteroData):
     """A `HeteroData` whose nodes belong to samples, also after several graphs become one batch.
 
-    PyG's `batch` says which of the collated graphs a node comes from. `sample` says which sample, of any number in each graph: collating
-    counts on, and `num_samples` is the number of all of them. `to_homogeneous` keeps both, the latter as `samples`.
+    PyG's `batch` says which of the collated graphs a node comes from. `sample` says which sample; a graph may hold any number of them.
+    Collating counts on from graph to graph, and `num_samples` is the number of all. `to_homogeneous` keeps both, the latter as `samples`.
 
     Shape:
         - sample, of a node type: :math:`(N,)`, int64 in :math:`[0, B)`
@@ -119,20 +119,24 @@ def fusion_graph(
     else:
         rows = dict(zip(modalities, there.nonzero()[:, 1].split(_numbers(there.sum(1))), strict=True))
         edges = _edges_between(modalities, there, self_loops)
-    joined = None
+    joined = absent = None
     if there is not None and keep_absent:
+        absent = ~there.unsqueeze(2)
         joined = dict(zip(_pairs(modalities), _joined(there, self_loops).flatten(0, 1).unbind(), strict=True))
     graph = FusionGraph()
     graph["samples"] = samples
     for space, h in spaces.items():
+        if absent is not None and not is_traced() and len({x.shape for x in h.values()}) == 1:  # all at once
+            h = dict(zip(modalities, torch.stack([h[m] for m in modalities]).masked_fill(absent, 0).unbind(), strict=True))
+        elif absent is not None:  # junk, NaN even, would reach the gradients of weights
+            h = {m: h[m].masked_fill(absent[i], 0) for i, m in enumerate(modalities)}
         for m in modalities:
             node = graph[f"{m}_{space}"]
             if there is None:
                 node.x = h[m]
-            elif keep_absent:
+            elif absent is not None:
                 assert present is not None
-                node.x = torch.where(present[m].unsqueeze(1), h[m], 0.0)  # junk, NaN even, would reach the gradients of weights
-                node.present = present[m]
+                node.x, node.present = h[m], present[m]
             else:
                 node.x = h[m].index_select(0, rows[m])
             node.sample = rows[m]

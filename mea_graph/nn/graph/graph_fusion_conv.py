@@ -1,6 +1,8 @@
 """The message passing of decoupled graph fusion, for any graph, [MEA] Eq. 17-19."""
 
 import warnings
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -13,6 +15,8 @@ from torch_geometric.utils import is_sparse, is_torch_sparse_tensor, to_edge_ind
 from torch_geometric.utils.sparse import set_sparse_value
 
 from mea_graph.nn._sequences import check_sizes
+from mea_graph.nn._side_by_side import Groups, can_join
+from mea_graph.nn._side_by_side import linear as side_by_side
 from mea_graph.ops import edge_attention, segment_softmax, segment_sum
 from mea_graph.ops.eager import is_traced, is_transformed
 
@@ -190,18 +194,22 @@ class GraphFusionConv(MessagePassing):
             alpha = self.edge_updater(edges, alpha=scores, edge_attr=edge_attr, edge_weight=edge_weight, size=size)
             # propagate_type: (x: OptPairTensor, alpha: Tensor)
             out = self.propagate(edges, x=(x_src, x_dst), alpha=alpha, size=size).to(x_src.dtype)
+        out = self._activated(out)
+        if not return_attention_weights:
+            return out
+        if isinstance(edge_index, SparseTensor):
+            return out, edge_index.set_value(alpha, layout="coo")
+        return out, (set_sparse_value(edge_index, alpha) if is_torch_sparse_tensor(edge_index) else edge_index, alpha)
+
+    def _activated(self, out: Tensor) -> Tensor:
+        """The result (N_t, H C_out) or (N_t, C_out) from the sums of messages."""
         if out.dim() == 3:  # from the fused form, or from an overridden `message`
             out = rearrange(out, "n heads c -> n (heads c)") if self.concat else out.mean(1)
         elif self.heads > 1 and not self.concat:
             out = reduce(out, "n (bases heads c) -> n (bases c)", "mean", heads=self.heads, c=self.out_channels)
         if self.bias is not None:
             out = out + self.bias
-        out = _ACTIVATIONS[self.activation](out)
-        if not return_attention_weights:
-            return out
-        if isinstance(edge_index, SparseTensor):
-            return out, edge_index.set_value(alpha, layout="coo")
-        return out, (set_sparse_value(edge_index, alpha) if is_torch_sparse_tensor(edge_index) else edge_index, alpha)
+        return _ACTIVATIONS[self.activation](out)
 
     def edge_update(
         self,
@@ -295,11 +303,15 @@ class GraphFusionConv(MessagePassing):
 
     def _fuses(self, edge_index: Tensor, edge_attr: OptTensor, edge_weight: OptTensor) -> bool:
         """Whether the fused form may replace single messages, because nothing reads them, and gains, because there are enough."""
-        if not self.fuse or self.explain or is_traced() or edge_index.size(1) * self.heads < _LARGE:
+        if not self.fuse or is_traced() or is_transformed() or edge_index.size(1) * self.heads < _LARGE:
             return False
         if edge_attr is not None or edge_weight is not None or (self.dropout and self.training) or self.aggr not in ("sum", "add"):
             return False
-        if is_transformed() or any(getattr(self, f"_{step}_forward{kind}_hooks") for step in _HOOKS for kind in ("", "_pre")):
+        return self._passes_unseen()
+
+    def _passes_unseen(self) -> bool:
+        """Whether nobody looks at messages, or has steps of their own."""
+        if self.explain or any(getattr(self, f"_{step}_forward{kind}_hooks") for step in _HOOKS for kind in ("", "_pre")):
             return False
         return not any(step in self.__dict__ or getattr(type(self), step) is not getattr(GraphFusionConv, step) for step in _STEPS)
 
@@ -318,6 +330,33 @@ class GraphFusionConv(MessagePassing):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
+
+
+def pass_side_by_side(convs: Sequence[nn.Module], x: Sequence[Tensor], edge_index: Tensor) -> Tensor | None:
+    """Runs each convolution on its own nodes, over the same edges, in one pass: the stacked nodes `x` to (G, N, C_out).
+
+    None where that would not be the same as one after the other, or where the graphs are large.
+    """
+    each = [conv for conv in convs if type(conv) is GraphFusionConv and conv._passes_unseen()]
+    each = [conv for conv in each if conv.lin is not None and conv.bias is None and not (conv.dropout and conv.training)]
+    if len(each) < len(convs) or not can_join(convs) or len({_MANNER(conv) for conv in each}) > 1:
+        return None
+    first, groups = each[0], len(each)
+    nodes = sum(rows.size(0) for rows in x) // groups
+    if nodes == 0 or edge_index.size(1) * groups * first.heads >= _LARGE:
+        return None
+    values = side_by_side([conv.lin for conv in each], torch.cat(list(x)), Groups.below_each_other([nodes] * groups))
+    halves = torch.stack([half for conv in each for half in (conv.score_src, conv.score_dst)]).view(groups, 2, 1, first.heads, -1)
+    source, target = (values.view(groups, 1, nodes, first.heads, -1) * halves).sum(-1).unbind(1)  # (G, N, H)
+    source = source + torch.stack([conv.score_bias for conv in each]).unsqueeze(1)
+    edges = torch.cat([edge_index + g * nodes if g else edge_index for g in range(groups)], 1)
+    alpha = first.edge_updater(edges, alpha=(source.flatten(0, 1), target.flatten(0, 1)), edge_attr=None, edge_weight=None, size=None)
+    values = first._by_head(values)
+    out = first.propagate(edges, x=(values, values), alpha=alpha, size=None).to(values.dtype)
+    return first._activated(out).unflatten(0, (groups, nodes))
+
+
+_MANNER = attrgetter("out_channels", "heads", "concat", "activation", "edge_dim", "dropout", "flow", "aggr")
 
 
 def _linear(in_channels: int, out_channels: int, name: str) -> nn.Linear:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.nn._sequences import check_batch, check_keys, check_modalities, check_sizes
+from mea_graph.nn._side_by_side import is_watched, saves_launches
 from mea_graph.nn.objective.gradient_reversal import GradientReversal
 
 
@@ -39,16 +40,17 @@ class DoubleDiscriminator(nn.Module):
     That is the paper's formula: the weight is low where :math:`D_i` is sure of the modality. The strategy stems from MARN
     (arXiv 2003.07162). Where linear separation is easy, :math:`\omega` is near zero, and with it the adversarial loss.
 
-    The reversed loss has no bound: the agnostic representations can raise it for ever by growing. With `adversary="confusion"`
-    (Tzeng et al., arXiv 1510.02192) :math:`D_m` learns from detached agnostic representations, and these from `modality_confusion`, which
-    is least where :math:`D_m` is undecided.
+    The reversed loss has no bound: agnostic representations can always raise it by growing. With `adversary="confusion"`
+    (Tzeng et al., arXiv 1510.02192) :math:`D_m` learns from detached agnostic representations, and these learn from
+    `modality_confusion`, which is least where :math:`D_m` is undecided.
 
     Args:
         channels: Width d_h of the representations.
         modalities: Names of the modalities, at least two.
-        importance: Whether to weigh by omega; without, omega is 1 (Table V, "w/o omega").
-        reversal: Scale of the gradient reversal; without effect where the adversary is "confusion".
-        adversary: What agnostic representations are trained for: "reversal", as printed, raises the loss of :math:`D_m`; or "confusion".
+        importance: Whether omega weighs the adversarial loss of each representation; if not, omega is 1 (Table V, "w/o omega").
+        reversal: Scale of the gradient reversal; "confusion" does not use it.
+        adversary: What trains agnostic representations: "reversal" raises the loss of :math:`D_m`, as in the paper; "confusion" makes
+            :math:`D_m` undecided. Choose "confusion" if a larger `beta` of `MEALoss` harms the training.
 
     Shape:
         - exclusive, agnostic: dict of :math:`(B, d_h)`, or None where the space is not there
@@ -99,6 +101,11 @@ class DoubleDiscriminator(nn.Module):
         """Logits of the modality discriminator, (*, d_h) -> (*, M)."""
         return self.out(self.activation(self.hidden(h)))
 
+    def _is_plain(self) -> bool:
+        """Whether calling each part does what its weights say, so that both spaces may be one batch."""
+        parts = ((self.hidden, nn.Linear), (self.activation, nn.GELU), (self.out, nn.Linear))
+        return all(type(part) is kind and not is_watched(part) for part, kind in parts)
+
     def _confusion(self, h: Tensor) -> Tensor:
         """As `discriminate`, but the weights get no gradient."""
         return _held(self.out, self.activation(_held(self.hidden, h)))
@@ -114,19 +121,19 @@ class DoubleDiscriminator(nn.Module):
         h_e, h_a = stacked
         importance = omega = confusion = None
         if h_a is not None:
-            omega = torch.ones_like(h_a[..., 0])
-            if self.importance is not None:
+            if self.importance is None:
+                omega = torch.ones_like(h_a[..., 0])
+            else:
                 importance = self.importance(h_a.detach())
                 omega = 1 - importance.detach().softmax(-1).diagonal(dim1=1, dim2=2)
             if self.adversary == "confusion":
                 confusion, h_a = self._confusion(h_a), h_a.detach()
-        return Discrimination(
-            None if h_e is None else self.discriminate(h_e),
-            None if h_a is None else self.discriminate(self.reversal(h_a)),
-            importance,
-            omega,
-            confusion,
-        )
+            h_a = self.reversal(h_a)
+        if h_e is not None and h_a is not None and saves_launches(h_e) and h_e.shape == h_a.shape and self._is_plain():
+            of_e, of_a = self.discriminate(torch.stack([h_e, h_a])).unbind()
+            return Discrimination(of_e, of_a, importance, omega, confusion)
+        alone = [None if h is None else self.discriminate(h) for h in (h_e, h_a)]
+        return Discrimination(alone[0], alone[1], importance, omega, confusion)
 
 
 def _held(layer: nn.Module, x: Tensor) -> Tensor:

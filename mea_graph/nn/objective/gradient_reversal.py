@@ -24,7 +24,7 @@ class _Reverse(torch.autograd.Function):
 
 
 class GradientReversal(nn.Module):
-    r"""Returns its input and reverses the gradient: later layers are trained to lower the loss, earlier ones to raise it.
+    r"""Reverses the gradient: layers behind it learn to lower the loss, layers before it to raise it.
 
     .. math:: y = x, \qquad \partial L / \partial x = -\lambda \, \partial L / \partial y
 

@@ -20,16 +20,17 @@ def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if available else nullcontext()
 
 
-def _rows(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns both batches with zeros in the rows that do not count, and a column (n, 1) with ones in those that do."""
-    if x.dim() != 2 or y.dim() != 2 or x.size(0) != y.size(0):
-        raise ValueError(f"x, y: expected (n, d) with one n, got {tuple(x.shape)}, {tuple(y.shape)}")
+def _rows(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns both side by side, with zeros in the rows that do not count, and a column (*, n, 1) with ones in those that do."""
+    if x.dim() < 2 or x.shape[:-1] != y.shape[:-1]:
+        raise ValueError(f"x, y: expected (*, n, d) with one n, got {tuple(x.shape)}, {tuple(y.shape)}")
+    both = torch.cat([at_least_float32(x), at_least_float32(y)], -1)
     if mask is None:
-        return x, y, x.new_ones(x.size(0), 1)
-    if mask.shape != x.shape[:1] or mask.dtype != torch.bool:
-        raise ValueError(f"mask: expected bool ({x.size(0)},), got {mask.dtype} {tuple(mask.shape)}")
-    rows = mask.unsqueeze(1)
-    return x.masked_fill(~rows, 0), y.masked_fill(~rows, 0), rows.to(x.dtype)
+        return both, both.new_ones(*x.shape[:-1], 1)
+    if mask.shape != x.shape[:-1] or mask.dtype != torch.bool:
+        raise ValueError(f"mask: expected bool {tuple(x.shape[:-1])}, got {mask.dtype} {tuple(mask.shape)}")
+    rows = mask.unsqueeze(-1)
+    return both.masked_fill(~rows, 0), rows.to(both.dtype)
 
 
 def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -41,11 +42,11 @@ def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     Computed in the second form (R8): O(n d^2) time, no n x n matrix. Below two rows it is zero.
 
     Args:
-        x, y: Two representations of the same n samples.
+        x, y: Two representations of the same n samples, or several pairs of them.
         mask: Rows that count. None: all.
 
     Shape:
-        - x: :math:`(n, d_x)`; y: :math:`(n, d_y)`; mask: :math:`(n,)`, bool; result: a scalar
+        - x: :math:`(*, n, d_x)`; y: :math:`(*, n, d_y)`; mask: :math:`(*, n)`, bool; result: :math:`(*)`, one number a pair
 
     Raises:
         ValueError: A wrong shape.
@@ -56,10 +57,12 @@ def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     (4.0, 0.0)
     """
     with _no_autocast(x):
-        x, y, count = _rows(at_least_float32(x), at_least_float32(y), mask)
-        n = count.sum()
-        x, y = ((v - v.sum(0) / n.clamp(min=1)) * count for v in (x, y))
-        return (x.mT @ y).square().sum() / (n - 1).clamp(min=1).square()
+        widths = x.size(-1), y.size(-1)
+        both, count = _rows(x, y, mask)
+        n = count.sum((-2, -1))
+        both = (both - both.sum(-2, True) / n.clamp(min=1)[..., None, None]) * count
+        x, y = both.split(widths, -1)
+        return (x.mT @ y).square().sum((-2, -1)) / (n - 1).clamp(min=1).square()
 
 
 def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -68,11 +71,11 @@ def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     .. math:: \lVert \bar X^T \bar Y \rVert_F^2, \qquad \bar X, \bar Y \text{ with rows of unit length}
 
     Args:
-        x, y: Two representations of the same n samples.
+        x, y: Two representations of the same n samples, or several pairs of them.
         mask: Rows that count. None: all.
 
     Shape:
-        - x: :math:`(n, d_x)`; y: :math:`(n, d_y)`; mask: :math:`(n,)`, bool; result: a scalar
+        - x: :math:`(*, n, d_x)`; y: :math:`(*, n, d_y)`; mask: :math:`(*, n)`, bool; result: :math:`(*)`, one number a pair
 
     Raises:
         ValueError: A wrong shape.
@@ -82,26 +85,23 @@ def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     1.0
     """
     with _no_autocast(x):
-        x, y, _ = _rows(at_least_float32(x), at_least_float32(y), mask)
-        return (F.normalize(x, dim=1).mT @ F.normalize(y, dim=1)).square().sum()
+        widths = x.size(-1), y.size(-1)
+        x, y = _rows(x, y, mask)[0].split(widths, -1)
+        return (F.normalize(x, dim=-1).mT @ F.normalize(y, dim=-1)).square().sum((-2, -1))
 
 
 def _check_discrimination(logits: Tensor, omega: Tensor | None, present: Tensor | None) -> None:
-    if logits.dim() != 3 or logits.size(1) != logits.size(2):
-        raise ValueError(f"logits: expected (B, M, M), got {tuple(logits.shape)}")
+    if logits.dim() < 3 or logits.size(-2) != logits.size(-1):
+        raise ValueError(f"logits: expected (*, B, M, M), got {tuple(logits.shape)}")
     for name, value in (("omega", omega), ("present", present)):
-        if value is not None and value.shape != logits.shape[:2]:  # (B,) would be spread over the modalities where B = M
-            raise ValueError(f"{name}: expected (B, M) = {tuple(logits.shape[:2])}, got {tuple(value.shape)}")
+        if value is not None and value.shape != logits.shape[-3:-1]:  # (B,) would be spread over the modalities where B = M
+            raise ValueError(f"{name}: expected (B, M) = {tuple(logits.shape[-3:-1])}, got {tuple(value.shape)}")
 
 
 def _own_modality(logits: Tensor, present: Tensor | None) -> Tensor:
-    """log D[true modality], (B, M); zero where the modality is missing."""
+    """log D[true modality], (*, B, M); zero where the modality is missing."""
     _check_discrimination(logits, None, present)
-    log_likelihood = (
-        logits.float().log_softmax(-1).diagonal(dim1=1, dim2=2)
-        if logits.dtype.itemsize < 4
-        else logits.log_softmax(-1).diagonal(dim1=1, dim2=2)
-    )
+    log_likelihood = at_least_float32(logits).log_softmax(-1).diagonal(dim1=-2, dim2=-1)
     return log_likelihood if present is None else log_likelihood.masked_fill(~present, 0)
 
 
@@ -116,7 +116,7 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
         present: Which modalities the samples have. None: all.
 
     Shape:
-        - logits: :math:`(B, M, M)`; omega, present: :math:`(B, M)`; result: a scalar
+        - logits: :math:`(*, B, M, M)`; omega, present: :math:`(B, M)`; result: :math:`(*)`
 
     Raises:
         ValueError: A wrong shape.
@@ -126,15 +126,16 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
     1.3863
     """
     _check_discrimination(logits, omega, present)
-    return -(omega * _own_modality(logits, present)).sum() / max(logits.size(0), 1)
+    return (omega * _own_modality(logits, present)).sum((-2, -1)) / -max(logits.size(-3), 1)
 
 
 def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = None) -> Tensor:
-    r"""How far a modality discriminator is from being undecided about the agnostic representations (Tzeng et al., arXiv 1510.02192).
+    r"""Measures how far a modality discriminator is from being undecided about agnostic representations.
 
     .. math:: L_{con} = \frac{1}{n} \sum_m \sum_k \omega_{km} \, \mathrm{KL}\big(U_M \,\|\, D_m(h_{a,km})\big)
 
-    :math:`U_M` gives each of the M modalities the same probability. At least 0, unlike the reversed loss, which has no bound.
+    :math:`U_M` gives each of the M modalities the same probability (Tzeng et al., arXiv 1510.02192). The loss is never below 0; the
+    reversed loss has no bound.
 
     Args:
         logits: The logits of the modality discriminator, whose weights get no gradient from it.
@@ -142,7 +143,7 @@ def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = N
         present: Which modalities the samples have. None: all.
 
     Shape:
-        - logits: :math:`(B, M, M)`; omega, present: :math:`(B, M)`; result: a scalar
+        - logits: :math:`(*, B, M, M)`; omega, present: :math:`(B, M)`; result: :math:`(*)`
 
     Raises:
         ValueError: A wrong shape.
@@ -156,7 +157,7 @@ def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = N
     _check_discrimination(logits, omega, present)
     away = -at_least_float32(logits).log_softmax(-1).mean(-1) - math.log(logits.size(-1))
     weight = omega if present is None else omega.masked_fill(~present, 0)
-    return (weight * away).sum() / max(logits.size(0), 1)
+    return (weight * away).sum((-2, -1)) / max(logits.size(-3), 1)
 
 
 def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tensor:
@@ -169,7 +170,7 @@ def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tens
         present: Which modalities the samples have. None: all.
 
     Shape:
-        - logits: :math:`(B, M, M)`; present: :math:`(B, M)`, bool; result: a scalar
+        - logits: :math:`(*, B, M, M)`; present: :math:`(B, M)`, bool; result: :math:`(*)`
 
     Raises:
         ValueError: A wrong shape.
@@ -178,4 +179,4 @@ def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tens
     >>> round(exclusive_adversarial(torch.zeros(4, 3, 3)).item(), 4)  # 3 log 3
     3.2958
     """
-    return -_own_modality(logits, present).sum() / max(logits.size(0), 1)
+    return _own_modality(logits, present).sum((-2, -1)) / -max(logits.size(-3), 1)

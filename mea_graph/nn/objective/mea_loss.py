@@ -46,9 +46,10 @@ class MEALoss(nn.Module):
 
     Args:
         task: Kind of target.
-        alpha, beta: Weights, finite and at least 0; the paper has 0.02 and 0.03 on MOSI, and a large beta can ruin a training. Zero turns
-            the term off (Table V, "w/o L_dis", "w/o adversarial").
-        disparity: "hsic", or "orthogonality" (Table V, "L_sep").
+        alpha, beta: Weights of the disparity and of the discriminators, finite and at least 0; 0 turns the term off (Table V, "w/o L_dis",
+            "w/o adversarial"). The paper has 0.02 and 0.03 on MOSI. Lower beta if training fails: a large one can ruin it.
+        disparity: What keeps the two spaces apart: "hsic", or "orthogonality" (Table V, "L_sep"). The latter is a sum over the batch and
+            needs a far smaller alpha.
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
 
     The attribute `class_weights`, None or :math:`(C,)`, multiplies the cross-entropy of each class, or that of the samples which have a
@@ -123,19 +124,23 @@ class MEALoss(nn.Module):
         """Returns the objective and its terms."""
         task = self.task_loss(output.prediction, target)
         zero = task.new_zeros(())
+        there = torch.stack(list(output.present.values()))  # (M, B)
         disparity = agnostic = exclusive = importance = confusion = zero
         # A term of weight zero is still computed: it is worth a look, and no parameter is left without a gradient.
         if output.exclusive is not None and output.agnostic is not None:
             term = hsic if self.disparity == "hsic" else orthogonality
-            disparity = torch.stack([term(output.exclusive[m], output.agnostic[m], output.present[m]) for m in output.exclusive]).mean()
-        seen, present = output.discrimination, torch.stack(list(output.present.values()), 1)  # (B, M)
+            exclusive_h, agnostic_h = (torch.stack([h[m] for m in output.present]) for h in (output.exclusive, output.agnostic))
+            disparity = term(exclusive_h, agnostic_h, there).mean()
+        seen, present = output.discrimination, there.mT  # (B, M)
         if seen.agnostic is not None and seen.omega is not None:
             agnostic = agnostic_adversarial(seen.agnostic, seen.omega, present)
             if seen.confusion is not None:
                 confusion = modality_confusion(seen.confusion, seen.omega, present)
-        if seen.exclusive is not None:
+        if seen.exclusive is not None and seen.importance is not None:
+            exclusive, importance = exclusive_adversarial(torch.stack([seen.exclusive, seen.importance]), present).unbind()
+        elif seen.exclusive is not None:
             exclusive = exclusive_adversarial(seen.exclusive, present)
-        if seen.importance is not None:
+        elif seen.importance is not None:
             importance = exclusive_adversarial(seen.importance, present)
         total = task + self.alpha * disparity + self.beta * (agnostic + exclusive + importance + confusion)
         return LossTerms(total, task, disparity, agnostic, exclusive, importance, confusion)

@@ -10,16 +10,16 @@ from mea_graph.nn._sequences import check_batch, check_keys, check_modalities, c
 
 
 class ModalityCentering(nn.Module):
-    r"""Subtracts from the representations of each modality their mean.
+    r"""Subtracts the mean of each modality from its representations.
 
     .. math:: h_m \leftarrow h_m - \mathrm{E}[h_m]
 
-    A linear classifier cannot separate classes better than by their frequencies exactly if their means are equal (Belrose et al.,
-    arXiv 2306.03819). An adversary only aims at that; this does it, and leaves everything else that a representation holds. A
-    classifier that is not linear is not stopped.
+    No linear classifier can tell the modality of a representation if all modalities have the same mean (Belrose et al., arXiv
+    2306.03819). An adversary only approaches that; centering does it exactly, and leaves everything else that a representation holds. A
+    non-linear classifier may still tell the modality.
 
-    The means run along with training as in batch normalisation, and hold still in evaluation; they are not differentiated. In training
-    mode they include the batch at hand. Samples that lack a modality do not count and get zeros.
+    The means run along with training as in batch normalisation, and stay fixed in evaluation; they are not differentiated. In training
+    mode they include the current batch. Samples that lack a modality do not count and get zeros.
 
     Dropout and noise shift the means of training, and a probe sees the smallest shift: `measuring` replaces them by those of evaluation.
 

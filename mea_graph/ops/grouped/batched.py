@@ -4,7 +4,9 @@ A GPU takes some microseconds to launch even a small kernel, and many small prod
 costs less than a copy of the weights, and one product a group is as fast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +76,7 @@ def linear(
     shifts: Sequence[Tensor],
     eps: float,
     steps_last: bool,
+    onto: Tensor | None,
 ) -> Tensor:
     """See `grouped_linear`. Ignores `steps_last`, a layout for attention on a CPU."""
     if scales:
@@ -86,8 +89,12 @@ def linear(
     if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     x = x.view(plan.ranges, 1, plan.rows, -1).expand(-1, plan.shared, -1, -1).reshape(len(sizes), plan.rows, -1)
-    out = _Product.apply(x, weight)
-    return (out + bias[0].unsqueeze(1).to(out.dtype) if bias else out).flatten(0, 1)
+    shift = bias[0].unsqueeze(1) if bias else None
+    if onto is not None and shift is not None and x.dtype == weight.dtype == onto.dtype:
+        return _Product.apply(x, weight, onto.view(len(sizes), plan.rows, -1) + shift).flatten(0, 1)
+    out = _Product.apply(x, weight, None)
+    out = (out if shift is None else out + shift.to(out.dtype)).flatten(0, 1)
+    return out if onto is None else onto + out
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
@@ -96,7 +103,45 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if on else None
 
 
+class _Together:
+    """Lists of weights, all of which are stacked when the first is asked for."""
+
+    def __init__(self, kinds: Sequence[Sequence[Tensor]]) -> None:
+        alike = [kind for kind in kinds if {(t.dtype, t.shape) for t in kind} == {(kinds[0][0].dtype, kind[0].shape)}]
+        self.kinds = {_names(kind): kind for kind in alike}
+        self.made: dict[tuple[int, ...], Tensor] = {}
+
+    def find(self, kind: Sequence[Tensor]) -> Tensor | None:
+        names = _names(kind)
+        if names in self.kinds and not self.made:
+            self.made = dict(zip(self.kinds, _stack(*self.kinds.values()), strict=True))
+        return self.made.get(names)
+
+
+_TOGETHER: ContextVar[_Together | None] = ContextVar("mea_graph_stacked_together", default=None)
+
+
+@contextmanager
+def stacked_together(kinds: Sequence[Sequence[Tensor]]) -> Iterator[None]:
+    """Inside, batched products find these lists of weights in one copy of all of them: a kernel for each list less."""
+    token = _TOGETHER.set(_Together(kinds))
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(token)
+
+
+def _names(kind: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(map(id, kind))
+
+
 def _stacked(*kinds: Sequence[Tensor]) -> list[Tensor]:
+    together = _TOGETHER.get()
+    found = [] if together is None else [stack for stack in map(together.find, kinds) if stack is not None]
+    return found if len(found) == len(kinds) else _stack(*kinds)
+
+
+def _stack(*kinds: Sequence[Tensor]) -> list[Tensor]:
     return list(_Stack.apply([len(kind) for kind in kinds], *(t for kind in kinds for t in kind)))
 
 
@@ -133,14 +178,21 @@ class _Affine(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """(G, n, C) times the transposed (G, C', C): the gradient of the weights is laid out as they are, so that nothing copies it."""
+    """(G, n, C) times the transposed (G, C', C), added to `onto` in its place if that is given.
+
+    The gradient of the weights is laid out as they are, so that nothing copies it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, onto: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return torch.bmm(x, weight.mT)
+        if onto is None:
+            return torch.bmm(x, weight.mT)
+        ctx.mark_dirty(onto)
+        return onto.baddbmm_(x, weight.mT)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return _Product.apply(grads[0], weight.mT), _Product.apply(grads[0].mT, x.mT)
+        onto = grads[0] if ctx.needs_input_grad[2] else None
+        return _Product.apply(grads[0], weight.mT, None), _Product.apply(grads[0].mT, x.mT, None), onto

@@ -26,6 +26,7 @@ def grouped_linear(
     eps: float = 1e-5,
     steps_last: bool = False,
     backend: str = "auto",
+    onto: Tensor | None = None,
 ) -> Tensor:
     r"""A linear map for each group of consecutive rows; the results stand one below the other.
 
@@ -44,10 +45,11 @@ def grouped_linear(
             and values are the same.
         backend: "auto", "batched" (batched products, on a device and for groups of equal size), "joined" (one call for all groups) or
             "reference".
+        onto: What the result is added to, as a residual.
 
     Shape:
         - x: :math:`(N, C)`; weights[g]: :math:`(C', C)`; biases[g]: :math:`(C',)`; scales[g], shifts[g]: :math:`(C,)`
-        - result: :math:`(\sum_g n_g, C')`
+        - result, onto: :math:`(\sum_g n_g, C')`
 
     Raises:
         ValueError: Not one weight, bias, start and size for each group, shapes other than above, or rows that x does not have.
@@ -64,7 +66,9 @@ def grouped_linear(
     check_shapes(weights=(weights, (width, x.size(1))), biases=(biases, (width,)))
     check_shapes(scales=(scales, (x.size(1),)), shifts=(shifts, (x.size(1),)))
     arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes)}
-    arguments |= {"scales": list(scales), "shifts": list(shifts), "eps": eps, "steps_last": steps_last}
+    if onto is not None and onto.shape != (sum(sizes), width):
+        raise ValueError(f"onto: expected ({sum(sizes)}, {width}) as the result, got {tuple(onto.shape)}")
+    arguments |= {"scales": list(scales), "shifts": list(shifts), "eps": eps, "steps_last": steps_last, "onto": onto}
     return _LINEAR.run(backend, x.device, arguments)
 
 
@@ -78,6 +82,7 @@ def _linear_reference(
     shifts: Sequence[Tensor],
     eps: float,
     steps_last: bool,
+    onto: Tensor | None = None,
 ) -> Tensor:
     parts = []
     for g, (start, size) in enumerate(zip(starts, sizes, strict=True)):
@@ -85,7 +90,8 @@ def _linear_reference(
         if scales:
             rows = layer_norm(rows, scales[g], shifts[g], eps)
         parts.append(F.linear(rows, weights[g], biases[g] if biases else None))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    out = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return out if onto is None else onto + out
 
 
 def _linear(
@@ -263,13 +269,15 @@ def _run_linear(
     shifts: list[Tensor],
     eps: float,
     steps_last: bool,
+    onto: Tensor | None,
 ) -> Tensor:
     if not torch.is_grad_enabled():  # the operator would cost a third of the call on few rows
         out = _linear(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last)[0]
     else:
         counts = [len(weights), len(biases), len(scales), len(shifts)]
         out = _Linear.apply(x, starts, sizes, counts, eps, steps_last, *weights, *biases, *scales, *shifts)
-    return out.t() if steps_last else out
+    out = out.t() if steps_last else out
+    return out if onto is None else onto + out
 
 
 _LINEAR = Op(

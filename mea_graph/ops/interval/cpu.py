@@ -309,5 +309,5 @@ def _evaluate(query: Tensor, key: Tensor, value: Tensor, plan: Sequence[Block]) 
 
 def refuse(query: Tensor, **_: Any) -> str | None:
     if query.device.type != "cpu":
-        return f"it reads the lengths on the host, which would wait for a device; the tensors are on {query.device.type}"
+        return f"it reads the lengths on the CPU, which would wait for the tensors on {query.device.type}"
     return None

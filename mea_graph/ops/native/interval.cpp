@@ -25,7 +25,7 @@ template <class T> struct Span {
 
 template <class T, int W> struct Memory {
     static constexpr int L = LANES<T>;
-    std::vector<T> q, g, shift, delta, dq, k, v, dk, dv, out;
+    std::vector<T> q, g, shift, delta, dq, k, v, d_keys, out;
     std::vector<Span<T>> spans;    // (query vectors, S)
     std::vector<Index> first, last;  // by key: the query vectors that may hear it
     Index steps, padded, keys;
@@ -54,8 +54,7 @@ template <class T, int W> struct Memory {
         shift.assign(padded, T(0));
         delta.assign(padded, T(0));
         dq.assign(W * padded, T(0));
-        dk.assign(W * keys, T(0));
-        dv.assign(W * keys, T(0));
+        d_keys.resize(2 * W * keys);  // of a key, then of its value
         for (Index d = 0; d < c.value_width; ++d)
             for (Index i = 0; i < steps; ++i) g[d * padded + i] = c.grad.at(start + i, h, d);
         for (Index i = 0; i < steps; ++i) {
@@ -195,7 +194,7 @@ template <class T, int W, bool RUNS> void backward_keys(Memory<T, W>& m, Index s
     Index source = 0;
     for (Index j = 0; j < m.keys; ++j) {
         const T *k = &m.k[j * W], *v = &m.v[j * W];
-        V<T> dk[W] = {}, dv[W] = {};
+        V<T> found[2 * W] = {}, *dk = found, *dv = found + W;
         const Index from = RUNS ? m.first[j] : 0, to = RUNS ? m.last[j] : stride / L;
         for (Index n = from; n < to; ++n) {
             const Index i = n * L;
@@ -218,7 +217,7 @@ template <class T, int W, bool RUNS> void backward_keys(Memory<T, W>& m, Index s
                 store<T>(&m.dq[d * stride + i], load(&m.dq[d * stride + i]) + ds * k[d]);
             }
         }
-        for (int d = 0; d < W; ++d) m.dk[j * W + d] = sum<T>(dk[d]), m.dv[j * W + d] = sum<T>(dv[d]);
+        sums<T, 2 * W>(found, &m.d_keys[j * 2 * W]);
     }
 }
 
@@ -232,8 +231,8 @@ template <class T, int W> void backward(const Call<T>& c, T scale, T back) {
             for (Index i = 0; i < m.steps; ++i) c.d_query.at(c.start[b] + i, h, d) = m.dq[d * m.padded + i] * back;
         for (Index s = 0, j = 0; s < c.sources; ++s)
             for (Index r = c.source_start[b * c.sources + s], n = c.source_length[b * c.sources + s]; n; --n, ++r, ++j) {
-                for (Index d = 0; d < c.width; ++d) c.d_key.at(r, h, d) += m.dk[j * W + d] * T(0.6931471805599453);
-                for (Index d = 0; d < c.value_width; ++d) c.d_value.at(r, h, d) += m.dv[j * W + d];
+                for (Index d = 0; d < c.width; ++d) c.d_key.at(r, h, d) += m.d_keys[2 * j * W + d] * T(0.6931471805599453);
+                for (Index d = 0; d < c.value_width; ++d) c.d_value.at(r, h, d) += m.d_keys[(2 * j + 1) * W + d];
             }
     });
 }

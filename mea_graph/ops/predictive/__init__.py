@@ -149,7 +149,7 @@ def predictive_attention_map(
     mu: float = 0.25,
     edges: IntervalEdges | None = None,
 ) -> Tensor:
-    r"""The attention map A of `predictive_attention`, padded, for figures; stores all of it: O(B K T^2) memory.
+    r"""The attention map A of `predictive_attention`, padded, for figures; it takes O(B K T^2) memory.
 
     Args:
         query, key, pointers, prior_query, prior_key, weight, bias, mu, edges: As for `predictive_attention`.

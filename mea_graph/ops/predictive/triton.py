@@ -83,7 +83,7 @@ def refuse(
 ) -> str | None:
     """Why these kernels cannot run on these tensors, or None."""
     if prior_query is None or prior_key is None or weight is None:
-        return "there is no prior, and plain attention needs no kernel of ours"
+        return "there is no prior: plain attention does not use this kernel"
     if isinstance(edges, Tensor):
         return "the edges are a list"
     if edges is not None and not edges.is_complete:
@@ -200,32 +200,18 @@ def _forward(
     return out, statistics
 
 
-def _backward(
-    grad: Tensor,
-    out: Tensor,
-    statistics: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prior_query: Tensor,
-    prior_key: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    start: Tensor,
-    length: Tensor,
-    steps: int,
-    packed: bool,
-    mu: float,
-) -> tuple[Tensor, ...]:
+def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
+    *tensors, bias, start, length, steps, packed, mu = given
+    query = tensors[0]
     nothing = query.size(0) == 0 or steps == 0
-    *grads, d_weight, d_bias = _fake_backward(grad, out, statistics, query, key, value, prior_query, prior_key, weight, bias)
+    *grads, d_weight, d_bias = _fake_backward(grad, out, statistics, *given)
     d_query, d_key, d_value, d_prior_query, d_prior_key = (gpu.rows_like(g, packed and not nothing) for g in grads)
     if nothing:
         return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight.zero_(), d_bias.zero_()
     from mea_graph.ops.predictive import triton_fold, triton_kernels
 
     with gpu.on_device_of(query):
-        call = _Call((query, key, value, prior_query, prior_key, weight), bias, start, length, steps, mu)
+        call = _Call(tuple(tensors), bias, start, length, steps, mu)
         *copies, delta = call.copies(statistics[0], out, grad).values()
         shared = (*copies, call.start, call.length, statistics[0], statistics[1], delta)
         empty = functools.partial(torch.empty, dtype=torch.float32, device=query.device)
@@ -262,9 +248,9 @@ def _backward(
             PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
             num_warps=warps(channels),
         )  # fmt: skip
-        used = weight_parts.sum(0)[..., : call.heads * call.prior_width]
-        d_weight.copy_(used.unflatten(3, (call.heads, call.prior_width)).sum(4).movedim(3, 1))
-        d_bias.copy_(bias_parts.sum((0, 2)))
+        used = weight_parts[..., : call.heads * call.prior_width].unflatten(4, (call.heads, call.prior_width))
+        d_weight = used.movedim(4, 2).sum((0, 5)).to(d_weight.dtype)
+        d_bias = bias_parts.sum((0, 2)).to(d_bias.dtype)
     return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight, d_bias
 
 
@@ -297,9 +283,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     *tensors, ctx.steps, ctx.packed, ctx.mu = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(*output, *tensors)
+    ctx.set_materialize_grads(False)
 
 
-def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 12
     out, statistics, *tensors = ctx.saved_tensors
     numbers = (ctx.steps, ctx.packed, ctx.mu)
     if torch.is_grad_enabled():

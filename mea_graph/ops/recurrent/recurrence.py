@@ -78,12 +78,13 @@ class Recurrence:
         before = states[:, :, -1]
         if cell.has_bias:
             before = F.pad(before, (0, 1), value=1.0)
-        first = 0
-        for of_set, size in zip(d_weight, sizes, strict=True):
-            rows = slice(first, first + size)
-            by_gate = heard[rows].to(states.dtype).flatten(2).permute(1, 2, 0)  # (2, G H, n)
-            of_set.copy_(torch.bmm(by_gate, before[rows].transpose(0, 1)).unflatten(1, (cell.gates, -1)))
-            first += size
+        by_gate = heard.to(states.dtype).flatten(2)  # (N, 2, G H)
+        if len(set(sizes)) == 1:  # one product for all sets and directions
+            by_gate, before = (t.unflatten(0, (len(sizes), -1)).transpose(1, 2).flatten(0, 1) for t in (by_gate, before))
+            d_weight = torch.bmm(by_gate.mT, before).view(weight.shape).to(weight.dtype)
+        else:
+            for of_set, own, held in zip(d_weight, by_gate.split(sizes), before.split(sizes), strict=True):
+                of_set.copy_(torch.bmm(own.permute(1, 2, 0), held.transpose(0, 1)).view(of_set.shape))
         return slopes[:, :, : cell.gates].contiguous(), d_weight
 
     def _autograd(self, ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -98,17 +99,23 @@ class Recurrence:
     def run(self, x: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], pointers: Sequence[Pointers]) -> list[Tensor]:
         """See `bilstm` and `bigru`."""
         cell, hidden, sizes = self._cell, weights[0][1].size(1), [rows.size(0) for rows in x]
-        driven, held = [], []
-        for rows, (w, u, b, b_state, w_back, u_back, b_back, b_state_back) in zip(x, weights, strict=True):
-            if cell.has_bias:
-                held += [torch.cat([u, b_state.unsqueeze(1)], 1), torch.cat([u_back, b_state_back.unsqueeze(1)], 1)]
-            else:
-                held += [u, u_back]
-                b, b_back = b + b_state, b_back + b_state_back
-            driven.append(F.linear(rows, torch.cat([w, w_back]), torch.cat([b, b_back])))
+        driving, held, biases, of_state = ([own[at + kind] for own in weights for at in (0, 4)] for kind in range(4))  # by way
+        bias = torch.cat(biases)
+        if cell.has_bias:
+            held = [torch.cat([u, b.unsqueeze(1)], 1) for u, b in zip(held, of_state, strict=True)]
+        else:
+            bias = bias + torch.cat(of_state)
         weight = torch.stack(held).view(len(x), 2, cell.gates, hidden, -1)
+        if len(x) == 1:
+            joined = F.linear(x[0], torch.cat(driving), bias)
+        elif len({rows.shape for rows in x}) == 1:  # one product for all sets
+            driven = torch.bmm(torch.stack(list(x)), torch.cat(driving).view(len(x), -1, x[0].size(1)).mT)
+            joined = driven + bias.view(len(x), 1, -1).to(driven.dtype)
+        else:
+            of_sets = zip(x, driving[::2], driving[1::2], bias.chunk(len(x)), strict=True)
+            joined = torch.cat([F.linear(rows, torch.cat([ahead, back]), own) for rows, ahead, back, own in of_sets])
         where = Pointers.join(pointers)
-        joined = (driven[0] if len(x) == 1 else torch.cat(driven)).view(-1, 2, cell.gates, hidden)
+        joined = joined.view(-1, 2, cell.gates, hidden)
         out = self._forward(joined, weight, where.start, where.length, sizes, where.packed)[0].flatten(1)
         return list(out.split(sizes)) if len(x) > 1 else [out]
 
