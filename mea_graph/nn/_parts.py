@@ -44,3 +44,18 @@ def make_part(
             )
     check_types(given, kind, prefix=f"{name}.")
     return kind(**decided, **(dict(common) | RECOMMENDED[name] | dict(given)))
+
+
+def check_needed(**parts: Any) -> None:
+    """Refuses None in place of a part that no model goes without."""
+    for name, part in parts.items():
+        if part is None:
+            raise TypeError(f"{name}: expected options or a module, since no model goes without, got None")
+
+
+def check_fusion(options: Mapping[str, Any]) -> None:
+    """Refuses options of the fusion that a layer by itself may have, and a wrong `self_loops`, which is MEA's own."""
+    if options.get("aggr", "sum") is None:
+        raise ValueError("fusion.aggr: expected a readout, since the head reads one vector a sample, got None")
+    if not isinstance(options.get("self_loops", False), bool):
+        raise TypeError(f"fusion.self_loops: expected bool, got {options['self_loops']!r}")

@@ -11,7 +11,7 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
-from mea_graph.nn._parts import Part, make_part
+from mea_graph.nn._parts import Part, check_fusion, check_needed, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
@@ -135,9 +135,7 @@ class MEA(nn.Module):
             raise ValueError(f"in_channels: expected names that end in no space of {SPACES}, whose nodes are called so, got {taken}")
         if exclusive is None and agnostic is None:
             raise ValueError("exclusive, agnostic: expected at least one of them, got None twice")
-        for name, part in (("extractor", extractor), ("fusion", fusion), ("head", head)):
-            if part is None:
-                raise TypeError(f"{name}: expected options or a module, since no model goes without, got None")
+        check_needed(extractor=extractor, fusion=fusion, head=head)
         check_sizes(**{f"in_channels[{m!r}]": width for m, width in in_channels.items()})
         check_sizes(out_channels=out_channels, hidden_channels=hidden_channels)
         self.in_channels, self.out_channels = dict(in_channels), out_channels
@@ -160,10 +158,7 @@ class MEA(nn.Module):
             self.fusion: nn.Module = Combination(cast(Any, fusion), hidden_channels, self.modalities)
         else:
             if isinstance(fusion, Mapping):
-                if fusion.get("aggr", "sum") is None:
-                    raise ValueError("fusion.aggr: expected a readout, since the head reads one vector a sample, got None")
-                if not isinstance(fusion.get("self_loops", False), bool):
-                    raise TypeError(f"fusion.self_loops: expected bool, got {fusion['self_loops']!r}")
+                check_fusion(fusion)
                 self.self_loops, fusion = fusion.get("self_loops", False), {k: v for k, v in fusion.items() if k != "self_loops"}
             named = {"channels": hidden_channels, "spaces": list(self.spaces)}
             self.fusion = cast(nn.Module, make_part("fusion", fusion, named, {}, ("self_loops",)))
