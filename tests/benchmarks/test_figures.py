@@ -101,8 +101,12 @@ def test_letters_and_lines_of_a_curve_can_be_seen_on_a_phone(suite, tmp_path, mo
     monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
     figures._draw_curve(results.load(suite)["runs"][0], "steps", False, tmp_path / "steps.svg")
     (axes,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    legend = drawn[0].legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= drawn[0].bbox.width
+    assert legend.y0 >= axes.get_window_extent().y1  # over no line
     scale = 350 / 72 / drawn[0].get_figwidth()  # pixels a point, where the figure is 350 wide
-    words = [axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_legend().get_texts()]
+    words = [axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *drawn[0].legends[0].get_texts()]
     assert min(word.get_fontsize() for word in words) * scale >= 10
     assert min(line.get_linewidth() for line in axes.get_lines()) * scale >= 2
 
