@@ -11,6 +11,7 @@ from benchmarks.results import SUITES
 
 Run = dict[str, Any]
 _STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", (0, (5, 1))), ("x", (0, (1, 1))), ("P", (0, (3, 1, 1, 1)))]
+LETTERS = 11  # points, in figures about as wide as a phone shows them
 _GREYS = ["black", "0.35", "0.55", "0.25", "0.45", "0.6", "0.3"]
 _BARS = {"train": "MEA, training step, MOSI, B 16, ", "predict": "MEA, prediction, MOSI, B 16, "}
 
@@ -98,7 +99,7 @@ def _save(figure: Any, path: Path) -> None:
 def _draw_bars(run: Run, key: str, path: Path) -> None:
     cases = [case for case in _bars(run, "train") if key != "memory" or any("peak_bytes" in c for c in case["contenders"].values())]
     names = list(dict.fromkeys(n for case in cases for n in case["contenders"]))
-    figure, axes = _axes(7.5, 1.2 + 0.22 * len(names) * len(cases))
+    figure, axes = _axes(5, 1.4 + 0.28 * len(names) * len(cases))
     fills, step, least = ["0.15", "0.55", "0.85"], 0.8 / len(cases), math.inf
     for number, case in enumerate(cases):
         for place, name in enumerate(names):
@@ -109,20 +110,27 @@ def _draw_bars(run: Run, key: str, path: Path) -> None:
             where = place + (number - (len(cases) - 1) / 2) * step
             kind = case["case"].rsplit(", ", 1)[-1] if place == 0 or name == names[0] else None
             axes.barh(where, value, 0.9 * step, color=fills[number % 3], edgecolor="black", linewidth=0.6, label=kind)
-            axes.text(value * 1.05, where, f"{value:,.0f}" if value >= 100 else f"{value:.2g}", va="center", fontsize=8)
+            axes.text(value * 1.05, where, f"{value:,.0f}" if value >= 100 else f"{value:.2g}", va="center", fontsize=LETTERS)
             least = min(least, value)
     axes.set_yticks(range(len(names)), ["MEA" if n == "mea_graph" else n for n in names])
+    axes.tick_params(labelsize=LETTERS)
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlim(10 ** math.floor(math.log10(least)), axes.get_xlim()[1] * 1.6)  # a bar begins at a power of ten
-    axes.set_xlabel("samples a second" if key == "throughput" else "MB at the peak")
-    figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=9)
+    axes.set_xlim(10 ** math.floor(math.log10(least)), axes.get_xlim()[1] * 2)  # a bar begins at a power of ten
+    axes.set_xlabel("samples a second" if key == "throughput" else "MB at the peak", fontsize=LETTERS)
+    figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=LETTERS, columnspacing=1.2, handlelength=1.4)
     _save(figure, path)
+
+
+def _ours(curve: str, suite: str) -> str:
+    """What a legend calls the library's own line."""
+    window = re.search(r" over (a window of .+)", curve)  # benchmarks/windows.py names its curves so
+    return window[1] if window else "MEA" if suite == "model" else "mea_graph"
 
 
 def _draw_curve(run: Run, curve: str, memory: bool, path: Path) -> None:
     points = _points(run, curve)
-    figure, axes = _axes(6.5, 4.2)
+    figure, axes = _axes(5, 4.8)
     names = list(dict.fromkeys(n for case in points for n in case["contenders"]))
     for number, name in enumerate(names):
         seen = [c for c in points if name in c["contenders"] and (not memory or "peak_bytes" in c["contenders"][name])]
@@ -131,17 +139,18 @@ def _draw_curve(run: Run, curve: str, memory: bool, path: Path) -> None:
         x, one = [c["curve"][2] for c in seen], [c["contenders"][name] for c in seen]
         y = [c["peak_bytes"] / 1e6 if memory else 1e3 * c["median"] for c in one]
         marker, dash = _STYLES[number % len(_STYLES)]
-        label = "MEA" if name == "mea_graph" and points[0]["suite"] == "model" else name
-        axes.plot(x, y, marker=marker, linestyle=dash, color=_GREYS[number % len(_GREYS)], label=label, markersize=5)
+        label = _ours(curve, points[0]["suite"]) if name == "mea_graph" else name
+        axes.plot(x, y, marker=marker, linestyle=dash, color=_GREYS[number % len(_GREYS)], label=label, linewidth=2.2, markersize=7)
         if not memory:
             axes.fill_between(x, [1e3 * c["lower"] for c in one], [1e3 * c["upper"] for c in one], color="0.8", linewidth=0)
     axes.set_xscale("log")
     axes.set_yscale("log")
     every = [c["curve"][2] for c in points]
-    axes.set_xticks(every, [str(n) for n in every])
+    axes.set_xticks(every, [f"{n:,}" for n in every])
     axes.minorticks_off()
     axes.grid(True, color="0.9")
-    axes.set_xlabel(points[0]["curve"][1])
-    axes.set_ylabel("MB at the peak" if memory else "ms a pass (band: quartiles)")
-    axes.legend(frameon=False, fontsize=9)
+    axes.tick_params(labelsize=LETTERS)
+    axes.set_xlabel(points[0]["curve"][1], fontsize=LETTERS)
+    axes.set_ylabel("MB at the peak" if memory else "ms a pass (band: quartiles)", fontsize=LETTERS)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize=LETTERS)  # never over a line
     _save(figure, path)

@@ -14,7 +14,7 @@ NARROW, BROAD = 14, 40  # characters of the longest cell of a column
 _NUMBERS = re.compile(r"(?:[\de.,()%<>+±-]+|s|ms|µs|MB|GB|to| )*")  # with their units and intervals, which stay on one line
 NUMERIC = 26  # characters of the longest such cell of a column
 MANY = 6  # columns, from which on letters are smaller
-PHONE = 60  # characters that a phone has room for, counting 30 at most for a column
+PHONE = 50  # characters that a phone has room for, counting 30 at most for a column
 
 
 def pieces(code: str) -> list[str]:

@@ -65,7 +65,11 @@ def embedding_scatter(
     by_modality = dict(sorted(handles.items(), key=lambda item: item[0].rpartition(", ")[0]))
     modalities = len({label.rpartition(", ")[0] for label in by_modality})
     column = LETTERS * (0.035 + 0.0075 * max(map(len, by_modality)))  # about the inches of a column of the legend
-    legend = {"ncols": min(modalities, max(1, int(WIDTH / column))), "fontsize": min(LETTERS, LETTERS * WIDTH / column)}
+    columns = min(modalities, max(1, int(WIDTH / column)))
+    if modalities % columns:  # a column for each space, so that the two entries of a modality stand side by side
+        columns = 2
+        by_modality = dict(sorted(by_modality.items(), key=lambda item: item[0].endswith(", agnostic")))
+    legend = {"ncols": columns, "fontsize": min(LETTERS, LETTERS * WIDTH / column)}
     figure.legend(by_modality.values(), by_modality.keys(), loc="outside lower center", frameon=False, columnspacing=1.4, **legend)
     return figure
 

@@ -84,6 +84,33 @@ def test_a_curve_has_a_line_for_every_contender(suite, tmp_path):
     assert [c["contenders"]["MulT"]["median"] for c in points] == [0.25, 0.5, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("curve", "group", "label"),
+    [
+        ("ModalityReinforcementUnit over a window of 32 steps", "layers", "a window of 32 steps"),
+        ("training step, one sample", "model", "MEA"),
+        ("predictive attention, B 1", "ops", "mea_graph"),
+    ],
+)
+def test_the_legend_of_a_curve_names_what_the_library_computes(curve, group, label):
+    assert figures._ours(curve, group) == label
+
+
+def test_letters_and_lines_of_a_curve_can_be_seen_on_a_phone(suite, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    figures._draw_curve(results.load(suite)["runs"][0], "steps", False, tmp_path / "steps.svg")
+    (axes,) = drawn[0].axes
+    drawn[0].draw_without_rendering()
+    legend = drawn[0].legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= drawn[0].bbox.width
+    assert legend.y0 >= axes.get_window_extent().y1  # over no line
+    scale = 350 / 72 / drawn[0].get_figwidth()  # pixels a point, where the figure is 350 wide
+    words = [axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *drawn[0].legends[0].get_texts()]
+    assert min(word.get_fontsize() for word in words) * scale >= 10
+    assert min(line.get_linewidth() for line in axes.get_lines()) * scale >= 2
+
+
 def test_every_figure_that_the_committed_page_shows_is_committed():
     text = report.PAGE.read_text(encoding="utf-8")
     for part in text.split("](figures/")[1:]:

@@ -63,6 +63,20 @@ def test_letters_can_be_read_on_a_phone_and_the_legend_fits(output, titles):
         assert min(text.get_fontsize() for text in legend.get_texts()) * scale >= 9
 
 
+@pytest.mark.parametrize("names", [["a", "b"], ["motion", "skin", "pulse", "breath", "temperature"], list("abcdefg")])
+def test_the_two_entries_of_a_modality_stand_together_in_the_legend(output, names):
+    shown = {f: dict.fromkeys(names, getattr(output, f)["audio"]) for f in ("exclusive", "agnostic", "present")}
+    figure = embedding_scatter(output._replace(**shown))
+    figure.draw_without_rendering()
+    place = {text.get_text(): text.get_window_extent() for text in figure.legends[0].get_texts()}
+    height = next(iter(place.values())).height
+    for name in names:
+        exclusive, agnostic = place[f"{name}, exclusive"], place[f"{name}, agnostic"]
+        below = exclusive.x0 == pytest.approx(agnostic.x0) and 0 < exclusive.y0 - agnostic.y0 < 2 * height
+        beside = exclusive.x1 < agnostic.x0 and exclusive.y0 == pytest.approx(agnostic.y0, abs=height / 2)
+        assert below or beside
+
+
 def test_neighbour_embedding_is_repeatable(output):
     first, again, other = (
         points(embedding_scatter([output] * 3, method="tsne", seed=seed).axes[0])["audio, exclusive"] for seed in (0, 0, 1)

@@ -57,7 +57,7 @@ def capability(x: Tensor) -> tuple[int, int]:
 
 
 def refuse_tensors(tensors: Mapping[str, Tensor]) -> str | None:
-    """Why no kernel of ours can run on tensors of this device, or of these dtypes; or None."""
+    """Returns why no Triton kernel can run on tensors of this device or of these dtypes, or None if one can."""
     if not INSTALLED:
         return "triton is not installed"
     first = next(iter(tensors.values()))
@@ -76,7 +76,7 @@ def refuse_tensors(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> str | None:
-    """Why no kernel of ours can run on heads of these sizes; or None."""
+    """Returns why no Triton kernel can run on heads of these sizes, or None if one can."""
     width = max(query.size(2), value.size(2))
     if width > WIDEST:
         return f"a head is {width} wide, and the kernels hold at most {WIDEST}"
