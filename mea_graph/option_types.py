@@ -6,7 +6,10 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from enum import Enum
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import numpy as np
 
 _PLAIN = {bool: "bool", int: "int", str: "str", type(None): "None"}
 
@@ -71,7 +74,28 @@ def parameters_of(*owners: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     return {name: p for owner in reversed(owners) for name, p in inspect.signature(owner, eval_str=True).parameters.items()}
 
 
+def plain_value(value: Any) -> Any:
+    """Returns a value that a checkpoint can hold: numbers of numpy and members of an `Enum` as Python's own, in lists and mappings too.
+
+    Args:
+        value: Anything.
+
+    >>> import numpy as np
+    >>> plain_value({"learning_rate": np.float32(0.5), "heads": np.int64(4), "strides": (np.int64(2), 1)})
+    {'learning_rate': 0.5, 'heads': 4, 'strides': (2, 1)}
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Enum):
+        return plain_value(value.value)
+    if type(value) in (list, tuple):
+        return type(value)(plain_value(entry) for entry in value)
+    return {plain_value(name): plain_value(entry) for name, entry in value.items()} if type(value) is dict else value
+
+
 def _alternatives(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         return [kind for part in get_args(annotation) for kind in _alternatives(part)]
     return list(get_args(annotation)) if get_origin(annotation) is Literal else [annotation]
@@ -97,7 +121,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(origin, type):  # a mapping, a function: by what it is, not by what is in it
         return isinstance(value, origin)
     if isinstance(kind, type):
-        return isinstance(value, kind)
+        return getattr(kind, "_is_protocol", False) or isinstance(value, kind)  # what a protocol asks for is no class
+    if not isinstance(kind, str | bytes | int | Enum):  # a TypeVar or what else stands for types
+        return True
     return type(value) is type(kind) and value == kind  # one of a Literal
 
 
@@ -110,7 +136,7 @@ def _name(kind: Any, value: object) -> str:
         return _PLAIN[kind]
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (tuple, list):
-        inner = _listed([_name(part, None) for part in parts if part is not Ellipsis])
+        inner = _listed([_name(k, None) for part in parts if part is not Ellipsis for k in _alternatives(part)])
         several = origin is tuple and len(parts) > 1 and set(parts) <= {int, float}
         return f"a list of {len(parts)} numbers" if several else f"a list of {inner}"
     if isinstance(origin, type):

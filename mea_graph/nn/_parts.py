@@ -12,7 +12,7 @@ from mea_graph.nn.model_options import RECOMMENDED
 from mea_graph.nn.objective.double_discriminator import DoubleDiscriminator
 from mea_graph.nn.prediction_head import PredictionHead
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor
-from mea_graph.option_types import check_types
+from mea_graph.option_types import check_types, plain_value
 from mea_graph.suggestions import did_you_mean
 
 Part = Mapping[str, Any] | nn.Module | None
@@ -42,6 +42,7 @@ def make_part(
             raise TypeError(
                 f"{name}: expected options of {kind.__name__}, {', '.join([*known, *more])}, got {option!r}{did_you_mean(option, known)}"
             )
+    given = {option: plain_value(value) for option, value in given.items()}
     check_types(given, kind, prefix=f"{name}.")
     return kind(**decided, **(dict(common) | RECOMMENDED[name] | dict(given)))
 

@@ -32,7 +32,7 @@ class LSTM(_Recurrent):
     """(B, T, C) to (B, T, H): `nn.LSTM(channels, hidden_channels, batch_first=True)` from a state of zeros, with its parameters by name."""
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
-        super().__init__("LSTM", channels, hidden_channels, batch_first=True)
+        super().__init__("LSTM", int(channels), int(hidden_channels), batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._states(layers.lstm, steps.lstm, x)
@@ -42,7 +42,7 @@ class GRU(_Recurrent):
     """(B, T, C) to (B, T, H): `nn.GRU(channels, hidden_channels, batch_first=True)` from a state of zeros, with its parameters by name."""
 
     def __init__(self, channels: int, hidden_channels: int) -> None:
-        super().__init__("GRU", channels, hidden_channels, batch_first=True)
+        super().__init__("GRU", int(channels), int(hidden_channels), batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._states(layers.gru, steps.gru, x)

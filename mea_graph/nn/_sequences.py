@@ -156,7 +156,7 @@ def enter_all(
         check_keys(layout, modalities, "layout")
     entered = {}
     for m in modalities:
-        width = channels if isinstance(channels, int) else channels[m]
+        width = channels[m] if isinstance(channels, Mapping) else channels
         entered[m] = enter(x[m], None if layout is None else layout[m], width, m)
         check_edges(edges, entered[m])
     sizes = {m: e.pointers.num_samples for m, e in entered.items()}

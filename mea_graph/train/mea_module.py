@@ -13,7 +13,7 @@ from torch_geometric.data import Batch
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
 from mea_graph.nn._parts import PARTS
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
-from mea_graph.option_types import check_types
+from mea_graph.option_types import check_types, plain_value
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import ONE_PASS, SequenceDataModule
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
@@ -84,6 +84,7 @@ class MEAModule(TaskModule):
         form: Literal["recommended", "published"] = "recommended",
         **kwargs: Any,
     ) -> None:
+        in_channels, task, out_channels, form, kwargs = plain_value((in_channels, task, out_channels, form, kwargs))
         options = complete_options(form, kwargs)
         network, loss, training = (arguments_for(component, options) for component in (MEA, MEALoss, TaskModule))
         super().__init__(MEA(in_channels, out_channels, **network), task=task, out_channels=out_channels, **training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -121,10 +122,10 @@ def _check_nulls(model: Mapping[str, Any]) -> None:
     try:
         kind = pkgutil.resolve_name(model.get("class_path") or "mea_graph.train.MEAModule")
         known = parameters_of(kind)
-    except (ImportError, AttributeError, NameError, ValueError):  # a class of the user's own, whose signature cannot be read
+    except (ImportError, AttributeError, NameError, TypeError, ValueError):  # a class of the user's own, whose signature cannot be read
         return
     for name, value in (model.get("init_args") or {}).items():
-        if value is None and name in known and name not in LINKED:
+        if value is None and name in known and name not in LINKED and known[name].annotation is not inspect.Parameter.empty:
             check_types({name: None}, kind, prefix="model.", error=DataError)
 
 

@@ -48,8 +48,9 @@ class Restoring(L.Callback):
         check_counters(checkpoint.get("loops"), "loops")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            check_optimizer(optimizer, trainer.global_step)
+        counted = trainer.global_step if pl_module.automatic_optimization else None  # a module may step its optimisers past Lightning
+        for optimizer in trainer.optimizers if trainer.ckpt_path is not None else ():
+            check_optimizer(optimizer, counted)
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.done = True  # only now is the state of the optimiser known to be one
@@ -108,39 +109,46 @@ def check_counters(progress: Any, name: str) -> None:
         check_counters(part, f"{name}.{key}")
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, steps: int = 0) -> None:
-    """Refuses a state that is not the optimiser's own.
+def check_optimizer(optimizer: torch.optim.Optimizer, steps: int | None = None) -> None:
+    """Refuses a state that is not the optimiser's own; what is inside the state of other classes than Adam is their own affair.
 
     One call for many tensors would write beyond the ends of moments that do not fit their parameters. Moments under another number than
     their parameter's would be left out, and an impossible count of steps would change the rate, both without a word.
 
     Args:
         optimizer: As restored.
-        steps: Number of steps that the training made before.
+        steps: Number of steps that the training made before; None where nobody counted them.
 
     Raises:
         DataError: Naming the moment.
 
-    >>> optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
-    >>> check_optimizer(optimizer)
+    >>> parameter = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = torch.optim.Adam([parameter])
+    >>> check_optimizer(optimizer, steps=3)
+    >>> optimizer.state[parameter] = {"step": torch.tensor(1.0)}
     >>> check_optimizer(optimizer, steps=3)
     Traceback (most recent call last):
-    mea_graph.data.errors.DataError: ckpt_path: optimizer_states: expected moments after 3 steps, got none
+    mea_graph.data.errors.DataError: ckpt_path: optimizer_states: expected exp_avg for every parameter that has moments, got one without
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    count = sum(len(group["params"]) for group in optimizer.param_groups)
     if strange := [key for key in optimizer.state if not isinstance(key, torch.Tensor)]:
-        raise DataError(f"ckpt_path: optimizer_states: expected moments of parameters 0 to {len(parameters) - 1}, got {strange[0]!r:.40}")
-    states = [(parameter, optimizer.state[parameter]) for parameter in parameters if parameter in optimizer.state]
-    if steps and isinstance(optimizer, torch.optim.Adam) and not any(state for _, state in states):
-        raise DataError(f"ckpt_path: optimizer_states: expected moments after {steps} steps, got none")
-    expected = set().union(*(state.keys() for _, state in states))
-    for parameter, state in states:
-        if missing := expected - state.keys():
-            raise DataError(f"ckpt_path: optimizer_states: expected {min(missing)} for every parameter that has moments, got one without")
-        for name, value in state.items():
-            shape = () if name == "step" else tuple(parameter.shape)
-            if name in MOMENTS and (not isinstance(value, torch.Tensor) or tuple(value.shape) != shape):
-                got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-                raise DataError(f"ckpt_path: optimizer_states: expected {name} of shape {shape}, got {got}")
-            if name == "step" and not 1 <= float(value) <= steps:
-                raise DataError(f"ckpt_path: optimizer_states: expected step from 1 to {steps}, got {float(value):g}")
+        raise DataError(f"ckpt_path: optimizer_states: expected moments of parameters 0 to {count - 1}, got {strange[0]!r:.40}")
+    if not isinstance(optimizer, torch.optim.Adam):  # AdamW is one
+        return
+    for group in optimizer.param_groups:
+        expected = {"step", "exp_avg", "exp_avg_sq"} | ({"max_exp_avg_sq"} if group.get("amsgrad") else set())
+        for parameter in group["params"]:
+            if parameter in optimizer.state:
+                _check_moments(parameter, optimizer.state[parameter], expected, math.inf if steps is None else steps)
+
+
+def _check_moments(parameter: torch.Tensor, state: Mapping[str, Any], expected: set[str], steps: float) -> None:
+    if missing := expected - state.keys():
+        raise DataError(f"ckpt_path: optimizer_states: expected {min(missing)} for every parameter that has moments, got one without")
+    for name in (name for name in MOMENTS if name in state):
+        value, shape = state[name], () if name == "step" else tuple(parameter.shape)
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape:
+            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise DataError(f"ckpt_path: optimizer_states: expected {name} of shape {shape}, got {got}")
+    if not 1 <= float(state["step"]) <= steps:
+        raise DataError(f"ckpt_path: optimizer_states: expected step from 1 to {steps}, got {float(state['step']):g}")

@@ -17,7 +17,7 @@ from torch_geometric.data import Batch
 from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
-from mea_graph.option_types import check_types
+from mea_graph.option_types import check_types, plain_value
 from mea_graph.train.augmentation import augment, checked_augmentation
 from mea_graph.train.class_balance import balanced_weights
 from mea_graph.train.finite_loss import FiniteLoss
@@ -212,6 +212,9 @@ class TaskModule(L.LightningModule):
         checkpoint["module"] = public_name(type(self))
         checkpoint["moments"] = count_moments(checkpoint)
         checkpoint |= trainer_options(self.trainer)
+        for part in ("hyper_parameters", "optimizer_states", "lr_schedulers"):  # a number of numpy would make a file that nothing opens
+            if part in checkpoint:
+                checkpoint[part] = plain_value(checkpoint[part])
         if self.loss.class_weights is not None:
             checkpoint["class_weights"] = self.loss.class_weights
 

@@ -221,6 +221,36 @@ def test_bad_targets_are_named(task: Any, channels: int, target: Tensor, message
         MEALoss(task)(make_output(channels), target)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"exclusive": {"audio": torch.zeros(B, D_H + 1)}},
+            r"exclusive\['audio'\]: expected \(5, 4\), as every modality has, got \(5, 5\)",
+        ),
+        ({"agnostic": {"vision": torch.zeros(B)}}, r"agnostic\['vision'\]: expected \(5, 4\), as every modality has, got \(5,\)"),
+        (
+            {"agnostic": {m: torch.zeros(1, D_H) for m in NAMES}},
+            r"agnostic\['text'\]: expected \(5, 4\), as every modality has, got \(1, 4\)",
+        ),
+        ({"present": {"text": torch.ones(1).bool()}}, r"present\['text'\]: expected \(5,\), as every modality has, got \(1,\)"),
+        (
+            {"present": {"smell": torch.ones(B).bool()}},
+            r"exclusive: expected a tensor for each of .*'smell'.*, got \['text', 'audio', 'vision'\]",
+        ),
+        ({"discrimination": {"importance": torch.zeros(B, 2, 2)}}, r"importance: expected \(5, 3, 3\), got \(5, 2, 2\)"),
+    ],
+)
+def test_an_output_put_together_by_hand_is_refused_by_name(changed: dict[str, dict[str, Tensor]], message: str) -> None:
+    """torch named neither the field nor the modality."""
+    output = make_output()
+    for field, own in changed.items():
+        old = getattr(output, field)
+        output = output._replace(**{field: old | own if isinstance(old, dict) else old._replace(**own)})
+    with pytest.raises(ValueError, match=message):
+        MEALoss()(output, torch.zeros(B))
+
+
 def test_a_prediction_of_one_dimension_is_refused() -> None:
     with pytest.raises(ValueError, match=r"prediction: expected \(B, C\), got \(5,\)"):
         MEALoss().task_loss(torch.zeros(B), torch.zeros(B))

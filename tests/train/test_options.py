@@ -4,6 +4,7 @@ import importlib.util
 import math
 import sys
 from pathlib import Path
+from typing import Annotated, Protocol, TypeVar
 
 import pytest
 import yaml
@@ -81,6 +82,42 @@ def test_a_value_out_of_range_is_named(option, value, expected):
     assert text.startswith(f"{option}: expected ")
     assert expected in text
     assert text.endswith(f"got {value!r}")
+
+
+class Shaped(Protocol):
+    """Of no value can be told at once whether it is one."""
+
+
+Anything = TypeVar("Anything")
+
+
+class Own:
+    """A module as users write them."""
+
+    def __init__(
+        self,
+        tagged: Annotated[int | None, "a note"] = 3,
+        shaped: Shaped | None = Shaped,
+        required: Shaped = Shaped,
+        anything: Anything = 3,
+        bare=3,
+        size: int = 3,
+    ):
+        """Takes what it is given."""
+
+
+@pytest.mark.parametrize("name", ["tagged", "shaped", "required", "anything", "bare"])
+def test_no_value_is_left_to_a_class_of_ones_own_unless_its_type_refuses_it(name):
+    def own(option):
+        return {"model": {"class_path": f"{__name__}.Own", "init_args": {option: None}}}
+
+    check_options(own(name))
+    with pytest.raises(DataError, match=r"model\.size: expected int, got None"):
+        check_options(own("size"))
+
+
+def test_a_list_of_several_types_is_named_in_words():
+    assert mismatch("a", list[str | int] | None) == "a list of str or int or None"
 
 
 @pytest.mark.parametrize("value", ["00:01:00:00", {"hours": 1}])

@@ -18,6 +18,7 @@ from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
 from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv, pass_side_by_side
 from mea_graph.ops.eager import is_traced
+from mea_graph.option_types import plain_value
 
 _ANY_ORDER = (SumAggregation, MeanAggregation, MaxAggregation, MinAggregation)  # others expect a sample's nodes in one run
 
@@ -124,6 +125,7 @@ class DecoupledGraphFusion(nn.Module):
         if isinstance(spaces, str) or not spaces:
             raise ValueError(f"spaces: expected a list of at least one name, got {spaces!r}")
         self.spaces = check_modalities(spaces)
+        channels = plain_value(channels)
         if out_channels is None:
             if not isinstance(channels, int) or channels == -1:
                 raise ValueError(f"out_channels: expected a width, since channels is {channels!r}, got None")

@@ -19,6 +19,7 @@ from mea_graph.nn._side_by_side import Groups, can_join
 from mea_graph.nn._side_by_side import linear as side_by_side
 from mea_graph.ops import edge_attention, segment_softmax, segment_sum
 from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.option_types import plain_value
 
 _ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "none": lambda x: x}
 # Edges times heads from which the fused form is taken. Forward and backward pass on one CPU thread, 16 to 64 channels, 1 and 4 heads: from
@@ -94,6 +95,7 @@ class GraphFusionConv(MessagePassing):
             raise ValueError(f"activation: expected one of {list(_ACTIVATIONS)}, got {activation!r}")
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout: expected a probability, got {dropout!r}")
+        in_channels, out_channels, heads = plain_value((in_channels, out_channels, heads))
         self.in_channels, self.out_channels, self.heads, self.concat = in_channels, out_channels, heads, concat
         self.activation, self.edge_dim, self.dropout = activation, edge_dim, dropout
         self.fuse = True  # PyG's switch; its meaning here is `_fuses`

@@ -1,6 +1,7 @@
 """The whole objective, [MEA] Eq. 20."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,8 +62,8 @@ class MEALoss(nn.Module):
         - result: `LossTerms` of scalars
 
     Raises:
-        ValueError: A target that does not fit the task or the prediction (only the CPU checks for classes out of
-            range: elsewhere the check would wait for the device), or an option out of its range.
+        ValueError: Representations of different shapes, a target that does not fit the task or the prediction (only the CPU checks for
+            classes out of range: elsewhere the check would wait for the device), or an option out of its range.
 
     >>> import torch
     >>> from mea_graph.nn import MEA
@@ -124,12 +125,15 @@ class MEALoss(nn.Module):
         """Returns the objective and its terms."""
         task = self.task_loss(output.prediction, target)
         zero = task.new_zeros(())
-        there = torch.stack(list(output.present.values()))  # (M, B)
+        there = _stacked("present", output.present, output.present, output.prediction.size(0), 1)  # (M, B)
         disparity = agnostic = exclusive = importance = confusion = zero
         # A term of weight zero is still computed: it is worth a look, and no parameter is left without a gradient.
         if output.exclusive is not None and output.agnostic is not None:
             term = hsic if self.disparity == "hsic" else orthogonality
-            exclusive_h, agnostic_h = (torch.stack([h[m] for m in output.present]) for h in (output.exclusive, output.agnostic))
+            exclusive_h, agnostic_h = (
+                _stacked(name, h, output.present, output.prediction.size(0), 2)
+                for name, h in (("exclusive", output.exclusive), ("agnostic", output.agnostic))
+            )
             disparity = term(exclusive_h, agnostic_h, there).mean()
         seen, present = output.discrimination, there.mT  # (B, M)
         if seen.agnostic is not None and seen.omega is not None:
@@ -137,6 +141,8 @@ class MEALoss(nn.Module):
             if seen.confusion is not None:
                 confusion = modality_confusion(seen.confusion, seen.omega, present)
         if seen.exclusive is not None and seen.importance is not None:
+            if seen.importance.shape != seen.exclusive.shape:
+                raise ValueError(f"importance: expected {tuple(seen.exclusive.shape)}, got {tuple(seen.importance.shape)}")
             exclusive, importance = exclusive_adversarial(torch.stack([seen.exclusive, seen.importance]), present).unbind()
         elif seen.exclusive is not None:
             exclusive = exclusive_adversarial(seen.exclusive, present)
@@ -144,6 +150,18 @@ class MEALoss(nn.Module):
             importance = exclusive_adversarial(seen.importance, present)
         total = task + self.alpha * disparity + self.beta * (agnostic + exclusive + importance + confusion)
         return LossTerms(total, task, disparity, agnostic, exclusive, importance, confusion)
+
+
+def _stacked(name: str, given: Mapping[str, Tensor], modalities: Iterable[str], samples: int, dims: int) -> Tensor:
+    """The tensors of all modalities, which have one shape: (B,) or (B, d)."""
+    names = list(modalities)
+    if not names or set(names) - set(given):
+        raise ValueError(f"{name}: expected a tensor for each of {names or 'at least one modality'}, got {list(given)}")
+    expected = (samples, *given[names[0]].shape[-1:])[:dims]
+    for modality in names:
+        if given[modality].shape != expected:
+            raise ValueError(f"{name}[{modality!r}]: expected {expected}, as every modality has, got {tuple(given[modality].shape)}")
+    return torch.stack([given[modality] for modality in names])
 
 
 def _check_classes(target: Tensor, classes: int) -> None:
