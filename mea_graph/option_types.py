@@ -40,6 +40,7 @@ def check_types(given: Mapping[str, Any], *owners: Callable[..., Any], prefix: s
 
     Raises:
         error: Naming the argument, the type and the value.
+        ValueError: If a word is none of those that the argument may be.
 
     >>> def mean(window: int = 3, robust: bool = False): ...
     >>> check_types({"window": 5, "robust": "yes"}, mean, prefix="data.")
@@ -53,7 +54,9 @@ def check_types(given: Mapping[str, Any], *owners: Callable[..., Any], prefix: s
             continue
         annotation = type(parameter.default) if parameter.annotation is inspect.Parameter.empty else parameter.annotation
         if (expected := mismatch(value, annotation)) is not None:
-            raise error(f"{prefix}{name}: expected {expected}, got {value!r}"[:300])
+            is_word = isinstance(value, str) and any(isinstance(kind, str) for kind in _alternatives(annotation))
+            kind = ValueError if is_word and error is TypeError else error
+            raise kind(f"{prefix}{name}: expected {expected}, got {value!r}"[:300])
 
 
 def parameters_of(*owners: Callable[..., Any]) -> dict[str, inspect.Parameter]:

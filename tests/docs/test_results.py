@@ -141,7 +141,8 @@ def test_settings_say_what_the_runs_of_the_recommended_form_say(data: str) -> No
         assert said in (found[part], found[part].removesuffix(" ± 0.000")), part
 
 
-def test_settings_say_what_a_window_brings() -> None:
+@pytest.mark.parametrize("option", ["window", "positions"])
+def test_settings_say_what_times_bring(option: str) -> None:
     text = " ".join((DOCS / "settings.md").read_text(encoding="utf-8").split())
-    found = recommended("avletters_speakers/recommended_window", "accuracy")
+    found = recommended(f"avletters_speakers/recommended_{option}", "accuracy")
     assert f"accuracy {found['MEA, valid']} on validation and {found['MEA, test']} on test samples" in text

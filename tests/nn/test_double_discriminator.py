@@ -124,7 +124,7 @@ def test_bad_input_is_named(exclusive, agnostic) -> None:
         layer(exclusive, agnostic | {"text": agnostic["text"][:1]})
     with pytest.raises(ValueError, match="modalities: expected at least 2 different names"):
         DoubleDiscriminator(D_H, ["text"])
-    with pytest.raises(ValueError, match="scale: expected a finite number of at least 0, got -1"):
+    with pytest.raises(ValueError, match="reversal: expected a finite number of at least 0, got -1"):
         DoubleDiscriminator(D_H, NAMES, reversal=-1)
     with pytest.raises(ValueError, match="adversary: expected 'reversal' or 'confusion', got 'entropy'"):
         DoubleDiscriminator(D_H, NAMES, adversary="entropy")

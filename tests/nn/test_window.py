@@ -94,7 +94,7 @@ def test_given_edges_go_before_it(batch: Batch) -> None:
         ({}, "window: expected steps or seconds, got none"),
         ({"steps": 1, "seconds": 1.0}, "window: expected steps or seconds, got both"),
         ({"seconds": -1.0}, r"window.seconds: expected a number of at least 0, got -1.0"),
-        ({"steps": True}, r"window.steps: expected a number of at least 0, got True"),
+        ({"steps": True}, r"window.steps: expected an integer of at least 0, got True"),
         ({"second": 1.0}, r"window: expected a dict of steps or seconds, and causal, got \{'second': 1.0\}"),
         (1.5, "window: expected a dict of steps or seconds, and causal, got 1.5"),
     ],

@@ -288,7 +288,7 @@ def test_other_devices_take_sdpa_and_refuse_cpu() -> None:
     edges = IntervalEdges.complete(Pointers.full(3, 60, torch.device("meta")), Pointers.full(3, 40, torch.device("meta")))
     assert explain(interval_attention, *tensors, edges).chosen == "sdpa"
     assert interval_attention(*tensors, edges).shape == inputs.query.shape
-    with pytest.raises(ValueError, match=r"cannot run on 'cpu' here: .* the tensors are on meta"):
+    with pytest.raises(ValueError, match=r"cannot run on 'cpu' here: .* the tensors on meta"):
         interval_attention(*tensors, edges, backend="cpu")
     with pytest.raises(ValueError, match=r"backend: expected one of \['auto', 'native', 'cpu', .*\], got 'cuda'"):
         interval_attention(*inputs.tensors, inputs.edges, backend="cuda")
