@@ -124,6 +124,8 @@ def run_shell(block: Block) -> None:
             if words[1] == "fit" and "--trainer.max_epochs" not in words:
                 counts = "--config" in words and "training:" in config_of(words).read_text()
                 words += ["--training.updates", "20"] if counts else ["--trainer.max_epochs", "1"]  # the one liberty taken
+            if words[1] == "study" and "--epochs" not in words:
+                words += ["--epochs", "1"]  # and the same in studies
             try:
                 with patch.dict(os.environ):  # each command has a process of its own in a reader's shell
                     code = main(words[1:])

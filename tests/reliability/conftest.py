@@ -1,82 +1,12 @@
-"""Processes to kill, limit and measure; and small data with a signal."""
+"""Small data with a signal, and what runs on it."""
 
 import csv
-import multiprocessing
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-
-# What a child does first. Its text is run by `exec`, so that the child needs to import nothing of the tests.
-START = """
-import os, runpy, sys
-os.chdir(folder)
-os.environ.pop("MEA_GRAPH_RUN_DIR", None)  # of a run in the process of the tests
-os.environ.update(environment)
-for number in (1, 2):
-    os.dup2(os.open(f"child-{name}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-sys.path.insert(0, folder)
-sys.argv[:] = [script, *arguments]
-runpy.run_path(script, run_name="__main__")
-"""
-
-
-@dataclass
-class Child:
-    """A running process, as `python script arguments` would be."""
-
-    process: Any
-    output: Path
-
-    def wait(self, timeout: float = 120) -> int:
-        """Returns the exit code, or the negative number of the signal that ended it; a process that takes too long fails the test."""
-        self.process.join(timeout)
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-            pytest.fail(f"the child took more than {timeout} s; it wrote:\n{self.text()}")
-        return self.process.exitcode
-
-    def text(self) -> str:
-        return self.output.read_text() if self.output.exists() else ""
-
-
-@pytest.fixture(scope="session")
-def warm_server() -> Any:
-    """A server that has imported the package once and forks children from there: seconds saved for each of them."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["mea_graph.train.cli", "h5py"])
-    return server
-
-
-@pytest.fixture
-def child(warm_server, tmp_path) -> Callable[..., Child]:
-    """Starts a script in a process of its own, in the test's folder."""
-    started = []
-
-    def start(script: str | Path, *arguments: object, environment: dict[str, str] | None = None) -> Child:
-        name = str(len(started))
-        known = {
-            "folder": str(tmp_path),
-            "environment": {"CUDA_VISIBLE_DEVICES": "", **(environment or {})},
-            "name": name,
-            "script": str(script),
-            "arguments": [str(argument) for argument in arguments],
-        }
-        process = warm_server.Process(target=exec, args=(START, known))
-        process.start()
-        started.append(process)
-        return Child(process, tmp_path / f"child-{name}.txt")
-
-    yield start
-    for process in started:
-        if process.is_alive():
-            process.kill()
-        process.join()
 
 
 @pytest.fixture(autouse=True)
@@ -119,14 +49,6 @@ def small_model() -> list[str]:
 def small_fit(source, small_model) -> list[str]:
     """Words of a command line that trains a small MEA on `source`; give it `--run_dir` and `--trainer.max_epochs`."""
     return ["fit", "--data.source", str(source), *small_model]
-
-
-@pytest.fixture
-def command() -> Path:
-    """The script behind `mea-graph`."""
-    import mea_graph.__main__
-
-    return Path(mea_graph.__main__.__file__)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Two processes train as one process with the same joint batch does; and memory stays flat however large the data are."""
 
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +9,6 @@ import torch
 from mea_graph.__main__ import main
 from mea_graph.data import MultimodalDataset
 from mea_graph.data.store_files import write_store
-
-
-def start_two(child, command, words):
-    """Starts a command in two processes over gloo, as a launcher such as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    words = [*words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    return [child(command, *words, environment={**launched, "LOCAL_RANK": str(rank)}) for rank in range(2)]
-
-
-@pytest.fixture
-def two(child, command):
-    """Runs a command in two processes."""
-
-    def run(*words):
-        started = start_two(child, command, words)
-        codes = [process.wait(timeout=100) for process in started]  # one that waits for the other for ever fails here
-        assert codes == [0, 0], "\n".join(process.text() for process in started)
-
-    return run
 
 
 @pytest.mark.slow
@@ -63,7 +40,7 @@ def test_two_processes_have_the_loss_curve_of_one(two, small_model, arrays, read
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_told_in_one_line(child, command, small_fit):
+def test_a_process_that_dies_is_told_in_one_line(start_two, small_fit):
     """The other one printed a traceback of forty lines."""
     Path("killer.py").write_text(
         "import os, signal\nimport lightning as L\n"
@@ -73,7 +50,7 @@ def test_a_process_that_dies_is_told_in_one_line(child, command, small_fit):
         "            os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     words = [*small_fit, "--run_dir", "run", "--trainer.max_epochs", "3", "--trainer.callbacks+", "killer.Kill"]
-    first, second = start_two(child, command, words)
+    first, second = start_two(*words)
     assert second.wait() < 0
     assert first.wait() == 2, first.text()
     assert "Traceback" not in first.text()

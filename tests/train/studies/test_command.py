@@ -1,10 +1,10 @@
 """Each study end to end on data of seconds."""
 
+import contextlib
 import io
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -207,11 +207,11 @@ def test_processes_find_what_one_finds():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])  # one that Python turns into an error, and one that it never sees
-def test_processes_end_with_a_study_that_is_killed(sign):
+def test_processes_end_with_a_study_that_is_killed(child, command, sign):
     words = ["study", "compare", "--config", "events", "--config", "small.yaml", "--epochs", "1000", "--out", "out", "--workers", "2"]
-    command = [sys.executable, "-m", "mea_graph", *words, "--accelerator", "cpu"]
-    parent = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    parent = child(command, *words, "--accelerator", "cpu")
+    number = parent.process.pid
+    children = Path(f"/proc/{number}/task/{number}/children")
 
     def workers():
         return [int(child) for child in children.read_text().split() if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
@@ -225,20 +225,25 @@ def test_processes_end_with_a_study_that_is_killed(sign):
     def wait_until(true):
         end = time.monotonic() + 120
         while not true():
-            assert time.monotonic() < end
+            assert time.monotonic() < end, parent.text()
             time.sleep(0.2)
 
+    def begun():
+        assert at_work(number), parent.text()
+        return len(workers()) == 2 and Path("out/runs.jsonl").exists()
+
     try:
-        # the first record is a constant's, by when both have begun their work
-        wait_until(lambda: len(workers()) == 2 and Path("out/runs.jsonl").exists())
+        wait_until(begun)  # the first record is a constant's, by when both have begun their work
         started = workers()
     finally:
-        # Ctrl+C reaches every process of the terminal
-        os.killpg(parent.pid, sign) if sign == signal.SIGINT else os.kill(parent.pid, sign)
-        _, error = parent.communicate(timeout=60)
+        with contextlib.suppress(ProcessLookupError):
+            # Ctrl+C reaches every process of the terminal
+            os.killpg(number, sign) if sign == signal.SIGINT else os.kill(number, sign)
+        code = parent.wait(timeout=60)
+    error = parent.text()
     assert "Traceback" not in error
     if sign == signal.SIGINT:
-        assert parent.returncode == 130
+        assert code == 130
         assert "go on with: mea-graph study compare --config events" in error
     wait_until(lambda: not any(at_work(worker) for worker in started))
 
