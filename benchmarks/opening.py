@@ -1,7 +1,7 @@
 """Times the first opening of a MulT pickle of CMU-MOSEI's form beside `pickle.load`, each in a process of its own.
 
 `python -m benchmarks.opening --samples 5700` makes files of a quarter of MOSEI in a temporary folder, removes them, and writes
-`benchmarks/results/opening-DATE.json`.
+`benchmarks/results/opening-DATE.json`; `--samples 22856` of the whole. What is measured on one day goes into one file.
 """
 
 from __future__ import annotations
@@ -111,8 +111,13 @@ def main() -> None:
             cases.append(case(Path(folder), arguments.samples, dtype, broken, options, arguments.rounds))
         print(json.dumps(cases[-1]), flush=True)
     run = {**environment(), "cases": cases}
-    command = f"python -m benchmarks.opening --samples {arguments.samples} --rounds {arguments.rounds}"
+    only = f" --only {' '.join(map(str, arguments.only))}" if arguments.only else ""
+    command = f"python -m benchmarks.opening --samples {arguments.samples} --rounds {arguments.rounds}{only}"
     path = RESULTS / f"opening-{run['date'][:10]}.json"
+    if path.exists():  # another size, measured on the same day
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        command = f"{earlier['command']} and {command}"
+        run["cases"] = earlier["runs"][0]["cases"] + cases
     path.write_text(json.dumps({"command": command, "runs": [run]}, indent=1) + "\n", encoding="utf-8")
     print(path)
 
