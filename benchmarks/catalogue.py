@@ -118,7 +118,7 @@ def _models() -> dict[str, Entry]:
         if kind != "one long clip":
             add(f"training step, MOSI, {kind}", "MOSI", 16, kind, "train", MODELS, memory=True)
             add(f"prediction, MOSI, {kind}", "MOSI", 16, kind, "predict", MODELS)
-        leaders = LEADERS if kind == "full padding" else (*LEADERS, "MulT, trimmed")  # where there is something to cut
+        leaders = (*LEADERS, "MulT, trimmed") if kind == "true lengths" else LEADERS  # elsewhere nothing can be cut off
         add(f"training step, MOSI, {kind}, leaders", "MOSI", 16, kind, "train", leaders, quick=True, memory=kind == "full padding")
     add("training step, MOSI, true lengths, alone", "MOSI", 16, "true lengths", "train", ())
     add("prediction, MOSI, one sample", "MOSI", 1, "true lengths", "predict", MODELS, quick=True)
