@@ -1,4 +1,4 @@
-"""Dropout whose probability is one."""
+"""Dropout that refuses what is no probability."""
 
 from torch import nn
 

@@ -2,10 +2,16 @@
 
 import json
 import re
+from pathlib import Path
+
+import pytest
 
 from benchmarks import figures, report
 from benchmarks.report_numbers import memory, number, span, time
 from benchmarks.report_summary import summary
+from benchmarks.results import load
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 def run(**times: float) -> dict:
@@ -25,6 +31,27 @@ def written(folder, name, *runs):
 
 def test_the_page_is_what_the_report_makes_of_the_committed_files():
     assert report.PAGE.read_text(encoding="utf-8") == report.page(list(report.RESULTS.glob("*.json")))
+
+
+README_ROWS = {
+    "training step at the lengths of real clips, batch 16": ("MEA, training step, MOSI, B 16, true lengths", "median", 1e3),
+    "memory of a training step, all sequences at full length": ("MEA, training step, MOSI, B 16, full padding", "peak_bytes", 1e-6),
+    "graph layer, 20,000 nodes, 400,000 edges": ("GraphFusionConv, 20k nodes, 400k edges, 1 x 64", "median", 1e3),
+    "training step, all sequences at full length": ("MEA, training step, MOSI, B 16, full padding", "median", 1e3),
+    "prediction for one sample": ("MEA, prediction, MOSI, B 1, true lengths", "median", 1e3),
+}
+
+
+@pytest.mark.parametrize("row", README_ROWS)
+def test_the_readme_says_what_the_newest_run_says_of_the_library_and_the_best_baseline(row):
+    name, field, unit = README_ROWS[row]
+    (line,) = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {row} |")]
+    ours, best = (float(cell.split()[0].replace(",", "")) for cell in line.split(" | ")[1:3])
+    newest = load(max(report.RESULTS.glob("quick-1-thread-*.json")))
+    (case,) = [case for case in newest["runs"][0]["cases"] if case["case"] == name]
+    measured = {contender: float(f"{found[field] * unit:.3g}") for contender, found in case["contenders"].items()}
+    assert measured.pop("mea_graph") == ours
+    assert min(measured.values()) == best
 
 
 def test_ratios_carry_their_spread_and_a_figure_its_machine(tmp_path):
