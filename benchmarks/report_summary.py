@@ -57,8 +57,9 @@ def _joined(parts: list[str]) -> str:
 
 def _true_lengths(runs: Mapping[str, Mapping[str, Any]]) -> str:
     found = _case(runs, f"{_STEP}true lengths", "MulT")
-    said = _joined([_beside(found, "MulT"), _beside(found, "LinMulT")])
-    why = "MEA computes real steps only; the others compute the padding too."
+    trimmed = _beside(found, "MulT, trimmed", "a MulT whose user cuts each batch to its longest sequences")
+    said = _joined([_beside(found, "MulT"), _beside(found, "LinMulT"), trimmed])
+    why = "MEA computes real steps only; the others compute padding too."
     return said and f"**Clips of real lengths.** A training step of MEA is {said}. {why}"
 
 
