@@ -25,7 +25,7 @@ template <class T> struct Span {
 
 template <class T, int W> struct Memory {
     static constexpr int L = LANES<T>;
-    std::vector<T> q, g, shift, delta, dq, k, v, d_keys, out;
+    Array<T> q, g, shift, delta, dq, k, v, d_keys, out;
     std::vector<Span<T>> spans;    // (query vectors, S)
     std::vector<Index> first, last;  // by key: the query vectors that may hear it
     Index steps, padded, keys;
