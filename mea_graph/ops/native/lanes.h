@@ -147,6 +147,22 @@ template <class T> inline V<T> exp2(V<T> x) {
     return x;
 }
 
+// The logarithm of normal x > 0 to base 2, to an absolute error of a few roundings: a parabola between powers of two, and Newton's steps.
+// Infinity gives NaN, and NaN stays NaN.
+template <class T> inline V<T> log2(V<T> x) {
+    using P = Lanes<T>;
+    constexpr typename P::Int bias = sizeof(T) == 4 ? 127 : 1023, one = bias << P::mantissa, below = ((typename P::Int)1 << P::mantissa) - 1;
+    const V<T> m = (V<T>)(((I<T>)x & below) | one);  // x / 2^n, from 1 to 2
+    const V<T> n = __builtin_convertvector(((I<T>)x >> P::mantissa) - bias, V<T>);
+    V<T> y = n + ((T(-0.34484843) * m + T(2.02466578)) * m - T(1.67487759));
+#pragma GCC unroll 4
+    for (int step = 0; step < (sizeof(T) == 4 ? 2 : 3); ++step) {
+        const V<T> whole = n - y;  // x 2^-y = m 2^(n - y), without leaving the range
+        y += (m * exp2<T>(whole) - 1) * T(1.4426950408889634);
+    }
+    return y + (x - x);
+}
+
 // The probability that a standard normal variable exceeds t >= 0, of N vectors.
 template <int N> inline __attribute__((always_inline)) void normal_tail(const V<float>* t, V<float>* tail) {  // 2^polynomial(t), as in predictive/triton_gelu.py
     constexpr float from[9] = {-2.2759882085665595e-06f, 3.296929207863286e-05f, -0.00015728428843431175f, -0.00020246696658432484f,
@@ -182,4 +198,20 @@ template <class T> struct Rows {
     T* data;
     Index row, head, channel;
     T& at(Index n, Index k, Index d) const { return data[n * row + k * head + d * channel]; }
+
+    // One channel of `count` rows from n on; rows that lie side by side are copied by whole vectors.
+    void get(Index n, Index k, Index d, Index count, T scale, T* to) const {
+        const T* from = &at(n, k, d);
+        if (row == 1)
+            for (Index i = 0; i < count; ++i) to[i] = from[i] * scale;
+        else
+            for (Index i = 0; i < count; ++i) to[i] = from[i * row] * scale;
+    }
+    void put(Index n, Index k, Index d, Index count, T scale, const T* from) const {
+        T* to = &at(n, k, d);
+        if (row == 1)
+            for (Index i = 0; i < count; ++i) to[i] = from[i] * scale;
+        else
+            for (Index i = 0; i < count; ++i) to[i * row] = from[i] * scale;
+    }
 };

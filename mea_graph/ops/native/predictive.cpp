@@ -36,17 +36,11 @@ template <class T> struct Sheet {
     void take(const Rows<T>& rows, Index start, Index steps, Index heads, Index width, Index wide, Index padded) {
         clear(heads * wide, padded);
         for (Index h = 0; h < heads; ++h)
-            for (Index d = 0; d < width; ++d) {
-                T* to = (*this)[h * wide + d];
-                for (Index i = 0; i < steps; ++i) to[i] = rows.at(start + i, h, d);
-            }
+            for (Index d = 0; d < width; ++d) rows.get(start, h, d, steps, 1, (*this)[h * wide + d]);
     }
     void put(const Rows<T>& rows, Index start, Index steps, Index heads, Index width, Index wide, T scale) {
         for (Index h = 0; h < heads; ++h)
-            for (Index d = 0; d < width; ++d) {
-                const T* from = (*this)[h * wide + d];
-                for (Index i = 0; i < steps; ++i) rows.at(start + i, h, d) = from[i] * scale;
-            }
+            for (Index d = 0; d < width; ++d) rows.put(start, h, d, steps, scale, (*this)[h * wide + d]);
     }
 };
 
