@@ -173,14 +173,14 @@ def _write_record(path: Path, record: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _fingerprint(value: Any) -> Any:
-    """A JSON value that stands for an option; arrays by the hash of their contents."""
+def _fingerprint(value: Any, name: str = "option") -> Any:
+    """A JSON value that stands for options or one of them; arrays by the hash of their contents."""
     if isinstance(value, np.ndarray):
         return [value.dtype.str, list(value.shape), hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()]
     if isinstance(value, Mapping):
-        return {str(k): _fingerprint(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+        return {str(k): _fingerprint(v, str(k)) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
     if isinstance(value, list | tuple):
-        return [_fingerprint(v) for v in value]
+        return [_fingerprint(v, name) for v in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise DataError(f"option: expected plain values or arrays, got {type(value).__name__}")
+    raise DataError(f"{name}: expected plain values or arrays, got {type(value).__name__}")

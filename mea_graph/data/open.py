@@ -14,7 +14,7 @@ from mea_graph.data.cache import cached
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError, no_memory
 from mea_graph.data.kinds import check_kind, kind_of
-from mea_graph.option_types import mismatch
+from mea_graph.option_types import mismatch, plain_value
 from mea_graph.readers.any_pickle import read_any_pickle
 from mea_graph.readers.csd import read_csd
 from mea_graph.readers.misa import read_misa
@@ -87,6 +87,7 @@ def open_dataset(
         raise DataError(f"{origin}: format 'csd' has one file a modality and one with labels; pass their folder or a dict of them")
     reader = _READERS[format]
     _check_options(format, reader, options)
+    options = {name: value if name == "embedding" else plain_value(value) for name, value in options.items()}
     if isinstance(options.get("embedding"), str | os.PathLike):
         options["embedding"] = _load_array(Path(options["embedding"]))
     types = _TYPES | {"split": Mapping | None if format == "csd" else str | None}

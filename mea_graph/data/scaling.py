@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mea_graph.data.arrays import as_numbers
 from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
 
@@ -50,7 +51,7 @@ def given_scaling(sequences: dict[str, Ragged], statistics: Mapping[str, tuple[A
     mean, std = {}, {}
     for name, ragged in sequences.items():
         with np.errstate(all="ignore"):  # what overflows becomes infinite, and is refused
-            pair = [np.asarray(part, dtype=np.float32) for part in statistics[name]]
+            pair = [as_numbers(f"statistics: {name}", part).astype(np.float32) for part in statistics[name]]
         if [part.shape for part in pair] != [(ragged.width,)] * 2:
             raise DataError(
                 f"statistics: {name}: expected a mean and a standard deviation of shape ({ragged.width},), got {[p.shape for p in pair]}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError, MultimodalDataset, check_batch, open_dataset
+from mea_graph.data.arrays import as_numbers
 from mea_graph.data.kinds import kind_of
 from mea_graph.data.saved import FORMAT
 from mea_graph.train.data_module import PARTS, data_hash
@@ -235,10 +236,7 @@ def _sequences(name: str, value: Any) -> list[Any]:
 
 
 def _array(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return as_numbers("data", value) if isinstance(value, Tensor) else value
 
 
 def _of_samples(samples: Sequence[HeteroData], known: TrainingData) -> MultimodalDataset:
