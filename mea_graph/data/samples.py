@@ -9,7 +9,7 @@ import numpy as np
 from torch_geometric.data import HeteroData
 
 from mea_graph.data.arrays import as_numbers
-from mea_graph.data.errors import DataError
+from mea_graph.data.errors import DataError, brief
 
 if TYPE_CHECKING:
     from mea_graph.data.dataset import MultimodalDataset
@@ -20,6 +20,8 @@ _REMEDY = "delete it, or add it on access with transform="
 
 def arrays_of(samples: Sequence[HeteroData]) -> dict[str, Any]:
     """The arguments of `MultimodalDataset.from_arrays` that give these samples; what it could not give back is refused by name."""
+    if strange := [sample for sample in samples if not isinstance(sample, HeteroData)]:
+        raise DataError(f"samples: expected HeteroData, got {brief(strange[0])}")
     names = list(dict.fromkeys(name for sample in samples for name in sample.node_types))
     x: dict[str, list[Any]] = {name: [] for name in names}
     time: dict[str, list[Any]] = {name: [] for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,8 +159,11 @@ def scaled(dataset: MultimodalDataset, known: TrainingData) -> MultimodalDataset
     return dataset.standardize(by=field)
 
 
-def whole_sample(sample: HeteroData, name: Any, channels: Mapping[str, int]) -> HeteroData:
-    """`x` and `time` of a sample with every modality of a model, in its order, and nothing else; `name` is for errors."""
+def whole_sample(sample: HeteroData, name: Any, channels: Mapping[str, int], timed: Collection[str] = ()) -> HeteroData:
+    """`x` and `time` of a sample with every modality of a model, in its order, and nothing else; `name` is for errors.
+
+    The modalities `timed` must have times, of which a missing one has none.
+    """
     own = HeteroData()
     for m, width in channels.items():
         node = sample[m] if m in sample.node_types else {}
@@ -171,6 +174,11 @@ def whole_sample(sample: HeteroData, name: Any, channels: Mapping[str, int]) -> 
         own[m].x = x
         if "time" in node:
             own[m].time = node["time"]
+        elif m in timed:
+            if len(x):
+                how = "MultimodalDataset.from_arrays(..., time=) takes them"
+                raise DataError(f"sample {name!r}: {m}: expected the seconds of its steps, which the model reads, got none; {how}")
+            own[m].time = torch.zeros(0)
     return own
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch_geometric.data import Batch, Data, HeteroData
 
 from mea_graph.data import DataError, MultimodalDataset, open_dataset
 
@@ -124,3 +125,33 @@ def test_options_of_readers_may_be_numbers_and_arrays_of_numpy(labels, tmp_path)
     assert dataset.label_names is None or len(dataset.label_names) == 2
     with pytest.raises(DataError, match="label_names: expected plain values or arrays, got set"):
         open_dataset(tmp_path / "x.npz", label_names={"p", "q", "r"})
+
+
+@pytest.mark.parametrize(
+    ("statistics", "got"),
+    [
+        (None, r"got \[\]"),
+        ((["p", "q"], [1.0, 1.0]), r"got \['<U1'\]"),
+        (([1j, 0], [1.0, 1.0]), r"got \['complex128'\]"),
+    ],
+)
+def test_statistics_that_are_no_numbers_are_refused_by_modality(statistics, got):
+    with pytest.raises(DataError, match=rf"statistics: a: expected a mean and a standard deviation of shape \(2,\), ({got})"):
+        made().standardize(statistics={"a": statistics})
+
+
+@pytest.mark.parametrize("isin", ["ann", b"ann", 1.0])
+def test_a_single_value_is_no_list_of_values(isin):
+    """Of a text the letters were looked for, and no sample found."""
+    with pytest.raises(DataError, match="isin: expected a list of values, got"):
+        made(fields={"speaker": ["ann", "bob"]}).where("speaker", isin=isin)
+
+
+def test_samples_are_a_list_of_graphs():
+    sample = HeteroData()
+    sample["a"].x = torch.ones(3, 2)
+    for batch in (Batch.from_data_list([sample, sample]), sample):
+        with pytest.raises(DataError, match=r"samples: expected a list of HeteroData, got one, or a batch"):
+            MultimodalDataset.from_samples(batch)
+    with pytest.raises(DataError, match="samples: expected HeteroData, got a Data"):
+        MultimodalDataset.from_samples([sample, Data(x=torch.ones(3, 2))])
