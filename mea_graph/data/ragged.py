@@ -88,7 +88,10 @@ def _to_reference(array: np.ndarray | None) -> Any:
 def _from_reference(reference: Any) -> Any:
     if isinstance(reference, _MappedFile):
         name, dtype, shape, offset = reference
-        return np.memmap(name, dtype=dtype, shape=shape, offset=offset, mode="r")
+        try:
+            return np.memmap(name, dtype=dtype, shape=shape, offset=offset, mode="r")
+        except (OSError, ValueError) as error:  # a worker or another process opens it by its name
+            raise DataError(f"{name}: expected the cache of an open data set, got none; open the data set again ({error})"[:600]) from error
     return reference
 
 

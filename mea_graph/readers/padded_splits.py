@@ -66,6 +66,7 @@ def read_splits(
         )
     out = PaddedSplits({}, [], [], {})
     cut: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    unnamed = 0
     infinite: dict[int, int] = {}  # samples that have -inf in their audio, and how often
     for split, part in payload.items():
         samples = len(_array(source, split, part, names[0] if labels is None else labels))
@@ -91,6 +92,7 @@ def read_splits(
                     advance(x.nbytes)
         name_of_split = split.decode("utf-8", "replace") if isinstance(split, bytes) else str(split)
         out.ids += _ids(source, name_of_split, part.get("id"), samples)
+        unnamed += samples if part.get("id") is None else 0
         out.split += [name_of_split] * samples
     out.x.update(cut)
     if infinite:
@@ -99,6 +101,8 @@ def read_splits(
     for name in names:
         if empty := sum(not len(x) for x in cut[name]):
             out.notes.append(f"{name}: {empty} samples hold zeros only and count as missing")
+    if unnamed:
+        out.notes.append(f"id: {unnamed} samples have none and are named by their split and number")
     make_unique(out.ids, out.notes, out.split)
     if all(video := [re.match(r"(.+?)(?:\$_\$|\[)", name) for name in out.ids]):
         out.fields["video"] = [m.group(1) for m in video if m]

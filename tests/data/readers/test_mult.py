@@ -266,3 +266,11 @@ def test_a_file_is_named_once(tmp_path, payload):
     with pytest.raises(DataError) as error:
         open_dataset(write(tmp_path / "x.pkl", parts))
     assert str(error.value).count("x.pkl") == 1
+
+
+def test_names_that_are_given_for_want_of_others_are_told(tmp_path, payload):
+    parts, _ = payload
+    del parts["test"]["id"]
+    dataset = open_dataset(write(tmp_path / "x.pkl", parts))
+    assert dataset.ids[-3:] == ["test_0", "test_1", "test_2"]
+    assert "id: 3 samples have none and are named by their split and number" in dataset.notes
