@@ -53,7 +53,7 @@ def test_an_embedding_gives_text_its_vectors(tmp_path, given):
 
 
 def test_an_embedding_with_a_mask_is_refused(tmp_path):
-    with pytest.raises(DataError, match="embedding: .* got 4 that are masked"):
+    with pytest.raises(DataError, match=r"embedding: .* got 4 that are masked"):
         open_dataset(write(tmp_path / "a.pkl", samples(3)), embedding=np.ma.array(np.ones((10, 4)), mask=np.eye(10, 4)))
 
 
