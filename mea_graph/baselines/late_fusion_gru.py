@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.baselines.parts import by_modality, check_network_options, chosen_modalities, mean_gru_state, prediction_head, reset_all
+from mea_graph.option_types import plain_value
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
 
@@ -96,6 +97,8 @@ class LateFusionGRUModule(TaskModule):
         stride: int | dict[str, int] = 1,
         **kwargs: Any,
     ) -> None:
+        in_channels, out_channels, modalities, kwargs = plain_value((in_channels, out_channels, modalities, kwargs))
+        hidden_channels, dropout, stride = plain_value((hidden_channels, dropout, stride))
         chosen = chosen_modalities(in_channels, modalities)
         check_network_options(LateFusionGRU, {"hidden_channels": hidden_channels, "dropout": dropout, "stride": stride})
         network = LateFusionGRU(chosen, out_channels, hidden_channels, dropout, stride)

@@ -13,7 +13,7 @@ from torch_geometric.utils import to_dense_batch
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_sizes
 from mea_graph.nn.unimodal_extractor import sinusoidal_positions
-from mea_graph.option_types import check_types, parameters_of
+from mea_graph.option_types import check_types, parameters_of, plain_value
 from mea_graph.train.keyword_arguments import arguments_for
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -56,6 +56,7 @@ def by_modality(value: int | Mapping[str, int], modalities: Iterable[str], name:
     >>> by_modality(3, ["audio", "text"], "kernel_size")
     {'audio': 3, 'text': 3}
     """
+    value = plain_value(value)
     found = {m: value if isinstance(value, int) else value.get(m, 0) for m in modalities}
     if any(number < 1 for number in found.values()):
         raise ValueError(f"{name}: expected a number of at least 1 for each of {', '.join(found)}, got {value}")
@@ -237,6 +238,7 @@ class BaselineModule(TaskModule):
     network_class: type[nn.Module]
 
     def __init__(self, in_channels: dict[str, int], task: Task, out_channels: int, **kwargs: Any) -> None:
+        in_channels, task, out_channels, kwargs = plain_value((in_channels, task, out_channels, kwargs))
         network, training = arguments_for(self.network_class, kwargs), arguments_for(TaskModule, kwargs)
         unknown = sorted(set(kwargs) - set(network) - set(training))
         if unknown:

@@ -136,6 +136,8 @@ class MultimodalDataset(ViewedDataset):
         >>> dataset.ids, dataset.lengths["audio"].tolist(), dataset.fields["speaker"].tolist()
         (['p', 'q'], [2, 0], ['ann', 'bob'])
         """
+        if isinstance(samples, HeteroData):
+            raise DataError("samples: expected a list of HeteroData, got one, or a batch, whose samples are batch.to_data_list()")
         arrays = arrays_of(list(samples))
         return cls.from_arrays(**arrays, label_names=label_names, notes=notes, transform=transform)
 
@@ -313,6 +315,8 @@ class MultimodalDataset(ViewedDataset):
         ['0', '2']
         """
         values = self._field(field)
+        if isinstance(isin, str | bytes) or not isinstance(isin, Iterable):  # of a text the letters would be looked for
+            raise DataError(f"isin: expected a list of values, got {isin!r}"[:300])
         wanted = np.asarray(list(isin))
         if wanted.size and (wanted.dtype.kind == "U") != (values.dtype.kind == "U"):
             raise DataError(f"field {field!r}: expected values like {values[:1].tolist()}, got {wanted[:1].tolist()}")

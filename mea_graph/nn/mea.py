@@ -11,7 +11,7 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
-from mea_graph.nn._parts import Part, check_fusion, check_needed, make_part
+from mea_graph.nn._parts import Part, check_needed, fusion_options, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
@@ -25,6 +25,7 @@ from mea_graph.nn.unimodal_extractor import extract_level
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
+from mea_graph.option_types import plain_value
 
 AS_RECOMMENDED: dict[str, Any] = {}
 
@@ -158,8 +159,7 @@ class MEA(nn.Module):
             self.fusion: nn.Module = Combination(cast(Any, fusion), hidden_channels, self.modalities)
         else:
             if isinstance(fusion, Mapping):
-                check_fusion(fusion)
-                self.self_loops, fusion = fusion.get("self_loops", False), {k: v for k, v in fusion.items() if k != "self_loops"}
+                self.self_loops, fusion = fusion_options(fusion)
             named = {"channels": hidden_channels, "spaces": list(self.spaces)}
             self.fusion = cast(nn.Module, make_part("fusion", fusion, named, {}, ("self_loops",)))
         width = getattr(self.fusion, "out_channels", hidden_channels) * len(self.spaces)
@@ -184,7 +184,7 @@ class MEA(nn.Module):
             return given
         if not isinstance(given, Mapping):
             raise TypeError(f"extractor: expected a dict of options of UnimodalExtractor or an nn.ModuleDict, got {given!r}")
-        options = {name: self._per_modality(value, name) for name, value in given.items()}
+        options = {name: self._per_modality(value, name) for name, value in plain_value(dict(given)).items()}
         made = {}
         for m, width in self.in_channels.items():
             own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}

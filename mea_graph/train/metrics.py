@@ -15,6 +15,8 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
+from mea_graph.option_types import plain_value
+
 Task = Literal["regression", "classification", "multilabel"]
 TASKS: tuple[str, ...] = ("regression", "classification", "multilabel")
 MAIN_METRIC: dict[str, str] = {"regression": "mae", "classification": "accuracy", "multilabel": "f1"}
@@ -60,6 +62,7 @@ class TaskMetrics(Metric):
         super().__init__()
         if task not in TASKS:
             raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+        label_names = plain_value(label_names)
         if label_names is not None and task == "multilabel" and len(label_names) != out_channels:
             raise ValueError(f"label_names: expected {out_channels} names (one per output), got {len(label_names)}: {list(label_names)}")
         self.task = task

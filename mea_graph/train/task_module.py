@@ -17,7 +17,7 @@ from torch_geometric.data import Batch
 from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
-from mea_graph.option_types import check_types, plain_value
+from mea_graph.option_types import check_types, mismatch, plain_value
 from mea_graph.train.augmentation import augment, checked_augmentation
 from mea_graph.train.class_balance import balanced_weights
 from mea_graph.train.finite_loss import FiniteLoss
@@ -101,6 +101,7 @@ class TaskModule(L.LightningModule):
             raise ValueError(
                 f"learning_rate, weight_decay, warmup: expected > 0, >= 0 and in [0, 1), got {learning_rate}, {weight_decay} and {warmup}"
             )
+        class_weights, label_names = plain_value((class_weights, label_names))
         check_class_weights(class_weights, task, out_channels)
         self.network = network
         self.loss = MEALoss(task, label_smoothing=label_smoothing)
@@ -251,7 +252,7 @@ class TaskModule(L.LightningModule):
             return optimizer
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
-            raise ValueError("warmup, cosine_decay: expected trainer.max_epochs or trainer.max_steps with them, got an endless run")
+            raise DataError("warmup, cosine_decay: expected trainer.max_epochs or trainer.max_steps with them, got an endless run")
         schedule = LearningRateSchedule(int(steps), self.warmup, self.cosine_decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"}}
 
@@ -381,7 +382,10 @@ def check_class_weights(weights: object, task: str, out_channels: int) -> None:
     if weights is None:
         return
     if task == "regression":
-        raise ValueError(f"class_weights: expected none for regression, got {weights!r}")
-    numbers = [w for w in weights if isinstance(w, int | float) and 0 <= w < math.inf] if isinstance(weights, list | tuple) else []
-    if weights != "balanced" and not (isinstance(weights, list | tuple) and len(numbers) == len(weights) == out_channels and any(numbers)):
-        raise ValueError(f"class_weights: expected 'balanced' or {out_channels} finite numbers >= 0, one a class or label, got {weights!r}")
+        raise ValueError(f"class_weights: expected none for regression, got {weights!r}"[:300])
+    if mismatch(weights, Literal["balanced"]) is None:
+        return
+    numbers = weights if isinstance(weights, list | tuple) and mismatch(weights, list[float]) is None else ()
+    if len(numbers) != out_channels or min(numbers, default=0) < 0 or not any(numbers):
+        expected = f"'balanced' or a list of {out_channels} finite numbers >= 0, one a class or label, some above 0"
+        raise ValueError(f"class_weights: expected {expected}, got {weights!r}"[:300])

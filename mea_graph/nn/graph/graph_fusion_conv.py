@@ -14,6 +14,7 @@ from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size, SparseTe
 from torch_geometric.utils import is_sparse, is_torch_sparse_tensor, to_edge_index
 from torch_geometric.utils.sparse import set_sparse_value
 
+from mea_graph.nn._dropout import probability_below_1
 from mea_graph.nn._sequences import check_sizes
 from mea_graph.nn._side_by_side import Groups, can_join
 from mea_graph.nn._side_by_side import linear as side_by_side
@@ -55,7 +56,7 @@ class GraphFusionConv(MessagePassing):
         concat: Whether heads are concatenated; otherwise averaged (before the activation).
         activation: :math:`\sigma`: "sigmoid" (the paper's), "relu" or "none".
         edge_dim: Width of the edges' features, where they have some.
-        dropout: Probability, on :math:`\xi`.
+        dropout: Probability in [0, 1), on :math:`\xi`.
         bias: Whether a bias is added before :math:`\sigma`; the paper has none.
         kwargs: Options of `MessagePassing`, such as `flow`.
 
@@ -93,8 +94,7 @@ class GraphFusionConv(MessagePassing):
         check_sizes(out_channels=out_channels, heads=heads)
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation: expected one of {list(_ACTIVATIONS)}, got {activation!r}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout: expected a probability, got {dropout!r}")
+        dropout = probability_below_1(dropout, "dropout")
         in_channels, out_channels, heads = plain_value((in_channels, out_channels, heads))
         self.in_channels, self.out_channels, self.heads, self.concat = in_channels, out_channels, heads, concat
         self.activation, self.edge_dim, self.dropout = activation, edge_dim, dropout
