@@ -226,7 +226,7 @@ class IntervalEdges:
 
     @kept
     def source_start(self) -> Tensor:
-        """(B, S): first row of each sample in the matrix of all sources."""
+        """The first row of each sample in the matrix of all sources, `(B, S)`."""
         starts, rows = [], 0
         for source in self.sources:
             starts.append(source.start + rows if rows else source.start)
@@ -235,17 +235,17 @@ class IntervalEdges:
 
     @kept
     def source_length(self) -> Tensor:
-        """(B, S): number of rows of each sample."""
+        """The number of rows of each sample, `(B, S)`."""
         return torch.stack([source.length for source in self.sources], 1)
 
     @kept
     def begin(self) -> Tensor:
-        """(N_t, S): the first source row of each target row's run."""
+        """The first source row of each target row's run, `(N_t, S)`."""
         return self.source_start.index_select(0, self.target.sample) if self._begin is None else self._begin
 
     @kept
     def end(self) -> Tensor:
-        """(N_t, S): the row after the last of each target row's run."""
+        """The row after the last of each target row's run, `(N_t, S)`."""
         if self._end is not None:
             return self._end
         return self.begin + self.source_length.index_select(0, self.target.sample)
@@ -287,7 +287,7 @@ class IntervalEdges:
 
     @property
     def source_mask(self) -> Tensor:
-        """(B, sum of T_s), bool: where `pad_sources` holds a step."""
+        """Where `pad_sources` holds a step, `(B, sum of T_s)`."""
         if self.sources:
             masks = [source.mask for source in self.sources]
             return masks[0] if len(masks) == 1 else torch.cat(masks, 1)
@@ -296,7 +296,7 @@ class IntervalEdges:
 
     @property
     def source_rows(self) -> Tensor:
-        """(B, sum of T_s): which source row `pad_sources` holds."""
+        """Which source row `pad_sources` holds, `(B, sum of T_s)`."""
         widths = [source.max_length for source in self.sources] or [self._longest()] * self.source_start.size(1)
         steps = [torch.arange(width, device=self.source_start.device) for width in widths]
         rows = torch.cat([self.source_start[:, s : s + 1] + step for s, step in enumerate(steps)], 1)

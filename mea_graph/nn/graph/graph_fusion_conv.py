@@ -33,9 +33,9 @@ class GraphFusionConv(MessagePassing):
     r"""Attention over in-neighbours with a GELU score and a squashed sum ([MEA] Eq. 17-19, before the sum over nodes).
 
     .. math::
-        \delta_{ij} = q^T [W h_i, W h_j] + b, \qquad
-        \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \mathrm{GELU}(\delta_{ij}), \qquad
-        h_i' = \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
+        \delta_{ij} &= q^T [W h_i, W h_j] + b, \qquad
+        \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \mathrm{GELU}(\delta_{ij}) \\
+        h_i' &= \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
 
     Use this PyG convolution like a `GATConv`; it adds no self loops. A node without in-edges gets :math:`\sigma(0)`.
     Features of an edge add :math:`q_e^T W_e e_{ij}` to its score. An edge of weight w counts as w parallel ones: its exponential is

@@ -77,9 +77,9 @@ def predictive_attention(
     r"""Attention guided by the previous layer's logits ([MEA] Eq. 2, times V).
 
     .. math::
-        A = \mathrm{softmax}\big(\mu \, \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(A_{pre}))
-            + (1 - \mu) \, \mathrm{softmax}(Q K^T / \sqrt{D})\big), \qquad
-        A_{pre} = Q_{pre} K_{pre}^T / \sqrt{D_{pre}}
+        A &= \mathrm{softmax}\big(\mu \, \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(A_{pre}))
+            + (1 - \mu) \, \mathrm{softmax}(Q K^T / \sqrt{D})\big) \\
+        A_{pre} &= Q_{pre} K_{pre}^T / \sqrt{D_{pre}}
 
     The convolution mixes the K heads as channels of a T x T image that is zero outside the sample (R1); both softmaxes run over the keys
     that a step hears: all of its sample, or those that `edges` give it. The image is that of the whole sample in any case. Without a prior
