@@ -42,7 +42,7 @@ def check_types(given: Mapping[str, Any], *owners: Callable[..., Any], prefix: s
         error: The exception.
 
     Raises:
-        error: Naming the argument, the type and the value.
+        error: If the type is another; the message names the argument, the type and the value.
         ValueError: If a word is none of those that the argument may be.
 
     >>> def mean(window: int = 3, robust: bool = False): ...

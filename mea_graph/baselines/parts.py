@@ -70,7 +70,7 @@ def check_network_options(network_class: type[nn.Module], options: Mapping[str, 
         options: Some of its options.
 
     Raises:
-        TypeError: Naming the option.
+        TypeError: If an option has another type; the error names it.
         ValueError: If a size is below 1.
 
     >>> check_network_options(nn.Linear, {"in_features": 3})

@@ -81,7 +81,7 @@ class AsynchronousEvents(MultimodalDataset):
         - sample[m].x: :math:`(T_m, d_m)`; sample[m].time: :math:`(T_m,)`, seconds; sample.y: :math:`(1,)`
 
     Raises:
-        ValueError: An argument out of its range.
+        ValueError: If an argument is out of its range.
 
     >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
     >>> events.channels, len(events.select(split="train"))

@@ -128,7 +128,7 @@ class MultimodalDataset(ViewedDataset):
             transform: Applied to a sample on every access.
 
         Raises:
-            DataError: As `from_arrays`, and if a sample holds something that a data set cannot store, such as edges.
+            DataError: If `from_arrays` would raise it, or a sample holds something that a data set cannot store, such as edges.
 
         >>> both, text = HeteroData(y=1.5, id="p", speaker="ann"), HeteroData(y=0.5, id="q", speaker="bob")
         >>> both["text"].x, both["audio"].x, text["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
@@ -140,7 +140,7 @@ class MultimodalDataset(ViewedDataset):
         return cls.from_arrays(**arrays, label_names=label_names, notes=notes, transform=transform)
 
     def len(self) -> int:
-        """Number of stored samples, of which a view shows some; `len(dataset)` is the number of those shown."""
+        """Returns the number of stored samples, of which a view shows some; `len(dataset)` is the number of those shown."""
         return len(self._store.ids)
 
     def get(self, idx: int) -> HeteroData:
@@ -232,11 +232,11 @@ class MultimodalDataset(ViewedDataset):
         return self._store.hash
 
     def has_time(self, modality: str) -> bool:
-        """Whether the steps of `modality` carry their time."""
+        """Returns whether the steps of `modality` carry their time."""
         return self._store.sequences[modality].time is not None
 
     def subset(self, indices: Index) -> Self:
-        """The samples at `indices` (integers, a bool mask or a slice), in that order, as a view.
+        """Returns the samples at `indices` (integers, a bool mask or a slice), in that order, as a view.
 
         Raises:
             DataError: If an index is out of range or not an integer.
@@ -248,10 +248,10 @@ class MultimodalDataset(ViewedDataset):
         return self._view(_indices=self._rows[positions(indices, len(self))])
 
     def copy(self, idx: Index | None = None) -> Self:
-        """The samples, or those at `idx`, copied into memory: a data set that shares nothing with this one.
+        """Copies the samples, or those at `idx`, into memory: a data set that shares nothing with this one.
 
         Raises:
-            IndexError: As `index_select`.
+            IndexError: If an index is out of range, or no integer.
 
         >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((t, 1)) for t in (1, 2, 3)]})
         >>> dataset.copy([2, 0]).len(), dataset[[2, 0]].len()
@@ -286,7 +286,7 @@ class MultimodalDataset(ViewedDataset):
         save(self, Path(path))
 
     def select(self, split: str) -> Self:
-        """The samples of one split, as a view.
+        """Returns the samples of one split, as a view.
 
         Raises:
             DataError: If the data set has no splits, or none of that name.
@@ -303,7 +303,7 @@ class MultimodalDataset(ViewedDataset):
         return self.subset(self.split == split)
 
     def where(self, field: str, isin: Iterable[Any]) -> Self:
-        """The samples whose `field` has one of the values `isin`, as a view (possibly empty).
+        """Returns the samples whose `field` has one of the values `isin`, as a view (possibly empty).
 
         Raises:
             DataError: If there is no such field, or a value is of another type than the field's.
@@ -319,7 +319,7 @@ class MultimodalDataset(ViewedDataset):
         return self.subset(np.isin(values, wanted))
 
     def with_modalities(self, modalities: Sequence[str]) -> Self:
-        """The same samples with these modalities only, in this order, as a view.
+        """Returns the same samples with these modalities only, in this order, as a view.
 
         Raises:
             DataError: If the data set has no such modality, or one is named twice.
@@ -348,7 +348,7 @@ class MultimodalDataset(ViewedDataset):
         fit_on: Sequence[int] | np.ndarray | None = None,
         statistics: Mapping[str, tuple[Any, Any]] | None = None,
     ) -> Self:
-        """A view whose `x` are z-scored per channel, computed when a sample is read.
+        """Returns a view whose `x` are z-scored per channel, computed when a sample is read.
 
         Statistics are means over steps, in float64, of the named samples only, so that nothing leaks from the others. A channel
         that is constant there keeps standard deviation 1.
@@ -370,7 +370,7 @@ class MultimodalDataset(ViewedDataset):
         return self._view(_scaling=scaling_of(self, by, fit_on, statistics))
 
     def describe(self) -> str:
-        """A readable table: samples per split, widths, true lengths, share missing, labels, and the reader's notes.
+        """Returns a readable table: samples per split, widths, true lengths, share missing, labels, and the reader's notes.
 
         Lengths are those of the samples that have the modality.
 

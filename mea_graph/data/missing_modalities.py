@@ -75,7 +75,7 @@ def check_batch(batch: HeteroData | Sequence[HeteroData], modalities: Collection
         modalities: The node types that must be there; those of the batch, or of any of the samples, if None.
 
     Raises:
-        DataError: Naming the node type, the sample (of a batch: its samples) and what to do.
+        DataError: If a node type is missing; the error names it, the sample (of a batch: its samples) and what to do.
 
     >>> from torch_geometric.data import Batch
     >>> whole, without = HeteroData(id="ann"), HeteroData(id="bob")

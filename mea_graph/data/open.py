@@ -68,7 +68,7 @@ def open_dataset(
 
     Raises:
         DataError: If the source is missing, refused, of another format, or not as its format demands.
-        ImportError: For `.csd` without h5py.
+        ImportError: If the source is a `.csd` file and h5py is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

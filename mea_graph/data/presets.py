@@ -75,7 +75,7 @@ class Preset:
         """Raises an error if `dataset` is not the one of the protocol.
 
         Raises:
-            DataError: Something differs; the error lists all of it.
+            DataError: If something differs; the error lists all of it.
 
         >>> try:
         ...     MOSI.check(MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"]))

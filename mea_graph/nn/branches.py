@@ -56,7 +56,7 @@ class ExclusiveBranch(nn.Module):
         - result: `ExclusiveOutput`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, or an option out of its range.
+        ValueError: If a shape is wrong, the modalities are not those named, or an option is out of its range.
 
     >>> import torch
     >>> branch = ExclusiveBranch(16, 32, ["audio", "lips"], heads=4, num_layers=2, pooling="gru")
@@ -155,7 +155,7 @@ class AgnosticBranch(nn.Module):
         - result: `AgnosticOutput`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, or an option out of its range.
+        ValueError: If a shape is wrong, the modalities are not those named, or an option is out of its range.
 
     >>> import torch
     >>> branch = AgnosticBranch(16, 32, ["audio", "lips"], heads=4, num_layers=1, coarse=False)

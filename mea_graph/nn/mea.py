@@ -91,9 +91,9 @@ class MEA(nn.Module):
         - result: `MEAOutput`, prediction :math:`(B, C)`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, a batch whose rows do not belong to their samples, or an option out
-            of its range.
-        TypeError: An option that the part does not have.
+        ValueError: If a shape is wrong, the modalities are not those named, the rows of a batch do not belong to their samples, or an
+            option is out of its range.
+        TypeError: If a part does not have an option.
 
     >>> import torch
     >>> from torch_geometric.data import Batch, HeteroData
@@ -168,7 +168,7 @@ class MEA(nn.Module):
 
     @classmethod
     def published(cls, in_channels: dict[str, int], out_channels: int, **options: Any) -> "MEA":
-        """The model of the paper: three predictive and two cross-modal layers, means over time, no dropout (`PUBLISHED`).
+        """Makes the model of the paper: three predictive and two cross-modal layers, means over time, no dropout (`PUBLISHED`).
 
         Takes the options of `MEA`; those of a part that are not named have the paper's values.
 

@@ -63,8 +63,8 @@ class UnimodalExtractor(nn.Module):
           (`output_layout`); zeros in the padding
 
     Raises:
-        ValueError: Odd `channels`, a size below 1, a wrong shape, or a mask with padding before real steps (checked on the CPU only);
-            no times where they are needed, times where they are not read, or times that are not finite (checked on the CPU only).
+        ValueError: If `channels` is odd, a size is below 1, or a shape is wrong; if times are needed and absent, or given and not read; on
+            a CPU also if a mask has padding before real steps, or a time is not finite.
 
     >>> import torch
     >>> layer = UnimodalExtractor(300, 40)
@@ -115,7 +115,7 @@ class UnimodalExtractor(nn.Module):
     def output_layout(self, layout: Pointers) -> Pointers: ...
 
     def output_layout(self, layout: Tensor | Pointers) -> Tensor | Pointers:
-        """The mask, ptr or pointers of the result: those of the input unless `stride` > 1."""
+        """Returns the mask, ptr or pointers of the result: those of the input unless `stride` > 1."""
         if self.stride == 1:
             return layout
         if isinstance(layout, Pointers):

@@ -131,7 +131,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         - args, kwargs: as the op's
 
     Raises:
-        ValueError: An unknown op, or a `backend` requested by name that cannot run.
+        ValueError: If the op is unknown, or a `backend` requested by name cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers, explain, predictive_attention
@@ -163,7 +163,7 @@ def use_backend(name: str) -> Iterator[None]:
         - no tensors
 
     Raises:
-        ValueError: No op has such a backend.
+        ValueError: If no op has such a backend.
 
     >>> import torch
     >>> from mea_graph.ops import explain, use_backend

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def masked_softmax(logits: Tensor, key_mask: Tensor | None, dim: int = -1) -> Tensor:
-    r"""Softmax over one dimension, over the keys that exist; a row without any key gives zeros instead of NaN.
+    r"""Computes a softmax over the keys that exist; a row without any key gives zeros instead of NaN.
 
     .. math:: p_{ij} = \frac{\exp(z_{ij}) \, [j \text{ exists}]}{\sum_k \exp(z_{ik}) \, [k \text{ exists}]}
 

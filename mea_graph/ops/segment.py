@@ -58,8 +58,8 @@ def segment_sum(src: Tensor, index: Tensor | None = None, num_segments: int | No
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
-        TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
+        ValueError: If shapes do not fit together, `num_segments` is negative, or `index` and `ptr` are both given or both absent.
+        TypeError: If `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
     >>> from mea_graph.ops import segment_sum
@@ -90,8 +90,8 @@ def segment_mean(src: Tensor, index: Tensor | None = None, num_segments: int | N
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
-        TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
+        ValueError: If shapes do not fit together, `num_segments` is negative, or `index` and `ptr` are both given or both absent.
+        TypeError: If `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
     >>> from mea_graph.ops import segment_mean
@@ -123,8 +123,8 @@ def segment_max(src: Tensor, index: Tensor | None = None, num_segments: int | No
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
-        TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
+        ValueError: If shapes do not fit together, `num_segments` is negative, or `index` and `ptr` are both given or both absent.
+        TypeError: If `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
     >>> from mea_graph.ops import segment_max
@@ -157,8 +157,8 @@ def segment_softmax(src: Tensor, index: Tensor | None = None, num_segments: int 
         - result: :math:`(N, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
-        TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
+        ValueError: If shapes do not fit together, `num_segments` is negative, or `index` and `ptr` are both given or both absent.
+        TypeError: If `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
     >>> from mea_graph.ops import segment_softmax

@@ -290,7 +290,7 @@ def check_runs(runs: list[Run]) -> None:
         runs: The runs of a study.
 
     Raises:
-        DataError: Naming the run and the option.
+        DataError: If a model cannot be built; the error names the run and the option.
     """
     data, seen = None, set()
     for run in runs:

@@ -247,7 +247,7 @@ class SequenceDataModule(L.LightningDataModule):
         return self._loader(indices[rank::processes], shuffle=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later run needs to resume exactly, never to test on what was trained, and what `Predictor` needs to read other data."""
+        """Returns what resuming exactly, refusing to test on what was trained, and `Predictor` need of the data."""
         scaled = self._prepared.statistics if self.standardize == "train" else None
         tensors = None if scaled is None else {name: [torch.as_tensor(part) for part in parts] for name, parts in scaled.items()}
         return {

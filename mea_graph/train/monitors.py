@@ -33,7 +33,7 @@ def check_monitors(callbacks: Collection[L.Callback], module: TaskModule, data: 
         validates: Whether there are validation epochs.
 
     Raises:
-        DataError: Listing the names there are; where a callback takes the worst value of a metric for the best.
+        DataError: If a name is unknown; the error lists those there are. If a callback takes the worst value of a metric for the best.
     """
     watching = [callback for callback in callbacks if isinstance(getattr(callback, "monitor", None), str)]
     for callback in watching:  # Lightning's own take the least for the best where nothing else is said

@@ -357,7 +357,7 @@ def check_precision(precision: str) -> None:
         precision: The precision of Lightning's `Trainer`.
 
     Raises:
-        DataError: Listing the choices.
+        DataError: If the precision is not one of the choices, which the error lists.
 
     >>> check_precision("bf16-mixed")
     """
@@ -374,7 +374,7 @@ def check_class_weights(weights: object, task: str, out_channels: int) -> None:
         out_channels: Number of classes or labels.
 
     Raises:
-        ValueError: Saying what fits.
+        ValueError: If the weights do not fit; the error says what fits.
 
     >>> check_class_weights([1.0, 2.5], "classification", 2)
     """

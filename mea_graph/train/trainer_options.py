@@ -36,7 +36,7 @@ def check_same_trainer(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> Non
         trainer: Of the run that resumes it.
 
     Raises:
-        DataError: Naming the first option that differs.
+        DataError: If an option differs; the error names the first one.
     """
     for name, asked in trainer_options(trainer).items():
         if (used := checkpoint.get(name, asked)) != asked:

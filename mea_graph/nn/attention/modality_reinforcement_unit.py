@@ -44,7 +44,7 @@ class ModalityReinforcementUnit(nn.Module):
         - result: as target, zeros in the padding
 
     Raises:
-        ValueError: A wrong shape, not one layout per source, or sources with another number of samples than the target.
+        ValueError: If a shape is wrong, a source has no layout, or source and target differ in their number of samples.
 
     >>> import torch
     >>> unit = ModalityReinforcementUnit(40)

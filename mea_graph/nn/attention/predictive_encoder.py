@@ -50,7 +50,7 @@ class PredictiveEncoder(nn.Module):
         - result: `PredictiveEncoderOutput`
 
     Raises:
-        ValueError: A wrong shape or other modalities than those named.
+        ValueError: If a shape is wrong, or the modalities are not those named.
 
     >>> import torch
     >>> encoder = PredictiveEncoder(16, ["audio", "lips"], heads=4)

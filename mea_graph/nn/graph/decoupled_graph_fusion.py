@@ -102,7 +102,8 @@ class DecoupledGraphFusion(nn.Module):
           set, zeros for "sum"
 
     Raises:
-        ValueError: Wrong widths, an edge type between two spaces, no node type of an expected space, or no `sample_dict` for a readout.
+        ValueError: If a width is wrong, an edge type joins two spaces, an expected space has no node type, or a readout gets no
+            `sample_dict`.
 
     >>> import torch
     >>> from mea_graph.nn import fusion_graph

@@ -41,16 +41,16 @@ class FusionGraph(HeteroData):
         return int(samples.sum()) if isinstance(samples, Tensor) else samples  # a tensor once it is collated
 
     def pointers(self, node_type: str) -> Pointers:
-        """Where each sample's rows are among the steps of a node type."""
+        """Returns where each sample's rows are among the steps of a node type."""
         return Pointers.from_batch(self[node_type].sample, self.num_samples)
 
     def interval_edges(self, edge_type: EdgeType) -> IntervalEdges:
-        """The edges of a type that stores `interval`, (N_t, 2), each target step's run among the source steps of its sample."""
+        """Returns the edges of a type that stores `interval`, (N_t, 2), each target step's run among the source steps of its sample."""
         source, _, target = edge_type
         return IntervalEdges.from_relative(self[edge_type].interval, self.pointers(source), self.pointers(target))
 
     def expand(self) -> "FusionGraph":
-        """A copy whose interval edges are lists, `edge_index` (2, E), as other layers and drawings take them.
+        """Returns a copy whose interval edges are lists, `edge_index` (2, E), as other layers and drawings take them.
 
         >>> from mea_graph.nn import MEA
         >>> graph = MEA({"a": 3, "b": 3}, 1, 8, 8, 2).embed({"a": torch.randn(2, 3), "b": torch.randn(3, 3)})
@@ -97,7 +97,7 @@ def fusion_graph(
         - `present` of a node type and of an edge type: :math:`(B,)`, bool
 
     Raises:
-        ValueError: No space, modalities that differ between the arguments, or sizes that do not agree.
+        ValueError: If there is no space, or the arguments differ in their modalities or sizes.
 
     >>> import torch
     >>> h = {"text": torch.randn(2, 8), "audio": torch.randn(2, 8)}

@@ -62,8 +62,8 @@ class MEALoss(nn.Module):
         - result: `LossTerms` of scalars
 
     Raises:
-        ValueError: Representations of different shapes, a target that does not fit the task or the prediction (only the CPU checks for
-            classes out of range: elsewhere the check would wait for the device), or an option out of its range.
+        ValueError: If representations differ in shape, the target does not fit the task or the prediction (only the CPU checks for classes
+            out of range: elsewhere the check would wait for the device), or an option is out of its range.
 
     >>> import torch
     >>> from mea_graph.nn import MEA
@@ -96,7 +96,7 @@ class MEALoss(nn.Module):
         self.register_buffer("class_weights", None, persistent=False)
 
     def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """L_task alone, for networks that have no other term."""
+        """Returns L_task alone, for networks that have no other term."""
         expected = prediction.shape if self.task == "multilabel" else prediction.shape[:1]
         if prediction.dim() != 2:
             raise ValueError(f"prediction: expected (B, C), got {tuple(prediction.shape)}")

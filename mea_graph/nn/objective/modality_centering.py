@@ -33,7 +33,7 @@ class ModalityCentering(nn.Module):
         - result: dict of :math:`(B, d_h)`
 
     Raises:
-        ValueError: Other modalities than those named, a wrong shape, or a momentum out of its range.
+        ValueError: If the modalities are not those named, a shape is wrong, or the momentum is out of its range.
 
     >>> import torch
     >>> layer = ModalityCentering(2, ["text", "audio"])
@@ -72,7 +72,7 @@ class ModalityCentering(nn.Module):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inside the block, the means become those of all samples that pass, with equal weights, in either mode."""
+        """Measures, inside the block, the means of all samples that pass, with equal weights, in either mode."""
         self.reset_parameters()
         self._measuring = True
         try:

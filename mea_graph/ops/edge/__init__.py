@@ -13,7 +13,7 @@ __all__ = ["InEdges", "edge_attention", "sort_edges"]
 def edge_attention(
     x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    r"""Weighted sum over in-edges, on any graph ([MEA] Eq. 18-19).
+    r"""Computes a weighted sum over in-edges, on any graph ([MEA] Eq. 18-19).
 
     .. math::
         \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \, \mathrm{GELU}(a_i + b_j), \qquad y_i = \sum_{j \in N(i)} \xi_{ij} \, x_j
@@ -35,7 +35,7 @@ def edge_attention(
           the dtype of the scores, in the order of `edge_index` (with the result of `sort_edges` too)
 
     Raises:
-        ValueError: A shape or the index type is not as above, or the backend cannot run.
+        ValueError: If a shape or the index type is not as above, or the backend cannot run.
 
     >>> import torch
     >>> x = torch.tensor([[[2.0]], [[4.0]]])  # two nodes, one head, one channel

@@ -34,7 +34,7 @@ class InEdges(NamedTuple):
     source_start: Tensor
 
     def edge_index(self) -> Tensor:
-        """The edges as they were before the sort, (2, E)."""
+        """Returns the edges as they were before the sort, (2, E)."""
         sorted_edges = torch.stack([self.source, self.target])
         return torch.empty_like(sorted_edges).index_copy_(1, self.order, sorted_edges)
 
@@ -53,7 +53,7 @@ def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdge
         - result: `InEdges`
 
     Raises:
-        ValueError: `edge_index` is not as above, or a number is negative.
+        ValueError: If `edge_index` is not as above, or a number is negative.
 
     >>> import torch
     >>> from mea_graph.ops import edge_attention, sort_edges

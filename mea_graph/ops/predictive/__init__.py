@@ -74,7 +74,7 @@ def predictive_attention(
     dropout: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Attention guided by the previous layer's logits ([MEA] Eq. 2, times V).
+    r"""Computes attention guided by the previous layer's logits ([MEA] Eq. 2, times V).
 
     .. math::
         A &= \mathrm{softmax}\big(\mu \, \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(A_{pre}))
@@ -109,7 +109,7 @@ def predictive_attention(
         - result: :math:`(N, K, D_v)`, of the dtype of `value`; zero in gaps
 
     Raises:
-        ValueError: A shape or `mu` is not as above, the edges are those of other rows, or the backend cannot run.
+        ValueError: If a shape or `mu` is not as above, the edges are those of other rows, or the backend cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers
@@ -149,7 +149,7 @@ def predictive_attention_map(
     mu: float = 0.25,
     edges: IntervalEdges | None = None,
 ) -> Tensor:
-    r"""The attention map A of `predictive_attention`, padded, for figures; it takes O(B K T^2) memory.
+    r"""Computes the attention map A of `predictive_attention`, padded, for figures; it takes O(B K T^2) memory.
 
     Args:
         query, key, pointers, prior_query, prior_key, weight, bias, mu, edges: As for `predictive_attention`.
@@ -158,7 +158,7 @@ def predictive_attention_map(
         - result: :math:`(B, K, T, T)`; rows of real steps sum to one over the keys that they hear, columns of padding are zero.
 
     Raises:
-        ValueError: As for `predictive_attention`.
+        ValueError: If `predictive_attention` would raise it.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers
