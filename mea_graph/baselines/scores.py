@@ -12,7 +12,7 @@ from mea_graph.train.reports import plain
 
 
 def constant_scores(data: SequenceDataModule, part: str, sentiment: bool = False) -> dict[str, float]:
-    """Returns the metrics of the constant predictor: what a model that looks at nothing reaches.
+    """Returns the metrics of the constant predictor, which looks at nothing.
 
     Args:
         data: Its training targets make the prediction.
@@ -48,7 +48,7 @@ def pooled_linear(data: SequenceDataModule) -> PooledLinear:
 def pooled_linear_scores(
     data: SequenceDataModule, part: str, sentiment: bool = False, model: PooledLinear | None = None
 ) -> dict[str, float]:
-    """Returns the metrics of the pooled linear model: what is reached without looking at the order of steps.
+    """Returns the metrics of the pooled linear model, which does not look at the order of steps.
 
     Args:
         data: Its training samples make the model.

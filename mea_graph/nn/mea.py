@@ -58,7 +58,7 @@ class MEA(nn.Module):
 
     A `UnimodalExtractor` for each modality feeds two branches: `PredictiveEncoder` with one `ExclusiveEncoder` for each modality, and
     `CrossModalEncoder` with one `AgnosticEncoder` for all. `DoubleDiscriminator` reads the representations of both,
-    `DecoupledGraphFusion` passes messages in two graphs for each sample, a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
+    `DecoupledGraphFusion` passes messages in two graphs for each sample, and a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
 
     Sequences may have any lengths, and a sample may lack a modality: the modality then has no node in the fusion graph of the sample and
     gets no gradient from it.
@@ -70,7 +70,7 @@ class MEA(nn.Module):
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
         out_channels: Number of predicted values: 1 for regression, else classes or labels.
         channels: Width d that every modality has after its extractor. A larger one fits more and costs more.
-        hidden_channels: Width d_h of the representations that are fused; likewise.
+        hidden_channels: Width d_h of the representations that are fused. A larger one fits more and costs more.
         heads: Attention heads K, a divisor of `channels`.
         dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
         extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a

@@ -323,7 +323,7 @@ SequenceDataModule.__init__.__annotations__["source"] = "str | None"  # all that
 
 
 def data_hash(dataset: MultimodalDataset) -> str:
-    """Returns the SHA-256 that tells the samples of a data set, in their order: that of its source, of a cut one of its own.
+    """Returns the SHA-256 that identifies the samples of a data set, in their order: that of its source, or one of its own for a part.
 
     Args:
         dataset: The samples.

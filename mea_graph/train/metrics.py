@@ -86,7 +86,7 @@ class TaskMetrics(Metric):
         return self.scores(_joined(self.predictions), _joined(self.targets))
 
     def scores(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Returns every metric of these predictions alone: nothing is added and no other process is asked."""
+        """Returns every metric of these predictions alone: it adds nothing and needs no other process."""
         if self.task == "classification":
             return classification_metrics(prediction, target.long())
         if self.task == "multilabel":

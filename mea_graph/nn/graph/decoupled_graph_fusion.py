@@ -155,7 +155,7 @@ class DecoupledGraphFusion(nn.Module):
         present_dict: Mapping[Any, Tensor] | None = None,
         return_attention_weights: bool = False,
     ) -> FusedRepresentations:
-        """Fuses a graph; without `num_samples` it is read from the data, which miss samples without a node at the end."""
+        """Fuses a graph. Without `num_samples` the number is read from the data, which miss the last samples if these have no node."""
         present = {} if present_dict is None else present_dict
         space_of = self._spaces_of(x_dict, edge_index_dict)
         nodes = {name: x_dict[name] for name in space_of}

@@ -1,4 +1,4 @@
-"""Takes the modality's mean from representations, so that no linear classifier tells the modality."""
+"""Subtracts the mean of its modality from each representation, so that no linear classifier recognises the modality."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ class ModalityCentering(nn.Module):
 
     .. math:: h_m \leftarrow h_m - \mathrm{E}[h_m]
 
-    No linear classifier can tell the modality of a representation if all modalities have the same mean (Belrose et al., arXiv
+    No linear classifier can recognise the modality of a representation if all modalities have the same mean (Belrose et al., arXiv
     2306.03819). An adversary only approaches that; centering does it exactly, and leaves everything else that a representation holds. A
-    non-linear classifier may still tell the modality.
+    non-linear classifier may still recognise the modality.
 
     The means run along with training as in batch normalisation, and stay fixed in evaluation; they are not differentiated. In training
     mode they include the current batch. Samples that lack a modality do not count and get zeros.

@@ -85,10 +85,10 @@ def predictive_attention(
     that a step hears: all of its sample, or those that `edges` give it. The image is that of the whole sample in any case. Without a prior
     the result is plain attention.
 
-    The backends "triton" and "cpu" never store a map: the convolution is folded into one more dot product of width 3 K D, rows are
-    computed block by block, and again in the backward pass. They take O(N K D) memory, and time that follows the true lengths, or the
-    edges. Sums are taken in float32, or in float64 where an input is float64, and repeat bit for bit. One exception: without a gradient,
-    a single sequence of up to 64 steps on a CPU runs the formula itself, whose maps then fit a block.
+    The backends "native", "cpu" and "triton" never store a map: they compute it block by block, and again in the backward pass. "cpu" and
+    "triton" fold the convolution into one more dot product of width 3 K D. All take O(N K D) memory, and time that follows the true
+    lengths, or the edges. Sums are taken in float32, or in float64 where an input is float64, and repeat bit for bit. One exception:
+    without a gradient, a single sequence of up to 64 steps on a CPU runs the formula itself, whose maps then fit a block.
 
     Args:
         query, key, value: This layer's projections, split into heads.
