@@ -47,8 +47,9 @@ class MEALoss(nn.Module):
 
     Args:
         task: Kind of target.
-        alpha, beta: Weights of the disparity and of the discriminators, finite and at least 0; 0 turns the term off (Table V, "w/o L_dis",
-            "w/o adversarial"). The paper has 0.02 and 0.03 on MOSI. Lower beta if training fails: a large one can ruin it.
+        alpha: Weight of the disparity, finite and at least 0; 0 turns the term off (Table V, "w/o L_dis"). The paper has 0.02 on MOSI.
+        beta: Weight of the discriminators, finite and at least 0; 0 turns them off (Table V, "w/o adversarial"). The paper has 0.03 on
+            MOSI. Lower it if training fails: a large one can ruin it.
         disparity: What keeps the two spaces apart: "hsic", or "orthogonality" (Table V, "L_sep"). The latter is a sum over the batch and
             needs a far smaller alpha.
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
