@@ -81,7 +81,13 @@ def plain_value(value: Any) -> Any:
         value: Anything.
 
     >>> import numpy as np
-    >>> plain_value({"learning_rate": np.float32(0.5), "heads": np.int64(4), "strides": (np.int64(2), 1)})
+    >>> plain_value(
+    ...     {
+    ...         "learning_rate": np.float32(0.5),
+    ...         "heads": np.int64(4),
+    ...         "strides": (np.int64(2), 1),
+    ...     }
+    ... )
     {'learning_rate': 0.5, 'heads': 4, 'strides': (2, 1)}
     """
     if isinstance(value, np.generic):

@@ -125,7 +125,9 @@ class Projection(nn.Module):
     Shape:
         - x `(sum T, in_channels)`, batch `(sum T,)`; returns `(B, ceil(T / stride), channels)` and its mask.
 
-    >>> z, mask = Projection(3, 8, 3, 2, 0.0)(torch.ones(5, 3), torch.tensor([0, 0, 0, 0, 2]), 3)
+    >>> z, mask = Projection(3, 8, 3, 2, 0.0)(
+    ...     torch.ones(5, 3), torch.tensor([0, 0, 0, 0, 2]), 3
+    ... )
     >>> z.shape, mask.sum(1).tolist()
     (torch.Size([3, 2, 8]), [2, 0, 1])
     """
@@ -161,7 +163,9 @@ def window_means(x: Tensor, batch: Tensor, batch_size: int, stride: int) -> tupl
     Shape:
         - `(sum T, d)` and `(sum T,)`; returns `(sum ceil(T / stride), d)` and its sample numbers.
 
-    >>> x, batch = window_means(torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2)
+    >>> x, batch = window_means(
+    ...     torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2
+    ... )
     >>> x.flatten().tolist(), batch.tolist()
     ([2.0, 5.0, 7.0], [0, 0, 2])
     """

@@ -19,7 +19,9 @@ def constant_scores(data: SequenceDataModule, part: str, sentiment: bool = False
         part: `test` or `valid`, whose targets it is measured on.
         sentiment: As for `TaskMetrics`.
 
-    >>> data = SequenceDataModule(events={"num_samples": 60, "task": "classification", "num_classes": 2})
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 60, "task": "classification", "num_classes": 2}
+    ... )
     >>> constant_scores(data, "test")["auc"]
     0.5
     """
@@ -56,7 +58,9 @@ def pooled_linear_scores(
         sentiment: As for `TaskMetrics`.
         model: What `pooled_linear` made of the data, where it is at hand.
 
-    >>> data = SequenceDataModule(events={"num_samples": 300, "task": "classification", "num_classes": 2})
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 300, "task": "classification", "num_classes": 2}
+    ... )
     >>> pooled_linear_scores(data, "test")["auc"] > constant_scores(data, "test")["auc"]
     True
     """

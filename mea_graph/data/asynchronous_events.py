@@ -29,7 +29,11 @@ class Latents(NamedTuple):
 
     >>> from mea_graph.data import AsynchronousEvents
     >>> latents = AsynchronousEvents(num_samples=10).latents
-    >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
+    >>> (
+    ...     latents.shared.shape,
+    ...     latents.private["audio"].shape,
+    ...     latents.value["audio"].shape,
+    ... )
     ((10, 2), (10, 2), (10, 4))
     """
 
@@ -83,7 +87,9 @@ class AsynchronousEvents(MultimodalDataset):
     Raises:
         ValueError: If an argument is out of its range.
 
-    >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
+    >>> events = AsynchronousEvents(
+    ...     num_samples=40, task="classification", num_classes=3
+    ... )
     >>> events.channels, len(events.select(split="train"))
     ({'text': 16, 'audio': 14, 'vision': 20}, 24)
     """

@@ -34,8 +34,18 @@ class AddMissingModalities(BaseTransform):
     >>> from torch_geometric.loader import DataLoader
     >>> fill = AddMissingModalities({"text": 4, "audio": 2})
     >>> whole, without = HeteroData(), HeteroData()
-    >>> whole["text"].x, whole["audio"].x, without["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
-    >>> batch = next(iter(DataLoader([fill(sample) for sample in (whole, without, whole)], batch_size=3)))
+    >>> whole["text"].x, whole["audio"].x, without["text"].x = (
+    ...     torch.ones(3, 4),
+    ...     torch.ones(2, 2),
+    ...     torch.ones(1, 4),
+    ... )
+    >>> batch = next(
+    ...     iter(
+    ...         DataLoader(
+    ...             [fill(sample) for sample in (whole, without, whole)], batch_size=3
+    ...         )
+    ...     )
+    ... )
     >>> batch["audio"].batch
     tensor([0, 0, 2, 2])
     """
@@ -79,7 +89,11 @@ def check_batch(batch: HeteroData | Sequence[HeteroData], modalities: Collection
 
     >>> from torch_geometric.data import Batch
     >>> whole, without = HeteroData(id="ann"), HeteroData(id="bob")
-    >>> whole["text"].x, whole["audio"].x, without["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
+    >>> whole["text"].x, whole["audio"].x, without["text"].x = (
+    ...     torch.ones(3, 4),
+    ...     torch.ones(2, 2),
+    ...     torch.ones(1, 4),
+    ... )
     >>> for samples in ([whole, without], Batch.from_data_list([whole, without])):
     ...     try:
     ...         check_batch(samples)

@@ -72,7 +72,12 @@ def open_dataset(
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.savez(f"{folder}/clips.npz", audio=np.ones((2, 5, 3)), audio_len=np.array([5, 2]), label=np.array([0, 1]))
+    ...     np.savez(
+    ...         f"{folder}/clips.npz",
+    ...         audio=np.ones((2, 5, 3)),
+    ...         audio_len=np.array([5, 2]),
+    ...         label=np.array([0, 1]),
+    ...     )
     ...     open_dataset(f"{folder}/clips.npz")
     MultimodalDataset(2, audio=3)
     """

@@ -26,7 +26,9 @@ def dense_sequences(
         ValueError: If a shape is wrong, indices are not sorted, or the two dicts have different modalities.
 
     >>> import torch
-    >>> x, mask = dense_sequences({"a": torch.ones(3, 2)}, {"a": torch.tensor([0, 0, 2])})
+    >>> x, mask = dense_sequences(
+    ...     {"a": torch.ones(3, 2)}, {"a": torch.tensor([0, 0, 2])}
+    ... )
     >>> x["a"].shape, mask["a"].sum(1).tolist()
     (torch.Size([3, 2, 2]), [2, 0, 1])
     """

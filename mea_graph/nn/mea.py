@@ -33,7 +33,7 @@ class MEAOutput(NamedTuple):
     """The result of `MEA`. A space that is switched off is None; maps that were not requested are empty.
 
     >>> import torch
-    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
+    >>> model = MEA({"text": 5, "audio": 3}, 1, channels=8, hidden_channels=16, heads=2)
     >>> output = model({"text": torch.randn(2, 4, 5), "audio": torch.randn(2, 9, 3)})
     >>> output.exclusive["audio"].shape, output.graph["text_agnostic"].num_nodes
     (torch.Size([2, 16]), 2)
@@ -97,9 +97,9 @@ class MEA(nn.Module):
 
     >>> import torch
     >>> from torch_geometric.data import Batch, HeteroData
-    >>> model = MEA({"text": 300, "audio": 5}, out_channels=1, exclusive={"num_layers": 2})
-    >>> sample = HeteroData(text={"x": torch.randn(7, 300)}, audio={"x": torch.randn(40, 5)})
-    >>> batch = Batch.from_data_list([sample, sample])
+    >>> model = MEA({"text": 300, "audio": 5}, 1, exclusive={"num_layers": 2})
+    >>> text, audio = {"x": torch.randn(7, 300)}, {"x": torch.randn(40, 5)}
+    >>> batch = Batch.from_data_list([HeteroData(text=text, audio=audio)] * 2)
     >>> model(batch).prediction.shape
     torch.Size([2, 1])
     >>> model.embed(batch).node_types

@@ -114,7 +114,13 @@ def onnx_translations() -> dict[Callable[..., Any], Any]:
     >>> import torch
     >>> from mea_graph.nn import UnimodalExtractor, onnx_translations
     >>> layer, x = UnimodalExtractor(3, 4).eval(), torch.randn(2, 5, 3)
-    >>> program = torch.onnx.export(layer, (x,), custom_translation_table=onnx_translations(), dynamo=True, verbose=False)
+    >>> program = torch.onnx.export(
+    ...     layer,
+    ...     (x,),
+    ...     custom_translation_table=onnx_translations(),
+    ...     dynamo=True,
+    ...     verbose=False,
+    ... )
     >>> [node.op_type for node in program.model.graph].count("LSTM")
     2
     """

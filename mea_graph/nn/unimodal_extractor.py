@@ -71,7 +71,9 @@ class UnimodalExtractor(nn.Module):
     >>> mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
     >>> layer(torch.randn(2, 6, 300), mask).shape
     torch.Size([2, 6, 40])
-    >>> UnimodalExtractor(300, 40, positions="seconds")(torch.randn(2, 6, 300), mask, torch.rand(2, 6).cumsum(1)).shape
+    >>> UnimodalExtractor(300, 40, positions="seconds")(
+    ...     torch.randn(2, 6, 300), mask, torch.rand(2, 6).cumsum(1)
+    ... ).shape
     torch.Size([2, 6, 40])
     """
 

@@ -32,7 +32,10 @@ class IntervalEdges:
         ValueError: If numbers of samples differ, a shape is not as above, or a run leaves the sample's rows (checked on the CPU only).
 
     >>> import torch
-    >>> audio, text = Pointers.from_ptr(torch.tensor([0, 3, 5])), Pointers.from_ptr(torch.tensor([0, 1, 2]))
+    >>> audio, text = (
+    ...     Pointers.from_ptr(torch.tensor([0, 3, 5])),
+    ...     Pointers.from_ptr(torch.tensor([0, 1, 2])),
+    ... )
     >>> IntervalEdges.complete(audio, text).edge_index().tolist()
     [[0, 1, 2, 3, 4], [0, 0, 0, 1, 1]]
     """
@@ -92,7 +95,9 @@ class IntervalEdges:
         The lengths are those of `known`; without it the longest one is read from the data where it is needed.
 
         >>> pointers = Pointers.from_ptr(torch.tensor([0, 1]))
-        >>> IntervalEdges.of_runs(torch.tensor([[0, 5]]), torch.tensor([[2, 1]]), 6, pointers).edge_index().tolist()
+        >>> IntervalEdges.of_runs(
+        ...     torch.tensor([[0, 5]]), torch.tensor([[2, 1]]), 6, pointers
+        ... ).edge_index().tolist()
         [[0, 1, 5], [0, 0, 0]]
         """
         edges = cls.__new__(cls)
@@ -177,8 +182,13 @@ class IntervalEdges:
             ValueError: If there are no edges, they differ in the sizes of their targets, or they know no sources (those of
                 `below_each_other`).
 
-        >>> a, b = Pointers.from_ptr(torch.tensor([0, 1])), Pointers.from_ptr(torch.tensor([0, 2]))
-        >>> IntervalEdges.join([IntervalEdges.complete(a, b), IntervalEdges.complete(b, b)]).edge_index().tolist()
+        >>> a, b = (
+        ...     Pointers.from_ptr(torch.tensor([0, 1])),
+        ...     Pointers.from_ptr(torch.tensor([0, 2])),
+        ... )
+        >>> IntervalEdges.join(
+        ...     [IntervalEdges.complete(a, b), IntervalEdges.complete(b, b)]
+        ... ).edge_index().tolist()
         [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1]]
         """
         _check_parts(parts)
@@ -202,7 +212,9 @@ class IntervalEdges:
         """Joins several graphs into one: target rows stand one below the other, source rows too, and each graph keeps its edges.
 
         >>> a = Pointers.from_ptr(torch.tensor([0, 1]))
-        >>> IntervalEdges.below_each_other([IntervalEdges.complete(a, a)] * 2).edge_index().tolist()
+        >>> IntervalEdges.below_each_other(
+        ...     [IntervalEdges.complete(a, a)] * 2
+        ... ).edge_index().tolist()
         [[0, 1], [0, 1]]
         """
         _check_parts(parts)
@@ -270,7 +282,9 @@ class IntervalEdges:
         """Makes edges of what `relative` returned.
 
         >>> steps = Pointers.from_ptr(torch.tensor([0, 1, 3]))
-        >>> IntervalEdges.from_relative(torch.tensor([[0, 1], [0, 1], [1, 2]]), steps, steps).edge_index().tolist()
+        >>> IntervalEdges.from_relative(
+        ...     torch.tensor([[0, 1], [0, 1], [1, 2]]), steps, steps
+        ... ).edge_index().tolist()
         [[0, 1, 2], [0, 1, 2]]
         """
         first = source.start.index_select(0, target.sample).unsqueeze(1)

@@ -111,7 +111,9 @@ class Pointers:
     def from_mask(cls, mask: Tensor) -> "Pointers":
         """Makes pointers of the mask of a padded batch: True marks real steps, which come first in every row.
 
-        >>> Pointers.from_mask(torch.tensor([[True, True, False], [True, False, False]])).length.tolist()
+        >>> Pointers.from_mask(
+        ...     torch.tensor([[True, True, False], [True, False, False]])
+        ... ).length.tolist()
         [2, 1]
         """
         batch, steps = mask.shape
@@ -135,7 +137,10 @@ class Pointers:
     def join(cls, parts: Sequence["Pointers"]) -> "Pointers":
         """Joins the pointers of stacked matrices of rows: the samples of the first, then those of the second, and so on.
 
-        >>> a, b = Pointers.from_ptr(torch.tensor([0, 2])), Pointers.from_ptr(torch.tensor([0, 1, 4]))
+        >>> a, b = (
+        ...     Pointers.from_ptr(torch.tensor([0, 2])),
+        ...     Pointers.from_ptr(torch.tensor([0, 1, 4])),
+        ... )
         >>> Pointers.join([a, b]).start.tolist()
         [0, 2, 3]
         """
@@ -167,7 +172,10 @@ class Pointers:
 
         Their `join` is made once and kept.
 
-        >>> a, b = Pointers.from_ptr(torch.tensor([0, 2])), Pointers.from_ptr(torch.tensor([0, 1, 4]))
+        >>> a, b = (
+        ...     Pointers.from_ptr(torch.tensor([0, 2])),
+        ...     Pointers.from_ptr(torch.tensor([0, 1, 4])),
+        ... )
         >>> [p.num_rows for p in Pointers.level([a, b])]
         [4, 4]
         """

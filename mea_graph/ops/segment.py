@@ -63,7 +63,9 @@ def segment_sum(src: Tensor, index: Tensor | None = None, num_segments: int | No
 
     >>> import torch
     >>> from mea_graph.ops import segment_sum
-    >>> segment_sum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), num_segments=3)
+    >>> segment_sum(
+    ...     torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), num_segments=3
+    ... )
     tensor([2., 0., 5.])
     >>> segment_sum(torch.tensor([1.0, 2.0, 4.0]), ptr=torch.tensor([0, 1, 1, 3]))
     tensor([1., 0., 6.])
@@ -128,7 +130,9 @@ def segment_max(src: Tensor, index: Tensor | None = None, num_segments: int | No
 
     >>> import torch
     >>> from mea_graph.ops import segment_max
-    >>> segment_max(torch.tensor([-1.0, -2.0, 4.0]), torch.tensor([2, 0, 2]), num_segments=3)
+    >>> segment_max(
+    ...     torch.tensor([-1.0, -2.0, 4.0]), torch.tensor([2, 0, 2]), num_segments=3
+    ... )
     tensor([-2.,  0.,  4.])
     """
     _check(src, index, num_segments, ptr)
@@ -162,7 +166,9 @@ def segment_softmax(src: Tensor, index: Tensor | None = None, num_segments: int 
 
     >>> import torch
     >>> from mea_graph.ops import segment_softmax
-    >>> segment_softmax(torch.tensor([3.0, 7.0, 3.0]), torch.tensor([2, 0, 2]), num_segments=3)
+    >>> segment_softmax(
+    ...     torch.tensor([3.0, 7.0, 3.0]), torch.tensor([2, 0, 2]), num_segments=3
+    ... )
     tensor([0.5000, 1.0000, 0.5000])
     """
     _check(src, index, num_segments, ptr)

@@ -62,7 +62,9 @@ class SequenceDataModule(L.LightningDataModule):
     Raises:
         DataError: If the source, the split or the targets are not as described; the field is named.
 
-    >>> data = SequenceDataModule(events={"num_samples": 40, "task": "classification"}, batch_size=8)
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 40, "task": "classification"}, batch_size=8
+    ... )
     >>> data.task, len(data.in_channels)
     ('classification', 3)
     """

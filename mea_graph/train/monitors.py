@@ -63,7 +63,9 @@ def logged_names(module: TaskModule, data: SequenceDataModule, validates: bool =
 
     >>> from mea_graph.baselines import LateFusionGRUModule
     >>> data = SequenceDataModule(events={"num_samples": 40})
-    >>> logged_names(LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data)
+    >>> logged_names(
+    ...     LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data
+    ... )
     ['train/loss', 'train/task', 'valid/loss', 'valid/task', 'valid/mae', 'valid/rmse', 'valid/corr', 'valid/r2']
     """
     # Lightning's own hooks of these names do nothing
@@ -93,7 +95,9 @@ def unknown_monitor(option: str, monitor: str, names: Iterable[str]) -> DataErro
         monitor: The name that does not exist.
         names: Those that do.
 
-    >>> unknown_monitor("early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"])
+    >>> unknown_monitor(
+    ...     "early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"]
+    ... )
     DataError("early_stopping.monitor: expected one of valid/accuracy, valid/loss, got 'valid/acc' (did you mean 'valid/accuracy'?)")
     """
     known = sorted(names)

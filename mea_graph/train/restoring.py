@@ -87,7 +87,10 @@ def check_counters(progress: Any, name: str) -> None:
     Raises:
         DataError: If a count is impossible; the error names it.
 
-    >>> check_counters({"total": {"ready": 3, "started": 3, "processed": 2, "completed": 2}}, "loops")
+    >>> check_counters(
+    ...     {"total": {"ready": 3, "started": 3, "processed": 2, "completed": 2}},
+    ...     "loops",
+    ... )
     >>> check_counters({"ready": -1}, "loops")
     Traceback (most recent call last):
     mea_graph.data.errors.DataError: ckpt_path: loops.ready: expected a count of 0 or more, got -1

@@ -75,7 +75,11 @@ class TaskModule(L.LightningModule):
     ...     def forward(self, x_dict, batch_dict, batch_size):
     ...         return x_dict["audio"].new_zeros(batch_size, 1)
     >>> module = TaskModule(Mean(), task="regression", out_channels=1)
-    >>> module({"audio": torch.randn(5, 3)}, {"audio": torch.zeros(5, dtype=torch.long)}, batch_size=2).shape
+    >>> module(
+    ...     {"audio": torch.randn(5, 3)},
+    ...     {"audio": torch.zeros(5, dtype=torch.long)},
+    ...     batch_size=2,
+    ... ).shape
     torch.Size([2, 1])
     """
 

@@ -16,7 +16,9 @@ def trainer_options(trainer: L.Trainer) -> dict[str, Any]:
     Args:
         trainer: Of the run.
 
-    >>> trainer_options(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))["accumulate_grad_batches"]
+    >>> trainer_options(
+    ...     L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    ... )["accumulate_grad_batches"]
     1
     """
     algorithm = trainer.gradient_clip_algorithm

@@ -24,7 +24,10 @@ class CrossModalOutput(NamedTuple):
 
     >>> import torch
     >>> layer = HierarchicalCrossModalAttention(8, ["a", "b"], heads=2)
-    >>> output = layer({"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)}, return_attention_weights=True)
+    >>> output = layer(
+    ...     {"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)},
+    ...     return_attention_weights=True,
+    ... )
     >>> output.attention["fine", "b", "a"].shape
     torch.Size([1, 2, 3, 4])
     """

@@ -35,7 +35,9 @@ class WeightedAttention(nn.Module):
 
     >>> import torch
     >>> layer = WeightedAttention(8, ["text", "audio"])
-    >>> x, weights = layer({"text": torch.randn(2, 3, 8), "audio": torch.randn(2, 7, 8)})
+    >>> x, weights = layer(
+    ...     {"text": torch.randn(2, 3, 8), "audio": torch.randn(2, 7, 8)}
+    ... )
     >>> weights.sum(1).detach().allclose(torch.ones(2))
     True
     """

@@ -30,7 +30,9 @@ class FusedRepresentations(NamedTuple):
     >>> from mea_graph.nn import fusion_graph
     >>> graph = fusion_graph({"a": torch.randn(3, 8), "b": torch.randn(3, 8)}, None)
     >>> fuse = DecoupledGraphFusion(8, spaces=["exclusive"])
-    >>> fuse(graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples).x["exclusive"].shape
+    >>> fuse(
+    ...     graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples
+    ... ).x["exclusive"].shape
     torch.Size([3, 8])
     """
 
@@ -109,7 +111,9 @@ class DecoupledGraphFusion(nn.Module):
     >>> from mea_graph.nn import fusion_graph
     >>> h = {m: torch.randn(5, 64) for m in ("text", "audio", "vision", "heart")}
     >>> graph = fusion_graph(h, h)
-    >>> fused = DecoupledGraphFusion(64)(graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples)
+    >>> fused = DecoupledGraphFusion(64)(
+    ...     graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples
+    ... )
     >>> fused.x["agnostic"].shape
     torch.Size([5, 64])
     """

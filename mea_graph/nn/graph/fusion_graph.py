@@ -28,7 +28,10 @@ class FusionGraph(HeteroData):
     >>> import torch
     >>> from torch_geometric.data import Batch
     >>> from mea_graph.nn import fusion_graph
-    >>> two, three = (fusion_graph({"a": torch.randn(n, 8), "b": torch.randn(n, 8)}, None) for n in (2, 3))
+    >>> two, three = (
+    ...     fusion_graph({"a": torch.randn(n, 8), "b": torch.randn(n, 8)}, None)
+    ...     for n in (2, 3)
+    ... )
     >>> both = Batch.from_data_list([two, three])
     >>> both["a_exclusive"].sample.tolist(), both.num_samples
     ([0, 1, 2, 3, 4], 5)
@@ -53,7 +56,9 @@ class FusionGraph(HeteroData):
         """Returns a copy whose interval edges are lists, `edge_index` (2, E), as other layers and drawings take them.
 
         >>> from mea_graph.nn import MEA
-        >>> graph = MEA({"a": 3, "b": 3}, 1, 8, 8, 2).embed({"a": torch.randn(2, 3), "b": torch.randn(3, 3)})
+        >>> graph = MEA({"a": 3, "b": 3}, 1, 8, 8, 2).embed(
+        ...     {"a": torch.randn(2, 3), "b": torch.randn(3, 3)}
+        ... )
         >>> graph.expand()["a", "fine", "b"].edge_index.shape
         torch.Size([2, 6])
         """
@@ -101,8 +106,15 @@ def fusion_graph(
 
     >>> import torch
     >>> h = {"text": torch.randn(2, 8), "audio": torch.randn(2, 8)}
-    >>> graph = fusion_graph(h, h, {"text": torch.tensor([True, True]), "audio": torch.tensor([True, False])})
-    >>> graph["audio_agnostic"].num_nodes, graph["audio_agnostic", "to", "text_agnostic"].edge_index.tolist()
+    >>> graph = fusion_graph(
+    ...     h,
+    ...     h,
+    ...     {"text": torch.tensor([True, True]), "audio": torch.tensor([True, False])},
+    ... )
+    >>> (
+    ...     graph["audio_agnostic"].num_nodes,
+    ...     graph["audio_agnostic", "to", "text_agnostic"].edge_index.tolist(),
+    ... )
     (1, [[0], [0]])
     """
     spaces = {name: h for name, h in zip(SPACES, (exclusive, agnostic), strict=True) if h is not None}

@@ -122,7 +122,9 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
         ValueError: If a shape is wrong.
 
     >>> import torch
-    >>> round(agnostic_adversarial(torch.zeros(4, 2, 2), torch.ones(4, 2)).item(), 4)  # 2 log 2
+    >>> round(
+    ...     agnostic_adversarial(torch.zeros(4, 2, 2), torch.ones(4, 2)).item(), 4
+    ... )  # 2 log 2
     1.3863
     """
     _check_discrimination(logits, omega, present)
@@ -151,7 +153,12 @@ def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = N
     >>> import torch
     >>> modality_confusion(torch.zeros(4, 2, 2), torch.ones(4, 2)).item()
     0.0
-    >>> round(modality_confusion(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.ones(1, 2)).item(), 4)  # log cosh 1
+    >>> round(
+    ...     modality_confusion(
+    ...         torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.ones(1, 2)
+    ...     ).item(),
+    ...     4,
+    ... )  # log cosh 1
     0.4338
     """
     _check_discrimination(logits, omega, present)

@@ -68,7 +68,9 @@ class MEALoss(nn.Module):
 
     >>> import torch
     >>> from mea_graph.nn import MEA
-    >>> output = MEA({"a": 3, "b": 5}, 1, channels=8, heads=2)({"a": torch.randn(4, 6, 3), "b": torch.randn(4, 9, 5)})
+    >>> output = MEA({"a": 3, "b": 5}, 1, channels=8, heads=2)(
+    ...     {"a": torch.randn(4, 6, 3), "b": torch.randn(4, 9, 5)}
+    ... )
     >>> terms = MEALoss("regression")(output, torch.randn(4))
     >>> terms.total.backward()
     """

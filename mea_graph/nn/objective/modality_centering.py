@@ -41,12 +41,23 @@ class ModalityCentering(nn.Module):
     >>> layer(h)["text"]
     tensor([[-1.,  0.],
             [ 1.,  0.]])
-    >>> layer.eval()(h, {"text": torch.tensor([True, False]), "audio": torch.ones(2, dtype=torch.bool)})["text"]
+    >>> layer.eval()(
+    ...     h,
+    ...     {
+    ...         "text": torch.tensor([True, False]),
+    ...         "audio": torch.ones(2, dtype=torch.bool),
+    ...     },
+    ... )["text"]
     tensor([[-1.,  0.],
             [ 0.,  0.]])
 
-    >>> with layer.measuring():  # in a model: after `model.eval()`, under `torch.no_grad()`
-    ...     for batch in ({m: v[:1] for m, v in h.items()}, {m: v[1:] for m, v in h.items()}):
+    >>> with (
+    ...     layer.measuring()
+    ... ):  # in a model: after `model.eval()`, under `torch.no_grad()`
+    ...     for batch in (
+    ...         {m: v[:1] for m, v in h.items()},
+    ...         {m: v[1:] for m, v in h.items()},
+    ...     ):
     ...         _ = layer(batch)
     >>> layer.mean[0]
     tensor([2., 2.])

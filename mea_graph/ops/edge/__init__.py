@@ -39,7 +39,9 @@ def edge_attention(
 
     >>> import torch
     >>> x = torch.tensor([[[2.0]], [[4.0]]])  # two nodes, one head, one channel
-    >>> y, weights = edge_attention(x, torch.zeros(3, 1), torch.zeros(2, 1), torch.tensor([[0, 1], [0, 0]]))
+    >>> y, weights = edge_attention(
+    ...     x, torch.zeros(3, 1), torch.zeros(2, 1), torch.tensor([[0, 1], [0, 0]])
+    ... )
     >>> y.flatten().tolist(), weights.flatten().tolist()
     ([3.0, 0.0, 0.0], [0.5, 0.5])
     """

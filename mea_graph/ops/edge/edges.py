@@ -21,7 +21,9 @@ class InEdges(NamedTuple):
 
     >>> import torch
     >>> from mea_graph.ops import sort_edges
-    >>> edges = sort_edges(torch.tensor([[0, 1, 1], [1, 0, 1]]), num_sources=2, num_targets=2)
+    >>> edges = sort_edges(
+    ...     torch.tensor([[0, 1, 1], [1, 0, 1]]), num_sources=2, num_targets=2
+    ... )
     >>> edges.source.tolist(), edges.start.tolist()
     ([1, 0, 1], [0, 1, 3])
     """
@@ -58,7 +60,9 @@ def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdge
     >>> import torch
     >>> from mea_graph.ops import edge_attention, sort_edges
     >>> edges = sort_edges(torch.tensor([[0, 1], [0, 0]]), num_sources=2, num_targets=3)
-    >>> y, weights = edge_attention(torch.ones(2, 1, 4), torch.zeros(3, 1), torch.zeros(2, 1), edges)
+    >>> y, weights = edge_attention(
+    ...     torch.ones(2, 1, 4), torch.zeros(3, 1), torch.zeros(2, 1), edges
+    ... )
     >>> y.shape, weights.flatten().tolist()
     (torch.Size([3, 1, 4]), [0.5, 0.5])
     """

@@ -42,7 +42,13 @@ def grouped_layer_norm(
 
     >>> import torch
     >>> x = torch.tensor([[1.0, -1.0], [3.0, 1.0]])
-    >>> y = grouped_layer_norm(x, [torch.ones(2), torch.zeros(2)], [torch.zeros(2), torch.ones(2)], [0, 1], [1, 1])
+    >>> y = grouped_layer_norm(
+    ...     x,
+    ...     [torch.ones(2), torch.zeros(2)],
+    ...     [torch.zeros(2), torch.ones(2)],
+    ...     [0, 1],
+    ...     [1, 1],
+    ... )
     >>> y.round(decimals=2).tolist()
     [[1.0, -1.0], [1.0, 1.0]]
     """

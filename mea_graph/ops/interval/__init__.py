@@ -63,9 +63,14 @@ def interval_attention(
 
     >>> import torch
     >>> from mea_graph.ops import IntervalEdges, Pointers
-    >>> text, audio = Pointers.from_ptr(torch.tensor([0, 3, 7])), Pointers.from_ptr(torch.tensor([0, 9, 20]))
+    >>> text, audio = (
+    ...     Pointers.from_ptr(torch.tensor([0, 3, 7])),
+    ...     Pointers.from_ptr(torch.tensor([0, 9, 20])),
+    ... )
     >>> sound = torch.randn(20, 4, 5)
-    >>> interval_attention(torch.randn(7, 4, 5), sound, sound, IntervalEdges.complete(audio, text)).shape
+    >>> interval_attention(
+    ...     torch.randn(7, 4, 5), sound, sound, IntervalEdges.complete(audio, text)
+    ... ).shape
     torch.Size([7, 4, 5])
     """
     _check(query, key, value, edges, dropout)
@@ -89,8 +94,13 @@ def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> 
 
     >>> import torch
     >>> from mea_graph.ops import IntervalEdges, Pointers
-    >>> a, b = Pointers.from_ptr(torch.tensor([0, 3])), Pointers.from_ptr(torch.tensor([0, 5]))
-    >>> interval_attention_map(torch.randn(3, 2, 4), torch.randn(5, 2, 4), IntervalEdges.complete(b, a)).shape
+    >>> a, b = (
+    ...     Pointers.from_ptr(torch.tensor([0, 3])),
+    ...     Pointers.from_ptr(torch.tensor([0, 5])),
+    ... )
+    >>> interval_attention_map(
+    ...     torch.randn(3, 2, 4), torch.randn(5, 2, 4), IntervalEdges.complete(b, a)
+    ... ).shape
     torch.Size([1, 2, 3, 5])
     """
     _check(query, key, None, edges)

@@ -163,7 +163,9 @@ def predictive_attention_map(
     >>> import torch
     >>> from mea_graph.ops import Pointers
     >>> q, k = torch.randn(2, 3, 2, 4).unbind()
-    >>> predictive_attention_map(q, k, Pointers.from_ptr(torch.tensor([0, 3]))).sum(-1).allclose(torch.ones(1, 2, 3))
+    >>> predictive_attention_map(q, k, Pointers.from_ptr(torch.tensor([0, 3]))).sum(
+    ...     -1
+    ... ).allclose(torch.ones(1, 2, 3))
     True
     """
     _check(query, key, None, pointers, prior_query, prior_key, weight, bias, mu, edges)
