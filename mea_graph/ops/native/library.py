@@ -57,7 +57,7 @@ def _load(compiler: str) -> ctypes.CDLL:
     """Loads the library from the cache folder; builds it if it is not there.
 
     Raises:
-        RuntimeError: The sources do not compile; the message holds the compiler's.
+        RuntimeError: If the sources do not compile; the message holds the compiler's.
     """
     path = _cache_folder() / f"{_key(compiler)}.so"
     if not path.exists():
