@@ -66,7 +66,8 @@ class HierarchicalCrossModalAttention(nn.Module):
 
     >>> import torch
     >>> layer = HierarchicalCrossModalAttention(40, ["text", "audio", "vision"])
-    >>> layer({"text": torch.randn(2, 5, 40), "audio": torch.randn(2, 9, 40), "vision": torch.randn(2, 7, 40)}).x["audio"].shape
+    >>> steps = {"text": 5, "audio": 9, "vision": 7}
+    >>> layer({m: torch.randn(2, t, 40) for m, t in steps.items()}).x["audio"].shape
     torch.Size([2, 9, 40])
     """
 

@@ -113,9 +113,10 @@ def predictive_attention(
 
     >>> import torch
     >>> from mea_graph.ops import Pointers
-    >>> q, k, v = torch.randn(3, 9, 4, 5).unbind()  # N = 9 rows of two samples, K = 4, D = 5
-    >>> weight, bias, pointers = torch.randn(4, 4, 3, 3), torch.zeros(4), Pointers.from_ptr(torch.tensor([0, 6, 9]))
-    >>> predictive_attention(q, k, v, pointers, prior_query=q, prior_key=k, weight=weight, bias=bias).shape
+    >>> pointers = Pointers.from_ptr(torch.tensor([0, 6, 9]))  # two samples
+    >>> q, k, v = torch.randn(3, 9, 4, 5).unbind()  # N = 9, K = 4, D = 5
+    >>> prior = {"prior_query": q, "prior_key": k, "weight": torch.randn(4, 4, 3, 3)}
+    >>> predictive_attention(q, k, v, pointers, **prior, bias=torch.zeros(4)).shape
     torch.Size([9, 4, 5])
     """
     _check(query, key, value, pointers, prior_query, prior_key, weight, bias, mu, edges)
