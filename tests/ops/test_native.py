@@ -262,9 +262,11 @@ def test_a_compiler_that_fails_is_named_and_asked_once(monkeypatch: pytest.Monke
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for _ in range(2):
-        assert (explained().chosen, explained().refused["native"]) == ("cpu", f"{compiler} could not compile it")
-    assert asked.read_text().split() == ["once"] * len(library._SOURCES)  # each source once, and not again
+    assert (explained().chosen, explained().refused["native"]) == ("cpu", f"{compiler} could not compile it")
+    first = asked.read_text()
+    assert 1 <= len(first.split()) <= len(library._SOURCES)
+    assert (explained().chosen, explained().refused["native"]) == ("cpu", f"{compiler} could not compile it")
+    assert asked.read_text() == first
 
 
 @pytest.mark.usefixtures("released")
