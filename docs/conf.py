@@ -24,6 +24,7 @@ extensions = [
     "docstrings",
     "drawings",
     "mathml",
+    "navigation",
     "root_pages",
     "source_pages",
     "tables",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def is_traced() -> bool:
     """Whether a graph is being recorded, in which Python must not decide by values."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # which an export to ONNX does too
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]  # an export to ONNX traces too
 
 
 def is_transformed() -> bool:

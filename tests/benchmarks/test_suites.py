@@ -3,11 +3,8 @@
 import itertools
 import json
 import math
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,12 +15,15 @@ from benchmarks.catalogue import LITTLE, SUITES
 from mea_graph.ops import record_calls
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import sys, torch
+PROGRAM = f"""
+import os, sys, torch
+os.environ.pop("PYTEST_XDIST_WORKER", None)  # in a worker pytest-benchmark writes no file
+os.chdir({str(ROOT)!r})
+sys.path.insert(0, {str(ROOT)!r})
 from benchmarks import catalogue, op_cases
 wrong = op_cases.predictive([3, 2], 3)
-wrong = wrong._replace(contenders={**wrong.contenders, "mea_graph": lambda: [2 * t for t in wrong.contenders["eager formula"]()]})
-catalogue.SUITES["ops"] = {"wrong": catalogue.Entry(lambda: wrong, lambda: wrong)}
+wrong = wrong._replace(contenders={{**wrong.contenders, "mea_graph": lambda: [2 * t for t in wrong.contenders["eager formula"]()]}})
+catalogue.SUITES["ops"] = {{"wrong": catalogue.Entry(lambda: wrong, lambda: wrong)}}
 import pytest
 sys.exit(pytest.main(["benchmarks/bench_ops.py", "-q", "-p", "no:cacheprovider", *sys.argv[1:]]))
 """
@@ -124,19 +124,19 @@ def test_keys_are_told_apart_and_the_ten_minutes_cover_every_suite():
 
 
 @pytest.mark.parametrize("options", [["--benchmark-disable"], ["--benchmark-json={folder}/out.json"]])
-def test_a_suite_times_nothing_that_is_wrong(tmp_path, options):
-    command = [sys.executable, "-c", PROGRAM, *(o.format(folder=tmp_path) for o in options)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "so nothing is timed" in done.stdout
+def test_a_suite_times_nothing_that_is_wrong(child, tmp_path, options):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    run = child("program.py", *(o.format(folder=tmp_path) for o in options))
+    assert run.wait() == 1, run.text()
+    assert "so nothing is timed" in run.text()
     assert not (tmp_path / "out.json").exists() or '"benchmarks": []' in (tmp_path / "out.json").read_text()
 
 
-def test_a_timed_case_is_filed_under_its_suite_with_its_command(tmp_path):
+def test_a_timed_case_is_filed_under_its_suite_with_its_command(child, tmp_path):
     arguments = ["-k", "wrong", f"--benchmark-json={tmp_path / 'out.json'}"]
-    command = [sys.executable, "-c", PROGRAM.replace("2 * t", "1 * t"), *arguments]
-    env = {k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}  # in a worker pytest-benchmark writes no file
-    subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    (tmp_path / "program.py").write_text(PROGRAM.replace("2 * t", "1 * t"))
+    run = child("program.py", *arguments)
+    assert run.wait() == 0, run.text()
     found = json.loads((tmp_path / "out.json").read_text())
     assert [one["group"] for one in found["benchmarks"]] == ["ops"]
     assert found["command"].endswith(shlex.join(arguments))

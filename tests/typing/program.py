@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch_geometric.data import HeteroData  # type: ignore[import-untyped]
-from torch_geometric.loader import DataLoader  # type: ignore[import-untyped]
+from torch_geometric.data import HeteroData
+from torch_geometric.loader import DataLoader
 from typing_extensions import assert_type
 
 from mea_graph import baselines, data, ops, train, viz

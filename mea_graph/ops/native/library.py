@@ -27,7 +27,7 @@ Field = Tensor | int | None
 @torch.compiler.assume_constant_result
 def hold() -> str | None:
     """Why "auto" does not take the native backends, or None."""
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return "a graph is recorded, which may run where there is no compiler"
     return "MEA_GRAPH_NATIVE=0 keeps 'auto' from it" if os.environ.get("MEA_GRAPH_NATIVE") == "0" else None
 
