@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mea_graph.data import DataError
+from mea_graph.option_types import check_types, plain_value
 
 UPDATES = 2000  # of a command or study that does not say how long to train
 CHECKS = 20  # validations of a training that does not say how often
@@ -43,8 +44,9 @@ class TrainingLength:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("updates", "check_every", "patience"):
-            value = getattr(self, name)
+        for name, value in vars(self).copy().items():
+            object.__setattr__(self, name, value := plain_value(value))
+            check_types({name: value}, TrainingLength, error=DataError)
             if value is not None and value < 1:
                 raise DataError(f"{name}: expected a number of updates >= 1, got {value}")
 
