@@ -82,7 +82,7 @@ def length_of(options: Mapping[str, Any], max_epochs: int | None, max_steps: int
 
     Args:
         options: Arguments of `TrainingLength`; those that are not given may be None.
-        max_epochs: The trainer's number of epochs, if it is given.
+        max_epochs: The trainer's number of epochs, if it is given; -1 is no limit.
         max_steps: The trainer's number of updates; -1 if it is not given.
 
     Raises:
@@ -94,6 +94,8 @@ def length_of(options: Mapping[str, Any], max_epochs: int | None, max_steps: int
     5000
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if max_epochs == -1 and (given or max_steps != -1):
+        max_epochs = None
     if not given and max_epochs is None:
         return TrainingLength(UPDATES if max_steps == -1 else max_steps)
     if not given:
