@@ -42,7 +42,7 @@ def check_types(given: Mapping[str, Any], *owners: Callable[..., Any], prefix: s
         error: The exception.
 
     Raises:
-        error: Naming the argument, the type and the value.
+        error: If the type is another; the message names the argument, the type and the value.
         ValueError: If a word is none of those that the argument may be.
 
     >>> def mean(window: int = 3, robust: bool = False): ...
@@ -81,7 +81,13 @@ def plain_value(value: Any) -> Any:
         value: Anything.
 
     >>> import numpy as np
-    >>> plain_value({"learning_rate": np.float32(0.5), "strides": (np.int64(2), 1), "class_weights": np.array([1.0, 4.0])})
+    >>> plain_value(
+    ...     {
+    ...         "learning_rate": np.float32(0.5),
+    ...         "strides": (np.int64(2), 1),
+    ...         "class_weights": np.array([1.0, 4.0]),
+    ...     }
+    ... )
     {'learning_rate': 0.5, 'strides': (2, 1), 'class_weights': [1.0, 4.0]}
     """
     if isinstance(value, np.generic):

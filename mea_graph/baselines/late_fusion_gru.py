@@ -33,7 +33,11 @@ class LateFusionGRU(nn.Module):
 
     >>> model = LateFusionGRU({"audio": 5, "text": 3}, out_channels=2)
     >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    >>> model(
+    ...     x_dict,
+    ...     {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])},
+    ...     batch_size=2,
+    ... ).shape
     torch.Size([2, 2])
     """
 
@@ -81,7 +85,9 @@ class LateFusionGRUModule(TaskModule):
     Raises:
         ValueError: If `modalities` names one that the data does not have.
 
-    >>> module = LateFusionGRUModule({"audio": 5, "text": 3}, "regression", 1, modalities=["text"])
+    >>> module = LateFusionGRUModule(
+    ...     {"audio": 5, "text": 3}, "regression", 1, modalities=["text"]
+    ... )
     >>> list(module.network.grus)
     ['text']
     """

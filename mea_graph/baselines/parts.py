@@ -71,7 +71,7 @@ def check_network_options(network_class: type[nn.Module], options: Mapping[str, 
         options: Some of its options.
 
     Raises:
-        TypeError: Naming the option.
+        TypeError: If an option has another type; the error names it.
         ValueError: If a size is below 1.
 
     >>> check_network_options(nn.Linear, {"in_features": 3})
@@ -126,7 +126,9 @@ class Projection(nn.Module):
     Shape:
         - x `(sum T, in_channels)`, batch `(sum T,)`; returns `(B, ceil(T / stride), channels)` and its mask.
 
-    >>> z, mask = Projection(3, 8, 3, 2, 0.0)(torch.ones(5, 3), torch.tensor([0, 0, 0, 0, 2]), 3)
+    >>> z, mask = Projection(3, 8, 3, 2, 0.0)(
+    ...     torch.ones(5, 3), torch.tensor([0, 0, 0, 0, 2]), 3
+    ... )
     >>> z.shape, mask.sum(1).tolist()
     (torch.Size([3, 2, 8]), [2, 0, 1])
     """
@@ -162,7 +164,9 @@ def window_means(x: Tensor, batch: Tensor, batch_size: int, stride: int) -> tupl
     Shape:
         - `(sum T, d)` and `(sum T,)`; returns `(sum ceil(T / stride), d)` and its sample numbers.
 
-    >>> x, batch = window_means(torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2)
+    >>> x, batch = window_means(
+    ...     torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2
+    ... )
     >>> x.flatten().tolist(), batch.tolist()
     ([2.0, 5.0, 7.0], [0, 0, 2])
     """

@@ -49,7 +49,9 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
     Raises:
         ValueError: If an argument is out of range.
 
-    >>> sampler = LengthBucketBatchSampler({"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False)
+    >>> sampler = LengthBucketBatchSampler(
+    ...     {"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False
+    ... )
     >>> list(sampler)
     [[0, 2], [3, 1]]
     >>> round(sampler.padding.left, 3)

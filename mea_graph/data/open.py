@@ -69,11 +69,16 @@ def open_dataset(
 
     Raises:
         DataError: If the source is missing, refused, of another format, or not as its format demands.
-        ImportError: For `.csd` without h5py.
+        ImportError: If the source is a `.csd` file and h5py is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.savez(f"{folder}/clips.npz", audio=np.ones((2, 5, 3)), audio_len=np.array([5, 2]), label=np.array([0, 1]))
+    ...     np.savez(
+    ...         f"{folder}/clips.npz",
+    ...         audio=np.ones((2, 5, 3)),
+    ...         audio_len=np.array([5, 2]),
+    ...         label=np.array([0, 1]),
+    ...     )
     ...     open_dataset(f"{folder}/clips.npz")
     MultimodalDataset(2, audio=3)
     """

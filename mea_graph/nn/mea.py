@@ -34,7 +34,7 @@ class MEAOutput(NamedTuple):
     """The result of `MEA`. A space that is switched off is None; maps that were not requested are empty.
 
     >>> import torch
-    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
+    >>> model = MEA({"text": 5, "audio": 3}, 1, channels=8, hidden_channels=16, heads=2)
     >>> output = model({"text": torch.randn(2, 4, 5), "audio": torch.randn(2, 9, 3)})
     >>> output.exclusive["audio"].shape, output.graph["text_agnostic"].num_nodes
     (torch.Size([2, 16]), 2)
@@ -59,7 +59,7 @@ class MEA(nn.Module):
 
     A `UnimodalExtractor` for each modality feeds two branches: `PredictiveEncoder` with one `ExclusiveEncoder` for each modality, and
     `CrossModalEncoder` with one `AgnosticEncoder` for all. `DoubleDiscriminator` reads the representations of both,
-    `DecoupledGraphFusion` passes messages in two graphs for each sample, a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
+    `DecoupledGraphFusion` passes messages in two graphs for each sample, and a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
 
     Sequences may have any lengths, and a sample may lack a modality: the modality then has no node in the fusion graph of the sample and
     gets no gradient from it.
@@ -71,7 +71,7 @@ class MEA(nn.Module):
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
         out_channels: Number of predicted values: 1 for regression, else classes or labels.
         channels: Width d that every modality has after its extractor. A larger one fits more and costs more.
-        hidden_channels: Width d_h of the representations that are fused; likewise.
+        hidden_channels: Width d_h of the representations that are fused. A larger one fits more and costs more.
         heads: Attention heads K, a divisor of `channels`.
         dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
         extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
@@ -92,15 +92,15 @@ class MEA(nn.Module):
         - result: `MEAOutput`, prediction :math:`(B, C)`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, a batch whose rows do not belong to their samples, or an option out
-            of its range.
-        TypeError: An option that the part does not have.
+        ValueError: If a shape is wrong, the modalities are not those named, the rows of a batch do not belong to their samples, or an
+            option is out of its range.
+        TypeError: If a part does not have an option.
 
     >>> import torch
     >>> from torch_geometric.data import Batch, HeteroData
-    >>> model = MEA({"text": 300, "audio": 5}, out_channels=1, exclusive={"num_layers": 2})
-    >>> sample = HeteroData(text={"x": torch.randn(7, 300)}, audio={"x": torch.randn(40, 5)})
-    >>> batch = Batch.from_data_list([sample, sample])
+    >>> model = MEA({"text": 300, "audio": 5}, 1, exclusive={"num_layers": 2})
+    >>> text, audio = {"x": torch.randn(7, 300)}, {"x": torch.randn(40, 5)}
+    >>> batch = Batch.from_data_list([HeteroData(text=text, audio=audio)] * 2)
     >>> model(batch).prediction.shape
     torch.Size([2, 1])
     >>> model.embed(batch).node_types
@@ -168,7 +168,7 @@ class MEA(nn.Module):
 
     @classmethod
     def published(cls, in_channels: dict[str, int], out_channels: int, **options: Any) -> "MEA":
-        """The model of the paper: three predictive and two cross-modal layers, means over time, no dropout (`PUBLISHED`).
+        """Makes the model of the paper: three predictive and two cross-modal layers, means over time, no dropout (`PUBLISHED`).
 
         Takes the options of `MEA`; those of a part that are not named have the paper's values.
 

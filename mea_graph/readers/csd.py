@@ -42,7 +42,7 @@ def read_csd(
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        ImportError: Without h5py (extra `hdf5`).
+        ImportError: If h5py is not installed (extra `hdf5`).
         DataError: If a file is not a `.csd` file, its arrays do not fit, or a video is in two splits.
     """
     check_non_finite(non_finite)

@@ -1,4 +1,4 @@
-"""What MulT's and MMSA's pickles share: splits of zero-padded arrays, whose true lengths must be found again."""
+"""What MulT's and MMSA's pickles share: splits of zero-padded arrays, whose true lengths the reader must restore."""
 
 from __future__ import annotations
 

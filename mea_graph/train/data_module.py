@@ -63,7 +63,9 @@ class SequenceDataModule(L.LightningDataModule):
     Raises:
         DataError: If the source, the split or the targets are not as described; the field is named.
 
-    >>> data = SequenceDataModule(events={"num_samples": 40, "task": "classification"}, batch_size=8)
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 40, "task": "classification"}, batch_size=8
+    ... )
     >>> data.task, len(data.in_channels)
     ('classification', 3)
     """
@@ -252,7 +254,7 @@ class SequenceDataModule(L.LightningDataModule):
         return self._loader(indices[rank::processes], shuffle=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later run needs to resume exactly, never to test on what was trained, and what `Predictor` needs to read other data."""
+        """Returns what resuming exactly, refusing to test on what was trained, and `Predictor` need of the data."""
         scaled = self._prepared.statistics if self.standardize == "train" else None
         tensors = None if scaled is None else {name: [torch.as_tensor(part) for part in parts] for name, parts in scaled.items()}
         return {
@@ -335,7 +337,7 @@ SequenceDataModule.__init__.__annotations__["source"] = "str | None"  # all that
 
 
 def data_hash(dataset: MultimodalDataset) -> str:
-    """Returns the SHA-256 that tells the samples of a data set, in their order: that of its source, of a cut one of its own.
+    """Returns the SHA-256 that identifies the samples of a data set, in their order: that of its source, or one of its own for a part.
 
     Args:
         dataset: The samples.

@@ -33,7 +33,7 @@ def check_monitors(callbacks: Collection[L.Callback], module: TaskModule, data: 
         validates: Whether there are validation epochs.
 
     Raises:
-        DataError: Listing the names there are; where a callback takes the worst value of a metric for the best.
+        DataError: If a name is unknown; the error lists those there are. If a callback takes the worst value of a metric for the best.
     """
     watching = [callback for callback in callbacks if isinstance(getattr(callback, "monitor", None), str)]
     for callback in watching:  # Lightning's own take the least for the best where nothing else is said
@@ -63,7 +63,9 @@ def logged_names(module: TaskModule, data: SequenceDataModule, validates: bool =
 
     >>> from mea_graph.baselines import LateFusionGRUModule
     >>> data = SequenceDataModule(events={"num_samples": 40})
-    >>> logged_names(LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data)
+    >>> logged_names(
+    ...     LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data
+    ... )
     ['train/loss', 'train/task', 'valid/loss', 'valid/task', 'valid/mae', 'valid/rmse', 'valid/corr', 'valid/r2']
     """
     # Lightning's own hooks of these names do nothing
@@ -94,7 +96,9 @@ def unknown_monitor(option: str, monitor: str, names: Iterable[str], why: str = 
         names: Those that do.
         why: What has taken the others away.
 
-    >>> unknown_monitor("early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"])
+    >>> unknown_monitor(
+    ...     "early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"]
+    ... )
     DataError("early_stopping.monitor: expected one of valid/accuracy, valid/loss, got 'valid/acc' (did you mean 'valid/accuracy'?)")
     """
     known = sorted(names)

@@ -94,7 +94,7 @@ def check_options(config: Mapping[str, Any]) -> None:
         config: The options of a command, by section.
 
     Raises:
-        DataError: Naming the first one.
+        DataError: If an option is wrong; the error names the first one.
 
     >>> check_options({"trainer": {"gradient_clip_val": -1.0}})
     Traceback (most recent call last):

@@ -51,9 +51,13 @@ class Predictor:
         DataError: If the module does not say its modalities, or there is no such device.
 
     >>> from mea_graph.train import MEAModule
-    >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
+    >>> module = MEAModule(
+    ...     {"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2
+    ... )
     >>> predictor = Predictor(module)
-    >>> found = predictor({"audio": [np.ones((7, 5)), np.ones((4, 5))]})  # text is missing
+    >>> found = predictor(
+    ...     {"audio": [np.ones((7, 5)), np.ones((4, 5))]}
+    ... )  # text is missing
     >>> found.ids, found.values.shape
     (['0', '1'], (2,))
     """

@@ -75,7 +75,11 @@ class TaskModule(L.LightningModule):
     ...     def forward(self, x_dict, batch_dict, batch_size):
     ...         return x_dict["audio"].new_zeros(batch_size, 1)
     >>> module = TaskModule(Mean(), task="regression", out_channels=1)
-    >>> module({"audio": torch.randn(5, 3)}, {"audio": torch.zeros(5, dtype=torch.long)}, batch_size=2).shape
+    >>> module(
+    ...     {"audio": torch.randn(5, 3)},
+    ...     {"audio": torch.zeros(5, dtype=torch.long)},
+    ...     batch_size=2,
+    ... ).shape
     torch.Size([2, 1])
     """
 
@@ -357,7 +361,7 @@ def check_precision(precision: str) -> None:
         precision: The precision of Lightning's `Trainer`.
 
     Raises:
-        DataError: Listing the choices.
+        DataError: If the precision is not one of the choices, which the error lists.
 
     >>> check_precision("bf16-mixed")
     """
@@ -374,7 +378,7 @@ def check_class_weights(weights: object, task: str, out_channels: int) -> None:
         out_channels: Number of classes or labels.
 
     Raises:
-        ValueError: Saying what fits.
+        ValueError: If the weights do not fit; the error says what fits.
 
     >>> check_class_weights([1.0, 2.5], "classification", 2)
     """

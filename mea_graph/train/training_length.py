@@ -34,7 +34,10 @@ class TrainingLength:
     >>> length.updates_per_epoch, length.epochs, length.patience_epochs
     (100, 20, 5)
     >>> from mea_graph.train import Sampling, SequenceDataModule
-    >>> data = SequenceDataModule(events={"num_samples": 60}, sampling=Sampling(batches=length.batches_per_epoch()))
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 60},
+    ...     sampling=Sampling(batches=length.batches_per_epoch()),
+    ... )
     >>> len(data.train_dataloader())  # a pass has two batches
     100
     """
@@ -88,7 +91,10 @@ def length_of(options: Mapping[str, Any], max_epochs: int | None, max_steps: int
     Raises:
         DataError: If both are given, or an option does not exist or does not go with the others.
 
-    >>> length_of({"updates": None}, max_epochs=None).updates, length_of({}, max_epochs=3)
+    >>> (
+    ...     length_of({"updates": None}, max_epochs=None).updates,
+    ...     length_of({}, max_epochs=3),
+    ... )
     (2000, None)
     >>> length_of({}, max_epochs=None, max_steps=5000).updates
     5000

@@ -34,9 +34,9 @@ class GraphFusionConv(MessagePassing):
     r"""Attention over in-neighbours with a GELU score and a squashed sum ([MEA] Eq. 17-19, before the sum over nodes).
 
     .. math::
-        \delta_{ij} = q^T [W h_i, W h_j] + b, \qquad
-        \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \mathrm{GELU}(\delta_{ij}), \qquad
-        h_i' = \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
+        \delta_{ij} &= q^T [W h_i, W h_j] + b, \qquad
+        \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \mathrm{GELU}(\delta_{ij}) \\
+        h_i' &= \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
 
     Use this PyG convolution like a `GATConv`; it adds no self loops. A node without in-edges gets :math:`\sigma(0)`.
     Features of an edge add :math:`q_e^T W_e e_{ij}` to its score. An edge of weight w counts as w parallel ones: its exponential is
@@ -69,7 +69,8 @@ class GraphFusionConv(MessagePassing):
           :math:`(edge\_index, \xi)`, :math:`\xi` being :math:`(E, H)`
 
     Raises:
-        ValueError: A wrong shape, a size below 1, an unknown activation, a negative weight (on the CPU), or `edge_attr` without `edge_dim`.
+        ValueError: If a shape is wrong, a size is below 1, the activation is unknown, a weight is negative (checked on the CPU only), or
+            `edge_attr` comes without `edge_dim`.
 
     >>> import torch
     >>> conv = GraphFusionConv(16, 32)
@@ -222,7 +223,7 @@ class GraphFusionConv(MessagePassing):
         index: Tensor,
         dim_size: int,
     ) -> Tensor:
-        """The coefficients of the edges, (E, H), from the scores of their ends."""
+        """Computes the coefficients of the edges, (E, H), from the scores of their ends."""
         score = alpha_j if alpha_i is None else alpha_j + alpha_i
         if edge_attr is not None and self.lin_edge is not None:
             score = score + self._score(self._by_head(self.lin_edge(edge_attr)), self.score_edge)
@@ -238,7 +239,7 @@ class GraphFusionConv(MessagePassing):
         return F.dropout(alpha, self.dropout, self.training)
 
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
-        """The message of each edge, (E, H C), with the heads side by side; (E, H, C) while an explainer looks at several heads."""
+        """Makes the message of each edge, (E, H C), with the heads side by side; (E, H, C) while an explainer looks at several heads."""
         if self.heads == 1:
             return alpha * x_j
         messages = alpha.unsqueeze(-1) * x_j

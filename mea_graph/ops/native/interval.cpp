@@ -25,7 +25,7 @@ template <class T> struct Span {
 
 template <class T, int W> struct Memory {
     static constexpr int L = LANES<T>;
-    std::vector<T> q, g, shift, delta, dq, k, v, d_keys, out;
+    Array<T> q, g, shift, delta, dq, k, v, d_keys, out;
     std::vector<Span<T>> spans;    // (query vectors, S)
     std::vector<Index> first, last;  // by key: the query vectors that may hear it
     Index steps, padded, keys;
@@ -36,8 +36,7 @@ template <class T, int W> struct Memory {
         padded = (steps + L - 1) / L * L;
         const Index start = c.start[b];
         q.assign(W * padded, T(0));
-        for (Index d = 0; d < c.width; ++d)
-            for (Index i = 0; i < steps; ++i) q[d * padded + i] = c.query.at(start + i, h, d) * scale;
+        for (Index d = 0; d < c.width; ++d) c.query.get(start, h, d, steps, scale, &q[d * padded]);
         keys = 0;
         for (Index s = 0; s < c.sources; ++s) keys += c.source_length[b * c.sources + s];
         k.assign(W * keys, T(0));
@@ -55,8 +54,7 @@ template <class T, int W> struct Memory {
         delta.assign(padded, T(0));
         dq.assign(W * padded, T(0));
         d_keys.resize(2 * W * keys);  // of a key, then of its value
-        for (Index d = 0; d < c.value_width; ++d)
-            for (Index i = 0; i < steps; ++i) g[d * padded + i] = c.grad.at(start + i, h, d);
+        for (Index d = 0; d < c.value_width; ++d) c.grad.get(start, h, d, steps, 1, &g[d * padded]);
         for (Index i = 0; i < steps; ++i) {
             shift[i] = -c.logsumexp[h * c.rows + start + i];
             delta[i] = c.delta[h * c.rows + start + i];
@@ -114,7 +112,7 @@ template <class T> inline I<T> hears(const Span<T>* span, Index j) {
 }
 
 // N query vectors from step `i` on.
-template <class T, int W, int N, bool RUNS> void forward_rows(Memory<T, W>& m, const Span<T>* spans, Index sources, Index i, T* lse) {
+template <class T, int W, int N, bool RUNS> void forward_rows(Memory<T, W>& m, const Span<T>* spans, Index sources, Index i) {
     constexpr int L = LANES<T>;
     V<T> q[N][W], top[N], total[N], out[N][W];
     for (int r = 0; r < N; ++r) {
@@ -157,7 +155,7 @@ template <class T, int W, int N, bool RUNS> void forward_rows(Memory<T, W>& m, c
     for (int r = 0; r < N; ++r) {
         total[r] = total[r] == 0 ? all<T>(1) : total[r];
         for (int d = 0; d < W; ++d) store<T>(&m.out[d * m.padded + i + r * L], out[r][d] / total[r]);
-        for (int l = 0; l < L && i + r * L + l < m.steps; ++l) lse[i + r * L + l] = top[r][l] + std::log2(total[r][l]);
+        store<T>(&m.shift[i + r * L], top[r] + log2<T>(total[r]));
     }
 }
 
@@ -175,16 +173,16 @@ template <class T, int W> void forward(const Call<T>& c, T scale) {
         if (!c.length[b]) return;
         m.take(c, b, h, scale, false);
         m.out.resize(W * m.padded);
-        T* lse = c.logsumexp + h * c.rows + c.start[b];
+        m.shift.resize(m.padded);
         Index i = 0;
         if (c.begin) {
-            for (; i < m.padded; i += L) forward_rows<T, W, 1, true>(m, &m.spans[i / L * c.sources], c.sources, i, lse);
+            for (; i < m.padded; i += L) forward_rows<T, W, 1, true>(m, &m.spans[i / L * c.sources], c.sources, i);
         } else {
-            for (; i + 2 * L <= m.padded; i += 2 * L) forward_rows<T, W, 2, false>(m, nullptr, 0, i, lse);
-            for (; i < m.padded; i += L) forward_rows<T, W, 1, false>(m, nullptr, 0, i, lse);
+            for (; i + 2 * L <= m.padded; i += 2 * L) forward_rows<T, W, 2, false>(m, nullptr, 0, i);
+            for (; i < m.padded; i += L) forward_rows<T, W, 1, false>(m, nullptr, 0, i);
         }
-        for (Index d = 0; d < c.value_width; ++d)
-            for (i = 0; i < m.steps; ++i) c.out.at(c.start[b] + i, h, d) = m.out[d * m.padded + i];
+        for (Index d = 0; d < c.value_width; ++d) c.out.put(c.start[b], h, d, m.steps, 1, &m.out[d * m.padded]);
+        std::copy_n(m.shift.data(), m.steps, c.logsumexp + h * c.rows + c.start[b]);
     });
 }
 
@@ -227,8 +225,7 @@ template <class T, int W> void backward(const Call<T>& c, T scale, T back) {
         if (!c.length[b]) return;
         m.take(c, b, h, scale, true);
         c.begin ? backward_keys<T, W, true>(m, c.sources) : backward_keys<T, W, false>(m, 1);
-        for (Index d = 0; d < c.width; ++d)
-            for (Index i = 0; i < m.steps; ++i) c.d_query.at(c.start[b] + i, h, d) = m.dq[d * m.padded + i] * back;
+        for (Index d = 0; d < c.width; ++d) c.d_query.put(c.start[b], h, d, m.steps, back, &m.dq[d * m.padded]);
         for (Index s = 0, j = 0; s < c.sources; ++s)
             for (Index r = c.source_start[b * c.sources + s], n = c.source_length[b * c.sources + s]; n; --n, ++r, ++j) {
                 for (Index d = 0; d < c.width; ++d) c.d_key.at(r, h, d) += m.d_keys[2 * j * W + d] * T(0.6931471805599453);
