@@ -25,6 +25,7 @@ from mea_graph.data import (
     MultimodalDataset,
     open_dataset,
 )
+from mea_graph.option_types import plain_value
 from mea_graph.train.metrics import Task
 from mea_graph.train.sampling import Sampling
 from mea_graph.train.splits import SplitPolicy
@@ -90,7 +91,7 @@ class SequenceDataModule(L.LightningDataModule):
             got = "both" if source is not None else "none" if preset is None else f"none\n{PRESETS[preset].instructions()}"
             raise DataError(f"data: expected data.source (a file) or data.events (embedded data), got {got}")
         for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
-            if not isinstance(number, Integral) or number < least:
+            if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
                 raise DataError(f"data.{name}: expected an integer >= {least}, got {number!r}")
         for name, given, kind in (("split", split, SplitPolicy), ("sampling", sampling, Sampling)):
             if not isinstance(given, kind):
@@ -324,6 +325,7 @@ class SequenceDataModule(L.LightningDataModule):
 
 
 def _checked_classes(classes: Any) -> int | list[str] | None:
+    classes = plain_value(classes)
     if classes is None or (isinstance(classes, int) and not isinstance(classes, bool)):
         return classes
     if not isinstance(classes, list | tuple) or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):

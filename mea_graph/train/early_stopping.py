@@ -46,6 +46,11 @@ class EarlyStopping(callbacks.EarlyStopping):
             return False, None
         return super()._evaluate_stopping_criteria(current)
 
+    def _run_early_stopping_check(self, trainer: L.Trainer) -> None:
+        ended = trainer.should_stop or -1 != trainer.max_steps <= trainer.global_step
+        if not ended or self.monitor in trainer.callback_metrics:  # `max_steps` or `max_time` may end it before the first validation
+            super()._run_early_stopping_check(trainer)
+
     def _validate_condition_metric(self, logs: dict[str, Tensor]) -> bool:
         if self.strict and self.monitor not in logs:
             raise unknown_monitor("early_stopping.monitor", self.monitor, list(logs))

@@ -117,8 +117,10 @@ def check_options(config: Mapping[str, Any]) -> None:
         if value is not None and not good(value):
             raise DataError(f"{option}: expected {expected}, got {value!r}")
     trainer = _section(config, "trainer")
-    if trainer.get("max_epochs") == trainer.get("max_steps", -1) == -1 and trainer.get("max_time") is None:
-        raise DataError("trainer.max_epochs: expected an integer >= 1, or -1 beside trainer.max_steps or trainer.max_time, got -1")
+    ends = (trainer.get("max_time"), _section(config, "training").get("updates"))
+    if trainer.get("max_epochs") == trainer.get("max_steps", -1) == -1 and ends == (None, None):
+        others = "trainer.max_steps, trainer.max_time or training.updates"
+        raise DataError(f"trainer.max_epochs: expected an integer >= 1, or -1 beside {others}, got -1")
 
 
 def _check_nulls(model: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mea_graph.data import DataError
+from mea_graph.option_types import check_types, plain_value
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,8 @@ class Sampling:
     batches: int | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).copy().items():
+            object.__setattr__(self, name, plain_value(value))
+        check_types(vars(self), Sampling, prefix="data.sampling.", error=DataError)
         if self.batches is not None and self.batches < 1:
             raise DataError(f"data.sampling.batches: expected an integer >= 1, or none for one pass over the samples, got {self.batches}")

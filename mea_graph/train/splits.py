@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mea_graph.data import DataError
+from mea_graph.option_types import check_types, plain_value
 
 Value = int | str
 
@@ -52,6 +53,13 @@ class SplitPolicy:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).copy().items():
+            object.__setattr__(self, name, plain_value(value))
+        for name in ("train", "valid", "test"):
+            if not isinstance(value := getattr(self, name), list | tuple | set | None):
+                raise DataError(f"split.{name}: expected a list of values of the field, got {value!r}"[:300])
+        numbers = {name: getattr(self, name) for name in ("folds", "fold", "valid_fraction", "seed")}
+        check_types(numbers, SplitPolicy, prefix="split.", error=DataError)
         explicit = [name for name in ("train", "valid", "test") if getattr(self, name) is not None]
         if self.by is None and (explicit or self.folds is not None):
             raise DataError(f"split.by: expected a field name, because split.{(explicit or ['folds'])[0]} is given; got none")

@@ -217,11 +217,10 @@ class TaskModule(L.LightningModule):
         checkpoint["module"] = public_name(type(self))
         checkpoint["moments"] = count_moments(checkpoint)
         checkpoint |= trainer_options(self.trainer)
-        for part in ("hyper_parameters", "optimizer_states", "lr_schedulers"):  # a number of numpy would make a file that nothing opens
-            if part in checkpoint:
-                checkpoint[part] = plain_value(checkpoint[part])
         if self.loss.class_weights is not None:
             checkpoint["class_weights"] = self.loss.class_weights
+        for part in checkpoint.keys() - {"state_dict"}:  # with a number of numpy anywhere no command opens the file
+            checkpoint[part] = plain_value(checkpoint[part])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._seed = checkpoint.get("random_seed", self._seed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mea_graph.data import DataError
+from mea_graph.option_types import check_types, plain_value
 
 UPDATES = 2000  # of a command or study that does not say how long to train
 CHECKS = 20  # validations of a training that does not say how often
@@ -46,8 +47,9 @@ class TrainingLength:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("updates", "check_every", "patience"):
-            value = getattr(self, name)
+        for name, value in vars(self).copy().items():
+            object.__setattr__(self, name, value := plain_value(value))
+            check_types({name: value}, TrainingLength, error=DataError)
             if value is not None and value < 1:
                 raise DataError(f"{name}: expected a number of updates >= 1, got {value}")
 
@@ -83,7 +85,7 @@ def length_of(options: Mapping[str, Any], max_epochs: int | None, max_steps: int
 
     Args:
         options: Arguments of `TrainingLength`; those that are not given may be None.
-        max_epochs: The trainer's number of epochs, if it is given.
+        max_epochs: The trainer's number of epochs, if it is given; -1 is no limit.
         max_steps: The trainer's number of updates; -1 if it is not given.
 
     Raises:
@@ -98,6 +100,8 @@ def length_of(options: Mapping[str, Any], max_epochs: int | None, max_steps: int
     5000
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if max_epochs == -1 and (given or max_steps != -1):
+        max_epochs = None
     if not given and max_epochs is None:
         return TrainingLength(UPDATES if max_steps == -1 else max_steps)
     if not given:

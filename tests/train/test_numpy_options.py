@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mea_graph.baselines import EarlyFusionGRUModule, LateFusionGRUModule
-from mea_graph.data import AsynchronousEvents
+from mea_graph.data import AsynchronousEvents, DataError
 from mea_graph.nn import MEA, DecoupledGraphFusion, GraphFusionConv
-from mea_graph.train import MEAModule, SequenceDataModule, TaskModule
+from mea_graph.train import MEAModule, Predictor, Sampling, SequenceDataModule, SplitPolicy, TaskModule, TrainingLength
+from mea_graph.train.early_stopping import EarlyStopping
 
 WIDTHS = {"a": np.int64(3), "b": np.int64(5)}
 
@@ -101,3 +102,40 @@ def test_what_is_no_number_is_still_refused():
         MEAModule(WIDTHS, "regression", 1, channels=np.bool_(True))
     with pytest.raises(TypeError, match=r"exclusive.num_layers: expected int, got 2\.0"):
         MEA(WIDTHS, 1, exclusive={"num_layers": np.float32(2)})
+
+
+def test_data_and_callbacks_leave_no_numbers_of_numpy_in_a_checkpoint_either():
+    """Training on batches of `np.int64(8)` ended with a file that nothing opened."""
+    data = SequenceDataModule(
+        AsynchronousEvents(num_samples=20, task="classification"),
+        batch_size=np.int64(8),
+        sampling=Sampling(balanced=np.bool_(True), batches=np.int64(2)),
+        modalities=np.array(["vision", "audio"]),
+        standardize=np.str_("train"),
+        classes=np.array(["no", "yes", "both"]),
+    )
+    module = LateFusionGRUModule(data.in_channels, data.task, data.out_channels, hidden_channels=4, label_names=data.label_names)
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    stopping = EarlyStopping("valid/task", patience=np.int64(3))
+    trainer = L.Trainer(max_steps=2, gradient_clip_val=np.float64(0.5), callbacks=[stopping], **options)
+    trainer.fit(module, data)
+    trainer.save_checkpoint("x.ckpt")
+    saved = torch.load("x.ckpt", weights_only=True)
+    assert (saved["gradient_clip_val"], saved["SequenceDataModule"]["batch_size"]) == (0.5, 8)
+    assert Predictor.load("x.ckpt")(data.dataset[:2]).label_names == ["no", "yes", "both"]
+
+
+def test_splits_and_lengths_take_numbers_and_arrays_of_numpy():
+    """Two values in an array were "the truth value of an array with more than one element"."""
+    fields = {"room": np.array([1, 2, 3, 3])}
+    policy = SplitPolicy(by="room", train=np.array([1, 2]), test=np.array([3]))
+    assert {name: part.tolist() for name, part in policy.apply(4, fields=fields).items()} == {"train": [0, 1], "test": [2, 3]}
+    assert TrainingLength(np.int64(100), patience=np.int64(10)).patience_epochs == 2
+    for wrong, told in (
+        (lambda: SplitPolicy(by="room", train="1", test=[3]), r"split\.train: expected a list of values of the field, got '1'"),
+        (lambda: SplitPolicy(by="room", folds=2.0), r"split\.folds: expected int or None, got 2\.0"),
+        (lambda: TrainingLength(100.5), r"updates: expected int, got 100\.5"),
+        (lambda: Sampling(batches="2"), r"data\.sampling\.batches: expected int or None, got '2'"),
+    ):
+        with pytest.raises(DataError, match=told):
+            wrong()

@@ -56,7 +56,7 @@ def test_no_option_takes_what_is_wrong(sweep):
         ("seed_everything", -1, "an integer in [0, 4294967295]"),
         ("seed_everything", True, "an integer in [0, 4294967295]"),
         ("trainer.max_epochs", 0, "an integer >= 1"),
-        ("trainer.max_epochs", -1, "an integer >= 1, or -1 beside trainer.max_steps or trainer.max_time"),
+        ("trainer.max_epochs", -1, "an integer >= 1, or -1 beside trainer.max_steps, trainer.max_time or training.updates"),
         ("trainer.barebones", True, "false, since a run keeps its log and its checkpoints"),
         ("trainer.max_steps", None, "int"),
         ("trainer.max_steps", 0, "an integer >= 1, or -1 for no limit"),
@@ -131,6 +131,7 @@ def test_a_time_is_taken(value):
 def test_epochs_without_a_limit_need_another_end(end):
     """-1 was refused even where something else ended the training."""
     check_options({"trainer": {"max_epochs": -1, **end}})
+    check_options({"trainer": {"max_epochs": -1}, "training": {"updates": 5}})
 
 
 def test_no_value_where_one_is_needed_is_no_value():

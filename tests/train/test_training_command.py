@@ -61,7 +61,15 @@ class TestTraining:
         run("fit", *words(classes_source), "--trainer.max_steps", 21, *epochs, "--data.batch_size", 18, "--run_dir", "run")
         assert checkpoint("run")["global_step"] == 21
         config = yaml.safe_load(Path("run/config.yaml").read_text())
-        assert config["training"]["updates"] == (None if epochs else 21)
+        assert config["training"]["updates"] == 21
+        run("fit", "--config", "run/config.yaml", "--run_dir", "again")  # no limit of epochs does not contradict the updates
+        assert checkpoint("again")["global_step"] == 21
+
+    def test_may_end_before_the_first_validation(self, classes_source, capsys):
+        """It ended with an error about early stopping, and without a checkpoint."""
+        run("fit", *words(classes_source), "--trainer.max_steps", 1, "--trainer.max_epochs", 3, "--data.batch_size", 18, "--run_dir", "run")
+        assert checkpoint("run")["global_step"] == 1
+        assert "no best checkpoint: valid/task was not a number in any epoch" in capsys.readouterr().out
 
     def test_of_a_study_too(self):
         Path("steps.yaml").write_text("trainer: {max_steps: 3000}\n")
