@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import cases, measure
+from benchmarks.results import called
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET = 1e-5  # relative error of float32 against float64, output and every gradient
@@ -123,7 +124,7 @@ def main() -> None:
 def show(found: dict[str, Any]) -> None:
     """Prints a run as a table: the ratio is to the case's first contender, which is the library."""
     print(f"\n{found['device']}, {found['threads']} thread(s), torch {found['torch']}, load {found['load'][0]}, {found['date']}")
-    print(f"{'':48}{'ms':>10}{'quartiles':>18}{'times ours':>12}{'peak MB':>9}{'error':>10}")
+    print(f"{'':48}{'ms':>10}{'quartiles':>18}{'times as long':>15}{'peak MB':>9}{'error':>10}")
     for case in found["cases"]:
         print(case["case"])
         first = next(iter(case["contenders"].values()))["median"]
@@ -131,7 +132,7 @@ def show(found: dict[str, Any]) -> None:
             spread = f"{1e3 * c['lower']:.2f}-{1e3 * c['upper']:.2f}"
             peak = f"{c['peak_bytes'] / 1e6:.1f}" if "peak_bytes" in c else ""
             error = f"{c['error']:.0e}" if c.get("error") is not None else ""
-            print(f"  {name:46}{1e3 * c['median']:>10.2f}{spread:>18}{c['median'] / first:>12.2f}{peak:>9}{error:>10}")
+            print(f"  {called(name):46}{1e3 * c['median']:>10.2f}{spread:>18}{c['median'] / first:>15.2f}{peak:>9}{error:>10}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import SUITES
+from benchmarks.results import SUITES, called
 
 Run = dict[str, Any]
 _STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", (0, (5, 1))), ("x", (0, (1, 1))), ("P", (0, (3, 1, 1, 1)))]
@@ -112,7 +112,7 @@ def _draw_bars(run: Run, key: str, path: Path) -> None:
             axes.barh(where, value, 0.9 * step, color=fills[number % 3], edgecolor="black", linewidth=0.6, label=kind)
             axes.text(value * 1.05, where, f"{value:,.0f}" if value >= 100 else f"{value:.2g}", va="center", fontsize=LETTERS)
             least = min(least, value)
-    axes.set_yticks(range(len(names)), ["MEA" if n == "mea_graph" else n for n in names])
+    axes.set_yticks(range(len(names)), [called(n, "model") for n in names])
     axes.tick_params(labelsize=LETTERS)
     axes.invert_yaxis()
     axes.set_xscale("log")
@@ -125,7 +125,7 @@ def _draw_bars(run: Run, key: str, path: Path) -> None:
 def _ours(curve: str, suite: str) -> str:
     """What a legend calls the library's own line."""
     window = re.search(r" over (a window of .+)", curve)  # benchmarks/windows.py names its curves so
-    return window[1] if window else "MEA" if suite == "model" else "mea_graph"
+    return window[1] if window else called("mea_graph", suite)
 
 
 def _draw_curve(run: Run, curve: str, memory: bool, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from benchmarks.report_summary import summary
 RESULTS = Path(__file__).parent / "results"
 _CLASS = re.compile(r"(?:[A-Z][a-z]+){2,}")
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+WIDTH = 86  # characters of a line of code, the backslash that continues it left out
 
 HEAD = """# Performance
 
@@ -27,7 +29,9 @@ READING = """
 - A time is that of one forward and backward pass, unless the row says otherwise. In brackets: the quartiles.
 - The library's result is compared with float64 first. A result that is wrong is not timed. "error" is the largest difference.
 - Baselines run in the same process, in turn: a disturbance then slows all of them. Trust ratios more than times.
-- "times ours" is the ratio of the medians: above 1, the library is faster. In brackets: the least and the most that the quartiles allow.
+- "times as long" is the ratio of the median to the library's: above 1, the library is faster. In brackets: the least and the most that the
+  quartiles allow.
+- "This library" runs on the backend that it chooses by itself; "eager formula" is the equation written out in torch.
 - "peak" is memory beyond what the inputs take. [How the kernels work](kernels.md) says what bounds time and memory.
 """
 NO_GPU = """
@@ -110,9 +114,19 @@ def _heading(made: _Page, run: dict[str, Any], command: str, what: str, more: st
     made.add(
         [
             f"{run['date']} UTC; {versions}; {run['cores']} cores, load {run['load'][0]} at the end.{more}\n",
-            f"```text\n{command.replace(chr(96), '')}\n```\n",
+            f"```text\n{_folded(command.replace(chr(96), ''))}\n```\n",
         ]
     )
+
+
+def _folded(command: str) -> str:
+    """A command in lines that fit the page, which a shell reads as one."""
+    lines = [""]
+    for word in shlex.split(command, posix=False):
+        if len(lines[-1]) + len(word) > WIDTH:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
 
 
 def _roofline(cases: list[dict[str, Any]]) -> list[str]:
@@ -147,7 +161,7 @@ def _name(case: dict[str, Any], shared: Sequence[str]) -> str:
 def _table(cases: list[dict[str, Any]]) -> list[str]:
     shared = _shared(cases)
     lines = [f"All rows: {', '.join(shared)}.\n"] if shared else []
-    lines += ["| Case | contender | time | times ours | peak | error |", "|---|---|---|---|---|---|"]
+    lines += ["| Case | what runs | time | times as long | peak | error |", "|---|---|---|---|---|---|"]
     for case in cases:
         if "not_timed" in case:
             lines.append(f"| {_name(case, shared)} | not timed: {case['not_timed'].splitlines()[-1]} | | | | |")
@@ -156,7 +170,9 @@ def _table(cases: list[dict[str, Any]]) -> list[str]:
             timing = Timing(*(c[field] for field in Timing._fields))
             first = first or timing
             error = "" if c.get("error") is None else f"{c['error']:.0e}"
-            lines.append(f"| {_name(case, shared) if timing is first else ''} | {name} | {_row(c, timing, first)} | {error} |")
+            lines.append(
+                f"| {_name(case, shared) if timing is first else ''} | {results.called(name)} | {_row(c, timing, first)} | {error} |"
+            )
     return lines
 
 
@@ -192,7 +208,7 @@ def _suite(made: _Page, run: dict[str, Any], command: str, name: str, captions: 
 
 def _models(cases: list[dict[str, Any]]) -> list[str]:
     """Model by model, with samples a second: what a user waits for."""
-    lines = ["| Case | model | samples/s | time | times ours | peak |", "|---|---|---|---|---|---|"]
+    lines = ["| Case | model | samples/s | time | times as long | peak |", "|---|---|---|---|---|---|"]
     for case in cases:
         first = None
         for name, c in case["contenders"].items():

@@ -10,6 +10,11 @@ SUITES = ("full-", "growth-", "quick-")  # how the name of a suite's file begins
 Run = dict[str, Any]  # what `measure.environment()` names, and "cases"
 
 
+def called(contender: str, suite: str = "") -> str:
+    """What the page and its figures call a contender; the files call the library's own "mea_graph"."""
+    return contender if contender != "mea_graph" else "MEA" if suite == "model" else "this library"
+
+
 def load(path: Path) -> dict[str, Any]:
     """The command that made a file, and its runs; for a suite's file also the baselines that were absent."""
     found = json.loads(path.read_text(encoding="utf-8"))

@@ -173,7 +173,7 @@ def table(name: str = "H200", batch: int = 32, longest: int = 500, heads: int = 
         "| Kernel | dtype | useful GFLOP | executed GFLOP | exponentials, 1e6 | issue slots, 1e9 | MB | MB of L2 | bound, us | by |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for dtype, label in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32, 3 x TF32")):
+    for dtype, label in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32")):
         kernels = work([longest] * batch, longest, heads, width, dtype)
         for k in kernels:
             times = k.seconds(DEVICES[name], dtype)

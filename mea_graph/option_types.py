@@ -42,7 +42,7 @@ def check_types(given: Mapping[str, Any], *owners: Callable[..., Any], prefix: s
         error: The exception.
 
     Raises:
-        error: Naming the argument, the type and the value.
+        error: If the type is another; the message names the argument, the type and the value.
         ValueError: If a word is none of those that the argument may be.
 
     >>> def mean(window: int = 3, robust: bool = False): ...
@@ -75,17 +75,25 @@ def parameters_of(*owners: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def plain_value(value: Any) -> Any:
-    """Returns a value that a checkpoint can hold: numbers of numpy and members of an `Enum` as Python's own, in lists and mappings too.
+    """Returns a value that a checkpoint can hold: numbers, arrays and `Enum` members as Python's own, in lists and mappings too.
 
     Args:
         value: Anything.
 
     >>> import numpy as np
-    >>> plain_value({"learning_rate": np.float32(0.5), "heads": np.int64(4), "strides": (np.int64(2), 1)})
-    {'learning_rate': 0.5, 'heads': 4, 'strides': (2, 1)}
+    >>> plain_value(
+    ...     {
+    ...         "learning_rate": np.float32(0.5),
+    ...         "strides": (np.int64(2), 1),
+    ...         "class_weights": np.array([1.0, 4.0]),
+    ...     }
+    ... )
+    {'learning_rate': 0.5, 'strides': (2, 1), 'class_weights': [1.0, 4.0]}
     """
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, np.ndarray):
+        return plain_value(value.tolist())
     if isinstance(value, Enum):
         return plain_value(value.value)
     if type(value) in (list, tuple):

@@ -314,14 +314,14 @@ def test_public_names_are_documented_with_an_example(part):
 
 def faults_of(docstring: str) -> list[str]:
     """Lines of a docstring that are not in the dialect of the package."""
-    found, section = [], ""
+    found, section, raises = [], "", False
     for line in docstring.splitlines():
         heading = re.match(r"( *)(Args|Raises|Shape|Examples?|Returns):", line)
         if "``" in line or (heading and (heading[2].startswith("Example") or line.strip() != f"{heading[2]}:")):
             found.append(line)
         if heading:
-            section = f"{heading[1]}    " if heading[2] in ("Args", "Raises") else ""
-        elif section and re.match(rf"{section}\*{{0,2}}\w+(?:, \*{{0,2}}\w+)*: [a-z]", line):
+            section, raises = f"{heading[1]}    " if heading[2] in ("Args", "Raises") else "", heading[2] == "Raises"
+        elif section and re.match(rf"{section}\w+: (?!If )" if raises else rf"{section}\*{{0,2}}\w+(?:, \*{{0,2}}\w+)*: [a-z]", line):
             found.append(line)
         elif section and line.strip() and not line.startswith(section):
             section = ""
@@ -329,8 +329,9 @@ def faults_of(docstring: str) -> list[str]:
 
 
 def test_docstrings_are_of_one_dialect():
-    """Single backticks, the doctest without a heading, sections under headings of their own, entries that begin with a capital."""
-    assert faults_of("Args:\n    x: Rows.\n\nShape:\n    - x: wide\n\n>>> 1\n1") == []
+    """Single backticks, the doctest without a heading, sections under their headings, entries that begin with a capital, errors with If."""
+    assert faults_of("Args:\n    x: Rows.\n\nShape:\n    - x: wide\n\nRaises:\n    ValueError: If x is wide.\n\n>>> 1\n1") == []
+    assert len(faults_of("Raises:\n    ValueError: A wide x.\n    TypeError: Naming x.")) == 2
     assert len(faults_of("Uses ``x``.\n\nArgs:\n    x: rows.\n\nShape: wide\n\nExample:\n    >>> 1")) == 4
     faults = []
     for path in sorted(SOURCE.rglob("*.py")):
@@ -338,6 +339,18 @@ def test_docstrings_are_of_one_dialect():
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 faults += [f"{path.relative_to(SOURCE)}: {line.strip()}" for line in faults_of(ast.get_docstring(node) or "")]
     assert not faults
+
+
+@pytest.mark.parametrize("part", PUBLIC_PARTS)
+def test_functions_and_methods_say_first_what_they_do(part):
+    """The docstring of a public one begins with a verb, such as Returns."""
+    package = importlib.import_module(f"mea_graph.{part}")
+    found = {name: value for name in package.__all__ if inspect.isroutine(value := getattr(package, name))}
+    for name in package.__all__:
+        members = vars(getattr(package, name)) if inspect.isclass(getattr(package, name)) else {}
+        found |= {f"{name}.{k}": getattr(v, "__func__", v) for k, v in members.items() if not k.startswith("_")}
+    docstrings = {name: value.__doc__ for name, value in found.items() if inspect.isfunction(value) and value.__doc__}
+    assert [name for name, text in docstrings.items() if not re.match(r"[A-Z][a-z]+s\b", text)] == []
 
 
 @pytest.mark.parametrize("part", PUBLIC_PARTS)

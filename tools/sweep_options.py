@@ -71,10 +71,11 @@ LEGAL = {
     "run_dir": "word '1' null",
     **dict.fromkeys(("logger", "ckpt_path"), "null"),
     # Lightning's trainer
-    **dict.fromkeys(("trainer.accelerator", "trainer.strategy", "trainer.precision", "trainer.barebones"), ""),
-    **{f"trainer.{name}": "null" for name in ("gradient_clip_algorithm", "profiler", "max_time")},
+    **dict.fromkeys(("trainer.accelerator", "trainer.strategy", "trainer.barebones"), ""),
+    **{f"trainer.{name}": "null" for name in ("precision", "gradient_clip_algorithm", "profiler", "max_time")},
     **{f"trainer.{name}": "null" for name in ("deterministic", "benchmark", "enable_checkpointing", "enable_progress_bar")},
-    **{f"trainer.limit_{name}_batches": BATCHES for name in ("train", "val", "test", "predict")},
+    **{f"trainer.limit_{name}_batches": BATCHES for name in ("train", "test", "predict")},
+    "trainer.limit_val_batches": "1 huge tiny null",  # 0 leaves nothing that early stopping watches, unless that is told something else
     **{f"trainer.{name}": FLAG for name in ("inference_mode", "use_distributed_sampler", "detect_anomaly", "sync_batchnorm")},
     **{f"trainer.{name}": f"{FLAG} null" for name in ("deterministic", "benchmark", "enable_model_summary", "enable_progress_bar")},
     **{f"trainer.{name}": f"{FLAG} null" for name in ("enable_checkpointing",)},

@@ -33,7 +33,8 @@ def _object(part: str, name: str) -> str:
         page += f"*Cost:* {with_links(COSTS[f'{part}.{name}'], full)}\n\n"
     if inspect.isclass(value):
         fields = ", ".join(getattr(value, "_fields", ()))  # of a NamedTuple: the docstring has them
-        return f"{page}.. autoclass:: {name}\n   :members:\n   :show-inheritance:\n   :exclude-members: {fields}\n"
+        bases = "" if value.__bases__ == (object,) else "   :show-inheritance:\n"
+        return f"{page}.. autoclass:: {name}\n   :members:\n{bases}   :exclude-members: {fields}\n"
     if inspect.isroutine(value):
         figure = f"\nWhat the example draws:\n\n.. image:: {name}.svg\n   :alt: {name} of the example\n" if part == "viz" else ""
         return f"{page}.. autofunction:: {name}\n{figure}"

@@ -43,9 +43,15 @@ class ConcatenationTransformer(nn.Module):
     Raises:
         ValueError: If an argument is out of its range.
 
-    >>> model = ConcatenationTransformer({"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2)
+    >>> model = ConcatenationTransformer(
+    ...     {"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2
+    ... )
     >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    >>> model(
+    ...     x_dict,
+    ...     {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])},
+    ...     batch_size=2,
+    ... ).shape
     torch.Size([2, 2])
     """
 
@@ -106,7 +112,9 @@ class ConcatenationTransformerModule(BaselineModule):
         out_channels: Width of the prediction.
         kwargs: Options of `ConcatenationTransformer` and `TaskModule`.
 
-    >>> module = ConcatenationTransformerModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, num_layers=2)
+    >>> module = ConcatenationTransformerModule(
+    ...     {"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, num_layers=2
+    ... )
     >>> len(module.network.blocks)
     2
     """

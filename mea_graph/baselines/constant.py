@@ -22,7 +22,9 @@ def constant_prediction(y: Tensor, task: Task, out_channels: int) -> Tensor:
     Shape:
         - `y` is :math:`(N,)` or :math:`(N, K)`; returns `(out_channels,)` float64.
 
-    >>> constant_prediction(torch.tensor([0, 1, 1]), "classification", 2).argmax().item()
+    >>> constant_prediction(
+    ...     torch.tensor([0, 1, 1]), "classification", 2
+    ... ).argmax().item()
     1
     """
     if task == "regression":

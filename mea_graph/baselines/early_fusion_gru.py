@@ -40,7 +40,11 @@ class EarlyFusionGRU(nn.Module):
 
     >>> model = EarlyFusionGRU({"audio": 5, "text": 3}, out_channels=2)
     >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    >>> model(
+    ...     x_dict,
+    ...     {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])},
+    ...     batch_size=2,
+    ... ).shape
     torch.Size([2, 2])
     """
 
@@ -81,7 +85,9 @@ def side_by_side(x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch
         - `(sum T_m, d_m)` each; returns `(sum max T, sum d)` and the sample number of each row.
 
     >>> where = {"a": torch.tensor([0, 0, 0, 0]), "b": torch.tensor([0, 0])}
-    >>> side_by_side({"a": torch.arange(4.0)[:, None], "b": torch.arange(2.0)[:, None]}, where, 1)[0][:, 1].tolist()
+    >>> side_by_side(
+    ...     {"a": torch.arange(4.0)[:, None], "b": torch.arange(2.0)[:, None]}, where, 1
+    ... )[0][:, 1].tolist()
     [0.0, 0.0, 1.0, 1.0]
     """
     lengths = {m: sample_lengths(batch, batch_size) for m, batch in batch_dict.items()}
@@ -108,7 +114,9 @@ class EarlyFusionGRUModule(BaselineModule):
         out_channels: Width of the prediction.
         kwargs: Options of `EarlyFusionGRU` and `TaskModule`.
 
-    >>> EarlyFusionGRUModule({"audio": 5, "text": 3}, "regression", 1, hidden_channels=8).network.gru.input_size
+    >>> EarlyFusionGRUModule(
+    ...     {"audio": 5, "text": 3}, "regression", 1, hidden_channels=8
+    ... ).network.gru.input_size
     8
     """
 

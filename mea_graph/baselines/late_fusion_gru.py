@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.baselines.parts import by_modality, check_network_options, chosen_modalities, mean_gru_state, prediction_head, reset_all
+from mea_graph.option_types import plain_value
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
 
@@ -32,7 +33,11 @@ class LateFusionGRU(nn.Module):
 
     >>> model = LateFusionGRU({"audio": 5, "text": 3}, out_channels=2)
     >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    >>> model(
+    ...     x_dict,
+    ...     {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])},
+    ...     batch_size=2,
+    ... ).shape
     torch.Size([2, 2])
     """
 
@@ -80,7 +85,9 @@ class LateFusionGRUModule(TaskModule):
     Raises:
         ValueError: If `modalities` names one that the data does not have.
 
-    >>> module = LateFusionGRUModule({"audio": 5, "text": 3}, "regression", 1, modalities=["text"])
+    >>> module = LateFusionGRUModule(
+    ...     {"audio": 5, "text": 3}, "regression", 1, modalities=["text"]
+    ... )
     >>> list(module.network.grus)
     ['text']
     """
@@ -96,6 +103,8 @@ class LateFusionGRUModule(TaskModule):
         stride: int | dict[str, int] = 1,
         **kwargs: Any,
     ) -> None:
+        in_channels, out_channels, modalities, kwargs = plain_value((in_channels, out_channels, modalities, kwargs))
+        hidden_channels, dropout, stride = plain_value((hidden_channels, dropout, stride))
         chosen = chosen_modalities(in_channels, modalities)
         check_network_options(LateFusionGRU, {"hidden_channels": hidden_channels, "dropout": dropout, "stride": stride})
         network = LateFusionGRU(chosen, out_channels, hidden_channels, dropout, stride)

@@ -43,9 +43,15 @@ class PairwiseTransformer(nn.Module):
     Raises:
         ValueError: If there is one modality only.
 
-    >>> model = PairwiseTransformer({"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2)
+    >>> model = PairwiseTransformer(
+    ...     {"audio": 5, "text": 3}, out_channels=2, channels=8, heads=2
+    ... )
     >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shape
+    >>> model(
+    ...     x_dict,
+    ...     {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])},
+    ...     batch_size=2,
+    ... ).shape
     torch.Size([2, 2])
     """
 
@@ -110,7 +116,9 @@ class PairwiseTransformerModule(BaselineModule):
         out_channels: Width of the prediction.
         kwargs: Options of `PairwiseTransformer` and `TaskModule`.
 
-    >>> module = PairwiseTransformerModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
+    >>> module = PairwiseTransformerModule(
+    ...     {"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2
+    ... )
     >>> list(module.network.cross["audio"])
     ['text']
     """

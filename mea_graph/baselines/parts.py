@@ -13,7 +13,7 @@ from torch_geometric.utils import to_dense_batch
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_sizes
 from mea_graph.nn.unimodal_extractor import sinusoidal_positions
-from mea_graph.option_types import check_types, parameters_of
+from mea_graph.option_types import check_types, parameters_of, plain_value
 from mea_graph.train.keyword_arguments import arguments_for
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -56,6 +56,7 @@ def by_modality(value: int | Mapping[str, int], modalities: Iterable[str], name:
     >>> by_modality(3, ["audio", "text"], "kernel_size")
     {'audio': 3, 'text': 3}
     """
+    value = plain_value(value)
     found = {m: value if isinstance(value, int) else value.get(m, 0) for m in modalities}
     if any(number < 1 for number in found.values()):
         raise ValueError(f"{name}: expected a number of at least 1 for each of {', '.join(found)}, got {value}")
@@ -70,7 +71,7 @@ def check_network_options(network_class: type[nn.Module], options: Mapping[str, 
         options: Some of its options.
 
     Raises:
-        TypeError: Naming the option.
+        TypeError: If an option has another type; the error names it.
         ValueError: If a size is below 1.
 
     >>> check_network_options(nn.Linear, {"in_features": 3})
@@ -125,7 +126,9 @@ class Projection(nn.Module):
     Shape:
         - x `(sum T, in_channels)`, batch `(sum T,)`; returns `(B, ceil(T / stride), channels)` and its mask.
 
-    >>> z, mask = Projection(3, 8, 3, 2, 0.0)(torch.ones(5, 3), torch.tensor([0, 0, 0, 0, 2]), 3)
+    >>> z, mask = Projection(3, 8, 3, 2, 0.0)(
+    ...     torch.ones(5, 3), torch.tensor([0, 0, 0, 0, 2]), 3
+    ... )
     >>> z.shape, mask.sum(1).tolist()
     (torch.Size([3, 2, 8]), [2, 0, 1])
     """
@@ -161,7 +164,9 @@ def window_means(x: Tensor, batch: Tensor, batch_size: int, stride: int) -> tupl
     Shape:
         - `(sum T, d)` and `(sum T,)`; returns `(sum ceil(T / stride), d)` and its sample numbers.
 
-    >>> x, batch = window_means(torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2)
+    >>> x, batch = window_means(
+    ...     torch.tensor([[1.0], [3.0], [5.0], [7.0]]), torch.tensor([0, 0, 0, 2]), 3, 2
+    ... )
     >>> x.flatten().tolist(), batch.tolist()
     ([2.0, 5.0, 7.0], [0, 0, 2])
     """
@@ -237,6 +242,7 @@ class BaselineModule(TaskModule):
     network_class: type[nn.Module]
 
     def __init__(self, in_channels: dict[str, int], task: Task, out_channels: int, **kwargs: Any) -> None:
+        in_channels, task, out_channels, kwargs = plain_value((in_channels, task, out_channels, kwargs))
         network, training = arguments_for(self.network_class, kwargs), arguments_for(TaskModule, kwargs)
         unknown = sorted(set(kwargs) - set(network) - set(training))
         if unknown:

@@ -12,14 +12,16 @@ from mea_graph.train.reports import plain
 
 
 def constant_scores(data: SequenceDataModule, part: str, sentiment: bool = False) -> dict[str, float]:
-    """Returns the metrics of the constant predictor: what a model that looks at nothing reaches.
+    """Returns the metrics of the constant predictor, which looks at nothing.
 
     Args:
         data: Its training targets make the prediction.
         part: `test` or `valid`, whose targets it is measured on.
         sentiment: As for `TaskMetrics`.
 
-    >>> data = SequenceDataModule(events={"num_samples": 60, "task": "classification", "num_classes": 2})
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 60, "task": "classification", "num_classes": 2}
+    ... )
     >>> constant_scores(data, "test")["auc"]
     0.5
     """
@@ -48,7 +50,7 @@ def pooled_linear(data: SequenceDataModule) -> PooledLinear:
 def pooled_linear_scores(
     data: SequenceDataModule, part: str, sentiment: bool = False, model: PooledLinear | None = None
 ) -> dict[str, float]:
-    """Returns the metrics of the pooled linear model: what is reached without looking at the order of steps.
+    """Returns the metrics of the pooled linear model, which does not look at the order of steps.
 
     Args:
         data: Its training samples make the model.
@@ -56,7 +58,9 @@ def pooled_linear_scores(
         sentiment: As for `TaskMetrics`.
         model: What `pooled_linear` made of the data, where it is at hand.
 
-    >>> data = SequenceDataModule(events={"num_samples": 300, "task": "classification", "num_classes": 2})
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 300, "task": "classification", "num_classes": 2}
+    ... )
     >>> pooled_linear_scores(data, "test")["auc"] > constant_scores(data, "test")["auc"]
     True
     """

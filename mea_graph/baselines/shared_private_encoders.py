@@ -57,7 +57,11 @@ class SharedPrivateEncoders(nn.Module):
 
     >>> model = SharedPrivateEncoders({"audio": 5, "text": 3}, out_channels=2)
     >>> x_dict = {"audio": torch.randn(7, 5), "text": torch.randn(2, 3)}
-    >>> model(x_dict, {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])}, batch_size=2).shared.shape
+    >>> model(
+    ...     x_dict,
+    ...     {"audio": torch.tensor([0] * 4 + [1] * 3), "text": torch.tensor([1, 1])},
+    ...     batch_size=2,
+    ... ).shared.shape
     torch.Size([2, 2, 64])
     """
 
@@ -129,7 +133,13 @@ class SharedPrivateEncodersModule(BaselineModule):
         reconstruction_weight: Weight of the reconstruction loss, >= 0.
         kwargs: Options of `SharedPrivateEncoders` and `TaskModule`.
 
-    >>> module = SharedPrivateEncodersModule({"audio": 5, "text": 3}, "regression", 1, difference_weight=0.1, hidden_channels=8)
+    >>> module = SharedPrivateEncodersModule(
+    ...     {"audio": 5, "text": 3},
+    ...     "regression",
+    ...     1,
+    ...     difference_weight=0.1,
+    ...     hidden_channels=8,
+    ... )
     >>> module.weights["difference"]
     0.1
     """

@@ -103,7 +103,10 @@ def known_options(words: Sequence[str]) -> Options:
         LookupError: If sources are not there to be read.
 
     >>> options = known_options(["fit", "--config", "events"])
-    >>> options.unknown("--model.exclusive.pooling"), options.unknown("--model.exclusive.poolng")
+    >>> (
+    ...     options.unknown("--model.exclusive.pooling"),
+    ...     options.unknown("--model.exclusive.poolng"),
+    ... )
     (None, 'model.exclusive.poolng')
     >>> options.suggestion("model.exclusive.poolng")
     " (did you mean '--model.exclusive.pooling'?)"
@@ -151,7 +154,9 @@ def with_suggestion(message: str, words: Sequence[str]) -> str:
         message: One line.
         words: The words of the command line.
 
-    >>> with_suggestion("Subcommand 'fit' does not accept option 'trainer.max_epoch'", ["fit"])
+    >>> with_suggestion(
+    ...     "Subcommand 'fit' does not accept option 'trainer.max_epoch'", ["fit"]
+    ... )
     "Subcommand 'fit' does not accept option 'trainer.max_epoch' (did you mean 'trainer.max_epochs'?)"
     """
     if found := re.match(r"trainer\.logger: .*Expected a dot import path string: (\w+);", message):

@@ -29,7 +29,11 @@ class Latents(NamedTuple):
 
     >>> from mea_graph.data import AsynchronousEvents
     >>> latents = AsynchronousEvents(num_samples=10).latents
-    >>> latents.shared.shape, latents.private["audio"].shape, latents.value["audio"].shape
+    >>> (
+    ...     latents.shared.shape,
+    ...     latents.private["audio"].shape,
+    ...     latents.value["audio"].shape,
+    ... )
     ((10, 2), (10, 2), (10, 4))
     """
 
@@ -58,10 +62,10 @@ class AsynchronousEvents(MultimodalDataset):
     single modality and of every average over time (the values cancel, and a code does not predict a value): a model must match the focus
     of one modality with the events of another.
 
-    With `match="time"` only the clock tells which event is meant. Each modality shows its values one after the other, in stretches of its
+    With `match="time"` only the time shows which event is meant. Each modality shows its values one after the other, in stretches of its
     own, and marks one moment. This moment lies in the stretch of the next modality that is meant. Steps are irregular: each modality has
-    many in some quarters of a sample, and few in others. So the number of a step says little of
-    when it is. The definition of c stays the same.
+    many in some quarters of a sample, and few in others. So the number of a step hardly shows its
+    time. The definition of c stays the same.
 
     Args:
         num_samples: N; split 60 / 15 / 25 into train, valid and test.
@@ -74,16 +78,18 @@ class AsynchronousEvents(MultimodalDataset):
         noise: Standard deviation of the noise on every feature.
         jitter: Standard deviation, in seconds, of the time at which a modality records an event.
         missing_rate: Probability that a sample lacks a modality; at least one always stays.
-        match: What tells which event a focus means: its "code", or its "time"; choose the latter to test a model's use of time.
+        match: What shows which event a focus means: its "code", or its "time"; choose the latter to test a model's use of time.
         seed: The same seed gives the same data.
 
     Shape:
         - sample[m].x: :math:`(T_m, d_m)`; sample[m].time: :math:`(T_m,)`, seconds; sample.y: :math:`(1,)`
 
     Raises:
-        ValueError: An argument out of its range.
+        ValueError: If an argument is out of its range.
 
-    >>> events = AsynchronousEvents(num_samples=40, task="classification", num_classes=3)
+    >>> events = AsynchronousEvents(
+    ...     num_samples=40, task="classification", num_classes=3
+    ... )
     >>> events.channels, len(events.select(split="train"))
     ({'text': 16, 'audio': 14, 'vision': 20}, 24)
     """

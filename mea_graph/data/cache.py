@@ -20,7 +20,7 @@ from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError, no_memory
 from mea_graph.data.lock import only_one
 from mea_graph.data.progress import showing
-from mea_graph.data.store_files import FORMAT_VERSION, open_store, write_made
+from mea_graph.data.store_files import FORMAT_VERSION, open_store, sum_of, write_made
 
 _SUFFIX = ".mea-cache"
 _RECORD = "source.json"
@@ -105,9 +105,9 @@ class _Known:
 
     def _digest(self, file: Path) -> str | None:
         entry = self.record.get(str(file.resolve()))
-        if isinstance(entry, list) and len(entry) == 3 and entry[:2] == _outline(file) and _is_digest(entry[2]):
-            return entry[2]
-        return None
+        if not isinstance(entry, list) or len(entry) != 4 or entry[3] != sum_of(entry[:3]):  # none, damaged, or of an earlier form
+            return None
+        return entry[2] if entry[:2] == _outline(file) and _is_digest(entry[2]) else None
 
     def _joined(self) -> str:
         digests = [self.record[str(file.resolve())][2] for file in self.files]
@@ -123,7 +123,8 @@ class _Known:
             with open(file, "rb") as opened:
                 while not self.stopped.is_set() and (block := opened.read(1 << 18)):  # stopped: nobody wants to know any more
                     digest.update(block)
-            self.record[str(file.resolve())], self.changed = [*outline, digest.hexdigest()], True
+            entry = [*outline, digest.hexdigest()]
+            self.record[str(file.resolve())], self.changed = [*entry, sum_of(entry)], True
         self.contents = self._joined()
         return self.contents
 
@@ -172,14 +173,14 @@ def _write_record(path: Path, record: dict[str, Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _fingerprint(value: Any) -> Any:
-    """A JSON value that stands for an option; arrays by the hash of their contents."""
+def _fingerprint(value: Any, name: str = "option") -> Any:
+    """A JSON value that stands for options or one of them; arrays by the hash of their contents."""
     if isinstance(value, np.ndarray):
         return [value.dtype.str, list(value.shape), hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()]
     if isinstance(value, Mapping):
-        return {str(k): _fingerprint(v) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
+        return {str(k): _fingerprint(v, str(k)) for k, v in sorted(value.items(), key=lambda item: str(item[0]))}
     if isinstance(value, list | tuple):
-        return [_fingerprint(v) for v in value]
+        return [_fingerprint(v, name) for v in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise DataError(f"option: expected plain values or arrays, got {type(value).__name__}")
+    raise DataError(f"{name}: expected plain values or arrays, got {type(value).__name__}")

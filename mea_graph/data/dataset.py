@@ -45,9 +45,9 @@ class MultimodalDataset(ViewedDataset):
         - `sample.y`: float32 :math:`(1,)` for regression, int64 :math:`(1,)` for a class, float32 :math:`(1, K)` for K binary labels
         - `sample.id`: a string
 
-    >>> audio = [np.zeros((3, 2)), np.ones((5, 2))]
-    >>> lips = [np.zeros((2, 4)), None]
-    >>> dataset = MultimodalDataset.from_arrays({"audio": audio, "lips": lips}, y=[0, 1], split=["train", "test"])
+    >>> audio, lips = [np.zeros((3, 2)), np.ones((5, 2))], [np.zeros((2, 4)), None]
+    >>> x, split = {"audio": audio, "lips": lips}, ["train", "test"]
+    >>> dataset = MultimodalDataset.from_arrays(x, y=[0, 1], split=split)
     >>> dataset.lengths["audio"].tolist(), tuple(dataset[1]["lips"].x.shape)
     ([3, 5], (0, 4))
     >>> dataset[1:].ids, dataset.num_classes, dataset.num_features
@@ -95,7 +95,8 @@ class MultimodalDataset(ViewedDataset):
         Raises:
             DataError: If shapes, widths or counts do not fit, a value is not finite, or an id occurs twice.
 
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((2, 3))], "b": [np.ones((4, 1))]}, y=[0.5], ids=["clip"])
+        >>> x = {"a": [np.ones((2, 3))], "b": [np.ones((4, 1))]}
+        >>> dataset = MultimodalDataset.from_arrays(x, y=[0.5], ids=["clip"])
         >>> dataset[0].id, dataset[0].y
         ('clip', tensor([0.5000]))
         """
@@ -128,19 +129,22 @@ class MultimodalDataset(ViewedDataset):
             transform: Applied to a sample on every access.
 
         Raises:
-            DataError: As `from_arrays`, and if a sample holds something that a data set cannot store, such as edges.
+            DataError: If `from_arrays` would raise it, or a sample holds something that a data set cannot store, such as edges.
 
-        >>> both, text = HeteroData(y=1.5, id="p", speaker="ann"), HeteroData(y=0.5, id="q", speaker="bob")
-        >>> both["text"].x, both["audio"].x, text["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
+        >>> both = HeteroData(y=1.5, id="p", speaker="ann")
+        >>> both["text"].x, both["audio"].x = torch.ones(3, 4), torch.ones(2, 2)
+        >>> text = HeteroData(y=0.5, id="q", speaker="bob", text={"x": torch.ones(1, 4)})
         >>> dataset = MultimodalDataset.from_samples([both, text])
-        >>> dataset.ids, dataset.lengths["audio"].tolist(), dataset.fields["speaker"].tolist()
-        (['p', 'q'], [2, 0], ['ann', 'bob'])
+        >>> dataset.lengths["audio"].tolist(), dataset.fields["speaker"].tolist()
+        ([2, 0], ['ann', 'bob'])
         """
+        if isinstance(samples, HeteroData):
+            raise DataError("samples: expected a list of HeteroData, got one, or a batch, whose samples are batch.to_data_list()")
         arrays = arrays_of(list(samples))
         return cls.from_arrays(**arrays, label_names=label_names, notes=notes, transform=transform)
 
     def len(self) -> int:
-        """Number of stored samples, of which a view shows some; `len(dataset)` is the number of those shown."""
+        """Returns the number of stored samples, of which a view shows some; `len(dataset)` is the number of those shown."""
         return len(self._store.ids)
 
     def get(self, idx: int) -> HeteroData:
@@ -232,28 +236,29 @@ class MultimodalDataset(ViewedDataset):
         return self._store.hash
 
     def has_time(self, modality: str) -> bool:
-        """Whether the steps of `modality` carry their time."""
+        """Returns whether the steps of `modality` carry their time."""
         return self._store.sequences[modality].time is not None
 
     def subset(self, indices: Index) -> Self:
-        """The samples at `indices` (integers, a bool mask or a slice), in that order, as a view.
+        """Returns the samples at `indices` (integers, a bool mask or a slice), in that order, as a view.
 
         Raises:
             DataError: If an index is out of range or not an integer.
 
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((t, 1)) for t in (1, 2, 3)]})
-        >>> dataset.subset([2, 0]).ids
+        >>> x = {"a": [np.ones((t, 1)) for t in (1, 2, 3)]}
+        >>> MultimodalDataset.from_arrays(x).subset([2, 0]).ids
         ['2', '0']
         """
         return self._view(_indices=self._rows[positions(indices, len(self))])
 
     def copy(self, idx: Index | None = None) -> Self:
-        """The samples, or those at `idx`, copied into memory: a data set that shares nothing with this one.
+        """Copies the samples, or those at `idx`, into memory: a data set that shares nothing with this one.
 
         Raises:
-            IndexError: As `index_select`.
+            IndexError: If an index is out of range, or no integer.
 
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((t, 1)) for t in (1, 2, 3)]})
+        >>> x = {"a": [np.ones((t, 1)) for t in (1, 2, 3)]}
+        >>> dataset = MultimodalDataset.from_arrays(x)
         >>> dataset.copy([2, 0]).len(), dataset[[2, 0]].len()
         (2, 3)
         """
@@ -277,7 +282,8 @@ class MultimodalDataset(ViewedDataset):
 
         >>> import tempfile
         >>> from mea_graph.data import open_dataset
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((3, 2)), None]}, y=["no", "yes"])
+        >>> x = {"a": [np.ones((3, 2)), None]}
+        >>> dataset = MultimodalDataset.from_arrays(x, y=["no", "yes"])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     dataset.save(f"{folder}/mine.npz")
         ...     print(open_dataset(f"{folder}/mine.npz").label_names)
@@ -286,13 +292,13 @@ class MultimodalDataset(ViewedDataset):
         save(self, Path(path))
 
     def select(self, split: str) -> Self:
-        """The samples of one split, as a view.
+        """Returns the samples of one split, as a view.
 
         Raises:
             DataError: If the data set has no splits, or none of that name.
 
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 2}, split=["train", "test"])
-        >>> dataset.select("test").ids
+        >>> x, split = {"a": [np.ones((1, 1))] * 2}, ["train", "test"]
+        >>> MultimodalDataset.from_arrays(x, split=split).select("test").ids
         ['1']
         """
         if self.split is None:
@@ -303,29 +309,32 @@ class MultimodalDataset(ViewedDataset):
         return self.subset(self.split == split)
 
     def where(self, field: str, isin: Iterable[Any]) -> Self:
-        """The samples whose `field` has one of the values `isin`, as a view (possibly empty).
+        """Returns the samples whose `field` has one of the values `isin`, as a view (possibly empty).
 
         Raises:
             DataError: If there is no such field, or a value is of another type than the field's.
 
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * 3}, fields={"speaker": ["ann", "bob", "ann"]})
+        >>> x, fields = {"a": [np.ones((1, 1))] * 3}, {"speaker": ["ann", "bob", "ann"]}
+        >>> dataset = MultimodalDataset.from_arrays(x, fields=fields)
         >>> dataset.where("speaker", isin=["ann"]).ids
         ['0', '2']
         """
         values = self._field(field)
+        if isinstance(isin, str | bytes) or not isinstance(isin, Iterable):  # of a text the letters would be looked for
+            raise DataError(f"isin: expected a list of values, got {isin!r}"[:300])
         wanted = np.asarray(list(isin))
         if wanted.size and (wanted.dtype.kind == "U") != (values.dtype.kind == "U"):
             raise DataError(f"field {field!r}: expected values like {values[:1].tolist()}, got {wanted[:1].tolist()}")
         return self.subset(np.isin(values, wanted))
 
     def with_modalities(self, modalities: Sequence[str]) -> Self:
-        """The same samples with these modalities only, in this order, as a view.
+        """Returns the same samples with these modalities only, in this order, as a view.
 
         Raises:
             DataError: If the data set has no such modality, or one is named twice.
 
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.ones((1, 1))], "b": [np.ones((1, 2))]})
-        >>> dataset.with_modalities(["b"]).channels
+        >>> x = {"a": [np.ones((1, 1))], "b": [np.ones((1, 2))]}
+        >>> MultimodalDataset.from_arrays(x).with_modalities(["b"]).channels
         {'b': 2}
         """
         wanted = list(modalities)
@@ -348,7 +357,7 @@ class MultimodalDataset(ViewedDataset):
         fit_on: Sequence[int] | np.ndarray | None = None,
         statistics: Mapping[str, tuple[Any, Any]] | None = None,
     ) -> Self:
-        """A view whose `x` are z-scored per channel, computed when a sample is read.
+        """Returns a view whose `x` are z-scored per channel, computed when a sample is read.
 
         Statistics are means over steps, in float64, of the named samples only, so that nothing leaks from the others. A channel
         that is constant there keeps standard deviation 1.
@@ -361,8 +370,8 @@ class MultimodalDataset(ViewedDataset):
         Raises:
             DataError: If the data set is standardized already, a value of `by` has no sample in `fit_on`, or `statistics` do not fit.
 
-        >>> dataset = MultimodalDataset.from_arrays({"a": [np.array([[1.0], [3.0]]), np.array([[5.0]])]})
-        >>> dataset.standardize(fit_on=[0])[1]["a"].x
+        >>> x = {"a": [np.array([[1.0], [3.0]]), np.array([[5.0]])]}
+        >>> MultimodalDataset.from_arrays(x).standardize(fit_on=[0])[1]["a"].x
         tensor([[3.]])
         """
         if self._scaling is not None:
@@ -370,11 +379,12 @@ class MultimodalDataset(ViewedDataset):
         return self._view(_scaling=scaling_of(self, by, fit_on, statistics))
 
     def describe(self) -> str:
-        """A readable table: samples per split, widths, true lengths, share missing, labels, and the reader's notes.
+        """Returns a readable table: samples per split, widths, true lengths, share missing, labels, and the reader's notes.
 
         Lengths are those of the samples that have the modality.
 
-        >>> print(MultimodalDataset.from_arrays({"a": [np.ones((2, 3)), None]}, y=[0.5, 1.5]).describe())
+        >>> x = {"a": [np.ones((2, 3)), None]}
+        >>> print(MultimodalDataset.from_arrays(x, y=[0.5, 1.5]).describe())
         samples 2
         modality  width  min  median  mean  max  missing  time
         a             3    2       2   2.0    2    50.0%    no

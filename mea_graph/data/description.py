@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def describe(dataset: MultimodalDataset) -> str:
-    """Samples per split, widths and true lengths per modality, labels, and what the reader had to say."""
+    """Samples per split, widths and true lengths per modality, labels, and the notes of the reader."""
     lines = [f"samples {len(dataset)}"]
     if dataset.split is not None:
         names, counts = np.unique(dataset.split, return_counts=True)

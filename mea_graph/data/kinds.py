@@ -1,4 +1,4 @@
-"""Tells what a file is by its first bytes, and says so where it is not what a reader needs."""
+"""Recognises a file by its first bytes, and says what it is if a reader cannot read it."""
 
 from __future__ import annotations
 

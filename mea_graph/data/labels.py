@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mea_graph.data.arrays import as_names, as_numbers
 from mea_graph.data.errors import DataError
 
 _SPLITS = {"train": ("train", "training"), "valid": ("valid", "val", "dev", "validation"), "test": ("test", "testing")}
@@ -38,10 +39,10 @@ def read_labels(y: Any, label_names: Sequence[str] | None, note: str | None) -> 
     """Numbers for labels that are strings (their place in `label_names`, or in alphabetical order), and notes on what was guessed."""
     words = _words("y", y)
     if words is None:
-        array = _numbers(y)
+        array = as_numbers("y", y)
         whole = array.dtype.kind == "f" and array.ndim == 1 and array.size and np.isfinite(array).all() and (array == np.round(array)).all()
         return array, label_names, [note] if note is not None and whole else []
-    names = sorted(set(words)) if label_names is None else list(label_names)
+    names = sorted(set(words)) if label_names is None else as_names("label_names", label_names)
     place = {name: number for number, name in enumerate(names)}
     if unknown := sorted(set(words) - place.keys()):
         raise DataError(f"y: expected labels among {names}, got {unknown[:_NAMED]}")
@@ -52,7 +53,7 @@ def read_labels(y: Any, label_names: Sequence[str] | None, note: str | None) -> 
 def _words(what: str, values: Any) -> list[str] | None:
     """Texts as a list, since an array makes each as long as the longest; None where the values are no texts."""
     if not isinstance(values, np.ndarray | list | tuple):
-        values = np.asarray(values)
+        values = as_numbers(what, values)
     if isinstance(values, np.ndarray):
         if values.ndim != 1 or values.dtype.kind not in "USO":
             return None
@@ -65,13 +66,6 @@ def _words(what: str, values: Any) -> list[str] | None:
     return words or None
 
 
-def _numbers(y: Any) -> np.ndarray:
-    try:
-        return np.asarray(y)
-    except ValueError as error:  # a list of rows of different lengths
-        raise DataError("y: expected as many values for every sample, got rows of different lengths") from error
-
-
 def text(array: np.ndarray) -> np.ndarray:
     """An array with bytes as text."""
     return np.char.decode(array, "utf-8", "replace") if array.dtype.kind == "S" else array
@@ -79,7 +73,7 @@ def text(array: np.ndarray) -> np.ndarray:
 
 def split_meant(name: str) -> str:
     """ "train", "valid" or "test" for the names that people use for them, such as "dev"; any other name as it is."""
-    return _MEANT.get(name.lower(), name)
+    return _MEANT.get(name.strip().lower(), name)
 
 
 def read_split(split: Any) -> tuple[Any, list[str]]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from mea_graph.option_types import mismatch, plain_value
+
 
 class Padding(NamedTuple):
     """Share of steps that are padding, in the sampler's batches and in random ones of the same size.
@@ -47,7 +49,9 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
     Raises:
         ValueError: If an argument is out of range.
 
-    >>> sampler = LengthBucketBatchSampler({"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False)
+    >>> sampler = LengthBucketBatchSampler(
+    ...     {"audio": np.array([9, 1, 8, 2])}, batch_size=2, shuffle=False
+    ... )
     >>> list(sampler)
     [[0, 2], [3, 1]]
     >>> round(sampler.padding.left, 3)
@@ -79,8 +83,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
             ("bucket_multiplier", bucket_multiplier, 1),
             ("batches", 1 if batches is None else batches, 1),
         ):
-            if value < least:
-                raise ValueError(f"{name}: expected an integer >= {least}, got {value}")
+            if mismatch(plain_value(value), int) is not None or value < least:
+                raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
         if not 0 <= rank < num_replicas:
             raise ValueError(f"rank: expected an integer in [0, {num_replicas}), got {rank}")
         # Private on purpose: Lightning rebuilds a batch sampler that shows `batch_size` and `drop_last`, with arguments not ours.

@@ -34,8 +34,18 @@ class AddMissingModalities(BaseTransform):
     >>> from torch_geometric.loader import DataLoader
     >>> fill = AddMissingModalities({"text": 4, "audio": 2})
     >>> whole, without = HeteroData(), HeteroData()
-    >>> whole["text"].x, whole["audio"].x, without["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
-    >>> batch = next(iter(DataLoader([fill(sample) for sample in (whole, without, whole)], batch_size=3)))
+    >>> whole["text"].x, whole["audio"].x, without["text"].x = (
+    ...     torch.ones(3, 4),
+    ...     torch.ones(2, 2),
+    ...     torch.ones(1, 4),
+    ... )
+    >>> batch = next(
+    ...     iter(
+    ...         DataLoader(
+    ...             [fill(sample) for sample in (whole, without, whole)], batch_size=3
+    ...         )
+    ...     )
+    ... )
     >>> batch["audio"].batch
     tensor([0, 0, 2, 2])
     """
@@ -75,11 +85,15 @@ def check_batch(batch: HeteroData | Sequence[HeteroData], modalities: Collection
         modalities: The node types that must be there; those of the batch, or of any of the samples, if None.
 
     Raises:
-        DataError: Naming the node type, the sample (of a batch: its samples) and what to do.
+        DataError: If a node type is missing; the error names it, the sample (of a batch: its samples) and what to do.
 
     >>> from torch_geometric.data import Batch
     >>> whole, without = HeteroData(id="ann"), HeteroData(id="bob")
-    >>> whole["text"].x, whole["audio"].x, without["text"].x = torch.ones(3, 4), torch.ones(2, 2), torch.ones(1, 4)
+    >>> whole["text"].x, whole["audio"].x, without["text"].x = (
+    ...     torch.ones(3, 4),
+    ...     torch.ones(2, 2),
+    ...     torch.ones(1, 4),
+    ... )
     >>> for samples in ([whole, without], Batch.from_data_list([whole, without])):
     ...     try:
     ...         check_batch(samples)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from mea_graph.data.arrays import as_numbers
 from mea_graph.data.cache import cached
 from mea_graph.data.dataset import MultimodalDataset
-from mea_graph.data.errors import DataError, no_memory
+from mea_graph.data.errors import DataError, brief, no_memory
 from mea_graph.data.kinds import check_kind, kind_of
-from mea_graph.option_types import mismatch
+from mea_graph.option_types import mismatch, plain_value
 from mea_graph.readers.any_pickle import read_any_pickle
 from mea_graph.readers.csd import read_csd
 from mea_graph.readers.misa import read_misa
@@ -68,16 +69,25 @@ def open_dataset(
 
     Raises:
         DataError: If the source is missing, refused, of another format, or not as its format demands.
-        ImportError: For `.csd` without h5py.
+        ImportError: If the source is a `.csd` file and h5py is not installed.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.savez(f"{folder}/clips.npz", audio=np.ones((2, 5, 3)), audio_len=np.array([5, 2]), label=np.array([0, 1]))
+    ...     np.savez(
+    ...         f"{folder}/clips.npz",
+    ...         audio=np.ones((2, 5, 3)),
+    ...         audio_len=np.array([5, 2]),
+    ...         label=np.array([0, 1]),
+    ...     )
     ...     open_dataset(f"{folder}/clips.npz")
     MultimodalDataset(2, audio=3)
     """
     if format != "auto" and format not in _READERS:
         raise DataError(f"format: expected 'auto' or one of {list(_READERS)}, got {format!r}")
+    named = source.values() if isinstance(source, Mapping) else [source]
+    for what, path in (*(("source", path) for path in named), ("cache_dir", "" if cache_dir is None else cache_dir)):
+        if not isinstance(path, str | os.PathLike):
+            raise DataError(f"{what}: expected a path{', or a dict of paths by name' if what == 'source' else ''}, got {brief(path)}")
     origin, files = _locate(source, format)
     if format == "auto":
         format = _sniff(origin, files)
@@ -87,8 +97,11 @@ def open_dataset(
         raise DataError(f"{origin}: format 'csd' has one file a modality and one with labels; pass their folder or a dict of them")
     reader = _READERS[format]
     _check_options(format, reader, options)
+    options = {name: value if name == "embedding" else plain_value(value) for name, value in options.items()}
     if isinstance(options.get("embedding"), str | os.PathLike):
         options["embedding"] = _load_array(Path(options["embedding"]))
+    elif options.get("embedding") is not None:
+        options["embedding"] = as_numbers("embedding", options["embedding"])
     types = _TYPES | {"split": Mapping | None if format == "csd" else str | None}
     for name in sorted(types.keys() & options.keys()):
         if (expected := mismatch(options[name], types[name])) is not None:

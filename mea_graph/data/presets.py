@@ -75,10 +75,14 @@ class Preset:
         """Raises an error if `dataset` is not the one of the protocol.
 
         Raises:
-            DataError: Something differs; the error lists all of it.
+            DataError: If something differs; the error lists all of it.
 
         >>> try:
-        ...     MOSI.check(MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"]))
+        ...     MOSI.check(
+        ...         MultimodalDataset.from_arrays(
+        ...             {"text": [np.ones((3, 300))]}, y=[0.5], split=["train"]
+        ...         )
+        ...     )
         ... except DataError as error:
         ...     print(str(error).splitlines()[1])
           audio: expected width 5, got no such modality
@@ -89,7 +93,9 @@ class Preset:
     def mismatches(self, dataset: MultimodalDataset) -> list[str]:
         """Returns what differs between `dataset` and the protocol, a line each.
 
-        >>> dataset = MultimodalDataset.from_arrays({"text": [np.ones((3, 300))]}, y=[0.5], split=["train"])
+        >>> dataset = MultimodalDataset.from_arrays(
+        ...     {"text": [np.ones((3, 300))]}, y=[0.5], split=["train"]
+        ... )
         >>> MOSI.mismatches(dataset)[-1]
         'split test: expected 686 samples, got 0'
         """

@@ -1,4 +1,4 @@
-"""Says how far a conversion is, where it takes long enough to be wondered at."""
+"""Shows the progress of a conversion that takes long."""
 
 from __future__ import annotations
 

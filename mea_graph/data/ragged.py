@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from mea_graph.data.arrays import as_numbers
 from mea_graph.data.errors import DataError
 from mea_graph.data.progress import advance, start
 from mea_graph.data.rows import make_rows
 
 _KEPT_MAPPED = 8 << 20  # bytes read of a mapped file after which its pages are handed back; the system may map several times as many
+_INSTANT = 1e-6  # seconds between two times that count as different
 _PIECE = 1 << 20  # bytes packed in one go: they stay in the processor's cache while they are checked and written
 
 
@@ -86,7 +88,10 @@ def _to_reference(array: np.ndarray | None) -> Any:
 def _from_reference(reference: Any) -> Any:
     if isinstance(reference, _MappedFile):
         name, dtype, shape, offset = reference
-        return np.memmap(name, dtype=dtype, shape=shape, offset=offset, mode="r")
+        try:
+            return np.memmap(name, dtype=dtype, shape=shape, offset=offset, mode="r")
+        except (OSError, ValueError) as error:  # a worker or another process opens it by its name
+            raise DataError(f"{name}: expected the cache of an open data set, got none; open the data set again ({error})"[:600]) from error
     return reference
 
 
@@ -121,7 +126,11 @@ def pack(name: str, arrays: Sequence[Any], ids: Sequence[str], time: Sequence[An
         raise DataError(f"{name}: expected {len(ids)} sequences, one a sample, got {len(arrays)}")
     if time is not None and len(time) != len(ids):
         raise DataError(f"{name}: expected times for {len(ids)} samples, got {len(time)}")
-    parts = arrays if isinstance(arrays, Mended) else [None if a is None else np.asarray(a) for a in arrays]
+    parts = (
+        arrays
+        if isinstance(arrays, Mended)
+        else [None if a is None else as_numbers(f"{name}: sample {ids[i]!r}", a) for i, a in enumerate(arrays)]
+    )
     shapes = parts.arrays if isinstance(parts, Mended) else parts
     width = _common_width(name, shapes, ids)
     ptr = np.zeros(len(parts) + 1, np.int64)
@@ -185,8 +194,8 @@ def _common_width(name: str, parts: Sequence[np.ndarray | None], ids: Sequence[s
 
 def _pack_time(name: str, time: Sequence[Any], ptr: np.ndarray, ids: Sequence[str]) -> np.ndarray:
     out = np.empty(int(ptr[-1]), np.float32)
-    for i, sample in enumerate(ids):
-        part = np.asarray(() if time[i] is None else time[i])
+    parts = [as_numbers(f"{name}: time of sample {sample!r}", () if t is None else t) for sample, t in zip(ids, time, strict=True)]
+    for i, (sample, part) in enumerate(zip(ids, parts, strict=True)):
         if part.shape != (ptr[i + 1] - ptr[i],) or (part.size and part.dtype.kind not in "biuf"):
             raise DataError(
                 f"{name}: sample {sample!r}: expected {ptr[i + 1] - ptr[i]} times, one a step, got {part.dtype} of shape {part.shape}"
@@ -194,8 +203,23 @@ def _pack_time(name: str, time: Sequence[Any], ptr: np.ndarray, ids: Sequence[st
         with np.errstate(all="ignore"):  # what overflows becomes infinite, and is refused
             out[ptr[i] : ptr[i + 1]] = part
     if not np.isfinite(out).all():
-        _refuse(name, out, 0, ptr, ids, time)
+        _refuse(name, out, 0, ptr, ids, parts)
     return out
+
+
+def time_notes(name: str, time: Sequence[Any], stored: Ragged) -> list[str]:
+    """Notes on times that are no use as they are: `time` as given, `stored` what was made of them."""
+    falling = equal = 0
+    for i, part in enumerate(time):
+        given = np.diff(as_numbers(name, () if part is None else part).astype(np.float64))
+        kept = np.diff(stored.time[stored.ptr[i] : stored.ptr[i + 1]])  # type: ignore[index]
+        falling += bool((given < 0).any())
+        equal += bool(((given > _INSTANT) & (kept == 0)).any())
+    notes = [f"{name}: the times of {falling} samples fall somewhere; a window in seconds needs them in order"] if falling else []
+    if equal:
+        remedy = "let them begin near 0, at one moment for all modalities of a sample"
+        notes.append(f"{name}: different times of {equal} samples are the same in float32; {remedy}")
+    return notes
 
 
 def _refuse(name: str, values: np.ndarray, first: int, ptr: np.ndarray, ids: Sequence[str], parts: Sequence[Any]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch_geometric.data import HeteroData
 
-from mea_graph.data.errors import DataError
+from mea_graph.data.arrays import as_numbers
+from mea_graph.data.errors import DataError, brief
 
 if TYPE_CHECKING:
     from mea_graph.data.dataset import MultimodalDataset
@@ -20,6 +20,8 @@ _REMEDY = "delete it, or add it on access with transform="
 
 def arrays_of(samples: Sequence[HeteroData]) -> dict[str, Any]:
     """The arguments of `MultimodalDataset.from_arrays` that give these samples; what it could not give back is refused by name."""
+    if strange := [sample for sample in samples if not isinstance(sample, HeteroData)]:
+        raise DataError(f"samples: expected HeteroData, got {brief(strange[0])}")
     names = list(dict.fromkeys(name for sample in samples for name in sample.node_types))
     x: dict[str, list[Any]] = {name: [] for name in names}
     time: dict[str, list[Any]] = {name: [] for name in names}
@@ -33,8 +35,8 @@ def arrays_of(samples: Sequence[HeteroData]) -> dict[str, Any]:
                 raise DataError(f"{where}: {name}: expected x and time only, got {sorted(rest)}; {_REMEDY}")
             if "x" not in node and "time" in node:
                 raise DataError(f"{where}: {name}: expected x beside time, got none")
-            x[name].append(_array(node["x"]) if "x" in node else None)
-            time[name].append(_array(node["time"]) if "time" in node else None)
+            x[name].append(as_numbers(f"{where}: {name}", node["x"]) if "x" in node else None)
+            time[name].append(as_numbers(f"{where}: {name}: time", node["time"]) if "time" in node else None)
     for name in names:
         here = [t is not None for t, sequence in zip(time[name], x[name], strict=True) if sequence is not None and len(sequence)]
         if any(here) and not all(here):
@@ -80,14 +82,10 @@ def _own_columns(samples: Sequence[HeteroData]) -> dict[str, list[Any]]:
 
 def _stacked(name: str, values: Sequence[Any]) -> np.ndarray:
     """`(N,)` of one value a sample, or `(N, K)`."""
-    rows = [_array(value).reshape(-1) for value in values]
+    rows = [as_numbers(name, value).reshape(-1) for value in values]
     if len({len(row) for row in rows}) > 1:
         raise DataError(f"{name}: expected as many values in every sample, got {sorted({len(row) for row in rows})}")
     stacked = np.stack(rows)
     if name != "y" and stacked.shape[1] != 1:
         raise DataError(f"{name}: expected one value a sample, got {stacked.shape[1]}; {_REMEDY}")
     return stacked[:, 0] if stacked.shape[1] == 1 else stacked
-
-
-def _array(value: Any) -> np.ndarray:
-    return value.detach().cpu().numpy() if torch.is_tensor(value) else np.asarray(value)

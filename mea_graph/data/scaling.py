@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mea_graph.data.arrays import as_numbers
 from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
 
@@ -49,12 +50,16 @@ def given_scaling(sequences: dict[str, Ragged], statistics: Mapping[str, tuple[A
         raise DataError(f"statistics: expected those of {list(sequences)}, got none of {missing}")
     mean, std = {}, {}
     for name, ragged in sequences.items():
-        with np.errstate(all="ignore"):  # what overflows becomes infinite, and is refused
-            pair = [np.asarray(part, dtype=np.float32) for part in statistics[name]]
-        if [part.shape for part in pair] != [(ragged.width,)] * 2:
+        given = statistics[name] if isinstance(statistics[name], Iterable) else ()
+        parts = [as_numbers(f"statistics: {name}", part) for part in given]
+        strange = [str(part.dtype) for part in parts if part.dtype.kind not in "biuf"]
+        if strange or [part.shape for part in parts] != [(ragged.width,)] * 2:
+            shapes = [part.shape for part in parts]
             raise DataError(
-                f"statistics: {name}: expected a mean and a standard deviation of shape ({ragged.width},), got {[p.shape for p in pair]}"
+                f"statistics: {name}: expected a mean and a standard deviation of shape ({ragged.width},), got {strange or shapes}"
             )
+        with np.errstate(all="ignore"):  # what overflows becomes infinite, and is refused
+            pair = [part.astype(np.float32) for part in parts]
         if not (np.isfinite(pair).all() and (pair[1] > 0).all()):
             raise DataError(f"statistics: {name}: expected finite means and standard deviations above 0")
         mean[name], std[name] = pair[0][None], pair[1][None]

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from mea_graph.data.arrays import as_names, as_numbers
 from mea_graph.data.errors import DataError, printable
-from mea_graph.data.ragged import Ragged, pack
+from mea_graph.data.labels import text
+from mea_graph.data.ragged import Ragged, pack, time_notes
 from mea_graph.data.texts import text_array
 
 _RESERVED = {"y", "id"}  # names a sample uses beside its modalities
@@ -74,6 +76,7 @@ def build_store(
     if unknown := set(time or {}) - set(x):
         raise DataError(f"time: expected modalities among {list(x)}, got {sorted(unknown)}")
     sequences = {name: pack(name, arrays, names, (time or {}).get(name)) for name, arrays in x.items()}
+    timed = [note for name, ragged in sequences.items() if ragged.time is not None for note in time_notes(name, (time or {})[name], ragged)]
     labels = None if y is None else _checked_y(y, names)
     return Store(
         sequences=sequences,
@@ -82,7 +85,7 @@ def build_store(
         split=None if split is None else _checked_column("split", split, samples, kinds="U"),
         fields={name: _checked_column(f"field {name!r}", values, samples) for name, values in (fields or {}).items()},
         label_names=_checked_label_names(label_names, labels),
-        notes=tuple(map(printable, notes)),
+        notes=tuple(dict.fromkeys(map(printable, [*notes, *timed]))),
     )
 
 
@@ -93,9 +96,9 @@ def check_modality_name(name: Any) -> None:
 
 
 def _checked_ids(ids: Sequence[Any] | None, samples: int) -> list[str]:
-    if ids is not None and len(ids) != samples:
-        raise DataError(f"ids: expected {samples}, one a sample, got {len(ids)}")
-    names = [str(i) for i in (range(samples) if ids is None else ids)]
+    names = as_names("ids", range(samples) if ids is None else ids)
+    if len(names) != samples:
+        raise DataError(f"ids: expected {samples}, one a sample, got {len(names)}")
     text_array("ids", names)
     seen: set[str] = set()
     for name in names:
@@ -106,7 +109,7 @@ def _checked_ids(ids: Sequence[Any] | None, samples: int) -> list[str]:
 
 
 def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
-    array = np.asarray(y)
+    array = as_numbers("y", y)
     if array.dtype.kind not in "biuf":
         raise DataError(f"y: expected numbers, got {array.dtype}")
     if array.ndim not in (1, 2) or len(array) != len(ids) or (array.ndim == 2 and array.shape[1] < 2):
@@ -136,15 +139,15 @@ def _checked_y(y: Any, ids: list[str]) -> np.ndarray:
 
 
 def _checked_column(what: str, values: Any, samples: int, kinds: str = "biufU") -> np.ndarray:
-    if not isinstance(values, np.ndarray | list | tuple):
-        values = np.asarray(values)
+    if not isinstance(values, list | tuple):
+        values = text(as_numbers(what, values))
     if isinstance(values, np.ndarray) and (values.dtype.kind != "O" or not values.ndim):
         texts = values.dtype.kind == "U" and values.ndim == 1
     else:  # such as a list
         texts = any(isinstance(value, str) for value in values) and np.ndim(values[0]) == 0
         if texts and any(value is None for value in values):
             raise DataError(f"{what}: expected one text a sample, got None among them")
-    array = text_array(what, values) if texts else np.asarray(values)
+    array = text_array(what, values) if texts else text(as_numbers(what, values))
     if array.shape != (samples,):
         raise DataError(f"{what}: expected one value a sample, shape ({samples},), got {array.shape}")
     if array.dtype.kind not in kinds and array.size:
@@ -160,9 +163,9 @@ def _checked_label_names(names: Sequence[str] | None, y: np.ndarray | None) -> t
             f"label_names: expected labels that are classes or a binary matrix, got {'no y' if y is None else 'regression targets'}"
         )
     needed = y.shape[1] if y.ndim == 2 else int(y.max(initial=-1)) + 1
-    if len(names) < needed or (y.ndim == 2 and len(names) != needed):
-        raise DataError(f"label_names: expected {needed} names, got {len(names)}: {list(names)}")
-    texts = [str(n) for n in names]
+    texts = as_names("label_names", names)
+    if len(texts) < needed or (y.ndim == 2 and len(texts) != needed):
+        raise DataError(f"label_names: expected {needed} names, got {len(texts)}: {texts}"[:300])
     if len(set(texts)) < len(texts):
         raise DataError(f"label_names: expected different names, got {texts}"[:300])
     return tuple(text_array("label_names", texts).tolist())

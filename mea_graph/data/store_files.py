@@ -23,7 +23,7 @@ from mea_graph.data.ragged import Ragged
 from mea_graph.data.rows import make_rows
 from mea_graph.data.store import Store
 
-FORMAT_VERSION = 4  # raise it whenever what is written, or what readers make of a file, changes
+FORMAT_VERSION = 5  # raise it whenever what is written, or what readers make of a file, changes
 _SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # what a disk says that syncs no folders
 _TEMPORARY = ".writing-"
@@ -128,7 +128,7 @@ def open_store(folder: Path) -> Store:
     """
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        if meta.pop("sum") != _sum_of(meta):
+        if meta.pop("sum") != sum_of(meta):
             raise ValueError("meta.json has changed since it was written")
         _check_files(folder, meta["files"])
         store = Store(
@@ -201,7 +201,7 @@ def _write_files(make: Callable[[], Store], folder: Path) -> Store:
         "files": files,
     }
     with open(folder / "meta.json", "w", encoding="utf-8") as file:
-        json.dump({**meta, "sum": _sum_of(meta)}, file, indent=1)
+        json.dump({**meta, "sum": sum_of(meta)}, file, indent=1)
         _sync(file)
     return replace(store, sequences={}, source_hash=meta["source_hash"])
 
@@ -228,8 +228,9 @@ def _load(path: Path, mapped: bool = False) -> np.ndarray:
     return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
 
 
-def _sum_of(meta: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+def sum_of(value: Any) -> int:
+    """The check sum of a JSON value."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _sum_of_file(path: Path) -> int:

@@ -24,7 +24,10 @@ def as_text(value: Any) -> str:
 def text_array(what: str, values: Sequence[Any] | np.ndarray) -> np.ndarray:
     """Texts `(N,)` as an array; numpy makes each as long as the longest, which one long text among thousands must not blow up."""
     if not isinstance(values, np.ndarray) or values.dtype.kind != "U":
-        values = [as_text(value) for value in values]
+        try:
+            values = [as_text(value) for value in values]
+        except DataError as error:
+            raise DataError(f"{what}: {error}") from error
         lengths = [len(value) for value in values]
         check_padded(what, len(values) * max(lengths, default=0) * 4, sum(lengths) * 4)
     array = np.ascontiguousarray(values, dtype=np.str_)

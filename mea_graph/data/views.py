@@ -49,7 +49,7 @@ class ViewedDataset(Dataset):
         return super().__getitem__(idx.item() if isinstance(idx, np.ndarray) and not idx.ndim else idx)
 
     def index_select(self, idx: Index) -> Self:
-        """The samples at `idx` as a view: a slice (of numbers, or of shares such as `[:0.8]`), integers, or a mask.
+        """Returns the samples at `idx` as a view: a slice (of numbers, or of shares such as `[:0.8]`), integers, or a mask.
 
         Raises:
             IndexError: If an index is out of range, or no integer.

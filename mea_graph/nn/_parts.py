@@ -54,9 +54,11 @@ def check_needed(**parts: Any) -> None:
             raise TypeError(f"{name}: expected options or a module, since no model goes without, got None")
 
 
-def check_fusion(options: Mapping[str, Any]) -> None:
-    """Refuses options of the fusion that a layer by itself may have, and a wrong `self_loops`, which is MEA's own."""
+def fusion_options(options: Mapping[str, Any]) -> tuple[bool, dict[str, Any]]:
+    """Returns `self_loops`, which is MEA's own, and the options of the layer; refuses those that only a layer by itself may have."""
+    options = plain_value(dict(options))
     if options.get("aggr", "sum") is None:
         raise ValueError("fusion.aggr: expected a readout, since the head reads one vector a sample, got None")
     if not isinstance(options.get("self_loops", False), bool):
         raise TypeError(f"fusion.self_loops: expected bool, got {options['self_loops']!r}")
+    return options.get("self_loops", False), {name: value for name, value in options.items() if name != "self_loops"}

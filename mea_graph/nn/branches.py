@@ -24,7 +24,9 @@ class ExclusiveOutput(NamedTuple):
     """One vector for each sample and modality, and the attention behind it.
 
     >>> import torch
-    >>> output = ExclusiveBranch(8, 16, ["a", "b"], heads=2)({"a": torch.randn(2, 3, 8), "b": torch.randn(2, 4, 8)})
+    >>> output = ExclusiveBranch(8, 16, ["a", "b"], heads=2)(
+    ...     {"a": torch.randn(2, 3, 8), "b": torch.randn(2, 4, 8)}
+    ... )
     >>> output.x["a"].shape
     torch.Size([2, 16])
     """
@@ -56,11 +58,15 @@ class ExclusiveBranch(nn.Module):
         - result: `ExclusiveOutput`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, or an option out of its range.
+        ValueError: If a shape is wrong, the modalities are not those named, or an option is out of its range.
 
     >>> import torch
-    >>> branch = ExclusiveBranch(16, 32, ["audio", "lips"], heads=4, num_layers=2, pooling="gru")
-    >>> branch({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x["lips"].shape
+    >>> branch = ExclusiveBranch(
+    ...     16, 32, ["audio", "lips"], heads=4, num_layers=2, pooling="gru"
+    ... )
+    >>> branch({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x[
+    ...     "lips"
+    ... ].shape
     torch.Size([2, 32])
     """
 
@@ -123,7 +129,9 @@ class AgnosticOutput(NamedTuple):
     """One vector for each sample and modality, and the attention maps behind it.
 
     >>> import torch
-    >>> output = AgnosticBranch(8, 16, ["a", "b"], heads=2)({"a": torch.randn(2, 3, 8), "b": torch.randn(2, 4, 8)})
+    >>> output = AgnosticBranch(8, 16, ["a", "b"], heads=2)(
+    ...     {"a": torch.randn(2, 3, 8), "b": torch.randn(2, 4, 8)}
+    ... )
     >>> output.x["a"].shape
     torch.Size([2, 16])
     """
@@ -155,11 +163,15 @@ class AgnosticBranch(nn.Module):
         - result: `AgnosticOutput`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, or an option out of its range.
+        ValueError: If a shape is wrong, the modalities are not those named, or an option is out of its range.
 
     >>> import torch
-    >>> branch = AgnosticBranch(16, 32, ["audio", "lips"], heads=4, num_layers=1, coarse=False)
-    >>> branch({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x["lips"].shape
+    >>> branch = AgnosticBranch(
+    ...     16, 32, ["audio", "lips"], heads=4, num_layers=1, coarse=False
+    ... )
+    >>> branch({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x[
+    ...     "lips"
+    ... ].shape
     torch.Size([2, 32])
     """
 

@@ -23,10 +23,12 @@ def dense_sequences(
         - result: by modality :math:`(B, T, d_m)` and bool :math:`(B, T)`, T the longest length, at least 1 so that no parameter is idle
 
     Raises:
-        ValueError: A wrong shape, unsorted indices, or modalities that differ between the two dicts.
+        ValueError: If a shape is wrong, indices are not sorted, or the two dicts have different modalities.
 
     >>> import torch
-    >>> x, mask = dense_sequences({"a": torch.ones(3, 2)}, {"a": torch.tensor([0, 0, 2])})
+    >>> x, mask = dense_sequences(
+    ...     {"a": torch.ones(3, 2)}, {"a": torch.tensor([0, 0, 2])}
+    ... )
     >>> x["a"].shape, mask["a"].sum(1).tolist()
     (torch.Size([3, 2, 2]), [2, 0, 1])
     """

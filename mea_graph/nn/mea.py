@@ -11,7 +11,7 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
-from mea_graph.nn._parts import Part, check_fusion, check_needed, make_part
+from mea_graph.nn._parts import Part, check_needed, fusion_options, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
@@ -25,6 +25,7 @@ from mea_graph.nn.unimodal_extractor import extract_level
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
+from mea_graph.option_types import plain_value
 
 AS_RECOMMENDED: dict[str, Any] = {}
 
@@ -33,7 +34,7 @@ class MEAOutput(NamedTuple):
     """The result of `MEA`. A space that is switched off is None; maps that were not requested are empty.
 
     >>> import torch
-    >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, hidden_channels=16, heads=2)
+    >>> model = MEA({"text": 5, "audio": 3}, 1, channels=8, hidden_channels=16, heads=2)
     >>> output = model({"text": torch.randn(2, 4, 5), "audio": torch.randn(2, 9, 3)})
     >>> output.exclusive["audio"].shape, output.graph["text_agnostic"].num_nodes
     (torch.Size([2, 16]), 2)
@@ -58,7 +59,7 @@ class MEA(nn.Module):
 
     A `UnimodalExtractor` for each modality feeds two branches: `PredictiveEncoder` with one `ExclusiveEncoder` for each modality, and
     `CrossModalEncoder` with one `AgnosticEncoder` for all. `DoubleDiscriminator` reads the representations of both,
-    `DecoupledGraphFusion` passes messages in two graphs for each sample, a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
+    `DecoupledGraphFusion` passes messages in two graphs for each sample, and a perceptron on :math:`[h_{fin}^e, h_{fin}^a]` predicts.
 
     Sequences may have any lengths, and a sample may lack a modality: the modality then has no node in the fusion graph of the sample and
     gets no gradient from it.
@@ -70,7 +71,7 @@ class MEA(nn.Module):
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
         out_channels: Number of predicted values: 1 for regression, else classes or labels.
         channels: Width d that every modality has after its extractor. A larger one fits more and costs more.
-        hidden_channels: Width d_h of the representations that are fused; likewise.
+        hidden_channels: Width d_h of the representations that are fused. A larger one fits more and costs more.
         heads: Attention heads K, a divisor of `channels`.
         dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
         extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
@@ -91,19 +92,19 @@ class MEA(nn.Module):
         - result: `MEAOutput`, prediction :math:`(B, C)`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, a batch whose rows do not belong to their samples, or an option out
-            of its range.
-        TypeError: An option that the part does not have.
+        ValueError: If a shape is wrong, the modalities are not those named, the rows of a batch do not belong to their samples, or an
+            option is out of its range.
+        TypeError: If a part does not have an option.
 
     >>> import torch
     >>> from torch_geometric.data import Batch, HeteroData
-    >>> model = MEA({"text": 300, "audio": 5}, out_channels=1, exclusive={"num_layers": 2})
-    >>> sample = HeteroData(text={"x": torch.randn(7, 300)}, audio={"x": torch.randn(40, 5)})
-    >>> batch = Batch.from_data_list([sample, sample])
+    >>> model = MEA({"text": 300, "audio": 5}, 1, exclusive={"num_layers": 2})
+    >>> text, audio = {"x": torch.randn(7, 300)}, {"x": torch.randn(40, 5)}
+    >>> batch = Batch.from_data_list([HeteroData(text=text, audio=audio)] * 2)
     >>> model(batch).prediction.shape
     torch.Size([2, 1])
-    >>> model.embed(batch).node_types
-    ['text_exclusive', 'audio_exclusive', 'text_agnostic', 'audio_agnostic', 'text', 'audio']
+    >>> model.embed(batch).node_types[:3]
+    ['text_exclusive', 'audio_exclusive', 'text_agnostic']
     """
 
     def __init__(
@@ -158,8 +159,7 @@ class MEA(nn.Module):
             self.fusion: nn.Module = Combination(cast(Any, fusion), hidden_channels, self.modalities)
         else:
             if isinstance(fusion, Mapping):
-                check_fusion(fusion)
-                self.self_loops, fusion = fusion.get("self_loops", False), {k: v for k, v in fusion.items() if k != "self_loops"}
+                self.self_loops, fusion = fusion_options(fusion)
             named = {"channels": hidden_channels, "spaces": list(self.spaces)}
             self.fusion = cast(nn.Module, make_part("fusion", fusion, named, {}, ("self_loops",)))
         width = getattr(self.fusion, "out_channels", hidden_channels) * len(self.spaces)
@@ -168,7 +168,7 @@ class MEA(nn.Module):
 
     @classmethod
     def published(cls, in_channels: dict[str, int], out_channels: int, **options: Any) -> "MEA":
-        """The model of the paper: three predictive and two cross-modal layers, means over time, no dropout (`PUBLISHED`).
+        """Makes the model of the paper: three predictive and two cross-modal layers, means over time, no dropout (`PUBLISHED`).
 
         Takes the options of `MEA`; those of a part that are not named have the paper's values.
 
@@ -184,7 +184,7 @@ class MEA(nn.Module):
             return given
         if not isinstance(given, Mapping):
             raise TypeError(f"extractor: expected a dict of options of UnimodalExtractor or an nn.ModuleDict, got {given!r}")
-        options = {name: self._per_modality(value, name) for name, value in given.items()}
+        options = {name: self._per_modality(value, name) for name, value in plain_value(dict(given)).items()}
         made = {}
         for m, width in self.in_channels.items():
             own = RECOMMENDED["extractor"] | {name: value[m] for name, value in options.items()}

@@ -28,7 +28,10 @@ PUBLISHED: dict[str, Any] = {
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Both sets of options, those above winning; options inside a part are merged one by one.
 
-    >>> merged({"heads": 8, "head": {"norm": True}}, {"head": {"dropout": 0.5}, "agnostic": None})
+    >>> merged(
+    ...     {"heads": 8, "head": {"norm": True}},
+    ...     {"head": {"dropout": 0.5}, "agnostic": None},
+    ... )
     {'heads': 8, 'head': {'norm': True, 'dropout': 0.5}, 'agnostic': None}
     """
     result = dict(below)

@@ -46,7 +46,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
           first; <modality>_time: :math:`(B, T_m)`, seconds; prediction: :math:`(B, C)`
 
     Raises:
-        ImportError: The extra is not installed, or torch is too old.
+        ImportError: If the extra is not installed, or torch is too old.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -109,12 +109,18 @@ def onnx_translations() -> dict[Callable[..., Any], Any]:
         - no tensors
 
     Raises:
-        ImportError: The extra `onnx` is not installed.
+        ImportError: If the extra `onnx` is not installed.
 
     >>> import torch
     >>> from mea_graph.nn import UnimodalExtractor, onnx_translations
     >>> layer, x = UnimodalExtractor(3, 4).eval(), torch.randn(2, 5, 3)
-    >>> program = torch.onnx.export(layer, (x,), custom_translation_table=onnx_translations(), dynamo=True, verbose=False)
+    >>> program = torch.onnx.export(
+    ...     layer,
+    ...     (x,),
+    ...     custom_translation_table=onnx_translations(),
+    ...     dynamo=True,
+    ...     verbose=False,
+    ... )
     >>> [node.op_type for node in program.model.graph].count("LSTM")
     2
     """

@@ -24,7 +24,7 @@ class PredictionHead(nn.Sequential):
         - input: :math:`(B, C_{in})`; output: :math:`(B, C_{out})`
 
     Raises:
-        ValueError: A size below 1.
+        ValueError: If a size is below 1.
 
     >>> import torch
     >>> PredictionHead(128, 64, 3, norm=True)(torch.randn(5, 128)).shape

@@ -39,7 +39,8 @@ class ExclusiveEncoder(nn.Module):
         - result: :math:`(B, d_h)`, zeros for a sample without a step
 
     Raises:
-        ValueError: A wrong shape, a size below 1, an unknown pooling, or a mask with padding before real steps (checked on the CPU only).
+        ValueError: If a shape is wrong, a size is below 1, the pooling is unknown, or a mask has padding before real steps (checked on the
+            CPU only).
 
     >>> import torch
     >>> ExclusiveEncoder(40, 64)(torch.randn(2, 9, 40)).shape
@@ -144,7 +145,7 @@ class AgnosticEncoder(ExclusiveEncoder):
         - x, layout, result: as for `ExclusiveEncoder`
 
     Raises:
-        ValueError: As for `ExclusiveEncoder`.
+        ValueError: If `ExclusiveEncoder` would raise it.
 
     >>> import torch
     >>> encoder = AgnosticEncoder(40, 64)

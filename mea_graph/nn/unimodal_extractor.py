@@ -63,15 +63,17 @@ class UnimodalExtractor(nn.Module):
           (`output_layout`); zeros in the padding
 
     Raises:
-        ValueError: Odd `channels`, a size below 1, a wrong shape, or a mask with padding before real steps (checked on the CPU only);
-            no times where they are needed, times where they are not read, or times that are not finite (checked on the CPU only).
+        ValueError: If `channels` is odd, a size is below 1, or a shape is wrong; if times are needed and absent, or given and not read; on
+            a CPU also if a mask has padding before real steps, or a time is not finite.
 
     >>> import torch
     >>> layer = UnimodalExtractor(300, 40)
     >>> mask = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
     >>> layer(torch.randn(2, 6, 300), mask).shape
     torch.Size([2, 6, 40])
-    >>> UnimodalExtractor(300, 40, positions="seconds")(torch.randn(2, 6, 300), mask, torch.rand(2, 6).cumsum(1)).shape
+    >>> UnimodalExtractor(300, 40, positions="seconds")(
+    ...     torch.randn(2, 6, 300), mask, torch.rand(2, 6).cumsum(1)
+    ... ).shape
     torch.Size([2, 6, 40])
     """
 
@@ -115,7 +117,7 @@ class UnimodalExtractor(nn.Module):
     def output_layout(self, layout: Pointers) -> Pointers: ...
 
     def output_layout(self, layout: Tensor | Pointers) -> Tensor | Pointers:
-        """The mask, ptr or pointers of the result: those of the input unless `stride` > 1."""
+        """Returns the mask, ptr or pointers of the result: those of the input unless `stride` > 1."""
         if self.stride == 1:
             return layout
         if isinstance(layout, Pointers):

@@ -32,7 +32,13 @@ class Backend(NamedTuple):
 class Explanation(NamedTuple):
     """Which backend of an op runs, and why each other one does not.
 
-    >>> print(Explanation("edge_attention", "cpu", {"reference": "could run, but 'cpu' is preferred"}))
+    >>> print(
+    ...     Explanation(
+    ...         "edge_attention",
+    ...         "cpu",
+    ...         {"reference": "could run, but 'cpu' is preferred"},
+    ...     )
+    ... )
     edge_attention
       cpu        runs
       reference  could run, but 'cpu' is preferred
@@ -131,12 +137,21 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         - args, kwargs: as the op's
 
     Raises:
-        ValueError: An unknown op, or a `backend` requested by name that cannot run.
+        ValueError: If the op is unknown, or a `backend` requested by name cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers, explain, predictive_attention
     >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
-    >>> explain(predictive_attention, q, q, q, pointers, prior_query=q, prior_key=q, weight=torch.randn(2, 2, 3, 3)).refused["plain"]
+    >>> explain(
+    ...     predictive_attention,
+    ...     q,
+    ...     q,
+    ...     q,
+    ...     pointers,
+    ...     prior_query=q,
+    ...     prior_key=q,
+    ...     weight=torch.randn(2, 2, 3, 3),
+    ... ).refused["plain"]
     'a prior is given, and this computes attention without one'
     """
     name = op if isinstance(op, str) else getattr(op, "__name__", repr(op))
@@ -163,14 +178,20 @@ def use_backend(name: str) -> Iterator[None]:
         - no tensors
 
     Raises:
-        ValueError: No op has such a backend.
+        ValueError: If no op has such a backend.
 
     >>> import torch
     >>> from mea_graph.ops import explain, use_backend
     >>> from mea_graph.ops import IntervalEdges, Pointers
     >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
     >>> with use_backend("reference"):
-    ...     explain("interval_attention", q, q, q, IntervalEdges.complete(pointers, pointers)).chosen
+    ...     explain(
+    ...         "interval_attention",
+    ...         q,
+    ...         q,
+    ...         q,
+    ...         IntervalEdges.complete(pointers, pointers),
+    ...     ).chosen
     'reference'
     """
     known = sorted({b for op in _OPS.values() for b in op.backends})
@@ -191,10 +212,17 @@ def record_calls() -> Iterator[Counter[tuple[str, str]]]:
         - no tensors
 
     >>> import torch
-    >>> from mea_graph.ops import IntervalEdges, Pointers, interval_attention, record_calls
+    >>> from mea_graph.ops import (
+    ...     IntervalEdges,
+    ...     Pointers,
+    ...     interval_attention,
+    ...     record_calls,
+    ... )
     >>> q, pointers = torch.randn(3, 2, 4), Pointers.from_ptr(torch.tensor([0, 3]))
     >>> with record_calls() as calls:
-    ...     _ = interval_attention(q, q, q, IntervalEdges.complete(pointers, pointers), backend="cpu")
+    ...     _ = interval_attention(
+    ...         q, q, q, IntervalEdges.complete(pointers, pointers), backend="cpu"
+    ...     )
     >>> dict(calls)
     {('interval_attention', 'cpu'): 1}
     """

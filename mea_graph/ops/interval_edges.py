@@ -29,10 +29,13 @@ class IntervalEdges:
         - begin, end: :math:`(N_t, S)`, int64, inside the sample's rows
 
     Raises:
-        ValueError: Different numbers of samples, shapes other than above, or runs that leave the sample's rows (only a CPU checks).
+        ValueError: If numbers of samples differ, a shape is not as above, or a run leaves the sample's rows (checked on the CPU only).
 
     >>> import torch
-    >>> audio, text = Pointers.from_ptr(torch.tensor([0, 3, 5])), Pointers.from_ptr(torch.tensor([0, 1, 2]))
+    >>> audio, text = (
+    ...     Pointers.from_ptr(torch.tensor([0, 3, 5])),
+    ...     Pointers.from_ptr(torch.tensor([0, 1, 2])),
+    ... )
     >>> IntervalEdges.complete(audio, text).edge_index().tolist()
     [[0, 1, 2, 3, 4], [0, 0, 0, 1, 1]]
     """
@@ -87,12 +90,14 @@ class IntervalEdges:
         end: Tensor | None = None,
         known: Sequence[Pointers] = (),
     ) -> "IntervalEdges":
-        """Edges whose samples have their source rows anywhere in one matrix: `source_start` and `source_length` are (B, S).
+        """Makes edges whose samples have their source rows anywhere in one matrix: `source_start` and `source_length` are (B, S).
 
         The lengths are those of `known`; without it the longest one is read from the data where it is needed.
 
         >>> pointers = Pointers.from_ptr(torch.tensor([0, 1]))
-        >>> IntervalEdges.of_runs(torch.tensor([[0, 5]]), torch.tensor([[2, 1]]), 6, pointers).edge_index().tolist()
+        >>> IntervalEdges.of_runs(
+        ...     torch.tensor([[0, 5]]), torch.tensor([[2, 1]]), 6, pointers
+        ... ).edge_index().tolist()
         [[0, 1, 5], [0, 0, 0]]
         """
         edges = cls.__new__(cls)
@@ -136,7 +141,7 @@ class IntervalEdges:
             causal: Whether a step hears only itself and earlier steps.
 
         Raises:
-            ValueError: Both widths, no limit at all, a negative width, or `seconds` without times.
+            ValueError: If both widths or no limit at all are given, a width is negative, or `seconds` comes without times.
 
         >>> steps = Pointers.from_ptr(torch.tensor([0, 3]))
         >>> IntervalEdges.window(steps, steps, steps=1).edge_index().tolist()
@@ -171,13 +176,19 @@ class IntervalEdges:
 
     @classmethod
     def join(cls, parts: Sequence["IntervalEdges"]) -> "IntervalEdges":
-        """Edges of several sources to one target, whose source rows stand one below the other: one softmax hears them all.
+        """Joins the edges of several sources to one target, whose source rows stand one below the other: one softmax hears them all.
 
         Raises:
-            ValueError: No edges at all, edges to targets of other sizes, or edges that know no sources (of `below_each_other`).
+            ValueError: If there are no edges, they differ in the sizes of their targets, or they know no sources (those of
+                `below_each_other`).
 
-        >>> a, b = Pointers.from_ptr(torch.tensor([0, 1])), Pointers.from_ptr(torch.tensor([0, 2]))
-        >>> IntervalEdges.join([IntervalEdges.complete(a, b), IntervalEdges.complete(b, b)]).edge_index().tolist()
+        >>> a, b = (
+        ...     Pointers.from_ptr(torch.tensor([0, 1])),
+        ...     Pointers.from_ptr(torch.tensor([0, 2])),
+        ... )
+        >>> IntervalEdges.join(
+        ...     [IntervalEdges.complete(a, b), IntervalEdges.complete(b, b)]
+        ... ).edge_index().tolist()
         [[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1]]
         """
         _check_parts(parts)
@@ -198,10 +209,12 @@ class IntervalEdges:
 
     @classmethod
     def below_each_other(cls, parts: Sequence["IntervalEdges"]) -> "IntervalEdges":
-        """Several graphs as one, whose target rows stand one below the other, and whose source rows do too; each keeps its edges.
+        """Joins several graphs into one: target rows stand one below the other, source rows too, and each graph keeps its edges.
 
         >>> a = Pointers.from_ptr(torch.tensor([0, 1]))
-        >>> IntervalEdges.below_each_other([IntervalEdges.complete(a, a)] * 2).edge_index().tolist()
+        >>> IntervalEdges.below_each_other(
+        ...     [IntervalEdges.complete(a, a)] * 2
+        ... ).edge_index().tolist()
         [[0, 1], [0, 1]]
         """
         _check_parts(parts)
@@ -226,7 +239,7 @@ class IntervalEdges:
 
     @kept
     def source_start(self) -> Tensor:
-        """(B, S): first row of each sample in the matrix of all sources."""
+        """The first row of each sample in the matrix of all sources, `(B, S)`."""
         starts, rows = [], 0
         for source in self.sources:
             starts.append(source.start + rows if rows else source.start)
@@ -235,23 +248,23 @@ class IntervalEdges:
 
     @kept
     def source_length(self) -> Tensor:
-        """(B, S): number of rows of each sample."""
+        """The number of rows of each sample, `(B, S)`."""
         return torch.stack([source.length for source in self.sources], 1)
 
     @kept
     def begin(self) -> Tensor:
-        """(N_t, S): the first source row of each target row's run."""
+        """The first source row of each target row's run, `(N_t, S)`."""
         return self.source_start.index_select(0, self.target.sample) if self._begin is None else self._begin
 
     @kept
     def end(self) -> Tensor:
-        """(N_t, S): the row after the last of each target row's run."""
+        """The row after the last of each target row's run, `(N_t, S)`."""
         if self._end is not None:
             return self._end
         return self.begin + self.source_length.index_select(0, self.target.sample)
 
     def relative(self) -> Tensor:
-        """(N_t, 2): `begin` and `end` of one source, counted from the first source row of the sample.
+        """Returns `begin` and `end` of one source, (N_t, 2), counted from the first source row of the sample.
 
         In this form edges can be stored in a graph: it stays right when graphs are collated.
 
@@ -266,17 +279,19 @@ class IntervalEdges:
 
     @classmethod
     def from_relative(cls, interval: Tensor, source: Pointers, target: Pointers) -> "IntervalEdges":
-        """The inverse of `relative`.
+        """Makes edges of what `relative` returned.
 
         >>> steps = Pointers.from_ptr(torch.tensor([0, 1, 3]))
-        >>> IntervalEdges.from_relative(torch.tensor([[0, 1], [0, 1], [1, 2]]), steps, steps).edge_index().tolist()
+        >>> IntervalEdges.from_relative(
+        ...     torch.tensor([[0, 1], [0, 1], [1, 2]]), steps, steps
+        ... ).edge_index().tolist()
         [[0, 1, 2], [0, 1, 2]]
         """
         first = source.start.index_select(0, target.sample).unsqueeze(1)
         return cls([source], target, interval[:, :1] + first, interval[:, 1:] + first)
 
     def pad_sources(self, x: Tensor) -> Tensor:
-        """The source rows `(N_s, *)` that each sample hears, padded: `(B, sum of T_s, *)`. Gaps may hold anything, see `source_mask`."""
+        """Pads the source rows `(N_s, *)` that each sample hears to `(B, sum of T_s, *)`. Gaps may hold anything, see `source_mask`."""
         if self.sources:
             sizes = [source.num_rows for source in self.sources]
             parts = [source.pad(rows) for source, rows in zip(self.sources, x.split(sizes), strict=True)]
@@ -287,7 +302,7 @@ class IntervalEdges:
 
     @property
     def source_mask(self) -> Tensor:
-        """(B, sum of T_s), bool: where `pad_sources` holds a step."""
+        """Where `pad_sources` holds a step, `(B, sum of T_s)`."""
         if self.sources:
             masks = [source.mask for source in self.sources]
             return masks[0] if len(masks) == 1 else torch.cat(masks, 1)
@@ -296,7 +311,7 @@ class IntervalEdges:
 
     @property
     def source_rows(self) -> Tensor:
-        """(B, sum of T_s): which source row `pad_sources` holds."""
+        """Which source row `pad_sources` holds, `(B, sum of T_s)`."""
         widths = [source.max_length for source in self.sources] or [self._longest()] * self.source_start.size(1)
         steps = [torch.arange(width, device=self.source_start.device) for width in widths]
         rows = torch.cat([self.source_start[:, s : s + 1] + step for s, step in enumerate(steps)], 1)
@@ -314,7 +329,7 @@ class IntervalEdges:
         return int(counts.masked_fill(~self.target.real.unsqueeze(1), 0).sum())
 
     def edge_index(self) -> Tensor:
-        """(2, E): the edges as PyG layers take them, sorted by target."""
+        """Lists the edges as PyG layers take them, (2, E), sorted by target."""
         counts = (self.end - self.begin).masked_fill(~self.target.real.unsqueeze(1), 0).flatten()
         run = torch.arange(counts.numel(), device=counts.device).repeat_interleave(counts)
         first = counts.cumsum(0) - counts

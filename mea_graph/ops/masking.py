@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def masked_softmax(logits: Tensor, key_mask: Tensor | None, dim: int = -1) -> Tensor:
-    r"""Softmax over one dimension, over the keys that exist; a row without any key gives zeros instead of NaN.
+    r"""Computes a softmax over the keys that exist; a row without any key gives zeros instead of NaN.
 
     .. math:: p_{ij} = \frac{\exp(z_{ij}) \, [j \text{ exists}]}{\sum_k \exp(z_{ik}) \, [k \text{ exists}]}
 
@@ -18,7 +18,10 @@ def masked_softmax(logits: Tensor, key_mask: Tensor | None, dim: int = -1) -> Te
         - logits: :math:`(*, T_q, T_k)`, as dim = -1 has it; key_mask: broadcastable to it; result: as `logits`.
 
     >>> import torch
-    >>> masked_softmax(torch.zeros(2, 3), torch.tensor([[True, True, False], [False, False, False]]))
+    >>> masked_softmax(
+    ...     torch.zeros(2, 3),
+    ...     torch.tensor([[True, True, False], [False, False, False]]),
+    ... )
     tensor([[0.5000, 0.5000, 0.0000],
             [0.0000, 0.0000, 0.0000]])
     """

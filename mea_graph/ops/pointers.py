@@ -111,7 +111,9 @@ class Pointers:
     def from_mask(cls, mask: Tensor) -> "Pointers":
         """Makes pointers of the mask of a padded batch: True marks real steps, which come first in every row.
 
-        >>> Pointers.from_mask(torch.tensor([[True, True, False], [True, False, False]])).length.tolist()
+        >>> Pointers.from_mask(
+        ...     torch.tensor([[True, True, False], [True, False, False]])
+        ... ).length.tolist()
         [2, 1]
         """
         batch, steps = mask.shape
@@ -135,7 +137,10 @@ class Pointers:
     def join(cls, parts: Sequence["Pointers"]) -> "Pointers":
         """Joins the pointers of stacked matrices of rows: the samples of the first, then those of the second, and so on.
 
-        >>> a, b = Pointers.from_ptr(torch.tensor([0, 2])), Pointers.from_ptr(torch.tensor([0, 1, 4]))
+        >>> a, b = (
+        ...     Pointers.from_ptr(torch.tensor([0, 2])),
+        ...     Pointers.from_ptr(torch.tensor([0, 1, 4])),
+        ... )
         >>> Pointers.join([a, b]).start.tolist()
         [0, 2, 3]
         """
@@ -167,7 +172,10 @@ class Pointers:
 
         Their `join` is made once and kept.
 
-        >>> a, b = Pointers.from_ptr(torch.tensor([0, 2])), Pointers.from_ptr(torch.tensor([0, 1, 4]))
+        >>> a, b = (
+        ...     Pointers.from_ptr(torch.tensor([0, 2])),
+        ...     Pointers.from_ptr(torch.tensor([0, 1, 4])),
+        ... )
         >>> [p.num_rows for p in Pointers.level([a, b])]
         [4, 4]
         """
@@ -183,19 +191,19 @@ class Pointers:
 
     @property
     def num_samples(self) -> int:
-        """B."""
+        """Number of samples, B."""
         return self.start.size(0)
 
     @kept
     def ptr(self) -> Tensor:
-        """(B + 1,): where each sample begins and the last one ends, as PyG has it; of samples without gaps between them."""
+        """Where each sample begins and the last one ends, `(B + 1,)`, as PyG has it. Samples with gaps between them have none."""
         if not self.packed:
             raise ValueError("ptr: expected samples that follow each other without gaps, got a padded batch")
         return torch.nn.functional.pad(self.length.cumsum(0), (1, 0))
 
     @kept
     def sample(self) -> Tensor:
-        """(N,): the sample of each row. A gap has that of the sample before it, or of the first."""
+        """The sample of each row, `(N,)`. A gap has that of the sample before it, or of the first."""
         if "parts" in self._made:
             samples, count = [], 0
             for part in self._made["parts"]:
@@ -210,24 +218,24 @@ class Pointers:
 
     @kept
     def position(self) -> Tensor:
-        """(N,): the step number of each row in its sample; of a gap, a number that no step has."""
+        """The number of each row's step in its sample, `(N,)`; a gap has a number that no step has."""
         return torch.arange(self.num_rows, device=self.start.device) - self.start.index_select(0, self.sample)
 
     @kept
     def real(self) -> Tensor:
-        """(N,), bool: whether a row is a step, and not padding."""
+        """Whether each row is a step, not padding, `(N,)`."""
         before_its_end = self.position < self.length.index_select(0, self.sample)
         starts_at_once = self.packed or self.steps is not None
         return before_its_end if starts_at_once else before_its_end & (self.position >= 0)
 
     @kept
     def gap(self) -> Tensor:
-        """(N, 1), bool: whether a row is a gap."""
+        """Whether each row is a gap, `(N, 1)`."""
         return self.real.logical_not().unsqueeze(1)
 
     @kept
     def present(self) -> Tensor:
-        """(B,), bool: whether a sample has any row."""
+        """Whether each sample has a row, `(B,)`."""
         if "whole" in self._made:  # all parts in one call
             place, samples = self._made["place"], self.num_samples
             return self._made["whole"].present[place * samples : (place + 1) * samples]
@@ -235,27 +243,27 @@ class Pointers:
 
     @kept
     def absent(self) -> Tensor:
-        """(B,), bool: whether a sample has no row."""
+        """Whether each sample has no row, `(B,)`."""
         return self.present.logical_not()
 
     @kept
     def segment(self) -> Tensor:
-        """(N,): the sample of each row, and of a gap the number of samples."""
+        """The sample of each row, `(N,)`; a gap has the number of samples."""
         return self.sample.masked_fill(self.gap.squeeze(1), self.num_samples)
 
     @kept
     def count(self) -> Tensor:
-        """(B, 1): what divides a sum to give a mean: the length, or 1 where it is 0."""
+        """The divisor that makes a mean of a sum, `(B, 1)`, which is the length, or 1 where that is 0."""
         return self.length.clamp(min=1).unsqueeze(1)
 
     @kept
     def mask(self) -> Tensor:
-        """(B, T), bool: True at the steps of the padded form."""
+        """The mask of the padded form, `(B, T)`; True at real steps."""
         return torch.arange(self.max_length, device=self.start.device) < self.length.unsqueeze(1)
 
     @property
     def max_length(self) -> int:
-        """T: of a padded batch its width, otherwise the longest length (which waits for a device)."""
+        """The width T of a padded batch, otherwise the longest length. Reading that from a GPU waits for it."""
         if self.steps is not None:
             return self.steps
         if "max_length" not in self._made and "widths" in self._made:
@@ -266,7 +274,7 @@ class Pointers:
 
     @kept
     def _grid_rows(self) -> Tensor:
-        """(N,): where each row is in the padded form; a gap anywhere."""
+        """Where each row is in the padded form, `(N,)`; a gap may be anywhere."""
         position = self.position if self.packed else self.position.clamp(0, max(self.max_length - 1, 0))
         return self.sample * self.max_length + position
 
@@ -275,7 +283,7 @@ class Pointers:
         return self.steps is not None or (self.packed and self.num_samples * self.max_length == self.num_rows)
 
     def strided(self, stride: int) -> "Pointers":
-        """Pointers of the sequences shortened from T to ceil(T / stride) steps.
+        """Returns pointers of the sequences shortened from T to ceil(T / stride) steps.
 
         >>> Pointers.from_ptr(torch.tensor([0, 5, 6])).strided(2).length.tolist()
         [3, 1]
@@ -291,18 +299,18 @@ class Pointers:
         return Pointers(end - length, length, int(end[-1]) if len(end) else 0, packed=True)
 
     def compact(self) -> "Pointers":
-        """Pointers of the same samples without gaps between them."""
+        """Returns pointers of the same samples without gaps between them."""
         if self.packed and self.steps is None:
             return self
         end = self.length.cumsum(0)
         return Pointers(end - self.length, self.length, int(end[-1]) if len(end) else 0, packed=True)
 
     def fills_rows(self) -> bool:
-        """Whether no row is a gap. Reads the lengths of a padded batch."""
+        """Returns whether no row is a gap. It reads the lengths of a padded batch."""
         return self.packed or int(self.length.sum()) == self.num_rows
 
     def pad(self, x: Tensor) -> Tensor:
-        """Rows `(N, *)` to a padded batch `(B, T, *)`. What stands in the padding is zero where the rows have no gaps, else anything."""
+        """Turns rows `(N, *)` into a padded batch `(B, T, *)`. The padding is zero if the rows have no gaps, otherwise undefined."""
         if not self._is_grid():
             if self.packed:
                 x = put_rows(x, self._grid_rows, self.num_samples * self.max_length)
@@ -312,7 +320,7 @@ class Pointers:
         return x.unflatten(0, (self.num_samples, self.max_length))
 
     def unpad(self, x: Tensor) -> Tensor:
-        """A padded batch `(B, T, *)` to rows `(N, *)`: the inverse of `pad`."""
+        """Turns a padded batch `(B, T, *)` into rows `(N, *)`, the inverse of `pad`."""
         x = x.flatten(0, 1)
         if self._is_grid():
             # An export cannot prove that a view of a view has the strides of the first; a copy has them.

@@ -58,12 +58,14 @@ def segment_sum(src: Tensor, index: Tensor | None = None, num_segments: int | No
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
-        TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
+        ValueError: If shapes do not fit together, `num_segments` is negative, or `index` and `ptr` are both given or both absent.
+        TypeError: If `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
     >>> from mea_graph.ops import segment_sum
-    >>> segment_sum(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), num_segments=3)
+    >>> segment_sum(
+    ...     torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), num_segments=3
+    ... )
     tensor([2., 0., 5.])
     >>> segment_sum(torch.tensor([1.0, 2.0, 4.0]), ptr=torch.tensor([0, 1, 1, 3]))
     tensor([1., 0., 6.])
@@ -90,8 +92,8 @@ def segment_mean(src: Tensor, index: Tensor | None = None, num_segments: int | N
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
-        TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
+        ValueError: If shapes do not fit together, `num_segments` is negative, or `index` and `ptr` are both given or both absent.
+        TypeError: If `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
     >>> from mea_graph.ops import segment_mean
@@ -123,12 +125,14 @@ def segment_max(src: Tensor, index: Tensor | None = None, num_segments: int | No
         - result: :math:`(S, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
-        TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
+        ValueError: If shapes do not fit together, `num_segments` is negative, or `index` and `ptr` are both given or both absent.
+        TypeError: If `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
     >>> from mea_graph.ops import segment_max
-    >>> segment_max(torch.tensor([-1.0, -2.0, 4.0]), torch.tensor([2, 0, 2]), num_segments=3)
+    >>> segment_max(
+    ...     torch.tensor([-1.0, -2.0, 4.0]), torch.tensor([2, 0, 2]), num_segments=3
+    ... )
     tensor([-2.,  0.,  4.])
     """
     _check(src, index, num_segments, ptr)
@@ -157,12 +161,14 @@ def segment_softmax(src: Tensor, index: Tensor | None = None, num_segments: int 
         - result: :math:`(N, *)`, in the dtype of `src`
 
     Raises:
-        ValueError: The shapes do not fit together, `num_segments` is negative, or not one of `index` and `ptr` is given.
-        TypeError: `src` is not floating point, or `index` or `ptr` is not int64.
+        ValueError: If shapes do not fit together, `num_segments` is negative, or `index` and `ptr` are both given or both absent.
+        TypeError: If `src` is not floating point, or `index` or `ptr` is not int64.
 
     >>> import torch
     >>> from mea_graph.ops import segment_softmax
-    >>> segment_softmax(torch.tensor([3.0, 7.0, 3.0]), torch.tensor([2, 0, 2]), num_segments=3)
+    >>> segment_softmax(
+    ...     torch.tensor([3.0, 7.0, 3.0]), torch.tensor([2, 0, 2]), num_segments=3
+    ... )
     tensor([0.5000, 1.0000, 0.5000])
     """
     _check(src, index, num_segments, ptr)

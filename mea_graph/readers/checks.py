@@ -120,6 +120,6 @@ def dataset_of(
 
 def refused(source: Any, error: DataError) -> DataError:
     """The same error with the name of the file and, if there is one, the option that helps."""
-    text = str(error)
+    text = str(error).removeprefix(f"{source}: ")  # some name it themselves
     helps = "expected finite numbers" in text and not text.startswith("y:") and "in time of" not in text
     return DataError(f"{source}: {text}" + ("; non_finite='zero' sets such values to 0, 'drop' leaves out their steps" if helps else ""))

@@ -42,7 +42,7 @@ def read_csd(
         non_finite: "error", "zero" to set NaN and infinity in the features to 0, or "drop" to leave out the steps that have them.
 
     Raises:
-        ImportError: Without h5py (extra `hdf5`).
+        ImportError: If h5py is not installed (extra `hdf5`).
         DataError: If a file is not a `.csd` file, its arrays do not fit, or a video is in two splits.
     """
     check_non_finite(non_finite)
@@ -225,6 +225,9 @@ def _modality(
         time.append(middle[inside] - start)
     if all(piece is None for piece in x):
         raise DataError(f"{path}: expected the videos of the label file, such as {segments[0][1]!r}, got {list(data)[:3]}")
+    if any(map(len, middles.values())) and not any(piece is not None and len(piece) for piece in x):
+        seconds = "are both in seconds?"
+        raise DataError(f"{path}: expected steps in the intervals of the label file, got none in any of {len(segments)}; {seconds}")
     if absent := sum(piece is None or not len(piece) for piece in x):
         notes.append(f"{name}: {absent} segments have no step and count as missing")
     return x, time

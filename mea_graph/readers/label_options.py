@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mea_graph.data.arrays import as_names
 from mea_graph.data.errors import DataError, brief
 
 KINDS = ("regression", "classes", "labels")
@@ -40,6 +41,7 @@ def as_labels(
         regression: Whether integers, one a sample, are real numbers where `labels` is None, for files that store real labels as integers.
     """
     check_labels(labels)
+    label_names = None if label_names is None else as_names("label_names", label_names)
     y = y if isinstance(y, np.ndarray) else np.asarray(y)
     if y.dtype.kind not in "biuf":
         if labels not in (None, "classes") or columns is not None:

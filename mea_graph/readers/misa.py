@@ -93,7 +93,7 @@ def misa_dataset(
         notes.append(f"{name} left out: no sample has any")
         del x[name]
     repair(x, None, non_finite, notes)
-    make_unique(ids, notes)
+    make_unique(ids, notes, splits)
     fields: dict[str, Any] = {} if unnamed else {"video": [name.split("[")[0] for name in ids]}
     if all(spoken is not None for spoken in raw):
         fields["raw_text"] = raw

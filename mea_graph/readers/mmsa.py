@@ -80,6 +80,9 @@ def mmsa_dataset(
         if has(key):
             fields[name] = _texts(source, key, one_a_sample(source, payload, key, samples))
     used = {*MODALITIES, *_LABELS, *_EXTRA, "raw_text", "annotations", "id", *(f"{m}_lengths" for m in MODALITIES)}
+    partly = sorted(key for key in used - {*MODALITIES, "id"} if any(key in part for part in payload.values()) and not has(key))
+    if partly:
+        notes.append(f"left out, since not every split has them: {', '.join(partly)}")
     notes += [*splits.notes, *left_out(payload, used)]
     try:
         y = None

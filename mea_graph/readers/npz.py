@@ -37,9 +37,9 @@ def read_npz(
 ) -> MultimodalDataset:
     """Reads an `.npz` file with padded arrays, or one that `MultimodalDataset.save` wrote. It unpickles nothing.
 
-    Every array `X` `(N, T, d)` that has no name of labels is a modality; `X_len` `(N,)` holds its true lengths (T if absent) and `X_time`
-    `(N, T)` its seconds. An array `(N, T)` with lengths is a modality of one channel. Other arrays `(N,)` become fields. The notes of the
-    data set list what was left out and what was guessed.
+    Every array `X` `(N, T, d)` that has no name of labels is a modality; `X_len` (or `X_lengths`) `(N,)` holds its true lengths (T if
+    absent) and `X_time` `(N, T)` its seconds. An array `(N, T)` with lengths is a modality of one channel. Other arrays `(N,)` become
+    fields. The notes of the data set list what was left out and what was guessed.
 
     Args:
         source: The file.
@@ -126,7 +126,7 @@ def _padded(
                 raise DataError(f"{name}_time: expected shape {arrays[name].shape[:2]}, got {times.shape}")
             time[name] = [row[:n] for row, n in zip(times, lengths, strict=True)]
     rest = {name: array for name, array in arrays.items() if name not in taken}
-    fields = {name: array for name, array in rest.items() if array.shape == (samples,)}
+    fields = {name: array for name, array in rest.items() if array.shape == (samples,) and array.dtype.kind in "biufU"}
     notes += [_left_out(name, array, samples) for name, array in rest.items() if name not in fields]
     return {
         "x": x,
@@ -142,7 +142,12 @@ def _padded(
 
 def _with_channels(arrays: dict[str, np.ndarray], static: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays, those of one vector a sample and of one channel as sequences, and notes on what was guessed."""
-    changed, notes = dict(arrays), []
+    notes = []
+    arrays = dict(arrays)
+    for name in [name for name in arrays if f"{name}_lengths" in arrays and f"{name}_len" not in arrays]:  # as MMSA calls them
+        arrays[f"{name}_len"] = arrays.pop(f"{name}_lengths")
+        notes.append(f"{name}: true lengths are those of '{name}_lengths'")
+    changed = dict(arrays)
     for name in static:
         if name not in arrays or arrays[name].ndim != 2:
             got = "no such array" if name not in arrays else f"shape {arrays[name].shape}"
@@ -163,6 +168,8 @@ def _left_out(name: str, array: np.ndarray, samples: int) -> str:
     note = f"array {name!r} of shape {array.shape} left out: "
     if array.ndim == 3:
         return note + "its name is one of labels, and labels are no modality; label= takes them, and a modality needs another name"
+    if array.shape == (samples,):
+        return note + f"its values are neither numbers nor text, but {array.dtype}"
     note += f"neither sequences (N, T, d) nor one value a sample (N,), N = {samples}"
     if array.ndim == 2 and len(array) == samples and array.dtype.kind in "biuf":
         note += f"; static=[{name!r}] makes it a modality of one step"

@@ -1,4 +1,4 @@
-"""What MulT's and MMSA's pickles share: splits of zero-padded arrays, whose true lengths must be found again."""
+"""What MulT's and MMSA's pickles share: splits of zero-padded arrays, whose true lengths the reader must restore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mea_graph.data.errors import DataError
+from mea_graph.data.errors import DataError, brief
 from mea_graph.data.progress import advance, start
 from mea_graph.data.texts import as_array, as_text, check_padded
 from mea_graph.readers.checks import check_lengths, check_samples, with_mended
@@ -66,6 +66,7 @@ def read_splits(
         )
     out = PaddedSplits({}, [], [], {})
     cut: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    unnamed = 0
     infinite: dict[int, int] = {}  # samples that have -inf in their audio, and how often
     for split, part in payload.items():
         samples = len(_array(source, split, part, names[0] if labels is None else labels))
@@ -89,8 +90,10 @@ def read_splits(
                         first, last = _cut(first, last, int(stored[i]), len(x), f"{source}: {split}/{name}: sample {i}")
                     cut[name].append(x[first:last])
                     advance(x.nbytes)
-        out.ids += _ids(source, str(split), part.get("id"), samples)
-        out.split += [str(split)] * samples
+        name_of_split = split.decode("utf-8", "replace") if isinstance(split, bytes) else str(split)
+        out.ids += _ids(source, name_of_split, part.get("id"), samples)
+        unnamed += samples if part.get("id") is None else 0
+        out.split += [name_of_split] * samples
     out.x.update(cut)
     if infinite:
         out.x["audio"] = with_mended(cut["audio"], dict.fromkeys(infinite, _without_minus_infinity))
@@ -98,7 +101,9 @@ def read_splits(
     for name in names:
         if empty := sum(not len(x) for x in cut[name]):
             out.notes.append(f"{name}: {empty} samples hold zeros only and count as missing")
-    make_unique(out.ids, out.notes)
+    if unnamed:
+        out.notes.append(f"id: {unnamed} samples have none and are named by their split and number")
+    make_unique(out.ids, out.notes, out.split)
     if all(video := [re.match(r"(.+?)(?:\$_\$|\[)", name) for name in out.ids]):
         out.fields["video"] = [m.group(1) for m in video if m]
     return out
@@ -134,8 +139,14 @@ def one_a_sample(source: Path, payload: Mapping[str, Mapping[str, Any]], key: st
     return values.reshape(samples)
 
 
-def make_unique(ids: list[str], notes: list[str]) -> None:
-    """Adds `#2`, `#3`, ... to names that stand more than once, in place, and says so."""
+def make_unique(ids: list[str], notes: list[str], split: Sequence[Any] | None = None) -> None:
+    """Adds `#2`, `#3`, ... to names that stand more than once, in place, and says so; `split` is the part of each."""
+    if split is not None:
+        parts: dict[str, set[Any]] = {}
+        for name, part in zip(ids, split, strict=True):
+            parts.setdefault(name, set()).add(part)
+        if shared := [name for name, among in parts.items() if len(among) > 1]:
+            notes.append(f"id: {len(shared)} names, such as {brief(shared[0])}, stand in more than one split, which may share samples")
     seen: dict[str, int] = {}
     taken = set(ids)
     renamed = 0

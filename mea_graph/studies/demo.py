@@ -32,7 +32,7 @@ PAIRWISE = "pairwise Transformer (MulT)"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one model reached: test metrics of its best epoch, all logged numbers, seconds, checkpoint."""
+    """The result of one model: test metrics of its best epoch, all logged numbers, seconds, checkpoint."""
 
     scores: dict[str, float]
     history: dict[str, list[float]]
@@ -56,7 +56,7 @@ def train(
         data: The samples, the same for every model.
         options: The options of Lightning's `Trainer`.
         folder: Where checkpoints go.
-        tell: Hears how far the training is.
+        tell: Called with the progress of the training.
     """
     L.seed_everything(0, verbose=False)
     history = History()

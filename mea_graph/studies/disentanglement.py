@@ -21,7 +21,7 @@ DRAWN = 300  # samples kept for the figure
 def disentanglement(module: TaskModule, data: SequenceDataModule, seen: Seen, drawing: Path) -> dict[str, float]:
     """Measures the representations of the test samples; whatever is fitted for that is fitted on training samples.
 
-    - `modality_from_<space>`: accuracy of a linear classifier that tells from a representation which modality it stems from; it should be
+    - `modality_from_<space>`: accuracy of a linear classifier that recognises the modality of a representation; it should be
       near `modality_by_chance` for agnostic ones and near 1 for exclusive ones.
     - `hsic`: the paper's measure of dependence between a sample's two representations of a modality, the mean over modalities;
       `alignment`: the same, normalised to [0, 1] (linear CKA), so that it does not shrink with the vectors.

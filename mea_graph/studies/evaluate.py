@@ -98,7 +98,9 @@ def which_missing(draw: np.ndarray, has: np.ndarray, modalities: Sequence[str], 
     Shape:
         - `draw`, `has` and the result :math:`(N, M)`.
 
-    >>> which_missing(np.array([[0.1, 0.3]]), np.ones((1, 2), bool), ["a", "b"], "any", 0.5).tolist()  # b stays
+    >>> which_missing(
+    ...     np.array([[0.1, 0.3]]), np.ones((1, 2), bool), ["a", "b"], "any", 0.5
+    ... ).tolist()  # b stays
     [[True, False]]
     """
     lost = draw < probability

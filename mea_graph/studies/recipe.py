@@ -99,7 +99,8 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
         data.pop("events", None)
         data["source"] = source
     training, told = whole.get("training") or {}, trainer.get("max_epochs")
-    length = length_of(training, epochs if told is None and not any(training.values()) else told)
+    told = epochs if told is None and not any(training.values()) else told
+    length = length_of(training, told, trainer.get("max_steps", -1))
     if length is not None:
         batches = length.batches_per_epoch(trainer.get("accumulate_grad_batches") or 1)
         data["sampling"] = {**(data.get("sampling") or {}), "batches": batches}

@@ -111,7 +111,10 @@ def software_line(records: Sequence[Record]) -> str:
     Args:
         records: The records of finished runs.
 
-    >>> old, new = {"torch": "2.12.1", "torch-scatter": "2.1.2"}, {"torch": "2.13.0", "torch-scatter": None}
+    >>> old, new = (
+    ...     {"torch": "2.12.1", "torch-scatter": "2.1.2"},
+    ...     {"torch": "2.13.0", "torch-scatter": None},
+    ... )
     >>> software_line([{"versions": old}, {"versions": new}])
     'torch 2.12.1 or 2.13.0, torch-scatter 2.1.2 or none'
     """

@@ -77,9 +77,14 @@ def ablated(model: Mapping[str, Any]) -> dict[str, Row]:
     Args:
         model: MEA's options.
 
-    >>> "w/o prediction chain" in ablated({"form": "published"}), "w/o prediction chain" in ablated({"exclusive": {"num_layers": 1}})
+    >>> (
+    ...     "w/o prediction chain" in ablated({"form": "published"}),
+    ...     "w/o prediction chain" in ablated({"exclusive": {"num_layers": 1}}),
+    ... )
     (True, False)
-    >>> "w/o fine" in ablated({"agnostic": {"mixed": False, "coarse": False}})  # is "w/o HCA"
+    >>> "w/o fine" in ablated(
+    ...     {"agnostic": {"mixed": False, "coarse": False}}
+    ... )  # is "w/o HCA"
     False
     """
     rows: dict[str, Row] = {FULL: ("MEAModule", dict(model))}

@@ -202,7 +202,7 @@ def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step],
         run: What to do.
         accelerator: The accelerator of Lightning's `Trainer`.
         drawings: Folder for what figures need and a record does not hold.
-        tell: Hears how far the training is.
+        tell: Called with the progress of the training.
     """
     quieten()
     torch.set_num_threads(1)  # runs go side by side, and such small matrices gain nothing from more
@@ -290,7 +290,7 @@ def check_runs(runs: list[Run]) -> None:
         runs: The runs of a study.
 
     Raises:
-        DataError: Naming the run and the option.
+        DataError: If a model cannot be built; the error names the run and the option.
     """
     data, seen = None, set()
     for run in runs:

@@ -1,4 +1,4 @@
-"""The five studies: what each one runs, and what it makes of the outcome."""
+"""The five studies: what each one runs, and how it reports the results."""
 
 from __future__ import annotations
 

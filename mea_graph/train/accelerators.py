@@ -21,7 +21,7 @@ def check_accelerator(name: object, option: str = "trainer.accelerator") -> None
         option: Where it was given.
 
     Raises:
-        DataError: Listing what the machine has.
+        DataError: If the machine lacks it; the error lists what the machine has.
 
     >>> check_accelerator("cpu")
     """

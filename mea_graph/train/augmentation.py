@@ -73,7 +73,12 @@ def augment(
     Shape:
         - `x_dict[m]` `(sum T_m, d_m)`, `batch_dict[m]` `(sum T_m,)`; the result as the arguments, at other lengths.
 
-    >>> x, batch = augment({"audio": torch.ones(100, 2)}, {"audio": torch.zeros(100, dtype=torch.long)}, 1, time_stretch=0.2)
+    >>> x, batch = augment(
+    ...     {"audio": torch.ones(100, 2)},
+    ...     {"audio": torch.zeros(100, dtype=torch.long)},
+    ...     1,
+    ...     time_stretch=0.2,
+    ... )
     >>> 81 <= len(batch["audio"]) <= 123, bool((x["audio"] == 1).all())
     (True, True)
     """
@@ -102,7 +107,11 @@ def at_pace(x: Tensor, batch: Tensor, pace: Tensor) -> tuple[Tensor, Tensor]:
     Shape:
         - `x` `(sum T, d)`, `batch` `(sum T,)`, `pace` :math:`(B,)`; returns `(sum T', d)` and `(sum T',)`.
 
-    >>> x, batch = at_pace(torch.tensor([[0.0], [2.0], [7.0]]), torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0]))
+    >>> x, batch = at_pace(
+    ...     torch.tensor([[0.0], [2.0], [7.0]]),
+    ...     torch.tensor([0, 0, 1]),
+    ...     torch.tensor([2.0, 1.0]),
+    ... )
     >>> x.flatten().tolist(), batch.tolist()
     ([0.0, 0.5, 1.5, 2.0, 7.0], [0, 0, 0, 0, 1])
     """
@@ -130,7 +139,12 @@ def hide_span(x: Tensor, batch: Tensor, width: Tensor, start: Tensor) -> Tensor:
     Shape:
         - `x` `(sum T, d)`, `batch` `(sum T,)`, `width` and `start` :math:`(B,)`; returns `(sum T, d)`.
 
-    >>> hide_span(torch.ones(4, 1), torch.zeros(4, dtype=torch.long), torch.tensor([0.5]), torch.tensor([1.0])).flatten().tolist()
+    >>> hide_span(
+    ...     torch.ones(4, 1),
+    ...     torch.zeros(4, dtype=torch.long),
+    ...     torch.tensor([0.5]),
+    ...     torch.tensor([1.0]),
+    ... ).flatten().tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
     first, length = _extent(batch, len(width))

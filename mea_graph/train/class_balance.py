@@ -67,7 +67,9 @@ def imbalance_note(y: Tensor, task: Task, out_channels: int, names: Sequence[str
     Shape:
         - `y` is :math:`(N,)` or :math:`(N, K)`.
 
-    >>> imbalance_note(torch.tensor([0] * 50 + [1] * 4), "classification", 2, ["rest", "fall"])
+    >>> imbalance_note(
+    ...     torch.tensor([0] * 50 + [1] * 4), "classification", 2, ["rest", "fall"]
+    ... )
     'classes are unequal: 50 training samples of rest, 4 of fall; class_weights: balanced, or data.sampling.balanced: true, evens them out'
     """
     if task == "regression":

@@ -120,7 +120,7 @@ class CommandLine(LightningCLI):
         meanings = argument_docs(TrainingLength)
         for name in LENGTH:
             parser.add_argument(f"--training.{name}", type=int | None, default=None, help=meanings[name])
-        sources = (*(f"training.{name}" for name in LENGTH), "trainer.max_epochs", "trainer.accumulate_grad_batches")
+        sources = (*(f"training.{name}" for name in LENGTH), "trainer.max_epochs", "trainer.max_steps", "trainer.accumulate_grad_batches")
         parser.link_arguments(sources, "data.sampling.batches", batches_per_epoch)
         parser.link_arguments("seed_everything", "data.seed", lambda seed: int(seed or 0))  # what is none, `check_options` says plainly
         for name in LINKED:
@@ -145,7 +145,7 @@ class CommandLine(LightningCLI):
         watched = config.early_stopping
         if watched.mode is not None or mode_of(watched.monitor) is not None:
             watched.mode = watching_mode(watched.monitor, watched.mode)  # so that config.yaml says it
-        self.length = length_of(config.training, config.trainer.max_epochs)
+        self.length = length_of(config.training, config.trainer.max_epochs, config.trainer.max_steps)
         if self.length is not None:
             config.training.updates = self.length.updates  # so that config.yaml says it
         self.checkpoint = None
@@ -205,7 +205,7 @@ class CommandLine(LightningCLI):
     def before_fit(self) -> None:
         validates = bool(self.trainer.limit_val_batches)
         self.datamodule.check_parts("train", *(["valid"] if validates else []))
-        self.datamodule.check_labelled()
+        self.datamodule.check_training()
         check_precision(self.trainer.precision)
         if not self.config["fit"].trainer.fast_dev_run:
             check_monitors(trainer_callbacks(self.trainer), self.model, self.datamodule, validates)
@@ -255,7 +255,8 @@ class CommandLine(LightningCLI):
             else:
                 how = f"train longer: {command} --ckpt_path last"
             twice = f"--trainer.max_epochs {2 * (last + 1)}" if self.length is None else f"--training.updates {2 * self.length.updates}"
-            self._announce(f"not converged: {why}; {how} {twice}")
+            steps = self.trainer.max_steps
+            self._announce(f"not converged: {why}; {how} {twice}" + ("" if steps == -1 else f" --trainer.max_steps {2 * steps}"))
 
     def after_validate(self) -> None:
         self._report("valid")
@@ -363,9 +364,9 @@ def trainer_callbacks(trainer: Trainer) -> list[Callback]:
 
 def batches_per_epoch(*given: int | None) -> int | None:
     """Returns the batches of an epoch; one pass where the trainer counts epochs, or options contradict each other."""
-    *training, max_epochs, accumulate = given
+    *training, max_epochs, max_steps, accumulate = given
     with suppress(DataError):  # which the parser would wrap; `before_instantiate_classes` says it plainly
-        length = length_of(dict(zip(LENGTH, training, strict=True)), max_epochs)
+        length = length_of(dict(zip(LENGTH, training, strict=True)), max_epochs, -1 if max_steps is None else max_steps)
         return None if length is None else length.batches_per_epoch(accumulate or 1)
     return None
 

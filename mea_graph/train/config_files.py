@@ -81,7 +81,7 @@ def check_followers(paths: Iterable[str]) -> None:
         paths: The files of a command.
 
     Raises:
-        DataError: Naming the option, and what it follows from.
+        DataError: If a file sets such an option; the error names it, and what it follows from.
     """
     for path in paths:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))

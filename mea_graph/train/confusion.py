@@ -71,7 +71,9 @@ def confusion_text(matrix: Tensor, names: Sequence[str] | None, title: str) -> s
     Shape:
         - `(classes, classes)`.
 
-    >>> print(confusion_text(torch.tensor([[8, 2], [1, 9]]), ["rest", "stress"], "test"))
+    >>> print(
+    ...     confusion_text(torch.tensor([[8, 2], [1, 9]]), ["rest", "stress"], "test")
+    ... )
     test: rows are the true classes, columns what they were taken for
                 0    1  recall  precision    F1     n
     0 rest      8    2    0.80       0.89  0.84    10

@@ -57,7 +57,10 @@ def still_improves(values: Sequence[float], mode: str) -> bool:
         values: One an epoch; fewer than eight say nothing.
         mode: `min` or `max`.
 
-    >>> still_improves([1 / (1 + epoch) for epoch in range(20)], "min"), still_improves([0.5, 0.4] * 10, "min")
+    >>> (
+    ...     still_improves([1 / (1 + epoch) for epoch in range(20)], "min"),
+    ...     still_improves([0.5, 0.4] * 10, "min"),
+    ... )
     (True, False)
     """
     half = list(values[len(values) // 2 :])

@@ -62,7 +62,9 @@ class SequenceDataModule(L.LightningDataModule):
     Raises:
         DataError: If the source, the split or the targets are not as described; the field is named.
 
-    >>> data = SequenceDataModule(events={"num_samples": 40, "task": "classification"}, batch_size=8)
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 40, "task": "classification"}, batch_size=8
+    ... )
     >>> data.task, len(data.in_channels)
     ('classification', 3)
     """
@@ -174,6 +176,13 @@ class SequenceDataModule(L.LightningDataModule):
         for name in names:
             self._part(name)
 
+    def check_training(self) -> None:
+        """Raises an error if these data cannot be trained on with these options, before anything is written."""
+        self.check_labelled()
+        self._check_standardize()
+        if self.sampling.balanced and self.task != "classification":
+            raise DataError(f"data.sampling.balanced: expected classification, whose classes it draws equally often, got {self.task}")
+
     def targets(self, part: str) -> torch.Tensor:
         """Returns the targets of one part.
 
@@ -210,12 +219,9 @@ class SequenceDataModule(L.LightningDataModule):
         return next(iter(DataLoader(self.dataset.subset(self._part(part)[:2]), batch_size=2)))
 
     def train_dataloader(self) -> DataLoader:
-        self.check_labelled()
-        balanced = self.sampling.balanced
-        if balanced and self.task != "classification":
-            raise DataError(f"data.sampling.balanced: expected classification, whose classes it draws equally often, got {self.task}")
+        self.check_training()
         rank, processes = self._processes
-        drawn = {"batches": self.sampling.batches, "classes": self.targets("train").numpy() if balanced else None}
+        drawn = {"batches": self.sampling.batches, "classes": self.targets("train").numpy() if self.sampling.balanced else None}
         loader = self._loader(self._part("train"), shuffle=True, num_replicas=processes, rank=rank, **drawn)
         if self.trainer is not None:  # in a resumed run Lightning sets the epoch too late for workers, which fetch at once
             progress: Any = self.trainer.fit_loop.epoch_progress.current
@@ -247,7 +253,7 @@ class SequenceDataModule(L.LightningDataModule):
         return self._loader(indices[rank::processes], shuffle=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later run needs to resume exactly, never to test on what was trained, and what `Predictor` needs to read other data."""
+        """Returns what resuming exactly, refusing to test on what was trained, and `Predictor` need of the data."""
         scaled = self._prepared.statistics if self.standardize == "train" else None
         tensors = None if scaled is None else {name: [torch.as_tensor(part) for part in parts] for name, parts in scaled.items()}
         return {
@@ -279,6 +285,7 @@ class SequenceDataModule(L.LightningDataModule):
     @cached_property
     def _prepared(self) -> MultimodalDataset:
         """The samples as the network sees them."""
+        self._check_standardize()
         if self.standardize is None:
             return self.dataset
         if self.standardize == "train":
@@ -286,6 +293,11 @@ class SequenceDataModule(L.LightningDataModule):
                 return self.dataset.standardize(statistics=self._statistics)
             return self.dataset.standardize(fit_on=self._part("train"))
         return self.dataset.standardize(by=self.standardize)
+
+    def _check_standardize(self) -> None:
+        if self.standardize not in (None, "train", *self.dataset.fields):
+            fields = ", ".join(self.dataset.fields) or "it has none"
+            raise DataError(f"data.standardize: expected train, a field of the data ({fields}) or None, got {self.standardize!r}")
 
     @property
     def _drawing(self) -> dict[str, Any]:
@@ -323,7 +335,7 @@ SequenceDataModule.__init__.__annotations__["source"] = "str | None"  # all that
 
 
 def data_hash(dataset: MultimodalDataset) -> str:
-    """Returns the SHA-256 that tells the samples of a data set, in their order: that of its source, of a cut one of its own.
+    """Returns the SHA-256 that identifies the samples of a data set, in their order: that of its source, or one of its own for a part.
 
     Args:
         dataset: The samples.

@@ -13,7 +13,7 @@ from mea_graph.train.monitors import Mode, mode_of, unknown_monitor, watching_mo
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's, but for metrics that are not defined: before its first number a watched metric is waited for, however long.
+    """Lightning's early stopping, which also waits for the first number of a metric that is not defined at first.
 
     The correlation of a constant prediction and the AUC of one class are NaN, and in the first epochs a model may well be constant.
     Later an epoch without a number counts as one without improvement.
@@ -36,7 +36,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().__init__(monitor, mode="min" if self.mode_is_unknown else watching_mode(monitor, mode), check_finite=check_finite, **kwargs)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuses to watch a number of which nobody says whether less or more is better."""
+        """Refuses to watch a number if it is unknown whether less or more is better."""
         if self.mode_is_unknown:
             watching_mode(self.monitor, None)
         super().on_train_start(trainer, pl_module)

@@ -22,7 +22,9 @@ def is_lost_process(error: BaseException) -> bool:
     Args:
         error: What was raised.
 
-    >>> is_lost_process(RuntimeError("Connection closed by peer"))  # this process is alone
+    >>> is_lost_process(
+    ...     RuntimeError("Connection closed by peer")
+    ... )  # this process is alone
     False
     """
     import torch.distributed as processes
@@ -40,7 +42,10 @@ def lack_of_memory(error: BaseException, options: Any) -> str | None:
         error: What was raised.
         options: The options of the model, parts as dicts.
 
-    >>> lack_of_memory(MemoryError(), {"channels": 10**9, "heads": 8, "extractor": {"kernel_size": 3}})
+    >>> lack_of_memory(
+    ...     MemoryError(),
+    ...     {"channels": 10**9, "heads": 8, "extractor": {"kernel_size": 3}},
+    ... )
     'model: expected sizes that fit in memory, got channels=1000000000'
     """
     if not isinstance(error, MemoryError) and not LACK.search(str(error)):
@@ -60,7 +65,11 @@ def one_line(error: BaseException) -> str:
     Args:
         error: What was raised.
 
-    >>> one_line(ValueError("Errors:\\n  - heads: expected a divisor of 40, got 7\\n  - Expected a <class 'NoneType'>"))
+    >>> one_line(
+    ...     ValueError(
+    ...         "Errors:\\n  - heads: expected a divisor of 40, got 7\\n  - Expected a <class 'NoneType'>"
+    ...     )
+    ... )
     'heads: expected a divisor of 40, got 7'
     """
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]

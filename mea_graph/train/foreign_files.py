@@ -1,4 +1,4 @@
-"""What a file is that was given as a checkpoint and is none."""
+"""Says what a file is that was given as a checkpoint but is not one."""
 
 from __future__ import annotations
 

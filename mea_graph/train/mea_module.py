@@ -68,10 +68,20 @@ class MEAModule(TaskModule):
         TypeError: If an option belongs to none of the three, or a part is a module, which a checkpoint could not hold.
         ValueError: If an option is outside its range.
 
-    >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2, alpha=0.1, learning_rate=2e-3)
+    >>> module = MEAModule(
+    ...     {"audio": 5, "text": 3},
+    ...     "regression",
+    ...     1,
+    ...     channels=8,
+    ...     heads=2,
+    ...     alpha=0.1,
+    ...     learning_rate=2e-3,
+    ... )
     >>> module.loss.alpha, module.learning_rate
     (0.1, 0.002)
-    >>> MEAModule({"audio": 5, "text": 3}, "regression", 1, form="published").hparams["exclusive"]["num_layers"]
+    >>> MEAModule({"audio": 5, "text": 3}, "regression", 1, form="published").hparams[
+    ...     "exclusive"
+    ... ]["num_layers"]
     3
     """
 

@@ -15,6 +15,8 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
+from mea_graph.option_types import plain_value
+
 Task = Literal["regression", "classification", "multilabel"]
 TASKS: tuple[str, ...] = ("regression", "classification", "multilabel")
 MAIN_METRIC: dict[str, str] = {"regression": "mae", "classification": "accuracy", "multilabel": "f1"}
@@ -47,8 +49,14 @@ class TaskMetrics(Metric):
         ValueError: If a prediction does not have the shape above, or nothing was collected.
 
     >>> metrics = TaskMetrics("regression", 1, sentiment=True)
-    >>> metrics.update(torch.tensor([[2.6], [-0.2], [0.1]]), torch.tensor([3.0, -1.0, 0.0]))
-    >>> {name: round(value.item(), 3) for name, value in metrics.compute().items() if name in ("acc7", "acc2_pos")}
+    >>> metrics.update(
+    ...     torch.tensor([[2.6], [-0.2], [0.1]]), torch.tensor([3.0, -1.0, 0.0])
+    ... )
+    >>> {
+    ...     name: round(value.item(), 3)
+    ...     for name, value in metrics.compute().items()
+    ...     if name in ("acc7", "acc2_pos")
+    ... }
     {'acc7': 0.667, 'acc2_pos': 1.0}
     """
 
@@ -60,6 +68,7 @@ class TaskMetrics(Metric):
         super().__init__()
         if task not in TASKS:
             raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+        label_names = plain_value(label_names)
         if label_names is not None and task == "multilabel" and len(label_names) != out_channels:
             raise ValueError(f"label_names: expected {out_channels} names (one per output), got {len(label_names)}: {list(label_names)}")
         self.task = task
@@ -86,7 +95,7 @@ class TaskMetrics(Metric):
         return self.scores(_joined(self.predictions), _joined(self.targets))
 
     def scores(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Returns every metric of these predictions alone: nothing is added and no other process is asked."""
+        """Returns every metric of these predictions alone: it adds nothing and needs no other process."""
         if self.task == "classification":
             return classification_metrics(prediction, target.long())
         if self.task == "multilabel":
@@ -105,7 +114,9 @@ def regression_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     Shape:
         - both :math:`(N,)`, float64 for exact sums.
 
-    >>> scores = regression_metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
+    >>> scores = regression_metrics(
+    ...     torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])
+    ... )
     >>> round(scores["mae"].item(), 4)
     0.3333
     """
@@ -153,7 +164,9 @@ def classification_metrics(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     Shape:
         - :math:`(N, C)` and :math:`(N,)`.
 
-    >>> scores = classification_metrics(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    >>> scores = classification_metrics(
+    ...     torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    ... )
     >>> scores["accuracy"].item(), scores["auc"].item()
     (1.0, 1.0)
     """
@@ -180,8 +193,14 @@ def multilabel_metrics(logits: Tensor, target: Tensor, label_names: Sequence[str
     Shape:
         - both :math:`(N, K)`.
 
-    >>> scores = multilabel_metrics(torch.tensor([[1.0, -1.0]]), torch.tensor([[1, 1]]), ["happy", "sad"])
-    >>> scores["accuracy_happy"].item(), scores["accuracy_sad"].item(), scores["accuracy"].item()
+    >>> scores = multilabel_metrics(
+    ...     torch.tensor([[1.0, -1.0]]), torch.tensor([[1, 1]]), ["happy", "sad"]
+    ... )
+    >>> (
+    ...     scores["accuracy_happy"].item(),
+    ...     scores["accuracy_sad"].item(),
+    ...     scores["accuracy"].item(),
+    ... )
     (1.0, 0.0, 0.5)
     """
     scores: dict[str, Tensor] = {}

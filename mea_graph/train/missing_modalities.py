@@ -21,8 +21,15 @@ def draw_missing(batch_dict: Mapping[str, Tensor], batch_size: int, probability:
     Shape:
         - by modality :math:`(B,)` bool.
 
-    >>> missing = draw_missing({"audio": torch.tensor([0, 0, 1]), "text": torch.tensor([0])}, batch_size=2, probability=1.0)
-    >>> int(missing["audio"][0]) + int(missing["text"][0]), missing["audio"][1].item()  # one of two stays, and the only one
+    >>> missing = draw_missing(
+    ...     {"audio": torch.tensor([0, 0, 1]), "text": torch.tensor([0])},
+    ...     batch_size=2,
+    ...     probability=1.0,
+    ... )
+    >>> (
+    ...     int(missing["audio"][0]) + int(missing["text"][0]),
+    ...     missing["audio"][1].item(),
+    ... )  # one of two stays, and the only one
     (1, False)
     """
     draw = torch.rand(batch_size, len(batch_dict))  # on the CPU, so that every device drops the same
@@ -46,7 +53,11 @@ def without_modalities(
     Shape:
         - `x_dict[m]` `(sum T_m, d_m)`, `batch_dict[m]` `(sum T_m,)`, `missing[m]` :math:`(B,)` bool; the result has fewer steps.
 
-    >>> x, batch = without_modalities({"a": torch.ones(3, 2)}, {"a": torch.tensor([0, 0, 1])}, {"a": torch.tensor([True, False])})
+    >>> x, batch = without_modalities(
+    ...     {"a": torch.ones(3, 2)},
+    ...     {"a": torch.tensor([0, 0, 1])},
+    ...     {"a": torch.tensor([True, False])},
+    ... )
     >>> x["a"].shape, batch["a"].tolist()
     (torch.Size([1, 2]), [1])
     """

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ModelCheckpoint(callbacks.ModelCheckpoint):
-    """Lightning's, but for metrics that are not defined: an epoch whose watched metric is NaN is never among the best.
+    """Lightning's checkpoints, of which an epoch whose watched metric is NaN is never among the best.
 
     The arguments are those of Lightning's `ModelCheckpoint`.
 

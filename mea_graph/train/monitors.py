@@ -33,7 +33,7 @@ def check_monitors(callbacks: Collection[L.Callback], module: TaskModule, data: 
         validates: Whether there are validation epochs.
 
     Raises:
-        DataError: Listing the names there are; where a callback takes the worst value of a metric for the best.
+        DataError: If a name is unknown; the error lists those there are. If a callback takes the worst value of a metric for the best.
     """
     watching = [callback for callback in callbacks if isinstance(getattr(callback, "monitor", None), str)]
     for callback in watching:  # Lightning's own take the least for the best where nothing else is said
@@ -46,7 +46,7 @@ def check_monitors(callbacks: Collection[L.Callback], module: TaskModule, data: 
         monitor = callback.monitor  # type: ignore[attr-defined]
         if names is not None and monitor not in (*names, *_ALWAYS):
             option = "early_stopping.monitor" if isinstance(callback, L.pytorch.callbacks.EarlyStopping) else "monitor"
-            raise unknown_monitor(option, monitor, names)
+            raise unknown_monitor(option, monitor, names, "" if validates else ", since trainer.limit_val_batches=0 leaves no validation")
         if getattr(callback, "mode_is_unknown", False):
             watching_mode(monitor, None)
 
@@ -63,7 +63,9 @@ def logged_names(module: TaskModule, data: SequenceDataModule, validates: bool =
 
     >>> from mea_graph.baselines import LateFusionGRUModule
     >>> data = SequenceDataModule(events={"num_samples": 40})
-    >>> logged_names(LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data)
+    >>> logged_names(
+    ...     LateFusionGRUModule(data.in_channels, data.task, data.out_channels), data
+    ... )
     ['train/loss', 'train/task', 'valid/loss', 'valid/task', 'valid/mae', 'valid/rmse', 'valid/corr', 'valid/r2']
     """
     # Lightning's own hooks of these names do nothing
@@ -85,19 +87,22 @@ def logged_names(module: TaskModule, data: SequenceDataModule, validates: bool =
     return names + [f"valid/{name}" for name in (*terms, *metrics)] if validates else names
 
 
-def unknown_monitor(option: str, monitor: str, names: Iterable[str]) -> DataError:
+def unknown_monitor(option: str, monitor: str, names: Iterable[str], why: str = "") -> DataError:
     """Returns the error that says what can be watched.
 
     Args:
         option: Where the name was given.
         monitor: The name that does not exist.
         names: Those that do.
+        why: What has taken the others away.
 
-    >>> unknown_monitor("early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"])
+    >>> unknown_monitor(
+    ...     "early_stopping.monitor", "valid/acc", ["valid/loss", "valid/accuracy"]
+    ... )
     DataError("early_stopping.monitor: expected one of valid/accuracy, valid/loss, got 'valid/acc' (did you mean 'valid/accuracy'?)")
     """
     known = sorted(names)
-    return DataError(f"{option}: expected one of {', '.join(known)}, got {monitor!r}{did_you_mean(monitor, known)}")
+    return DataError(f"{option}: expected one of {', '.join(known)}, got {monitor!r}{why or did_you_mean(monitor, known)}")
 
 
 def mode_of(monitor: str) -> Mode | None:

@@ -56,7 +56,8 @@ RANGES: dict[str, Check] = {
     "seed_everything": (lambda value: not isinstance(value, bool) and 0 <= value < 2**32, "an integer in [0, 4294967295]"),
     "trainer.devices": (lambda value: not isinstance(value, int) or value <= MOST_PROCESSES, f"at most {MOST_PROCESSES}"),
     "trainer.num_nodes": _integer(1, MOST_PROCESSES),
-    "trainer.max_epochs": _integer(1),
+    "trainer.barebones": (lambda value: not value, "false, since a run keeps its log and its checkpoints"),
+    "trainer.max_epochs": (lambda value: value == -1 or value >= 1, "an integer >= 1, or -1 for no limit"),
     "trainer.min_epochs": _integer(0),
     "trainer.max_steps": (lambda value: value == -1 or value >= 1, "an integer >= 1, or -1 for no limit"),
     "trainer.min_steps": _integer(0),
@@ -93,7 +94,7 @@ def check_options(config: Mapping[str, Any]) -> None:
         config: The options of a command, by section.
 
     Raises:
-        DataError: Naming the first one.
+        DataError: If an option is wrong; the error names the first one.
 
     >>> check_options({"trainer": {"gradient_clip_val": -1.0}})
     Traceback (most recent call last):
@@ -115,6 +116,9 @@ def check_options(config: Mapping[str, Any]) -> None:
         value = _section(config, section).get(name)
         if value is not None and not good(value):
             raise DataError(f"{option}: expected {expected}, got {value!r}")
+    trainer = _section(config, "trainer")
+    if trainer.get("max_epochs") == trainer.get("max_steps", -1) == -1 and trainer.get("max_time") is None:
+        raise DataError("trainer.max_epochs: expected an integer >= 1, or -1 beside trainer.max_steps or trainer.max_time, got -1")
 
 
 def _check_nulls(model: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError, MultimodalDataset, check_batch, open_dataset
+from mea_graph.data.arrays import as_numbers
 from mea_graph.data.kinds import kind_of
 from mea_graph.data.saved import FORMAT
 from mea_graph.train.data_module import PARTS, data_hash
@@ -158,8 +159,11 @@ def scaled(dataset: MultimodalDataset, known: TrainingData) -> MultimodalDataset
     return dataset.standardize(by=field)
 
 
-def whole_sample(sample: HeteroData, name: Any, channels: Mapping[str, int]) -> HeteroData:
-    """`x` and `time` of a sample with every modality of a model, in its order, and nothing else; `name` is for errors."""
+def whole_sample(sample: HeteroData, name: Any, channels: Mapping[str, int], timed: Collection[str] = ()) -> HeteroData:
+    """`x` and `time` of a sample with every modality of a model, in its order, and nothing else; `name` is for errors.
+
+    The modalities `timed` must have times, of which a missing one has none.
+    """
     own = HeteroData()
     for m, width in channels.items():
         node = sample[m] if m in sample.node_types else {}
@@ -170,6 +174,11 @@ def whole_sample(sample: HeteroData, name: Any, channels: Mapping[str, int]) -> 
         own[m].x = x
         if "time" in node:
             own[m].time = node["time"]
+        elif m in timed:
+            if len(x):
+                how = "MultimodalDataset.from_arrays(..., time=) takes them"
+                raise DataError(f"sample {name!r}: {m}: expected the seconds of its steps, which the model reads, got none; {how}")
+            own[m].time = torch.zeros(0)
     return own
 
 
@@ -235,10 +244,7 @@ def _sequences(name: str, value: Any) -> list[Any]:
 
 
 def _array(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    return as_numbers("data", value) if isinstance(value, Tensor) else value
 
 
 def _of_samples(samples: Sequence[HeteroData], known: TrainingData) -> MultimodalDataset:

@@ -32,7 +32,13 @@ def prediction_row(id_: str, task: Task, names: Sequence[str], prediction: Tenso
         - prediction `(out_channels,)`.
 
     >>> import torch
-    >>> prediction_row("a", "classification", ["rest", "stress"], torch.tensor([0.0, 0.0]), "stress")
+    >>> prediction_row(
+    ...     "a",
+    ...     "classification",
+    ...     ["rest", "stress"],
+    ...     torch.tensor([0.0, 0.0]),
+    ...     "stress",
+    ... )
     {'id': 'a', 'target': 'stress', 'prediction': 'rest', 'probability_rest': 0.5, 'probability_stress': 0.5}
     """
     cells: dict[str, Any] = {"id": id_}

@@ -53,7 +53,12 @@ class Predictions:
     Shape:
         - `output` `(N, out_channels)`.
 
-    >>> found = Predictions(["a", "b"], "classification", np.array([[2.0, 0.0], [0.0, 1.0]]), ["rest", "stress"])
+    >>> found = Predictions(
+    ...     ["a", "b"],
+    ...     "classification",
+    ...     np.array([[2.0, 0.0], [0.0, 1.0]]),
+    ...     ["rest", "stress"],
+    ... )
     >>> found.labels, found.probabilities.round(2).tolist()
     (['rest', 'stress'], [[0.88, 0.12], [0.27, 0.73]])
     """

@@ -19,6 +19,7 @@ from torch_geometric.data import Batch, HeteroData
 
 from mea_graph.data import DataError, LengthBucketBatchSampler, MultimodalDataset
 from mea_graph.nn import MEA, MEAOutput, export_onnx
+from mea_graph.option_types import mismatch, plain_value
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.error_message import one_line
 from mea_graph.train.prediction_data import TrainingData, as_dataset, scaled, whole_sample
@@ -50,9 +51,13 @@ class Predictor:
         DataError: If the module does not say its modalities, or there is no such device.
 
     >>> from mea_graph.train import MEAModule
-    >>> module = MEAModule({"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2)
+    >>> module = MEAModule(
+    ...     {"audio": 5, "text": 3}, "regression", 1, channels=8, heads=2
+    ... )
     >>> predictor = Predictor(module)
-    >>> found = predictor({"audio": [np.ones((7, 5)), np.ones((4, 5))]})  # text is missing
+    >>> found = predictor(
+    ...     {"audio": [np.ones((7, 5)), np.ones((4, 5))]}
+    ... )  # text is missing
     >>> found.ids, found.values.shape
     (['0', '1'], (2,))
     """
@@ -72,8 +77,8 @@ class Predictor:
         channels = module.hparams.get("in_channels") or state.get("channels")
         if channels is None:
             raise DataError(f"module: expected in_channels among the options of {type(module).__name__}, its modalities; got none")
-        if batch_size < 1:
-            raise DataError(f"batch_size: expected at least 1, got {batch_size}")
+        if mismatch(plain_value(batch_size), int) is not None or batch_size < 1:
+            raise DataError(f"batch_size: expected an integer >= 1, got {batch_size!r}")
         names = module.label_names or state.get("label_names") or [str(k) for k in range(module.out_channels)]
         if len(names) != module.out_channels and module.task != "regression":
             raise DataError(f"label_names: expected {module.out_channels} names, got {len(names)}")
@@ -220,7 +225,8 @@ class Predictor:
 
     def _batch(self, dataset: MultimodalDataset, samples: list[int]) -> Batch:
         """Samples with every modality of the model, in its order."""
-        whole = [whole_sample(dataset[number], dataset.ids[number], self.channels) for number in samples]
+        timed = getattr(self.module.network, "timed_modalities", ())
+        whole = [whole_sample(dataset[number], dataset.ids[number], self.channels, timed) for number in samples]
         return Batch.from_data_list(whole).to(self.module.device)
 
     def _warn_of_empty(self, dataset: MultimodalDataset) -> None:
@@ -312,9 +318,11 @@ def _class_named(name: Any) -> type[TaskModule]:
 
 
 def _moved(module: TaskModule, device: str | torch.device) -> TaskModule:
+    before = module.device
     try:
         return module.to(device)
     except (RuntimeError, AssertionError) as error:
+        module.to(before)  # Lightning notes where a module is before it is there
         raise DataError(f"device: expected one that is there, got {str(device)!r}: {one_line(error)[:200]}") from error
 
 

@@ -23,7 +23,10 @@ def behind_a_baseline(task: Task, scores: Mapping[str, Mapping[str, float]]) -> 
         task: The kind of target: `regression`, `classification` or `multilabel`.
         scores: The scores of `model` and of baselines, by name.
 
-    >>> behind_a_baseline("classification", {"model": {"accuracy": 0.49}, "pooled linear": {"accuracy": 0.72}})
+    >>> behind_a_baseline(
+    ...     "classification",
+    ...     {"model": {"accuracy": 0.49}, "pooled linear": {"accuracy": 0.72}},
+    ... )
     'the model is behind pooled linear: accuracy 0.490 against 0.720'
     """
     metric = MAIN_METRIC[task]
@@ -49,7 +52,9 @@ def scores_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Tabl
         title: Text above the table.
         columns: Scores of each model; the first one names the rows.
 
-    >>> scores_table("test", {"MEA": {"accuracy": 0.9}, "constant": {"accuracy": 0.5}}).row_count
+    >>> scores_table(
+    ...     "test", {"MEA": {"accuracy": 0.9}, "constant": {"accuracy": 0.5}}
+    ... ).row_count
     1
     """
     table = Table("metric", title=title, title_justify="left")

@@ -23,9 +23,9 @@ _SCORES = ("best_model_score", "current_score", "kth_value")
 def keep_own_paths(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
     """Takes every foreign path out of the states of the callbacks in a checkpoint, before Lightning restores them.
 
-    Lightning removes the files that a `ModelCheckpoint` remembers. A checkpoint may come from anyone, so it is believed the names of
-    the files alone: they stand for the files of that name in the callback's own folder, also after a run was moved, and one that is
-    not there is forgotten, with its score and with a warning. The states of other callbacks may name no path outside the run's folder.
+    Lightning removes the files that a `ModelCheckpoint` remembers. A checkpoint may come from anyone, so only the names of the
+    files count: each stands for the file of that name in the callback's own folder, also after a run was moved. One that is not there
+    is forgotten, with its score and with a warning. The states of other callbacks may name no path outside the run's folder.
 
     Args:
         checkpoint: As loaded; changed in place.

@@ -85,9 +85,12 @@ def check_counters(progress: Any, name: str) -> None:
         name: Of that part, for the error.
 
     Raises:
-        DataError: Naming the count.
+        DataError: If a count is impossible; the error names it.
 
-    >>> check_counters({"total": {"ready": 3, "started": 3, "processed": 2, "completed": 2}}, "loops")
+    >>> check_counters(
+    ...     {"total": {"ready": 3, "started": 3, "processed": 2, "completed": 2}},
+    ...     "loops",
+    ... )
     >>> check_counters({"ready": -1}, "loops")
     Traceback (most recent call last):
     mea_graph.data.errors.DataError: ckpt_path: loops.ready: expected a count of 0 or more, got -1
@@ -120,7 +123,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, steps: int | None = None) 
         steps: Number of steps that the training made before; None where nobody counted them.
 
     Raises:
-        DataError: Naming the moment.
+        DataError: If a moment does not fit; the error names it.
 
     >>> parameter = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = torch.optim.Adam([parameter])

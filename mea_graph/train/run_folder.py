@@ -147,7 +147,9 @@ class RunFolder:
             source: File or folder of other data than the run was trained on.
             digest: SHA-256 of other data.
 
-        >>> RunFolder("runs/mine/0").result("predictions.csv", "all", "new/take 2.npz", "0123456789abcdef").name
+        >>> RunFolder("runs/mine/0").result(
+        ...     "predictions.csv", "all", "new/take 2.npz", "0123456789abcdef"
+        ... ).name
         'predictions_take-2_01234567_all.csv'
         """
         stem, suffix = os.path.splitext(name)

@@ -20,7 +20,7 @@ def check_same_options(path: str, saved: dict[str, Any], model: TaskModule) -> N
         model: What the configuration gives.
 
     Raises:
-        DataError: Naming the first difference.
+        DataError: If something differs; the error names the first difference.
     """
     weights, options = saved["state_dict"], saved.get("hyper_parameters", {})
     if any(name.startswith(FORMER_WEIGHTS) for name in weights):

@@ -20,7 +20,9 @@ class Sampling:
         DataError: If `batches` is below 1.
 
     >>> from mea_graph.train import SequenceDataModule
-    >>> data = SequenceDataModule(events={"num_samples": 60}, sampling=Sampling(batches=7))
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 60}, sampling=Sampling(batches=7)
+    ... )
     >>> len(data.train_dataloader())  # a pass has two
     7
     """

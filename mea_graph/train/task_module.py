@@ -17,7 +17,7 @@ from torch_geometric.data import Batch
 from mea_graph import __version__
 from mea_graph.data import DataError
 from mea_graph.nn import MEALoss
-from mea_graph.option_types import check_types, plain_value
+from mea_graph.option_types import check_types, mismatch, plain_value
 from mea_graph.train.augmentation import augment, checked_augmentation
 from mea_graph.train.class_balance import balanced_weights
 from mea_graph.train.finite_loss import FiniteLoss
@@ -75,7 +75,11 @@ class TaskModule(L.LightningModule):
     ...     def forward(self, x_dict, batch_dict, batch_size):
     ...         return x_dict["audio"].new_zeros(batch_size, 1)
     >>> module = TaskModule(Mean(), task="regression", out_channels=1)
-    >>> module({"audio": torch.randn(5, 3)}, {"audio": torch.zeros(5, dtype=torch.long)}, batch_size=2).shape
+    >>> module(
+    ...     {"audio": torch.randn(5, 3)},
+    ...     {"audio": torch.zeros(5, dtype=torch.long)},
+    ...     batch_size=2,
+    ... ).shape
     torch.Size([2, 1])
     """
 
@@ -101,6 +105,7 @@ class TaskModule(L.LightningModule):
             raise ValueError(
                 f"learning_rate, weight_decay, warmup: expected > 0, >= 0 and in [0, 1), got {learning_rate}, {weight_decay} and {warmup}"
             )
+        class_weights, label_names = plain_value((class_weights, label_names))
         check_class_weights(class_weights, task, out_channels)
         self.network = network
         self.loss = MEALoss(task, label_smoothing=label_smoothing)
@@ -251,7 +256,7 @@ class TaskModule(L.LightningModule):
             return optimizer
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
-            raise ValueError("warmup, cosine_decay: expected trainer.max_epochs or trainer.max_steps with them, got an endless run")
+            raise DataError("warmup, cosine_decay: expected trainer.max_epochs or trainer.max_steps with them, got an endless run")
         schedule = LearningRateSchedule(int(steps), self.warmup, self.cosine_decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, schedule), "interval": "step"}}
 
@@ -357,7 +362,7 @@ def check_precision(precision: str) -> None:
         precision: The precision of Lightning's `Trainer`.
 
     Raises:
-        DataError: Listing the choices.
+        DataError: If the precision is not one of the choices, which the error lists.
 
     >>> check_precision("bf16-mixed")
     """
@@ -374,14 +379,17 @@ def check_class_weights(weights: object, task: str, out_channels: int) -> None:
         out_channels: Number of classes or labels.
 
     Raises:
-        ValueError: Saying what fits.
+        ValueError: If the weights do not fit; the error says what fits.
 
     >>> check_class_weights([1.0, 2.5], "classification", 2)
     """
     if weights is None:
         return
     if task == "regression":
-        raise ValueError(f"class_weights: expected none for regression, got {weights!r}")
-    numbers = [w for w in weights if isinstance(w, int | float) and 0 <= w < math.inf] if isinstance(weights, list | tuple) else []
-    if weights != "balanced" and not (isinstance(weights, list | tuple) and len(numbers) == len(weights) == out_channels and any(numbers)):
-        raise ValueError(f"class_weights: expected 'balanced' or {out_channels} finite numbers >= 0, one a class or label, got {weights!r}")
+        raise ValueError(f"class_weights: expected none for regression, got {weights!r}"[:300])
+    if mismatch(weights, Literal["balanced"]) is None:
+        return
+    numbers = weights if isinstance(weights, list | tuple) and mismatch(weights, list[float]) is None else ()
+    if len(numbers) != out_channels or min(numbers, default=0) < 0 or not any(numbers):
+        expected = f"'balanced' or a list of {out_channels} finite numbers >= 0, one a class or label, some above 0"
+        raise ValueError(f"class_weights: expected {expected}, got {weights!r}"[:300])

@@ -16,7 +16,9 @@ def trainer_options(trainer: L.Trainer) -> dict[str, Any]:
     Args:
         trainer: Of the run.
 
-    >>> trainer_options(L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False))["accumulate_grad_batches"]
+    >>> trainer_options(
+    ...     L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    ... )["accumulate_grad_batches"]
     1
     """
     algorithm = trainer.gradient_clip_algorithm
@@ -36,7 +38,7 @@ def check_same_trainer(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> Non
         trainer: Of the run that resumes it.
 
     Raises:
-        DataError: Naming the first option that differs.
+        DataError: If an option differs; the error names the first one.
     """
     for name, asked in trainer_options(trainer).items():
         if (used := checkpoint.get(name, asked)) != asked:

@@ -33,7 +33,10 @@ class TrainingLength:
     >>> length.updates_per_epoch, length.epochs, length.patience_epochs
     (100, 20, 5)
     >>> from mea_graph.train import Sampling, SequenceDataModule
-    >>> data = SequenceDataModule(events={"num_samples": 60}, sampling=Sampling(batches=length.batches_per_epoch()))
+    >>> data = SequenceDataModule(
+    ...     events={"num_samples": 60},
+    ...     sampling=Sampling(batches=length.batches_per_epoch()),
+    ... )
     >>> len(data.train_dataloader())  # a pass has two batches
     100
     """
@@ -75,22 +78,30 @@ class TrainingLength:
         return -(-updates // self.updates_per_epoch)
 
 
-def length_of(options: Mapping[str, Any], max_epochs: int | None) -> TrainingLength | None:
-    """Returns how long to train, as `options` say it: `UPDATES` where nothing does, None where the trainer counts epochs.
+def length_of(options: Mapping[str, Any], max_epochs: int | None, max_steps: int = -1) -> TrainingLength | None:
+    """Returns how long to train, as `options` say it, or `max_steps`: `UPDATES` where nothing does, None where the trainer counts epochs.
 
     Args:
         options: Arguments of `TrainingLength`; those that are not given may be None.
         max_epochs: The trainer's number of epochs, if it is given.
+        max_steps: The trainer's number of updates; -1 if it is not given.
 
     Raises:
         DataError: If both are given, or an option does not exist or does not go with the others.
 
-    >>> length_of({"updates": None}, max_epochs=None).updates, length_of({}, max_epochs=3)
+    >>> (
+    ...     length_of({"updates": None}, max_epochs=None).updates,
+    ...     length_of({}, max_epochs=3),
+    ... )
     (2000, None)
+    >>> length_of({}, max_epochs=None, max_steps=5000).updates
+    5000
     """
     given = {name: value for name, value in options.items() if value is not None}
+    if not given and max_epochs is None:
+        return TrainingLength(UPDATES if max_steps == -1 else max_steps)
     if not given:
-        return TrainingLength(UPDATES) if max_epochs is None else None
+        return None
     if max_epochs is not None:
         raise DataError(f"training: expected no trainer.max_epochs (null) beside it, got {max_epochs}: updates say how long to train")
     if given.keys() <= {"check_every", "patience"}:

@@ -103,7 +103,7 @@ class TrainingDisplay:
 
         Args:
             name: As in its steps.
-            message: What came of it.
+            message: The result, in words.
         """
         self.done += 1
         if self.progress is None:

@@ -53,7 +53,11 @@ def attention_map(
     >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
     >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3)}
     >>> output = model(x, return_attention_weights=True)
-    >>> figure = attention_map(output, ("fine", "audio", "text"), words={"text": ["what", "a", "fine", "film"]})
+    >>> figure = attention_map(
+    ...     output,
+    ...     ("fine", "audio", "text"),
+    ...     words={"text": ["what", "a", "fine", "film"]},
+    ... )
     >>> figure.axes[0].get_xlabel()
     'audio (step)'
     """

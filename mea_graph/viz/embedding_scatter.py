@@ -44,7 +44,10 @@ def embedding_scatter(
     >>> from mea_graph.nn import MEA
     >>> model = MEA({"text": 5, "audio": 3}, out_channels=1, channels=8, heads=2)
     >>> output = model({"text": torch.randn(6, 4, 5), "audio": torch.randn(6, 9, 3)})
-    >>> len(embedding_scatter(output).axes), len(embedding_scatter({"before": output, "after": output}).axes)
+    >>> (
+    ...     len(embedding_scatter(output).axes),
+    ...     len(embedding_scatter({"before": output, "after": output}).axes),
+    ... )
     (1, 2)
     """
     panels = outputs if isinstance(outputs, Mapping) else {"": outputs}

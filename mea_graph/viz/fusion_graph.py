@@ -37,8 +37,14 @@ def fusion_graph(output: MEAOutput, sample: int = 0, title: str | None = None) -
 
     >>> import torch
     >>> from mea_graph.nn import MEA
-    >>> model = MEA({"text": 5, "audio": 3, "vision": 4}, out_channels=1, channels=8, heads=2)
-    >>> x = {"text": torch.randn(1, 4, 5), "audio": torch.randn(1, 9, 3), "vision": torch.randn(1, 7, 4)}
+    >>> model = MEA(
+    ...     {"text": 5, "audio": 3, "vision": 4}, out_channels=1, channels=8, heads=2
+    ... )
+    >>> x = {
+    ...     "text": torch.randn(1, 4, 5),
+    ...     "audio": torch.randn(1, 9, 3),
+    ...     "vision": torch.randn(1, 7, 4),
+    ... }
     >>> figure = fusion_graph(model(x, return_attention_weights=True))
     >>> [axis.get_title() for axis in figure.axes], len(figure.axes[0].patches)
     (['exclusive', 'agnostic'], 6)

@@ -24,7 +24,9 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarr
     Raises:
         ValueError: If there is no panel, a curve is not one value per epoch, or a panel has more curves than can be distinguished.
 
-    >>> figure = learning_curves({"accuracy": {"MEA": [0.5, 0.8, 0.9], "GRU": [0.5, 0.6, 0.7]}})
+    >>> figure = learning_curves(
+    ...     {"accuracy": {"MEA": [0.5, 0.8, 0.9], "GRU": [0.5, 0.6, 0.7]}}
+    ... )
     >>> len(figure.axes)
     1
     """

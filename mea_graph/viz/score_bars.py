@@ -27,7 +27,9 @@ def score_bars(scores: Mapping[str, Sequence[float]], metric: str, reference: st
     Raises:
         ValueError: If there is no model, a model has no value, or one is not finite.
 
-    >>> figure = score_bars({"MEA": [0.58, 0.6], "GRU": [0.26, 0.27]}, "R2", reference="MEA")
+    >>> figure = score_bars(
+    ...     {"MEA": [0.58, 0.6], "GRU": [0.26, 0.27]}, "R2", reference="MEA"
+    ... )
     >>> [text.get_text() for text in figure.axes[0].get_yticklabels()]
     ['MEA', 'GRU']
     """

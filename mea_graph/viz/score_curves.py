@@ -32,7 +32,10 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     Raises:
         ValueError: If there is no panel, a place without values or one that is not finite, or more models than can be distinguished.
 
-    >>> figure = score_curves({"share without audio": {"MEA": {0.0: [0.9, 0.92], 1.0: [0.5, 0.52]}}}, "accuracy")
+    >>> figure = score_curves(
+    ...     {"share without audio": {"MEA": {0.0: [0.9, 0.92], 1.0: [0.5, 0.52]}}},
+    ...     "accuracy",
+    ... )
     >>> figure.axes[0].lines[0].get_xdata().tolist()
     [0.0, 1.0]
     """

@@ -30,7 +30,9 @@ def score_map(
     Raises:
         ValueError: If there is no pair, or a value is not finite.
 
-    >>> figure = score_map({(0.01, 0.1): [0.5], (0.02, 0.1): [0.6]}, ("alpha", "beta"), "R2")
+    >>> figure = score_map(
+    ...     {(0.01, 0.1): [0.5], (0.02, 0.1): [0.6]}, ("alpha", "beta"), "R2"
+    ... )
     >>> [text.get_text() for text in figure.axes[0].texts]
     ['0.500', '0.600']
     """

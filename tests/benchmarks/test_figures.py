@@ -89,7 +89,7 @@ def test_a_curve_has_a_line_for_every_contender(suite, tmp_path):
     [
         ("ModalityReinforcementUnit over a window of 32 steps", "layers", "a window of 32 steps"),
         ("training step, one sample", "model", "MEA"),
-        ("predictive attention, B 1", "ops", "mea_graph"),
+        ("predictive attention, B 1", "ops", "this library"),
     ],
 )
 def test_the_legend_of_a_curve_names_what_the_library_computes(curve, group, label):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -236,6 +237,13 @@ def test_a_mapped_data_set_is_pickled_by_name_and_not_by_contents(tmp_path):
     data = pickle.dumps(dataset.subset([1, 2]))
     assert len(data) < 10_000
     assert pickle.loads(data)[1]["audio"].x.shape == (200, 30)
+
+
+def test_a_cache_that_was_removed_is_named_where_a_worker_opens_it(source):
+    pickled = pickle.dumps(open_dataset(source))
+    shutil.rmtree(source.with_name("clips.npz.mea-cache"))
+    with pytest.raises(DataError, match=r"x0\.npy: expected the cache of an open data set, got none; open the data set again"):
+        pickle.loads(pickled)
 
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])

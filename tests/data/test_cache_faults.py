@@ -1,6 +1,7 @@
 """A cache that is damaged, foreign, stale or in the way is told from a good one; and what a disk may refuse."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -117,6 +118,28 @@ def test_arrays_that_do_not_fit_each_other_are_no_cache(dataset, tmp_path, chang
     write_store(store, tmp_path / "entry")
     with pytest.raises(DataError, match=r"the cache is damaged \(.*(do not fit each other|5 values for 6 samples)"):
         open_store(tmp_path / "entry")
+
+
+@pytest.mark.parametrize("damage", ["digest", "size", "time", "sum", "file", "list", "former"])
+def test_a_record_that_is_damaged_or_of_an_earlier_form_gives_no_other_hash(source, damage):
+    """A changed digest was taken for that of the contents: the same data had another hash, and were converted anew."""
+    known, first = hashlib.sha256(source.read_bytes()).hexdigest(), open_dataset(source)
+    path = source.with_name("clips.npz.mea-cache") / "source.json"
+    (file, entry), whole = next(iter(json.loads(path.read_text()).items())), path.read_text()
+    changed = {
+        "digest": {file: [*entry[:2], "0" * 64, entry[3]]},
+        "size": {file: [entry[0] + 1, *entry[1:]]},
+        "time": {file: [entry[0], entry[1] + 1, *entry[2:]]},
+        "sum": {file: [*entry[:3], entry[3] ^ 1]},
+        "file": {file: None},
+        "list": [entry],
+        "former": {file: entry[:3]},
+    }
+    path.write_text(json.dumps(changed[damage]))
+    again = open_dataset(source)
+    assert first.hash == again.hash == known
+    assert len(entries(source)) == 1
+    assert path.read_text() == whole  # and is not hashed a second time
 
 
 class TestKey:

@@ -121,7 +121,7 @@ GOOD = [np.ones((2, 3)), np.ones((1, 3))]
         ({"x": {"a": GOOD}, "y": [[1, 0], [0, 2]], "ids": ["p", "q"]}, "y: sample 'q': expected binary"),
         ({"x": {"a": GOOD}, "y": ["p", 1.5]}, "y: expected numbers for all samples, or strings for all, got float among strings"),
         ({"x": {"a": GOOD}, "y": ["p", None]}, "y: expected numbers .* got NoneType among strings"),
-        ({"x": {"a": GOOD}, "y": [[1], [0, 1]]}, "y: expected as many values for every sample"),
+        ({"x": {"a": GOOD}, "y": [[1], [0, 1]]}, "y: expected an array, got rows of different lengths"),
         ({"x": {"a": GOOD}, "y": np.array([["p", "q"]] * 2)}, "y: expected numbers, got <U1"),
         ({"x": {"a": GOOD}, "y": ["p", "q"], "label_names": ["q"]}, r"y: expected labels among \['q'\], got \['p'\]"),
         ({"x": {"a": GOOD}, "split": ["train"]}, "split: expected one value a sample"),

@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -121,3 +122,30 @@ def test_archives_and_texts_are_named_by_what_they_hold(tmp_path):
 def test_a_reader_can_be_imported_by_itself():
     """The package of the data imports the readers, which import it."""
     subprocess.run([sys.executable, "-c", "import mea_graph.readers.mult"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"source": None}, "source: expected a path, or a dict of paths by name, got None"),
+        ({"source": ["a.npz", "b.npz"]}, "source: expected a path, or a dict of paths by name, got a list"),
+        ({"source": {"train": b"a.pkl"}}, "source: expected a path, or a dict of paths by name, got b'a.pkl'"),
+        ({"source": "a.npz", "cache_dir": 3}, "cache_dir: expected a path, got 3"),
+    ],
+)
+def test_what_is_no_path_is_named(arguments, message):
+    with pytest.raises(DataError) as error:
+        open_dataset(**arguments)
+    assert str(error.value) == message
+
+
+def test_names_of_files_may_be_anything_that_the_system_takes(tmp_path):
+    for name in ("日本 ö.npz", "a b\nc.npz", os.fsdecode(b"x\xff.npz")):
+        folder = tmp_path / name.removesuffix(".npz")
+        folder.mkdir()
+        np.savez(tmp_path / "x.npz", audio=np.ones((2, 3, 1)), y=np.array([0.5, 1.5]))
+        os.replace(tmp_path / "x.npz", folder / name)
+        os.symlink(folder / name, tmp_path / "link.npz")
+        assert [open_dataset(folder / name).y.tolist(), open_dataset(tmp_path / "link.npz").y.tolist()] == [[0.5, 1.5]] * 2
+        assert not (tmp_path / "link.npz.mea-cache").exists()  # it is beside the file itself, once
+        (tmp_path / "link.npz").unlink()

@@ -116,7 +116,8 @@ def test_holms_correction():
 
 
 RECOMMENDED = {
-    "embedded events": ("events/recommended", "r2"),
+    "embedded events, two": ("events/recommended", "r2"),
+    "embedded events, three": ("events_three/recommended", "r2"),
     "AVLetters, known": ("avletters/recommended", "accuracy"),
     "AVLetters, unseen": ("avletters_speakers/recommended", "accuracy"),
     "Stress-Predict": ("stress_predict/recommended", "auc"),

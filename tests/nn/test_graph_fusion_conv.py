@@ -169,8 +169,9 @@ def test_bad_input_is_named() -> None:
         conv(x, EDGES, edge_weight=torch.ones(6))
     with pytest.raises(ValueError, match=r"edge_weight: expected at least 0, got -1.0"):
         conv(x, EDGES, edge_weight=-torch.ones(7))
-    with pytest.raises(ValueError, match=r"dropout: expected a probability, got 2"):
-        GraphFusionConv(C_IN, C_OUT, dropout=2)
+    for dropout in (2, 1, float("nan"), True):  # 1 leaves nothing to learn from
+        with pytest.raises(ValueError, match=rf"dropout: expected a probability in \[0, 1\), got {dropout}"):
+            GraphFusionConv(C_IN, C_OUT, dropout=dropout)
     with pytest.raises(ValueError, match=r"in_channels\[1\]: expected an integer of at least 1, got 0"):
         GraphFusionConv((C_IN, 0), C_OUT)
 

@@ -144,8 +144,12 @@ def test_evening_out_twice_is_refused(classes_source):
     ("task", "weights", "message"),
     [
         ("regression", "balanced", "class_weights: expected none for regression, got 'balanced'"),
-        ("classification", "equal", "class_weights: expected 'balanced' or 2 finite numbers >= 0, one a class or label, got 'equal'"),
-        ("classification", [1.0], r"expected 'balanced' or 2 finite numbers .* got \[1.0\]"),
+        (
+            "classification",
+            "equal",
+            "a list of 2 finite numbers >= 0, one a class or label, some above 0, got 'equal'",
+        ),
+        ("classification", [1.0], r"expected 'balanced' or a list of 2 finite numbers .* got \[1.0\]"),
         ("multilabel", [1.0, -1.0], r"got \[1.0, -1.0\]"),
         ("classification", [1.0, float("nan")], "got .*nan"),
         ("classification", [0, 0], r"got \[0, 0\]"),

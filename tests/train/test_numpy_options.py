@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mea_graph.baselines import EarlyFusionGRUModule, LateFusionGRUModule
 from mea_graph.data import AsynchronousEvents
 from mea_graph.nn import MEA, DecoupledGraphFusion, GraphFusionConv
 from mea_graph.train import MEAModule, SequenceDataModule, TaskModule
@@ -50,6 +51,49 @@ def test_layers_take_widths_of_numpy():
     parts = {"exclusive": {"mu": np.float32(0.5), "num_layers": two, "pooling": "gru"}, "discriminator": {"importance": np.bool_(True)}}
     model = MEA(WIDTHS, 1, channels=eight, heads=two, hidden_channels=eight, **parts)
     assert model({"a": torch.randn(2, 4, 3), "b": torch.randn(2, 6, 5)}).prediction.shape == (2, 1)
+
+
+def test_windows_self_loops_extractors_and_baselines_take_numbers_of_numpy():
+    model = MEA(
+        WIDTHS,
+        1,
+        channels=8,
+        heads=2,
+        hidden_channels=8,
+        window={"steps": np.int64(2), "causal": np.bool_(True)},
+        fusion={"self_loops": np.bool_(True)},
+        extractor={"kernel_size": {"a": np.int64(3), "b": np.int32(5)}, "stride": np.int64(1), "dropout": np.float32(0.25)},
+    )
+    assert (model.window.steps, model.self_loops, model.extractors["b"].dropout.p) == (2, True, 0.25)
+    assert MEA(WIDTHS, 1, channels=8, heads=2, window={"seconds": np.float64(0.5)}).window.seconds == 0.5
+    options = {"hidden_channels": np.int64(8), "stride": np.int64(2), "dropout": np.float64(0.25)}
+    for kind in (LateFusionGRUModule, EarlyFusionGRUModule):
+        module = kind(WIDTHS, "regression", np.int64(1), **options)
+        assert (module.hparams["hidden_channels"], module.hparams["dropout"]) == (8, 0.25)
+        assert type(module.hparams["hidden_channels"]) is int
+
+
+@pytest.mark.parametrize("kind", [MEAModule, LateFusionGRUModule, None])
+def test_arrays_are_weights_and_names_of_classes(kind):
+    """numpy said "the truth value of an array with more than one element is ambiguous"; sklearn computes weights as an array."""
+    given = {"class_weights": np.array([1.0, 4.0, 0.5]), "label_names": np.array(["a", "b", "c"])}
+    if kind is None:
+        module = TaskModule(torch.nn.Linear(3, 3), "multilabel", 3, **given)
+    else:
+        module = kind(WIDTHS, "multilabel", 3, **given)
+        assert (module.hparams["class_weights"], module.hparams["label_names"]) == ([1.0, 4.0, 0.5], ["a", "b", "c"])
+    module.setup("fit")
+    assert module.loss.class_weights.tolist() == [1.0, 4.0, 0.5]
+    assert module.label_names == module.test_metrics.label_names == ["a", "b", "c"]
+
+
+WRONG = [np.ones(2), np.array([1.0, np.nan, 1.0]), np.zeros(3), np.ones((3, 1)), torch.ones(3), [True, 1, 2], "even"]
+
+
+@pytest.mark.parametrize("weights", WRONG)
+def test_weights_that_do_not_fit_are_refused_plainly(weights):
+    with pytest.raises(ValueError, match=r"class_weights: expected 'balanced' or a list of 3 finite numbers >= 0, .* got "):
+        TaskModule(torch.nn.Linear(3, 3), "classification", 3, class_weights=weights)
 
 
 def test_what_is_no_number_is_still_refused():

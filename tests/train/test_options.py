@@ -56,6 +56,8 @@ def test_no_option_takes_what_is_wrong(sweep):
         ("seed_everything", -1, "an integer in [0, 4294967295]"),
         ("seed_everything", True, "an integer in [0, 4294967295]"),
         ("trainer.max_epochs", 0, "an integer >= 1"),
+        ("trainer.max_epochs", -1, "an integer >= 1, or -1 beside trainer.max_steps or trainer.max_time"),
+        ("trainer.barebones", True, "false, since a run keeps its log and its checkpoints"),
         ("trainer.max_steps", None, "int"),
         ("trainer.max_steps", 0, "an integer >= 1, or -1 for no limit"),
         ("trainer.max_time", "3 hours", "DD:HH:MM:SS, or a dict of weeks, days, hours, minutes, seconds"),
@@ -125,6 +127,12 @@ def test_a_time_is_taken(value):
     check_options({"trainer": {"max_time": value, "val_check_interval": value}})
 
 
+@pytest.mark.parametrize("end", [{"max_steps": 5}, {"max_time": "00:01:00:00"}])
+def test_epochs_without_a_limit_need_another_end(end):
+    """-1 was refused even where something else ended the training."""
+    check_options({"trainer": {"max_epochs": -1, **end}})
+
+
 def test_no_value_where_one_is_needed_is_no_value():
     with pytest.raises(DataError, match=r"model\.channels: expected int, got None"):
         check_options({"model": {"class_path": "mea_graph.train.MEAModule", "init_args": {"channels": None, "dropout": None}}})
@@ -136,6 +144,8 @@ def test_no_value_where_one_is_needed_is_no_value():
         (["--seed_everything=-1"], "seed_everything: expected an integer in [0, 4294967295], got -1"),
         (["--model.channels", str(10**13)], f"model: expected sizes that fit in memory, got channels={10**13}"),
         (["--data.split.seed=-1"], "data.split.seed: expected"),
+        (["--data.standardize", "person"], "data.standardize: expected train, a field of the data (it has none) or None, got 'person'"),
+        (["--data.sampling.balanced", "true"], "data.sampling.balanced: expected classification, whose classes it draws equally often"),
         (
             ["--trainer.callbacks", "null", "--trainer.gradient_clip_val=-1"],
             "trainer.gradient_clip_val: expected a finite number >= 0, got -1",

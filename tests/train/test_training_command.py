@@ -55,6 +55,19 @@ class TestTraining:
         assert checkpoint("run")["global_step"] == 4 + 12
         assert "stopped early: Monitored metric valid/task did not improve in the last 3 records." in capsys.readouterr().out
 
+    @pytest.mark.parametrize("epochs", [[], ["--trainer.max_epochs=-1"]])
+    def test_lasts_as_many_steps_as_the_trainer_is_told(self, classes_source, epochs):
+        """Alone, `max_steps` above 2,000 ended after 2,000 updates without a word."""
+        run("fit", *words(classes_source), "--trainer.max_steps", 21, *epochs, "--data.batch_size", 18, "--run_dir", "run")
+        assert checkpoint("run")["global_step"] == 21
+        config = yaml.safe_load(Path("run/config.yaml").read_text())
+        assert config["training"]["updates"] == (None if epochs else 21)
+
+    def test_of_a_study_too(self):
+        Path("steps.yaml").write_text("trainer: {max_steps: 3000}\n")
+        recipe = read_recipe("events", ["steps.yaml"], None)
+        assert (recipe.trainer["max_epochs"], recipe.data["sampling"]["batches"], recipe.trainer["max_steps"]) == (20, 150, 3000)
+
     def test_and_epochs_are_not_said_both(self, classes_source, capsys):
         run("fit", *words(classes_source), "--training.updates", 4, "--trainer.max_epochs", 3, expect=2)
         assert "training: expected no trainer.max_epochs (null) beside it, got 3: updates say how long to train" in capsys.readouterr().err

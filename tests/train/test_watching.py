@@ -114,7 +114,7 @@ class TestNames:
         error = self.fit(classes_source, capsys, checkpoint, "--trainer.callbacks.monitor", "valid/accuracy")
         assert "ModelCheckpoint.mode: expected max, since valid/accuracy is best where it is greatest; got 'min'" in error
         error = self.fit(classes_source, capsys, "--trainer.limit_val_batches", 0)
-        assert "expected one of train/loss, train/task, got 'valid/task'" in error
+        assert "expected one of train/loss, train/task, got 'valid/task', since trainer.limit_val_batches=0 leaves no validation" in error
 
     def test_those_of_every_kind_of_module_are_those_that_are_logged(self, labels_source):
         data = SequenceDataModule(**labels_source)

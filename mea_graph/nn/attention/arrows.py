@@ -13,6 +13,7 @@ from mea_graph.nn.attention.modality_reinforcement_unit import Part
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import take_rows
+from mea_graph.option_types import plain_value
 
 Edges = IntervalEdges | Tensor  # runs of source rows, or an edge_index (2, E)
 
@@ -36,7 +37,7 @@ class Window:
         """Makes a window of a caller's options."""
         if not isinstance(options, Mapping) or set(options) - {"steps", "seconds", "causal"}:
             raise ValueError(f"window: expected a dict of steps or seconds, and causal, got {options!r}")
-        return cls(**options)
+        return cls(**plain_value(dict(options)))
 
     def edges(self, pointers: Mapping[str, Pointers], time: Mapping[str, Tensor]) -> dict[tuple[str, str], Edges]:
         """The edges by pair (source, target); a width in seconds needs `time`, the seconds of each row."""

@@ -21,7 +21,7 @@ class FeedForward(nn.Module):
         dropout: Probability, after the activation and after the second layer.
 
     Raises:
-        ValueError: A width below 1.
+        ValueError: If a width is below 1.
 
     Shape:
         - x: :math:`(*, d)`; result: the same

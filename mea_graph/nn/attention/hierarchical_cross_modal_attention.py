@@ -24,7 +24,10 @@ class CrossModalOutput(NamedTuple):
 
     >>> import torch
     >>> layer = HierarchicalCrossModalAttention(8, ["a", "b"], heads=2)
-    >>> output = layer({"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)}, return_attention_weights=True)
+    >>> output = layer(
+    ...     {"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)},
+    ...     return_attention_weights=True,
+    ... )
     >>> output.attention["fine", "b", "a"].shape
     torch.Size([1, 2, 3, 4])
     """
@@ -59,11 +62,12 @@ class HierarchicalCrossModalAttention(nn.Module):
         - result: `CrossModalOutput`
 
     Raises:
-        ValueError: A wrong shape, other modalities than those named, or no stage.
+        ValueError: If a shape is wrong, the modalities are not those named, or there is no stage.
 
     >>> import torch
     >>> layer = HierarchicalCrossModalAttention(40, ["text", "audio", "vision"])
-    >>> layer({"text": torch.randn(2, 5, 40), "audio": torch.randn(2, 9, 40), "vision": torch.randn(2, 7, 40)}).x["audio"].shape
+    >>> steps = {"text": 5, "audio": 9, "vision": 7}
+    >>> layer({m: torch.randn(2, t, 40) for m, t in steps.items()}).x["audio"].shape
     torch.Size([2, 9, 40])
     """
 
@@ -113,7 +117,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         return CrossModalOutput({m: e.leave(rows[m]) for m, e in entered.items()}, maps)
 
     def reinforced(self, x: Mapping[str, Tensor], arrows: Arrows, maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
-        """`forward` on rows (N_m, d)."""
+        """Computes `forward` on rows (N_m, d)."""
         stages = self._stages()
         if maps or arrows.listed or not can_join([unit for stage in stages for _, unit, _ in stage]):
             return self._in_turn(x, stages, arrows, maps)
@@ -205,7 +209,7 @@ class CrossModalEncoder(nn.Module):
         - result: the sequences, as `x`; and the maps of each layer, as of `HierarchicalCrossModalAttention`, none unless requested
 
     Raises:
-        ValueError: Less than one layer or two modalities; modalities or shapes other than those given.
+        ValueError: If there is no layer or only one modality, a shape is wrong, or the modalities are not those named.
 
     >>> import torch
     >>> encoder = CrossModalEncoder(8, ["a", "b"], heads=2)

@@ -19,8 +19,8 @@ class ModalityReinforcementUnit(nn.Module):
     r"""Lets a target sequence attend to one source or several, then transforms it step by step ([MEA] Eq. 7).
 
     .. math::
-        Z_t' &= \mathrm{LN}(Z_t) + W_O \, \mathrm{softmax}(Q K^T / \sqrt{D}) V, \qquad Q = W_Q \mathrm{LN}(Z_t), \;
-        [K, V] = W_{KV} \mathrm{LN}(Z_s) \\
+        Q &= W_Q \mathrm{LN}(Z_t), \qquad [K, V] = W_{KV} \mathrm{LN}(Z_s) \\
+        Z_t' &= \mathrm{LN}(Z_t) + W_O \, \mathrm{softmax}(Q K^T / \sqrt{D}) V \\
         Z_t &\leftarrow \mathrm{FFN}(\mathrm{LN}(Z_t')) + Z_t'
 
     Nothing needs to be aligned: source and target have lengths of their own. Several sources are read as one concatenated sequence.
@@ -44,7 +44,7 @@ class ModalityReinforcementUnit(nn.Module):
         - result: as target, zeros in the padding
 
     Raises:
-        ValueError: A wrong shape, not one layout per source, or sources with another number of samples than the target.
+        ValueError: If a shape is wrong, a source has no layout, or source and target differ in their number of samples.
 
     >>> import torch
     >>> unit = ModalityReinforcementUnit(40)

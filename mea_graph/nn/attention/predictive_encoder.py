@@ -20,7 +20,9 @@ class PredictiveEncoderOutput(NamedTuple):
     """Sequences, the weights of the modalities after every layer, and the attention maps (empty unless requested).
 
     >>> import torch
-    >>> output = PredictiveEncoder(8, ["a", "b"], heads=2, num_layers=1)({"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)})
+    >>> output = PredictiveEncoder(8, ["a", "b"], heads=2, num_layers=1)(
+    ...     {"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)}
+    ... )
     >>> len(output.modality_weights), output.attention
     (1, {})
     """
@@ -50,11 +52,13 @@ class PredictiveEncoder(nn.Module):
         - result: `PredictiveEncoderOutput`
 
     Raises:
-        ValueError: A wrong shape or other modalities than those named.
+        ValueError: If a shape is wrong, or the modalities are not those named.
 
     >>> import torch
     >>> encoder = PredictiveEncoder(16, ["audio", "lips"], heads=4)
-    >>> encoder({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x["lips"].shape
+    >>> encoder({"audio": torch.randn(2, 9, 16), "lips": torch.randn(2, 5, 16)}).x[
+    ...     "lips"
+    ... ].shape
     torch.Size([2, 5, 16])
     """
 

@@ -63,10 +63,11 @@ class PredictiveSelfAttention(nn.Module):
         - result: as x, zeros in the padding, and the `Prior` for the next layer
 
     Raises:
-        ValueError: A wrong shape; a prior for a layer built with `prediction=False`, or one of other rows.
+        ValueError: If a shape is wrong, the prior is one of other rows, or a layer built with `prediction=False` gets a prior.
 
     >>> import torch
-    >>> first, second = PredictiveSelfAttention(40, prediction=False), PredictiveSelfAttention(40)
+    >>> first = PredictiveSelfAttention(40, prediction=False)
+    >>> second = PredictiveSelfAttention(40)
     >>> x, mask = torch.randn(2, 50, 40), torch.arange(50) < torch.tensor([[50], [12]])
     >>> x, prior = first(x, mask)
     >>> x, prior = second(x, mask, prior)

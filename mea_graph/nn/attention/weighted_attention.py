@@ -31,11 +31,13 @@ class WeightedAttention(nn.Module):
         - result: dict like `x`, and the weights :math:`\psi` :math:`(B, M)` in the order of `modalities`; summing to one over those present
 
     Raises:
-        ValueError: A wrong shape or other modalities than those named.
+        ValueError: If a shape is wrong, or the modalities are not those named.
 
     >>> import torch
     >>> layer = WeightedAttention(8, ["text", "audio"])
-    >>> x, weights = layer({"text": torch.randn(2, 3, 8), "audio": torch.randn(2, 7, 8)})
+    >>> x, weights = layer(
+    ...     {"text": torch.randn(2, 3, 8), "audio": torch.randn(2, 7, 8)}
+    ... )
     >>> weights.sum(1).detach().allclose(torch.ones(2))
     True
     """
@@ -69,15 +71,15 @@ class WeightedAttention(nn.Module):
         return {m: e.leave(part) for (m, e), part in zip(entered.items(), parts, strict=True)}, weights
 
     def can_join(self) -> bool:
-        """Whether all modalities may be scored at once."""
+        """Returns whether all modalities may be scored at once."""
         return all(can_join([of[m] for m in self.modalities]) for of in (self.transform, self.score))
 
     def parts(self) -> list[list[nn.Module]]:
-        """The layers with weights, each kind of all modalities."""
+        """Returns the layers with weights, each kind of all modalities."""
         return [[of[m] for m in self.modalities] for of in (self.transform, self.score)]
 
     def joined(self, rows: Tensor, pointers: Sequence[Pointers], together: Pointers) -> tuple[Tensor, Tensor]:
-        """`forward` on the stacked rows of all modalities; `together` are their joined pointers."""
+        """Computes `forward` on the stacked rows of all modalities; `together` are their joined pointers."""
         groups = Groups.below_each_other([p.num_rows for p in pointers])
         transform, score = self.parts()
         gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)

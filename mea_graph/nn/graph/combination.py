@@ -26,10 +26,13 @@ class Combination(nn.Module):
         - result: :math:`(B, d_h)`, or :math:`(B, M d_h)` of a concatenation
 
     Raises:
-        ValueError: Another way, or other modalities than those named.
+        ValueError: If `how` is unknown, or the modalities are not those named.
 
     >>> import torch
-    >>> x, present = {"a": torch.full((1, 2), 3.0), "b": torch.full((1, 2), 4.0)}, dict.fromkeys("ab", torch.tensor([True]))
+    >>> x, present = (
+    ...     {"a": torch.full((1, 2), 3.0), "b": torch.full((1, 2), 4.0)},
+    ...     dict.fromkeys("ab", torch.tensor([True])),
+    ... )
     >>> Combination("multiplication", 2, ["a", "b"])(x, present)
     tensor([[12., 12.]])
     """

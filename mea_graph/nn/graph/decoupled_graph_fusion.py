@@ -31,7 +31,9 @@ class FusedRepresentations(NamedTuple):
     >>> from mea_graph.nn import fusion_graph
     >>> graph = fusion_graph({"a": torch.randn(3, 8), "b": torch.randn(3, 8)}, None)
     >>> fuse = DecoupledGraphFusion(8, spaces=["exclusive"])
-    >>> fuse(graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples).x["exclusive"].shape
+    >>> fuse(
+    ...     graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples
+    ... ).x["exclusive"].shape
     torch.Size([3, 8])
     """
 
@@ -103,13 +105,16 @@ class DecoupledGraphFusion(nn.Module):
           set, zeros for "sum"
 
     Raises:
-        ValueError: Wrong widths, an edge type between two spaces, no node type of an expected space, or no `sample_dict` for a readout.
+        ValueError: If a width is wrong, an edge type joins two spaces, an expected space has no node type, or a readout gets no
+            `sample_dict`.
 
     >>> import torch
     >>> from mea_graph.nn import fusion_graph
     >>> h = {m: torch.randn(5, 64) for m in ("text", "audio", "vision", "heart")}
     >>> graph = fusion_graph(h, h)
-    >>> fused = DecoupledGraphFusion(64)(graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples)
+    >>> fused = DecoupledGraphFusion(64)(
+    ...     graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples
+    ... )
     >>> fused.x["agnostic"].shape
     torch.Size([5, 64])
     """
@@ -155,7 +160,7 @@ class DecoupledGraphFusion(nn.Module):
         present_dict: Mapping[Any, Tensor] | None = None,
         return_attention_weights: bool = False,
     ) -> FusedRepresentations:
-        """Fuses a graph; without `num_samples` it is read from the data, which miss samples without a node at the end."""
+        """Fuses a graph. Without `num_samples` the number is read from the data, which miss the last samples if these have no node."""
         present = {} if present_dict is None else present_dict
         space_of = self._spaces_of(x_dict, edge_index_dict)
         nodes = {name: x_dict[name] for name in space_of}

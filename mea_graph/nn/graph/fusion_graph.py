@@ -28,7 +28,10 @@ class FusionGraph(HeteroData):
     >>> import torch
     >>> from torch_geometric.data import Batch
     >>> from mea_graph.nn import fusion_graph
-    >>> two, three = (fusion_graph({"a": torch.randn(n, 8), "b": torch.randn(n, 8)}, None) for n in (2, 3))
+    >>> two, three = (
+    ...     fusion_graph({"a": torch.randn(n, 8), "b": torch.randn(n, 8)}, None)
+    ...     for n in (2, 3)
+    ... )
     >>> both = Batch.from_data_list([two, three])
     >>> both["a_exclusive"].sample.tolist(), both.num_samples
     ([0, 1, 2, 3, 4], 5)
@@ -41,19 +44,21 @@ class FusionGraph(HeteroData):
         return int(samples.sum()) if isinstance(samples, Tensor) else samples  # a tensor once it is collated
 
     def pointers(self, node_type: str) -> Pointers:
-        """Where each sample's rows are among the steps of a node type."""
+        """Returns where each sample's rows are among the steps of a node type."""
         return Pointers.from_batch(self[node_type].sample, self.num_samples)
 
     def interval_edges(self, edge_type: EdgeType) -> IntervalEdges:
-        """The edges of a type that stores `interval`, (N_t, 2), each target step's run among the source steps of its sample."""
+        """Returns the edges of a type that stores `interval`, (N_t, 2), each target step's run among the source steps of its sample."""
         source, _, target = edge_type
         return IntervalEdges.from_relative(self[edge_type].interval, self.pointers(source), self.pointers(target))
 
     def expand(self) -> "FusionGraph":
-        """A copy whose interval edges are lists, `edge_index` (2, E), as other layers and drawings take them.
+        """Returns a copy whose interval edges are lists, `edge_index` (2, E), as other layers and drawings take them.
 
         >>> from mea_graph.nn import MEA
-        >>> graph = MEA({"a": 3, "b": 3}, 1, 8, 8, 2).embed({"a": torch.randn(2, 3), "b": torch.randn(3, 3)})
+        >>> graph = MEA({"a": 3, "b": 3}, 1, 8, 8, 2).embed(
+        ...     {"a": torch.randn(2, 3), "b": torch.randn(3, 3)}
+        ... )
         >>> graph.expand()["a", "fine", "b"].edge_index.shape
         torch.Size([2, 6])
         """
@@ -97,12 +102,19 @@ def fusion_graph(
         - `present` of a node type and of an edge type: :math:`(B,)`, bool
 
     Raises:
-        ValueError: No space, modalities that differ between the arguments, or sizes that do not agree.
+        ValueError: If there is no space, or the arguments differ in their modalities or sizes.
 
     >>> import torch
     >>> h = {"text": torch.randn(2, 8), "audio": torch.randn(2, 8)}
-    >>> graph = fusion_graph(h, h, {"text": torch.tensor([True, True]), "audio": torch.tensor([True, False])})
-    >>> graph["audio_agnostic"].num_nodes, graph["audio_agnostic", "to", "text_agnostic"].edge_index.tolist()
+    >>> graph = fusion_graph(
+    ...     h,
+    ...     h,
+    ...     {"text": torch.tensor([True, True]), "audio": torch.tensor([True, False])},
+    ... )
+    >>> (
+    ...     graph["audio_agnostic"].num_nodes,
+    ...     graph["audio_agnostic", "to", "text_agnostic"].edge_index.tolist(),
+    ... )
     (1, [[0], [0]])
     """
     spaces = {name: h for name, h in zip(SPACES, (exclusive, agnostic), strict=True) if h is not None}

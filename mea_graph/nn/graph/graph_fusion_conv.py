@@ -15,6 +15,7 @@ from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size, SparseTe
 from torch_geometric.utils import is_sparse, is_torch_sparse_tensor, to_edge_index
 from torch_geometric.utils.sparse import set_sparse_value
 
+from mea_graph.nn._dropout import probability_below_1
 from mea_graph.nn._sequences import check_sizes
 from mea_graph.nn._side_by_side import Groups, can_join, is_watched
 from mea_graph.nn._side_by_side import linear as side_by_side
@@ -34,9 +35,9 @@ class GraphFusionConv(MessagePassing):
     r"""Attention over in-neighbours with a GELU score and a squashed sum ([MEA] Eq. 17-19, before the sum over nodes).
 
     .. math::
-        \delta_{ij} = q^T [W h_i, W h_j] + b, \qquad
-        \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \mathrm{GELU}(\delta_{ij}), \qquad
-        h_i' = \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
+        \delta_{ij} &= q^T [W h_i, W h_j] + b, \qquad
+        \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \mathrm{GELU}(\delta_{ij}) \\
+        h_i' &= \sigma\Big(\sum_{j \in N(i)} \xi_{ij} \, W h_j\Big)
 
     Use this PyG convolution like a `GATConv`; it adds no self loops. A node without in-edges gets :math:`\sigma(0)`.
     Features of an edge add :math:`q_e^T W_e e_{ij}` to its score. An edge of weight w counts as w parallel ones: its exponential is
@@ -56,7 +57,7 @@ class GraphFusionConv(MessagePassing):
         concat: Whether heads are concatenated; otherwise averaged (before the activation).
         activation: :math:`\sigma`: "sigmoid" (the paper's), "relu" or "none".
         edge_dim: Width of the edges' features, where they have some.
-        dropout: Probability, on :math:`\xi`.
+        dropout: Probability in [0, 1), on :math:`\xi`.
         bias: Whether a bias is added before :math:`\sigma`; the paper has none.
         kwargs: Options of `MessagePassing`, such as `flow`.
 
@@ -69,7 +70,8 @@ class GraphFusionConv(MessagePassing):
           :math:`(edge\_index, \xi)`, :math:`\xi` being :math:`(E, H)`
 
     Raises:
-        ValueError: A wrong shape, a size below 1, an unknown activation, a negative weight (on the CPU), or `edge_attr` without `edge_dim`.
+        ValueError: If a shape is wrong, a size is below 1, the activation is unknown, a weight is negative (checked on the CPU only), or
+            `edge_attr` comes without `edge_dim`.
 
     >>> import torch
     >>> conv = GraphFusionConv(16, 32)
@@ -94,8 +96,7 @@ class GraphFusionConv(MessagePassing):
         check_sizes(out_channels=out_channels, heads=heads)
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation: expected one of {list(_ACTIVATIONS)}, got {activation!r}")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout: expected a probability, got {dropout!r}")
+        dropout = probability_below_1(dropout, "dropout")
         in_channels, out_channels, heads = plain_value((in_channels, out_channels, heads))
         self.in_channels, self.out_channels, self.heads, self.concat = in_channels, out_channels, heads, concat
         self.activation, self.edge_dim, self.dropout = activation, edge_dim, dropout
@@ -223,7 +224,7 @@ class GraphFusionConv(MessagePassing):
         index: Tensor,
         dim_size: int,
     ) -> Tensor:
-        """The coefficients of the edges, (E, H), from the scores of their ends."""
+        """Computes the coefficients of the edges, (E, H), from the scores of their ends."""
         score = alpha_j if alpha_i is None else alpha_j + alpha_i
         if edge_attr is not None and self.lin_edge is not None:
             score = score + self._score(self._by_head(self.lin_edge(edge_attr)), self.score_edge)
@@ -239,7 +240,7 @@ class GraphFusionConv(MessagePassing):
         return F.dropout(alpha, self.dropout, self.training)
 
     def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
-        """The message of each edge, (E, H C), with the heads side by side; (E, H, C) while an explainer looks at several heads."""
+        """Makes the message of each edge, (E, H C), with the heads side by side; (E, H, C) while an explainer looks at several heads."""
         if self.heads == 1:
             return alpha * x_j
         messages = alpha.unsqueeze(-1) * x_j

@@ -57,7 +57,7 @@ class DoubleDiscriminator(nn.Module):
         - result: `Discrimination`
 
     Raises:
-        ValueError: Other modalities than those named, numbers of samples that differ between them, or another adversary.
+        ValueError: If the modalities are not those named, they differ in their number of samples, or `adversary` is unknown.
 
     >>> import torch
     >>> layer = DoubleDiscriminator(64, ["text", "audio", "vision"])

@@ -35,7 +35,7 @@ class GradientReversal(nn.Module):
         - x: any; result: the same
 
     Raises:
-        ValueError: A scale out of its range.
+        ValueError: If the scale is out of its range.
 
     >>> import torch
     >>> x = torch.ones(2, requires_grad=True)

@@ -34,7 +34,7 @@ def _rows(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Hilbert-Schmidt independence criterion with inner-product kernels ([MEA] Eq. 13).
+    r"""Computes the Hilbert-Schmidt independence criterion with inner-product kernels ([MEA] Eq. 13).
 
     .. math::
         \frac{\mathrm{tr}(U K_x U K_y)}{(n - 1)^2} = \frac{\lVert (U X)^T U Y \rVert_F^2}{(n - 1)^2}, \qquad U = I - 11^T / n
@@ -49,7 +49,7 @@ def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         - x: :math:`(*, n, d_x)`; y: :math:`(*, n, d_y)`; mask: :math:`(*, n)`, bool; result: :math:`(*)`, one number a pair
 
     Raises:
-        ValueError: A wrong shape.
+        ValueError: If a shape is wrong.
 
     >>> import torch
     >>> x = torch.tensor([[1.0], [-1.0]])
@@ -66,7 +66,7 @@ def hsic(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""Soft orthogonality of two representations, the ablation's alternative to `hsic` (Table V, "L_sep").
+    r"""Computes the soft orthogonality of two representations, the ablation's alternative to `hsic` (Table V, "L_sep").
 
     .. math:: \lVert \bar X^T \bar Y \rVert_F^2, \qquad \bar X, \bar Y \text{ with rows of unit length}
 
@@ -78,7 +78,7 @@ def orthogonality(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         - x: :math:`(*, n, d_x)`; y: :math:`(*, n, d_y)`; mask: :math:`(*, n)`, bool; result: :math:`(*)`, one number a pair
 
     Raises:
-        ValueError: A wrong shape.
+        ValueError: If a shape is wrong.
 
     >>> import torch
     >>> orthogonality(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0]])).item()
@@ -106,7 +106,7 @@ def _own_modality(logits: Tensor, present: Tensor | None) -> Tensor:
 
 
 def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None = None) -> Tensor:
-    r"""Adversarial loss of the agnostic representations ([MEA] Eq. 15).
+    r"""Computes the adversarial loss of the agnostic representations ([MEA] Eq. 15).
 
     .. math:: L_{agn} = -\frac{1}{n} \sum_m \sum_k \omega_{km} \log D_m(\mathrm{GRL}(h_{a,km}))[m]
 
@@ -119,10 +119,12 @@ def agnostic_adversarial(logits: Tensor, omega: Tensor, present: Tensor | None =
         - logits: :math:`(*, B, M, M)`; omega, present: :math:`(B, M)`; result: :math:`(*)`
 
     Raises:
-        ValueError: A wrong shape.
+        ValueError: If a shape is wrong.
 
     >>> import torch
-    >>> round(agnostic_adversarial(torch.zeros(4, 2, 2), torch.ones(4, 2)).item(), 4)  # 2 log 2
+    >>> round(
+    ...     agnostic_adversarial(torch.zeros(4, 2, 2), torch.ones(4, 2)).item(), 4
+    ... )  # 2 log 2
     1.3863
     """
     _check_discrimination(logits, omega, present)
@@ -146,12 +148,17 @@ def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = N
         - logits: :math:`(*, B, M, M)`; omega, present: :math:`(B, M)`; result: :math:`(*)`
 
     Raises:
-        ValueError: A wrong shape.
+        ValueError: If a shape is wrong.
 
     >>> import torch
     >>> modality_confusion(torch.zeros(4, 2, 2), torch.ones(4, 2)).item()
     0.0
-    >>> round(modality_confusion(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.ones(1, 2)).item(), 4)  # log cosh 1
+    >>> round(
+    ...     modality_confusion(
+    ...         torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), torch.ones(1, 2)
+    ...     ).item(),
+    ...     4,
+    ... )  # log cosh 1
     0.4338
     """
     _check_discrimination(logits, omega, present)
@@ -161,7 +168,7 @@ def modality_confusion(logits: Tensor, omega: Tensor, present: Tensor | None = N
 
 
 def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tensor:
-    r"""Classification loss of the exclusive representations ([MEA] Eq. 16).
+    r"""Computes the classification loss of the exclusive representations ([MEA] Eq. 16).
 
     .. math:: L_{exc} = -\frac{1}{n} \sum_m \sum_k \log D_m(h_{e,km})[m]
 
@@ -173,7 +180,7 @@ def exclusive_adversarial(logits: Tensor, present: Tensor | None = None) -> Tens
         - logits: :math:`(*, B, M, M)`; present: :math:`(B, M)`, bool; result: :math:`(*)`
 
     Raises:
-        ValueError: A wrong shape.
+        ValueError: If a shape is wrong.
 
     >>> import torch
     >>> round(exclusive_adversarial(torch.zeros(4, 3, 3)).item(), 4)  # 3 log 3

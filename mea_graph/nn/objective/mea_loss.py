@@ -47,8 +47,9 @@ class MEALoss(nn.Module):
 
     Args:
         task: Kind of target.
-        alpha, beta: Weights of the disparity and of the discriminators, finite and at least 0; 0 turns the term off (Table V, "w/o L_dis",
-            "w/o adversarial"). The paper has 0.02 and 0.03 on MOSI. Lower beta if training fails: a large one can ruin it.
+        alpha: Weight of the disparity, finite and at least 0; 0 turns the term off (Table V, "w/o L_dis"). The paper has 0.02 on MOSI.
+        beta: Weight of the discriminators, finite and at least 0; 0 turns them off (Table V, "w/o adversarial"). The paper has 0.03 on
+            MOSI. Lower it if training fails: a large one can ruin it.
         disparity: What keeps the two spaces apart: "hsic", or "orthogonality" (Table V, "L_sep"). The latter is a sum over the batch and
             needs a far smaller alpha.
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
@@ -62,12 +63,14 @@ class MEALoss(nn.Module):
         - result: `LossTerms` of scalars
 
     Raises:
-        ValueError: Representations of different shapes, a target that does not fit the task or the prediction (only the CPU checks for
-            classes out of range: elsewhere the check would wait for the device), or an option out of its range.
+        ValueError: If representations differ in shape, the target does not fit the task or the prediction (only the CPU checks for classes
+            out of range: elsewhere the check would wait for the device), or an option is out of its range.
 
     >>> import torch
     >>> from mea_graph.nn import MEA
-    >>> output = MEA({"a": 3, "b": 5}, 1, channels=8, heads=2)({"a": torch.randn(4, 6, 3), "b": torch.randn(4, 9, 5)})
+    >>> output = MEA({"a": 3, "b": 5}, 1, channels=8, heads=2)(
+    ...     {"a": torch.randn(4, 6, 3), "b": torch.randn(4, 9, 5)}
+    ... )
     >>> terms = MEALoss("regression")(output, torch.randn(4))
     >>> terms.total.backward()
     """
@@ -96,7 +99,7 @@ class MEALoss(nn.Module):
         self.register_buffer("class_weights", None, persistent=False)
 
     def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """L_task alone, for networks that have no other term."""
+        """Returns L_task alone, for networks that have no other term."""
         expected = prediction.shape if self.task == "multilabel" else prediction.shape[:1]
         if prediction.dim() != 2:
             raise ValueError(f"prediction: expected (B, C), got {tuple(prediction.shape)}")

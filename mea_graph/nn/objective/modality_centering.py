@@ -1,4 +1,4 @@
-"""Takes the modality's mean from representations, so that no linear classifier tells the modality."""
+"""Subtracts the mean of its modality from each representation, so that no linear classifier recognises the modality."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ class ModalityCentering(nn.Module):
 
     .. math:: h_m \leftarrow h_m - \mathrm{E}[h_m]
 
-    No linear classifier can tell the modality of a representation if all modalities have the same mean (Belrose et al., arXiv
+    No linear classifier can recognise the modality of a representation if all modalities have the same mean (Belrose et al., arXiv
     2306.03819). An adversary only approaches that; centering does it exactly, and leaves everything else that a representation holds. A
-    non-linear classifier may still tell the modality.
+    non-linear classifier may still recognise the modality.
 
     The means run along with training as in batch normalisation, and stay fixed in evaluation; they are not differentiated. In training
     mode they include the current batch. Samples that lack a modality do not count and get zeros.
@@ -33,7 +33,7 @@ class ModalityCentering(nn.Module):
         - result: dict of :math:`(B, d_h)`
 
     Raises:
-        ValueError: Other modalities than those named, a wrong shape, or a momentum out of its range.
+        ValueError: If the modalities are not those named, a shape is wrong, or the momentum is out of its range.
 
     >>> import torch
     >>> layer = ModalityCentering(2, ["text", "audio"])
@@ -41,12 +41,23 @@ class ModalityCentering(nn.Module):
     >>> layer(h)["text"]
     tensor([[-1.,  0.],
             [ 1.,  0.]])
-    >>> layer.eval()(h, {"text": torch.tensor([True, False]), "audio": torch.ones(2, dtype=torch.bool)})["text"]
+    >>> layer.eval()(
+    ...     h,
+    ...     {
+    ...         "text": torch.tensor([True, False]),
+    ...         "audio": torch.ones(2, dtype=torch.bool),
+    ...     },
+    ... )["text"]
     tensor([[-1.,  0.],
             [ 0.,  0.]])
 
-    >>> with layer.measuring():  # in a model: after `model.eval()`, under `torch.no_grad()`
-    ...     for batch in ({m: v[:1] for m, v in h.items()}, {m: v[1:] for m, v in h.items()}):
+    >>> with (
+    ...     layer.measuring()
+    ... ):  # in a model: after `model.eval()`, under `torch.no_grad()`
+    ...     for batch in (
+    ...         {m: v[:1] for m, v in h.items()},
+    ...         {m: v[1:] for m, v in h.items()},
+    ...     ):
     ...         _ = layer(batch)
     >>> layer.mean[0]
     tensor([2., 2.])
@@ -72,7 +83,7 @@ class ModalityCentering(nn.Module):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inside the block, the means become those of all samples that pass, with equal weights, in either mode."""
+        """Measures, inside the block, the means of all samples that pass, with equal weights, in either mode."""
         self.reset_parameters()
         self._measuring = True
         try:

@@ -13,7 +13,7 @@ __all__ = ["InEdges", "edge_attention", "sort_edges"]
 def edge_attention(
     x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    r"""Weighted sum over in-edges, on any graph ([MEA] Eq. 18-19).
+    r"""Computes a weighted sum over in-edges, on any graph ([MEA] Eq. 18-19).
 
     .. math::
         \xi_{ij} = \mathrm{softmax}_{j \in N(i)} \, \mathrm{GELU}(a_i + b_j), \qquad y_i = \sum_{j \in N(i)} \xi_{ij} \, x_j
@@ -35,11 +35,13 @@ def edge_attention(
           the dtype of the scores, in the order of `edge_index` (with the result of `sort_edges` too)
 
     Raises:
-        ValueError: A shape or the index type is not as above, or the backend cannot run.
+        ValueError: If a shape or the index type is not as above, or the backend cannot run.
 
     >>> import torch
     >>> x = torch.tensor([[[2.0]], [[4.0]]])  # two nodes, one head, one channel
-    >>> y, weights = edge_attention(x, torch.zeros(3, 1), torch.zeros(2, 1), torch.tensor([[0, 1], [0, 0]]))
+    >>> y, weights = edge_attention(
+    ...     x, torch.zeros(3, 1), torch.zeros(2, 1), torch.tensor([[0, 1], [0, 0]])
+    ... )
     >>> y.flatten().tolist(), weights.flatten().tolist()
     ([3.0, 0.0, 0.0], [0.5, 0.5])
     """

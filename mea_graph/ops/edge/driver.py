@@ -25,7 +25,7 @@ class Module:
     """Machine code loaded on one device, for blocks of `threads` threads.
 
     Raises:
-        RuntimeError: The driver refuses the machine code.
+        RuntimeError: If the driver refuses the machine code.
     """
 
     def __init__(self, cubin: bytes, device: int, threads: int) -> None:

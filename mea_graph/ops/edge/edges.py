@@ -21,7 +21,9 @@ class InEdges(NamedTuple):
 
     >>> import torch
     >>> from mea_graph.ops import sort_edges
-    >>> edges = sort_edges(torch.tensor([[0, 1, 1], [1, 0, 1]]), num_sources=2, num_targets=2)
+    >>> edges = sort_edges(
+    ...     torch.tensor([[0, 1, 1], [1, 0, 1]]), num_sources=2, num_targets=2
+    ... )
     >>> edges.source.tolist(), edges.start.tolist()
     ([1, 0, 1], [0, 1, 3])
     """
@@ -34,7 +36,7 @@ class InEdges(NamedTuple):
     source_start: Tensor
 
     def edge_index(self) -> Tensor:
-        """The edges as they were before the sort, (2, E)."""
+        """Returns the edges as they were before the sort, (2, E)."""
         sorted_edges = torch.stack([self.source, self.target])
         return torch.empty_like(sorted_edges).index_copy_(1, self.order, sorted_edges)
 
@@ -53,12 +55,14 @@ def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdge
         - result: `InEdges`
 
     Raises:
-        ValueError: `edge_index` is not as above, or a number is negative.
+        ValueError: If `edge_index` is not as above, or a number is negative.
 
     >>> import torch
     >>> from mea_graph.ops import edge_attention, sort_edges
     >>> edges = sort_edges(torch.tensor([[0, 1], [0, 0]]), num_sources=2, num_targets=3)
-    >>> y, weights = edge_attention(torch.ones(2, 1, 4), torch.zeros(3, 1), torch.zeros(2, 1), edges)
+    >>> y, weights = edge_attention(
+    ...     torch.ones(2, 1, 4), torch.zeros(3, 1), torch.zeros(2, 1), edges
+    ... )
     >>> y.shape, weights.flatten().tolist()
     (torch.Size([3, 1, 4]), [0.5, 0.5])
     """

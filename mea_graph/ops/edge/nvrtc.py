@@ -43,7 +43,7 @@ def compile_source(source: str, capability: int, options: Sequence[str] = ()) ->
     """Machine code for GPUs of a compute capability, and the compiler's log.
 
     Raises:
-        RuntimeError: The source does not compile; the message holds the log.
+        RuntimeError: If the source does not compile; the message holds the log.
     """
     nvrtc, program = _library(), ctypes.c_void_p()
     _check(nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None))

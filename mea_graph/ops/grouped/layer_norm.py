@@ -38,11 +38,17 @@ def grouped_layer_norm(
         - x: :math:`(N, C)`; weights[g], biases[g]: :math:`(C,)`; result: :math:`(\sum_g n_g, C)`
 
     Raises:
-        ValueError: Not one weight, bias, start and size for each group, shapes other than above, or rows that x does not have.
+        ValueError: If a group lacks its weight, bias, start or size, a shape is not as above, or x does not have the rows.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, -1.0], [3.0, 1.0]])
-    >>> y = grouped_layer_norm(x, [torch.ones(2), torch.zeros(2)], [torch.zeros(2), torch.ones(2)], [0, 1], [1, 1])
+    >>> y = grouped_layer_norm(
+    ...     x,
+    ...     [torch.ones(2), torch.zeros(2)],
+    ...     [torch.zeros(2), torch.ones(2)],
+    ...     [0, 1],
+    ...     [1, 1],
+    ... )
     >>> y.round(decimals=2).tolist()
     [[1.0, -1.0], [1.0, 1.0]]
     """

@@ -52,7 +52,7 @@ def grouped_linear(
         - result, onto: :math:`(\sum_g n_g, C')`
 
     Raises:
-        ValueError: Not one weight, bias, start and size for each group, shapes other than above, or rows that x does not have.
+        ValueError: If a group lacks its weight, bias, start or size, a shape is not as above, or x does not have the rows.
 
     >>> import torch
     >>> x, weights = torch.ones(3, 2), [torch.ones(1, 2), torch.zeros(1, 2)]

@@ -36,7 +36,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, edges: Any, dropout
 def interval_attention(
     query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges | Tensor, dropout: float = 0.0, backend: str = "auto"
 ) -> Tensor:
-    r"""Multi-head attention over a graph whose edges come in runs ([MEA] Eq. 7).
+    r"""Computes multi-head attention over a graph whose edges come in runs ([MEA] Eq. 7).
 
     .. math:: o_i = \sum_{j \in N(i)} \mathrm{softmax}_{j \in N(i)}\big(q_i^T k_j / \sqrt{D}\big) \, v_j
 
@@ -59,13 +59,18 @@ def interval_attention(
         - result: :math:`(N_t, K, D_v)`, of the values' dtype
 
     Raises:
-        ValueError: A shape is not as above, the edges are those of other rows, or the backend cannot run.
+        ValueError: If a shape is not as above, the edges are those of other rows, or the backend cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import IntervalEdges, Pointers
-    >>> text, audio = Pointers.from_ptr(torch.tensor([0, 3, 7])), Pointers.from_ptr(torch.tensor([0, 9, 20]))
+    >>> text, audio = (
+    ...     Pointers.from_ptr(torch.tensor([0, 3, 7])),
+    ...     Pointers.from_ptr(torch.tensor([0, 9, 20])),
+    ... )
     >>> sound = torch.randn(20, 4, 5)
-    >>> interval_attention(torch.randn(7, 4, 5), sound, sound, IntervalEdges.complete(audio, text)).shape
+    >>> interval_attention(
+    ...     torch.randn(7, 4, 5), sound, sound, IntervalEdges.complete(audio, text)
+    ... ).shape
     torch.Size([7, 4, 5])
     """
     _check(query, key, value, edges, dropout)
@@ -76,7 +81,7 @@ def interval_attention(
 
 
 def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> Tensor:
-    r"""The attention map of `interval_attention`, padded, for figures.
+    r"""Computes the attention map of `interval_attention`, padded, for figures.
 
     Args:
         query, key, edges: As for `interval_attention`.
@@ -85,12 +90,17 @@ def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> 
         - result: :math:`(B, K, T, \sum_s T_s)`, the sources' steps in the order given; zero where nothing is heard.
 
     Raises:
-        ValueError: As for `interval_attention`.
+        ValueError: If `interval_attention` would raise it.
 
     >>> import torch
     >>> from mea_graph.ops import IntervalEdges, Pointers
-    >>> a, b = Pointers.from_ptr(torch.tensor([0, 3])), Pointers.from_ptr(torch.tensor([0, 5]))
-    >>> interval_attention_map(torch.randn(3, 2, 4), torch.randn(5, 2, 4), IntervalEdges.complete(b, a)).shape
+    >>> a, b = (
+    ...     Pointers.from_ptr(torch.tensor([0, 3])),
+    ...     Pointers.from_ptr(torch.tensor([0, 5])),
+    ... )
+    >>> interval_attention_map(
+    ...     torch.randn(3, 2, 4), torch.randn(5, 2, 4), IntervalEdges.complete(b, a)
+    ... ).shape
     torch.Size([1, 2, 3, 5])
     """
     _check(query, key, None, edges)

@@ -25,7 +25,8 @@ template <class T> struct Span {
 
 template <class T, int W> struct Memory {
     static constexpr int L = LANES<T>;
-    std::vector<T> q, g, shift, delta, dq, k, v, d_keys, out;
+    Array<T> q, g, shift, delta, dq, k, v, d_keys, out;
+    Array<T> weights;  // probabilities of a few keys, then the gradients of their logits
     std::vector<Span<T>> spans;    // (query vectors, S)
     std::vector<Index> first, last;  // by key: the query vectors that may hear it
     Index steps, padded, keys;
@@ -36,8 +37,7 @@ template <class T, int W> struct Memory {
         padded = (steps + L - 1) / L * L;
         const Index start = c.start[b];
         q.assign(W * padded, T(0));
-        for (Index d = 0; d < c.width; ++d)
-            for (Index i = 0; i < steps; ++i) q[d * padded + i] = c.query.at(start + i, h, d) * scale;
+        for (Index d = 0; d < c.width; ++d) c.query.get(start, h, d, steps, scale, &q[d * padded]);
         keys = 0;
         for (Index s = 0; s < c.sources; ++s) keys += c.source_length[b * c.sources + s];
         k.assign(W * keys, T(0));
@@ -55,8 +55,7 @@ template <class T, int W> struct Memory {
         delta.assign(padded, T(0));
         dq.assign(W * padded, T(0));
         d_keys.resize(2 * W * keys);  // of a key, then of its value
-        for (Index d = 0; d < c.value_width; ++d)
-            for (Index i = 0; i < steps; ++i) g[d * padded + i] = c.grad.at(start + i, h, d);
+        for (Index d = 0; d < c.value_width; ++d) c.grad.get(start, h, d, steps, 1, &g[d * padded]);
         for (Index i = 0; i < steps; ++i) {
             shift[i] = -c.logsumexp[h * c.rows + start + i];
             delta[i] = c.delta[h * c.rows + start + i];
@@ -114,7 +113,7 @@ template <class T> inline I<T> hears(const Span<T>* span, Index j) {
 }
 
 // N query vectors from step `i` on.
-template <class T, int W, int N, bool RUNS> void forward_rows(Memory<T, W>& m, const Span<T>* spans, Index sources, Index i, T* lse) {
+template <class T, int W, int N, bool RUNS> void forward_rows(Memory<T, W>& m, const Span<T>* spans, Index sources, Index i) {
     constexpr int L = LANES<T>;
     V<T> q[N][W], top[N], total[N], out[N][W];
     for (int r = 0; r < N; ++r) {
@@ -157,7 +156,7 @@ template <class T, int W, int N, bool RUNS> void forward_rows(Memory<T, W>& m, c
     for (int r = 0; r < N; ++r) {
         total[r] = total[r] == 0 ? all<T>(1) : total[r];
         for (int d = 0; d < W; ++d) store<T>(&m.out[d * m.padded + i + r * L], out[r][d] / total[r]);
-        for (int l = 0; l < L && i + r * L + l < m.steps; ++l) lse[i + r * L + l] = top[r][l] + std::log2(total[r][l]);
+        store<T>(&m.shift[i + r * L], top[r] + log2<T>(total[r]));
     }
 }
 
@@ -175,50 +174,94 @@ template <class T, int W> void forward(const Call<T>& c, T scale) {
         if (!c.length[b]) return;
         m.take(c, b, h, scale, false);
         m.out.resize(W * m.padded);
-        T* lse = c.logsumexp + h * c.rows + c.start[b];
+        m.shift.resize(m.padded);
         Index i = 0;
         if (c.begin) {
-            for (; i < m.padded; i += L) forward_rows<T, W, 1, true>(m, &m.spans[i / L * c.sources], c.sources, i, lse);
+            for (; i < m.padded; i += L) forward_rows<T, W, 1, true>(m, &m.spans[i / L * c.sources], c.sources, i);
         } else {
-            for (; i + 2 * L <= m.padded; i += 2 * L) forward_rows<T, W, 2, false>(m, nullptr, 0, i, lse);
-            for (; i < m.padded; i += L) forward_rows<T, W, 1, false>(m, nullptr, 0, i, lse);
+            for (; i + 2 * L <= m.padded; i += 2 * L) forward_rows<T, W, 2, false>(m, nullptr, 0, i);
+            for (; i < m.padded; i += L) forward_rows<T, W, 1, false>(m, nullptr, 0, i);
         }
-        for (Index d = 0; d < c.value_width; ++d)
-            for (i = 0; i < m.steps; ++i) c.out.at(c.start[b] + i, h, d) = m.out[d * m.padded + i];
+        for (Index d = 0; d < c.value_width; ++d) c.out.put(c.start[b], h, d, m.steps, 1, &m.out[d * m.padded]);
+        std::copy_n(m.shift.data(), m.steps, c.logsumexp + h * c.rows + c.start[b]);
     });
 }
 
-template <class T, int W, bool RUNS> void backward_keys(Memory<T, W>& m, Index sources) {
+// The probabilities that queries give to N keys from `j` on, and the gradients of their logits, by key.
+template <class T, int W, int N, bool RUNS> void backward_logits(Memory<T, W>& m, Index sources, Index j, Index from, Index to) {
     constexpr int L = LANES<T>;
     const Index stride = m.padded;
-    Index source = 0;
-    for (Index j = 0; j < m.keys; ++j) {
-        const T *k = &m.k[j * W], *v = &m.v[j * W];
-        V<T> found[2 * W] = {}, *dk = found, *dv = found + W;
-        const Index from = RUNS ? m.first[j] : 0, to = RUNS ? m.last[j] : stride / L;
-        for (Index n = from; n < to; ++n) {
-            const Index i = n * L;
-            V<T> q[W], g[W];
+    const T *k = &m.k[j * W], *v = &m.v[j * W], *q = m.q.data(), *g = m.g.data();
+    T *weights = m.weights.data(), *grads = weights + N * stride;
+    for (Index vector = from; vector < to; ++vector) {
+        const Index i = vector * L;
+        V<T> p[N], ds[N];
+        EACH(N) p[n] = load(&m.shift[i]);
+        EACH(N) ds[n] = load(&m.delta[i]);
 #pragma GCC unroll 16
-            for (int d = 0; d < W; ++d) q[d] = load(&m.q[d * stride + i]);
-#pragma GCC unroll 16
-            for (int d = 0; d < W; ++d) g[d] = load(&m.g[d * stride + i]);
-            V<T> p = exp2<T>(product<T, W>(q, k, load(&m.shift[i])));
-            V<T> ds = p * product<T, W>(g, v, load(&m.delta[i]));
-            if (RUNS) {
-                I<T> heard{};
-                for (source = 0; source < sources; ++source) heard |= hears(&m.spans[n * sources + source], j);
-                p = keep<T>(heard, p), ds = keep<T>(heard, ds);
-            }
-#pragma GCC unroll 16
-            for (int d = 0; d < W; ++d) {
-                dv[d] += p * g[d];
-                dk[d] += ds * q[d];
-                store<T>(&m.dq[d * stride + i], load(&m.dq[d * stride + i]) + ds * k[d]);
-            }
+        for (int d = 0; d < W; ++d) {
+            const V<T> x = load(q + d * stride + i);
+            EACH(N) p[n] += x * k[n * W + d];
         }
-        sums<T, 2 * W>(found, &m.d_keys[j * 2 * W]);
+        exp2<T, N>(p);
+#pragma GCC unroll 16
+        for (int d = 0; d < W; ++d) {
+            const V<T> x = load(g + d * stride + i);
+            EACH(N) ds[n] += x * v[n * W + d];
+        }
+        EACH(N) ds[n] *= p[n];
+        if (RUNS) EACH(N) {
+            I<T> heard{};
+            for (Index source = 0; source < sources; ++source) heard |= hears(&m.spans[vector * sources + source], j + n);
+            p[n] = keep<T>(heard, p[n]), ds[n] = keep<T>(heard, ds[n]);
+        }
+        EACH(N) store<T>(weights + n * stride + i, p[n]);
+        EACH(N) store<T>(grads + n * stride + i, ds[n]);
     }
+}
+
+// What these add to the gradients of N keys, their values and all queries. It is a loop of its own so that no sum waits for an exponential.
+template <class T, int W, int N> void backward_sums(Memory<T, W>& m, const T* weights, const T* grads, Index j, Index from, Index to) {
+    constexpr int L = LANES<T>;
+    const Index stride = m.padded;
+    const T *k = &m.k[j * W], *q = m.q.data(), *g = m.g.data();
+    T* dq = m.dq.data();
+    V<T> found[N][2 * W] = {};
+    for (Index i = from * L; i < to * L; i += L) {
+        V<T> p[N], ds[N];
+        EACH(N) p[n] = load(weights + n * stride + i);
+        EACH(N) ds[n] = load(grads + n * stride + i);
+#pragma GCC unroll 16
+        for (int d = 0; d < W; ++d) {
+            const V<T> x = load(g + d * stride + i), y = load(q + d * stride + i);
+            EACH(N) found[n][W + d] += p[n] * x;
+            EACH(N) found[n][d] += ds[n] * y;
+            V<T> back = load(dq + d * stride + i);
+            EACH(N) back += ds[n] * k[n * W + d];
+            store<T>(dq + d * stride + i, back);
+        }
+    }
+    EACH(N) sums<T, 2 * W>(found[n], &m.d_keys[(j + n) * 2 * W]);
+}
+
+template <class T, int W, int N, bool RUNS> void backward_keys(Memory<T, W>& m, Index sources, Index j) {
+    Index from = 0, to = m.padded / LANES<T>;
+    if (RUNS) {
+        from = *std::min_element(&m.first[j], &m.first[j] + N);
+        to = *std::max_element(&m.last[j], &m.last[j] + N);
+    }
+    backward_logits<T, W, N, RUNS>(m, sources, j, from, to);
+    constexpr int M = W <= 5 && N > 1 ? 2 : 1;  // as many as the registers hold
+    for (int n = 0; n < N; n += M)
+        backward_sums<T, W, M>(m, &m.weights[n * m.padded], &m.weights[(N + n) * m.padded], j + n, from, to);
+}
+
+template <class T, int W, bool RUNS> void backward_keys(Memory<T, W>& m, Index sources) {
+    constexpr int N = 4;  // keys side by side, as in the forward pass query vectors are
+    m.weights.resize(2 * N * m.padded);
+    Index j = 0;
+    for (; j + N <= m.keys; j += N) backward_keys<T, W, N, RUNS>(m, sources, j);
+    for (; j < m.keys; ++j) backward_keys<T, W, 1, RUNS>(m, sources, j);
 }
 
 template <class T, int W> void backward(const Call<T>& c, T scale, T back) {
@@ -227,8 +270,7 @@ template <class T, int W> void backward(const Call<T>& c, T scale, T back) {
         if (!c.length[b]) return;
         m.take(c, b, h, scale, true);
         c.begin ? backward_keys<T, W, true>(m, c.sources) : backward_keys<T, W, false>(m, 1);
-        for (Index d = 0; d < c.width; ++d)
-            for (Index i = 0; i < m.steps; ++i) c.d_query.at(c.start[b] + i, h, d) = m.dq[d * m.padded + i] * back;
+        for (Index d = 0; d < c.width; ++d) c.d_query.put(c.start[b], h, d, m.steps, back, &m.dq[d * m.padded]);
         for (Index s = 0, j = 0; s < c.sources; ++s)
             for (Index r = c.source_start[b * c.sources + s], n = c.source_length[b * c.sources + s]; n; --n, ++r, ++j) {
                 for (Index d = 0; d < c.width; ++d) c.d_key.at(r, h, d) += m.d_keys[2 * j * W + d] * T(0.6931471805599453);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -18,6 +19,8 @@
 #else
 #define BYTES 16
 #endif
+
+#define EACH(N) _Pragma("GCC unroll 8") for (int n = 0; n < N; ++n)  // of N vectors in registers
 
 using Index = int64_t;
 
@@ -48,6 +51,18 @@ template <> struct Lanes<double> {
 template <class T> using V = typename Lanes<T>::V;
 template <class T> using I = typename Lanes<T>::I;
 template <class T> constexpr int LANES = BYTES / sizeof(T);
+
+// An array whose vectors lie in one line of the cache each: one that lies in two is read twice.
+template <class T> struct Aligned {
+    using value_type = T;
+    Aligned() = default;
+    template <class Other> Aligned(const Aligned<Other>&) {}
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{BYTES})); }
+    void deallocate(T* at, size_t) { ::operator delete(at, std::align_val_t{BYTES}); }
+    template <class Other> bool operator==(const Aligned<Other>&) const { return true; }
+    template <class Other> bool operator!=(const Aligned<Other>&) const { return false; }
+};
+template <class T> using Array = std::vector<T, Aligned<T>>;
 
 template <class T> inline V<T> load(const T* from) {
     V<T> v;
@@ -113,35 +128,54 @@ template <class T, int N, int W = 1, int LEFT = N> inline void sums(V<T>* v, T* 
     }
 }
 
-// 2^x for x below 127; what is below `least` counts as `least`, and NaN stays NaN.
-template <class T> inline V<T> exp2(V<T> x) {
+// 2^x of N vectors for x below 127; what is below `least` counts as `least`, and NaN stays NaN. The vectors are computed side by side, since
+// each waits long for its own last result.
+template <class T, int N> inline __attribute__((always_inline)) void exp2(V<T>* x) {
     using P = Lanes<T>;
-    x = x < P::least ? all<T>(P::least) : x;
-    V<T> shifted = x + P::round;
-    V<T> rest = x - (shifted - P::round);  // within half a unit
-    V<T> p = all<T>(P::power[P::degree]);
+    V<T> shifted[N], p[N];
+    EACH(N) x[n] = x[n] < P::least ? all<T>(P::least) : x[n];
+    EACH(N) shifted[n] = x[n] + P::round;
+    EACH(N) x[n] = x[n] - (shifted[n] - P::round);  // within half a unit
+    EACH(N) p[n] = all<T>(P::power[P::degree]);
 #pragma GCC unroll 16
-    for (int n = P::degree - 1; n >= 0; --n) p = p * rest + P::power[n];
-    return (V<T>)((I<T>)p + ((I<T>)shifted << P::mantissa));
+    for (int k = P::degree - 1; k >= 0; --k) EACH(N) p[n] = p[n] * x[n] + P::power[k];
+    EACH(N) x[n] = (V<T>)((I<T>)p[n] + ((I<T>)shifted[n] << P::mantissa));
 }
 
-// The probability that a standard normal variable exceeds t >= 0.
-inline V<float> normal_tail(V<float> t) {  // 2^polynomial(t), as in predictive/triton_gelu.py
-    V<float> power = -2.2759882085665595e-06f * t + 3.296929207863286e-05f;
-    power = power * t - 0.00015728428843431175f;
-    power = power * t - 0.00020246696658432484f;
-    power = power * t + 0.007142767775803804f;
-    power = power * t - 0.052546426653862f;
-    power = power * t - 0.45919305086135864f;
-    power = power * t - 1.1511069536209106f;
-    power = power * t - 0.9999999403953552f;
-    return exp2<float>(power);
+template <class T> inline V<T> exp2(V<T> x) {
+    exp2<T, 1>(&x);
+    return x;
 }
 
-inline V<double> normal_tail(V<double> t) {
-    V<double> p;
-    for (int l = 0; l < LANES<double>; ++l) p[l] = 0.5 * std::erfc(t[l] * 0.7071067811865476);
-    return p;
+// The logarithm of normal x > 0 to base 2, to an absolute error of a few roundings: a parabola between powers of two, and Newton's steps.
+// Infinity gives NaN, and NaN stays NaN.
+template <class T> inline V<T> log2(V<T> x) {
+    using P = Lanes<T>;
+    constexpr typename P::Int bias = sizeof(T) == 4 ? 127 : 1023, one = bias << P::mantissa, below = ((typename P::Int)1 << P::mantissa) - 1;
+    const V<T> m = (V<T>)(((I<T>)x & below) | one);  // x / 2^n, from 1 to 2
+    const V<T> n = __builtin_convertvector(((I<T>)x >> P::mantissa) - bias, V<T>);
+    V<T> y = n + ((T(-0.34484843) * m + T(2.02466578)) * m - T(1.67487759));
+#pragma GCC unroll 4
+    for (int step = 0; step < (sizeof(T) == 4 ? 2 : 3); ++step) {
+        const V<T> whole = n - y;  // x 2^-y = m 2^(n - y), without leaving the range
+        y += (m * exp2<T>(whole) - 1) * T(1.4426950408889634);
+    }
+    return y + (x - x);
+}
+
+// The probability that a standard normal variable exceeds t >= 0, of N vectors.
+template <int N> inline __attribute__((always_inline)) void normal_tail(const V<float>* t, V<float>* tail) {  // 2^polynomial(t), as in predictive/triton_gelu.py
+    constexpr float from[9] = {-2.2759882085665595e-06f, 3.296929207863286e-05f, -0.00015728428843431175f, -0.00020246696658432484f,
+                               0.007142767775803804f, -0.052546426653862f, -0.45919305086135864f, -1.1511069536209106f, -0.9999999403953552f};
+    EACH(N) tail[n] = all<float>(from[0]);
+#pragma GCC unroll 16
+    for (int k = 1; k < 9; ++k) EACH(N) tail[n] = tail[n] * t[n] + from[k];
+    exp2<float, N>(tail);
+}
+
+template <int N> inline __attribute__((always_inline)) void normal_tail(const V<double>* t, V<double>* tail) {
+    for (int n = 0; n < N; ++n)
+        for (int l = 0; l < LANES<double>; ++l) tail[n][l] = 0.5 * std::erfc(t[n][l] * 0.7071067811865476);
 }
 
 constexpr Index WORTH_A_THREAD = 1 << 20;  // edges by heads of plain attention: about the time in which a thread starts, ten times
@@ -164,4 +198,20 @@ template <class T> struct Rows {
     T* data;
     Index row, head, channel;
     T& at(Index n, Index k, Index d) const { return data[n * row + k * head + d * channel]; }
+
+    // One channel of `count` rows from n on; rows that lie side by side are copied by whole vectors.
+    void get(Index n, Index k, Index d, Index count, T scale, T* to) const {
+        const T* from = &at(n, k, d);
+        if (row == 1)
+            for (Index i = 0; i < count; ++i) to[i] = from[i] * scale;
+        else
+            for (Index i = 0; i < count; ++i) to[i] = from[i * row] * scale;
+    }
+    void put(Index n, Index k, Index d, Index count, T scale, const T* from) const {
+        T* to = &at(n, k, d);
+        if (row == 1)
+            for (Index i = 0; i < count; ++i) to[i] = from[i] * scale;
+        else
+            for (Index i = 0; i < count; ++i) to[i * row] = from[i] * scale;
+    }
 };

@@ -8,6 +8,7 @@ constexpr double LOG2E = 1.4426950408889634;
 constexpr float STEEP = 60;  // powers of two of logits up to this size need no shift
 constexpr int OUT = 4;       // heads whose convolution is computed at once
 constexpr int WIDE = 4;      // vectors of columns that are
+constexpr Index BAND = 1024;  // numbers of a head: rows of as many are computed back before what they add to the weights' gradient
 
 template <class T> struct Call {
     Rows<T> query, key, value, prior_query, prior_key, out, grad;
@@ -20,10 +21,10 @@ template <class T> struct Call {
     Index samples, heads, width, value_width, prior_width, threads;
 };
 
-// (channels, steps), with room on both sides that stays zero.
+// A channel a row, with room on both sides that stays zero.
 template <class T> struct Sheet {
     static constexpr int L = LANES<T>;
-    std::vector<T> memory;
+    Array<T> memory;
     Index stride = 0;
 
     void clear(Index channels, Index padded) {
@@ -32,26 +33,88 @@ template <class T> struct Sheet {
     }
     T* operator[](Index channel) { return memory.data() + channel * stride + L; }
 
-    void take(const Rows<T>& rows, Index start, Index steps, Index heads, Index width, Index padded, T scale) {
-        clear(heads * width, padded);
+    void take(const Rows<T>& rows, Index start, Index steps, Index heads, Index width, Index wide, Index padded) {
+        clear(heads * wide, padded);
         for (Index h = 0; h < heads; ++h)
-            for (Index d = 0; d < width; ++d) {
-                T* to = (*this)[h * width + d];
-                for (Index i = 0; i < steps; ++i) to[i] = rows.at(start + i, h, d) * scale;
-            }
+            for (Index d = 0; d < width; ++d) rows.get(start, h, d, steps, 1, (*this)[h * wide + d]);
+    }
+    void put(const Rows<T>& rows, Index start, Index steps, Index heads, Index width, Index wide, T scale) {
+        for (Index h = 0; h < heads; ++h)
+            for (Index d = 0; d < width; ++d) rows.put(start, h, d, steps, scale, (*this)[h * wide + d]);
+    }
+};
+
+// (steps, heads, wide)
+template <class T> struct Steps {
+    Array<T> memory;
+    Index heads, wide;
+
+    void clear(Index steps, Index heads, Index wide) {
+        this->heads = heads;
+        this->wide = wide;
+        memory.assign(steps * heads * wide, T(0));
+    }
+    T* at(Index i, Index h) { return memory.data() + (i * heads + h) * wide; }
+
+    void take(const Rows<T>& rows, Index start, Index steps, Index heads, Index width, Index wide, T scale) {
+        clear(steps, heads, wide);
+        for (Index i = 0; i < steps; ++i)
+            for (Index h = 0; h < heads; ++h)
+                for (Index d = 0; d < width; ++d) at(i, h)[d] = rows.at(start + i, h, d) * scale;
     }
     void put(const Rows<T>& rows, Index start, Index steps, Index heads, Index width, T scale) {
-        for (Index h = 0; h < heads; ++h)
-            for (Index d = 0; d < width; ++d) {
-                const T* from = (*this)[h * width + d];
-                for (Index i = 0; i < steps; ++i) rows.at(start + i, h, d) = from[i] * scale;
-            }
+        for (Index i = 0; i < steps; ++i)
+            for (Index h = 0; h < heads; ++h)
+                for (Index d = 0; d < width; ++d) rows.at(start + i, h, d) = at(i, h)[d] * scale;
+    }
+};
+
+// The W numbers of a head at one step, each in all lanes: in registers where W is known, and read where they are used where it is 0.
+template <class T, int W> struct Channels {
+    V<T> held[W];
+    explicit Channels(const T* from) {
+        for (int d = 0; d < W; ++d) held[d] = all<T>(from[d]);
+    }
+    V<T> operator[](Index d) const { return held[d]; }
+};
+template <class T> struct Channels<T, 0> {
+    const T* from;
+    explicit Channels(const T* from) : from(from) {}
+    V<T> operator[](Index d) const { return all<T>(from[d]); }
+};
+
+// W sums over columns, likewise; `memory` has room for them where W is 0.
+template <class T, int W> struct Sums {
+    V<T> held[W] = {};
+    Sums(V<T>*, Index) {}
+    V<T>& operator[](Index d) { return held[d]; }
+    void put(T* to) { sums<T, W>(held, to); }
+};
+template <class T> struct Sums<T, 0> {
+    V<T>* held;
+    Index wide;
+    Sums(V<T>* memory, Index wide) : held(memory), wide(wide) { std::fill(held, held + wide, V<T>{}); }
+    V<T>& operator[](Index d) { return held[d]; }
+    void put(T* to) {
+        for (Index d = 0; d < wide; ++d) to[d] = sum<T>(held[d]);
     }
 };
 
 struct Range {
     Index from, to;  // columns, whole vectors
 };
+
+// Does `work(N, j)` for the columns of a range, N vectors of them from j on.
+template <class T, class Work> inline __attribute__((always_inline)) void over(Range range, Work work) {
+    constexpr int L = LANES<T>;
+    Index j = range.from;
+    if constexpr (sizeof(T) == 4) {  // float64 is for comparisons: one at a time is enough, and compiles faster
+        for (; j + 4 * L <= range.to; j += 4 * L) work(std::integral_constant<int, 4>{}, j);
+        if (j + 2 * L <= range.to) work(std::integral_constant<int, 2>{}, j), j += 2 * L;
+    }
+    for (; j < range.to; j += L) work(std::integral_constant<int, 1>{}, j);
+}
+#define COLUMNS [&](auto count, Index j) __attribute__((always_inline))
 
 // out[o] = from[o] + sum over h, x, y of weight[h][x][y][o] rows[x][h] shifted by y, for OUT rows `stride` apart.
 template <class T, int N>
@@ -113,42 +176,53 @@ template <class T> struct Kernel {
     }
 };
 
-template <class T> struct Memory {
+template <class T, int W> struct Memory {
     static constexpr int L = LANES<T>;
-    Sheet<T> q, k, v, q_prior, k_prior, g, logits[3], slopes[3], dq, dk, dv, dq_prior, dk_prior;
-    Sheet<T> predicted, p, z, d_logits;
+    Steps<T> q, q_prior, g, dq, dq_prior;
+    Sheet<T> k, v, k_prior, dk, dv, dk_prior, predicted, p, z, d_logits;
+    std::vector<Sheet<T>> logits, slopes;  // of the rows of a band and the two around it, in turn
+    std::vector<T*> logit_rows, slope_rows;
+    Array<T> out;
     std::vector<I<T>> heard;
-    std::vector<V<T>> dw, db;
+    std::vector<V<T>> dw, db, sums;
     std::vector<Range> ranges;
-    Index steps, padded, start;
+    Index steps, padded, start, widest, band;
+
+    Index wide() const { return W ? W : widest; }
 
     void take(const Call<T>& c, Index b, bool backward) {
         steps = c.length[b];
         start = c.start[b];
         padded = (steps + L - 1) / L * L;
+        widest = std::max({c.width, c.value_width, c.prior_width});
+        band = backward ? std::clamp<Index>(BAND / padded, 1, steps) : 1;
         const Index block = (c.heads + OUT - 1) / OUT * OUT;
-        q.take(c.query, start, steps, c.heads, c.width, padded, T(LOG2E / std::sqrt(double(c.width))));
-        k.take(c.key, start, steps, c.heads, c.width, padded, 1);
-        v.take(c.value, start, steps, c.heads, c.value_width, padded, 1);
-        q_prior.take(c.prior_query, start, steps, c.heads, c.prior_width, padded, T(1 / std::sqrt(double(c.prior_width))));
-        k_prior.take(c.prior_key, start, steps, c.heads, c.prior_width, padded, 1);
+        q.take(c.query, start, steps, c.heads, c.width, wide(), T(LOG2E / std::sqrt(double(c.width))));
+        k.take(c.key, start, steps, c.heads, c.width, wide(), padded);
+        v.take(c.value, start, steps, c.heads, c.value_width, wide(), padded);
+        q_prior.take(c.prior_query, start, steps, c.heads, c.prior_width, wide(), T(1 / std::sqrt(double(c.prior_width))));
+        k_prior.take(c.prior_key, start, steps, c.heads, c.prior_width, wide(), padded);
+        logits.resize(band + 2);
         for (auto& row : logits) row.clear(c.heads, padded);
         predicted.clear(block, padded);
         p.clear(1, padded);
         z.clear(1, padded);
+        out.resize(wide());
         heard.assign(padded / L, I<T>{});
+        sums.resize(wide());
         ranges.clear();
         for (Index i = 0; i < steps; ++i) ranges.push_back(columns(c, i));
         if (!c.begin) hear(c, 0);
         if (!backward) return;
-        g.take(c.grad, start, steps, c.heads, c.value_width, padded, 1);
+        g.take(c.grad, start, steps, c.heads, c.value_width, wide(), 1);
+        slopes.resize(band + 2);
         for (auto& row : slopes) row.clear(block, padded);
         d_logits.clear(block, padded);
-        dq.clear(c.heads * c.width, padded);
-        dk.clear(c.heads * c.width, padded);
-        dv.clear(c.heads * c.value_width, padded);
-        dq_prior.clear(c.heads * c.prior_width, padded);
-        dk_prior.clear(c.heads * c.prior_width, padded);
+        dq.clear(steps, c.heads, wide());
+        dk.clear(c.heads * wide(), padded);
+        dv.clear(c.heads * wide(), padded);
+        dq_prior.clear(steps, c.heads, wide());
+        dk_prior.clear(c.heads * wide(), padded);
         dw.assign(block * c.heads * 9, V<T>{});
         db.assign(c.heads, V<T>{});
     }
@@ -178,43 +252,30 @@ template <class T> struct Memory {
         }
     }
 
-    T* ring(Sheet<T>* rows, Index i) { return rows[(i + 3) % 3][0]; }
+    Sheet<T>& of(std::vector<Sheet<T>>& rows, Index i) { return rows[(i + band + 2) % (band + 2)]; }
 
     // The prior's logits of row i; zeros outside the sample.
     void fill_logits(const Call<T>& c, Index i) {
-        Sheet<T>& to = logits[(i + 3) % 3];
+        Sheet<T>& to = of(logits, i);
+        if (i < 0 || i >= steps) return to.clear(c.heads, padded);
         const Range range = around(i - 1, i + 1, 1);
         for (Index h = 0; h < c.heads; ++h) {
-            if (i < 0 || i >= steps) {
-                std::fill(to[h], to[h] + padded, T(0));
-                continue;
-            }
-            for (Index j = range.from; j < range.to; j += L) {
-                V<T> total{};
-                for (Index d = h * c.prior_width; d < (h + 1) * c.prior_width; ++d) total += q_prior[d][i] * load(k_prior[d] + j);
-                store<T>(to[h] + j, total);
-            }
+            const Channels<T, W> q(q_prior.at(i, h));
+            const T* k = k_prior[h * wide()];
+            T* row = to[h];
+            over<T>(range, COLUMNS {
+                constexpr int N = count;
+                V<T> total[N] = {};
+                for (Index d = 0; d < wide(); ++d) EACH(N) total[n] += q[d] * load(k + d * k_prior.stride + j + n * L);
+                EACH(N) store<T>(row + j + n * L, total[n]);
+            });
         }
     }
     void predict(const Call<T>& c, const Kernel<T>& kernel, Index i) {
-        T* const rows[3] = {ring(logits, i - 1), ring(logits, i), ring(logits, i + 1)};
+        T* const rows[3] = {of(logits, i - 1)[0], of(logits, i)[0], of(logits, i + 1)[0]};
         kernel.convolve(rows, logits[0].stride, predicted[0], predicted.stride, ranges[i]);
     }
 };
-
-template <class T> inline V<T> dot(Sheet<T>& x, Index first, Index width, Index i, const T* with_columns, Index stride, V<T> from) {
-    for (Index d = 0; d < width; ++d) from += x[first + d][i] * load(with_columns + d * stride);
-    return from;
-}
-
-template <class T> inline T row_sum(const T* x, const T* y, Range range) {
-    constexpr int L = LANES<T>;
-    V<T> total{}, other{};
-    Index j = range.from;
-    for (; j + 2 * L <= range.to; j += 2 * L) total += load(x + j) * load(y + j), other += load(x + j + L) * load(y + j + L);
-    if (j < range.to) total += load(x + j) * load(y + j);
-    return sum<T>(total + other);
-}
 
 template <class T> inline V<T> positive(V<T> x) { return x > 0 ? x : V<T>{}; }
 template <class T> inline V<T> size(V<T> x) { return x < 0 ? -x : x; }
@@ -227,46 +288,72 @@ template <class T> inline T shift_of(V<T> top) {
     return std::abs(most) > STEEP && most > std::numeric_limits<T>::lowest() / 8 ? most : T(0);
 }
 
-template <class T> void forward_row(const Call<T>& c, Memory<T>& m, Index i, T mu) {
+// Runs `pass(shift)`, which returns the largest logits, without a shift, and again with the shift that they turn out to need.
+template <class T, class Pass> inline T shifted(Pass pass) {
+    T shift = 0;
+    for (T wanted; (wanted = shift_of<T>(pass(shift))) != shift; shift = wanted) {}
+    return shift;
+}
+
+template <class T, int W> void forward_row(const Call<T>& c, Memory<T, W>& m, Index i, T mu) {
     constexpr int L = LANES<T>;
     const Range range = m.ranges[i];
-    T *p = m.p[0], *z = m.z[0];
+    const Index wide = m.wide(), stride = m.k.stride;
+    const I<T>* heard = m.heard.data();
+    T* p = m.p[0];
     for (Index h = 0; h < c.heads; ++h) {
-        V<T> top = or_lowest<T>(I<T>{}, V<T>{}), total{};
-        for (Index j = range.from; j < range.to; j += L) {
-            V<T> s = dot<T>(m.q, h * c.width, c.width, i, m.k[h * c.width] + j, m.k.stride, V<T>{});
-            store<T>(p + j, s);
-            s = or_lowest<T>(m.heard[j / L], s);
-            top = s > top ? s : top;
-        }
-        const T inner_shift = shift_of<T>(top);
-        for (Index j = range.from; j < range.to; j += L) {
-            V<T> e = keep<T>(m.heard[j / L], exp2<T>(load(p + j) - inner_shift));
-            store<T>(p + j, e);
-            total += e;
-        }
+        const Channels<T, W> q(m.q.at(i, h));
+        const T *k = m.k[h * wide], *v = m.v[h * wide], *f = m.predicted[h];
+        V<T> total;
+        const T inner_shift = shifted<T>([&](T shift) {
+            V<T> top = or_lowest<T>(I<T>{}, V<T>{}), found{};
+            over<T>(range, COLUMNS {
+                constexpr int N = count;
+                V<T> s[N] = {};
+                for (Index d = 0; d < wide; ++d) EACH(N) s[n] += q[d] * load(k + d * stride + j + n * L);
+                EACH(N) {
+                    const V<T> compared = or_lowest<T>(heard[j / L + n], s[n]);
+                    top = compared > top ? compared : top;
+                }
+                EACH(N) s[n] -= shift;
+                exp2<T, N>(s);
+                EACH(N) s[n] = keep<T>(heard[j / L + n], s[n]);
+                EACH(N) store<T>(p + j + n * L, s[n]);
+                EACH(N) found += s[n];
+            });
+            total = found;
+            return top;
+        });
         T inner = sum<T>(total);
         inner = inner == 0 ? 1 : inner;
-        const T share = (1 - mu) * T(LOG2E) / inner, *f = m.predicted[h];
-        top = or_lowest<T>(I<T>{}, V<T>{});
-        for (Index j = range.from; j < range.to; j += L) {
-            const V<T> u = load(f + j), t = size<T>(u);
-            const V<T> logit = share * load(p + j) + mu * T(LOG2E) * (positive<T>(u) - t * normal_tail(t));
-            store<T>(z + j, logit);
-            const V<T> s = or_lowest<T>(m.heard[j / L], logit);
-            top = s > top ? s : top;
-        }
-        const T outer_shift = shift_of<T>(top);
-        total = V<T>{};
-        for (Index j = range.from; j < range.to; j += L) {
-            const V<T> e = keep<T>(m.heard[j / L], exp2<T>(load(z + j) - outer_shift));
-            store<T>(z + j, e);
-            total += e;
-        }
+        const T share = (1 - mu) * T(LOG2E) / inner;
+        const T outer_shift = shifted<T>([&](T shift) {
+            V<T> top = or_lowest<T>(I<T>{}, V<T>{}), found{};
+            Sums<T, W> out(m.sums.data(), wide);
+            over<T>(range, COLUMNS {
+                constexpr int N = count;
+                V<T> u[N], t[N], z[N];
+                EACH(N) u[n] = load(f + j + n * L);
+                EACH(N) t[n] = size<T>(u[n]);
+                normal_tail<N>(t, z);
+                EACH(N) z[n] = share * load(p + j + n * L) + mu * T(LOG2E) * (positive<T>(u[n]) - t[n] * z[n]);
+                EACH(N) {
+                    const V<T> compared = or_lowest<T>(heard[j / L + n], z[n]);
+                    top = compared > top ? compared : top;
+                }
+                EACH(N) z[n] -= shift;
+                exp2<T, N>(z);
+                EACH(N) z[n] = keep<T>(heard[j / L + n], z[n]);
+                EACH(N) found += z[n];
+                for (Index d = 0; d < wide; ++d) EACH(N) out[d] += z[n] * load(v + d * stride + j + n * L);
+            });
+            total = found;
+            out.put(m.out.data());
+            return top;
+        });
         T outer = sum<T>(total);
         outer = outer == 0 ? 1 : outer;
-        for (Index d = 0; d < c.value_width; ++d)
-            c.out.at(m.start + i, h, d) = row_sum<T>(z, m.v[h * c.value_width + d], range) / outer;
+        for (Index d = 0; d < c.value_width; ++d) c.out.at(m.start + i, h, d) = m.out[d] / outer;
         T* kept = c.statistics + ((m.start + i) * c.heads + h) * 2;
         kept[0] = inner_shift + std::log2(inner);
         kept[1] = outer_shift + std::log2(outer);
@@ -279,9 +366,9 @@ template <class T> Index helpful_threads(const Call<T>& c) {
     return std::min(c.threads, 1 + 8 * edges * c.heads / WORTH_A_THREAD);
 }
 
-template <class T> void forward(const Call<T>& c, T mu) {
+template <class T, int W> void forward(const Call<T>& c, T mu) {
     const Kernel<T> kernel(c.weight, c.bias, c.heads, false);
-    each<Memory<T>>(c.samples, helpful_threads(c), [&](Index b, Memory<T>& m) {
+    each<Memory<T, W>>(c.samples, helpful_threads(c), [&](Index b, Memory<T, W>& m) {
         if (!c.length[b]) return;
         m.take(c, b, false);
         m.fill_logits(c, -1);
@@ -290,140 +377,192 @@ template <class T> void forward(const Call<T>& c, T mu) {
             m.fill_logits(c, i + 1);
             m.predict(c, kernel, i);
             if (c.begin) m.hear(c, i);
-            forward_row<T>(c, m, i, mu);
+            forward_row<T, W>(c, m, i, mu);
         }
     });
 }
 
 // What flows back through row i of all heads, down to the predictions: their gradients without the factor mu, in `slopes`.
-template <class T> void backward_row(const Call<T>& c, Memory<T>& m, Index i, T mu) {
+template <class T, int W> void backward_row(const Call<T>& c, Memory<T, W>& m, Index i, T mu) {
     constexpr int L = LANES<T>;
     const Range range = m.ranges[i];
+    const Index wide = m.wide(), stride = m.k.stride;
+    const I<T>* heard = m.heard.data();
     T *p = m.p[0], *z = m.z[0];
-    Sheet<T>& slopes = m.slopes[(i + 3) % 3];
+    Sheet<T>& slopes = m.of(m.slopes, i);
     const Range cleared = m.around(i - 2, i + 2, 2);
     for (Index h = 0; h < c.heads; ++h) {
         const T *kept = c.statistics + ((m.start + i) * c.heads + h) * 2, inner = kept[0], outer = kept[1];
-        T delta = 0, *slope = slopes[h];
+        const T *k = m.k[h * wide], *v = m.v[h * wide], *f = m.predicted[h];
+        T *dk = m.dk[h * wide], *dv = m.dv[h * wide], *slope = slopes[h], delta = 0;
         for (Index d = 0; d < c.value_width; ++d) delta += c.out.at(m.start + i, h, d) * c.grad.at(m.start + i, h, d);
         std::fill(slope + cleared.from, slope + std::max(cleared.from, range.from), T(0));
         std::fill(slope + std::min(range.to, cleared.to), slope + cleared.to, T(0));
-        const T* f = m.predicted[h];
+        const Channels<T, W> q(m.q.at(i, h)), g(m.g.at(i, h));
         V<T> total{}, d_bias{};
-        for (Index j = range.from; j < range.to; j += L) {
-            const I<T> heard = m.heard[j / L];
-            V<T> s = dot<T>(m.q, h * c.width, c.width, i, m.k[h * c.width] + j, m.k.stride, all<T>(-inner));
-            s = keep<T>(heard, exp2<T>(s));
-            const V<T> u = load(f + j), t = size<T>(u), tail = normal_tail(t);
-            V<T> logit = (1 - mu) * T(LOG2E) * s + mu * T(LOG2E) * (positive<T>(u) - t * tail) - outer;
-            const V<T> weight = keep<T>(heard, exp2<T>(logit));
-            V<T> d_logit = dot<T>(m.g, h * c.value_width, c.value_width, i, m.v[h * c.value_width] + j, m.v.stride, all<T>(-delta));
-            d_logit = keep<T>(heard, weight * d_logit);
-            const V<T> density = T(0.3989422804014327) * exp2<T>(T(-0.7213475204444817) * u * u);
-            const V<T> df = keep<T>(heard, d_logit * ((u < 0 ? tail : 1 - tail) + u * density));
-            store<T>(slope + j, df);
-            d_bias += df;
-            total += s * d_logit;
-            for (Index d = 0; d < c.value_width; ++d) {
-                T* to = m.dv[h * c.value_width + d] + j;
-                store<T>(to, load(to) + m.g[h * c.value_width + d][i] * weight);
+        over<T>(range, COLUMNS {
+            constexpr int N = count;
+            V<T> s[N], d_logit[N], u[N], t[N], tail[N], weight[N], density[N];
+            EACH(N) s[n] = all<T>(-inner);
+            for (Index d = 0; d < wide; ++d) EACH(N) s[n] += q[d] * load(k + d * stride + j + n * L);
+            exp2<T, N>(s);
+            EACH(N) s[n] = keep<T>(heard[j / L + n], s[n]);
+            EACH(N) store<T>(p + j + n * L, s[n]);
+            EACH(N) u[n] = load(f + j + n * L);
+            EACH(N) t[n] = size<T>(u[n]);
+            normal_tail<N>(t, tail);
+            EACH(N) weight[n] = (1 - mu) * T(LOG2E) * s[n] + mu * T(LOG2E) * (positive<T>(u[n]) - t[n] * tail[n]) - outer;
+            exp2<T, N>(weight);
+            EACH(N) weight[n] = keep<T>(heard[j / L + n], weight[n]);
+            EACH(N) d_logit[n] = all<T>(-delta);
+            for (Index d = 0; d < wide; ++d) EACH(N) d_logit[n] += g[d] * load(v + d * stride + j + n * L);
+            EACH(N) d_logit[n] = keep<T>(heard[j / L + n], weight[n] * d_logit[n]);
+            EACH(N) store<T>(z + j + n * L, d_logit[n]);
+            EACH(N) total += s[n] * d_logit[n];
+            for (Index d = 0; d < wide; ++d)
+                EACH(N) store<T>(dv + d * stride + j + n * L, load(dv + d * stride + j + n * L) + g[d] * weight[n]);
+            EACH(N) density[n] = T(-0.7213475204444817) * u[n] * u[n];
+            exp2<T, N>(density);
+            EACH(N) {
+                const V<T> df = d_logit[n] * ((u[n] < 0 ? tail[n] : 1 - tail[n]) + u[n] * (T(0.3989422804014327) * density[n]));
+                u[n] = keep<T>(heard[j / L + n], df);
+                store<T>(slope + j + n * L, u[n]);
+                d_bias += u[n];
             }
-            store<T>(p + j, s);
-            store<T>(z + j, d_logit);
-        }
+        });
         m.db[h] += d_bias;
         const T mean = sum<T>(total);
-        for (Index j = range.from; j < range.to; j += L) {
-            const V<T> d_score = load(p + j) * (load(z + j) - mean);
-            store<T>(z + j, d_score);
-            for (Index d = h * c.width; d < (h + 1) * c.width; ++d) {
-                T* to = m.dk[d] + j;
-                store<T>(to, load(to) + m.q[d][i] * d_score);
-            }
-        }
-        for (Index d = h * c.width; d < (h + 1) * c.width; ++d) m.dq[d][i] = row_sum<T>(z, m.k[d], range);
+        Sums<T, W> dq(m.sums.data(), wide);
+        over<T>(range, COLUMNS {
+            constexpr int N = count;
+            V<T> d_score[N];
+            EACH(N) d_score[n] = load(p + j + n * L) * (load(z + j + n * L) - mean);
+            for (Index d = 0; d < wide; ++d) EACH(N) dq[d] += d_score[n] * load(k + d * stride + j + n * L);
+            for (Index d = 0; d < wide; ++d)
+                EACH(N) store<T>(dk + d * stride + j + n * L, load(dk + d * stride + j + n * L) + q[d] * d_score[n]);
+        });
+        dq.put(m.dq.at(i, h));
     }
 }
 
-// Adds row i's share to the gradient of the weights, [block][h][x][y][OUT] as they lie in a `Kernel`.
-template <class T> void add_weights(const Call<T>& c, Memory<T>& m, Index i) {
+// Adds the share of rows first to last (exclusive) to the gradient of the weights of M heads' predictions from `o` on; the gradient lies as
+// in a `Kernel`: [block][h][x][y][OUT].
+template <class T, int W, int M> void add_weights_of(const Call<T>& c, Memory<T, W>& m, Index first, Index last, Index o) {
     constexpr int L = LANES<T>;
-    const Range range = m.ranges[i];
-    Sheet<T>& slopes = m.slopes[(i + 3) % 3];
-    for (Index o = 0; o < c.heads; o += OUT)
-        for (Index h = 0; h < c.heads; ++h)
-            for (int x = 0; x < 3; ++x) {
-                const T* row = m.ring(m.logits, i + x - 1) + h * m.logits[0].stride;
-                V<T> total[3][OUT] = {};
+    const Index stride = m.slopes[0].stride;
+    for (Index h = 0; h < c.heads; ++h)
+        for (int x = 0; x < 3; ++x) {
+            V<T> total[3][M] = {};
+            for (Index i = first; i < last; ++i) {
+                const T *row = m.logit_rows[i - first + x] + h * stride, *slope = m.slope_rows[i - first] + o * stride;
+                const Range range = m.ranges[i];
                 for (Index j = range.from; j < range.to; j += L) {
-                    V<T> slope[OUT];
-#pragma GCC unroll 4
-                    for (int n = 0; n < OUT; ++n) slope[n] = load(slopes[o + n] + j);
+                    V<T> seen[3];
 #pragma GCC unroll 3
-                    for (int y = 0; y < 3; ++y) {
-                        const V<T> seen = load(row + j + y - 1);
-#pragma GCC unroll 4
-                        for (int n = 0; n < OUT; ++n) total[y][n] += slope[n] * seen;
+                    for (int y = 0; y < 3; ++y) seen[y] = load(row + j + y - 1);
+                    EACH(M) {
+                        const V<T> s = load(slope + n * stride + j);
+#pragma GCC unroll 3
+                        for (int y = 0; y < 3; ++y) total[y][n] += s * seen[y];
                     }
                 }
-                V<T>* to = &m.dw[((o / OUT * c.heads + h) * 3 + x) * 3 * OUT];
-                for (int y = 0; y < 3; ++y)
-                    for (int n = 0; n < OUT; ++n) to[y * OUT + n] += total[y][n];
             }
+            for (int y = 0; y < 3; ++y) EACH(M) m.dw[((((o + n) / OUT * c.heads + h) * 3 + x) * 3 + y) * OUT + n % OUT] += total[y][n];
+        }
+}
+
+template <class T, int W> void add_weights(const Call<T>& c, Memory<T, W>& m, Index first, Index last) {
+    m.logit_rows.clear();
+    m.slope_rows.clear();
+    for (Index i = first - 1; i <= last; ++i) m.logit_rows.push_back(m.of(m.logits, i)[0]);
+    for (Index i = first; i < last; ++i) m.slope_rows.push_back(m.of(m.slopes, i)[0]);
+    Index o = 0;
+    for (; o + 2 * OUT <= c.heads; o += 2 * OUT) add_weights_of<T, W, 2 * OUT>(c, m, first, last, o);
+    for (; o < c.heads; o += OUT) add_weights_of<T, W, OUT>(c, m, first, last, o);
 }
 
 // What flows back from the rows of predictions around row i to the prior's logits of it.
-template <class T> void backward_prior(const Call<T>& c, Memory<T>& m, const Kernel<T>& transposed, Index i) {
+template <class T, int W> void backward_prior(const Call<T>& c, Memory<T, W>& m, const Kernel<T>& transposed, Index i) {
     constexpr int L = LANES<T>;
     const Range range = m.around(i - 1, i + 1, 1);
-    T* const rows[3] = {m.ring(m.slopes, i - 1), m.ring(m.slopes, i), m.ring(m.slopes, i + 1)};
+    const Index wide = m.wide(), stride = m.k_prior.stride;
+    T* const rows[3] = {m.of(m.slopes, i - 1)[0], m.of(m.slopes, i)[0], m.of(m.slopes, i + 1)[0]};
     transposed.convolve(rows, m.slopes[0].stride, m.d_logits[0], m.d_logits.stride, range);
     for (Index h = 0; h < c.heads; ++h) {
-        const T* grad = m.d_logits[h];
-        for (Index d = h * c.prior_width; d < (h + 1) * c.prior_width; ++d) {
-            m.dq_prior[d][i] = row_sum<T>(grad, m.k_prior[d], range);
-            const T q = m.q_prior[d][i];
-            T* to = m.dk_prior[d];
-            for (Index j = range.from; j < range.to; j += L) store<T>(to + j, load(to + j) + q * load(grad + j));
-        }
+        const T *grad = m.d_logits[h], *k = m.k_prior[h * wide];
+        T* dk = m.dk_prior[h * wide];
+        const Channels<T, W> q(m.q_prior.at(i, h));
+        Sums<T, W> dq(m.sums.data(), wide);
+        over<T>(range, COLUMNS {
+            constexpr int N = count;
+            V<T> given[N];
+            EACH(N) given[n] = load(grad + j + n * L);
+            for (Index d = 0; d < wide; ++d) EACH(N) dq[d] += given[n] * load(k + d * stride + j + n * L);
+            for (Index d = 0; d < wide; ++d)
+                EACH(N) store<T>(dk + d * stride + j + n * L, load(dk + d * stride + j + n * L) + q[d] * given[n]);
+        });
+        dq.put(m.dq_prior.at(i, h));
     }
 }
 
-template <class T> void backward(const Call<T>& c, T mu) {
+template <class T, int W> void backward(const Call<T>& c, T mu) {
     const Kernel<T> kernel(c.weight, c.bias, c.heads, false), transposed(c.weight, nullptr, c.heads, true);
-    each<Memory<T>>(c.samples, helpful_threads(c), [&](Index b, Memory<T>& m) {
+    each<Memory<T, W>>(c.samples, helpful_threads(c), [&](Index b, Memory<T, W>& m) {
         if (!c.length[b]) return;
         m.take(c, b, true);
         m.fill_logits(c, -1);
         m.fill_logits(c, 0);
-        for (Index i = 0; i < m.steps; ++i) {
-            m.fill_logits(c, i + 1);
-            m.predict(c, kernel, i);
-            if (c.begin) m.hear(c, i);
-            backward_row<T>(c, m, i, mu);
-            add_weights<T>(c, m, i);
-            if (i) backward_prior<T>(c, m, transposed, i - 1);
+        for (Index first = 0; first < m.steps; first += m.band) {
+            const Index last = std::min(first + m.band, m.steps);
+            for (Index i = first; i < last; ++i) {
+                m.fill_logits(c, i + 1);
+                m.predict(c, kernel, i);
+                if (c.begin) m.hear(c, i);
+                backward_row<T, W>(c, m, i, mu);
+                if (i) backward_prior<T, W>(c, m, transposed, i - 1);
+            }
+            add_weights<T, W>(c, m, first, last);
         }
-        m.slopes[(m.steps + 3) % 3].clear((c.heads + OUT - 1) / OUT * OUT, m.padded);  // the row after the last
-        backward_prior<T>(c, m, transposed, m.steps - 1);
+        m.of(m.slopes, m.steps).clear((c.heads + OUT - 1) / OUT * OUT, m.padded);
+        backward_prior<T, W>(c, m, transposed, m.steps - 1);
         m.dq.put(c.d_query, m.start, m.steps, c.heads, c.width, T((1 - mu) / std::sqrt(double(c.width))));
-        m.dk.put(c.d_key, m.start, m.steps, c.heads, c.width, T((1 - mu) / LOG2E));
-        m.dv.put(c.d_value, m.start, m.steps, c.heads, c.value_width, 1);
+        m.dk.put(c.d_key, m.start, m.steps, c.heads, c.width, m.wide(), T((1 - mu) / LOG2E));
+        m.dv.put(c.d_value, m.start, m.steps, c.heads, c.value_width, m.wide(), 1);
         m.dq_prior.put(c.d_prior_query, m.start, m.steps, c.heads, c.prior_width, T(mu / std::sqrt(double(c.prior_width))));
-        m.dk_prior.put(c.d_prior_key, m.start, m.steps, c.heads, c.prior_width, mu);
+        m.dk_prior.put(c.d_prior_key, m.start, m.steps, c.heads, c.prior_width, m.wide(), mu);
         T* to = c.d_parameters + b * (c.heads * c.heads * 9 + c.heads);
-        for (Index o = 0; o < c.heads; ++o)
-            for (Index h = 0; h < c.heads; ++h)
-                for (int x = 0; x < 9; ++x) *to++ = mu * sum<T>(m.dw[((o / OUT * c.heads + h) * 9 + x) * OUT + o % OUT]);
+        for (Index at = 0; at < Index(m.dw.size()); at += OUT) {
+            T found[OUT];
+            sums<T, OUT>(&m.dw[at], found);
+            for (Index n = 0, o = at / (c.heads * 9 * OUT) * OUT; n < OUT && o + n < c.heads; ++n)
+                to[(o + n) * c.heads * 9 + at / OUT % (c.heads * 9)] = mu * found[n];
+        }
+        to += c.heads * c.heads * 9;
         for (Index h = 0; h < c.heads; ++h) *to++ = mu * sum<T>(m.db[h]);
     });
+}
+
+template <class T> void run_forward(const Call<T>* c, T mu) {
+    const Index widest = std::max({c->width, c->value_width, c->prior_width});
+    if (widest <= 5) return forward<T, 5>(*c, mu);
+    if constexpr (sizeof(T) == 4)
+        if (widest <= 8) return forward<T, 8>(*c, mu);
+    forward<T, 0>(*c, mu);
+}
+
+template <class T> void run_backward(const Call<T>* c, T mu) {
+    const Index widest = std::max({c->width, c->value_width, c->prior_width});
+    if (widest <= 5) return backward<T, 5>(*c, mu);
+    if constexpr (sizeof(T) == 4)
+        if (widest <= 8) return backward<T, 8>(*c, mu);
+    backward<T, 0>(*c, mu);
 }
 
 }  // namespace
 
 extern "C" {
-void predictive_forward_float(const void* call, double mu) { forward(*static_cast<const Call<float>*>(call), float(mu)); }
-void predictive_forward_double(const void* call, double mu) { forward(*static_cast<const Call<double>*>(call), mu); }
-void predictive_backward_float(const void* call, double mu) { backward(*static_cast<const Call<float>*>(call), float(mu)); }
-void predictive_backward_double(const void* call, double mu) { backward(*static_cast<const Call<double>*>(call), mu); }
+void predictive_forward_float(const void* call, double mu) { run_forward(static_cast<const Call<float>*>(call), float(mu)); }
+void predictive_forward_double(const void* call, double mu) { run_forward(static_cast<const Call<double>*>(call), mu); }
+void predictive_backward_float(const void* call, double mu) { run_backward(static_cast<const Call<float>*>(call), float(mu)); }
+void predictive_backward_double(const void* call, double mu) { run_backward(static_cast<const Call<double>*>(call), mu); }
 }

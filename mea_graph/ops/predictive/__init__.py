@@ -74,21 +74,21 @@ def predictive_attention(
     dropout: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
-    r"""Attention guided by the previous layer's logits ([MEA] Eq. 2, times V).
+    r"""Computes attention guided by the previous layer's logits ([MEA] Eq. 2, times V).
 
     .. math::
-        A = \mathrm{softmax}\big(\mu \, \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(A_{pre}))
-            + (1 - \mu) \, \mathrm{softmax}(Q K^T / \sqrt{D})\big), \qquad
-        A_{pre} = Q_{pre} K_{pre}^T / \sqrt{D_{pre}}
+        A &= \mathrm{softmax}\big(\mu \, \mathrm{GELU}(\mathrm{conv}_{3 \times 3}(A_{pre}))
+            + (1 - \mu) \, \mathrm{softmax}(Q K^T / \sqrt{D})\big) \\
+        A_{pre} &= Q_{pre} K_{pre}^T / \sqrt{D_{pre}}
 
     The convolution mixes the K heads as channels of a T x T image that is zero outside the sample (R1); both softmaxes run over the keys
     that a step hears: all of its sample, or those that `edges` give it. The image is that of the whole sample in any case. Without a prior
     the result is plain attention.
 
-    The backends "triton" and "cpu" never store a map: the convolution is folded into one more dot product of width 3 K D, rows are
-    computed block by block, and again in the backward pass. They take O(N K D) memory, and time that follows the true lengths, or the
-    edges. Sums are taken in float32, or in float64 where an input is float64, and repeat bit for bit. One exception: without a gradient,
-    a single sequence of up to 64 steps on a CPU runs the formula itself, whose maps then fit a block.
+    The backends "native", "cpu" and "triton" never store a map: they compute it block by block, and again in the backward pass. "cpu" and
+    "triton" fold the convolution into one more dot product of width 3 K D. All take O(N K D) memory, and time that follows the true
+    lengths, or the edges. Sums are taken in float32, or in float64 where an input is float64, and repeat bit for bit. One exception:
+    without a gradient, a single sequence of up to 64 steps on a CPU runs the formula itself, whose maps then fit a block.
 
     Args:
         query, key, value: This layer's projections, split into heads.
@@ -109,13 +109,14 @@ def predictive_attention(
         - result: :math:`(N, K, D_v)`, of the dtype of `value`; zero in gaps
 
     Raises:
-        ValueError: A shape or `mu` is not as above, the edges are those of other rows, or the backend cannot run.
+        ValueError: If a shape or `mu` is not as above, the edges are those of other rows, or the backend cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers
-    >>> q, k, v = torch.randn(3, 9, 4, 5).unbind()  # N = 9 rows of two samples, K = 4, D = 5
-    >>> weight, bias, pointers = torch.randn(4, 4, 3, 3), torch.zeros(4), Pointers.from_ptr(torch.tensor([0, 6, 9]))
-    >>> predictive_attention(q, k, v, pointers, prior_query=q, prior_key=k, weight=weight, bias=bias).shape
+    >>> pointers = Pointers.from_ptr(torch.tensor([0, 6, 9]))  # two samples
+    >>> q, k, v = torch.randn(3, 9, 4, 5).unbind()  # N = 9, K = 4, D = 5
+    >>> prior = {"prior_query": q, "prior_key": k, "weight": torch.randn(4, 4, 3, 3)}
+    >>> predictive_attention(q, k, v, pointers, **prior, bias=torch.zeros(4)).shape
     torch.Size([9, 4, 5])
     """
     _check(query, key, value, pointers, prior_query, prior_key, weight, bias, mu, edges)
@@ -149,7 +150,7 @@ def predictive_attention_map(
     mu: float = 0.25,
     edges: IntervalEdges | None = None,
 ) -> Tensor:
-    r"""The attention map A of `predictive_attention`, padded, for figures; it takes O(B K T^2) memory.
+    r"""Computes the attention map A of `predictive_attention`, padded, for figures; it takes O(B K T^2) memory.
 
     Args:
         query, key, pointers, prior_query, prior_key, weight, bias, mu, edges: As for `predictive_attention`.
@@ -158,12 +159,14 @@ def predictive_attention_map(
         - result: :math:`(B, K, T, T)`; rows of real steps sum to one over the keys that they hear, columns of padding are zero.
 
     Raises:
-        ValueError: As for `predictive_attention`.
+        ValueError: If `predictive_attention` would raise it.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers
     >>> q, k = torch.randn(2, 3, 2, 4).unbind()
-    >>> predictive_attention_map(q, k, Pointers.from_ptr(torch.tensor([0, 3]))).sum(-1).allclose(torch.ones(1, 2, 3))
+    >>> predictive_attention_map(q, k, Pointers.from_ptr(torch.tensor([0, 3]))).sum(
+    ...     -1
+    ... ).allclose(torch.ones(1, 2, 3))
     True
     """
     _check(query, key, None, pointers, prior_query, prior_key, weight, bias, mu, edges)

@@ -38,7 +38,7 @@ def bilstm(x: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], pointers: S
         - result[m]: :math:`(N_m, 2 H_m)`
 
     Raises:
-        ValueError: Not as many weights and pointers as sets of rows, shapes other than above, or the backend cannot run.
+        ValueError: If a set of rows lacks weights or pointers, a shape is not as above, or the backend cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers
@@ -71,7 +71,7 @@ def bigru(x: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], pointers: Se
         - result[m]: :math:`(N_m, 2 H_m)`
 
     Raises:
-        ValueError: Not as many weights and pointers as sets of rows, shapes other than above, or the backend cannot run.
+        ValueError: If a set of rows lacks weights or pointers, a shape is not as above, or the backend cannot run.
 
     >>> import torch
     >>> from mea_graph.ops import Pointers

@@ -282,3 +282,13 @@ def test_segments_that_overlap_without_end_are_refused(folder):
             file.create_dataset(f"labels/data/vidA/{name}", data=array, compression="gzip")
     with pytest.raises(DataError, match=r"Opinion_Labels\.csd: expected at most \d+ samples in a file of its size, got 100000"):
         open_dataset(folder)
+
+
+def test_intervals_in_other_units_than_the_labels_are_refused(folder):
+    """All segments of the modality counted as missing, with a note, and the model trained without it."""
+    features, intervals = regular(40, 3, 10)
+    write(folder / "COVAREP.csd", "COVAREP", {"vidA": (features, 1000 * intervals + 5000)})
+    with pytest.raises(
+        DataError, match=r"COVAREP\.csd: expected steps in the intervals of the label file, got none in any of 3; are both in"
+    ):
+        open_dataset(folder)

@@ -2,6 +2,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 
 from mea_graph.data import DataError, open_dataset
 
@@ -40,14 +41,20 @@ def test_a_bare_list_is_one_split_and_text_is_left_out(tmp_path):
         open_dataset(path, modalities=["text"])
 
 
-@pytest.mark.parametrize("as_path", [True, False])
-def test_an_embedding_gives_text_its_vectors(tmp_path, as_path):
+@pytest.mark.parametrize("given", ["path", "array", "list", "tensor"])
+def test_an_embedding_gives_text_its_vectors(tmp_path, given):
     table = np.random.default_rng(1).normal(size=(10, 4)).astype(np.float32)
     np.save(tmp_path / "table.npy", table)
     data = samples(3)
-    dataset = open_dataset(write(tmp_path / "a.pkl", data), embedding=str(tmp_path / "table.npy") if as_path else table)
+    forms = {"path": str(tmp_path / "table.npy"), "array": table, "list": table.tolist(), "tensor": torch.from_numpy(table)}
+    dataset = open_dataset(write(tmp_path / "a.pkl", data), embedding=forms[given])
     assert dataset.channels == {"text": 4, "audio": 2, "vision": 3}
     np.testing.assert_array_equal(dataset[2]["text"].x.numpy(), table[data[2][0][0]])
+
+
+def test_an_embedding_with_a_mask_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"embedding: .* got 4 that are masked"):
+        open_dataset(write(tmp_path / "a.pkl", samples(3)), embedding=np.ma.array(np.ones((10, 4)), mask=np.eye(10, 4)))
 
 
 def test_another_embedding_is_another_cache_entry(tmp_path):

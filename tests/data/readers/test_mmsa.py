@@ -146,3 +146,12 @@ def test_broken_values_are_set_to_zero_or_their_steps_dropped(tmp_path, parts, f
         open_dataset(path, format=format)
     assert open_dataset(path, format=format, non_finite="zero")[1]["vision"].x[2, 1] == 0
     assert open_dataset(path, format=format, non_finite="drop").lengths["vision"][1] == LENGTHS["vision"][1] - 1
+
+
+def test_what_not_every_split_has_is_left_out_and_noted(tmp_path, parts):
+    """It was left out without a word: also stored lengths, so that zero rows were cut off in their place."""
+    for key in ("raw_text", "audio_lengths"):
+        del parts["test"][key]
+    dataset = open_dataset(write(tmp_path / "a.pkl", parts))
+    assert "left out, since not every split has them: audio_lengths, raw_text" in dataset.notes
+    assert "raw_text" not in dataset.fields

@@ -242,3 +242,35 @@ def test_rows_of_nothing_but_minus_infinity_are_padding(tmp_path, payload):
     assert dataset.lengths["audio"].tolist() == [3, 0, 9]
     assert dataset[2]["audio"].x[0].tolist() == [2, 0, 2]
     assert "audio: 14 values of -inf set to 0, as MulT does" in dataset.notes
+
+
+def test_names_in_several_splits_are_told(tmp_path, payload):
+    """They were renamed as those that stand twice in one split, though the same sample may be trained on and tested."""
+    parts, _ = payload
+    parts["test"]["id"] = parts["train"]["id"][1:]
+    dataset = open_dataset(write(tmp_path / "x.pkl", parts))
+    assert "id: 3 names, such as 'train1[0.5,2.25]', stand in more than one split, which may share samples" in dataset.notes
+    parts["test"]["id"] = np.array(["same"] * 3)
+    assert not any("more than one split" in note for note in open_dataset(write(tmp_path / "y.pkl", parts)).notes)
+
+
+def test_splits_may_be_named_in_bytes(tmp_path, payload):
+    parts, _ = payload
+    dataset = open_dataset(write(tmp_path / "x.pkl", {name.encode(): part for name, part in parts.items()}))
+    assert sorted(set(dataset.split)) == ["test", "train", "valid"]
+
+
+def test_a_file_is_named_once(tmp_path, payload):
+    parts, _ = payload
+    parts["test"]["labels"] = parts["test"]["labels"].ravel()
+    with pytest.raises(DataError) as error:
+        open_dataset(write(tmp_path / "x.pkl", parts))
+    assert str(error.value).count("x.pkl") == 1
+
+
+def test_names_that_are_given_for_want_of_others_are_told(tmp_path, payload):
+    parts, _ = payload
+    del parts["test"]["id"]
+    dataset = open_dataset(write(tmp_path / "x.pkl", parts))
+    assert dataset.ids[-3:] == ["test_0", "test_1", "test_2"]
+    assert "id: 3 samples have none and are named by their split and number" in dataset.notes

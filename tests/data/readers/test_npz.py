@@ -297,3 +297,22 @@ def test_every_sample_has_its_own_times(tmp_path):
     np.savez(tmp_path / "a.npz", audio=np.ones((2, 6, 1)), audio_len=np.array([2, 3]), audio_time=times)
     dataset = open_dataset(tmp_path / "a.npz")
     assert [sample["audio"].time.tolist() for sample in dataset] == [[0, 1], [6, 7, 8]]
+
+
+def test_lengths_may_have_the_name_that_mmsa_gives_them(tmp_path):
+    """They became a field, and the padding steps."""
+    x, lengths = np.ones((3, 5, 2)), np.array([5, 0, 2])
+    np.savez(tmp_path / "x.npz", audio=x, audio_lengths=lengths, y=np.arange(3.0) / 2)
+    dataset = open_dataset(tmp_path / "x.npz")
+    assert dataset.lengths["audio"].tolist() == [5, 0, 2]
+    assert dataset.notes == ("audio: true lengths are those of 'audio_lengths'",)
+    np.savez(tmp_path / "both.npz", audio=x, audio_len=lengths[::-1].copy(), audio_lengths=lengths, y=np.arange(3.0) / 2)
+    assert open_dataset(tmp_path / "both.npz").lengths["audio"].tolist() == [2, 0, 5]
+
+
+def test_values_that_a_field_cannot_hold_are_left_out_and_noted(tmp_path):
+    when = np.array(["2020-01-01", "2020-01-02"], "M8[D]")
+    np.savez(tmp_path / "x.npz", audio=np.ones((2, 5, 2)), y=np.array([0, 1]), when=when)
+    dataset = open_dataset(tmp_path / "x.npz")
+    assert dataset.notes == ("array 'when' of shape (2,) left out: its values are neither numbers nor text, but datetime64[D]",)
+    assert not dataset.fields
