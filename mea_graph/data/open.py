@@ -133,7 +133,8 @@ def _locate(source: PathLike | Mapping[str, PathLike], format: str) -> tuple[Pat
         files = _files_of(origin, format) if origin.is_dir() else None
     for path in [origin] if files is None else files.values():
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
+            where = "" if path.is_absolute() else f"; a relative path counts from the current folder, {Path.cwd()}"
+            raise DataError(f"{path}: no such file{where}")
     return origin, files
 
 

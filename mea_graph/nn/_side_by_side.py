@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch_geometric.nn.aggr import SumAggregation
 
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
@@ -119,14 +121,17 @@ def _are_plain_norms(layers: Sequence[Any]) -> bool:
 
 
 def can_join(modules: Sequence[nn.Module]) -> bool:
-    """Whether modules of one class may run at once: none has a hook of its own, and they differ in their weights only.
+    """Whether modules of one class of the library may run at once: nobody watches one, and they differ in their weights only.
 
-    Their `__constants__` and the widths of their linear layers must agree; `linear` and `norm` check the rest.
+    Their `__constants__` and the widths of their linear layers must agree; `linear` and `norm` check the rest. A class of the caller's own
+    never joins, be it a subclass, a wrapper or another activation: only its call does what it says.
     """
     if is_traced():
         return False  # a compiler joins them itself, and padded batches of different widths stay apart
     first = modules[0]
     kind, manner = type(first), attrgetter("training", *getattr(first, "__constants__", ()))
+    if kind not in _PARTS and not kind.__module__.startswith("mea_graph.nn."):
+        return False
     own = manner(first)
     for module in modules:
         if type(module) is not kind or manner(module) != own or is_watched(module):
@@ -143,16 +148,28 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
     return True
 
 
+_PARTS = (nn.Linear, nn.Conv2d, nn.Dropout, nn.GELU, nn.ReLU, SumAggregation)
 _WIDTHS = attrgetter("in_features", "out_features")
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether calling the module may do more than its class's `forward`: it has hooks, or a `forward` of its own."""
+    """Whether calling the module may do more than its class's `forward`: see `has_own_call`, or somebody hooked all modules of torch."""
+    return has_own_call(module) or bool(
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def has_own_call(module: nn.Module) -> bool:
+    """Whether the module has hooks, a `forward` of its own, or was compiled by itself."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or module._compiled_call_impl
         or "forward" in module.__dict__
     )
 

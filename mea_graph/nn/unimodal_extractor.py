@@ -207,10 +207,12 @@ def extract_level(
 
 
 _MANNER = attrgetter("channels", "kernel_size", "stride", "skip", "positions", "dropout.p", "dropout.training")
+_WINDOW = attrgetter("kernel_size", "stride", "padding", "dilation")
 
 
 def _is_plain(extractor: UnimodalExtractor) -> bool:
     """Whether calling each part does what its options and weights say."""
     parts = ((extractor.conv, nn.Conv1d), (extractor.dropout, nn.Dropout))
     plain = all(type(part) is kind and not is_watched(part) for part, kind in parts) and not is_watched(extractor)
+    plain = plain and _WINDOW(extractor.conv) == ((extractor.kernel_size,), (extractor.stride,), (0,), (1,))
     return plain and op_of_both(extractor.forward_lstm, extractor.backward_lstm) is bilstm

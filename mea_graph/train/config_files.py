@@ -26,7 +26,7 @@ def find_config(name: str) -> Path:
         name: A name from `packaged_configs`, or a path.
 
     Raises:
-        DataError: If there is neither.
+        DataError: If there is neither, or the file is no configuration.
 
     >>> find_config("mosi").name
     'mosi.yaml'
@@ -35,8 +35,22 @@ def find_config(name: str) -> Path:
     if name in packaged:
         return packaged[name]
     if Path(name).is_file():
+        _check_sections(Path(name))
         return Path(name)
     raise DataError(f"config: expected a file or one of {', '.join(packaged)}, got {name!r}{did_you_mean(name, packaged)}")
+
+
+def _check_sections(path: Path) -> None:
+    """Refuses a file of another kind, such as one of data; a mistake inside a configuration is told where its options are read."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        found = b""
+    except yaml.YAMLError:
+        return
+    if found is not None and not isinstance(found, dict):
+        got = "no text" if isinstance(found, bytes) else type(found).__name__
+        raise DataError(f"config: expected sections data, model, trainer or others in {path}, got {got}")
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:

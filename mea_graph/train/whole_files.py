@@ -24,6 +24,8 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
         DataError: If the folder or the disk does not take the file; what was there before is still there.
     """
     place = Path(path)
+    if place.is_dir():
+        raise DataError(f"{place}: expected a {what} to write, got a folder; give the name of a file in it")
     temporary = place.with_name(place.name + _TEMPORARY)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

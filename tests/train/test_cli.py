@@ -288,6 +288,10 @@ class TestMistakes:
         self.check(capsys, "got 'mosy' (did you mean 'mosi'?)", "fit", "--config", "mosy")
         Path("broken.yaml").write_text("model: [")
         self.check(capsys, "config", "fit", "--config", "broken.yaml")
+        sections = "config: expected sections data, model, trainer or others in"
+        self.check(capsys, f"{sections} classes.npz, got no text", "fit", "--config", "classes.npz")
+        Path("words.txt").write_text("some words")
+        self.check(capsys, f"{sections} words.txt, got str", "fit", "--config", "words.txt")
         Path("unknown.yaml").write_text("models: 3")
         self.check(capsys, "models", "fit", "--config", "unknown.yaml")
         Path("close.yaml").write_text("data: {sorce: mine.npz}")
@@ -303,7 +307,8 @@ class TestMistakes:
         self.check(capsys, "Nope", "fit", *source, "--model", "Nope")
 
     def test_in_the_data(self, capsys, classes_source):
-        self.check(capsys, "nix.npz", "fit", "--data.source", "nix.npz")
+        here = f"nix.npz: no such file; a relative path counts from the current folder, {Path.cwd()}"
+        self.check(capsys, here, "fit", "--data.source", "nix.npz")
         self.check(capsys, "expected data.source", "fit")
         self.check(capsys, "which is classification; got task='regression'", "fit", *words(classes_source), "--data.task", "regression")
         no_valid = ["--data.split", "{by: subject, train: [0, 1], test: [2]}"]

@@ -130,3 +130,9 @@ def test_a_disk_that_fails_is_told(monkeypatch):
     with pytest.raises(DataError, match="Input/output error"):
         WholeCheckpoints().save_checkpoint({"x": torch.ones(3)}, "run/last.ckpt")
     assert not list(Path("run").iterdir())
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(tmp_path):
+    with pytest.raises(DataError, match="expected a file to write, got a folder; give the name of a file in it"):
+        write_whole(tmp_path, "1")
+    assert not list(tmp_path.parent.glob("*.writing"))

@@ -42,6 +42,10 @@ def check_layers(num_layers: int) -> None:
         raise ValueError(f"num_layers: expected at most {MOST_LAYERS}, got {num_layers}")
 
 
-def probability(dropout: nn.Dropout) -> float:
-    """The current probability: 0 in evaluation mode."""
-    return dropout.p if dropout.training else 0.0
+def probability(dropout: nn.Module) -> float:
+    """The current probability: 0 in evaluation mode. The op drops weights by it, so that another module cannot do it in its place."""
+    if type(dropout) is nn.Dropout:
+        return dropout.p if dropout.training else 0.0
+    if type(dropout) is nn.Identity:
+        return 0.0
+    raise TypeError(f"attention_dropout: expected nn.Dropout, whose probability attention reads, or nn.Identity, got {dropout}")

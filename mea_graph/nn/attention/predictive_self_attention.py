@@ -12,6 +12,7 @@ from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
 from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
+from mea_graph.nn.attention.prediction import prediction
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
 
 
@@ -194,6 +195,7 @@ def attend(
     query, key, value = rearrange(projected, "step (kind head width) -> step kind head width", kind=3, head=first.heads).unbind(1)
     dropout = probability(first.attention_dropout)
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
+    guides = [_guide(layer, prior, p) for layer, prior, p in zip(layers, priors, pointers, strict=True)]
     intervals = [e for e in edges if not isinstance(e, Tensor)]
     if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
         if all(e is None for e in intervals):
@@ -206,8 +208,8 @@ def attend(
     else:
         values = value.split(sizes)
         parts = [
-            predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], dropout=dropout, **_guide(layer, priors[i]))
-            for i, layer in enumerate(layers)
+            predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], dropout=dropout, backend=backend, **guide)
+            for i, (guide, backend) in enumerate(guides)
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
     carried = normalized if first.residual == "normalized" else x
@@ -224,16 +226,17 @@ def attend(
         z = z + torch.stack([p.flatten()[:0].sum() for p in idle]).sum()
     drawn = []
     if maps:
-        for i, layer in enumerate(layers):
+        for i, (guide, _) in enumerate(guides):
             of_layer = edges[i]
             if isinstance(of_layer, Tensor):
                 raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
-            drawn.append(predictive_attention_map(*own[i], pointers[i], edges=of_layer, **_guide(layer, priors[i])))
+            drawn.append(predictive_attention_map(*own[i], pointers[i], edges=of_layer, **guide))
     return z, own, drawn
 
 
-def _guide(layer: PredictiveSelfAttention, prior: Prior | None) -> dict[str, Any]:
+def _guide(layer: PredictiveSelfAttention, prior: Prior | None, pointers: Pointers) -> tuple[dict[str, Any], str]:
+    """The arguments of the op that stem from the layer before, and the backend to take."""
     if prior is None or layer.predictor is None:
-        return {"mu": layer.mu}
-    predictor = layer.predictor
-    return {"prior_query": prior.query, "prior_key": prior.key, "weight": predictor.weight, "bias": predictor.bias, "mu": layer.mu}
+        return {"mu": layer.mu}, "auto"
+    guide, backend = prediction(layer.predictor, *prior, pointers)
+    return {**guide, "mu": layer.mu}, backend

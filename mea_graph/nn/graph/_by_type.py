@@ -29,10 +29,6 @@ class ByType(MessagePassing):
         """Shows the nodes to hooks."""
         return nodes
 
-    def is_watched(self) -> bool:
-        """Whether a hook wants to see the nodes."""
-        return bool(self._forward_hooks)
-
     def asks_attention(self) -> bool:
         """Whether a hook wants to see the attention."""
         return bool(self._message_forward_hooks)

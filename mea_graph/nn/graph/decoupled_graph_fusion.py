@@ -14,6 +14,7 @@ from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.typing import EdgeType, NodeType
 
 from mea_graph.nn._sequences import check_modalities, check_sizes
+from mea_graph.nn._side_by_side import is_watched
 from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
 from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv, pass_side_by_side
@@ -178,7 +179,7 @@ class DecoupledGraphFusion(nn.Module):
         index: tuple[list[Tensor | None], Tensor] | None = None
         for i, (space, graph) in enumerate(graphs.items()):
             out = joined[i] if joined else self._alone(self.convs[space], graph, edge_index_dict, return_attention_weights, transfer)
-            if self.aggr is None or self.by_type.is_watched():
+            if self.aggr is None or is_watched(self.by_type):
                 sizes = [nodes[name].size(0) for name in graph.names]
                 by_type = self.by_type(dict(zip(graph.names, out.split(sizes), strict=True)))
             if self.aggr is None:

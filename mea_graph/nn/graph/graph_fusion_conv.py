@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
+from torch_geometric.nn.aggr import SumAggregation
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, Size, SparseTensor
 from torch_geometric.utils import is_sparse, is_torch_sparse_tensor, to_edge_index
@@ -16,7 +17,7 @@ from torch_geometric.utils.sparse import set_sparse_value
 
 from mea_graph.nn._dropout import probability_below_1
 from mea_graph.nn._sequences import check_sizes
-from mea_graph.nn._side_by_side import Groups, can_join
+from mea_graph.nn._side_by_side import Groups, can_join, is_watched
 from mea_graph.nn._side_by_side import linear as side_by_side
 from mea_graph.ops import edge_attention, segment_softmax, segment_sum
 from mea_graph.ops.eager import is_traced, is_transformed
@@ -308,13 +309,15 @@ class GraphFusionConv(MessagePassing):
         """Whether the fused form may replace single messages, because nothing reads them, and gains, because there are enough."""
         if not self.fuse or is_traced() or is_transformed() or edge_index.size(1) * self.heads < _LARGE:
             return False
-        if edge_attr is not None or edge_weight is not None or (self.dropout and self.training) or self.aggr not in ("sum", "add"):
+        if edge_attr is not None or edge_weight is not None or (self.dropout and self.training):
             return False
         return self._passes_unseen()
 
     def _passes_unseen(self) -> bool:
         """Whether nobody looks at messages, or has steps of their own."""
         if self.explain or any(getattr(self, f"_{step}_forward{kind}_hooks") for step in _HOOKS for kind in ("", "_pre")):
+            return False
+        if type(self.aggr_module) is not SumAggregation or is_watched(self.aggr_module):
             return False
         return not any(step in self.__dict__ or getattr(type(self), step) is not getattr(GraphFusionConv, step) for step in _STEPS)
 

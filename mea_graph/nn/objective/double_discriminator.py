@@ -138,5 +138,7 @@ class DoubleDiscriminator(nn.Module):
 
 def _held(layer: nn.Module, x: Tensor) -> Tensor:
     """The result of a layer, whatever stands in its place, whose parameters get no gradient from it."""
+    if getattr(layer, "_is_replica", False):
+        raise RuntimeError("adversary='confusion': expected parameters, got a replica of DataParallel; use DistributedDataParallel")
     result: Tensor = torch.func.functional_call(layer, {name: p.detach() for name, p in layer.named_parameters()}, (x,))
     return result
