@@ -27,8 +27,9 @@ def refuse(
         return f"it computes float32 and float64, and these are {x.dtype}"
     if not 0 < min(weights[0].shape) <= max(weights[0].shape) <= _WIDEST:
         return f"it is for 1 to {_WIDEST} channels, since plain products are as fast for more"
-    if not all(t.is_contiguous() and t.is_cpu for t in (*weights, *biases, *scales, *shifts)):
-        return "a parameter is not in one piece of memory, or not on a CPU"
+    for t in (*weights, *biases, *scales, *shifts):  # a loop, not `all`, whose generator takes as long as what it asks
+        if not t.is_cpu or not t.is_contiguous():
+            return "a parameter is not in one piece of memory, or not on a CPU"
     return library.refuse()
 
 
@@ -124,7 +125,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, onto: Tensor | None, counts: list[int], numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         ctx.counts, ctx.numbers = counts, numbers
         ctx.save_for_backward(x, *tensors)
-        return (_linear_operator if _is_observed() else _linear)(x, *_arguments(counts, numbers, tensors), onto)
+        arguments = *_arguments(counts, numbers, tensors), onto
+        return (_linear_operator if _is_observed() else _linear)(x, *arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
