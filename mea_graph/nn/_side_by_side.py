@@ -72,15 +72,15 @@ def linear(
 ) -> Tensor:
     """Each `nn.Linear` on its rows, after the `nn.LayerNorm` of `before` if there are any; for the rest see `grouped_linear`."""
     plain = len(layers) > 1 and all(_is_plain(layer, nn.Linear) for layer in layers)
-    biases = [layer.bias for layer in layers if plain and layer.bias is not None]
+    biases = [bias for bias in _own(layers, "bias") if bias is not None] if plain else []
     if not plain or len(biases) not in (0, len(layers)):
         out = _in_turn(layers, norm(before, x, groups) if before else x, groups.placed() if before else groups)
         return out if onto is None else onto + out
     if before and not _are_plain_norms(before):
         x, groups, before = norm(before, x, groups), groups.placed(), ()
-    scales, shifts = [n.weight for n in before], [n.bias for n in before]
+    scales, shifts = _own(before, "weight"), _own(before, "bias")
     eps = before[0].eps if before else 0.0
-    return grouped_linear(x, [layer.weight for layer in layers], biases, *groups, scales, shifts, eps, steps_last, onto=onto)
+    return grouped_linear(x, _own(layers, "weight"), biases, *groups, scales, shifts, eps, steps_last, onto=onto)
 
 
 def linear_onto(onto: Tensor, dropout: nn.Module, layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
@@ -112,12 +112,17 @@ def norm(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     """Each `nn.LayerNorm` on its rows."""
     if len(layers) == 1 or not _are_plain_norms(layers):
         return _in_turn(layers, x, groups)
-    return grouped_layer_norm(x, [layer.weight for layer in layers], [layer.bias for layer in layers], *groups, eps=layers[0].eps)
+    return grouped_layer_norm(x, _own(layers, "weight"), _own(layers, "bias"), *groups, eps=layers[0].eps)
 
 
 def _are_plain_norms(layers: Sequence[Any]) -> bool:
     affine = all(_is_plain(layer, nn.LayerNorm) and layer.weight is not None and layer.bias is not None for layer in layers)
     return affine and len({layer.eps for layer in layers}) == 1
+
+
+def _own(layers: Sequence[Any], name: str) -> list[Any]:
+    """The parameter of that name of each layer; asking the module for it takes a call of Python."""
+    return [layer._parameters[name] if name in layer._parameters else getattr(layer, name) for layer in layers]
 
 
 def can_join(modules: Sequence[nn.Module]) -> bool:

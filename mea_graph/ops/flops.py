@@ -97,6 +97,11 @@ def _grouped_backward(grad: Tensor, x: Tensor, mean: Any, rstd: Any, weights: An
     return 2 * _grouped(x, weights, bias, starts, sizes)
 
 
+def _grouped_native_backward(grad: Tensor, *inputs: Any) -> int:
+    """The gradients of the rows and of the weights."""
+    return 2 * _grouped(*inputs)
+
+
 def _one_way(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any) -> int:
     """One direction of an LSTM or GRU, (B, T, C): every step meets both matrices."""
     return 2 * x.size(0) * x.size(1) * (weight_ih.numel() + weight_hh.numel())
@@ -142,6 +147,8 @@ for _backend in ("cpu", "cuda"):
     register(getattr(_OURS, f"edge_attention_{_backend}_backward"), _edge_backward)
 register(_OURS.grouped_linear, _grouped)
 register(_OURS.grouped_linear_backward, _grouped_backward)
+register(_OURS.grouped_linear_native, _grouped)
+register(_OURS.grouped_linear_native_backward, _grouped_native_backward)
 for _name in ("lstm", "gru"):
     register(getattr(_OURS, _name), _one_way)
     register(getattr(_OURS, f"{_name}_backward"), _one_way_backward)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mea_graph.ops import explain, record_calls, use_backend
 from mea_graph.ops.grouped import batched, grouped_layer_norm, grouped_linear, stacked_together
+from mea_graph.ops.native import library
 
 N, C, WIDE = 9, 4, 3
 # By case, first row and number of rows of each group.
@@ -23,6 +24,8 @@ GROUPS = {
     "empty": ([0, 4, 9], [4, 0, 0]),
     "nothing at all": ([0, 0], [0, 0]),
 }
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(library.refuse() is not None, reason=f"native kernels: {library.refuse()}"))
+JOINED = pytest.mark.parametrize("backend", ["joined", NATIVE])
 OPS = {"grouped_linear": grouped_linear, "grouped_layer_norm": grouped_layer_norm}
 every_op = pytest.mark.parametrize("name", OPS)
 every_case = pytest.mark.parametrize("case", GROUPS)
@@ -54,7 +57,7 @@ def gradients(out: Tensor, given: Leaves, grad: Tensor) -> list[Tensor]:
 
 @every_op
 @every_case
-@pytest.mark.parametrize("backend", ["joined", "reference"])
+@pytest.mark.parametrize("backend", ["joined", "reference", NATIVE])
 @pytest.mark.parametrize("bias", [True, False])
 def test_equals_one_call_a_group(name: str, case: str, backend: str, bias: bool) -> None:
     if name == "grouped_layer_norm" and not bias:
@@ -105,7 +108,7 @@ def test_a_normalisation_before_batched_products(case: str) -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("backend", ["batched", "joined", "reference"])
+@pytest.mark.parametrize("backend", ["batched", "joined", "reference", NATIVE])
 def test_a_result_may_be_added_to_a_residual(backend: str, bias: bool) -> None:
     starts, sizes = LEVEL["in pairs"]
     x, weights, biases = leaves("grouped_linear", len(starts), bias=bias)
@@ -167,26 +170,28 @@ def test_batched_refuses_what_is_not_level(name: str) -> None:
 
 
 @every_op
+@JOINED
 @pytest.mark.parametrize("case", ["overlapping", "some rows in none", "empty"])
-def test_derivatives_of_first_and_second_order(name: str, case: str) -> None:
+def test_derivatives_of_first_and_second_order(name: str, case: str, backend: str) -> None:
     starts, sizes = GROUPS[case]
     x, weights, biases = leaves(name, len(starts))
     n = len(weights)
-    call = lambda x, *t: OPS[name](x, t[:n], t[n:], starts, sizes, backend="joined")  # noqa: E731
+    call = lambda x, *t: OPS[name](x, t[:n], t[n:], starts, sizes, backend=backend)  # noqa: E731
     assert torch.autograd.gradcheck(call, (x, *weights, *biases), fast_mode=True)
     assert torch.autograd.gradgradcheck(call, (x, *weights, *biases), fast_mode=True)
 
 
 @every_op
-def test_one_weight_may_serve_several_groups(name: str) -> None:
+@JOINED
+def test_one_weight_may_serve_several_groups(name: str, backend: str) -> None:
     """Each use adds its part, in first and in second derivatives."""
     starts, sizes = GROUPS["overlapping"]
     x, (weight, *_), (bias, *_) = leaves(name, 3)
-    call = lambda x, w, b, backend="joined": OPS[name](x, [w] * 3, [b] * 3, starts, sizes, backend=backend)  # noqa: E731
+    call = lambda x, w, b, backend: OPS[name](x, [w] * 3, [b] * 3, starts, sizes, backend=backend)  # noqa: E731
     for again in (False, True):
         results = []
-        for backend in ("joined", "reference"):
-            found = torch.autograd.grad(call(x, weight, bias, backend).sin().sum(), [x, weight, bias], create_graph=again)
+        for own in (backend, "reference"):
+            found = torch.autograd.grad(call(x, weight, bias, own).sin().sum(), [x, weight, bias], create_graph=again)
             if again:
                 found = torch.autograd.grad(sum(g.square().sum() for g in found), [x, weight, bias])
             results.append(found)
@@ -206,14 +211,19 @@ def test_gradients_may_be_wanted_of_some_only(name: str, needed: int) -> None:
 
 
 @every_op
+@JOINED
 @pytest.mark.parametrize(("dtype", "budget"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
-def test_rounds_no_more_than_the_dtype_does(name: str, dtype: torch.dtype, budget: float) -> None:
+def test_rounds_no_more_than_the_dtype_does(name: str, dtype: torch.dtype, budget: float, backend: str) -> None:
+    if backend == "native" and dtype != torch.float32:
+        with pytest.raises(ValueError, match="cannot run on 'native' here: it computes float32 and float64"):
+            OPS[name](*leaves(name, 3, dtype), *GROUPS["apart"], backend=backend)
+        return
     starts, sizes = GROUPS["apart"]
     given = leaves(name, 3, dtype)
     wide = tuple(
         [t.detach().double().requires_grad_() for t in p] if isinstance(p, list) else p.detach().double().requires_grad_() for p in given
     )
-    out, expected = OPS[name](*given, starts, sizes, backend="joined"), by_hand(name, *wide, starts, sizes)
+    out, expected = OPS[name](*given, starts, sizes, backend=backend), by_hand(name, *wide, starts, sizes)
     grad = torch.randn_like(out)
     found = zip([out, *gradients(out, given, grad)], [expected, *gradients(expected, wide, grad.double())], strict=True)
     for f, e in found:
@@ -222,13 +232,14 @@ def test_rounds_no_more_than_the_dtype_does(name: str, dtype: torch.dtype, budge
 
 
 @every_op
-def test_same_bits_twice_whatever_the_strides(name: str) -> None:
+@JOINED
+def test_same_bits_twice_whatever_the_strides(name: str, backend: str) -> None:
     starts, sizes = GROUPS["overlapping"]
     x, weights, biases = leaves(name, 3, torch.float32)
     grad = torch.randn(sum(sizes), WIDE if name == "grouped_linear" else C)
     runs = []
     for given in ((x, weights, biases), (x, weights, biases), (x.mT.contiguous().mT, weights, biases)):
-        out = OPS[name](*given, starts, sizes)
+        out = OPS[name](*given, starts, sizes, backend=backend)
         runs.append([out.detach(), *gradients(out, (x, weights, biases), grad)])
     torch.testing.assert_close(runs[1], runs[0], rtol=0, atol=0)
     torch.testing.assert_close(runs[2], runs[0], rtol=1e-6, atol=1e-6)
@@ -345,10 +356,11 @@ def test_bad_input_is_named(make: Callable[[], Any], message: str) -> None:
         make()
 
 
+@JOINED
 @pytest.mark.parametrize("steps_last", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("starts", "sizes"), [([0, 4], [4, 5]), ([0, 2, 0], [9, 3, 9]), ([3], [0])], ids=["apart", "shared", "empty"])
-def test_a_map_after_a_normalisation(starts: list[int], sizes: list[int], biased: bool, steps_last: bool) -> None:
+def test_a_map_after_a_normalisation(starts: list[int], sizes: list[int], biased: bool, steps_last: bool, backend: str) -> None:
     """Scale and shift of the normalisation are folded into the map: the same values, gradients and second derivatives."""
     groups, draw = len(starts), lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     x, weights, biases = draw(9, 4), [draw(3, 4) for _ in starts], [draw(3) for _ in starts] if biased else []
@@ -364,7 +376,7 @@ def test_a_map_after_a_normalisation(starts: list[int], sizes: list[int], biased
             first += n
         return x, *parts
 
-    def run(*tensors: torch.Tensor, backend: str = "joined") -> torch.Tensor:
+    def run(*tensors: torch.Tensor, backend: str = backend) -> torch.Tensor:
         x, weights, biases, scales, shifts = split(tensors)
         return grouped_linear(x, weights, biases, starts, sizes, scales, shifts, 1e-3, steps_last, backend)
 

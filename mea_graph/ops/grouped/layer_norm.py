@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.grouped import batched
-from mea_graph.ops.grouped.parts import accept, check, check_shapes, layer_norm, refuse, slices
+from mea_graph.ops.grouped import batched, native, reference
+from mea_graph.ops.grouped.parts import accept, check, check_shapes, refuse, slices
 from mea_graph.ops.library import register, through_reference
+from mea_graph.ops.native import library
 
 __all__ = ["grouped_layer_norm"]
 
@@ -32,7 +33,8 @@ def grouped_layer_norm(
         weights, biases: One of each a group.
         starts, sizes: First row and number of rows of each group; groups may share rows.
         eps: Added to the variance.
-        backend: "auto", "batched" (on a device and for groups of equal size), "joined" (one call for all groups) or "reference".
+        backend: "auto", "batched" (on a device and for groups of equal size), "native" (C++ that a compiler on this machine builds at
+            first use, on a CPU, for up to 256 channels), "joined" (one operator for all groups) or "reference".
 
     Shape:
         - x: :math:`(N, C)`; weights[g], biases[g]: :math:`(C,)`; result: :math:`(\sum_g n_g, C)`
@@ -58,14 +60,6 @@ def grouped_layer_norm(
     check_shapes(weights=(weights, (x.size(1),)), biases=(biases, (x.size(1),)))
     arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes), "eps": eps}
     return _NORM.run(backend, x.device, arguments)
-
-
-def _norm_reference(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
-) -> Tensor:
-    groups = zip(weights, biases, starts, sizes, strict=True)
-    parts = [layer_norm(x.narrow(0, s, n), w, b, eps) for w, b, s, n in groups]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _norm(
@@ -128,7 +122,7 @@ class _Norm(torch.autograd.Function):
         n, weights = ctx.groups, parameters[: ctx.groups]
         if torch.is_grad_enabled():
             inputs = (x, weights, parameters[n:], ctx.starts, ctx.sizes, ctx.eps)
-            d_x, d_weights, d_biases, *_ = through_reference(_norm_reference, inputs, grads[0])
+            d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
             return d_x, None, None, None, None, *d_weights, *d_biases
         d_x, *d = _norm_backward_operator(grads[0], x, mean, rstd, weights, ctx.starts, ctx.sizes)
         return d_x, None, None, None, None, *d
@@ -144,7 +138,8 @@ _NORM = Op(
     grouped_layer_norm,
     {
         "batched": Backend(batched.norm, batched.refuse, prefers="cuda"),
+        "native": Backend(native.norm, native.refuse, hold=library.hold),
         "joined": Backend(_run_norm, refuse),
-        "reference": Backend(_norm_reference, accept),
+        "reference": Backend(reference.norm, accept),
     },
 )

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.grouped import batched
-from mea_graph.ops.grouped.parts import accept, check, check_shapes, layer_norm, refuse, slices
+from mea_graph.ops.grouped import batched, native, reference
+from mea_graph.ops.grouped.parts import accept, check, check_shapes, refuse, slices
 from mea_graph.ops.library import register, through_reference
+from mea_graph.ops.native import library
 
 __all__ = ["grouped_linear"]
 
@@ -43,8 +43,8 @@ def grouped_linear(
         scales, shifts, eps: Parameters of the normalisation, one of each for every group; without them nothing is normalised.
         steps_last: Whether the result is laid out with rows along the last dimension in memory, as attention on a CPU reads it; its shape
             and values are the same.
-        backend: "auto", "batched" (batched products, on a device and for groups of equal size), "joined" (one call for all groups) or
-            "reference".
+        backend: "auto", "batched" (batched products, on a device and for groups of equal size), "native" (C++ that a compiler on this
+            machine builds at first use, on a CPU, for up to 256 channels), "joined" (one operator for all groups) or "reference".
         onto: What the result is added to, as a residual.
 
     Shape:
@@ -70,28 +70,6 @@ def grouped_linear(
         raise ValueError(f"onto: expected ({sum(sizes)}, {width}) as the result, got {tuple(onto.shape)}")
     arguments |= {"scales": list(scales), "shifts": list(shifts), "eps": eps, "steps_last": steps_last, "onto": onto}
     return _LINEAR.run(backend, x.device, arguments)
-
-
-def _linear_reference(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    starts: Sequence[int],
-    sizes: Sequence[int],
-    scales: Sequence[Tensor],
-    shifts: Sequence[Tensor],
-    eps: float,
-    steps_last: bool,
-    onto: Tensor | None = None,
-) -> Tensor:
-    parts = []
-    for g, (start, size) in enumerate(zip(starts, sizes, strict=True)):
-        rows = x.narrow(0, start, size)
-        if scales:
-            rows = layer_norm(rows, scales[g], shifts[g], eps)
-        parts.append(F.linear(rows, weights[g], biases[g] if biases else None))
-    out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return out if onto is None else onto + out
 
 
 def _linear(
@@ -231,7 +209,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: Tensor, starts: list[int], sizes: list[int], counts: list[int], eps: float, steps_last: bool, *parameters: Tensor
     ) -> Tensor:
         ctx.starts, ctx.sizes, ctx.counts, ctx.eps, ctx.steps_last = starts, sizes, counts, eps, steps_last
-        weights, biases, scales, shifts = _split(parameters, counts)
+        weights, biases, scales, shifts = native.split(parameters, counts)
         out, mean, rstd = _linear_operator(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last)
         ctx.save_for_backward(x, mean, rstd, *parameters)
         return out
@@ -239,24 +217,15 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, mean, rstd, *parameters = ctx.saved_tensors
-        weights, biases, scales, shifts = _split(parameters, ctx.counts)
+        weights, biases, scales, shifts = native.split(parameters, ctx.counts)
         if torch.is_grad_enabled():
             grad = grads[0].t() if ctx.steps_last else grads[0]
             inputs = (x, weights, biases, ctx.starts, ctx.sizes, scales, shifts, ctx.eps, False)
-            d_x, d_weights, d_biases, _, _, d_scales, d_shifts, *_ = through_reference(_linear_reference, inputs, grad)
+            d_x, d_weights, d_biases, _, _, d_scales, d_shifts, *_ = through_reference(reference.linear, inputs, grad)
             return d_x, *(None,) * 5, *d_weights, *d_biases, *d_scales, *d_shifts
         groups = (ctx.starts, ctx.sizes, scales, shifts, ctx.eps, ctx.steps_last)
         d_x, *d = _linear_backward_operator(grads[0], x, mean, rstd, weights, bool(biases), *groups)
         return d_x, *(None,) * 5, *d
-
-
-def _split(parameters: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
-    """Weights, biases, scales and shifts."""
-    found, first = [], 0
-    for count in counts:
-        found.append(list(parameters[first : first + count]))
-        first += count
-    return found
 
 
 def _run_linear(
@@ -284,7 +253,8 @@ _LINEAR = Op(
     grouped_linear,
     {
         "batched": Backend(batched.linear, batched.refuse, prefers="cuda"),
+        "native": Backend(native.linear, native.refuse, hold=library.hold),
         "joined": Backend(_run_linear, refuse),
-        "reference": Backend(_linear_reference, accept),
+        "reference": Backend(reference.linear, accept),
     },
 )

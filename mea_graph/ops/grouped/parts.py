@@ -18,8 +18,10 @@ def check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts
     counts = (len(weights), len(biases) or len(weights), len(starts), len(sizes))
     if len(set(counts)) != 1 or not weights:
         raise ValueError(f"weights, biases, starts, sizes: expected one of each for every group, got {counts}")
-    if any(s < 0 or n < 0 or s + n > x.size(0) for s, n in zip(starts, sizes, strict=True)):
-        raise ValueError(f"starts, sizes: expected rows of the {x.size(0)} of x, got {list(starts)}, {list(sizes)}")
+    rows = x.size(0)
+    for s, n in zip(starts, sizes, strict=True):
+        if s < 0 or n < 0 or s + n > rows:
+            raise ValueError(f"starts, sizes: expected rows of the {rows} of x, got {list(starts)}, {list(sizes)}")
 
 
 def check_shapes(**expected: tuple[Sequence[Tensor], tuple[Any, ...]]) -> None:

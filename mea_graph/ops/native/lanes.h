@@ -72,7 +72,7 @@ template <class T> inline V<T> load(const T* from) {
 
 template <class T> inline void store(T* to, V<T> v) { std::memcpy(to, &v, BYTES); }
 
-template <class T> inline V<T> all(T value) { return V<T>{} + value; }
+template <class T> inline V<T> all(T value) { return value - V<T>{}; }  // `+` would have to turn -0 into 0: one more instruction
 
 template <class T> inline V<T> keep(I<T> where, V<T> v) { return (V<T>)((I<T>)v & where); }  // zero elsewhere, whatever stood there
 

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SOURCES = ("interval.cpp", "predictive.cpp", "recurrent.cpp")
+_SOURCES = ("grouped.cpp", "interval.cpp", "predictive.cpp", "recurrent.cpp")
 _FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-pthread", "-w")
 _LOG = logging.getLogger(__name__)
 
@@ -126,13 +127,18 @@ def rows(x: Tensor | None) -> Sequence[Field]:
 
 def call(name: str, dtype: torch.dtype, fields: Sequence[Field], *numbers: float) -> None:
     """Calls `<name>_float` or `<name>_double` on a struct of 8-byte fields: tensors as the address of their data, None as null."""
-    library = _library()
-    if isinstance(library, str):
-        raise RuntimeError(f"native kernels: {library}")
     values = []
     for field in fields:
         if isinstance(field, Tensor) and (field.device.type != "cpu" or field.dtype not in (dtype, torch.int64)):
             raise RuntimeError(f"native kernels: expected {dtype} and torch.int64 on a CPU, got {field.dtype} on {field.device}")
         values.append(field.data_ptr() if isinstance(field, Tensor) else field or 0)
+    call_addresses(name, dtype, values, *numbers)
+
+
+def call_addresses(name: str, dtype: torch.dtype, fields: Sequence[int], *numbers: float) -> None:
+    """As `call`, for a caller that has checked its tensors and gives their addresses: it asks nothing of each field."""
+    library = _library()
+    if isinstance(library, str):
+        raise RuntimeError(f"native kernels: {library}")
     function = getattr(library, f"{name}_{'double' if dtype == torch.float64 else 'float'}")
-    function((ctypes.c_int64 * len(values))(*values), *map(ctypes.c_double, numbers))
+    function(struct.pack(f"{len(fields)}q", *fields), *map(ctypes.c_double, numbers))
