@@ -139,7 +139,7 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
         return False
     own = manner(first)
     for module in modules:
-        if type(module) is not kind or manner(module) != own or is_watched(module):
+        if type(module) is not kind or manner(module) != own or is_watched(module) or module._modules.keys() != first._modules.keys():
             return False
     for name, part in first._modules.items():
         if part is None or isinstance(part, nn.LayerNorm):
@@ -153,7 +153,7 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
     return True
 
 
-_PARTS = (nn.Linear, nn.Conv2d, nn.Dropout, nn.GELU, nn.ReLU, SumAggregation)
+_PARTS = (nn.Linear, nn.Conv2d, nn.Dropout, nn.GELU, nn.ReLU, nn.ModuleDict, nn.ModuleList, SumAggregation)
 _WIDTHS = attrgetter("in_features", "out_features")
 
 
