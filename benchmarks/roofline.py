@@ -139,7 +139,10 @@ def _loop(
     loop = LOOPS[name]
     computed = heads * sum(_up(n, tiles.rows) * _up(n, tiles.columns) for n in lengths)
     useful = 2 * pairs * (loop.products * width + loop.folded * 3 * heads * width)
-    executed = 2 * computed * (loop.products * padded[0] + loop.folded * padded[1]) * (3 if exact else 1)
+    again = tiles.parts - 1  # launches that compute the maps anew, but sum other gradients
+    channels = (loop.products + 2 * again) * padded[0] + (loop.folded + again) * padded[1]
+    executed = 2 * computed * channels * (3 if exact else 1)
+    computed *= tiles.parts
     exponentials, slots = (loop.float_exponentials, loop.float_slots) if exact else (loop.half_exponentials, loop.half_slots)
     wide, folded = padded
     read = (3 if name == "forward" else 2) * wide + folded  # channels, for each key of a tile of queries; the key loop has them swapped

@@ -82,6 +82,15 @@ def test_work_by_hand():
     assert kernels["unfold"].slots == roofline.FOLDS["unfold"][0] * 64 * 8  # 64 threads, 8 blocks
 
 
+def test_a_key_loop_in_two_parts_computes_its_maps_twice():
+    narrow, wide = ({k.kernel: k for k in roofline.work([128], 128, 8, width, torch.bfloat16)} for width in (5, 8))
+    pairs = 8 * 128 * 128
+    assert wide["key loop"].executed == pairs * 2 * (6 * 16 + 3 * 256)  # each gradient once
+    assert wide["key loop"].exponentials == 2 * narrow["key loop"].exponentials
+    assert wide["key loop"].slots == 2 * narrow["key loop"].slots
+    assert wide["query loop"].executed == pairs * 2 * (4 * 16 + 2 * 256)
+
+
 def test_float32_executes_three_products_and_padding_nothing():
     half, exact = (roofline.work([64, 10], 64, 8, 5, dtype)[1] for dtype in (torch.bfloat16, torch.float32))
     assert half.useful == exact.useful == 8 * (64**2 + 10**2) * 270

@@ -32,6 +32,7 @@ class Tiles(NamedTuple):
     chunk: int  # channels of the folded width that are multiplied at once
     warps: int
     stages: int
+    parts: int = 1  # launches, each with so many of the folded channels in its gradient (key loop)
 
 
 # By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "folded", such heads with a
@@ -48,6 +49,7 @@ HOPPER = {
     ("query", "float", "narrow"): Tiles(64, 16, 32, 4, 1),
     ("query", "float", "wide"): Tiles(16, 16, 32, 4, 1),
     ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
+    ("key", "half", "folded"): Tiles(32, 64, 64, 4, 1, parts=2),
     ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1),
     ("key", "float", "narrow"): Tiles(16, 64, 32, 4, 1),
     ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1),
@@ -57,6 +59,7 @@ AMPERE = HOPPER | {
     ("query", "half", "folded"): Tiles(32, 16, 64, 4, 1),
     ("query", "float", "narrow"): Tiles(32, 16, 32, 4, 1),
     ("key", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
+    ("key", "half", "folded"): HOPPER["key", "half", "wide"],  # in two parts it would need more
     ("key", "float", "narrow"): Tiles(16, 32, 32, 4, 1),
 }
 
@@ -232,11 +235,12 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
         blocks = call.steps_padded // tiles.columns
         groups = min(call.heads, _GROUPS)
         folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
-        triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
-            *shared, inner_delta, d_key, d_value, folded_key_grad,
-            call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, call.shift,
-            SPARE=call.spare, **constants,
-        )  # fmt: skip
+        for part in range(tiles.parts):
+            triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
+                *shared, inner_delta, d_key, d_value, folded_key_grad,
+                call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, call.shift,
+                PART=part, PARTS=tiles.parts, SPARE=call.spare, **constants,
+            )  # fmt: skip
 
         channels = gpu.power_of_2(call.heads * call.prior_width)
         blocks = call.steps_padded // _UNFOLD_ROWS

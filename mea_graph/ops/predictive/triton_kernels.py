@@ -294,13 +294,16 @@ def predictive_attention_bwd_key_kernel(
     query, key, value, folded_query, folded_key, grad, starts, lengths, inner, outer, delta, inner_delta,
     key_grad, value_grad, folded_key_grad,
     heads, groups, steps_padded, width, value_width, scale, mu, shift,
-    SPARE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+    PART: tl.constexpr, PARTS: tl.constexpr, SPARE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr,
+    CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b groups + g: gradients of keys and values for a group of heads, one head after the other.
 
     All heads share the folded keys: their gradient is summed over the group here, over the groups when it is unfolded. Tiles are
     transposed, (keys, queries), so that each is the left operand of the products that follow.
+
+    A wide gradient of folded keys leaves no registers for the rest, so that each of PARTS launches computes the maps again and sums an
+    equal part of its channels; the first also sums the gradient of values, the last that of keys. PARTS > 1 asks for CHUNK < FOLDED.
 
     Queries that do not exist weigh nothing either: they, their gradients and deltas are zeros, their statistics numbers. `inner_delta` has
     numbers wherever a tile of the other loop lies, and so a tile of this one must not have more rows.
@@ -320,7 +323,8 @@ def predictive_attention_bwd_key_kernel(
     folded_key += sample.to(tl.int64) * steps_padded * FOLDED
     if CHUNK == FOLDED:
         folded_keys = _tile(folded_key, columns, FOLDED)
-    folded_grads = tl.zeros([COLUMNS, FOLDED], tl.float32)
+    part_channels = PART * (FOLDED // PARTS) + tl.arange(0, FOLDED // PARTS)[None, :]
+    folded_grads = tl.zeros([COLUMNS, FOLDED // PARTS], tl.float32)
     gain = _gain(grad)
     for head in range(low, high):
         pair = (sample * heads + head).to(tl.int64)
@@ -349,18 +353,22 @@ def predictive_attention_bwd_key_kernel(
                 folded = _folded_dot(folded_key, columns, folded_rows, rows, FOLDED, CHUNK, EXACT)
             activated, slope = gelu_and_slope(folded, EXACT)
             weights = tl.exp2(activated * (mu * LOG2_E) + (share - outer_rows[None, :]))
-            value_grads = add_dot(value_grads, weights, grads, EXACT)
+            if PART == 0:
+                value_grads = add_dot(value_grads, weights, grads, EXACT)
             mixed_grads = weights * products * gain
-            logit_grads = share * (mixed_grads - inner_deltas[None, :])
-            key_grads = add_dot(key_grads, logit_grads, queries, EXACT)
+            if PART == PARTS - 1:
+                logit_grads = share * (mixed_grads - inner_deltas[None, :])
+                key_grads = add_dot(key_grads, logit_grads, queries, EXACT)
             mixed_grads *= slope
             if CHUNK != FOLDED:
-                folded_queries = _tile(folded_rows, rows, FOLDED)
+                folded_queries = tl.load(folded_rows + rows[:, None] * FOLDED + part_channels)
             folded_grads = add_dot(folded_grads, mixed_grads, folded_queries, EXACT)
-        key_grads *= scale * LN_2 * LN_2 / gain
         at_first = (tl.load(starts + sample) + block * COLUMNS) * heads + head
         count = length - block * COLUMNS
-        _store_tile(key_grad + at_first * width, heads * width, count, key_grads, width, WIDTH)
-        _store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, VALUE_WIDTH)
+        if PART == 0:
+            _store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, VALUE_WIDTH)
+        if PART == PARTS - 1:
+            key_grads *= scale * LN_2 * LN_2 / gain
+            _store_tile(key_grad + at_first * width, heads * width, count, key_grads, width, WIDTH)
     folded_key_grad += line.to(tl.int64) * steps_padded * FOLDED
-    tl.store(folded_key_grad + columns[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :], folded_grads * (mu / gain))
+    tl.store(folded_key_grad + columns[:, None] * FOLDED + part_channels, folded_grads * (mu / gain))
