@@ -49,4 +49,4 @@ assert losses[-1] < 0.2 * losses[0]
 for part in model.modules():  # without the low ranks the model is the old one
     if isinstance(part, LowRank):
         torch.nn.init.zeros_(part.up.weight)
-torch.testing.assert_close(model(x).prediction, before)
+assert torch.allclose(model(x).prediction, before, atol=1e-5)
