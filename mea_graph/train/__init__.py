@@ -1,11 +1,11 @@
 """Training and evaluation: Lightning modules, metrics, the command line (extra `train`)."""
 
-# ruff: noqa: F401 (the extra is imported to see whether it is there)
+# ruff: noqa: F401, I001 (the extra is imported to see whether it is there, Lightning after rich, since it takes seconds)
 
 try:
     import jsonargparse
-    import lightning
     import rich
+    import lightning
     import torchmetrics
 except ImportError as error:
     raise ImportError(f"mea_graph.train needs {error.name}, which is not installed: pip install 'mea-graph[train]'") from error
