@@ -142,8 +142,16 @@ def test_settings_say_what_the_runs_of_the_recommended_form_say(data: str) -> No
         assert said in (found[part], found[part].removesuffix(" ± 0.000")), part
 
 
-@pytest.mark.parametrize("option", ["window", "positions"])
-def test_settings_say_what_times_bring(option: str) -> None:
+@pytest.mark.parametrize(
+    ("data", "option", "metric"),
+    [
+        ("avletters_speakers", "window", "accuracy"),
+        ("avletters_speakers", "positions", "accuracy"),
+        ("stress_predict", "positions", "auc"),
+    ],
+)
+def test_settings_say_what_times_bring(data: str, option: str, metric: str) -> None:
     text = " ".join((DOCS / "settings.md").read_text(encoding="utf-8").split())
-    found = recommended(f"avletters_speakers/recommended_{option}", "accuracy")
-    assert f"accuracy {found['MEA, valid']} on validation and {found['MEA, test']} on test samples" in text
+    found = recommended(f"{data}/recommended_{option}", metric)
+    shown = "AUC" if metric == "auc" else metric
+    assert f"{shown} {found['MEA, valid']} on validation and {found['MEA, test']} on test samples" in text
