@@ -159,7 +159,8 @@ def _numbers(label: np.ndarray, where: str) -> np.ndarray:
 
 def _look_up(words: np.ndarray, embedding: np.ndarray, where: str) -> np.ndarray:
     if embedding.ndim != 2 or embedding.dtype.kind not in "iuf":
-        raise DataError(f"embedding: expected numbers of shape (V, d), got {embedding.dtype} of shape {embedding.shape}")
+        found = "no numbers" if embedding.dtype.kind == "O" else embedding.dtype
+        raise DataError(f"embedding: expected numbers of shape (V, d), got {found}, of shape {embedding.shape}")
     if words.size and not 0 <= words.min() <= words.max() < len(embedding):
         raise DataError(f"{where}: word numbers {words.min()} to {words.max()} do not fit an embedding of {len(embedding)} words")
     return embedding[words]

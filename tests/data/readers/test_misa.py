@@ -57,6 +57,11 @@ def test_an_embedding_with_a_mask_is_refused(tmp_path):
         open_dataset(write(tmp_path / "a.pkl", samples(3)), embedding=np.ma.array(np.ones((10, 4)), mask=np.eye(10, 4)))
 
 
+def test_an_embedding_without_numbers_is_told_plainly(tmp_path):
+    with pytest.raises(DataError, match=r"^embedding: expected numbers of shape \(V, d\), got no numbers, of shape \(\)$"):
+        open_dataset(write(tmp_path / "a.pkl", samples(3)), embedding={"word": 1})
+
+
 def test_another_embedding_is_another_cache_entry(tmp_path):
     path = write(tmp_path / "a.pkl", samples(3))
     first, second = (open_dataset(path, embedding=np.full((10, 2), value)) for value in (1.0, 2.0))
