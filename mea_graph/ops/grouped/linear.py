@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
 from mea_graph.ops.grouped import batched, native, reference
-from mea_graph.ops.grouped.parts import accept, check, check_shapes, refuse, slices
+from mea_graph.ops.grouped.parts import accept, check, check_shapes, refuse, slices, split
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
 
@@ -209,7 +209,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, x: Tensor, starts: list[int], sizes: list[int], counts: list[int], eps: float, steps_last: bool, *parameters: Tensor
     ) -> Tensor:
         ctx.starts, ctx.sizes, ctx.counts, ctx.eps, ctx.steps_last = starts, sizes, counts, eps, steps_last
-        weights, biases, scales, shifts = native.split(parameters, counts)
+        weights, biases, scales, shifts = split(parameters, counts)
         out, mean, rstd = _linear_operator(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last)
         ctx.save_for_backward(x, mean, rstd, *parameters)
         return out
@@ -217,7 +217,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, mean, rstd, *parameters = ctx.saved_tensors
-        weights, biases, scales, shifts = native.split(parameters, ctx.counts)
+        weights, biases, scales, shifts = split(parameters, ctx.counts)
         if torch.is_grad_enabled():
             grad = grads[0].t() if ctx.steps_last else grads[0]
             inputs = (x, weights, biases, ctx.starts, ctx.sizes, scales, shifts, ctx.eps, False)

@@ -144,18 +144,9 @@ class _Linear(torch.autograd.Function):
 
 def _arguments(counts: Sequence[int], numbers: tuple[Any, ...], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """What the operators take after the rows; `numbers` are starts, sizes, eps and `steps_last`."""
-    weights, biases, scales, shifts = split(tensors, counts)
+    weights, biases, scales, shifts = parts.split(tensors, counts)
     starts, sizes, eps, steps_last = numbers
     return weights, biases, starts, sizes, scales, shifts, eps, steps_last
-
-
-def split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
-    """Weights, biases, scales and shifts."""
-    found, first = [], 0
-    for count in counts:
-        found.append(list(tensors[first : first + count]))
-        first += count
-    return found
 
 
 def linear(

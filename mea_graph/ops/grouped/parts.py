@@ -60,5 +60,14 @@ def slices(starts: Sequence[int], sizes: Sequence[int]) -> list[tuple[slice, sli
     return found
 
 
+def split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+    """Lists of so many tensors each, one after the other: weights, biases, scales and shifts, as an autograd function has them."""
+    found, first = [], 0
+    for count in counts:
+        found.append(list(tensors[first : first + count]))
+        first += count
+    return found
+
+
 def accept(**_: Any) -> None:
     """For the backend that runs on anything."""

@@ -295,6 +295,18 @@ template <class T, class Pass> inline T shifted(Pass pass) {
     return shift;
 }
 
+// Turns N logits, less the shift, into powers of two where they are heard; keeps the largest logits and the sum.
+template <class T, int N> inline __attribute__((always_inline)) void powers(V<T>* x, const I<T>* heard, T shift, V<T>& top, V<T>& total) {
+    EACH(N) {
+        const V<T> compared = or_lowest<T>(heard[n], x[n]);
+        top = compared > top ? compared : top;
+    }
+    EACH(N) x[n] -= shift;
+    exp2<T, N>(x);
+    EACH(N) x[n] = keep<T>(heard[n], x[n]);
+    EACH(N) total += x[n];
+}
+
 template <class T, int W> void forward_row(const Call<T>& c, Memory<T, W>& m, Index i, T mu) {
     constexpr int L = LANES<T>;
     const Range range = m.ranges[i];
@@ -311,15 +323,8 @@ template <class T, int W> void forward_row(const Call<T>& c, Memory<T, W>& m, In
                 constexpr int N = count;
                 V<T> s[N] = {};
                 for (Index d = 0; d < wide; ++d) EACH(N) s[n] += q[d] * load(k + d * stride + j + n * L);
-                EACH(N) {
-                    const V<T> compared = or_lowest<T>(heard[j / L + n], s[n]);
-                    top = compared > top ? compared : top;
-                }
-                EACH(N) s[n] -= shift;
-                exp2<T, N>(s);
-                EACH(N) s[n] = keep<T>(heard[j / L + n], s[n]);
+                powers<T, N>(s, heard + j / L, shift, top, found);
                 EACH(N) store<T>(p + j + n * L, s[n]);
-                EACH(N) found += s[n];
             });
             total = found;
             return top;
@@ -337,14 +342,7 @@ template <class T, int W> void forward_row(const Call<T>& c, Memory<T, W>& m, In
                 EACH(N) t[n] = size<T>(u[n]);
                 normal_tail<N>(t, z);
                 EACH(N) z[n] = share * load(p + j + n * L) + mu * T(LOG2E) * (positive<T>(u[n]) - t[n] * z[n]);
-                EACH(N) {
-                    const V<T> compared = or_lowest<T>(heard[j / L + n], z[n]);
-                    top = compared > top ? compared : top;
-                }
-                EACH(N) z[n] -= shift;
-                exp2<T, N>(z);
-                EACH(N) z[n] = keep<T>(heard[j / L + n], z[n]);
-                EACH(N) found += z[n];
+                powers<T, N>(z, heard + j / L, shift, top, found);
                 for (Index d = 0; d < wide; ++d) EACH(N) out[d] += z[n] * load(v + d * stride + j + n * L);
             });
             total = found;
