@@ -187,13 +187,15 @@ class GraphFusionConv(MessagePassing):
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, SparseTensor]:
         """Returns the new features of the destination nodes."""
         x_src, x_dst = self._values(x)
-        score_src = self._score(x_src, self.score_src) + self.score_bias
-        score_dst = None if x_dst is None else self._score(x_dst, self.score_dst)
         edges, edge_attr, edge_weight, size = self._edges(edge_index, edge_attr, edge_weight, size)
-        if self._fuses(edges, edge_attr, edge_weight):
-            out, alpha = self._fused(x_src, score_src, score_dst, edges, size)
+        fuses = self._fuses(edges, edge_attr, edge_weight)
+        scores = self._scores_at_once(x, x_src, x_dst) if fuses else None
+        if scores is None:
+            score_dst = None if x_dst is None else self._score(x_dst, self.score_dst)
+            scores = self._score(x_src, self.score_src) + self.score_bias, score_dst
+        if fuses:
+            out, alpha = self._fused(x_src, scores, edges, size)
         else:
-            scores = (score_src, score_dst)
             # edge_updater_type: (alpha: OptPairTensor, edge_attr: OptTensor, edge_weight: OptTensor)
             alpha = self.edge_updater(edges, alpha=scores, edge_attr=edge_attr, edge_weight=edge_weight, size=size)
             # propagate_type: (x: OptPairTensor, alpha: Tensor)
@@ -275,6 +277,24 @@ class GraphFusionConv(MessagePassing):
     def _score(self, x: Tensor, score: Tensor) -> Tensor:
         return (x * score).sum(-1, keepdim=self.heads == 1)  # (N, H)
 
+    def _scores_at_once(self, x: Tensor | OptPairTensor, x_src: Tensor, x_dst: OptTensor) -> OptPairTensor | None:
+        """The scores q^T (W h) of sources and destinations as (q^T W) h, which needs nothing of the size of W h, forward or backward.
+
+        None where calling a linear layer may do more than multiply by its weights, or where autocast has it round.
+        """
+        linears = cast(list[nn.Linear], [self.lin] * 2 if self.lin is not None else [self.lin_src, self.lin_dst])
+        for linear in linears:
+            if type(linear) is not nn.Linear or linear.bias is not None or linear.weight.dtype != x_src.dtype or is_watched(linear):
+                return None
+        weights = [linear.weight.view(self.heads, self.out_channels, -1) for linear in linears]
+        of_src, of_dst = (x, x) if isinstance(x, Tensor) else x
+        if x_dst is x_src:
+            halves = torch.stack([self.score_src, self.score_dst], 1) @ weights[0]  # (H, 2, C_in)
+            score_src, score_dst = F.linear(of_src, halves.flatten(0, 1)).unflatten(1, (self.heads, 2)).unbind(2)
+            return score_src + self.score_bias, score_dst
+        rows = [(q.unsqueeze(1) @ weight).squeeze(1) for q, weight in zip((self.score_src, self.score_dst), weights, strict=True)]
+        return F.linear(of_src, rows[0]) + self.score_bias, None if of_dst is None else F.linear(of_dst, rows[1])
+
     def _edges(
         self, edge_index: Adj, edge_attr: OptTensor, edge_weight: OptTensor, size: Size
     ) -> tuple[Tensor, OptTensor, OptTensor, Size]:
@@ -321,8 +341,9 @@ class GraphFusionConv(MessagePassing):
             return False
         return not any(step in self.__dict__ or getattr(type(self), step) is not getattr(GraphFusionConv, step) for step in _STEPS)
 
-    def _fused(self, x_src: Tensor, score_src: Tensor, score_dst: OptTensor, edge_index: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    def _fused(self, x_src: Tensor, scores: OptPairTensor, edge_index: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         """The result of `edge_updater` and `propagate` in one call."""
+        score_src, score_dst = scores
         if self.flow == "target_to_source":
             edge_index = edge_index.flip(0)
         for i, part in enumerate((x_src, score_dst)):
