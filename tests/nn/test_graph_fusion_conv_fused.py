@@ -18,6 +18,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The fused form for graphs of any size; the list holds what it was called for."""
     calls, op = [], graph_fusion_conv.edge_attention
     monkeypatch.setattr(graph_fusion_conv, "_LARGE", 0)
+    monkeypatch.setattr(graph_fusion_conv, "_LARGE_IN_CPP", 0)
     monkeypatch.setattr(graph_fusion_conv, "edge_attention", lambda *a: calls.append(a[0].shape) or op(*a))
     return calls
 

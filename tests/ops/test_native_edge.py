@@ -10,7 +10,7 @@ from torch.autograd.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 from torch_geometric import EdgeIndex
 
-from mea_graph.nn import GraphFusionConv
+from mea_graph.nn import DecoupledGraphFusion, GraphFusionConv, fusion_graph
 from mea_graph.nn.graph import graph_fusion_conv
 from mea_graph.ops import InEdges, edge_attention, explain, record_calls, sort_edges, use_backend
 from mea_graph.ops.edge import counting_sort
@@ -225,6 +225,37 @@ def test_a_layer_gives_the_same(heads: int, monkeypatch: pytest.MonkeyPatch) -> 
         assert dict(calls) == {("edge_attention", backend): 1}
         found[backend] = [out.detach(), *torch.autograd.grad(out.sin().sum(), [leaf, *conv.parameters()])]
     torch.testing.assert_close(found["native"], found["reference"], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("edge_count", "fused"), [(2047, False), (2048, True)])
+def test_a_layer_takes_it_for_graphs_of_some_size(edge_count: int, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    conv, x, edge_index = GraphFusionConv(6, 5), torch.randn(300, 6), torch.randint(300, (2, edge_count))
+    with record_calls() as calls:
+        expected = conv(x, edge_index)
+        assert not calls
+        monkeypatch.delenv("MEA_GRAPH_NATIVE")
+        torch.testing.assert_close(conv(x, edge_index), expected, rtol=1e-5, atol=1e-6)
+    assert dict(calls) == ({("edge_attention", "native"): 1} if fused else {})
+
+
+def test_fusion_graphs_of_many_samples_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    spaces, present = ("exclusive", "agnostic"), torch.rand(300, 3) < 0.9
+    vectors = [{m: torch.randn(300, 8, dtype=torch.float64).requires_grad_() for m in "tav"} for _ in spaces]
+    fusion = DecoupledGraphFusion(8).double()
+
+    def outcome() -> list[Tensor]:
+        graph = fusion_graph(*vectors, {m: present[:, i] for i, m in enumerate("tav")})
+        out = fusion(graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples)
+        of_spaces = [out.x[space] for space in spaces]
+        leaves = [t for v in vectors for t in v.values()]
+        return [*of_spaces, *torch.autograd.grad(sum(t.sin().sum() for t in of_spaces), [*leaves, *fusion.parameters()])]
+
+    expected = outcome()
+    monkeypatch.delenv("MEA_GRAPH_NATIVE")
+    with record_calls() as calls:
+        found = outcome()
+    assert calls["edge_attention", "native"] == 1
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_it_takes_less_memory_than_the_other_backends() -> None:

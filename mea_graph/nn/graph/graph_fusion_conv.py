@@ -21,12 +21,13 @@ from mea_graph.nn._side_by_side import Groups, can_join, is_watched
 from mea_graph.nn._side_by_side import linear as side_by_side
 from mea_graph.ops import edge_attention, segment_softmax, segment_sum
 from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.ops.native import library
 from mea_graph.option_types import plain_value
 
 _ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "none": lambda x: x}
-# Edges times heads from which the fused form is taken. Forward and backward pass on one CPU thread, 16 to 64 channels, 1 and 4 heads: from
-# 80,000 on it takes between 1/5 and all of the time of single messages, below 20,000 between half and 4/3 of it.
-_LARGE = 2**16
+# Edges times heads from which the fused form is taken. By torch it takes, at 16 to 64 channels and 1 and 4 heads on one thread, half to 4/3
+# of the time of single messages below 20,000, and 1/5 to all of it from 80,000 on. In C++ it takes 1/8 to half of it from 4,000 on.
+_LARGE, _LARGE_IN_CPP = 2**16, 2**11
 _HOOKS = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
 _STEPS = ("propagate", "message", "aggregate", "update", "edge_updater", "edge_update")
 
@@ -48,7 +49,8 @@ class GraphFusionConv(MessagePassing):
 
     Messages are made edge by edge, as PyG does it. On a large graph that is neither compiled nor exported, `mea_graph.ops.edge_attention`
     takes over, which stores nothing of size edges x channels: unless there is a hook, an explainer, an overridden step, `edge_attr`,
-    `edge_weight` or dropout, or `fuse` was set to False. An `EdgeIndex` sorted by column spares it the sort.
+    `edge_weight` or dropout, or `fuse` was set to False. It is large from 65,536 edges times heads on, or from 2,048 where the backend
+    "native" runs; other backends need not sort an `EdgeIndex` that is sorted by column.
 
     Args:
         in_channels: Width of the node features; a pair for sources and destinations that have a W each; -1 to take it from the first call.
@@ -327,11 +329,10 @@ class GraphFusionConv(MessagePassing):
 
     def _fuses(self, edge_index: Tensor, edge_attr: OptTensor, edge_weight: OptTensor) -> bool:
         """Whether the fused form may replace single messages, because nothing reads them, and gains, because there are enough."""
-        if not self.fuse or is_traced() or is_transformed() or edge_index.size(1) * self.heads < _LARGE:
+        if not self.fuse or is_traced() or is_transformed() or edge_attr is not None or edge_weight is not None:
             return False
-        if edge_attr is not None or edge_weight is not None or (self.dropout and self.training):
-            return False
-        return self._passes_unseen()
+        large = _LARGE_IN_CPP if edge_index.is_cpu and library.hold() is None and library.refuse() is None else _LARGE
+        return edge_index.size(1) * self.heads >= large and not (self.dropout and self.training) and self._passes_unseen()
 
     def _passes_unseen(self) -> bool:
         """Whether nobody looks at messages, or has steps of their own."""
@@ -377,8 +378,10 @@ def pass_side_by_side(convs: Sequence[nn.Module], x: Sequence[Tensor], edge_inde
     source, target = (values.view(groups, 1, nodes, first.heads, -1) * halves).sum(-1).unbind(1)  # (G, N, H)
     source = source + torch.stack([conv.score_bias for conv in each]).unsqueeze(1)
     edges = torch.cat([edge_index + g * nodes if g else edge_index for g in range(groups)], 1)
-    alpha = first.edge_updater(edges, alpha=(source.flatten(0, 1), target.flatten(0, 1)), edge_attr=None, edge_weight=None, size=None)
-    values = first._by_head(values)
+    scores, values = (source.flatten(0, 1), target.flatten(0, 1)), first._by_head(values)
+    if first._fuses(edges, None, None):
+        return first._activated(first._fused(values, scores, edges, None)[0]).unflatten(0, (groups, nodes))
+    alpha = first.edge_updater(edges, alpha=scores, edge_attr=None, edge_weight=None, size=None)
     out = first.propagate(edges, x=(values, values), alpha=alpha, size=None).to(values.dtype)
     return first._activated(out).unflatten(0, (groups, nodes))
 
