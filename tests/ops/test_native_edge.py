@@ -118,6 +118,7 @@ SPOILT = {
 SHORT = {f"{n} too short": {n: getattr(GOOD, n)[:-1]} for n in ("source", "target", "order", "by_source")}
 SHORT["half of them"] = {n: getattr(GOOD, n)[:4] for n in ("source", "target", "order", "by_source")}
 OTHER = {f"{n} of 32 bits": {n: getattr(GOOD, n).int()} for n in InEdges._fields}
+OTHER["all of 16 bits"] = {n: getattr(GOOD, n).short() for n in InEdges._fields}
 
 
 @pytest.mark.parametrize("change", [*({n: t} for n, t in SPOILT.items()), *SHORT.values(), *OTHER.values()])

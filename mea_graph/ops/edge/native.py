@@ -5,6 +5,7 @@ Forward there is one such pass, by destination, and backward one, by source; wha
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ _UNFIT = "edge_index: expected the result of sort_edges, got fields that do not 
 
 def refuse(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> str | None:
     """Why the loops cannot run on these tensors, or None."""
-    for tensor in (x, score_dst, score_src, edge_index[0]):
-        if not tensor.is_cpu:
+    for tensor in (x, score_dst, score_src, edge_index.source if isinstance(edge_index, InEdges) else edge_index):
+        if tensor.device.type != "cpu":
             return f"the tensors are on {tensor.device.type}"
     return refuse_transforms() or library.refuse()
 
@@ -71,32 +72,32 @@ def _backward(
     wide = wide_dtype(x, score_dst, score_src)
     if by_source is None or source_start is None:
         by_source, source_start = counting_sort.by_source(source, x.size(0))
-    make = torch.zeros if grad_y is None else torch.empty
+    make = x.new_zeros if grad_y is None else x.new_empty
     grad_x, slope = make(x.shape, dtype=wide), make(weights.shape, dtype=wide)
-    grad_dst, grad_src = torch.empty(score_dst.shape, dtype=wide), torch.empty(score_src.shape, dtype=wide)
+    grad_dst, grad_src = x.new_empty(score_dst.shape, dtype=wide), x.new_empty(score_src.shape, dtype=wide)
     edges = (source, target, order, start, by_source, source_start)
     tensors = (score_dst, score_src, weights, grad_weights, slope, None, grad_x, grad_dst, grad_src)
     _call("edge_backward", x, grad_y, tensors, edges, wide)
     return grad_x.to(x.dtype), grad_dst.to(score_dst.dtype), grad_src.to(score_src.dtype)
 
 
-def _call(
-    name: str, x: Tensor, grad_y: Tensor | None, tensors: Sequence[Tensor | None], edges: Sequence[Tensor | None], dtype: torch.dtype
-) -> None:
+def _call(name: str, x: Tensor, grad_y: Tensor | None, tensors: Sequence[Any], edges: Sequence[Any], dtype: torch.dtype) -> None:
     """Fills those of the tensors that are results. They are as the loops take them; the others are made so."""
-    (sources, heads, channels), source = x.shape, edges[0]
-    targets, edge_count = tensors[0].size(0), source.size(0)  # type: ignore[union-attr]
+    (sources, heads, channels), targets, (kind, edge_count) = x.shape, tensors[0].size(0), (edges[0].dtype, edges[0].size(0))
     sizes = (edge_count, edge_count, edge_count, targets + 1, edge_count, sources + 1)
-    if not all(t is None or (t.shape == (n,) and t.dtype == source.dtype) for t, n in zip(edges, sizes, strict=True)):  # type: ignore[union-attr]
+    fit = kind in (torch.int32, torch.int64)
+    for tensor, size in zip(edges, sizes, strict=True):
+        fit = fit and (tensor is None or (tensor.is_cpu and tensor.dtype == kind and tensor.shape == (size,)))
+    if not fit:
         raise ValueError(_UNFIT)
     rows = [t if t is None else t.to(dtype) for t in (x, grad_y)]
     rows = [t if t is None or t.stride(2) == 1 else t.contiguous() for t in rows]
     held = [t if t is None else t.to(dtype).contiguous() for t in tensors] + [t if t is None else t.contiguous() for t in edges]
-    fault = ctypes.c_int64(0)
     fields = [field for t in rows for field in ((0,) * 4 if t is None else (t.data_ptr(), *t.stride()[:2], 1))]
     fields += [0 if t is None else t.data_ptr() for t in held]
-    fields += [source.dtype == torch.int64, grad_y is not None, edge_count, sources, targets, heads, channels]  # type: ignore[union-attr]
-    library.call_addresses(name, dtype, [*fields, torch.get_num_threads(), ctypes.addressof(fault)])
+    fault = ctypes.c_int64(0)
+    fields += [kind == torch.int64, grad_y is not None, edge_count, sources, targets, heads, channels, torch.get_num_threads()]
+    library.call_addresses(name, dtype, [*fields, ctypes.addressof(fault)])
     if fault.value:
         raise ValueError(_UNFIT)
 

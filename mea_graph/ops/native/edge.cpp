@@ -86,7 +86,7 @@ template <class T, int N> inline __attribute__((always_inline)) void normal(cons
     EACH(N) t[n] = x[n] < 0 ? -x[n] : x[n];
     normal_tail<N>(t, below);
     EACH(N) below[n] = t[n] > far ? V<T>{} : below[n];
-    EACH(N) below[n] = x[n] < 0 ? below[n] : 1 - below[n];
+    EACH(N) below[n] = x[n] < 0 ? below[n] : T(1) - below[n];
 }
 
 template <class T> void gelu(const T* from, Index count, T* to) {
