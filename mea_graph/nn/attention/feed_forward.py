@@ -1,13 +1,13 @@
 """The position-wise feed-forward block that closes every attention layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_sizes
-from mea_graph.nn._side_by_side import Groups, linear, linear_onto
+from mea_graph.nn._side_by_side import Groups, drops_nothing, linear, linear_onto, of_all
 
 
 class FeedForward(nn.Module):
@@ -54,15 +54,16 @@ class FeedForward(nn.Module):
         return x + self.dropout(self.contract(hidden))
 
 
-def feed_forward_parts(blocks: Iterable[Any]) -> list[list[Any]]:
+def feed_forward_parts(blocks: Sequence[Any]) -> list[list[Any]]:
     """The layers with weights, each kind of all blocks."""
-    return [list(kind) for kind in zip(*((b.norm, b.expand, b.contract) for b in blocks), strict=True)]
+    return [of_all(blocks, name) for name in ("norm", "expand", "contract")]
 
 
 def feed_forward(blocks: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     """Applies each block to its rows of (N, d); the blocks differ in their weights alone."""
     if len(blocks) == 1:
         return blocks[0](x)
+    norms, expands, contracts = feed_forward_parts(blocks)
     activation, dropout = blocks[0].activation, blocks[0].dropout
-    hidden = dropout(activation(linear([b.expand for b in blocks], x, groups, [b.norm for b in blocks])))
-    return linear_onto(x, dropout, [b.contract for b in blocks], hidden, groups)
+    hidden = activation(linear(expands, x, groups, norms))
+    return linear_onto(x, dropout, contracts, hidden if drops_nothing(dropout) else dropout(hidden), groups)

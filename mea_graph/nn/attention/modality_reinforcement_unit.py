@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
-from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm, weights_together
+from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm, of_all, weights_together
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
@@ -192,7 +192,7 @@ def reinforce(
     """
     first = units[0]
     placed = targets.placed()
-    norms, queries, outs, blocks = ([getattr(u, name) for u in units] for name in ("norm_target", "query", "out", "feed_forward"))
+    norms, queries, outs, blocks = (of_all(units, name) for name in ("norm_target", "query", "out", "feed_forward"))
     memory = remember([(units, parts)], source) if memory is None else memory
     key, value = rearrange(memory, "step (kind head width) -> step kind head width", kind=2, head=first.heads).unbind(1)
     with weights_together(target, norms, queries, outs, *feed_forward_parts(blocks)):
@@ -210,7 +210,7 @@ def reinforce(
 def remember(stages: Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]], source: Tensor) -> Tensor:
     """Keys and values side by side, (N_s, 2 K D), of the parts that the units of some stages read; those of the stages stacked."""
     readers = [units[part.unit] for units, parts in stages for part in parts]
-    norms, key_values = [unit.norm_source for unit in readers], [unit.key_value for unit in readers]
+    norms, key_values = of_all(readers, "norm_source"), of_all(readers, "key_value")
     groups = Groups([part.start for _, parts in stages for part in parts], [part.size for _, parts in stages for part in parts])
     with weights_together(source, norms, key_values):
         return linear(key_values, source, groups, norms, steps_last=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
-from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm
+from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm, of_all
 from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.nn.attention.prediction import prediction
@@ -174,8 +174,8 @@ class PredictiveSelfAttention(nn.Module):
 
 def parts_of(layers: Sequence[PredictiveSelfAttention]) -> list[list[Any]]:
     """The parts with weights, each kind of all layers."""
-    kinds = [[getattr(layer, name) for layer in layers] for name in ("norm", "query_key_value", "out")]
-    return [*kinds, *feed_forward_parts([layer.feed_forward for layer in layers])]
+    kinds = [of_all(layers, name) for name in ("norm", "query_key_value", "out")]
+    return [*kinds, *feed_forward_parts(of_all(layers, "feed_forward"))]
 
 
 def attend(
@@ -190,8 +190,8 @@ def attend(
     sizes = [p.num_rows for p in pointers]
     groups = Groups.below_each_other(sizes)
     first = layers[0]
-    normalized = norm([layer.norm for layer in layers], x, groups)
-    projected = linear([layer.query_key_value for layer in layers], normalized, groups)
+    normalized = norm(of_all(layers, "norm"), x, groups)
+    projected = linear(of_all(layers, "query_key_value"), normalized, groups)
     query, key, value = rearrange(projected, "step (kind head width) -> step kind head width", kind=3, head=first.heads).unbind(1)
     dropout = probability(first.attention_dropout)
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
@@ -214,8 +214,8 @@ def attend(
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
     carried = normalized if first.residual == "normalized" else x
     attended = rearrange(attended, "step head width -> step (head width)")
-    z = linear_onto(carried, first.dropout, [layer.out for layer in layers], attended, groups)
-    z = feed_forward([layer.feed_forward for layer in layers], z, groups)
+    z = linear_onto(carried, first.dropout, of_all(layers, "out"), attended, groups)
+    z = feed_forward(of_all(layers, "feed_forward"), z, groups)
     idle = [
         p
         for layer, prior in zip(layers, priors, strict=True)

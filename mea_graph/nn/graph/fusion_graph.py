@@ -143,18 +143,18 @@ def fusion_graph(
         elif absent is not None:  # junk, NaN even, would reach the gradients of weights
             h = {m: h[m].masked_fill(absent[i], 0) for i, m in enumerate(modalities)}
         for m in modalities:
-            node = graph[f"{m}_{space}"]
+            node = graph[f"{m}_{space}"]  # filled by key: Dynamo cannot trace the attributes' setter, which takes twice as long too
             if there is None:
-                node.x = h[m]
+                node["x"] = h[m]
             elif absent is not None:
                 assert present is not None
-                node.x, node.present = h[m], present[m]
+                node["x"], node["present"] = h[m], present[m]
             else:
-                node.x = h[m].index_select(0, rows[m])
-            node.sample = rows[m]
+                node["x"] = h[m].index_select(0, rows[m])
+            node["sample"] = rows[m]
         for (s, t), edge_index in edges.items():
             store = graph[f"{s}_{space}", "to", f"{t}_{space}"]
-            store["edge_index"] = edge_index  # Dynamo cannot trace the attribute's setter
+            store["edge_index"] = edge_index
             if joined is not None:
                 store["present"] = joined[s, t]
     return graph

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mea_graph.ops.eager import PLAIN_TYPES, is_observed, is_traced
 from mea_graph.ops.grouped import parts, reference
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
@@ -20,17 +21,80 @@ def refuse(
     """Why the loops cannot run on these tensors, or None."""
     if not x.is_cpu:
         return f"the tensors are on {x.device.type}"
-    reason = parts.refuse(x, weights, biases, scales, shifts)
-    if reason is not None:
-        return reason
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"it computes float32 and float64, and these are {x.dtype}"
-    if not 0 < min(weights[0].shape) <= max(weights[0].shape) <= _WIDEST:
+    dtype, parameters = x.dtype, [*weights, *biases, *scales, *shifts]
+    for t in parameters:  # a loop, not `all`, whose generator takes as long as what it asks
+        if t.dtype != dtype or type(t) not in PLAIN_TYPES or not t.is_cpu or not t.is_contiguous():
+            return parts.refuse(x, parameters, ()) or "a parameter is not in one piece of memory, or not on a CPU"
+    if type(x) not in PLAIN_TYPES or is_traced() or torch.is_autocast_enabled("cpu"):
+        return parts.refuse(x, parameters, ())
+    if dtype not in (torch.float32, torch.float64):
+        return f"it computes float32 and float64, and these are {dtype}"
+    shape = weights[0].shape
+    if not 0 < min(shape) <= max(shape) <= _WIDEST:
         return f"it is for 1 to {_WIDEST} channels, since plain products are as fast for more"
-    for t in (*weights, *biases, *scales, *shifts):  # a loop, not `all`, whose generator takes as long as what it asks
-        if not t.is_cpu or not t.is_contiguous():
-            return "a parameter is not in one piece of memory, or not on a CPU"
     return library.refuse()
+
+
+def linear_at_once(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    eps: float,
+    steps_last: bool,
+    onto: Tensor | None,
+) -> Tensor | None:
+    """What `linear` returns where nobody watches and everything is as the loops need it, else None: each tensor is asked once.
+
+    On few rows the checks of the op, the choice of a backend and the latter's own checks take longer than the product.
+    """
+    shape, groups = weights[0].shape if weights else (), len(weights)
+    if len(shape) != 2 or len(biases) not in (0, groups) or len(scales) not in (0, groups) or len(scales) != len(shifts):
+        return None
+    (wide, width), dtype = shape, x.dtype
+    if not 0 < wide <= _WIDEST or not _are_rows(x, width, starts, sizes, groups):
+        return None
+    if not (
+        _fit(weights, shape, dtype) and _fit(biases, (wide,), dtype) and _fit(scales, (width,), dtype) and _fit(shifts, (width,), dtype)
+    ):
+        return None
+    if onto is not None and (steps_last or not _fit([onto], (sum(sizes), wide), dtype)):
+        return None
+    out = _linear(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last, onto)
+    return out.t() if steps_last else out
+
+
+def norm_at_once(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
+) -> Tensor | None:
+    """As `linear_at_once`."""
+    groups, shape, dtype = len(weights), x.shape[1:], x.dtype
+    if not groups or len(biases) != groups or not _are_rows(x, x.size(-1), starts, sizes, groups):
+        return None
+    return _norm(x, weights, biases, starts, sizes, eps) if _fit(weights, shape, dtype) and _fit(biases, shape, dtype) else None
+
+
+def _are_rows(x: Tensor, width: int, starts: Sequence[int], sizes: Sequence[int], groups: int) -> bool:
+    """Whether the loops can read these rows of x, and are there."""
+    if x.dim() != 2 or x.size(1) != width or not 0 < width <= _WIDEST or len(starts) != groups or len(sizes) != groups:
+        return False
+    if not x.is_cpu or type(x) not in PLAIN_TYPES or x.dtype not in (torch.float32, torch.float64):
+        return False
+    rows = x.size(0)
+    for s, n in zip(starts, sizes, strict=True):
+        if s < 0 or n < 0 or s + n > rows:
+            return False
+    return not library.is_switched_off() and library.refuse() is None
+
+
+def _fit(tensors: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> bool:
+    for t in tensors:  # a loop, not `all`, whose generator takes as long as what it asks
+        if t.shape != shape or t.dtype is not dtype or type(t) not in PLAIN_TYPES or not t.is_cpu or not t.is_contiguous():
+            return False
+    return True
 
 
 def _fields(x: Tensor, y: Tensor, strides: Sequence[int], onto: Tensor | None, d_x: Tensor | None, shape: Sequence[int]) -> list[int]:
@@ -40,7 +104,7 @@ def _fields(x: Tensor, y: Tensor, strides: Sequence[int], onto: Tensor | None, d
 
 
 def _addresses(tensors: Sequence[Tensor], groups: int) -> list[int]:
-    return [t.data_ptr() for t in tensors] if tensors else [0] * groups
+    return [*map(Tensor.data_ptr, tensors)] if tensors else [0] * groups
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -61,11 +125,12 @@ def _linear(
 ) -> Tensor:
     """The result, (C', N) with `steps_last`; `onto` is then None, and else without gaps."""
     x, groups, (wide, width), total = _rows(x), len(weights), weights[0].shape, sum(sizes)
-    out = x.new_empty((wide, total) if steps_last else (total, wide))
+    out = torch.empty((wide, total) if steps_last else (total, wide), dtype=x.dtype)
     fields = _fields(x, out, (1, total) if steps_last else (wide, 1), onto, None, (width, wide, groups, bool(scales)))
-    lists = (_addresses(t, groups) for t in (weights, biases, scales, shifts))
-    for group in zip(*lists, starts, sizes, strict=True):
-        fields += (*group, 0, 0, 0, 0)
+    nothing = [0] * groups
+    lists = [_addresses(t, groups) for t in (weights, biases, scales, shifts)]
+    for group in zip(*lists, starts, sizes, nothing, nothing, nothing, nothing, strict=True):
+        fields += group
     library.call_addresses("grouped_linear_forward", x.dtype, fields, eps)
     return out
 
@@ -113,11 +178,6 @@ _linear_backward_operator = register(
 )
 
 
-def _is_observed() -> bool:
-    """Whether a mode wants to see operators; where none does, the function behind one is called, which costs half as much."""
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
 class _Linear(torch.autograd.Function):
     """Stands in for `torch.library.register_autograd`, which for lists of tensors takes longer than the product of a thousand rows."""
 
@@ -126,7 +186,7 @@ class _Linear(torch.autograd.Function):
         ctx.counts, ctx.numbers = counts, numbers
         ctx.save_for_backward(x, *tensors)
         arguments = *_arguments(counts, numbers, tensors), onto
-        return (_linear_operator if _is_observed() else _linear)(x, *arguments)
+        return (_linear_operator if is_observed() else _linear)(x, *arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -138,7 +198,7 @@ class _Linear(torch.autograd.Function):
             grad = grads[0].t() if steps_last else grads[0]
             d_x, d_weights, d_biases, _, _, d_scales, d_shifts, *_ = through_reference(reference.linear, (x, *lists, eps, False), grad)
             return d_x, d_onto, None, None, *d_weights, *d_biases, *d_scales, *d_shifts
-        d_x, *d = (_linear_backward_operator if _is_observed() else _linear_backward)(grads[0], x, *arguments)
+        d_x, *d = (_linear_backward_operator if is_observed() else _linear_backward)(grads[0], x, *arguments)
         return d_x, d_onto, None, None, *d
 
 
@@ -167,7 +227,7 @@ def linear(
         counts, numbers = [len(weights), len(biases), len(scales), len(shifts)], (starts, sizes, eps, steps_last)
         out = _Linear.apply(x, inside, counts, numbers, *weights, *biases, *scales, *shifts)
     else:
-        run = _linear_operator if _is_observed() else _linear
+        run = _linear_operator if is_observed() else _linear
         out = run(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last, inside)
     out = out.t() if steps_last else out
     return out if onto is inside else onto + out
@@ -177,7 +237,7 @@ def _norm(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
 ) -> Tensor:
     x, width = _rows(x), x.size(1)
-    out = x.new_empty((sum(sizes), width))
+    out = torch.empty((sum(sizes), width), dtype=x.dtype)
     fields = _fields(x, out, (width, 1), None, None, (width, width, len(weights), True))
     for scale, shift, start, size in zip(weights, biases, starts, sizes, strict=True):
         fields += (0, 0, scale.data_ptr(), shift.data_ptr(), start, size, 0, 0, 0, 0)
@@ -227,7 +287,7 @@ class _Norm(torch.autograd.Function):
         ctx.numbers = starts, sizes, eps
         ctx.save_for_backward(x, *tensors)
         groups = len(starts)
-        return (_norm_operator if _is_observed() else _norm)(x, tensors[:groups], tensors[groups:], starts, sizes, eps)
+        return (_norm_operator if is_observed() else _norm)(x, tensors[:groups], tensors[groups:], starts, sizes, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -237,7 +297,7 @@ class _Norm(torch.autograd.Function):
         if torch.is_grad_enabled():
             d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
             return d_x, None, None, None, *d_weights, *d_biases
-        d_x, *d = (_norm_backward_operator if _is_observed() else _norm_backward)(grads[0], *inputs)
+        d_x, *d = (_norm_backward_operator if is_observed() else _norm_backward)(grads[0], *inputs)
         return d_x, None, None, None, *d
 
 
@@ -245,4 +305,4 @@ def norm(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: list[in
     """See `grouped_layer_norm`."""
     if torch.is_grad_enabled():
         return _Norm.apply(x, starts, sizes, eps, *weights, *biases)
-    return (_norm_operator if _is_observed() else _norm)(x, weights, biases, starts, sizes, eps)
+    return (_norm_operator if is_observed() else _norm)(x, weights, biases, starts, sizes, eps)
