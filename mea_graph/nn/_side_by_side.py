@@ -11,8 +11,9 @@ from torch.nn.modules import module as torch_module
 from torch_geometric.nn.aggr import SumAggregation
 
 from mea_graph.ops import Pointers
+from mea_graph.ops.backends import is_unwatched
 from mea_graph.ops.eager import is_traced
-from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, stacked_together
+from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, norm_and_linear, stacked_together
 
 # The most rows of padding that make groups equal in size. A kernel over 65,536 rows of 40 channels moves 20 MB, which takes a GPU some
 # 5 microseconds: as long as launching one more kernel.
@@ -71,11 +72,11 @@ def linear(
     onto: Tensor | None = None,
 ) -> Tensor:
     """Each `nn.Linear` on its rows, after the `nn.LayerNorm` of `before` if there are any; for the rest see `grouped_linear`."""
-    own = _weights(layers, nn.Linear) if len(layers) > 1 else None
+    own = weights_of(layers, nn.Linear) if len(layers) > 1 else None
     if own is None:
         out = _in_turn(layers, norm(before, x, groups) if before else x, groups.placed() if before else groups)
         return out if onto is None else onto + out
-    scaled = _weights(before, nn.LayerNorm) if before else None
+    scaled = weights_of(before, nn.LayerNorm) if before else None
     if before and scaled is None:
         x, groups = norm(before, x, groups), groups.placed()
     scales, shifts = scaled or ((), ())
@@ -89,6 +90,20 @@ def linear_onto(onto: Tensor, dropout: nn.Module, layers: Sequence[Any], x: Tens
     return onto + dropout(linear(layers, x, groups))
 
 
+def norm_then_linear(
+    norms: Sequence[Any], layers: Sequence[Any], x: Tensor, groups: Groups, steps_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The normalised rows of each group, and the map of them: `norm` and `linear` in one call, where nobody differentiates or watches."""
+    if len(layers) > 1 and is_unwatched():
+        own, scaled = weights_of(layers, nn.Linear), weights_of(norms, nn.LayerNorm)
+        if own is not None and scaled is not None:
+            both = norm_and_linear(x, own, groups, scaled, norms[0].eps, steps_last)
+            if both is not None:
+                return both
+    normalized = norm(norms, x, groups)
+    return normalized, linear(layers, normalized, groups.placed(), steps_last=steps_last)
+
+
 def drops_nothing(dropout: nn.Module) -> bool:
     """Whether calling it returns what it is given."""
     return type(dropout) is nn.Dropout and not (dropout.training and dropout.p) and not is_watched(dropout)
@@ -98,7 +113,7 @@ def weights_together(x: Tensor, *kinds: Sequence[Any]) -> AbstractContextManager
     """Inside, `linear` and `norm` on a device take the weights of these layers from one copy of all, where each call would make its own."""
     if not saves_launches(x):
         return nullcontext()
-    each = [_weights(kind, type(kind[0])) for kind in kinds if len(kind) > 1 and type(kind[0]) in (nn.Linear, nn.LayerNorm)]
+    each = [weights_of(kind, type(kind[0])) for kind in kinds if len(kind) > 1 and type(kind[0]) in (nn.Linear, nn.LayerNorm)]
     weights = [kind for pair in each if pair is not None for kind in pair if kind]
     return stacked_together([kind for kind in weights if all(type(t) is nn.Parameter for t in kind)])
 
@@ -114,11 +129,11 @@ def _launches(device: torch.device) -> bool:
 
 def norm(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     """Each `nn.LayerNorm` on its rows."""
-    own = _weights(layers, nn.LayerNorm) if len(layers) > 1 else None
+    own = weights_of(layers, nn.LayerNorm) if len(layers) > 1 else None
     return _in_turn(layers, x, groups) if own is None else grouped_layer_norm(x, *own, *groups, eps=layers[0].eps)
 
 
-def _weights(layers: Sequence[Any], kind: type[nn.Module]) -> tuple[list[Any], list[Any]] | None:
+def weights_of(layers: Sequence[Any], kind: type[nn.Module]) -> tuple[list[Any], list[Any]] | None:
     """The weights and biases of layers that do nothing but apply these, in the same manner; no biases where no layer has one.
 
     None for a wrapper, a hook, a parametrisation, and where one layer lacks what another has.

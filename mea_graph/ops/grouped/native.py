@@ -11,7 +11,7 @@ from mea_graph.ops.grouped import parts, reference
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
 
-_WIDEST = 256  # of a map; for wider ones torch's own products are as fast or faster
+WIDEST = 256  # of a map; for wider ones torch's own products are as fast or faster
 _LISTS = "Tensor[] weights, Tensor[] biases, int[] starts, int[] sizes, Tensor[] scales, Tensor[] shifts, float eps, bool steps_last"
 
 
@@ -30,8 +30,8 @@ def refuse(
     if dtype not in (torch.float32, torch.float64):
         return f"it computes float32 and float64, and these are {dtype}"
     shape = weights[0].shape
-    if not 0 < min(shape) <= max(shape) <= _WIDEST:
-        return f"it is for 1 to {_WIDEST} channels, since plain products are as fast for more"
+    if not 0 < min(shape) <= max(shape) <= WIDEST:
+        return f"it is for 1 to {WIDEST} channels, since plain products are as fast for more"
     return library.refuse()
 
 
@@ -46,24 +46,24 @@ def linear_at_once(
     eps: float,
     steps_last: bool,
     onto: Tensor | None,
+    normal: Tensor | None = None,
 ) -> Tensor | None:
     """What `linear` returns where nobody watches and everything is as the loops need it, else None: each tensor is asked once.
 
-    On few rows the checks of the op, the choice of a backend and the latter's own checks take longer than the product.
+    On few rows the checks of the op, the choice of a backend and the latter's own checks take longer than the product. `normal`, (sum of
+    sizes, C) and without gaps, is for the normalised rows.
     """
     shape, groups = weights[0].shape if weights else (), len(weights)
     if len(shape) != 2 or len(biases) not in (0, groups) or len(scales) not in (0, groups) or len(scales) != len(shifts):
         return None
     (wide, width), dtype = shape, x.dtype
-    if not 0 < wide <= _WIDEST or not _are_rows(x, width, starts, sizes, groups):
+    if not 0 < wide <= WIDEST or not _are_rows(x, width, starts, sizes, groups):
         return None
-    if not (
-        _fit(weights, shape, dtype) and _fit(biases, (wide,), dtype) and _fit(scales, (width,), dtype) and _fit(shifts, (width,), dtype)
-    ):
+    if not (fit(weights, shape, dtype) and fit(biases, (wide,), dtype) and fit(scales, (width,), dtype) and fit(shifts, (width,), dtype)):
         return None
-    if onto is not None and (steps_last or not _fit([onto], (sum(sizes), wide), dtype)):
+    if onto is not None and (steps_last or not fit([onto], (sum(sizes), wide), dtype)):
         return None
-    out = _linear(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last, onto)
+    out = _linear(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last, onto, normal)
     return out.t() if steps_last else out
 
 
@@ -74,12 +74,12 @@ def norm_at_once(
     groups, shape, dtype = len(weights), x.shape[1:], x.dtype
     if not groups or len(biases) != groups or not _are_rows(x, x.size(-1), starts, sizes, groups):
         return None
-    return _norm(x, weights, biases, starts, sizes, eps) if _fit(weights, shape, dtype) and _fit(biases, shape, dtype) else None
+    return _norm(x, weights, biases, starts, sizes, eps) if fit(weights, shape, dtype) and fit(biases, shape, dtype) else None
 
 
 def _are_rows(x: Tensor, width: int, starts: Sequence[int], sizes: Sequence[int], groups: int) -> bool:
     """Whether the loops can read these rows of x, and are there."""
-    if x.dim() != 2 or x.size(1) != width or not 0 < width <= _WIDEST or len(starts) != groups or len(sizes) != groups:
+    if x.dim() != 2 or x.size(1) != width or not 0 < width <= WIDEST or len(starts) != groups or len(sizes) != groups:
         return False
     if not x.is_cpu or type(x) not in PLAIN_TYPES or x.dtype not in (torch.float32, torch.float64):
         return False
@@ -90,20 +90,26 @@ def _are_rows(x: Tensor, width: int, starts: Sequence[int], sizes: Sequence[int]
     return not library.is_switched_off() and library.refuse() is None
 
 
-def _fit(tensors: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> bool:
+def fit(tensors: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> bool:
     for t in tensors:  # a loop, not `all`, whose generator takes as long as what it asks
         if t.shape != shape or t.dtype is not dtype or type(t) not in PLAIN_TYPES or not t.is_cpu or not t.is_contiguous():
             return False
     return True
 
 
-def _fields(x: Tensor, y: Tensor, strides: Sequence[int], onto: Tensor | None, d_x: Tensor | None, shape: Sequence[int]) -> list[int]:
-    """What a call begins with; `strides` are those of the rows and of the channels of y, `shape` is (C, C'), groups and normalised."""
-    outputs = (0 if onto is None else onto.data_ptr(), 0 if d_x is None else d_x.data_ptr())
+def _fields(
+    x: Tensor, y: Tensor, strides: Sequence[int], others: tuple[Tensor | None, Tensor | None, Tensor | None], shape: Sequence[int]
+) -> list[int]:
+    """What a call begins with.
+
+    `strides` are those of the rows and of the channels of y; `others` what the result is added to, the gradient of x and where normalised
+    rows go; `shape` is (C, C'), groups and normalised.
+    """
+    outputs = [0 if t is None else t.data_ptr() for t in others]
     return [x.data_ptr(), x.stride(0), y.data_ptr(), *strides, *outputs, x.size(0), *shape, torch.get_num_threads()]
 
 
-def _addresses(tensors: Sequence[Tensor], groups: int) -> list[int]:
+def addresses(tensors: Sequence[Tensor], groups: int) -> list[int]:
     return [*map(Tensor.data_ptr, tensors)] if tensors else [0] * groups
 
 
@@ -122,13 +128,14 @@ def _linear(
     eps: float,
     steps_last: bool,
     onto: Tensor | None,
+    normal: Tensor | None = None,
 ) -> Tensor:
-    """The result, (C', N) with `steps_last`; `onto` is then None, and else without gaps."""
+    """The result, (C', N) with `steps_last`; `onto` is then None, and else without gaps. Writes the normalised rows to `normal`."""
     x, groups, (wide, width), total = _rows(x), len(weights), weights[0].shape, sum(sizes)
     out = torch.empty((wide, total) if steps_last else (total, wide), dtype=x.dtype)
-    fields = _fields(x, out, (1, total) if steps_last else (wide, 1), onto, None, (width, wide, groups, bool(scales)))
+    fields = _fields(x, out, (1, total) if steps_last else (wide, 1), (onto, None, normal), (width, wide, groups, bool(scales)))
     nothing = [0] * groups
-    lists = [_addresses(t, groups) for t in (weights, biases, scales, shifts)]
+    lists = [addresses(t, groups) for t in (weights, biases, scales, shifts)]
     for group in zip(*lists, starts, sizes, nothing, nothing, nothing, nothing, strict=True):
         fields += group
     library.call_addresses("grouped_linear_forward", x.dtype, fields, eps)
@@ -153,9 +160,9 @@ def _linear_backward(
     strides = grad.stride()[::-1] if steps_last else grad.stride()
     d_x = x.new_empty(x.shape)
     gradients = [[torch.empty_like(t) for t in tensors] for tensors in (weights, biases, scales, shifts)]
-    fields = _fields(x, grad, strides, None, d_x, (width, wide, groups, bool(scales)))
-    lists = (_addresses(t, groups) for t in (weights, biases, scales, shifts))
-    for group in zip(*lists, starts, sizes, *(_addresses(t, groups) for t in gradients), strict=True):
+    fields = _fields(x, grad, strides, (None, d_x, None), (width, wide, groups, bool(scales)))
+    lists = (addresses(t, groups) for t in (weights, biases, scales, shifts))
+    for group in zip(*lists, starts, sizes, *(addresses(t, groups) for t in gradients), strict=True):
         fields += group
     library.call_addresses("grouped_linear_backward", x.dtype, fields, eps)
     return [d_x, *(t for tensors in gradients for t in tensors)]
@@ -238,7 +245,7 @@ def _norm(
 ) -> Tensor:
     x, width = _rows(x), x.size(1)
     out = torch.empty((sum(sizes), width), dtype=x.dtype)
-    fields = _fields(x, out, (width, 1), None, None, (width, width, len(weights), True))
+    fields = _fields(x, out, (width, 1), (None, None, None), (width, width, len(weights), True))
     for scale, shift, start, size in zip(weights, biases, starts, sizes, strict=True):
         fields += (0, 0, scale.data_ptr(), shift.data_ptr(), start, size, 0, 0, 0, 0)
     library.call_addresses("grouped_norm_forward", x.dtype, fields, eps)
@@ -257,7 +264,7 @@ def _norm_backward(
     """The gradients of x, of the weights, and of the biases."""
     x, grad, width = _rows(x), _rows(grad), x.size(1)
     d_x, d_weights, d_biases = x.new_empty(x.shape), [*map(torch.empty_like, weights)], [*map(torch.empty_like, biases)]
-    fields = _fields(x, grad, grad.stride(), None, d_x, (width, width, len(weights), True))
+    fields = _fields(x, grad, grad.stride(), (None, d_x, None), (width, width, len(weights), True))
     for scale, start, size, d_scale, d_shift in zip(weights, starts, sizes, d_weights, d_biases, strict=True):
         fields += (0, 0, scale.data_ptr(), 0, start, size, 0, 0, d_scale.data_ptr(), d_shift.data_ptr())
     library.call_addresses("grouped_norm_backward", x.dtype, fields, eps)
