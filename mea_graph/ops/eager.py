@@ -42,7 +42,7 @@ def only_evaluated(*tensors: Tensor | None) -> bool:
             continue
         if dtype is None:
             dtype = t.dtype
-        if type(t) not in PLAIN_TYPES or not t.is_cpu or t.dtype is not dtype or (learns and t.requires_grad):
+        if type(t) not in PLAIN_TYPES or not t.is_cpu or t.dtype is not dtype or t.is_neg() or (learns and t.requires_grad):
             return False
     if dtype not in (torch.float32, torch.float64):
         return False

@@ -242,6 +242,33 @@ def test_linear_maps_of_rows_of_any_strides(place: Callable[[Tensor], Tensor]) -
         torch.testing.assert_close(found, wanted)
 
 
+def test_results_are_on_the_cpu_whatever_the_default_device_is() -> None:
+    model = PredictiveEncoder(8, list("ab"), heads=2).eval()
+    x, ptr = rows(dict.fromkeys("ab", 8), [[3, 2], [4, 1]], torch.float32)
+    with torch.no_grad(), calls_of_blocks() as called:
+        wanted = model(x, ptr).x
+        with torch.device("meta"):
+            of = given()
+            assert blocks_at_once(**of, eps=1e-5) is None
+            weight, rows_of_cpu = torch.randn(4, 4, device="cpu"), torch.randn(5, 4, device="cpu")
+            found = grouped_linear(rows_of_cpu, [weight] * 2, [], [0, 2], [2, 3])
+    torch.testing.assert_close(found, rows_of_cpu @ weight.t())
+    assert "grouped_blocks_forward" in called
+    assert wanted["a"].device.type == "cpu"
+
+
+def test_a_view_of_negative_rows_is_negative() -> None:
+    z = torch.randn(5, 4, dtype=torch.complex64)
+    x, weight = z.conj().imag, torch.randn(4, 4)
+    assert x.is_neg()
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            found = grouped_linear(x, [weight] * 2, [], [0, 2], [2, 3])
+            normal = grouped_layer_norm(x, [weight[0]] * 2, [weight[1]] * 2, [0, 2], [2, 3])
+        torch.testing.assert_close(found, -z.imag @ weight.t())
+        torch.testing.assert_close(normal, nn.functional.layer_norm(-z.imag, (4,), weight[0], weight[1]))
+
+
 def test_one_sample_calls_few_functions() -> None:
     """A prediction for one sample is Python: its calls are counted, since times depend on the machine."""
     import sys

@@ -124,10 +124,12 @@ def fusion_graph(
     there = None if present is None else torch.stack([present[m] for m in modalities])  # (M, B)
     if keep_absent is None:
         keep_absent = there is not None and (there.device.type != "cpu" or is_traced())
-    if there is None or keep_absent:
+    if there is None or keep_absent or bool(there.all()):
         every = torch.arange(samples, device=like.device)
         rows = dict.fromkeys(modalities, every)
-        edges = _all_edges(modalities, every, there is not None or self_loops)
+        edges = _all_edges(modalities, every, (there is not None and keep_absent) or self_loops)
+        if there is not None and not keep_absent:  # the types of edges must not depend on the data
+            edges, there = {pair: edges.get(pair, every.new_empty(2, 0)) for pair in _pairs(modalities)}, None
     else:
         rows = dict(zip(modalities, there.nonzero()[:, 1].split(_numbers(there.sum(1))), strict=True))
         edges = _edges_between(modalities, there, self_loops)

@@ -46,7 +46,7 @@ def blocks_at_once(carried: Tensor, attended: Tensor, blocks: Blocks, sizes: Seq
         fields += [native.addresses(weights, groups), native.addresses(biases, groups)]
     a = attended if 1 in attended.stride() else attended.contiguous()
     carried = carried if carried.stride(1) == 1 else carried.contiguous()
-    out = torch.empty((rows, width), dtype=dtype)
+    out = torch.empty((rows, width), dtype=dtype, device="cpu")
     call = [a.data_ptr(), *a.stride(), carried.data_ptr(), carried.stride(0), out.data_ptr(), inner, width, wide, groups]
     call.append(torch.get_num_threads())
     for block in zip(*fields, sizes, strict=True):
@@ -60,10 +60,10 @@ def norm_and_linear(
 ) -> tuple[Tensor, Tensor] | None:
     """The normalised rows of each group and the linear map of them, whose rows are last in memory with `steps_last`; else None."""
     starts, sizes = groups
-    normal = torch.empty((sum(sizes), x.size(1)), dtype=x.dtype)
+    normal = torch.empty((sum(sizes), x.size(1)), dtype=x.dtype, device=x.device)
     found = native.linear_at_once(x, *linear, starts, sizes, *norm, eps, steps_last, None, normal)
     return None if found is None else (normal, found)
 
 
 def _is_read(x: Tensor) -> bool:
-    return x.is_cpu and type(x) in native.PLAIN_TYPES
+    return x.is_cpu and type(x) in native.PLAIN_TYPES and not x.is_neg()

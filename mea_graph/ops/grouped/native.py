@@ -27,6 +27,8 @@ def refuse(
             return parts.refuse(x, parameters, ()) or "a parameter is not in one piece of memory, or not on a CPU"
     if type(x) not in PLAIN_TYPES or is_traced() or torch.is_autocast_enabled("cpu"):
         return parts.refuse(x, parameters, ())
+    if x.is_neg():
+        return "the rows are a view of the negative of others"
     if dtype not in (torch.float32, torch.float64):
         return f"it computes float32 and float64, and these are {dtype}"
     shape = weights[0].shape
@@ -81,7 +83,7 @@ def _are_rows(x: Tensor, width: int, starts: Sequence[int], sizes: Sequence[int]
     """Whether the loops can read these rows of x, and are there."""
     if x.dim() != 2 or x.size(1) != width or not 0 < width <= WIDEST or len(starts) != groups or len(sizes) != groups:
         return False
-    if not x.is_cpu or type(x) not in PLAIN_TYPES or x.dtype not in (torch.float32, torch.float64):
+    if not x.is_cpu or type(x) not in PLAIN_TYPES or x.dtype not in (torch.float32, torch.float64) or x.is_neg():
         return False
     rows = x.size(0)
     for s, n in zip(starts, sizes, strict=True):
@@ -132,7 +134,7 @@ def _linear(
 ) -> Tensor:
     """The result, (C', N) with `steps_last`; `onto` is then None, and else without gaps. Writes the normalised rows to `normal`."""
     x, groups, (wide, width), total = _rows(x), len(weights), weights[0].shape, sum(sizes)
-    out = torch.empty((wide, total) if steps_last else (total, wide), dtype=x.dtype)
+    out = torch.empty((wide, total) if steps_last else (total, wide), dtype=x.dtype, device="cpu")
     fields = _fields(x, out, (1, total) if steps_last else (wide, 1), (onto, None, normal), (width, wide, groups, bool(scales)))
     nothing = [0] * groups
     lists = [addresses(t, groups) for t in (weights, biases, scales, shifts)]
@@ -244,7 +246,7 @@ def _norm(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
 ) -> Tensor:
     x, width = _rows(x), x.size(1)
-    out = torch.empty((sum(sizes), width), dtype=x.dtype)
+    out = torch.empty((sum(sizes), width), dtype=x.dtype, device="cpu")
     fields = _fields(x, out, (width, 1), (None, None, None), (width, width, len(weights), True))
     for scale, shift, start, size in zip(weights, biases, starts, sizes, strict=True):
         fields += (0, 0, scale.data_ptr(), shift.data_ptr(), start, size, 0, 0, 0, 0)

@@ -36,7 +36,7 @@ def _forward(
     statistics = query.new_zeros(query.size(0), query.size(1), 2, dtype=dtype)
     others, runs = (weight, bias, statistics, None), (start, length, begin, end)
     _call("predictive_forward", tensors, (out, *(None,) * 6), others, runs, mu, dtype)
-    return out.to(value.dtype), statistics
+    return (out if dtype == value.dtype else out.to(value.dtype)), statistics
 
 
 def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
@@ -63,7 +63,7 @@ def _call(
 ) -> None:
     """`others` are the weight, the bias, the statistics and the gradient of the parameters."""
     query, _, value, prior_query, _ = given = [t if t.dtype == dtype else t.to(dtype) for t in inputs]
-    grads = [None if t is None else t.to(dtype) for t in results]
+    grads = [t if t is None or t.dtype == dtype else t.to(dtype) for t in results]
     held = [None if t is None else t.to(dtype).contiguous() for t in others] + [None if t is None else t.contiguous() for t in runs]
     sizes = (runs[0].size(0), query.size(1), query.size(2), value.size(2), prior_query.size(2), torch.get_num_threads())
     fields = [field for t in (*given, *grads) for field in library.rows(t)]
