@@ -189,7 +189,7 @@ class CommandLine(LightningCLI):
             kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in as_list(config.callbacks))
         if not any(isinstance(plugin, CheckpointIO) for plugin in as_list(config.plugins)):
             kwargs["plugins"] = [*as_list(config.plugins), WholeCheckpoints()]
-        self.restoring = Restoring()
+        self.restoring = Restoring(self.length)
         kwargs["callbacks"] = [*as_list(config.callbacks), self.restoring, *self._callbacks(config.fast_dev_run)]
         if config.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
@@ -231,6 +231,8 @@ class CommandLine(LightningCLI):
 
     def after_fit(self) -> None:
         stopped = False
+        if not self.restoring.done:
+            self._announce(f"nothing was left to train: the checkpoint has {self.trainer.global_step} updates already")
         for callback in trainer_callbacks(self.trainer):
             if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
                 stopped = True
@@ -243,8 +245,9 @@ class CommandLine(LightningCLI):
                     self._announce(f"best checkpoint: {found}")
                     self._announce(f"next: mea-graph test --config {self.folder.path / 'config.yaml'}")
                 else:
+                    why = "was not a number in any epoch" if self.watched.values else "was never measured: no validation came"
                     hint = "watch another one with --early_stopping.monitor, or use the last epoch with --ckpt_path last"
-                    self._announce(f"no best checkpoint: {callback.monitor} was not a number in any epoch; {hint}")
+                    self._announce(f"no best checkpoint: {callback.monitor} {why}; {hint}")
 
     def _look_back(self, best: float, stopped: bool) -> None:
         """Shows which classes the best epoch confuses, and says where training ended too early."""
@@ -295,9 +298,8 @@ class CommandLine(LightningCLI):
         return {name: value for name, value in options.items() if name not in left_out}
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
-        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines()]
         self.confusion = ConfusionCounter()
-        callbacks.append(self.confusion)
+        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines(), self.confusion]
         if self.subcommand == "test":
             self.metrics = self._result("metrics.json", "test")
         if self.subcommand == "fit" and not fast_dev_run:

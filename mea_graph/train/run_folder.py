@@ -75,6 +75,7 @@ class RunFolder:
                 raise DataError(f"run_dir: another process is training in {folder.path}; wait for it, or give another --run_dir")
             folder = cls._numbered(folder.path.parent.name, fresh)  # another process was faster with this number
         if fresh and folder.checkpoint("last").exists():
+            folder.release()
             raise DataError(f"run_dir: {folder.path} holds a run; resume it with --ckpt_path last, or give another --run_dir")
         os.environ[LAUNCHED] = str(folder.path)
         return folder

@@ -69,6 +69,13 @@ class TestClaims:
         again.release()
         assert (again.path / "config.yaml").exists()
 
+    def test_who_is_refused_claims_nothing(self):
+        """After that the same process could not resume the run either."""
+        finish(RunFolder("mine"))
+        with pytest.raises(DataError, match="run_dir: mine holds a run"):
+            self.choose("mine")
+        self.choose("mine", fresh=False).release()
+
     @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no process is forked here")
     def test_what_reads_the_samples_holds_no_claim(self):
         """A worker that outlived its run, such as one that ended in an error, kept the folder from the next run of the process."""
