@@ -1,6 +1,6 @@
 """The position-wise feed-forward block that closes every attention layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -54,8 +54,10 @@ class FeedForward(nn.Module):
         return x + self.dropout(self.contract(hidden))
 
 
-def feed_forward_parts(blocks: Iterable[Any]) -> list[list[Any]]:
-    """The layers with weights, each kind of all blocks."""
+def feed_forward_parts(blocks: Sequence[Any]) -> list[list[Any]]:
+    """The layers with weights, each kind of all blocks; none of a single one, which is called, whatever it is."""
+    if len(blocks) == 1:
+        return []
     return [list(kind) for kind in zip(*((b.norm, b.expand, b.contract) for b in blocks), strict=True)]
 
 
