@@ -125,6 +125,21 @@ def wrap(model: nn.Module, name: str, factor: float) -> None:
     model.set_submodule(name, Scaled(model.get_submodule(name), factor))
 
 
+class Covered(nn.Module):
+    """A wrapper that passes nothing on, as `AveragedModel` and `DataParallel` are."""
+
+    def __init__(self, inner: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.module, self.scale = inner, factor
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return scaled(self.module(*given, **named), self.scale)
+
+
+def cover(model: nn.Module, name: str, factor: float) -> None:
+    model.set_submodule(name, Covered(model.get_submodule(name), factor))
+
+
 OWN: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -156,7 +171,7 @@ def halve(model: nn.Module, name: str, factor: float) -> None:
         parametrize.register_parametrization(part, weight, Scaled(nn.Identity(), factor))
 
 
-CHANGES: dict[str, Callable[[nn.Module, str, float], None]] = {"wrap": wrap, "derive": derive, "hook": hook}
+CHANGES: dict[str, Callable[[nn.Module, str, float], None]] = {"wrap": wrap, "cover": cover, "derive": derive, "hook": hook}
 ON_WEIGHTS = {"prune": prune_half, "parametrize": halve}
 
 

@@ -57,8 +57,8 @@ class FeedForward(nn.Module):
 
 
 def feed_forward_parts(blocks: Sequence[Any]) -> list[list[Any]]:
-    """The layers with weights, each kind of all blocks."""
-    return [of_all(blocks, name) for name in ("norm", "expand", "contract")]
+    """The layers with weights, each kind of all blocks; none of a single one, which is called, whatever it is."""
+    return [of_all(blocks, name) for name in ("norm", "expand", "contract")] if len(blocks) > 1 else []
 
 
 def feed_forward(blocks: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
