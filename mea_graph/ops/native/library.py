@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SOURCES = ("grouped.cpp", "interval.cpp", "predictive.cpp", "recurrent.cpp")
+_SOURCES = ("edge.cpp", "grouped.cpp", "interval.cpp", "predictive.cpp", "recurrent.cpp")
 _FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-pthread", "-w")
 _LOG = logging.getLogger(__name__)
 
