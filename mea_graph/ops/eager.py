@@ -36,6 +36,8 @@ def only_evaluated(*tensors: Tensor | None) -> bool:
 
     The function behind an operator may then be called in its place.
     """
+    if not is_unseen():  # first: a compiler cannot trace the questions below
+        return False
     learns, dtype = torch.is_grad_enabled(), None
     for t in tensors:
         if t is None:
@@ -44,6 +46,4 @@ def only_evaluated(*tensors: Tensor | None) -> bool:
             dtype = t.dtype
         if type(t) not in PLAIN_TYPES or not t.is_cpu or t.dtype is not dtype or t.is_neg() or (learns and t.requires_grad):
             return False
-    if dtype not in (torch.float32, torch.float64):
-        return False
-    return is_unseen()
+    return dtype in (torch.float32, torch.float64)

@@ -72,8 +72,8 @@ def _backward(
     if by_source is None or source_start is None:
         by_source, source_start = counting_sort.by_source(source, x.size(0))
     make = torch.zeros if grad_y is None else torch.empty
-    grad_x, slope = make(x.shape, dtype=wide), make(weights.shape, dtype=wide)
-    grad_dst, grad_src = torch.empty(score_dst.shape, dtype=wide), torch.empty(score_src.shape, dtype=wide)
+    grad_x, slope = (make(t.shape, dtype=wide, device="cpu") for t in (x, weights))
+    grad_dst, grad_src = (torch.empty(t.shape, dtype=wide, device="cpu") for t in (score_dst, score_src))
     edges = (source, target, order, start, by_source, source_start)
     tensors = (score_dst, score_src, weights, grad_weights, slope, None, grad_x, grad_dst, grad_src)
     _call("edge_backward", x, grad_y, tensors, edges, wide)
