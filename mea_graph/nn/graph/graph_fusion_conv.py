@@ -329,10 +329,11 @@ class GraphFusionConv(MessagePassing):
 
     def _fuses(self, edge_index: Tensor, edge_attr: OptTensor, edge_weight: OptTensor) -> bool:
         """Whether the fused form may replace single messages, because nothing reads them, and gains, because there are enough."""
-        if not self.fuse or is_traced() or is_transformed() or edge_attr is not None or edge_weight is not None:
-            return False
-        large = _LARGE_IN_CPP if edge_index.is_cpu and library.hold() is None and library.refuse() is None else _LARGE
-        return edge_index.size(1) * self.heads >= large and not (self.dropout and self.training) and self._passes_unseen()
+        size, plain = edge_index.size(1) * self.heads, edge_attr is None and edge_weight is None
+        if not self.fuse or is_traced() or is_transformed() or not plain or size < min(_LARGE, _LARGE_IN_CPP):
+            return False  # before the next question, since a small graph must not wait for the compiler
+        in_cpp = edge_index.is_cpu and library.hold() is None and library.refuse() is None
+        return size >= (_LARGE_IN_CPP if in_cpp else _LARGE) and not (self.dropout and self.training) and self._passes_unseen()
 
     def _passes_unseen(self) -> bool:
         """Whether nobody looks at messages, or has steps of their own."""
