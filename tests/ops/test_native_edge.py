@@ -259,16 +259,6 @@ def test_fusion_graphs_of_many_samples_are_one_call(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_lie_where_the_inputs_lie_whatever_the_default_device_is() -> None:
-    case = random_case(2, 5, torch.float32)
-    x = case["x"].requires_grad_()
-    for part in (0, 1):
-        with torch.device("meta"):
-            out = edge_attention(**case, backend="native")[part]
-            (grad,) = torch.autograd.grad(out, x, out.detach(), allow_unused=True)
-        assert (out.device, grad.device) == (x.device, x.device)
-
-
 def test_it_takes_less_memory_than_the_other_backends() -> None:
     """In what torch allocates: the numbers of edges are of 32 bits, and nothing is copied by head."""
     case = random_case(4, 64, torch.float32, 500, 500, 20_000)
