@@ -28,7 +28,7 @@ from mea_graph.data import DataError
 from mea_graph.train import predict_command
 from mea_graph.train.accelerators import check_accelerator
 from mea_graph.train.class_balance import imbalance_note
-from mea_graph.train.config_files import KeptConfiguration, check_followers, with_config_paths
+from mea_graph.train.config_files import KeptConfiguration, check_followers, with_config_paths, without_objects
 from mea_graph.train.confusion import ConfusionCounter, confusion_text
 from mea_graph.train.convergence import WatchedValues
 from mea_graph.train.data_module import SequenceDataModule
@@ -293,7 +293,7 @@ class CommandLine(LightningCLI):
 
     def configuration(self) -> dict[str, Any]:
         """Returns every option of this run as plain containers, without its folder, checkpoint and composed files."""
-        options = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.subcommand]
+        options = without_objects(yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.subcommand])
         left_out = ["config", "ckpt_path", "run_dir", *(["logger"] if options["logger"] is None else [])]
         return {name: value for name, value in options.items() if name not in left_out}
 

@@ -18,6 +18,8 @@ from mea_graph.train.whole_files import write_whole
 FOLLOWERS = {"data.seed": "seed_everything", "data.sampling.batches": "training"}
 FOLLOWERS |= {f"model.init_args.{name}": "the data" for name in LINKED}
 
+NO_VALUE = "Unable to serialize instance "  # what jsonargparse dumps for an object
+
 
 def find_config(name: str) -> Path:
     """Returns the file of a configuration given by bare name or by path.
@@ -91,6 +93,21 @@ def check_followers(paths: Iterable[str]) -> None:
                 value = value.get(name) if isinstance(value, dict) else None
             if value is not None:
                 raise DataError(f"{option}: expected none in {path}, since it follows from {source}, got {value!r}")
+
+
+def without_objects(options: Any) -> Any:
+    """Returns options without those that the parser could only dump as a remark: defaults of a class, such as a `torch.device`.
+
+    Args:
+        options: As dumped.
+
+    >>> without_objects({"device": "Unable to serialize instance cpu", "decay": 0.9})
+    {'decay': 0.9}
+    """
+    if isinstance(options, dict):
+        kept = {name: value for name, value in options.items() if not (isinstance(value, str) and value.startswith(NO_VALUE))}
+        return {name: without_objects(value) for name, value in kept.items()}
+    return [without_objects(value) for value in options] if isinstance(options, list) else options
 
 
 class KeptConfiguration(L.Callback):

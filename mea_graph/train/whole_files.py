@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 from mea_graph.data import DataError
+from mea_graph.data.lock import only_one
 from mea_graph.data.store_files import sync_folder
 
+_LOCK = ".lock"
 _TEMPORARY = ".writing"  # after the name: nothing that looks for *.ckpt or *.csv finds it
 
 
@@ -29,14 +31,15 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
     temporary = place.with_name(place.name + _TEMPORARY)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, place)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with only_one(place.with_name(place.name + _LOCK)):  # two processes that write it at once would write into one file
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, place)
+            finally:
+                temporary.unlink(missing_ok=True)
         sync_folder(place.parent)
     except OSError as error:
         raise DataError(f"{place}: the {what} could not be written ({error}); {hint}") from error

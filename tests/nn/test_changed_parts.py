@@ -319,3 +319,24 @@ def test_confusion_refuses_replicas_whose_weights_it_cannot_hold() -> None:
     layer.hidden.weight, layer.hidden.bias = torch.randn(4, 4), torch.zeros(4)
     with pytest.raises(RuntimeError, match="got a replica of DataParallel; use DistributedDataParallel"):
         layer(h, h)
+
+
+def test_replicas_as_data_parallel_makes_them_compute_the_same(model: mea.MEA, x: dict[str, Tensor]) -> None:
+    """Their weights are plain tensors, no parameters, through which gradients flow to those of the model."""
+    base = copy.deepcopy(model)
+    parts = list(base.modules())
+    copies = {part: part._replicate_for_data_parallel() for part in parts}
+    for part, replica in copies.items():
+        replica._modules = {name: child if child is None else copies[child] for name, child in part._modules.items()}
+        for name, weight in part._parameters.items():
+            if weight is None:
+                replica._parameters[name] = None
+            else:
+                setattr(replica, name, weight.clone())
+    found, expected = outputs(copies[base], x), outputs(model, x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    grads = [torch.autograd.grad(out.sum(), list(of.parameters()), allow_unused=True) for out, of in ((found, base), (expected, model))]
+    for g, wanted in zip(*grads, strict=True):
+        assert (g is None) == (wanted is None)
+        if wanted is not None:
+            torch.testing.assert_close(g, wanted, rtol=1e-8, atol=1e-10)

@@ -67,6 +67,15 @@ def test_fewer_epochs_than_there_were_are_refused(words, capsys):
     run("test", *words[1:], 1)  # which trains nothing
 
 
+def test_a_callback_with_a_default_that_no_file_can_hold(words, capfd):
+    """`config.yaml` had "Unable to serialize instance cpu" as its device, which no resumed run could read."""
+    swa = ["--trainer.callbacks+=lightning.pytorch.callbacks.StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
+    run(*words, *swa, "--trainer.max_epochs", 2, "--run_dir", "run")
+    assert "Unable to serialize" not in Path("run/config.yaml").read_text() + capfd.readouterr().err
+    run("fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 3)
+    assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
 OTHERS = [  # options that make it another run, and what is said of each
     (["--seed_everything", 1], "data.seed: the checkpoint was trained with 0, this run has 1"),
     (["--data.batch_size", 8], "data.batch_size: the checkpoint was trained with 32 of all processes together, this run has 8"),

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,24 @@ def test_a_disk_that_syncs_no_folders_takes_checkpoints(refusal, monkeypatch):
     WholeCheckpoints().save_checkpoint({"x": torch.ones(3)}, "run/last.ckpt")
     assert [path.name for path in Path("run").iterdir()] == ["last.ckpt"]
     assert torch.equal(torch.load("run/last.ckpt", weights_only=True)["x"], torch.ones(3))
+
+
+def test_who_writes_the_same_file_at_once_waits(tmp_path, monkeypatch):
+    """Two commands with one `--output` wrote into one temporary file: a mixture, and an error of the slower one."""
+    place, original, others = tmp_path / "out.csv", os.fsync, []
+
+    def synced(descriptor):
+        if not others:
+            others.append(threading.Thread(target=write_whole, args=(place, "second")))
+            others[0].start()
+            others[0].join(0.3)
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    write_whole(place, "the first")
+    others[0].join()
+    assert place.read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
 def test_a_disk_that_fails_is_told(monkeypatch):

@@ -1,8 +1,5 @@
 """From a checkpoint to predictions, with nothing else at hand."""
 
-import csv
-from pathlib import Path
-
 import lightning as L
 import numpy as np
 import pytest
@@ -12,70 +9,11 @@ from torch_geometric.loader import DataLoader
 
 import mea_graph
 from mea_graph import baselines
-from mea_graph.__main__ import main
 from mea_graph.data import AddMissingModalities, DataError, MultimodalDataset, open_dataset
 from mea_graph.nn import MEAOutput
-from mea_graph.train import MEAModule, Predictor, SequenceDataModule, SplitPolicy, TaskModule
+from mea_graph.train import MEAModule, Predictor, SequenceDataModule, SplitPolicy
 
-SMALL = {"channels": 8, "heads": 2, "hidden_channels": 6}
-MODULES = {MEAModule: SMALL, baselines.LateFusionGRUModule: {"hidden_channels": 4}}
-MODULES |= {baselines.EarlyFusionGRUModule: {"hidden_channels": 4}, baselines.SharedPrivateEncodersModule: {"hidden_channels": 4}}
-MODULES |= {
-    module: {"channels": 8, "heads": 2} for module in (baselines.ConcatenationTransformerModule, baselines.PairwiseTransformerModule)
-}
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-
-
-def trained(data, module=MEAModule, path="run/checkpoints/best.ckpt", **options):
-    """Trains a little and leaves a checkpoint; returns the trainer."""
-    torch.manual_seed(0)
-    sizes = {"in_channels": data.in_channels, "task": data.task, "out_channels": data.out_channels}
-    model = module(**sizes, **{**MODULES[module], **options})
-    trainer = L.Trainer(max_epochs=1, **QUIET, enable_checkpointing=False)
-    trainer.fit(model, data, weights_only=True)
-    trainer.save_checkpoint(path)
-    return trainer
-
-
-def of_lightning(trainer, data, part="all"):
-    """What Lightning's own loop predicts, by id: the numbers behind `test`."""
-    data.predict_split = part
-    found = {}
-    for batch in trainer.predict(trainer.model, data):
-        found |= dict(zip(batch["id"], batch["prediction"].numpy(), strict=True))
-    return found
-
-
-def assert_same(found, expected):
-    assert found.ids
-    np.testing.assert_allclose(found.output, np.stack([expected[name] for name in found.ids]), rtol=1e-5, atol=1e-6)
-
-
-@pytest.fixture
-def data(classes_source):
-    return SequenceDataModule(**classes_source, standardize="train", classes=["rest", "stress"], batch_size=16)
-
-
-@pytest.fixture(scope="module")
-def once():
-    """What the first test that asks for `run` leaves to the others, whose data are the same."""
-    return {}
-
-
-@pytest.fixture
-def run(data, once):
-    """The trainer of a run on `data`, whose folder is `run`."""
-    path = Path("run/checkpoints/best.ckpt")
-    if not once:
-        once |= {"trainer": trained(data), "checkpoint": path.read_bytes()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(once["checkpoint"])
-    return once["trainer"]
-
-
-@pytest.fixture
-def expected(run, data):
-    return of_lightning(run, data)
+from .trained import MODULES, QUIET, SMALL, assert_same, of_lightning, trained
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -332,138 +270,9 @@ def test_arrays_of_one_vector_are_read_as_in_training(classes_source):
     assert len(predictor(classes_source["source"])) == 60  # without that array
 
 
-class Own(TaskModule):
-    def __init__(self, task, out_channels, saved=True):
-        super().__init__(torch.nn.Module(), task, out_channels)
-        self.network.weight = torch.nn.Parameter(torch.tensor(2.0))
-        self.network.forward = lambda x, batch, batch_size: self.network.weight.expand(batch_size, 1)
-        if saved:
-            self.save_hyperparameters()
-
-
-class TestCheckpoints:
-    def test_of_a_folder_it_is_the_best_one_or_the_last(self, run, data):
-        state = torch.load("run/checkpoints/best.ckpt", weights_only=True)
-        name = [name for name in state["state_dict"] if name.startswith("network.head.")][-1]
-        state["state_dict"][name] += 1
-        torch.save(state, "run/checkpoints/last.ckpt")
-        best, last = Predictor.load("run"), Predictor.load("run", "last")
-        assert [p.checkpoint for p in (best, last)] == [Path(f"run/checkpoints/{name}.ckpt") for name in ("best", "last")]
-        np.testing.assert_allclose(last(data.dataset).output, best(data.dataset).output + 1, rtol=1e-4)
-        Path("run/checkpoints/best.ckpt").unlink()
-        with pytest.raises(DataError, match=r"there is no checkpoint run/checkpoints/best.ckpt; there is checkpoint='last'"):
-            Predictor.load("run")
-        with pytest.raises(DataError, match="the folder of a run is such as"):
-            Predictor.load(".")
-
-    def test_that_a_data_module_did_not_train(self, run, data):
-        module = MEAModule(data.in_channels, data.task, data.out_channels, **SMALL)
-        trainer = L.Trainer(max_epochs=1, **QUIET, enable_checkpointing=False)
-        trainer.fit(module, DataLoader(data.dataset.standardize(), batch_size=20))
-        trainer.save_checkpoint("own.ckpt")
-        with pytest.raises(DataError, match="does not say how its features were scaled; give statistics="):
-            Predictor.load("own.ckpt")
-        statistics = data.dataset.standardize().statistics
-        expected = Predictor.load("own.ckpt", statistics={})
-        by_hand = {m: [(s[m].x.numpy() - statistics[m][0]) / statistics[m][1] for s in data.dataset] for m in data.in_channels}
-        found = Predictor.load("own.ckpt", statistics=statistics)(data.dataset).output
-        np.testing.assert_allclose(found, expected(by_hand).output, rtol=1e-4, atol=1e-6)
-        with pytest.raises(DataError, match="statistics: expected none"):
-            Predictor.load("run", statistics=statistics)
-
-    def test_of_a_class_of_the_users(self, scores_source):
-        data = SequenceDataModule(**scores_source)
-        for saved in (True, False):
-            trainer = L.Trainer(max_epochs=1, **QUIET, enable_checkpointing=False)
-            trainer.fit(Own("regression", 1, saved), data)
-            trainer.save_checkpoint(f"{saved}.ckpt")
-        assert Predictor.load("True.ckpt").channels == {"audio": 4, "lips": 3}  # imported already
-        with pytest.raises(DataError, match=r"Own cannot be made of the options.*save_hyperparameters"):
-            Predictor.load("False.ckpt")
-        found = Predictor.load("False.ckpt", module=Own("regression", 1))(data.source)
-        assert found.values.tolist() == pytest.approx([trainer.model.network.weight.item()] * 60)
-        state = torch.load("True.ckpt", weights_only=True)
-        torch.save({**state, "module": "os.path.Own"}, "foreign.ckpt")
-        with pytest.raises(DataError, match=r"was trained by 'os\.path\.Own', which is not known here; import it before"):
-            Predictor.load("foreign.ckpt")
-        assert len(Predictor.load("foreign.ckpt", module=Own)(data.source)) == 60
-        for name in ("mea_graph.train.cli", "mea_graph.train.augment", "mea_graph.__main__.main", "mea_graph.train.TaskMetrics", None):
-            torch.save({**state, "module": name}, "foreign.ckpt")
-            with pytest.raises(DataError, match="module: "):
-                Predictor.load("foreign.ckpt")
-
-    def test_a_changed_one_is_told_in_one_error(self, run):
-        state = torch.load("run/checkpoints/best.ckpt", weights_only=True)
-        inner = state["SequenceDataModule"]
-        for changed in (
-            {**state, "hyper_parameters": {**state["hyper_parameters"], "heads": 3}},
-            {**state, "hyper_parameters": {**state["hyper_parameters"], "channels": 16}},
-            {**state, "state_dict": {}},
-            {**state, "SequenceDataModule": {**inner, "statistics": None}},
-            {**state, "SequenceDataModule": {**inner, "label_names": ["one"]}},
-            {**state, "SequenceDataModule": {**inner, "standardize": ["one"]}},
-        ):
-            torch.save(changed, "changed.ckpt")
-            with pytest.raises(DataError, match=r"changed\.ckpt"):
-                Predictor.load("changed.ckpt")
-
-    def test_one_that_holds_code_is_refused_and_not_run(self, run):
-        class Trap:
-            def __reduce__(self):
-                return Path.touch, (Path("sprung"),)
-
-        torch.save({**torch.load("run/checkpoints/best.ckpt", weights_only=True), "trap": Trap()}, "trap.ckpt")
-        with pytest.raises(DataError, match="expected a checkpoint of plain tensors"):
-            Predictor.load("trap.ckpt")
-        assert not Path("sprung").exists()
-
-
 def test_a_device_that_is_not_there_is_named(untrained):
     with pytest.raises(DataError, match="device: expected one that is there, got 'nowhere'"):
         Predictor(untrained.module, device="nowhere")
-
-
-class TestCommand:
-    def predict(self, *words, expect=0):
-        assert main(["predict", *map(str, words)]) == expect
-
-    def rows(self, path):
-        with Path(path).open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def test_a_checkpoint_and_a_file_are_enough(self, expected, classes_source, capsys):
-        arrays = dict(np.load(classes_source["source"]))
-        np.savez("new.npz", **{name: array for name, array in arrays.items() if name not in ("label", "split")})
-        self.predict("--ckpt", "run/checkpoints/best.ckpt", "--data", "new.npz", "--output", "out.csv", "--embeddings", "out.npz")
-        rows = self.rows("out.csv")
-        assert list(rows[0]) == ["id", "prediction", "probability_rest", "probability_stress"]
-        logits = torch.from_numpy(np.stack([expected[row["id"]] for row in rows]))
-        assert [float(row["probability_stress"]) for row in rows] == pytest.approx(logits.softmax(1)[:, 1].tolist(), abs=1e-6)
-        assert {row["prediction"] for row in rows} <= {"rest", "stress"}
-        assert np.load("out.npz")["fused"].shape == (60, 12)
-        assert "written: out.csv (60 samples, run/checkpoints/best.ckpt)" in capsys.readouterr().out
-
-    def test_samples_that_trained_the_model_are_marked(self, expected, classes_source, capsys):
-        self.predict("--ckpt", "run", "--data", classes_source["source"], "--output", "out.csv")
-        parts = [row["part"] for row in self.rows("out.csv")]
-        assert parts == np.load(classes_source["source"])["split"].tolist()
-        assert "36 of these 60 samples trained the model" in capsys.readouterr().out
-
-    def test_mistakes_are_told_in_one_line(self, run, capsys):
-        np.savez("other.npz", audio=np.ones((3, 4, 5)))
-        for words, message in (
-            (["--ckpt", "nix", "--data", "other.npz"], "there is no checkpoint nix"),
-            (["--ckpt", "run", "--data", "nix.npz"], "nix.npz: no such file"),
-            (["--ckpt", "run", "--data", "other.npz"], "audio: expected width 4, as in training, got 5"),
-            (["--ckpt", "run", "--data", "other.npz", "--module", "os.path"], "module: expected a subclass of TaskModule"),
-            (["--ckpt", "run", "--data", "other.npz", "--module", "nix.Nix"], "module: expected the name of a class"),
-        ):
-            self.predict(*words, "--output", "out.csv", expect=2)
-            error = capsys.readouterr().err
-            assert error.startswith("mea-graph: error: ")
-            assert error.count("\n") == 1
-            assert message in error
-        assert not Path("out.csv").exists()
 
 
 def test_what_is_exported_takes_raw_features(run, data):

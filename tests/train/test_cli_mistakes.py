@@ -1,0 +1,147 @@
+"""Mistakes in a command of training: each is told in one line, with exit code 2."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mea_graph.__main__ import main
+
+SMALL = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
+
+
+def words(source):
+    return ["--data.source", source["source"], "--data.reader.split", "split"]
+
+
+def run(*arguments, expect=0):
+    assert main([str(argument) for argument in arguments]) == expect
+
+
+@pytest.fixture
+def fitted(classes_source):
+    run("fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 1, "--run_dir", "run", "--model.exclusive.mu", 0.3)
+    return Path("run")
+
+
+def check(capsys, message, *arguments):
+    capsys.readouterr()
+    run(*arguments, expect=2)
+    error = capsys.readouterr().err
+    assert error.startswith("mea-graph: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_in_the_command(capsys):
+    check(capsys, "got 'fot' (did you mean 'fit'?)", "fot")
+    check(capsys, "expected a command, one of fit, validate, test, predict, study, demo, got none")
+    check(capsys, "there is no option --modle (did you mean '--model'?)", "fit", "--modle", 3)
+
+
+def test_in_the_configuration(capsys, classes_source):
+    check(capsys, "config: expected a file or one of avletters, avletters_speakers, events, events_three", "fit", "--config", "mosy")
+    check(capsys, "got 'mosy' (did you mean 'mosi'?)", "fit", "--config", "mosy")
+    Path("broken.yaml").write_text("model: [")
+    check(capsys, "config", "fit", "--config", "broken.yaml")
+    sections = "config: expected sections data, model, trainer or others in"
+    check(capsys, f"{sections} classes.npz, got no text", "fit", "--config", "classes.npz")
+    Path("words.txt").write_text("some words")
+    check(capsys, f"{sections} words.txt, got str", "fit", "--config", "words.txt")
+    Path("unknown.yaml").write_text("models: 3")
+    check(capsys, "models", "fit", "--config", "unknown.yaml")
+    Path("close.yaml").write_text("data: {sorce: mine.npz}")
+    check(capsys, "'data.sorce' (did you mean 'data.source'?)", "fit", "--config", "close.yaml")
+    Path("close.yaml").write_text("model: {init_args: {chanels: gru}}")
+    check(capsys, "'chanels' is not accepted (did you mean 'model.channels'?)", "fit", "--config", "close.yaml")
+
+
+def test_in_the_model(capsys, classes_source):
+    source = words(classes_source)
+    check(capsys, "there is no option --model.muu", "fit", *source, "--model.muu", 3)
+    check(capsys, "exclusive.mu: expected float, got 'x'", "fit", *source, "--model.exclusive.mu", "x")
+    check(capsys, "heads: expected a divisor of channels = 40, got 7", "fit", *source, "--model.heads", 7)
+    check(capsys, "Nope", "fit", *source, "--model", "Nope")
+
+
+def test_in_the_data(capsys, classes_source):
+    here = f"nix.npz: no such file; a relative path counts from the current folder, {Path.cwd()}"
+    check(capsys, here, "fit", "--data.source", "nix.npz")
+    check(capsys, "expected data.source", "fit")
+    check(capsys, "which is classification; got task='regression'", "fit", *words(classes_source), "--data.task", "regression")
+    no_valid = ["--data.split", "{by: subject, train: [0, 1], test: [2]}"]
+    check(capsys, "no sample is in part 'valid'", "fit", *words(classes_source), *SMALL, *no_valid)
+
+
+def test_a_word_for_the_class_of_a_logger(capsys):
+    message = "trainer.logger: expected a class with its options, got 'wandb'; --logger takes a word: csv, tensorboard or wandb"
+    check(capsys, message, "fit", "--data.events", "{num_samples: 40}", "--trainer.logger", "wandb")
+
+
+def test_in_the_run(capsys, fitted, classes_source):
+    config = fitted / "config.yaml"
+    check(capsys, "run holds a run; resume it with --ckpt_path last", "fit", "--config", config)
+    check(capsys, "there is no run in runs/default yet", "test", *words(classes_source))
+    check(capsys, "there is no checkpoint nix.ckpt", "test", "--config", config, "--ckpt_path", "nix.ckpt")
+    other = ["--model.exclusive.mu", 0.4]
+    check(capsys, "model.exclusive: the checkpoint run/checkpoints/best.ckpt has {", "test", "--config", config, *other)
+    given = ["test", "--config", config, "--ckpt_path"]
+    npz = "it is an .npz with the arrays audio, audio_len, lips, lips_len, label, ...; data are given by --data.source"
+    check(capsys, f"expected a checkpoint of plain tensors and containers, got classes.npz: {npz}", *given, "classes.npz")
+    torch.save(torch.nn.Linear(2, 3).state_dict(), "weights.pt")
+    check(capsys, "it holds weights alone (2 tensors, weight ...) without the options of their network", *given, "weights.pt")
+    torch.save({"epoch": 1, "model": {}}, "other.pt")
+    check(capsys, "it holds a dict of epoch, model without 'state_dict'", *given, "other.pt")
+    Path("pointer.ckpt").write_text("version https://git-lfs.github.com/spec/v1\n")
+    check(capsys, "it is a Git LFS pointer", *given, "pointer.ckpt")
+    folds = "{by: subject, folds: 2}"
+    check(capsys, "of 30 test samples trained this checkpoint", "test", "--config", config, "--data.split", folds)
+    gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 8]
+    check(capsys, "the checkpoint run/checkpoints/best.ckpt has", "test", *words(classes_source), *gru, "--run_dir", "run")
+
+
+def test_before_anything_is_written(capsys, classes_source):
+    """Not even an empty folder is left behind."""
+    gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 4]
+    fit = ["fit", *words(classes_source), *gru, "--run_dir", "run/new"]
+    check(capsys, "trainer.precision: expected one of 32-true, 64-true", *fit, "--trainer.precision", "bf16-true")
+    check(capsys, "early_stopping.monitor: expected one of ", *fit, "--early_stopping.monitor", "valid/acc")
+    arrays = dict(np.load(classes_source["source"]))
+    labels = arrays.pop("label")
+    np.savez("bare.npz", **arrays)
+    told = ["--data.task", "classification", "--data.classes", 2]
+    check(capsys, "y: the data has no targets", *fit, "--data.source", "bare.npz", *told)
+    assert not Path("run").exists()
+    np.savez("full.npz", **arrays, label=labels)
+    run(*fit, "--data.source", "full.npz", "--trainer.max_epochs", 1)
+    for command in ("validate", "test"):
+        check(capsys, "y: the data has no targets", command, "--config", "run/new/config.yaml", "--data.source", "bare.npz", *told)
+    run("predict", "--ckpt", "run/new", "--data", "bare.npz", "--output", "out.csv")
+    assert "target" not in Path("out.csv").read_text().splitlines()[0].split(",")
+
+
+def test_in_training(capsys, classes_source):
+    check(capsys, "samples of the batch: ", "fit", *words(classes_source), *SMALL, "--model.learning_rate", 1e30)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(fitted, capsys):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (Path("sprung"),)
+
+    state = torch.load(fitted / "checkpoints/best.ckpt", weights_only=True)
+    torch.save({**state, "trap": Trap()}, "trap.ckpt")
+    run("test", "--config", fitted / "config.yaml", "--ckpt_path", "trap.ckpt", expect=2)
+    assert "expected a checkpoint of plain tensors" in capsys.readouterr().err
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_in_one_line(classes_source, capsys):
+    expected = "expected one that this machine has, one of cpu or auto, got"
+    for name in ("gpu", "cuda"):
+        run("fit", *words(classes_source), *SMALL, "--trainer.accelerator", name, expect=2)
+        assert capsys.readouterr().err == f"mea-graph: error: trainer.accelerator: {expected} {name!r}\n"
+    run("study", "compare", "--accelerator", "gpu", expect=2)
+    assert capsys.readouterr().err == f"mea-graph: error: accelerator: {expected} 'gpu'\n"
