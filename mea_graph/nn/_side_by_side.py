@@ -220,13 +220,14 @@ def _all_are_watched() -> bool:
 
 def has_own_call(module: nn.Module) -> bool:
     """Whether the module has hooks, a `forward` of its own, or was compiled by itself."""
+    own = module.__dict__  # asked for hundreds of modules in a pass, and quicker than their attributes
     return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or module._compiled_call_impl
-        or "forward" in module.__dict__
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own.get("_compiled_call_impl")
+        or "forward" in own
     )
 
 
