@@ -36,11 +36,13 @@ class Tiles(NamedTuple):
     registers: int | None = None  # of a thread at most, so that more blocks fit on a multiprocessor; None: as many as the compiler likes
 
 
-# By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "spare", such heads that have
-# spare channels; "folded", narrow heads with a wider prior; "wide", all else. Chosen so that nothing spills, with Triton 3.6 and 3.9, and so
-# that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89): see tests/ops/triton/test_compiled.py.
+# By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "spare", such heads with
+# spare channels; "folded", narrow heads with a wider prior; "wide", all else. Chosen so that nothing spills, with Triton 3.6 and 3.9, and
+# so that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89): see
+# tests/ops/triton/test_compiled.py.
 HOPPER = {
     ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2, registers=168),
+    ("forward", "half", "folded"): Tiles(64, 32, 256, 4, 2),
     ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
     ("forward", "float", "narrow"): Tiles(64, 32, 32, 4, 2),
     ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1),
