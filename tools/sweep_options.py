@@ -68,6 +68,7 @@ SMALL = {"channels": 8, "heads": 2, "hidden_channels": 8}
 # The values of the table that an option may have; one that is not here, or has nothing, must refuse them all.
 LEGAL = {
     "seed_everything": "0 1",
+    "threads": "1 null",
     "run_dir": "word '1' null",
     **dict.fromkeys(("logger", "ckpt_path"), "null"),
     # Lightning's trainer
@@ -174,7 +175,7 @@ OF_READERS = {
 
 def options() -> dict[str, str]:
     """Every option by name, as it stands in a configuration, and the values that it may have; None where nobody has said so."""
-    found = ["seed_everything", "run_dir", "logger", "ckpt_path"]
+    found = ["seed_everything", "threads", "run_dir", "logger", "ckpt_path"]
     owners: tuple[tuple[str, tuple[Callable[..., Any], ...]], ...] = (
         ("trainer", (L.Trainer,)),
         ("data", (SequenceDataModule,)),
@@ -321,7 +322,7 @@ def _hangs(*_: object) -> None:
     raise TimeoutError(f"took more than {PATIENCE} s")
 
 
-SECTIONS = ("seed_everything", "run_dir", "logger", "ckpt_path", "trainer", "data", "early_stopping", "training", "model")
+SECTIONS = ("seed_everything", "threads", "run_dir", "logger", "ckpt_path", "trainer", "data", "early_stopping", "training", "model")
 
 
 def faults(beginnings: tuple[str, ...], whole: bool = True) -> Iterator[str]:

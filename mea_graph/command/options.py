@@ -28,6 +28,7 @@ SINGLE = {
     "run_dir": "FOLDER of the run; runs/<config>/<number> by default",
     "ckpt_path": "best | last | FILE: the checkpoint to go on with, or to evaluate",
     "seed_everything": "INT: decides weights, order of the samples and dropout (default: 0)",
+    "threads": "INT: threads of the processor that compute (default: OMP_NUM_THREADS where it is set, else 1)",
     "logger": "tensorboard | wandb: writes there too; logs/ of the run has the numbers as CSV in any case",
     "print_config": "shows the configuration that comes out of it all, and ends",
     "help": "shows this",

@@ -9,6 +9,29 @@ from typing import Any, NoReturn
 
 from mea_graph.suggestions import did_you_mean
 
+MOST_THREADS = 1024  # nobody has more, and OpenMP ends a process where it cannot start them
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Gives a command its option `--threads`.
+
+    Args:
+        parser: Of the command.
+
+    >>> words = Words(prog="mea-graph demo")
+    >>> add_threads(words)
+    >>> words.read(["--threads", "4"]).threads
+    4
+    """
+    told = "threads that compute (default: OMP_NUM_THREADS where it is set, else 1)"
+    parser.add_argument("--threads", type=_thread_count, metavar="N", help=told)
+
+
+def _thread_count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected an integer in [1, {MOST_THREADS}], got {text!r}")
+    return int(text)
+
 
 class MistypedError(Exception):
     """Says in one line what is wrong with the words of a command."""

@@ -73,14 +73,17 @@ def _convert(root: Path, known: _Known, reader: str, options: Mapping[str, Any],
     except OSError as error:
         raise DataError(f"{root}: cannot be written ({error.strerror}); pass cache_dir= a folder that can") from error
     try:
-        with only_one(root / _LOCK):
+        with only_one(root / _LOCK) as alone:
             if known.contents is None and _has_entries(root):  # another process has made one meanwhile
                 known.hash()
             if known.contents is not None and (_folder(root, known.contents, reader, options) / "meta.json").is_file():
                 return
             with known.being_hashed() as contents:  # beside the reading: it takes as long
                 write_made(
-                    lambda: replace(read()._store, source_hash=contents()), root, lambda store: _folder(root, store.hash, reader, options)
+                    lambda: replace(read()._store, source_hash=contents()),
+                    root,
+                    lambda store: _folder(root, store.hash, reader, options),
+                    alone,
                 )
     except MemoryError as error:
         raise no_memory(known.files[0], sum(file.stat().st_size for file in known.files)) from error

@@ -337,10 +337,11 @@ class MultimodalDataset(ViewedDataset):
         >>> MultimodalDataset.from_arrays(x).with_modalities(["b"]).channels
         {'b': 2}
         """
-        wanted = list(modalities)
-        if not wanted or len(set(wanted)) != len(wanted) or set(wanted) - set(self._modalities):
+        wanted = list(modalities) if isinstance(modalities, Iterable) and not isinstance(modalities, str) else []
+        if not wanted or any(name not in self._modalities for name in wanted) or len(set(wanted)) != len(wanted):
             hint = "".join(f" ({note})" for note in self.notes)
-            raise DataError(f"modalities: expected different ones among {list(self._modalities)}, got {wanted}{hint}")
+            known = list(self._modalities)
+            raise DataError(f"modalities: expected a list of different names among {known}, got {wanted or modalities!r}{hint}")
         return self._view(_modalities=tuple(wanted))
 
     @property

@@ -11,16 +11,19 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def only_one(path: Path) -> Iterator[None]:
+def only_one(path: Path) -> Iterator[bool]:
     """Waits until no other process, and no other thread, is inside with the same file; removes the file when it leaves.
 
     The system gives up the lock of a process that was killed; the file that it left is taken over. Where the disk knows no locks,
     nobody waits: then the same work is done twice, and the result is the same.
+
+    Yields:
+        Whether no other process of this machine is inside: False on such a disk.
     """
     file: IO[bytes] | None = None
     try:
         file = _locked(path)
-        yield
+        yield file is not None
     finally:
         if file is not None:
             with contextlib.suppress(OSError):  # a file that is open cannot be removed everywhere

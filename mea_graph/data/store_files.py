@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import platform
 import shutil
 import time
 import uuid
@@ -27,7 +28,7 @@ FORMAT_VERSION = 5  # raise it whenever what is written, or what readers make of
 _SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # what a disk says that syncs no folders
 _TEMPORARY = ".writing-"
-_ABANDONED = 24 * 3600.0  # seconds after which a temporary folder counts as left by a process that was killed
+_ABANDONED = 24 * 3600.0  # seconds after which any temporary folder counts as left by a process that was killed
 
 
 def write_store(store: Store, folder: Path) -> None:
@@ -35,7 +36,7 @@ def write_store(store: Store, folder: Path) -> None:
     write_made(lambda: store, folder.parent, lambda _: folder)
 
 
-def write_made(make: Callable[[], Store], parent: Path, place: Callable[[Store], Path]) -> None:
+def write_made(make: Callable[[], Store], parent: Path, place: Callable[[Store], Path], alone: bool = False) -> None:
     """Writes the store that `make` gives into a temporary folder in `parent`, which is renamed when everything is on the disk.
 
     The rows are written as they are packed, and never held in memory together.
@@ -44,11 +45,13 @@ def write_made(make: Callable[[], Store], parent: Path, place: Callable[[Store],
         make: Makes the store.
         parent: The folder that all entries are in.
         place: The entry of the store, a folder in `parent`.
+        alone: Whether no other process of this machine writes there: what one that was killed has left is then removed at once.
     """
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent)
-        temporary = parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        own = f"{_TEMPORARY}{zlib.crc32(platform.node().encode()):08x}-"  # other machines may share the disk, but not the lock
+        _remove_abandoned(parent, own if alone else None)
+        temporary = parent / f"{own}{uuid.uuid4().hex}"
         temporary.mkdir()
     except OSError as error:
         raise DataError(f"{parent}: cannot be written ({error.strerror}); pass cache_dir= a folder that can") from error
@@ -261,8 +264,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_abandoned(parent: Path) -> None:
+def _remove_abandoned(parent: Path, own: str | None) -> None:
     for folder in parent.glob(_TEMPORARY + "*"):
         with contextlib.suppress(OSError):  # its writer may finish, and take it away, at any moment
-            if time.time() - folder.stat().st_mtime > _ABANDONED:
+            if (own is not None and folder.name.startswith(own)) or time.time() - folder.stat().st_mtime > _ABANDONED:
                 shutil.rmtree(folder, ignore_errors=True)

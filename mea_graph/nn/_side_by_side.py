@@ -11,8 +11,9 @@ from torch.nn.modules import module as torch_module
 from torch_geometric.nn.aggr import SumAggregation
 
 from mea_graph.ops import Pointers
+from mea_graph.ops.backends import is_unwatched
 from mea_graph.ops.eager import is_traced
-from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, stacked_together
+from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, norm_and_linear, stacked_together
 
 # The most rows of padding that make groups equal in size. A kernel over 65,536 rows of 40 channels moves 20 MB, which takes a GPU some
 # 5 microseconds: as long as launching one more kernel.
@@ -71,31 +72,49 @@ def linear(
     onto: Tensor | None = None,
 ) -> Tensor:
     """Each `nn.Linear` on its rows, after the `nn.LayerNorm` of `before` if there are any; for the rest see `grouped_linear`."""
-    plain = len(layers) > 1 and all(_is_plain(layer, nn.Linear) for layer in layers)
-    biases = [bias for bias in _own(layers, "bias") if bias is not None] if plain else []
-    if not plain or len(biases) not in (0, len(layers)):
+    own = weights_of(layers, nn.Linear) if len(layers) > 1 else None
+    if own is None:
         out = _in_turn(layers, norm(before, x, groups) if before else x, groups.placed() if before else groups)
         return out if onto is None else onto + out
-    if before and not _are_plain_norms(before):
-        x, groups, before = norm(before, x, groups), groups.placed(), ()
-    scales, shifts = _own(before, "weight"), _own(before, "bias")
-    eps = before[0].eps if before else 0.0
-    return grouped_linear(x, _own(layers, "weight"), biases, *groups, scales, shifts, eps, steps_last, onto=onto)
+    scaled = weights_of(before, nn.LayerNorm) if before else None
+    if before and scaled is None:
+        x, groups = norm(before, x, groups), groups.placed()
+    scales, shifts = scaled or ((), ())
+    return grouped_linear(x, *own, *groups, scales, shifts, before[0].eps if scaled else 0.0, steps_last, onto=onto)
 
 
 def linear_onto(onto: Tensor, dropout: nn.Module, layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     """`onto + dropout(linear(...))`, a residual."""
-    if type(dropout) is nn.Dropout and not is_watched(dropout) and not (dropout.training and dropout.p):
+    if drops_nothing(dropout):
         return linear(layers, x, groups, onto=onto)
     return onto + dropout(linear(layers, x, groups))
+
+
+def norm_then_linear(
+    norms: Sequence[Any], layers: Sequence[Any], x: Tensor, groups: Groups, steps_last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The normalised rows of each group, and the map of them: `norm` and `linear` in one call, where nobody differentiates or watches."""
+    if len(layers) > 1 and is_unwatched():
+        own, scaled = weights_of(layers, nn.Linear), weights_of(norms, nn.LayerNorm)
+        if own is not None and scaled is not None:
+            both = norm_and_linear(x, own, groups, scaled, norms[0].eps, steps_last)
+            if both is not None:
+                return both
+    normalized = norm(norms, x, groups)
+    return normalized, linear(layers, normalized, groups.placed(), steps_last=steps_last)
+
+
+def drops_nothing(dropout: nn.Module) -> bool:
+    """Whether calling it returns what it is given."""
+    return type(dropout) is nn.Dropout and not (dropout.training and dropout.p) and not is_watched(dropout)
 
 
 def weights_together(x: Tensor, *kinds: Sequence[Any]) -> AbstractContextManager[None]:
     """Inside, `linear` and `norm` on a device take the weights of these layers from one copy of all, where each call would make its own."""
     if not saves_launches(x):
         return nullcontext()
-    plain = [kind for kind in kinds if len(kind) > 1 and (_are_plain_norms(kind) or all(_is_plain(layer, nn.Linear) for layer in kind))]
-    weights = [[getattr(layer, name) for layer in kind] for kind in plain for name in ("weight", "bias")]
+    each = [weights_of(kind, type(kind[0])) for kind in kinds if len(kind) > 1 and type(kind[0]) in (nn.Linear, nn.LayerNorm)]
+    weights = [kind for pair in each if pair is not None for kind in pair if kind]
     return stacked_together([kind for kind in weights if all(type(t) is nn.Parameter for t in kind)])
 
 
@@ -110,19 +129,38 @@ def _launches(device: torch.device) -> bool:
 
 def norm(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     """Each `nn.LayerNorm` on its rows."""
-    if len(layers) == 1 or not _are_plain_norms(layers):
-        return _in_turn(layers, x, groups)
-    return grouped_layer_norm(x, _own(layers, "weight"), _own(layers, "bias"), *groups, eps=layers[0].eps)
+    own = weights_of(layers, nn.LayerNorm) if len(layers) > 1 else None
+    return _in_turn(layers, x, groups) if own is None else grouped_layer_norm(x, *own, *groups, eps=layers[0].eps)
 
 
-def _are_plain_norms(layers: Sequence[Any]) -> bool:
-    affine = all(_is_plain(layer, nn.LayerNorm) and layer.weight is not None and layer.bias is not None for layer in layers)
-    return affine and len({layer.eps for layer in layers}) == 1
+def weights_of(layers: Sequence[Any], kind: type[nn.Module]) -> tuple[list[Any], list[Any]] | None:
+    """The weights and biases of layers that do nothing but apply these, in the same manner; no biases where no layer has one.
+
+    None for a wrapper, a hook, a parametrisation, and where one layer lacks what another has.
+    """
+    if _all_are_watched():
+        return None
+    weights: list[Any] = []
+    biases: list[Any] = []
+    for layer in layers:
+        if type(layer) is not kind or has_own_call(layer):
+            return None
+        own = layer._parameters  # a look here takes a third of the time of `layer.weight`
+        weights.append(own["weight"] if "weight" in own else layer.weight)  # noqa: SIM401 - `get` would ask for both
+        bias = own["bias"] if "bias" in own else layer.bias  # noqa: SIM401
+        if bias is not None:
+            biases.append(bias)
+    if kind is nn.LayerNorm:
+        eps = layers[0].eps
+        alike = len(biases) == len(layers) and all(w is not None and layer.eps == eps for w, layer in zip(weights, layers, strict=True))
+    else:
+        alike = len(biases) in (0, len(layers))
+    return (weights, biases) if alike else None
 
 
-def _own(layers: Sequence[Any], name: str) -> list[Any]:
-    """The parameter of that name of each layer; asking the module for it takes a call of Python."""
-    return [layer._parameters[name] if name in layer._parameters else getattr(layer, name) for layer in layers]
+def of_all(modules: Sequence[Any], name: str) -> list[Any]:
+    """The submodule of that name of each module; asking the module for it takes three times as long."""
+    return [module._modules[name] if name in module._modules else getattr(module, name) for module in modules]
 
 
 def can_join(modules: Sequence[nn.Module]) -> bool:
@@ -131,35 +169,48 @@ def can_join(modules: Sequence[nn.Module]) -> bool:
     Their `__constants__` and the widths of their linear layers must agree; `linear` and `norm` check the rest. A class of the caller's own
     never joins, be it a subclass, a wrapper or another activation: only its call does what it says.
     """
-    if is_traced():
-        return False  # a compiler joins them itself, and padded batches of different widths stay apart
+    # A compiler joins them itself, and padded batches of different widths stay apart.
+    return not is_traced() and not _all_are_watched() and _can_join(modules)
+
+
+def _can_join(modules: Sequence[nn.Module]) -> bool:
     first = modules[0]
-    kind, manner = type(first), attrgetter("training", *getattr(first, "__constants__", ()))
-    if kind not in _PARTS and not kind.__module__.startswith("mea_graph.nn."):
-        return False
-    own = manner(first)
+    kind = type(first)
+    manner = _MANNERS.get(kind)
+    if manner is None:
+        if kind not in _PARTS and not kind.__module__.startswith("mea_graph.nn."):
+            return False
+        manner = _MANNERS[kind] = attrgetter("training", *getattr(kind, "__constants__", ()))
+    own, names = manner(first), first._modules.keys()
     for module in modules:
-        if type(module) is not kind or manner(module) != own or is_watched(module) or module._modules.keys() != first._modules.keys():
+        if type(module) is not kind or manner(module) != own or has_own_call(module) or module._modules.keys() != names:
             return False
     for name, part in first._modules.items():
         if part is None or isinstance(part, nn.LayerNorm):
             continue
-        parts: Sequence[Any] = [module._modules[name] for module in modules]
-        if isinstance(part, nn.Linear):
-            if len({_WIDTHS(p) for p in parts if isinstance(p, nn.Linear)}) > 1:
+        each: Sequence[Any] = [module._modules[name] for module in modules]
+        if not isinstance(part, nn.Linear):
+            if not _can_join(each):
                 return False
-        elif not can_join(parts):
-            return False
+            continue
+        width, wide = part.in_features, part.out_features
+        for other in each:
+            if isinstance(other, nn.Linear) and (other.in_features != width or other.out_features != wide):
+                return False
     return True
 
 
 _PARTS = (nn.Linear, nn.Conv2d, nn.Dropout, nn.GELU, nn.ReLU, nn.ModuleDict, nn.ModuleList, SumAggregation)
-_WIDTHS = attrgetter("in_features", "out_features")
+_MANNERS: dict[type[nn.Module], Any] = {}  # reads what must agree, by class
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether calling the module may do more than its class's `forward`: see `has_own_call`, or somebody hooked all modules of torch."""
-    return has_own_call(module) or bool(
+    return has_own_call(module) or _all_are_watched()
+
+
+def _all_are_watched() -> bool:
+    return bool(
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
@@ -177,11 +228,6 @@ def has_own_call(module: nn.Module) -> bool:
         or module._compiled_call_impl
         or "forward" in module.__dict__
     )
-
-
-def _is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling the layer only applies its weights: no wrapper, no hook, no parametrisation."""
-    return type(layer) is kind and not is_watched(layer)
 
 
 def _in_turn(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:

@@ -21,7 +21,7 @@ from mea_graph.nn.graph.combination import COMBINATIONS, Combination
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination
-from mea_graph.nn.unimodal_extractor import extract_level
+from mea_graph.nn.unimodal_extractor import extract_all, extract_level
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
@@ -319,16 +319,16 @@ class MEA(nn.Module):
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
+        extractors = [self.extractors[m] for m in self.modalities]
         if self.window is None and edges is None and not counted:
-            extractors = [self.extractors[m] for m in self.modalities]
             level = extract_level(extractors, [e.x for e in entered.values()], list(pointers.values()))
             if level is not None:
                 rows, spaced = level
                 by_name = dict(zip(self.modalities, spaced, strict=True))
                 return _Steps(dict(zip(self.modalities, rows, strict=True)), by_name, edges, entered, times)
-        z, seconds = {}, {m: read_time(times[m][0], entered[m], times[m][1]) for m in self.timed_modalities}
-        for m in self.modalities:
-            z[m] = self.extractors[m](entered[m].x, pointers[m], *([seconds[m]] if self._places_in_time(m) else []))
+        seconds = {m: read_time(times[m][0], entered[m], times[m][1]) for m in self.timed_modalities}
+        placed = [seconds[m] if self._places_in_time(m) else None for m in self.modalities]
+        z = dict(zip(self.modalities, extract_all(extractors, entered.values(), placed), strict=True))
         left = {m: pointers[m].strided(self._stride(m)) for m in self.modalities}
         if self.window is not None:
             # a stride keeps the times of its first steps, in padding too
@@ -370,7 +370,7 @@ class MEA(nn.Module):
         graph: FusionGraph | None,
         return_attention_weights: bool,
     ) -> MEAOutput:
-        spaces = [h for h in (exclusive, agnostic) if h is not None]
+        spaces, is_whole = [h for h in (exclusive, agnostic) if h is not None], graph is None and present is None
         if graph is None:
             graph = fusion_graph(exclusive, agnostic, present, self.self_loops, keep_absent=None)
         if present is None:
@@ -380,11 +380,11 @@ class MEA(nn.Module):
         if isinstance(self.fusion, Combination):
             vectors = [self.fusion(h, present) for h in spaces]
         else:
-            nodes = {f"{m}_{space}" for m in self.modalities for space in self.spaces}
-            x_dict = {t: graph[t].x for t in graph.node_types if t in nodes}
-            edge_index = {t: graph[t].edge_index for t in graph.edge_types if t[0] in nodes and t[2] in nodes}
-            sample = {t: graph[t].sample for t in x_dict}
-            there = graph.collect("present", allow_empty=True)
+            names = {f"{m}_{space}" for m in self.modalities for space in self.spaces}
+            nodes = [(t, store) for t, store in graph.node_items() if t in names]
+            x_dict, sample = ({t: store[name] for t, store in nodes} for name in ("x", "sample"))
+            edge_index = {t: store["edge_index"] for t, store in graph.edge_items() if t[0] in names and t[2] in names}
+            there = {} if is_whole else graph.collect("present", allow_empty=True)
             result = self.fusion(x_dict, edge_index, sample, graph.num_samples, there, return_attention_weights)
             vectors, transfer = list(result.x.values()), result.transfer
         h_fin = torch.cat(vectors, 1)

@@ -1,9 +1,9 @@
 """From a raw modality to the common width, [MEA] Eq. 1."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from mea_graph.nn._batches import read_time
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._recurrent import LSTM, both_ways, op_of_both
-from mea_graph.nn._sequences import Layout, check_sizes, enter
+from mea_graph.nn._sequences import Entered, Layout, check_sizes, enter
 from mea_graph.nn._side_by_side import is_watched, levels
 from mea_graph.ops import Pointers
+from mea_graph.ops.eager import is_traced
 from mea_graph.ops.recurrent import bilstm
 
 
@@ -129,13 +130,20 @@ class UnimodalExtractor(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout = None, time: Tensor | None = None) -> Tensor:
         """Returns the sequence at the common width; `layout` is the ptr of rows or the mask of a padded batch, `time` its seconds."""
+        read = self._read(x, layout, time)
+        op = op_of_both(self.forward_lstm, self.backward_lstm)
+        if op is None:
+            return self._finish(read, both_ways(self.forward_lstm, self.backward_lstm, read.z, read.shorter.length))
+        return self._finish(read, op([read.z.flatten(0, 1)], [self._weights()], [read.pointers()])[0])
+
+    def _read(self, x: Tensor, layout: Layout, time: Tensor | None) -> "_Read":
+        """What the Bi-LSTM is given."""
         entered = enter(x, layout, self.in_channels)
         pointers = entered.pointers
         if self.positions == "seconds":
             time = read_time(time, entered, "time")
         elif time is not None:
             raise ValueError("time: expected None with positions='steps', which reads no time, got a tensor; positions='seconds' reads it")
-        shorter = pointers.strided(self.stride)
         left = (self.kernel_size - 1) // 2
         # The convolution and the Bi-LSTM read a padded batch, of one step at least, so that no parameter is idle.
         padded = pointers.pad(entered.x)
@@ -144,22 +152,19 @@ class UnimodalExtractor(nn.Module):
         padded = F.pad(padded.mT, (left, self.kernel_size - 1 - left + (pointers.max_length == 0)))
         z = self.conv(padded).mT  # (B, T, d)
         z = self.dropout(z + (sinusoidal_positions(z.size(1), self.channels, z) if time is None else self._at(time, pointers, z)))
-        out = self._both_ways(z, shorter)
+        return _Read(entered, z, pointers.strided(self.stride))
+
+    def _finish(self, read: "_Read", out: Tensor) -> Tensor:
+        """The result from the states of both directions, (B, T, d) or as rows."""
+        entered, z, shorter = read
+        out = out.view_as(z) if out.dim() == 2 else out
         out = out + z if self.skip else out
-        if pointers.max_length == 0:
+        if entered.pointers.max_length == 0:
             out = out[:, :0]
         return entered.leave_shorter(shorter.unpad(out), shorter, self.stride)
 
-    def _both_ways(self, z: Tensor, shorter: Pointers) -> Tensor:
-        """The states (B, T, d) of both directions over a padded batch."""
-        op = op_of_both(self.forward_lstm, self.backward_lstm)
-        if op is None:
-            return both_ways(self.forward_lstm, self.backward_lstm, z, shorter.length)
-        batch, steps, _ = z.shape
-        start = torch.arange(batch, device=z.device) * steps if shorter.steps is None else shorter.start
-        pointers = Pointers(start, shorter.length, batch * steps, steps)
-        weights = [*self.forward_lstm.weights, *self.backward_lstm.weights]
-        return op([z.flatten(0, 1)], [weights], [pointers])[0].unflatten(0, (batch, steps))
+    def _weights(self) -> list[Tensor]:
+        return [*self.forward_lstm.weights, *self.backward_lstm.weights]
 
     def _at(self, time: Tensor, pointers: Pointers, like: Tensor) -> Tensor:
         """Positions (B, ceil(T / stride), d) of the times (N,) of rows."""
@@ -169,6 +174,32 @@ class UnimodalExtractor(nn.Module):
         if pointers.max_length == 0:  # the convolution then reads one step of padding
             padded = F.pad(padded, (0, 1))
         return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels).to(like.dtype)
+
+
+class _Read(NamedTuple):
+    """A modality before its Bi-LSTM."""
+
+    entered: Entered
+    z: Tensor  # (B, T, d)
+    shorter: Pointers  # of the result
+
+    def pointers(self) -> Pointers:
+        """Where each sample's rows are in z."""
+        batch, steps, _ = self.z.shape
+        start = torch.arange(batch, device=self.z.device) * steps if self.shorter.steps is None else self.shorter.start
+        return Pointers(start, self.shorter.length, batch * steps, steps)
+
+
+def extract_all(extractors: Sequence[nn.Module], entered: Iterable[Entered], times: Sequence[Tensor | None]) -> list[Tensor]:
+    """Each modality by its extractor; the Bi-LSTMs of all of them in one call, where that is the same."""
+    each = [e for e in extractors if type(e) is UnimodalExtractor and not is_watched(e)]
+    alike = len(each) == len(extractors) > 1 and not is_traced() and len({e.channels for e in each}) == 1
+    if not alike or any(op_of_both(e.forward_lstm, e.backward_lstm) is not bilstm for e in each):
+        given = zip(extractors, entered, times, strict=True)
+        return [e(own.x, own.pointers, *([] if time is None else [time])) for e, own, time in given]
+    read = [e._read(own.x, own.pointers, time) for e, own, time in zip(each, entered, times, strict=True)]
+    out = bilstm([r.z.flatten(0, 1) for r in read], [e._weights() for e in each], [r.pointers() for r in read])
+    return [e._finish(r, states) for e, r, states in zip(each, read, out, strict=True)]
 
 
 def extract_level(
@@ -202,7 +233,7 @@ def extract_level(
     positions = _sinusoids(whole.position.to(torch.promote_types(z.dtype, torch.float32)), first.channels)
     z = first.dropout(z + positions.to(z.dtype))
     parts = z.split(size)
-    out = bilstm(parts, [[*e.forward_lstm.weights, *e.backward_lstm.weights] for e in each], spaced)
+    out = bilstm(parts, [e._weights() for e in each], spaced)
     return [states + own if first.skip else states for states, own in zip(out, parts, strict=True)], spaced
 
 

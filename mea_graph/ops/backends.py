@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mea_graph.ops.eager import is_transformed
+from mea_graph.ops.eager import is_transformed, is_unseen
 
 __all__ = ["Backend", "Explanation", "Op", "explain", "record_calls", "use_backend"]
 
@@ -65,7 +65,7 @@ class Op:
     def run(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Any:
         """Runs the backend that `select` finds."""
         backend = self._forced(backend)
-        name = self._automatic(device, arguments)[0] if backend == "auto" else backend
+        name = self._first(device, arguments) if backend == "auto" else backend
         run = self.backends[name].run if backend == "auto" else self.select(name, device, arguments)
         if not torch.compiler.is_compiling():
             record = _RECORD.get()
@@ -82,7 +82,7 @@ class Op:
     def select(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Callable[..., Any]:
         """Returns what runs for these arguments; raises if a backend requested by name cannot."""
         if backend == "auto":
-            return self.backends[self._automatic(device, arguments)[0]].run
+            return self.backends[self._first(device, arguments)].run
         if backend not in self.backends:
             raise ValueError(f"backend: expected one of {['auto', *self.backends]}, got {backend!r}")
         reason = self.backends[backend].refuse(**arguments)
@@ -93,22 +93,27 @@ class Op:
     def explain(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Explanation:
         backend = self._forced(backend)
         if backend == "auto":
-            return Explanation(self.name, *self._automatic(device, arguments, every=True))
+            return Explanation(self.name, *self._automatic(device, arguments))
         self.select(backend, device, arguments)
         return Explanation(self.name, backend, {name: f"{backend!r} was requested" for name in self.backends if name != backend})
 
-    def _automatic(self, device: torch.device, arguments: Mapping[str, Any], every: bool = False) -> tuple[str, dict[str, str]]:
-        chosen, refused = None, {}
-        to_onnx = torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()
-        transformed = is_transformed()
+    def _first(self, device: torch.device, arguments: Mapping[str, Any]) -> str:
+        """What `_automatic` chooses, without reasons that nobody reads."""
+        kind = device.type
         for name, candidate in self.backends.items():
-            if not every and candidate.prefers not in (None, device.type):  # nobody reads why else it could not run
+            if candidate.prefers is not None and candidate.prefers != kind:
                 continue
+            if candidate.hold() is None and candidate.refuse(**arguments) is None and (name in _PLAIN or _refuse_recorded() is None):
+                return name
+        return self._automatic(device, arguments)[0]
+
+    def _automatic(self, device: torch.device, arguments: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+        """The name of the backend that runs, and why each other one does not."""
+        chosen, refused = None, {}
+        for name, candidate in self.backends.items():
             reason = candidate.hold() or candidate.refuse(**arguments)
-            if reason is None and name not in _PLAIN and to_onnx:
-                reason = "ONNX has no such operator"
-            if reason is None and name not in _PLAIN and transformed:
-                reason = "a transform of torch.func is active"
+            if reason is None and name not in _PLAIN:
+                reason = _refuse_recorded()
             if reason is None and candidate.prefers not in (None, device.type):
                 reason = f"taken only by name, because the tensors are on {device.type}"
             if reason is None and chosen is not None:
@@ -117,11 +122,24 @@ class Op:
                 refused[name] = reason
             else:
                 chosen = name
-                if not every:
-                    break
         if chosen is None:
             raise ValueError(f"{self.name}: no backend can run: " + "; ".join(f"{n}: {r}" for n, r in refused.items()))
         return chosen, refused
+
+
+def is_unwatched() -> bool:
+    """Whether nothing is differentiated or seen (`is_unseen`), no backend forced and no call counted.
+
+    On little data an op may then go its shortest way, whose choice takes less time than that among all backends.
+    """
+    return not torch.is_grad_enabled() and is_unseen() and _FORCED.get() is None and _RECORD.get() is None
+
+
+def _refuse_recorded() -> str | None:
+    """Why a backend that is not made of torch's own operations cannot run now, or None."""
+    if torch.compiler.is_compiling():
+        return "ONNX has no such operator" if torch.onnx.is_in_onnx_export() else None
+    return "a transform of torch.func is active" if is_transformed() else None
 
 
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:

@@ -142,7 +142,7 @@ for _backend in ("cpu", "native", "triton"):
     register(getattr(_OURS, f"interval_attention_{_backend}_backward"), _interval_backward)
     register(getattr(_OURS, f"predictive_attention_{_backend}"), _predictive)
     register(getattr(_OURS, f"predictive_attention_{_backend}_backward"), _predictive_backward)
-for _backend in ("cpu", "cuda"):
+for _backend in ("cpu", "cuda", "native"):
     register(getattr(_OURS, f"edge_attention_{_backend}"), _edge)
     register(getattr(_OURS, f"edge_attention_{_backend}_backward"), _edge_backward)
 register(_OURS.grouped_linear, _grouped)

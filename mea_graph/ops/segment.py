@@ -196,9 +196,19 @@ def _max(src: Tensor, index: Tensor | None, num_segments: int | None, ptr: Tenso
 
 def _sum(src: Tensor, index: Tensor | None, num_segments: int | None, ptr: Tensor | None) -> Tensor:
     if ptr is not None and _path(src) != "traced":
-        return _PointerSum.apply(src, ptr)
+        return _PointerSum.apply(src, ptr) if src.requires_grad and torch.is_grad_enabled() else _sum_pointers(src, ptr)
     index, num_segments = _as_index(src, index, num_segments, ptr)
     return src.new_zeros((num_segments, *src.shape[1:])).scatter_add(0, _like(index, src), src)
+
+
+def _sum_pointers(src: Tensor, ptr: Tensor) -> Tensor:
+    if not src.numel():
+        return src.new_zeros((ptr.size(0) - 1, *src.shape[1:]))
+    if _path(src) == "torch_scatter":
+        import torch_scatter
+
+        return torch_scatter.segment_csr(src.contiguous(), ptr, reduce="sum")
+    return torch.segment_reduce(src.contiguous(), "sum", offsets=ptr, axis=0, unsafe=True)
 
 
 class _PointerSum(torch.autograd.Function):
@@ -208,13 +218,7 @@ class _PointerSum(torch.autograd.Function):
     def forward(ctx: Any, src: Tensor, ptr: Tensor) -> Tensor:
         ctx.save_for_backward(ptr)
         ctx.rows = src.size(0)
-        if not src.numel():
-            return src.new_zeros((ptr.size(0) - 1, *src.shape[1:]))
-        if _path(src) == "torch_scatter":
-            import torch_scatter
-
-            return torch_scatter.segment_csr(src.contiguous(), ptr, reduce="sum")
-        return torch.segment_reduce(src.contiguous(), "sum", offsets=ptr, axis=0, unsafe=True)
+        return _sum_pointers(src, ptr)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

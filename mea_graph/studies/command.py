@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mea_graph.command.words import MistypedError, Words
+from mea_graph.command.words import MistypedError, Words, add_threads
 from mea_graph.configurations import packaged_configs
 
 if TYPE_CHECKING:  # what needs torch is imported once the words of the command are known to be right
@@ -57,6 +57,7 @@ def _study(words: argparse.Namespace, command: str) -> int:
     from mea_graph.studies.schedule import finish
     from mea_graph.studies.studies import STUDIES
     from mea_graph.train.accelerators import check_accelerator
+    from mea_graph.train.threads import computing_on
 
     check_accelerator(words.accelerator, "accelerator")
     study = STUDIES[words.study]
@@ -67,7 +68,10 @@ def _study(words: argparse.Namespace, command: str) -> int:
     folder = words.out or Path("studies") / recipe.name / words.study
     print(f"{len({run.id for run in runs})} runs in {folder}", flush=True)
     shown = recipe.monitor.rpartition("/")[2]
-    found, errors = finish(runs, folder, words.workers, words.accelerator, shown)
+    with computing_on(words.threads or recipe.threads) as note:
+        if note:
+            print(f"note: {note}", flush=True)
+        found, errors = finish(runs, folder, words.workers, words.accelerator, shown)
     results = Results.gather(runs, found, data.task, recipe.monitor)
     if results.records:
         text, figures = study.report(results, folder, words)
@@ -124,6 +128,7 @@ def _common(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", action="append", default=[], metavar="NAME", help=f"{names}, or a path; a later one overrides")
     command.add_argument("--seeds", type=_count, default=5, help="number of runs of each row (default: 5)")
     command.add_argument("--workers", type=_count, default=1, help="number of processes (default: 1)")
+    add_threads(command)
     command.add_argument("--epochs", type=_count, help="replaces the configuration's")
     command.add_argument("--select", choices=["best", "last"], default="best", help="epoch to test: the best on validation, or the last")
     command.add_argument("--accelerator", default="auto", help="as of Lightning's trainer (default: auto)")

@@ -6,31 +6,33 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mea_graph.command.words import MistypedError, Words
+from mea_graph.command.words import MistypedError, Words, add_threads
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs `mea-graph demo [--out FOLDER]` and returns its exit code.
+    """Runs `mea-graph demo [--out FOLDER] [--threads N]` and returns its exit code.
 
     Args:
         arguments: The words after `demo`.
     """
     parser = Words(prog="mea-graph demo", description="MEA against its baselines on the embedded data, in one run of a few minutes.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for checkpoints and the figure (default: demo)")
+    add_threads(parser)
     try:
         options = parser.read(arguments)
     except MistypedError as error:
         print(f"mea-graph: error: demo: {error}", file=sys.stderr)
         return 2
-    import torch
-
     from mea_graph.studies.demo import run
     from mea_graph.train.quieten import quieten
+    from mea_graph.train.threads import computing_on
 
     quieten()
-    torch.set_num_threads(1)  # such small matrices gain nothing from more, and lose much on a machine that is busy
     try:
-        run(options.out)
+        with computing_on(options.threads) as note:
+            if note:
+                print(f"note: {note}", flush=True)
+            run(options.out)
     except BrokenPipeError:  # not the user's mistake: `mea-graph demo | head` has seen enough
         raise
     except (ImportError, OSError) as error:

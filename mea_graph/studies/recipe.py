@@ -23,7 +23,7 @@ from mea_graph.train.sampling import Sampling
 from mea_graph.train.splits import SplitPolicy
 from mea_graph.train.training_length import length_of
 
-SECTIONS = ("data", "model", "trainer", "early_stopping", "training", "seed_everything", "logger")
+SECTIONS = ("data", "model", "trainer", "early_stopping", "training", "seed_everything", "threads", "logger")
 EMBEDDED = "events"
 DECIDED = {  # of the trainer
     "accelerator": " (--accelerator says it)",
@@ -46,6 +46,7 @@ class Recipe:
         monitor: The validation metric that chooses the epoch, such as `valid/accuracy`.
         mode: `min` or `max`: which of its values is best.
         patience: Epochs without a better value after which a run ends.
+        threads: Those of each process, if the configuration says so.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Recipe:
     monitor: str
     mode: str
     patience: int
+    threads: int | None = None
 
     def data_for(self, seed: int) -> dict[str, Any]:
         """Returns the data's options for one seed.
@@ -117,6 +119,7 @@ def read_recipe(source: str, configs: Sequence[str], epochs: int | None) -> Reci
         monitor,
         watching_mode(monitor, stopping.get("mode")),
         stopping.get("patience", 20),
+        whole.get("threads"),
     )
 
 

@@ -205,7 +205,6 @@ def carry_out(run: Run, accelerator: str, drawings: Path, tell: Callable[[Step],
         tell: Called with the progress of the training.
     """
     quieten()
-    torch.set_num_threads(1)  # runs go side by side, and such small matrices gain nothing from more
     begin = time.perf_counter()
     data = open_data(run.data)
     record: dict[str, Any] = {"id": run.id, "name": run.name, "seed": run.seed, "config": run.config, "data_hash": data.dataset.hash}

@@ -7,10 +7,11 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -48,12 +49,12 @@ from mea_graph.train.restoring import Restoring
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.same_options import check_same_options
 from mea_graph.train.task_module import TaskModule, check_precision
-from mea_graph.train.training_length import TrainingLength, length_of
+from mea_graph.train.threads import computing_on
+from mea_graph.train.training_length import LENGTH, TrainingLength, batches_per_epoch, length_of
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 
 CLIP = 1.0  # norm of the gradients; the published configurations have none
-LENGTH = ("updates", "check_every", "patience")
 USER_ERRORS = (DataError, NonFiniteLossError, MisconfigurationException, argparse.ArgumentError, OSError, ImportError)
 
 
@@ -114,6 +115,7 @@ class CommandLine(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run; runs/<config>/<number> by default.")
+        parser.add_argument("--threads", type=int | None, default=None, help="Threads of the processor that compute.")
         parser.add_argument("--logger", type=LoggerName | None, default=None, help="Where the numbers go beside logs/ of the run.")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults({"early_stopping.monitor": "valid/task", "early_stopping.patience": 20})
@@ -143,6 +145,8 @@ class CommandLine(LightningCLI):
         fits = self.subcommand == "fit"
         self.folder = RunFolder.choose(config.run_dir, configs, fits and not resuming, trains=fits and _is_first_process())
         self.closing.callback(self.folder.release)
+        self.threads_note = self.closing.enter_context(computing_on(config.threads))
+        config.threads = torch.get_num_threads()  # so that config.yaml says it: the bits of a run depend on it
         watched = config.early_stopping
         if watched.mode is not None or mode_of(watched.monitor) is not None:
             watched.mode = watching_mode(watched.monitor, watched.mode)  # so that config.yaml says it
@@ -185,7 +189,7 @@ class CommandLine(LightningCLI):
             kwargs["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in as_list(config.callbacks))
         if not any(isinstance(plugin, CheckpointIO) for plugin in as_list(config.plugins)):
             kwargs["plugins"] = [*as_list(config.plugins), WholeCheckpoints()]
-        self.restoring = Restoring()
+        self.restoring = Restoring(self.length)
         kwargs["callbacks"] = [*as_list(config.callbacks), self.restoring, *self._callbacks(config.fast_dev_run)]
         if config.enable_progress_bar is None and not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
@@ -213,17 +217,22 @@ class CommandLine(LightningCLI):
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
         data = self.datamodule
         unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
-        for note in (*data.dataset.notes, *([unequal] if unequal else [])):
-            self._announce(f"note: {note}")
+        for note in (*data.dataset.notes, unequal, self.threads_note):
+            if note:
+                self._announce(f"note: {note}")
 
     def before_validate(self) -> None:
-        self.datamodule.check_labelled()
+        self.before_test()
 
     def before_test(self) -> None:
         self.datamodule.check_labelled()
+        if self.threads_note:
+            self._announce(f"note: {self.threads_note}")
 
     def after_fit(self) -> None:
         stopped = False
+        if not self.restoring.done:
+            self._announce(f"nothing was left to train: the checkpoint has {self.trainer.global_step} updates already")
         for callback in trainer_callbacks(self.trainer):
             if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
                 stopped = True
@@ -236,8 +245,9 @@ class CommandLine(LightningCLI):
                     self._announce(f"best checkpoint: {found}")
                     self._announce(f"next: mea-graph test --config {self.folder.path / 'config.yaml'}")
                 else:
+                    why = "was not a number in any epoch" if self.watched.values else "was never measured: no validation came"
                     hint = "watch another one with --early_stopping.monitor, or use the last epoch with --ckpt_path last"
-                    self._announce(f"no best checkpoint: {callback.monitor} was not a number in any epoch; {hint}")
+                    self._announce(f"no best checkpoint: {callback.monitor} {why}; {hint}")
 
     def _look_back(self, best: float, stopped: bool) -> None:
         """Shows which classes the best epoch confuses, and says where training ended too early."""
@@ -288,9 +298,8 @@ class CommandLine(LightningCLI):
         return {name: value for name, value in options.items() if name not in left_out}
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
-        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines()]
         self.confusion = ConfusionCounter()
-        callbacks.append(self.confusion)
+        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines(), self.confusion]
         if self.subcommand == "test":
             self.metrics = self._result("metrics.json", "test")
         if self.subcommand == "fit" and not fast_dev_run:
@@ -361,15 +370,6 @@ class CommandLine(LightningCLI):
 def trainer_callbacks(trainer: Trainer) -> list[Callback]:
     """Returns the callbacks of a trainer, in the order in which they are called."""
     return trainer.callbacks  # type: ignore[attr-defined]
-
-
-def batches_per_epoch(*given: int | None) -> int | None:
-    """Returns the batches of an epoch; one pass where the trainer counts epochs, or options contradict each other."""
-    *training, max_epochs, max_steps, accumulate = given
-    with suppress(DataError):  # which the parser would wrap; `before_instantiate_classes` says it plainly
-        length = length_of(dict(zip(LENGTH, training, strict=True)), max_epochs, -1 if max_steps is None else max_steps)
-        return None if length is None else length.batches_per_epoch(accumulate or 1)
-    return None
 
 
 def as_list(given: Any) -> list[Any]:

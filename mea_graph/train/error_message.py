@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from mea_graph.suggestions import did_you_mean
 
 # jsonargparse reports every alternative of a type that it tried; these lines say nothing about the mistake
 NOISE = re.compile(
     r"^(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value( type)?: .*|Expected a <class 'NoneType'>"
     r"|Expected a path but .* either not accessible or invalid)$"
 )
-
+ALTERNATIVE = re.compile(r"^Expected a (?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal\[(.*)\])(?:\. Got value: (.*))?$")
+KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "a string", "list": "a list"}
+KINDS |= {"dict": "options by name", "Mapping": "options by name"}
 
 LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket", re.IGNORECASE)
 
@@ -72,9 +77,41 @@ def one_line(error: BaseException) -> str:
     ... )
     'heads: expected a divisor of 40, got 7'
     """
+    if (text := _of_the_parser(str(error))) is not None:
+        return text
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     lines = [re.sub(r'^Parser key "(.*?)":', r"\1:", line) for line in lines if line and not NOISE.match(line)]
     text = ""
     for line in lines:
         text += line if not text else f" {line}" if text.endswith(":") else f"; {line}"
     return text or type(error).__name__
+
+
+def _of_the_parser(message: str) -> str | None:
+    """What jsonargparse says of a value of the wrong type or word, which it spreads over many lines; None of anything else."""
+    keys = re.findall(r'Parser key "(.*?)":', message)
+    expected: list[str] = []
+    choices: list[str] = []
+    got = None
+    for line in message.rpartition('Parser key "')[2].splitlines()[1:]:
+        line = line.strip().removeprefix("- ")
+        if found := ALTERNATIVE.match(line):
+            kind, words, value = found.groups()
+            choices += (said := re.findall(r"[^\s,']+", words or ""))
+            if kind != "NoneType":
+                expected.append(f"one of {', '.join(said)}" if said else KINDS.get(kind, kind))
+            got = got or value
+        elif line.startswith("Given value: "):
+            got = got or line.removeprefix("Given value: ")
+            break  # what follows is of the section around it
+        elif line and not NOISE.match(line):
+            return None
+    if not keys or not expected or got is None:
+        return None
+    try:
+        ast.literal_eval(got)
+        shown = got
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        shown = repr(got)
+        expected = [f"{kind}, such as [{got}]" if kind == KINDS["list"] and got.isprintable() else kind for kind in expected]
+    return f"{'.'.join(keys)}: expected {' or '.join(expected)}, got {shown}{did_you_mean(got, choices)}"

@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch import callbacks
 
 from mea_graph.command.options import LINKED
+from mea_graph.command.words import MOST_THREADS
 from mea_graph.data import DataError
 from mea_graph.option_types import check_types, parameters_of
 from mea_graph.suggestions import did_you_mean
@@ -54,6 +55,7 @@ _DURATION = "DD:HH:MM:SS, or a dict of weeks, days, hours, minutes, seconds"
 _FINITE: Check = (math.isfinite, "a finite number")
 RANGES: dict[str, Check] = {
     "seed_everything": (lambda value: not isinstance(value, bool) and 0 <= value < 2**32, "an integer in [0, 4294967295]"),
+    "threads": _integer(1, MOST_THREADS),
     "trainer.devices": (lambda value: not isinstance(value, int) or value <= MOST_PROCESSES, f"at most {MOST_PROCESSES}"),
     "trainer.num_nodes": _integer(1, MOST_PROCESSES),
     "trainer.barebones": (lambda value: not value, "false, since a run keeps its log and its checkpoints"),

@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from mea_graph.command.words import add_threads
 from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
 from mea_graph.train.predictor import Predictor
 from mea_graph.train.quieten import quieten
 from mea_graph.train.task_module import TaskModule
+from mea_graph.train.threads import computing_on
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +27,10 @@ def main(arguments: Sequence[str]) -> int:
     words = _parser().parse_args(list(arguments))
     quieten()
     try:
-        predict(words)
+        with computing_on(words.threads) as note:
+            if note:
+                print(f"note: {note}", flush=True)
+            predict(words)
     except (DataError, ImportError, OSError) as error:
         print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
         return 2
@@ -64,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--module", help="the class that was trained, such as my_file.MyModule; not needed for those of mea-graph")
     parser.add_argument("--batch_size", type=int, default=32, help="samples that are computed at a time (default: 32)")
     parser.add_argument("--device", default="cpu", help="where to compute, such as cuda (default: cpu)")
+    add_threads(parser)
     parser.add_argument("--cache_dir", type=Path, help="folder for converted data; beside the file by default")
     return parser
 

@@ -16,6 +16,7 @@ def quieten() -> None:
         ".*LightningCLI's args parameter.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*callbacks used to create the checkpoint need to be provided.*",  # an evaluation has no checkpoint callbacks
+        ".*could not find the monitored key.*",  # a wrong one is refused before training, and here no validation has come yet
         ".*recommended to use `self.log.*sync_dist=True.*",  # the terms of training are those of the joint batch already
         ".*custom batch sampler `LengthBucketBatchSampler` for prediction.*",  # ours leaves no sample out
     ):

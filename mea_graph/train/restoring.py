@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
 from mea_graph.train.finite_loss import NonFiniteLossError
+from mea_graph.train.training_length import TrainingLength
 
 COUNTERS = ("ready", "started", "processed", "completed")  # of Lightning's progress, each at most the one before it
 MOMENTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")  # of Adam and AdamW
@@ -22,10 +23,14 @@ PLAIN_ERRORS = (DataError, OSError, MisconfigurationException, NonFiniteLossErro
 
 
 class Restoring(L.Callback):
-    """Knows whether a first step was made with what a checkpoint held, and says of an error before that that the checkpoint is to blame."""
+    """Knows whether a first step was made with what a checkpoint held, and says of an error before that that the checkpoint is to blame.
 
-    def __init__(self) -> None:
-        self.done = False
+    Args:
+        length: How long to train; None where the trainer counts epochs.
+    """
+
+    def __init__(self, length: TrainingLength | None = None) -> None:
+        self.length, self.done = length, False
 
     @contextmanager
     def errors(self, path: Any) -> Iterator[None]:
@@ -46,6 +51,13 @@ class Restoring(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         check_counters(checkpoint.get("loops"), "loops")
+        before, most = epochs_of(checkpoint), trainer.max_epochs
+        if trainer.state.fn != TrainerFn.FITTING or most is None or not -1 != most < before:
+            return
+        option, unit, each = "trainer.max_epochs", "epochs", 1
+        if self.length is not None:
+            option, unit, each = "training.updates", "updates", self.length.updates_per_epoch
+        raise DataError(f"{option}: expected at least the {before * each} {unit} that the checkpoint has, got {most * each}")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         counted = trainer.global_step if pl_module.automatic_optimization else None  # a module may step its optimisers past Lightning
@@ -63,6 +75,22 @@ class Restoring(L.Callback):
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.done = self.done or trainer.state.fn == TrainerFn.VALIDATING
+
+
+def epochs_of(checkpoint: Mapping[str, Any]) -> int:
+    """Returns the number of epochs that a checkpoint has behind it.
+
+    Args:
+        checkpoint: What it holds.
+
+    >>> progress = {"epoch_progress": {"current": {"processed": 4}}}
+    >>> epochs_of({"loops": {"fit_loop": progress}}), epochs_of({})
+    (4, 0)
+    """
+    value: Any = checkpoint
+    for name in ("loops", "fit_loop", "epoch_progress", "current", "processed"):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if type(value) is int else 0
 
 
 def count_moments(checkpoint: Mapping[str, Any]) -> int:

@@ -17,6 +17,17 @@ except ImportError:  # Windows, where nothing claims a folder
 
 RUNS = Path("runs")
 LAUNCHED = "MEA_GRAPH_RUN_DIR"  # how the first process tells the ones it launches which folder it chose
+_claims: set[int] = set()  # descriptors of this process
+
+
+def _forget_claims() -> None:
+    """A fork, such as a worker that reads samples, would otherwise hold the claim of its parent, and may outlive the run."""
+    while _claims:
+        os.close(_claims.pop())
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_forget_claims)
 
 
 class RunFolder:
@@ -64,6 +75,7 @@ class RunFolder:
                 raise DataError(f"run_dir: another process is training in {folder.path}; wait for it, or give another --run_dir")
             folder = cls._numbered(folder.path.parent.name, fresh)  # another process was faster with this number
         if fresh and folder.checkpoint("last").exists():
+            folder.release()
             raise DataError(f"run_dir: {folder.path} holds a run; resume it with --ckpt_path last, or give another --run_dir")
         os.environ[LAUNCHED] = str(folder.path)
         return folder
@@ -100,6 +112,7 @@ class RunFolder:
         if fcntl is None:
             return True
         self._claim = os.open(self.path, os.O_RDONLY)
+        _claims.add(self._claim)
         try:
             fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -112,7 +125,9 @@ class RunFolder:
     def release(self) -> None:
         """Ends the claim; folders that it made go with it where they are still empty, so that a refused run leaves nothing behind."""
         if self._claim is not None:
-            os.close(self._claim)
+            if self._claim in _claims:  # not in a fork
+                _claims.remove(self._claim)
+                os.close(self._claim)
             self._claim = None
         with contextlib.suppress(OSError):
             for folder in reversed(self._made):

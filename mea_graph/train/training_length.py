@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from mea_graph.data import DataError
 from mea_graph.option_types import check_types, plain_value
 
+LENGTH = ("updates", "check_every", "patience")  # options of the class, in order
 UPDATES = 2000  # of a command or study that does not say how long to train
 CHECKS = 20  # validations of a training that does not say how often
 
@@ -114,3 +116,12 @@ def length_of(options: Mapping[str, Any], max_epochs: int | None, max_steps: int
         return TrainingLength(**given)
     except TypeError as error:
         raise DataError(f"training: {error}") from error
+
+
+def batches_per_epoch(*given: int | None) -> int | None:
+    """Returns the batches of an epoch; one pass where the trainer counts epochs, or options contradict each other."""
+    *training, max_epochs, max_steps, accumulate = given
+    with suppress(DataError):  # which the parser would wrap; the command says it plainly before it makes anything
+        length = length_of(dict(zip(LENGTH, training, strict=True)), max_epochs, -1 if max_steps is None else max_steps)
+        return None if length is None else length.batches_per_epoch(accumulate or 1)
+    return None

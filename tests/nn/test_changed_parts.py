@@ -43,8 +43,9 @@ def watched_by_all(kind: str = "forward") -> Iterator[list[nn.Module]]:
 
 @contextmanager
 def on(device: str) -> Iterator[None]:
-    """On a CPU, or as on a device, where more is joined."""
+    """On a CPU, or as on a device, where more is joined, or on a CPU by C++, which then takes larger steps."""
     with (
+        patch.dict("os.environ", {"MEA_GRAPH_NATIVE": str(int(device == "native"))}),
         patch.object(_side_by_side, "_levels", lambda at, added: device == "device"),
         patch.object(_side_by_side, "_launches", lambda at: device == "device"),
     ):
@@ -124,6 +125,21 @@ def wrap(model: nn.Module, name: str, factor: float) -> None:
     model.set_submodule(name, Scaled(model.get_submodule(name), factor))
 
 
+class Covered(nn.Module):
+    """A wrapper that passes nothing on, as `AveragedModel` and `DataParallel` are."""
+
+    def __init__(self, inner: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.module, self.scale = inner, factor
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        return scaled(self.module(*given, **named), self.scale)
+
+
+def cover(model: nn.Module, name: str, factor: float) -> None:
+    model.set_submodule(name, Covered(model.get_submodule(name), factor))
+
+
 OWN: dict[type[nn.Module], type[nn.Module]] = {}
 
 
@@ -155,11 +171,13 @@ def halve(model: nn.Module, name: str, factor: float) -> None:
         parametrize.register_parametrization(part, weight, Scaled(nn.Identity(), factor))
 
 
-CHANGES: dict[str, Callable[[nn.Module, str, float], None]] = {"wrap": wrap, "derive": derive, "hook": hook}
+CHANGES: dict[str, Callable[[nn.Module, str, float], None]] = {"wrap": wrap, "cover": cover, "derive": derive, "hook": hook}
 ON_WEIGHTS = {"prune": prune_half, "parametrize": halve}
 
 
-@pytest.mark.parametrize(("change", "device"), [*((change, "cpu") for change in [*CHANGES, *ON_WEIGHTS]), ("wrap", "device")])
+@pytest.mark.parametrize(
+    ("change", "device"), [*((change, at) for change in [*CHANGES, *ON_WEIGHTS] for at in ("cpu", "native")), ("wrap", "device")]
+)
 def test_a_change_of_modules_is_that_of_modules_called_in_turn(model: mea.MEA, x: dict[str, Tensor], change: str, device: str) -> None:
     with watched_by_all() as called:
         base = outputs(model, x)

@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch_geometric import EdgeIndex
 from torch_geometric.nn.conv import MessagePassing
 
 from mea_graph.nn import GraphFusionConv
-from mea_graph.nn.graph import graph_fusion_conv
 
 C_IN, C_OUT, N = 4, 3, 5
 # Unsorted; nodes 0 and 1 hear each other, node 3 also itself, node 4 hears nobody; the edge 2 -> 1 stands twice.
@@ -247,111 +245,6 @@ def test_dropout_falls_on_the_coefficients(randomised) -> None:
     dropped = conv.train()(x, EDGES, return_attention_weights=True)[1][1]
     assert (dropped == 0).any()
     assert ((dropped == 0) | torch.isclose(dropped, 2 * plain)).all()
-
-
-# The fused form of large graphs.
-
-
-@pytest.fixture
-def fused(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The fused form for graphs of any size; the list holds what it was called for."""
-    calls, op = [], graph_fusion_conv.edge_attention
-    monkeypatch.setattr(graph_fusion_conv, "_LARGE", 0)
-    monkeypatch.setattr(graph_fusion_conv, "edge_attention", lambda *a: calls.append(a[0].shape) or op(*a))
-    return calls
-
-
-def passes(conv: GraphFusionConv, x: Any, edge_index: Tensor = EDGES, **options: Any) -> list[Tensor]:
-    """Result, coefficients, and their gradients."""
-    leaves = [t.detach().clone().requires_grad_() for t in (x if isinstance(x, tuple) else (x,)) if t is not None]
-    given = leaves[0] if len(leaves) == 1 and not isinstance(x, tuple) else (*leaves, *[None] * (len(x) - len(leaves)))
-    out, (_, xi) = conv(given, edge_index, return_attention_weights=True, **options)
-    generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(o.shape, dtype=o.dtype, generator=generator) for o in (out, xi)]
-    grads = torch.autograd.grad([out, xi], [*leaves, *conv.parameters()], cotangents, allow_unused=True, materialize_grads=True)
-    return [out, xi, *grads]
-
-
-@pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("concat", [True, False])
-@pytest.mark.parametrize("kind", ["one", "pair", "sources alone", "other flow"])
-def test_the_fused_form_gives_the_same(randomised, fused, heads: int, concat: bool, kind: str) -> None:
-    flow = "target_to_source" if kind == "other flow" else "source_to_target"
-    conv = randomised(GraphFusionConv(C_IN, C_OUT, heads, concat, bias=True, flow=flow))
-    x = torch.randn(N, C_IN, dtype=torch.float64)
-    given = {"pair": (x, torch.randn(4, C_IN, dtype=torch.float64)), "sources alone": (x, None)}.get(kind, x)
-    options = {"size": (N, 6)} if kind == "sources alone" else {}
-    found = passes(conv, given, **options)
-    assert len(fused) == 1
-    conv.fuse = False
-    for f, expected in zip(found, passes(conv, given, **options), strict=True):
-        same(f, expected)
-    assert len(fused) == 1
-
-
-@pytest.mark.parametrize("order", [None, "col", "row"])
-@pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
-def test_the_fused_form_takes_edges_of_pyg(randomised, fused, monkeypatch: pytest.MonkeyPatch, order: str | None, flow: str) -> None:
-    conv, x = randomised(GraphFusionConv(C_IN, C_OUT, flow=flow)), torch.randn(N, C_IN, dtype=torch.float64)
-    edges, sorts, sort = EdgeIndex(EDGES, sparse_size=(N, N)), [], torch.sort
-    edges = edges if order is None else edges.sort_by(order).values
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "sort", lambda *a, **k: sorts.append(1) or sort(*a, **k))
-        conv(x, edges)
-    assert bool(sorts) == (order != ("col" if flow == "source_to_target" else "row"))
-    found = passes(conv, x, edges)
-    assert len(fused) == 2
-    conv.fuse = False
-    for f, expected in zip(found, passes(conv, x, edges.as_tensor()), strict=True):
-        same(f, expected)
-
-
-def test_the_fused_form_is_for_large_graphs_that_nobody_looks_into(fused, monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.randn(N, C_IN)
-
-    class Own(GraphFusionConv):
-        def message(self, x_j: Tensor, alpha: Tensor) -> Tensor:
-            return 2 * super().message(x_j, alpha)
-
-    def taken(conv: GraphFusionConv, **options: Any) -> bool:
-        before = len(fused)
-        conv(x, EDGES, **options)
-        return len(fused) > before
-
-    assert taken(GraphFusionConv(C_IN, C_OUT))
-    assert taken(GraphFusionConv(C_IN, C_OUT, dropout=0.5).eval())
-    assert not taken(GraphFusionConv(C_IN, C_OUT, dropout=0.5))
-    assert not taken(GraphFusionConv(C_IN, C_OUT, aggr="max"))
-    assert not taken(GraphFusionConv(C_IN, C_OUT, edge_dim=1), edge_attr=torch.randn(7))
-    assert not taken(GraphFusionConv(C_IN, C_OUT), edge_weight=torch.ones(7))
-    assert not taken(Own(C_IN, C_OUT))
-    for hook in ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update"):
-        for kind in ("", "_pre"):
-            conv = GraphFusionConv(C_IN, C_OUT)
-            getattr(conv, f"register_{hook}_forward{kind}_hook")(lambda *_: None)
-            assert not taken(conv), (hook, kind)
-    conv = GraphFusionConv(C_IN, C_OUT)
-    assert not torch.func.vmap(lambda x: torch.tensor(len(fused)) + 0 * conv(x, EDGES).sum())(torch.stack([x, x])).ne(len(fused)).any()
-    monkeypatch.setattr(graph_fusion_conv, "_LARGE", 15)
-    assert not taken(GraphFusionConv(C_IN, C_OUT, heads=2))
-    assert taken(GraphFusionConv(C_IN, C_OUT, heads=3))
-
-
-def test_the_fused_form_has_second_derivatives_and_a_result_of_its_own(randomised, fused) -> None:
-    conv = randomised(GraphFusionConv(C_IN, C_OUT, activation="none"))
-    x = torch.randn(N, C_IN, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda x: conv(x, EDGES).square(), x)
-    assert torch.autograd.functional.hessian(lambda x: conv(x, EDGES).square().sum(), x).any()
-    out = conv(x, EDGES)
-    out += 1
-    out.sum().backward()
-    assert len(fused) > 2
-
-
-def test_the_fused_form_refuses_sizes_that_do_not_fit(fused) -> None:
-    conv, x = GraphFusionConv(C_IN, C_OUT), torch.randn(N, C_IN)
-    with pytest.raises(ValueError, match=r"size\[0\]: expected 5, the number of nodes, got 6"):
-        conv((x, None), EDGES, size=(6, N))
 
 
 def test_the_coefficients_alone_have_gradients(randomised) -> None:

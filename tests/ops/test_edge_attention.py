@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from mea_graph.ops import edge_attention, explain, sort_edges
-from mea_graph.ops.edge import flat
+from mea_graph.ops.native import library
 
 H, C, N_SRC, N_DST = 2, 3, 4, 5
 EDGES = torch.tensor([[0, 3, 1, 1, 2, 0, 3], [1, 1, 0, 4, 1, 4, 3]])  # bipartite, unsorted; destination 2 hears nobody
@@ -98,7 +98,10 @@ def test_bad_input_is_named(inputs: dict[str, Tensor], change: dict[str, Any], m
         edge_attention(**({**inputs, "edge_index": EDGES} | change))
 
 
-# The backend that runs on CPU tensors, beside the reference.
+# The backends that run on CPU tensors, beside the reference.
+
+_COMPILED = pytest.param("native", marks=pytest.mark.skipif(library.refuse() is not None, reason=f"native kernels: {library.refuse()}"))
+every_backend = pytest.mark.parametrize("backend", ["cpu", _COMPILED])
 
 
 def random_case(heads: int, channels: int, dtype: torch.dtype, sources: int = 40, targets: int = 30, edges: int = 400) -> dict[str, Tensor]:
@@ -133,43 +136,12 @@ def test_the_cpu_backend_runs_by_default() -> None:
     assert explain(edge_attention, **random_case(1, 3, torch.float32)).chosen == "cpu"
 
 
+@every_backend
 @pytest.mark.parametrize(("heads", "channels"), [(1, 64), (1, 1), (3, 5), (2, 0)])
 @pytest.mark.parametrize("outputs", [slice(2), slice(1), slice(1, 2)], ids=["both", "y", "weights"])
-def test_cpu_equals_the_reference(heads: int, channels: int, outputs: slice) -> None:
+def test_equals_the_reference(backend: str, heads: int, channels: int, outputs: slice) -> None:
     case = random_case(heads, channels, torch.float64)
-    for found, expected in zip(results(case, "cpu", outputs), results(case, "reference", outputs), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-
-
-def regular_case(heads: int, dtype: torch.dtype, degree: int = 3, targets: int = 7) -> dict[str, Tensor]:
-    """Every destination has the same number of in-edges, the first of them twice the same."""
-    case = random_case(heads, 5, dtype, 6, targets, degree * targets)
-    source = torch.randint(6, (degree, targets))
-    source[-1] = source[0]
-    edges = torch.stack([source.flatten(), torch.arange(targets).repeat(degree)])
-    return {**case, "edge_index": edges[:, torch.randperm(edges.size(1))]}
-
-
-@pytest.mark.parametrize(("heads", "degree"), [(1, 1), (1, 4), (3, 3)])
-@pytest.mark.parametrize("outputs", [slice(2), slice(1), slice(1, 2)], ids=["both", "y", "weights"])
-def test_one_in_degree_for_all_nodes(heads: int, degree: int, outputs: slice) -> None:
-    case = regular_case(heads, torch.float64, degree)
-    edges = sort_edges(case["edge_index"], 6, 7)
-    assert flat.all_heads(*edges[:2], edges.start, 6, heads).degree == degree
-    for found, expected in zip(results(case, "cpu", outputs), results(case, "reference", outputs), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    single = {**case, "x": case["x"].float(), "score_dst": case["score_dst"].float(), "score_src": case["score_src"].float()}
-    for found, expected in zip(results(single, "cpu", outputs), results(wide(single), "reference", outputs), strict=True):
-        assert (found.double() - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-def test_in_degrees_that_differ_are_seen() -> None:
-    """As many edges as with one in-degree, but one of them elsewhere."""
-    case = regular_case(2, torch.float64)
-    case["edge_index"][1, case["edge_index"][1] == 6] = torch.tensor([6, 6, 5])
-    edges = sort_edges(case["edge_index"], 6, 7)
-    assert flat.all_heads(*edges[:2], edges.start, 6, 2).degree == 0
-    for found, expected in zip(results(case), results(case, "reference"), strict=True):
+    for found, expected in zip(results(case, backend, outputs), results(case, "reference", outputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -177,36 +149,41 @@ def test_in_degrees_that_differ_are_seen() -> None:
     ("sources", "targets"),
     [(0, 0), (0, 3), (3, 0), (3, 2)],
 )
-def test_cpu_without_edges(sources: int, targets: int) -> None:
+@pytest.mark.parametrize("outputs", [slice(2), slice(1), slice(1, 2)], ids=["both", "y", "weights"])
+@every_backend
+def test_without_edges(backend: str, outputs: slice, sources: int, targets: int) -> None:
     case = {"x": torch.randn(sources, 2, 5), "score_dst": torch.randn(targets, 2), "score_src": torch.randn(sources, 2)}
-    found = results({**case, "edge_index": torch.zeros(2, 0, dtype=torch.long)})
-    assert [tuple(f.shape) for f in found] == [(targets, 2, 5), (0, 2), (sources, 2, 5), (targets, 2), (sources, 2)]
+    found = results({**case, "edge_index": torch.zeros(2, 0, dtype=torch.long)}, backend, outputs)
+    of_outputs = [(targets, 2, 5), (0, 2)][outputs]
+    assert [tuple(f.shape) for f in found] == [*of_outputs, (sources, 2, 5), (targets, 2), (sources, 2)]
     assert not any(f.any() for f in found)
 
 
+@every_backend
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize(
     ("dtype", "budget"),
     [(torch.float32, 1e-5), (torch.bfloat16, 2**-7), (torch.float16, 2**-10)],  # sums of 200 terms; rounding of results
 )
-def test_cpu_precision(heads: int, dtype: torch.dtype, budget: float) -> None:
+def test_precision(backend: str, heads: int, dtype: torch.dtype, budget: float) -> None:
     case = random_case(heads, 20, dtype)
-    for found, expected in zip(results(case), results(wide(case), "reference"), strict=True):
+    for found, expected in zip(results(case, backend), results(wide(case), "reference"), strict=True):
         assert found.dtype == dtype
         assert (found.double() - expected).abs().max() <= budget * expected.abs().max()
 
 
-def test_mixed_types_keep_theirs() -> None:
+@every_backend
+def test_mixed_types_keep_theirs(backend: str) -> None:
     case = random_case(2, 20, torch.float32)
     case["x"] = case["x"].bfloat16()
-    for backend in ("cpu", "reference"):
-        found = results(case, backend)
+    for one in (backend, "reference"):
+        found = results(case, one)
         assert [f.dtype for f in found] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.float32, torch.float32]
-    for f, e in zip(results(case), results(wide(case), "reference"), strict=True):
+    for f, e in zip(results(case, backend), results(wide(case), "reference"), strict=True):
         assert (f.double() - e).abs().max() <= 2**-7 * e.abs().max()
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", _COMPILED, "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sorted_edges_give_the_same(backend: str, dtype: torch.dtype) -> None:
     case = random_case(2, 7, dtype)
@@ -236,28 +213,30 @@ def test_edges_sorted_for_another_graph_are_refused(inputs: dict[str, Tensor]) -
         sort_edges(EDGES.T, 5, 5)
 
 
-def test_the_bits_repeat_and_strides_do_not_matter() -> None:
+@every_backend
+def test_the_bits_repeat_and_strides_do_not_matter(backend: str) -> None:
     case = random_case(3, 9, torch.float32)
-    first = results(case)
-    assert all(map(torch.equal, first, results(case)))
+    first = results(case, backend)
+    assert all(map(torch.equal, first, results(case, backend)))
     strided = {n: t.repeat_interleave(2, 0)[::2] for n, t in case.items() if n != "edge_index"}
     strided["x"] = case["x"].permute(2, 0, 1).contiguous().permute(1, 2, 0)
     strided["edge_index"] = case["edge_index"].T.contiguous().T
     assert not any(t.is_contiguous() for t in strided.values())
-    assert all(map(torch.equal, first, results(strided)))
+    assert all(map(torch.equal, first, results(strided, backend)))
 
 
+@every_backend
 @pytest.mark.parametrize("presorted", [False, True])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_opcheck(heads: int, presorted: bool) -> None:
+def test_opcheck(backend: str, heads: int, presorted: bool) -> None:
     case = random_case(heads, 4, torch.float64, 6, 5, 12)
     edges = sort_edges(case["edge_index"], 6, 5)
     leaves = [case[n].requires_grad_() for n in ("x", "score_dst", "score_src")]
     fields = edges if presorted else (*edges[:4], None, None)
-    torch.library.opcheck(torch.ops.mea_graph.edge_attention_cpu.default, (*leaves, *fields))
+    torch.library.opcheck(getattr(torch.ops.mea_graph, f"edge_attention_{backend}").default, (*leaves, *fields))
     y, weights = edge_attention(**{**case, "edge_index": edges})
     saved = [t.detach() for t in (torch.randn_like(y), torch.randn_like(weights), *leaves, weights)]
-    torch.library.opcheck(torch.ops.mea_graph.edge_attention_cpu_backward.default, (*saved, *fields))
+    torch.library.opcheck(getattr(torch.ops.mea_graph, f"edge_attention_{backend}_backward").default, (*saved, *fields))
 
 
 def test_the_fake_cuda_operator_has_the_shapes_of_the_cpu_operator() -> None:
@@ -277,13 +256,14 @@ def test_gradcheck_with_sorted_edges(inputs: dict[str, Tensor]) -> None:
     assert torch.autograd.gradcheck(lambda *tensors: edge_attention(*tensors, edges), leaves)
 
 
+@every_backend
 @pytest.mark.parametrize("outputs", [slice(2), slice(1), slice(1, 2)], ids=["both", "y", "weights"])
-def test_gradients_of_gradients(inputs: dict[str, Tensor], outputs: slice) -> None:
+def test_gradients_of_gradients(backend: str, inputs: dict[str, Tensor], outputs: slice) -> None:
     leaves = tuple(v.requires_grad_() for v in inputs.values())
-    assert torch.autograd.gradgradcheck(lambda *tensors: edge_attention(*tensors, EDGES, backend="cpu")[outputs], leaves)
+    assert torch.autograd.gradgradcheck(lambda *tensors: edge_attention(*tensors, EDGES, backend=backend)[outputs], leaves)
     only = inputs["score_src"]
     fixed = {n: t.detach() for n, t in inputs.items() if n != "score_src"}
-    assert torch.autograd.gradgradcheck(lambda t: edge_attention(**fixed, score_src=t, edge_index=EDGES, backend="cpu")[outputs], only)
+    assert torch.autograd.gradgradcheck(lambda t: edge_attention(**fixed, score_src=t, edge_index=EDGES, backend=backend)[outputs], only)
 
 
 def test_transforms_take_the_reference(inputs: dict[str, Tensor]) -> None:
@@ -303,21 +283,23 @@ def test_transforms_take_the_reference(inputs: dict[str, Tensor]) -> None:
     assert chosen == ["cpu", "reference", "reference", "reference", "cpu", "cpu"]
 
 
-def test_the_result_may_be_changed_in_place(inputs: dict[str, Tensor]) -> None:
+@every_backend
+def test_the_result_may_be_changed_in_place(backend: str, inputs: dict[str, Tensor]) -> None:
     x = inputs["x"][:, :1].requires_grad_()
-    y, _ = edge_attention(x, inputs["score_dst"][:, :1], inputs["score_src"][:, :1], EDGES, backend="cpu")
+    y, _ = edge_attention(x, inputs["score_dst"][:, :1], inputs["score_src"][:, :1], EDGES, backend=backend)
     y += 1
     y.sum().backward()
     assert x.grad.any()
 
 
+@every_backend
 @pytest.mark.parametrize("presorted", [False, True])
-def test_compiles_into_one_graph(presorted: bool) -> None:
+def test_compiles_into_one_graph(backend: str, presorted: bool) -> None:
     case: dict[str, Any] = random_case(2, 5, torch.float64)
     if presorted:
         case["edge_index"] = sort_edges(case["edge_index"], 40, 30)
     compiled = torch.compile(edge_attention, fullgraph=True, backend="aot_eager")
-    for found, expected in zip(results(case, "auto", call=compiled), results(case), strict=True):
+    for found, expected in zip(results(case, backend, call=compiled), results(case, backend), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -334,11 +316,12 @@ def test_exports() -> None:
     assert all(map(torch.equal, program.module()(*case.values()), edge_attention(**case)))
 
 
-def test_autocast_does_not_reach_inside() -> None:
+@every_backend
+def test_autocast_does_not_reach_inside(backend: str) -> None:
     case = random_case(2, 20, torch.float32)
-    outside = results(case)
+    outside = results(case, backend)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = results(case)
+        inside = results(case, backend)
     assert all(map(torch.equal, inside, outside))
 
 
@@ -348,9 +331,10 @@ def largest_allocation(case: dict[str, Any], backend: str) -> int:
     return max(event.self_cpu_memory_usage for event in profile.events())
 
 
+@every_backend
 @pytest.mark.parametrize("heads", [1, 4])
-def test_nothing_of_size_edges_by_channels_is_stored(heads: int) -> None:
+def test_nothing_of_size_edges_by_channels_is_stored(backend: str, heads: int) -> None:
     case = random_case(heads, 64, torch.float32, 100, 100, 20_000)
     edges_by_channels = 20_000 * heads * 64 * 4
-    assert largest_allocation(case, "cpu") < edges_by_channels / 8
+    assert largest_allocation(case, backend) < edges_by_channels / 8
     assert largest_allocation(case, "reference") >= edges_by_channels  # it would be seen

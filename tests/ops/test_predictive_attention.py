@@ -256,6 +256,17 @@ def test_empty_sizes_are_legal(attend: Attend, lengths: list[int], form: str) ->
     torch.testing.assert_close(listed, attend(**inputs, pointers=layout.pointers, edges=edges), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("prior", [True, False])
+def test_the_result_has_the_dtype_of_the_values(attend: Attend, inputs: dict[str, Tensor], dtype: torch.dtype, prior: bool) -> None:
+    """That of the reference was float32, so that the layer after it failed in half precision."""
+    given: dict[str, Any] = {name: t.to(dtype) for name, t in inputs.items() if prior or name in ("query", "key", "value")}
+    out = attend(**given, pointers=Layout(LENGTHS, "packed").pointers)
+    assert out.dtype == dtype
+    exact = predictive_attention(**{n: t.double() for n, t in given.items()}, pointers=Layout(LENGTHS, "packed").pointers)
+    torch.testing.assert_close(out.double(), exact, rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("windows", [False, True], ids=["complete", "windows"])
 @pytest.mark.parametrize("mu", [0.25, 1.0])
 def test_gradcheck(attend: Attend, inputs: dict[str, Tensor], mu: float, windows: bool) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mea_graph.ops import IntervalEdges, Pointers, explain, predictive_attention, record_calls
+from mea_graph.nn import PredictiveSelfAttention
+from mea_graph.ops import IntervalEdges, Pointers, explain, predictive_attention, record_calls, use_backend
 from mea_graph.ops.predictive import cpu, layout, prediction
 
 from .layouts import FORMS, Layout
@@ -333,9 +334,25 @@ def test_without_a_prior_plain_attention_runs() -> None:
     with record_calls() as calls:
         predictive_attention(q, q, q, pointers)
     assert calls == {("predictive_attention", "plain"): 1, ("interval_attention", "cpu"): 1}
-    for name in ("cpu", "listed"):
-        with pytest.raises(ValueError, match=f"'{name}' here: without a prior it is plain attention"):
-            predictive_attention(q, q, q, pointers, backend=name)
+    with pytest.raises(ValueError, match="'listed' here: the edges are intervals"):
+        predictive_attention(q, q, q, pointers, backend="listed")
+
+
+def test_a_forced_backend_serves_attention_without_a_prior() -> None:
+    """The first layer has none: a block that forced "cpu" raised there, though `interval_attention` runs on it."""
+    layer, x = PredictiveSelfAttention(8, 2).eval(), torch.randn(5, 8)
+    expected = layer(x)[0]
+    for name in ("cpu", "triton", "reference"):
+        with use_backend(name), record_calls() as calls:
+            torch.testing.assert_close(layer(x)[0], expected)
+        assert calls["predictive_attention", name] == 1
+    q, pointers = torch.randn(3, 2, 4), Layout([3], "packed").pointers
+    listed = torch.tensor([[0, 1, 2], [0, 0, 2]])
+    with use_backend("cpu"), pytest.raises(ValueError, match="predictive_attention cannot run on 'cpu' here: the edges are a list"):
+        predictive_attention(q, q, q, pointers, edges=listed)
+    with use_backend("listed"):
+        found = predictive_attention(q, q, q, pointers, edges=listed)
+    torch.testing.assert_close(found, predictive_attention(q, q, q, pointers, edges=listed, backend="reference"))
 
 
 def test_a_backend_that_cannot_run_is_named() -> None:

@@ -68,7 +68,7 @@ FAULTS = {
     "unknown modality": (
         with_(),
         ["--data.modalities", "[audio, gaze]"],
-        "expected different ones among ['audio', 'lips'], got ['audio', 'gaze']",
+        "expected a list of different names among ['audio', 'lips'], got ['audio', 'gaze']",
     ),
     "same id twice": (with_(id=np.array(["a"] * 40)), [], "ids: expected unique names, got 'a' more than once"),
 }

@@ -127,6 +127,7 @@ def test_a_cache_that_was_never_finished_is_never_opened(child, source, file):
     root = source.with_name("clips.npz.mea-cache")
     assert [path.name[:9] for path in root.iterdir() if path.is_dir()] == [".writing-"]
     again = open_dataset(source, split="part")
+    assert not list(root.glob(".writing-*"))  # as large as the data, it stayed for a day
     whole = open_dataset(source, split="part", cache_dir="elsewhere")
     assert again.hash == whole.hash
     for left, right in zip(again, whole, strict=True):

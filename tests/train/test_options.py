@@ -86,6 +86,26 @@ def test_a_value_out_of_range_is_named(option, value, expected):
     assert text.endswith(f"got {value!r}")
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("logger", "tensorbord", "expected one of csv, tensorboard, wandb, got 'tensorbord' (did you mean 'tensorboard'?)"),
+        ("threads", "many", "expected an integer, got 'many'"),
+        ("data.modalities", "audio,lips", "expected a list, such as [audio,lips], got 'audio,lips'"),
+        ("data.modalities", "[[audio]]", "expected a string, got ['audio']"),
+        ("data.classes", "{a: 1}", "expected an integer or a list, got {'a': 1}"),
+        ("data.task", "3", "expected one of regression, classification, multilabel, got 3"),
+        ("early_stopping.mode", "highest", "expected one of min, max, got 'highest'"),
+        ("model.disparity", "hsc", "expected one of hsic, orthogonality, got 'hsc' (did you mean 'hsic'?)"),
+        ("model.window", "x", "expected options by name, got 'x'"),
+    ],
+)
+def test_a_word_that_the_parser_refuses_is_told_with_what_was_expected(option, value, message, capsys):
+    """Its message lay over many lines, of which one was left, without the word itself."""
+    assert main(["fit", *EVENTS, f"--{option}", value]) == 2
+    assert capsys.readouterr().err == f"mea-graph: error: {option}: {message}\n"
+
+
 class Shaped(Protocol):
     """Of no value can be told at once whether it is one."""
 

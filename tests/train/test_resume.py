@@ -44,6 +44,29 @@ def test_exactly_also_with_worker_processes(words):
     assert all(torch.equal(a, b) for a, b in zip(weights("whole").values(), weights("parts").values(), strict=True))
 
 
+def test_a_run_that_is_over_says_so(words, capsys):
+    """With fewer epochs Lightning spoke of its trainer, with fewer updates nothing was said, and nothing of a run that was complete."""
+    words = [*words, "--data.batch_size", 18, "--run_dir", "run", "--training.check_every", 2, "--training.updates"]
+    run(*words, 4)
+    before = Path("run/checkpoints/last.ckpt").read_bytes()
+    capsys.readouterr()
+    run(*words, 2, "--ckpt_path", "last", expect=2)
+    assert capsys.readouterr().err == "mea-graph: error: training.updates: expected at least the 4 updates that the checkpoint has, got 2\n"
+    run(*words, 4, "--ckpt_path", "last")
+    assert "nothing was left to train: the checkpoint has 4 updates already\n" in capsys.readouterr().out
+    assert Path("run/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_fewer_epochs_than_there_were_are_refused(words, capsys):
+    words = [*words, "--run_dir", "run", "--trainer.max_epochs"]
+    run(*words, 2)
+    assert "nothing was left to train" not in capsys.readouterr().out
+    run(*words, 1, "--ckpt_path", "last", expect=2)
+    message = "mea-graph: error: trainer.max_epochs: expected at least the 2 epochs that the checkpoint has, got 1\n"
+    assert capsys.readouterr().err == message
+    run("test", *words[1:], 1)  # which trains nothing
+
+
 OTHERS = [  # options that make it another run, and what is said of each
     (["--seed_everything", 1], "data.seed: the checkpoint was trained with 0, this run has 1"),
     (["--data.batch_size", 8], "data.batch_size: the checkpoint was trained with 32 of all processes together, this run has 8"),

@@ -1,3 +1,4 @@
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,28 @@ class TestClaims:
         (again.path / "config.yaml").touch()
         again.release()
         assert (again.path / "config.yaml").exists()
+
+    def test_who_is_refused_claims_nothing(self):
+        """After that the same process could not resume the run either."""
+        finish(RunFolder("mine"))
+        with pytest.raises(DataError, match="run_dir: mine holds a run"):
+            self.choose("mine")
+        self.choose("mine", fresh=False).release()
+
+    @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no process is forked here")
+    def test_what_reads_the_samples_holds_no_claim(self):
+        """A worker that outlived its run, such as one that ended in an error, kept the folder from the next run of the process."""
+        first, context = self.choose("mine"), multiprocessing.get_context("fork")
+        (first.path / "config.yaml").touch()
+        forked, end = context.Event(), context.Event()
+        worker = context.Process(target=lambda: (forked.set(), end.wait(30)))
+        worker.start()
+        assert forked.wait(30)
+        first.release()
+        again = self.choose("mine")
+        end.set()
+        worker.join(30)
+        again.release()
 
     def test_a_file_is_no_folder(self):
         Path("mine").touch()

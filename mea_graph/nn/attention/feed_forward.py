@@ -1,13 +1,15 @@
 """The position-wise feed-forward block that closes every attention layer."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_sizes
-from mea_graph.nn._side_by_side import Groups, linear, linear_onto
+from mea_graph.nn._side_by_side import Groups, drops_nothing, is_watched, linear, linear_onto, of_all, weights_of
+from mea_graph.ops.grouped import Blocks, blocks_at_once
 
 
 class FeedForward(nn.Module):
@@ -54,15 +56,40 @@ class FeedForward(nn.Module):
         return x + self.dropout(self.contract(hidden))
 
 
-def feed_forward_parts(blocks: Iterable[Any]) -> list[list[Any]]:
-    """The layers with weights, each kind of all blocks."""
-    return [list(kind) for kind in zip(*((b.norm, b.expand, b.contract) for b in blocks), strict=True)]
+def feed_forward_parts(blocks: Sequence[Any]) -> list[list[Any]]:
+    """The layers with weights, each kind of all blocks; none of a single one, which is called, whatever it is."""
+    return [of_all(blocks, name) for name in ("norm", "expand", "contract")] if len(blocks) > 1 else []
 
 
 def feed_forward(blocks: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     """Applies each block to its rows of (N, d); the blocks differ in their weights alone."""
     if len(blocks) == 1:
         return blocks[0](x)
+    norms, expands, contracts = feed_forward_parts(blocks)
     activation, dropout = blocks[0].activation, blocks[0].dropout
-    hidden = dropout(activation(linear([b.expand for b in blocks], x, groups, [b.norm for b in blocks])))
-    return linear_onto(x, dropout, [b.contract for b in blocks], hidden, groups)
+    hidden = activation(linear(expands, x, groups, norms))
+    return linear_onto(x, dropout, contracts, hidden if drops_nothing(dropout) else dropout(hidden), groups)
+
+
+def close(carried: Tensor, dropout: nn.Module, outs: Sequence[Any], blocks: Sequence[Any], attended: Tensor, groups: Groups) -> Tensor:
+    """The end of attention layers side by side: what they attended to (N, d'), mapped and added to `carried`, then their blocks."""
+    found = _at_once(carried, dropout, outs, blocks, attended, groups.sizes) if len(blocks) > 1 else None
+    if found is not None:
+        return found
+    return feed_forward(blocks, linear_onto(carried, dropout, outs, attended, groups), groups)
+
+
+def _at_once(
+    carried: Tensor, dropout: nn.Module, outs: Sequence[Any], blocks: Sequence[Any], attended: Tensor, sizes: Sequence[int]
+) -> Tensor | None:
+    activation, inner = blocks[0].activation, blocks[0].dropout
+    if torch.is_grad_enabled() or type(activation) is not nn.ReLU or is_watched(activation):
+        return None
+    if not (drops_nothing(dropout) and drops_nothing(inner)):
+        return None
+    norms, expands, contracts = feed_forward_parts(blocks)
+    kinds = ((outs, nn.Linear), (norms, nn.LayerNorm), (expands, nn.Linear), (contracts, nn.Linear))
+    weights = [weights_of(*kind) for kind in kinds]
+    if any(own is None for own in weights):
+        return None
+    return blocks_at_once(carried, attended, Blocks(*weights), sizes, norms[0].eps)  # type: ignore[arg-type]

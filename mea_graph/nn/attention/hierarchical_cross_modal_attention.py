@@ -233,17 +233,12 @@ class CrossModalEncoder(nn.Module):
     ) -> None:
         super().__init__()
         check_layers(num_layers)
-        names = check_modalities(modalities, at_least=2)
+        self.channels, self.modalities = channels, check_modalities(modalities, at_least=2)
         self.layers = nn.ModuleList(
-            HierarchicalCrossModalAttention(channels, names, heads, mixed, coarse, fine, residual, dropout, **options)
+            HierarchicalCrossModalAttention(channels, self.modalities, heads, mixed, coarse, fine, residual, dropout, **options)
             for _ in range(num_layers)
         )
-
-    @property
-    def stages(self) -> list[str]:
-        """The names of the stages that the layers have."""
-        first = cast(HierarchicalCrossModalAttention, self.layers[0])
-        return [name for name in ("mixed", "coarse", "fine") if getattr(first, name) is not None]
+        self.stages = [name for name, there in (("mixed", mixed), ("coarse", coarse), ("fine", fine)) if there]
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
@@ -257,8 +252,7 @@ class CrossModalEncoder(nn.Module):
         return_attention_weights: bool = False,
     ) -> tuple[dict[str, Tensor], list[dict[Arrow, Tensor]]]:
         """Returns the sequences after the last layer and each layer's maps."""
-        first = cast(HierarchicalCrossModalAttention, self.layers[0])
-        entered = enter_all(x, layout, first.modalities, first.channels, edges)
+        entered = enter_all(x, layout, self.modalities, self.channels, edges)
         arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
         current, maps = {m: e.x for m, e in entered.items()}, []
         for layer in self.layers:

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
-from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm, weights_together
-from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
+from mea_graph.nn._side_by_side import Groups, linear, norm_then_linear, of_all, weights_together
+from mea_graph.nn.attention.feed_forward import FeedForward, close, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
 
@@ -163,7 +162,7 @@ class ModalityReinforcementUnit(nn.Module):
             return entered.leave(z)
         if isinstance(edges, Tensor):
             raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
-        query = rearrange(self.query(self.norm_target(entered.x)), "step (head width) -> step head width", head=self.heads)
+        query = self.query(self.norm_target(entered.x)).unflatten(1, (self.heads, -1))
         return entered.leave(z), interval_attention_map(query, key, edges)
 
 
@@ -192,25 +191,22 @@ def reinforce(
     """
     first = units[0]
     placed = targets.placed()
-    norms, queries, outs, blocks = ([getattr(u, name) for u in units] for name in ("norm_target", "query", "out", "feed_forward"))
+    norms, queries, outs, blocks = (of_all(units, name) for name in ("norm_target", "query", "out", "feed_forward"))
     memory = remember([(units, parts)], source) if memory is None else memory
-    key, value = rearrange(memory, "step (kind head width) -> step kind head width", kind=2, head=first.heads).unbind(1)
+    key, value = memory.unflatten(1, (2, first.heads, -1)).unbind(1)  # (N_s, K, D)
     with weights_together(target, norms, queries, outs, *feed_forward_parts(blocks)):
-        normalized = norm(norms, target, targets)
-        query = linear(queries, normalized, placed, steps_last=True)
-        query = rearrange(query, "step (head width) -> step head width", head=first.heads)
-        attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
+        normalized, query = norm_then_linear(norms, queries, target, targets, steps_last=True)
+        attended = interval_attention(query.unflatten(1, (first.heads, -1)), key, value, edges, probability(first.attention_dropout))
         carried = normalized if first.residual == "normalized" else target
         if carried is target and placed != targets:
             carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
-        z = linear_onto(carried, first.dropout, outs, rearrange(attended, "step head width -> step (head width)"), placed)
-        return feed_forward(blocks, z, placed), key
+        return close(carried, first.dropout, outs, blocks, attended.flatten(1), placed), key
 
 
 def remember(stages: Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]], source: Tensor) -> Tensor:
     """Keys and values side by side, (N_s, 2 K D), of the parts that the units of some stages read; those of the stages stacked."""
     readers = [units[part.unit] for units, parts in stages for part in parts]
-    norms, key_values = [unit.norm_source for unit in readers], [unit.key_value for unit in readers]
+    norms, key_values = of_all(readers, "norm_source"), of_all(readers, "key_value")
     groups = Groups([part.start for _, parts in stages for part in parts], [part.size for _, parts in stages for part in parts])
     with weights_together(source, norms, key_values):
         return linear(key_values, source, groups, norms, steps_last=True)

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
-from mea_graph.nn._side_by_side import Groups, linear, linear_onto, norm
-from mea_graph.nn.attention.feed_forward import FeedForward, feed_forward, feed_forward_parts
+from mea_graph.nn._side_by_side import Groups, norm_then_linear, of_all
+from mea_graph.nn.attention.feed_forward import FeedForward, close, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.nn.attention.prediction import prediction
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
@@ -174,8 +173,8 @@ class PredictiveSelfAttention(nn.Module):
 
 def parts_of(layers: Sequence[PredictiveSelfAttention]) -> list[list[Any]]:
     """The parts with weights, each kind of all layers."""
-    kinds = [[getattr(layer, name) for layer in layers] for name in ("norm", "query_key_value", "out")]
-    return [*kinds, *feed_forward_parts([layer.feed_forward for layer in layers])]
+    kinds = [of_all(layers, name) for name in ("norm", "query_key_value", "out")]
+    return [*kinds, *feed_forward_parts(of_all(layers, "feed_forward"))]
 
 
 def attend(
@@ -190,9 +189,8 @@ def attend(
     sizes = [p.num_rows for p in pointers]
     groups = Groups.below_each_other(sizes)
     first = layers[0]
-    normalized = norm([layer.norm for layer in layers], x, groups)
-    projected = linear([layer.query_key_value for layer in layers], normalized, groups)
-    query, key, value = rearrange(projected, "step (kind head width) -> step kind head width", kind=3, head=first.heads).unbind(1)
+    normalized, projected = norm_then_linear(of_all(layers, "norm"), of_all(layers, "query_key_value"), x, groups)
+    query, key, value = projected.unflatten(1, (3, first.heads, -1)).unbind(1)  # (N, K, D)
     dropout = probability(first.attention_dropout)
     own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
     guides = [_guide(layer, prior, p) for layer, prior, p in zip(layers, priors, pointers, strict=True)]
@@ -213,9 +211,7 @@ def attend(
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
     carried = normalized if first.residual == "normalized" else x
-    attended = rearrange(attended, "step head width -> step (head width)")
-    z = linear_onto(carried, first.dropout, [layer.out for layer in layers], attended, groups)
-    z = feed_forward([layer.feed_forward for layer in layers], z, groups)
+    z = close(carried, first.dropout, of_all(layers, "out"), of_all(layers, "feed_forward"), attended.flatten(1), groups)
     idle = [
         p
         for layer, prior in zip(layers, priors, strict=True)

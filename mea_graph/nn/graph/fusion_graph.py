@@ -124,10 +124,12 @@ def fusion_graph(
     there = None if present is None else torch.stack([present[m] for m in modalities])  # (M, B)
     if keep_absent is None:
         keep_absent = there is not None and (there.device.type != "cpu" or is_traced())
-    if there is None or keep_absent:
+    if there is None or keep_absent or bool(there.all()):
         every = torch.arange(samples, device=like.device)
         rows = dict.fromkeys(modalities, every)
-        edges = _all_edges(modalities, every, there is not None or self_loops)
+        edges = _all_edges(modalities, every, (there is not None and keep_absent) or self_loops)
+        if there is not None and not keep_absent:  # the types of edges must not depend on the data
+            edges, there = {pair: edges.get(pair, every.new_empty(2, 0)) for pair in _pairs(modalities)}, None
     else:
         rows = dict(zip(modalities, there.nonzero()[:, 1].split(_numbers(there.sum(1))), strict=True))
         edges = _edges_between(modalities, there, self_loops)
@@ -143,18 +145,18 @@ def fusion_graph(
         elif absent is not None:  # junk, NaN even, would reach the gradients of weights
             h = {m: h[m].masked_fill(absent[i], 0) for i, m in enumerate(modalities)}
         for m in modalities:
-            node = graph[f"{m}_{space}"]
+            node = graph[f"{m}_{space}"]  # filled by key: Dynamo cannot trace the attributes' setter, which takes twice as long too
             if there is None:
-                node.x = h[m]
+                node["x"] = h[m]
             elif absent is not None:
                 assert present is not None
-                node.x, node.present = h[m], present[m]
+                node["x"], node["present"] = h[m], present[m]
             else:
-                node.x = h[m].index_select(0, rows[m])
-            node.sample = rows[m]
+                node["x"] = h[m].index_select(0, rows[m])
+            node["sample"] = rows[m]
         for (s, t), edge_index in edges.items():
             store = graph[f"{s}_{space}", "to", f"{t}_{space}"]
-            store["edge_index"] = edge_index  # Dynamo cannot trace the attribute's setter
+            store["edge_index"] = edge_index
             if joined is not None:
                 store["present"] = joined[s, t]
     return graph

@@ -21,12 +21,13 @@ from mea_graph.nn._side_by_side import Groups, can_join, is_watched
 from mea_graph.nn._side_by_side import linear as side_by_side
 from mea_graph.ops import edge_attention, segment_softmax, segment_sum
 from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.ops.native import library
 from mea_graph.option_types import plain_value
 
 _ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "none": lambda x: x}
-# Edges times heads from which the fused form is taken. Forward and backward pass on one CPU thread, 16 to 64 channels, 1 and 4 heads: from
-# 80,000 on it takes between 1/5 and all of the time of single messages, below 20,000 between half and 4/3 of it.
-_LARGE = 2**16
+# Edges times heads from which the fused form is taken. By torch it takes, at 16 to 64 channels and 1 and 4 heads on one thread, half to 4/3
+# of the time of single messages below 20,000, and 1/5 to all of it from 80,000 on. In C++ it takes 1/8 to half of it from 4,000 on.
+_LARGE, _LARGE_IN_CPP = 2**16, 2**11
 _HOOKS = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
 _STEPS = ("propagate", "message", "aggregate", "update", "edge_updater", "edge_update")
 
@@ -48,7 +49,8 @@ class GraphFusionConv(MessagePassing):
 
     Messages are made edge by edge, as PyG does it. On a large graph that is neither compiled nor exported, `mea_graph.ops.edge_attention`
     takes over, which stores nothing of size edges x channels: unless there is a hook, an explainer, an overridden step, `edge_attr`,
-    `edge_weight` or dropout, or `fuse` was set to False. An `EdgeIndex` sorted by column spares it the sort.
+    `edge_weight` or dropout, or `fuse` was set to False. It is large from 65,536 edges times heads on, or from 2,048 where the backend
+    "native" runs; other backends need not sort an `EdgeIndex` that is sorted by column.
 
     Args:
         in_channels: Width of the node features; a pair for sources and destinations that have a W each; -1 to take it from the first call.
@@ -187,13 +189,15 @@ class GraphFusionConv(MessagePassing):
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, SparseTensor]:
         """Returns the new features of the destination nodes."""
         x_src, x_dst = self._values(x)
-        score_src = self._score(x_src, self.score_src) + self.score_bias
-        score_dst = None if x_dst is None else self._score(x_dst, self.score_dst)
         edges, edge_attr, edge_weight, size = self._edges(edge_index, edge_attr, edge_weight, size)
-        if self._fuses(edges, edge_attr, edge_weight):
-            out, alpha = self._fused(x_src, score_src, score_dst, edges, size)
+        fuses = self._fuses(edges, edge_attr, edge_weight)
+        scores = self._scores_at_once(x, x_src, x_dst) if fuses else None
+        if scores is None:
+            score_dst = None if x_dst is None else self._score(x_dst, self.score_dst)
+            scores = self._score(x_src, self.score_src) + self.score_bias, score_dst
+        if fuses:
+            out, alpha = self._fused(x_src, scores, edges, size)
         else:
-            scores = (score_src, score_dst)
             # edge_updater_type: (alpha: OptPairTensor, edge_attr: OptTensor, edge_weight: OptTensor)
             alpha = self.edge_updater(edges, alpha=scores, edge_attr=edge_attr, edge_weight=edge_weight, size=size)
             # propagate_type: (x: OptPairTensor, alpha: Tensor)
@@ -275,6 +279,24 @@ class GraphFusionConv(MessagePassing):
     def _score(self, x: Tensor, score: Tensor) -> Tensor:
         return (x * score).sum(-1, keepdim=self.heads == 1)  # (N, H)
 
+    def _scores_at_once(self, x: Tensor | OptPairTensor, x_src: Tensor, x_dst: OptTensor) -> OptPairTensor | None:
+        """The scores q^T (W h) of sources and destinations as (q^T W) h, which needs nothing of the size of W h, forward or backward.
+
+        None where calling a linear layer may do more than multiply by its weights, or where autocast has it round.
+        """
+        linears = cast(list[nn.Linear], [self.lin] * 2 if self.lin is not None else [self.lin_src, self.lin_dst])
+        for linear in linears:
+            if type(linear) is not nn.Linear or linear.bias is not None or linear.weight.dtype != x_src.dtype or is_watched(linear):
+                return None
+        weights = [linear.weight.view(self.heads, self.out_channels, -1) for linear in linears]
+        of_src, of_dst = (x, x) if isinstance(x, Tensor) else x
+        if x_dst is x_src:
+            halves = torch.stack([self.score_src, self.score_dst], 1) @ weights[0]  # (H, 2, C_in)
+            score_src, score_dst = F.linear(of_src, halves.flatten(0, 1)).unflatten(1, (self.heads, 2)).unbind(2)
+            return score_src + self.score_bias, score_dst
+        rows = [(q.unsqueeze(1) @ weight).squeeze(1) for q, weight in zip((self.score_src, self.score_dst), weights, strict=True)]
+        return F.linear(of_src, rows[0]) + self.score_bias, None if of_dst is None else F.linear(of_dst, rows[1])
+
     def _edges(
         self, edge_index: Adj, edge_attr: OptTensor, edge_weight: OptTensor, size: Size
     ) -> tuple[Tensor, OptTensor, OptTensor, Size]:
@@ -307,11 +329,13 @@ class GraphFusionConv(MessagePassing):
 
     def _fuses(self, edge_index: Tensor, edge_attr: OptTensor, edge_weight: OptTensor) -> bool:
         """Whether the fused form may replace single messages, because nothing reads them, and gains, because there are enough."""
-        if not self.fuse or is_traced() or is_transformed() or edge_index.size(1) * self.heads < _LARGE:
+        if not self.fuse or is_traced() or is_transformed() or edge_attr is not None or edge_weight is not None:
             return False
-        if edge_attr is not None or edge_weight is not None or (self.dropout and self.training):
+        size = edge_index.size(1) * self.heads
+        if size < min(_LARGE, _LARGE_IN_CPP):  # asked first: a small graph must not wait for the compiler
             return False
-        return self._passes_unseen()
+        in_cpp = edge_index.is_cpu and library.hold() is None and library.refuse() is None
+        return size >= (_LARGE_IN_CPP if in_cpp else _LARGE) and not (self.dropout and self.training) and self._passes_unseen()
 
     def _passes_unseen(self) -> bool:
         """Whether nobody looks at messages, or has steps of their own."""
@@ -321,8 +345,9 @@ class GraphFusionConv(MessagePassing):
             return False
         return not any(step in self.__dict__ or getattr(type(self), step) is not getattr(GraphFusionConv, step) for step in _STEPS)
 
-    def _fused(self, x_src: Tensor, score_src: Tensor, score_dst: OptTensor, edge_index: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+    def _fused(self, x_src: Tensor, scores: OptPairTensor, edge_index: Tensor, size: Size) -> tuple[Tensor, Tensor]:
         """The result of `edge_updater` and `propagate` in one call."""
+        score_src, score_dst = scores
         if self.flow == "target_to_source":
             edge_index = edge_index.flip(0)
         for i, part in enumerate((x_src, score_dst)):
@@ -356,8 +381,10 @@ def pass_side_by_side(convs: Sequence[nn.Module], x: Sequence[Tensor], edge_inde
     source, target = (values.view(groups, 1, nodes, first.heads, -1) * halves).sum(-1).unbind(1)  # (G, N, H)
     source = source + torch.stack([conv.score_bias for conv in each]).unsqueeze(1)
     edges = torch.cat([edge_index + g * nodes if g else edge_index for g in range(groups)], 1)
-    alpha = first.edge_updater(edges, alpha=(source.flatten(0, 1), target.flatten(0, 1)), edge_attr=None, edge_weight=None, size=None)
-    values = first._by_head(values)
+    scores, values = (source.flatten(0, 1), target.flatten(0, 1)), first._by_head(values)
+    if first._fuses(edges, None, None):
+        return first._activated(first._fused(values, scores, edges, None)[0]).unflatten(0, (groups, nodes))
+    alpha = first.edge_updater(edges, alpha=scores, edge_attr=None, edge_weight=None, size=None)
     out = first.propagate(edges, x=(values, values), alpha=alpha, size=None).to(values.dtype)
     return first._activated(out).unflatten(0, (groups, nodes))
 

@@ -3,9 +3,10 @@
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.edge import cpu, cuda, reference
+from mea_graph.ops.edge import cpu, cuda, native, reference
 from mea_graph.ops.edge.edges import InEdges, check_edges, sort_edges
 from mea_graph.ops.edge.operator import refuse_transforms
+from mea_graph.ops.native import library
 
 __all__ = ["InEdges", "edge_attention", "sort_edges"]
 
@@ -27,7 +28,7 @@ def edge_attention(
         score_dst, score_src: The additive scores a of the destinations and b of the sources, per head.
         edge_index: Row 0 holds sources, row 1 destinations, in any order; parallel edges count separately. Or the result of `sort_edges`,
             which spares the sort: worth it for a graph used more than once.
-        backend: "auto", "cuda" (CUDA C++), "cpu" (plain torch) or "reference".
+        backend: "auto", "cuda" (CUDA C++), "native" (C++), "cpu" (plain torch) or "reference".
 
     Shape:
         - x: :math:`(N_{src}, H, C)`; score_dst: :math:`(N_{dst}, H)`; score_src: :math:`(N_{src}, H)`; edge_index: :math:`(2, E)`, int64
@@ -79,6 +80,7 @@ _OP = Op(
     edge_attention,
     {
         "cuda": Backend(cuda.run, cuda.refuse, prefers="cuda"),
+        "native": Backend(native.run, native.refuse, prefers="cpu", hold=library.hold),
         "cpu": Backend(cpu.run, _refuse_transforms),
         "reference": Backend(_run_reference, _accept),
     },

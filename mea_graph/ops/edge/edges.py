@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
+from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.ops.edge import counting_sort
+from mea_graph.ops.native import library
+
 __all__ = ["InEdges", "sort_edges"]
 
 
@@ -55,7 +59,7 @@ def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdge
         - result: `InEdges`
 
     Raises:
-        ValueError: If `edge_index` is not as above, or a number is negative.
+        ValueError: If `edge_index` is not as above (a number out of range is seen on a CPU only), or a number of nodes is negative.
 
     >>> import torch
     >>> from mea_graph.ops import edge_attention, sort_edges
@@ -70,6 +74,12 @@ def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdge
     for name, number in (("num_sources", num_sources), ("num_targets", num_targets)):
         if number < 0:
             raise ValueError(f"{name}: expected at least 0, got {number}")
+    plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+    if library.hold() is None and counting_sort.takes(plain):
+        source, target, order, start = counting_sort.by_target(plain, num_sources, num_targets, torch.int64)
+        return InEdges(source, target, order, start, *counting_sort.by_source(source, num_sources))
+    if plain.is_cpu and not is_traced() and not is_transformed():  # elsewhere the look would wait for the device
+        counting_sort.check_ends(plain, num_sources, num_targets)
     source, target, order, start = sort_by_target(edge_index, num_targets)
     return InEdges(source, target, order, start, *sort_by_source(source, num_sources))
 

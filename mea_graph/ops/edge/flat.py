@@ -3,9 +3,6 @@
 The sums over in-edges are a weighted `embedding_bag`, whose bags are the in-edges of the destinations: nothing of size edges x channels is
 stored, forward or backward. Every sum runs in a fixed order, so that results repeat bit for bit. Several heads are as many copies of the
 graph, one after the other (`all_heads`).
-
-In a graph whose nodes all have the same in-degree (complete graphs of one size, k nearest neighbours) what belongs to the edges is a
-matrix as well. Its softmax is then an ordinary one, which costs a third of a softmax over segments.
 """
 
 from typing import NamedTuple
@@ -18,19 +15,16 @@ from mea_graph.ops.edge.edges import sort_by_source
 
 
 class FlatEdges(NamedTuple):
-    """The fields of `InEdges` that a forward pass needs, for all heads, and the in-degree that all nodes share (0: they do not)."""
+    """The fields of `InEdges` that a forward pass needs, for all heads."""
 
     source: Tensor  # (H E,)
     target: Tensor  # (H E,)
     start: Tensor  # (H N_dst + 1,)
-    degree: int
 
 
 def all_heads(source: Tensor, target: Tensor, start: Tensor, num_sources: int, heads: int) -> FlatEdges:
     edges, num_targets = source.size(0), start.size(0) - 1
-    return FlatEdges(
-        _copies(source, heads, num_sources), _copies(target, heads, num_targets), _starts(start, heads, edges), _degree(start, edges)
-    )
+    return FlatEdges(_copies(source, heads, num_sources), _copies(target, heads, num_targets), _starts(start, heads, edges))
 
 
 def _copies(index: Tensor, heads: int, size: int) -> Tensor:
@@ -39,14 +33,6 @@ def _copies(index: Tensor, heads: int, size: int) -> Tensor:
 
 def _starts(start: Tensor, heads: int, edges: int) -> Tensor:
     return start if heads == 1 else F.pad(_copies(start[:-1], heads, edges), (0, 1), value=heads * edges)
-
-
-def _degree(start: Tensor, edges: int) -> int:
-    nodes = start.size(0) - 1
-    if not edges or edges % nodes:
-        return 0
-    even = torch.arange(0, edges + 1, edges // nodes, device=start.device)
-    return edges // nodes if torch.equal(start, even) else 0
 
 
 def by_head(values: Tensor) -> Tensor:
@@ -68,22 +54,15 @@ def in_given_order(weight: Tensor, order: Tensor, heads: int) -> Tensor:
 def attend(rows: Tensor, score_dst: Tensor, score_src: Tensor, edges: FlatEdges) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted sums of `rows` (H N_src, C) by destination (H N_dst, C), the weights (H E,), and the logits for `attend_backward`."""
     logit = logits(score_dst, score_src, edges)
-    if edges.degree:
-        # torch computes the GELU of a matrix that is not contiguous itself; it hands others to oneDNN, which takes longer to set up.
-        weight = F.gelu(logit.t()).t().softmax(0).t().reshape(-1)
-    else:
-        weight = F.gelu(logit)
-        weight.sub_(_segments("max", weight, edges.start).index_select(0, edges.target)).exp_()
-        weight.div_(_segments("sum", weight, edges.start).index_select(0, edges.target))
+    weight = F.gelu(logit)
+    weight.sub_(_segments("max", weight, edges.start).index_select(0, edges.target)).exp_()
+    weight.div_(_segments("sum", weight, edges.start).index_select(0, edges.target))
     return _weighted_sums(rows, edges.source, edges.start, weight), weight, logit
 
 
 def logits(score_dst: Tensor, score_src: Tensor, edges: FlatEdges) -> Tensor:
-    """a_i + b_j, before the GELU: (H E,), or (degree, H N_dst) if there is one degree."""
-    logit = score_src.index_select(0, edges.source)
-    if edges.degree:
-        return logit.view(-1, edges.degree).t().add(score_dst).contiguous()
-    return logit.add_(score_dst.index_select(0, edges.target))
+    """a_i + b_j, before the GELU: (H E,)."""
+    return score_src.index_select(0, edges.source).add_(score_dst.index_select(0, edges.target))
 
 
 def attend_backward(
@@ -96,7 +75,7 @@ def attend_backward(
     by_source: tuple[Tensor, Tensor],
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of `rows` (None without `grad_sums`), `score_dst` and `score_src`; `by_source` is for all heads."""
-    source, target, start, degree = edges
+    source, target, start = edges
     order, source_start = by_source
     grad_rows = None
     if grad_sums is None:
@@ -107,15 +86,9 @@ def attend_backward(
         grad = torch.ops.aten._embedding_bag_per_sample_weights_backward(grad_sums, rows, source, start, target, 0)
     if grad_weight is not None:
         grad.add_(grad_weight)
-    if degree:
-        by_degree = grad.view(-1, degree).t().contiguous(), weight.view(-1, degree).t().contiguous()
-        matrix = torch._softmax_backward_data(*by_degree, 0, weight.dtype)
-        matrix = torch.ops.aten.gelu_backward(matrix.t(), logit.t())
-        grad, grad_dst = matrix.reshape(-1), matrix.sum(1)
-    else:
-        grad.sub_(_segments("sum", weight * grad, start).index_select(0, target)).mul_(weight)
-        grad = torch.ops.aten.gelu_backward(grad, logit)
-        grad_dst = _segments("sum", grad, start)
+    grad.sub_(_segments("sum", weight * grad, start).index_select(0, target)).mul_(weight)
+    grad = torch.ops.aten.gelu_backward(grad, logit)
+    grad_dst = _segments("sum", grad, start)
     return grad_rows, grad_dst, _segments("sum", grad.index_select(0, order), source_start)
 
 

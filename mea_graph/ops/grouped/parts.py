@@ -7,16 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mea_graph.ops.eager import is_traced, is_transformed
-
-PLAIN_TYPES = (torch.nn.Parameter, Tensor)
+from mea_graph.ops.eager import PLAIN_TYPES, is_traced, is_transformed
 
 
 def check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int]) -> None:
     if x.dim() != 2:
         raise ValueError(f"x: expected (N, C), got {tuple(x.shape)}")
-    counts = (len(weights), len(biases) or len(weights), len(starts), len(sizes))
-    if len(set(counts)) != 1 or not weights:
+    groups = len(weights)
+    if not groups or len(biases) not in (0, groups) or len(starts) != groups or len(sizes) != groups:
+        counts = (groups, len(biases) or groups, len(starts), len(sizes))
         raise ValueError(f"weights, biases, starts, sizes: expected one of each for every group, got {counts}")
     rows = x.size(0)
     for s, n in zip(starts, sizes, strict=True):
@@ -24,11 +23,10 @@ def check(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts
             raise ValueError(f"starts, sizes: expected rows of the {rows} of x, got {list(starts)}, {list(sizes)}")
 
 
-def check_shapes(**expected: tuple[Sequence[Tensor], tuple[Any, ...]]) -> None:
-    for name, (tensors, shape) in expected.items():
-        for g, t in enumerate(tensors):
-            if t.shape != shape:
-                raise ValueError(f"{name}[{g}]: expected ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}), got {tuple(t.shape)}")
+def check_shapes(name: str, tensors: Sequence[Tensor], *shape: Any) -> None:
+    for g, t in enumerate(tensors):
+        if t.shape != shape:
+            raise ValueError(f"{name}[{g}]: expected ({', '.join(map(str, shape))}{',' * (len(shape) == 1)}), got {tuple(t.shape)}")
 
 
 def refuse(

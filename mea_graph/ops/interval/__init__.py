@@ -127,6 +127,11 @@ def refuse_unlisted(edges: Any, **_: Any) -> str | None:
     return None
 
 
+def refuse_plain(backend: str, **arguments: Any) -> str | None:
+    """Why a backend cannot run on these arguments; or None."""
+    return _OP.backends[backend].refuse(**arguments)
+
+
 def _refuse_native(query: Tensor, value: Tensor, **arguments: Any) -> str | None:
     return refuse_kept(**arguments) or native.refuse(query, value)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mea_graph.ops.eager import only_evaluated
 from mea_graph.ops.interval import cpu
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.library import register, through_reference
@@ -51,11 +52,11 @@ def _call(
     edges: Sequence[Any],
     dtype: torch.dtype,
 ) -> None:
-    query, key, value = (t.to(dtype) for t in inputs)
+    query, _, value = given = [t if t.dtype == dtype else t.to(dtype) for t in inputs]
     held: list[Any] = [None if t is None else t.contiguous() for t in edges]
     start, _, source_start, *_ = held
     sizes = (start.size(0), source_start.size(1), query.size(1), query.size(2), value.size(2), query.size(0), torch.get_num_threads())
-    fields = [field for t in (query, key, value, *results) for field in library.rows(t)]
+    fields = [field for t in (*given, *results) for field in library.rows(t)]
     library.call(name, dtype, [*fields, *sums, *held, *sizes])
 
 
@@ -79,7 +80,7 @@ _operator = register("interval_attention_native", f"({cpu.TENSORS}) -> (Tensor, 
 def run(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Tensor:
     begin, end = (None, None) if edges.is_complete else (edges.begin, edges.end)
     tensors = (query, key, value, edges.target.start, edges.target.length, edges.source_start, edges.source_length, begin, end)
-    return _operator(*tensors)[0]
+    return (_run if only_evaluated(query, key, value) else _operator)(*tensors)[0]
 
 
 def refuse(query: Tensor, value: Tensor, **_: Any) -> str | None:

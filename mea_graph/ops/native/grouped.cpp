@@ -26,6 +26,7 @@ template <class T> struct Call {
     Index y_row, y_channel;
     const T* onto;     // what the result is added to, laid out as it
     T* d_x;            // (N, C), without gaps
+    T* normal;         // (sum of sizes, C), without gaps: the normalised rows, where somebody wants to read them too
     Index rows, width, wide, groups, normalised, threads;
     const Group<T>* group() const { return reinterpret_cast<const Group<T>*>(this + 1); }
     Index helpful_threads(Index products) const {
@@ -228,6 +229,7 @@ template <class T> void linear_forward(const Call<T>& c, double eps) {
         if (c.normalised) {
             normalise(m.x.get(), c.width, vectors, T(eps));
             scale_and_shift(m.x.get(), c.width, vectors, group.scale, group.shift);
+            if (c.normal) scatter(m.x.get(), at.count, c.width, c.normal + at.place * c.width, static_cast<const T*>(nullptr), c.width);
         }
         product(group.weight, c.width, Index(1), m.x.get(), PANEL<T>, c.width, c.wide, vectors, m.y.get(), group.bias);
         if (c.y_channel == 1) {
@@ -401,9 +403,72 @@ template <class T> void norm_backward(const Call<T>& c, double eps) {
     }
 }
 
+// The end of an attention layer: z = carried + O a + o, y = z + C relu(E norm(z) + e) + c. What lies between stays in the cache.
+template <class T> struct Block {
+    const T *out, *out_bias, *scale, *shift, *expand, *expand_bias, *contract, *contract_bias;
+    Index size;  // rows; they follow those of the block before
+};
+
+// The first fields of a call; the blocks follow.
+template <class T> struct BlocksCall {
+    const T* a;  // (N, inner), by its strides, one of which is 1
+    Index a_row, a_channel;
+    const T* carried;  // (N, C), by the stride of its rows
+    Index carried_row;
+    T* y;  // (N, C), without gaps
+    Index inner, width, wide, blocks, threads;
+    const Block<T>* block() const { return reinterpret_cast<const Block<T>*>(this + 1); }
+};
+
+template <class T> void blocks_forward(const BlocksCall<T>& c, double eps) {
+    struct At {
+        Index block, first, count;
+    };
+    std::vector<At> panels;
+    Index rows = 0;
+    for (Index b = 0; b < c.blocks; rows += c.block()[b++].size)
+        for (Index r = 0; r < c.block()[b].size; r += PANEL<T>) panels.push_back({b, rows + r, std::min(PANEL<T>, c.block()[b].size - r)});
+    struct Memory {
+        Space<T> a, z, normal, hidden;
+    };
+    const Index threads = std::min(c.threads, 1 + 2 * rows * c.width * (c.inner + 2 * c.wide) / FLOPS_WORTH_A_THREAD);
+    each<Memory>(panels.size(), threads, [&](Index task, Memory& m) {
+        constexpr Index P = PANEL<T>, L = LANES<T>;
+        if (!m.a) m.a = space<T>(c.inner * P), m.z = space<T>(c.width * P), m.normal = space<T>(c.width * P), m.hidden = space<T>(c.wide * P);
+        const At at = panels[task];
+        const Block<T>& b = c.block()[at.block];
+        const Index vectors = whole<T>(at.count) / L;
+        T *a = m.a.get(), *z = m.z.get(), *normal = m.normal.get(), *hidden = m.hidden.get();
+        if (c.a_channel == 1) gather(c.a + at.first * c.a_row, c.a_row, at.count, c.inner, a);
+        else gather_columns(c.a + at.first, c.a_channel, at.count, c.inner, a);
+        gather(c.carried + at.first * c.carried_row, c.carried_row, at.count, c.width, z);
+        product(b.out, c.inner, Index(1), a, P, c.inner, c.width, vectors, normal, b.out_bias);
+        for (Index k = 0; k < c.width; ++k)
+            for (Index v = 0; v < vectors; ++v) {
+                const V<T> sum = load(z + k * P + v * L) + load(normal + k * P + v * L);
+                store(z + k * P + v * L, sum);
+                store(normal + k * P + v * L, sum);
+            }
+        normalise(normal, c.width, vectors, T(eps));
+        scale_and_shift(normal, c.width, vectors, b.scale, b.shift);
+        product(b.expand, c.width, Index(1), normal, P, c.width, c.wide, vectors, hidden, b.expand_bias);
+        for (Index k = 0; k < c.wide; ++k)
+            for (Index v = 0; v < vectors; ++v) {
+                const V<T> x = load(hidden + k * P + v * L);
+                store(hidden + k * P + v * L, x < T(0) ? V<T>{} : x);  // NaN stays NaN
+            }
+        product(b.contract, c.wide, Index(1), hidden, P, c.wide, c.width, vectors, normal, b.contract_bias);
+        for (Index k = 0; k < c.width; ++k)
+            for (Index v = 0; v < vectors; ++v) store(z + k * P + v * L, load(z + k * P + v * L) + load(normal + k * P + v * L));
+        scatter(z, at.count, c.width, c.y + at.first * c.width, static_cast<const T*>(nullptr), c.width);
+    });
+}
+
 }  // namespace
 
 extern "C" {
+void grouped_blocks_forward_float(const void* call, double eps) { blocks_forward(*static_cast<const BlocksCall<float>*>(call), eps); }
+void grouped_blocks_forward_double(const void* call, double eps) { blocks_forward(*static_cast<const BlocksCall<double>*>(call), eps); }
 void grouped_linear_forward_float(const void* call, double eps) { linear_forward(*static_cast<const Call<float>*>(call), eps); }
 void grouped_linear_forward_double(const void* call, double eps) { linear_forward(*static_cast<const Call<double>*>(call), eps); }
 void grouped_linear_backward_float(const void* call, double eps) { linear_backward(*static_cast<const Call<float>*>(call), eps); }

@@ -14,11 +14,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_SOURCES = ("grouped.cpp", "interval.cpp", "predictive.cpp", "recurrent.cpp")
+_SOURCES = ("edge.cpp", "grouped.cpp", "interval.cpp", "predictive.cpp", "recurrent.cpp")
 _FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-pthread", "-w")
 _LOG = logging.getLogger(__name__)
 
@@ -30,7 +31,11 @@ def hold() -> str | None:
     """Why "auto" does not take the native backends, or None."""
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
         return "a graph is recorded, which may run where there is no compiler"
-    return "MEA_GRAPH_NATIVE=0 keeps 'auto' from it" if os.environ.get("MEA_GRAPH_NATIVE") == "0" else None
+    return "MEA_GRAPH_NATIVE=0 keeps 'auto' from it" if is_switched_off() else None
+
+
+def is_switched_off() -> bool:
+    return os.environ.get("MEA_GRAPH_NATIVE") == "0"
 
 
 @torch.compiler.assume_constant_result
@@ -127,18 +132,28 @@ def rows(x: Tensor | None) -> Sequence[Field]:
 
 def call(name: str, dtype: torch.dtype, fields: Sequence[Field], *numbers: float) -> None:
     """Calls `<name>_float` or `<name>_double` on a struct of 8-byte fields: tensors as the address of their data, None as null."""
-    values = []
-    for field in fields:
-        if isinstance(field, Tensor) and (field.device.type != "cpu" or field.dtype not in (dtype, torch.int64)):
-            raise RuntimeError(f"native kernels: expected {dtype} and torch.int64 on a CPU, got {field.dtype} on {field.device}")
-        values.append(field.data_ptr() if isinstance(field, Tensor) else field or 0)
+    values = [field if type(field) is int else _address(field, dtype) for field in fields]
     call_addresses(name, dtype, values, *numbers)
+
+
+def _address(field: Field, dtype: torch.dtype) -> int:
+    if not isinstance(field, Tensor):
+        return int(field or 0)
+    if not field.is_cpu or field.dtype not in (dtype, torch.int64):
+        raise RuntimeError(f"native kernels: expected {dtype} and torch.int64 on a CPU, got {field.dtype} on {field.device}")
+    return field.data_ptr()
 
 
 def call_addresses(name: str, dtype: torch.dtype, fields: Sequence[int], *numbers: float) -> None:
     """As `call`, for a caller that has checked its tensors and gives their addresses: it asks nothing of each field."""
+    _function(name, dtype, len(numbers))(struct.pack(f"{len(fields)}q", *fields), *numbers)
+
+
+@functools.cache
+def _function(name: str, dtype: torch.dtype, numbers: int) -> Any:
     library = _library()
     if isinstance(library, str):
         raise RuntimeError(f"native kernels: {library}")
     function = getattr(library, f"{name}_{'double' if dtype == torch.float64 else 'float'}")
-    function(struct.pack(f"{len(fields)}q", *fields), *map(ctypes.c_double, numbers))
+    function.argtypes, function.restype = [ctypes.c_char_p, *[ctypes.c_double] * numbers], None
+    return function

@@ -1,12 +1,13 @@
 """Predictive attention, [MEA] Eq. 2: attention whose map is guided by a convolution over the previous layer's maps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
-from mea_graph.ops.interval import interval_attention, refuse_kept, refuse_unlisted
+from mea_graph.ops.interval import interval_attention, refuse_kept, refuse_plain, refuse_unlisted
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.native import library
 from mea_graph.ops.pointers import Pointers
@@ -83,7 +84,7 @@ def predictive_attention(
 
     The convolution mixes the K heads as channels of a T x T image that is zero outside the sample (R1); both softmaxes run over the keys
     that a step hears: all of its sample, or those that `edges` give it. The image is that of the whole sample in any case. Without a prior
-    the result is plain attention.
+    the result is plain attention, that of `interval_attention` on the backend of the same name.
 
     The backends "native", "cpu" and "triton" never store a map: they compute it block by block, and again in the backward pass. "cpu" and
     "triton" fold the convolution into one more dot product of width 3 K D. All take O(N K D) memory, and time that follows the true
@@ -179,32 +180,39 @@ def predictive_attention_map(
     return reference.attention_map(q, k, prior_q, prior_k, weight, bias, mu, mask, heard)
 
 
-def _run_plain(query: Tensor, key: Tensor, value: Tensor, pointers: Pointers, edges: Any, dropout: float = 0.0, **_: Any) -> Tensor:
+def _as_plain(query: Tensor, key: Tensor, value: Tensor, pointers: Pointers, edges: Any, dropout: float = 0.0, **_: Any) -> dict[str, Any]:
     edges = IntervalEdges.complete(pointers, pointers) if edges is None else edges
-    return interval_attention(query, key, value, edges, dropout)
+    return {"query": query, "key": key, "value": value, "edges": edges, "dropout": dropout}
+
+
+def _run_plain(**arguments: Any) -> Tensor:
+    return interval_attention(**_as_plain(**arguments))
 
 
 def _refuse_plain(prior_query: Tensor | None, **_: Any) -> str | None:
     return None if prior_query is None else "a prior is given, and this computes attention without one"
 
 
-_NO_PRIOR = "without a prior it is plain attention"
+def _guided(name: str, run: Callable[..., Tensor], refuse: Callable[..., str | None], **kind: Any) -> Backend:
+    """One for attention with a prior; without one it is `interval_attention` on the backend of the same name."""
+
+    def run_either(**arguments: Any) -> Tensor:
+        if arguments["prior_query"] is None:
+            return interval_attention(**_as_plain(**arguments), backend=name)
+        return run(**arguments)
+
+    def refuse_either(**arguments: Any) -> str | None:
+        return refuse_plain(name, **_as_plain(**arguments)) if arguments["prior_query"] is None else refuse(**arguments)
+
+    return Backend(run_either, refuse_either, **kind)
 
 
-def _refuse_native(query: Tensor, prior_query: Tensor | None, **arguments: Any) -> str | None:
-    return _NO_PRIOR if prior_query is None else refuse_kept(**arguments) or native.refuse(query)
-
-
-def _refuse_cpu(prior_query: Tensor | None, **arguments: Any) -> str | None:
-    return _NO_PRIOR if prior_query is None else refuse_kept(**arguments)
+def _refuse_native(query: Tensor, **arguments: Any) -> str | None:
+    return refuse_kept(**arguments) or native.refuse(query)
 
 
 def _refuse_triton(dropout: float = 0.0, **arguments: Any) -> str | None:
     return refuse_kept(arguments["edges"], dropout) or triton.refuse(**arguments)
-
-
-def _refuse_listed(prior_query: Tensor | None, **arguments: Any) -> str | None:
-    return _NO_PRIOR if prior_query is None else refuse_unlisted(**arguments)
 
 
 def _accept(**_: Any) -> None:
@@ -224,10 +232,10 @@ _OP = Op(
     predictive_attention,
     {
         "plain": Backend(_run_plain, _refuse_plain),
-        "triton": Backend(triton.run, _refuse_triton, prefers="cuda"),
-        "native": Backend(native.run, _refuse_native, hold=library.hold),
-        "cpu": Backend(cpu.run, _refuse_cpu, prefers="cpu"),
-        "listed": Backend(listed.run, _refuse_listed),
+        "triton": _guided("triton", triton.run, _refuse_triton, prefers="cuda"),
+        "native": _guided("native", native.run, _refuse_native, hold=library.hold),
+        "cpu": _guided("cpu", cpu.run, refuse_kept, prefers="cpu"),
+        "listed": _guided("listed", listed.run, refuse_unlisted),
         "reference": Backend(_run_reference, _accept),
     },
 )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mea_graph.ops.eager import only_evaluated
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
@@ -35,7 +36,7 @@ def _forward(
     statistics = query.new_zeros(query.size(0), query.size(1), 2, dtype=dtype)
     others, runs = (weight, bias, statistics, None), (start, length, begin, end)
     _call("predictive_forward", tensors, (out, *(None,) * 6), others, runs, mu, dtype)
-    return out.to(value.dtype), statistics
+    return (out if dtype == value.dtype else out.to(value.dtype)), statistics
 
 
 def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
@@ -61,11 +62,12 @@ def _call(
     dtype: torch.dtype,
 ) -> None:
     """`others` are the weight, the bias, the statistics and the gradient of the parameters."""
-    query, _, value, prior_query, _ = given = [t.to(dtype) for t in inputs]
-    grads = [None if t is None else t.to(dtype) for t in results]
+    query, _, value, prior_query, _ = given = [t if t.dtype == dtype else t.to(dtype) for t in inputs]
+    grads = [t if t is None or t.dtype == dtype else t.to(dtype) for t in results]
     held = [None if t is None else t.to(dtype).contiguous() for t in others] + [None if t is None else t.contiguous() for t in runs]
     sizes = (runs[0].size(0), query.size(1), query.size(2), value.size(2), prior_query.size(2), torch.get_num_threads())
-    library.call(name, dtype, [*(field for t in (*given, *grads) for field in library.rows(t)), *held, *sizes], mu)
+    fields = [field for t in (*given, *grads) for field in library.rows(t)]
+    library.call(name, dtype, [*fields, *held, *sizes], mu)
 
 
 def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -101,7 +103,7 @@ def run(
 ) -> Tensor:
     tensors = (query, key, value, prior_query, prior_key, weight, bias)
     begin, end = (None, None) if edges is None or edges.is_complete else (edges.begin[:, 0], edges.end[:, 0])
-    return _FORWARD(*tensors, pointers.start, pointers.length, begin, end, mu)[0]
+    return (_forward if only_evaluated(*tensors) else _FORWARD)(*tensors, pointers.start, pointers.length, begin, end, mu)[0]
 
 
 def refuse(query: Tensor, **_: Any) -> str | None:

@@ -51,10 +51,10 @@ def run_reference(
     dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in (*tensors, weight, bias)) else torch.float32
     sequences, mask, heard = padded_arguments(tensors, pointers, edges, dtype)
     w, b = (None if t is None else t.to(dtype) for t in (weight, bias))
-    query, key, value, prior_query, prior_key = sequences
+    q, k, v, prior_q, prior_k = sequences
     if dropout:
-        out = F.dropout(reference.attention_map(query, key, prior_query, prior_key, w, b, mu, mask, heard), dropout) @ value
+        out = F.dropout(reference.attention_map(q, k, prior_q, prior_k, w, b, mu, mask, heard), dropout) @ v
     else:
-        out = reference.predictive_attention(query, key, value, prior_query, prior_key, w, b, mu, mask, heard)
+        out = reference.predictive_attention(q, k, v, prior_q, prior_k, w, b, mu, mask, heard)
     out = rearrange(out, "sample head step width -> sample step head width").contiguous().masked_fill(~mask[:, :, None, None], 0)
     return pointers.unpad(out).to(value.dtype)

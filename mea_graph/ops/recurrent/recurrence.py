@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mea_graph.ops.eager import only_evaluated
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.recurrent import reference, steps
@@ -116,7 +117,8 @@ class Recurrence:
             joined = torch.cat([F.linear(rows, torch.cat([ahead, back]), own) for rows, ahead, back, own in of_sets])
         where = Pointers.join(pointers)
         joined = joined.view(-1, 2, cell.gates, hidden)
-        out = self._forward(joined, weight, where.start, where.length, sizes, where.packed)[0].flatten(1)
+        operator = self.forward if only_evaluated(joined, weight) else self._forward
+        out = operator(joined, weight, where.start, where.length, sizes, where.packed)[0].flatten(1)
         return list(out.split(sizes)) if len(x) > 1 else [out]
 
     def _fake_forward(self, driven: Tensor, weight: Tensor, start: Any, length: Any, sizes: Any, packed: Any) -> tuple[Tensor, Tensor]:

@@ -321,7 +321,7 @@ def test_says_why_it_cannot_run(change: dict[str, Any], reason: str | None) -> N
 def test_on_a_gpu_auto_takes_the_formula_where_no_kernel_holds_the_prior(heads: int, width: int, backend: str) -> None:
     """3 K D = 384. The blocks made for a CPU would launch thousands of kernels there, and wait for the device again and again."""
     arguments = Case(heads, (width, width, width), ()).tensors(3) | {"mu": 0.25, "pointers": STEPS, "edges": None}
-    chosen, refused = _OP._automatic(torch.device("cuda"), arguments, every=True)
+    chosen, refused = _OP._automatic(torch.device("cuda"), arguments)
     assert chosen == backend
     assert refused["cpu"] == "taken only by name, because the tensors are on cuda"
 

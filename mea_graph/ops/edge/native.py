@@ -1,0 +1,104 @@
+"""Edge attention by compiled C++: a pass over the edges asks the memory for rows some edges before it reads them.
+
+Forward there is one such pass, by destination, and backward one, by source; what else there is to do has a number per edge and head.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+
+from mea_graph.ops.edge import counting_sort
+from mea_graph.ops.edge.edges import InEdges, sort_by_target
+from mea_graph.ops.edge.operator import define, refuse_transforms, wide_dtype
+from mea_graph.ops.native import library
+
+_NARROW = 2**31  # below it, 32 bits number nodes and edges in what a call makes for itself
+_UNFIT = "edge_index: expected the result of sort_edges, got fields that do not fit together"
+
+
+def refuse(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> str | None:
+    """Why the loops cannot run on these tensors, or None."""
+    for tensor in (x, score_dst, score_src, edge_index[0]):
+        if not tensor.is_cpu:
+            return f"the tensors are on {tensor.device.type}"
+    return refuse_transforms() or library.refuse()
+
+
+def _sort(edge_index: Tensor, num_sources: int, num_targets: int) -> Sequence[Tensor]:
+    plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+    if not counting_sort.takes(plain):
+        return sort_by_target(edge_index, num_targets)
+    narrow = max(plain.size(1), num_sources + 1, num_targets + 1) < _NARROW
+    return counting_sort.by_target(plain, num_sources, num_targets, torch.int32 if narrow else torch.int64)
+
+
+def _forward(
+    x: Tensor,
+    score_dst: Tensor,
+    score_src: Tensor,
+    source: Tensor,
+    target: Tensor,
+    order: Tensor,
+    start: Tensor,
+    by_source: Tensor | None,
+    source_start: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    wide = wide_dtype(x, score_dst, score_src)
+    y = x.new_empty((score_dst.size(0), *x.shape[1:]), dtype=wide)
+    weights = x.new_empty((source.size(0), x.size(1)), dtype=wide)
+    edges = (source, target, order, start, by_source, source_start)
+    _call("edge_forward", x, None, (score_dst, score_src, weights, None, None, y, None, None, None), edges, wide)
+    return y.to(x.dtype), weights
+
+
+def _backward(
+    grad_y: Tensor | None,
+    grad_weights: Tensor | None,
+    x: Tensor,
+    score_dst: Tensor,
+    score_src: Tensor,
+    weights: Tensor,
+    source: Tensor,
+    target: Tensor,
+    order: Tensor,
+    start: Tensor,
+    by_source: Tensor | None,
+    source_start: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wide = wide_dtype(x, score_dst, score_src)
+    if by_source is None or source_start is None:
+        by_source, source_start = counting_sort.by_source(source, x.size(0))
+    make = torch.zeros if grad_y is None else torch.empty
+    grad_x, slope = (make(t.shape, dtype=wide, device="cpu") for t in (x, weights))
+    grad_dst, grad_src = (torch.empty(t.shape, dtype=wide, device="cpu") for t in (score_dst, score_src))
+    edges = (source, target, order, start, by_source, source_start)
+    tensors = (score_dst, score_src, weights, grad_weights, slope, None, grad_x, grad_dst, grad_src)
+    _call("edge_backward", x, grad_y, tensors, edges, wide)
+    return grad_x.to(x.dtype), grad_dst.to(score_dst.dtype), grad_src.to(score_src.dtype)
+
+
+def _call(
+    name: str, x: Tensor, grad_y: Tensor | None, tensors: Sequence[Tensor | None], edges: Sequence[Tensor | None], dtype: torch.dtype
+) -> None:
+    """Fills those of the tensors that are results. They are as the loops take them; the others are made so."""
+    (sources, heads, channels), source = x.shape, edges[0]
+    targets, edge_count = tensors[0].size(0), source.size(0)  # type: ignore[union-attr]
+    sizes = (edge_count, edge_count, edge_count, targets + 1, edge_count, sources + 1)
+    if not all(t is None or (t.shape == (n,) and t.dtype == source.dtype) for t, n in zip(edges, sizes, strict=True)):  # type: ignore[union-attr]
+        raise ValueError(_UNFIT)
+    rows = [t if t is None else t.to(dtype) for t in (x, grad_y)]
+    rows = [t if t is None or t.stride(2) == 1 else t.contiguous() for t in rows]
+    held = [t if t is None else t.to(dtype).contiguous() for t in tensors] + [t if t is None else t.contiguous() for t in edges]
+    fault = ctypes.c_int64(0)
+    fields = [field for t in rows for field in ((0,) * 4 if t is None else (t.data_ptr(), *t.stride()[:2], 1))]
+    fields += [0 if t is None else t.data_ptr() for t in held]
+    fields += [source.dtype == torch.int64, grad_y is not None, edge_count, sources, targets, heads, channels]  # type: ignore[union-attr]
+    library.call_addresses(name, dtype, [*fields, torch.get_num_threads(), ctypes.addressof(fault)])
+    if fault.value:
+        raise ValueError(_UNFIT)
+
+
+run = define("native", _forward, _backward, _sort)
