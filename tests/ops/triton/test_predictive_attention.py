@@ -212,6 +212,19 @@ def test_every_forward_loop_in_bfloat16(size: float, loop: str, mu: float, loops
     assert errors({"result": found}, {"result": expected})["result"] < 4e-3
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["high", "low"])
+@pytest.mark.usefixtures("coarse_tiles")
+def test_one_pass_at_the_end_of_its_range(sign: float, loops: list[str], lay_out: Layout, errors: Errors) -> None:
+    """All inner logits are near 25 or -25, in units of ln 2: the third power of their exponentials is 2^75 or 2^-75."""
+    pointers, tensors = lay_out("packed", (40,)), Case(1, (5, 5, 5), ()).tensors(40)
+    tensors |= {"query": 0.1 * tensors["query"] + 2.8, "key": sign * (0.1 * tensors["key"] + 2.8)}
+    tensors = {n: t if n not in ROWS else t.bfloat16() for n, t in tensors.items()}
+    found = predictive_attention(**tensors, pointers=pointers, mu=0.5, backend="triton")
+    assert set(loops) == {"attend_once"}
+    expected = predictive_attention(**{n: t.double() for n, t in tensors.items()}, pointers=pointers, mu=0.5, backend="reference")
+    assert errors({"result": found}, {"result": expected})["result"] < 1e-2
+
+
 def test_groups_of_heads_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, lay_out: Layout) -> None:
     """They cut the sum over heads that is `prior_key`'s gradient: it must not be rounded otherwise in other company."""
     from triton.runtime.interpreter import InterpretedFunction
