@@ -49,9 +49,12 @@ def _padded(width: int) -> int:
 
 
 class Loop(NamedTuple):
-    """A loop's work for one pair: products over D and over the folded width; exponentials, then issue slots, in bfloat16 and in float32."""
+    """A loop's work for one pair: products over D that the formula has, and that are executed in half precision and in float32; those over
+    the folded width; exponentials, then issue slots, in bfloat16 and in float32."""
 
     products: int
+    half_products: int
+    float_products: int
     folded: int
     half_exponentials: int
     float_exponentials: int
@@ -60,10 +63,11 @@ class Loop(NamedTuple):
 
 
 LOOPS = {
-    "forward": Loop(3, 1, 3, 4, 22.0, 76.4),
-    "query": Loop(4, 2, 3, 4, 32.6, 121.2),
-    "key": Loop(4, 2, 3, 4, 31.0, 124.2),
+    "forward": Loop(2, 5, 3, 1, 2, 4, 19.7, 77.4),
+    "query": Loop(4, 4, 4, 2, 3, 4, 26.2, 121.2),
+    "key": Loop(4, 4, 4, 2, 3, 4, 29.0, 124.2),
 }
+TWO_PASSES = LOOPS["forward"]._replace(half_products=3, half_exponentials=3, half_slots=20.1)  # where the folded width is cut
 # Instructions of a thread of the kernels around them, once through, in bfloat16 and in float32; the forward pass folds with a little less.
 FOLDS = {"fold": (1913, 1740), "unfold": (13183, 11478)}
 
@@ -101,7 +105,8 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
     copies = copied * (3 * wide + folded) * size + copied // heads * folded * size
     copies_grad = copies + copied * wide * size
     row = 4 * steps  # a float32 a row
-    tiles = {name: cut(HOPPER, name, exact, wide, folded) for name in LOOPS}
+    spare = dtype != torch.float16 and wide - width > 2
+    tiles = {name: cut(HOPPER, name, exact, wide, folded, spare) for name in LOOPS}
     groups = min(heads, GROUPS)
     query_grad, key_grad = copied * folded * folded_size, copied // heads * groups * folded * 4
     parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // UNFOLD_ROWS)
@@ -136,16 +141,18 @@ def _loop(
     exact: bool,
     moved: float,
 ) -> Work:
-    loop = LOOPS[name]
+    wide, folded = padded
+    twice = name == "forward" and (exact or tiles.chunk < folded)  # it reads the keys in each of two passes
+    loop = TWO_PASSES if twice else LOOPS[name]
     computed = heads * sum(_up(n, tiles.rows) * _up(n, tiles.columns) for n in lengths)
     useful = 2 * pairs * (loop.products * width + loop.folded * 3 * heads * width)
     again = tiles.parts - 1  # launches that compute the maps anew, but sum other gradients
-    channels = (loop.products + 2 * again) * padded[0] + (loop.folded + again) * padded[1]
+    products = loop.float_products if exact else loop.half_products
+    channels = (products + 2 * again) * wide + (loop.folded + again) * folded
     executed = 2 * computed * channels * (3 if exact else 1)
     computed *= tiles.parts
     exponentials, slots = (loop.float_exponentials, loop.float_slots) if exact else (loop.half_exponentials, loop.half_slots)
-    wide, folded = padded
-    read = (3 if name == "forward" else 2) * wide + folded  # channels, for each key of a tile of queries; the key loop has them swapped
+    read = (3 if twice else 2) * wide + folded  # channels, for each key of a tile of queries; the key loop has them swapped
     tiles_read = computed / (tiles.columns if name == "key" else tiles.rows)
     l2 = moved + tiles_read * (read * (4 if exact else 2) + (8 if name == "key" else 0))
     return Work(f"{name} loop", useful, executed, computed * exponentials, computed * slots, moved, l2)

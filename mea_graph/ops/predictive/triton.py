@@ -33,17 +33,21 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
     parts: int = 1  # launches, each with so many of the folded channels in its gradient (key loop)
+    registers: int | None = None  # of a thread at most, so that more blocks fit on a multiprocessor; None: as many as the compiler likes
 
 
-# By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "folded", such heads with a
-# wider prior; "wide", all else. Chosen so that nothing spills, with Triton 3.6 and 3.9, and so that shared memory stays below 99 KiB, what
-# a block may have on the smallest GPUs (sm_86, sm_89): see tests/ops/triton/test_compiled.py.
+# By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "spare", such heads with
+# spare channels; "folded", narrow heads with a wider prior; "wide", all else. Chosen so that nothing spills, with Triton 3.6 and 3.9, and
+# so that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89): see
+# tests/ops/triton/test_compiled.py.
 HOPPER = {
-    ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2),
+    ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2, registers=168),
+    ("forward", "half", "folded"): Tiles(64, 32, 256, 4, 2),
     ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
     ("forward", "float", "narrow"): Tiles(64, 32, 32, 4, 2),
     ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1),
     ("query", "half", "narrow"): Tiles(128, 32, 128, 8, 2),
+    ("query", "half", "spare"): Tiles(128, 64, 128, 8, 2),
     ("query", "half", "folded"): Tiles(64, 16, 32, 4, 1),
     ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1),
     ("query", "float", "narrow"): Tiles(64, 16, 32, 4, 1),
@@ -56,6 +60,7 @@ HOPPER = {
 }
 AMPERE = HOPPER | {
     ("query", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
+    ("query", "half", "spare"): Tiles(32, 32, 128, 4, 2),
     ("query", "half", "folded"): Tiles(32, 16, 64, 4, 1),
     ("query", "float", "narrow"): Tiles(32, 16, 32, 4, 1),
     ("key", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
@@ -64,12 +69,13 @@ AMPERE = HOPPER | {
 }
 
 
-def cut(table: dict[tuple[str, str, str], Tiles], loop: str, exact: bool, width: int, folded: int) -> Tiles:
+def cut(table: dict[tuple[str, str, str], Tiles], loop: str, exact: bool, width: int, folded: int, spare: bool) -> Tiles:
     """The tiles of a loop, for heads and a folded width of so many channels, padding included."""
     kind = "float" if exact else "half"
-    if width <= 16 and folded > 128 and (loop, kind, "folded") in table:
-        return table[loop, kind, "folded"]
-    return table[loop, kind, "narrow" if width <= 16 and folded <= 128 else "wide"]
+    if width > 16:
+        return table[loop, kind, "wide"]
+    size, other = ("folded", "wide") if folded > 128 else ("spare" if spare else "narrow", "narrow")
+    return table.get((loop, kind, size), table[loop, kind, other])
 
 
 def refuse(
@@ -159,9 +165,10 @@ class _Call:
         """How a loop is cut, and its compile-time arguments."""
         table = HOPPER if gpu.capability(self.query) >= (9, 0) else AMPERE
         width = max(self.tiles["WIDTH"], self.tiles["VALUE_WIDTH"])
-        tiles = cut(table, name, self.exact, width, self.tiles["FOLDED"])
+        tiles = cut(table, name, self.exact, width, self.tiles["FOLDED"], self.spare)
         sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns, "CHUNK": min(tiles.chunk, self.tiles["FOLDED"])}
-        return tiles, {"EXACT": self.exact} | self.tiles | sizes | {"num_warps": tiles.warps, "num_stages": tiles.stages}
+        options = {"num_warps": tiles.warps, "num_stages": tiles.stages} | ({"maxnreg": tiles.registers} if tiles.registers else {})
+        return tiles, {"EXACT": self.exact} | self.tiles | sizes | options
 
     def empty(self, width: str, per_head: bool = True) -> Tensor:
         heads = self.heads if per_head else 1

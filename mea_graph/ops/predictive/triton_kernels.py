@@ -23,13 +23,8 @@ import triton.language as tl
 from mea_graph.ops.interval.triton_kernels import LN_2, LOWEST, add_dot, dot
 from mea_graph.ops.predictive.triton_fold import place
 from mea_graph.ops.predictive.triton_gelu import gelu, gelu_and_slope
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _tile(source, rows, WIDTH: tl.constexpr):
-    return tl.load(source + rows[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :])
+from mea_graph.ops.predictive.triton_once import LOG2_E, attend_once, fold_columns
+from mea_graph.ops.predictive.triton_once import tile as _tile
 
 
 @triton.jit
@@ -53,12 +48,6 @@ def _store_tile(target, stride, count, tile, width, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _fold_columns(tile):
-    """Sums of every eighth column. A tile's products leave those to one thread, so that none is handed from thread to thread."""
-    return tl.sum(tl.reshape(tile, [tile.shape[0], tile.shape[1] // 8, 8]), 1)
-
-
-@triton.jit
 def _largest(norms, blocks):
     at = tl.arange(0, 128)
     found = tl.zeros([128], tl.float32)
@@ -68,15 +57,12 @@ def _largest(norms, blocks):
 
 
 @triton.jit
-def _is_bounded(norms, pair, first_pair, pairs, stride, blocks, scale, mu):
-    """Whether no sum of powers of two of a head's logits, inner or outer, leaves float32: no product is longer than both of its factors.
-
-    The outer logits are at least -0.17 mu log2(e), whatever the inputs, and so their sum is at least 0.8.
-    """
+def _bounds(norms, pair, first_pair, pairs, stride, blocks, scale, mu):
+    """What the inner and the outer logits of a head cannot pass: no product is longer than both of its factors."""
     norms += pair * stride
     squares = _largest(norms, blocks) * _largest(norms + pairs * stride, blocks)
     of_folded = _largest(norms + 2 * pairs * stride, blocks) * _largest(norms + (3 * pairs + first_pair - pair) * stride, blocks)
-    return (tl.sqrt(squares) * scale < 100.0) & (tl.sqrt(of_folded) * (mu * LOG2_E) < 98.0)
+    return tl.sqrt(squares) * scale, tl.sqrt(of_folded) * (mu * LOG2_E)
 
 
 @triton.jit
@@ -88,7 +74,7 @@ def _attend_bounded(
     totals = tl.zeros([queries.shape[0], 8], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        totals += _fold_columns(tl.exp2(dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale))
+        totals += fold_columns(tl.exp2(dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale))
     inner_rows = tl.log2(tl.sum(totals, 1))
 
     shifts = (shift - inner_rows)[:, None]
@@ -100,7 +86,7 @@ def _attend_bounded(
             folded = dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), EXACT)
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT)
-        weights = tl.exp2(gelu(folded, EXACT) * (mu * LOG2_E) + share)
+        weights = tl.exp2(gelu(folded, EXACT, key.dtype.element_ty == tl.bfloat16) * (mu * LOG2_E) + share)
         sums = add_dot(sums, weights, _tile(value, columns, VALUE_WIDTH), EXACT)
     total = tl.sum(tl.where((tl.arange(0, VALUE_WIDTH) == value_width)[None, :], sums, 0.0), 1)
     return sums, total, inner_rows, tl.log2(total)
@@ -136,7 +122,7 @@ def _attend(
             folded = dot(folded_queries, tl.trans(_tile(folded_key, columns, FOLDED)), EXACT)
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT)
-        mixed = (mu * LOG2_E) * gelu(folded, EXACT) + ((1.0 - mu) * LOG2_E) * share
+        mixed = (mu * LOG2_E) * gelu(folded, EXACT, key.dtype.element_ty == tl.bfloat16) + ((1.0 - mu) * LOG2_E) * share
         mixed = tl.where(real[None, :], mixed, -float("inf"))
         higher = tl.maximum(top, tl.max(mixed, 1))
         shrink = tl.exp2(top - higher)
@@ -146,6 +132,24 @@ def _attend(
         sums = add_dot(sums * shrink[:, None], weights, values, EXACT)
         top = higher
     return sums, total, inner_rows, top + tl.log2(total)
+
+
+@triton.jit
+def _attend_twice(
+    short, queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
+    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    if short:
+        sums, total, inner_rows, outer_rows = _attend_bounded(
+            queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
+            WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
+        )  # fmt: skip
+    else:
+        sums, total, inner_rows, outer_rows = _attend(
+            queries, folded_queries, key, value, folded_query, folded_key, length, rows, scale, mu,
+            WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
+        )  # fmt: skip
+    return sums, total, inner_rows, outer_rows
 
 
 @triton.jit
@@ -177,18 +181,31 @@ def predictive_attention_fwd_kernel(
     queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
     folded_query += pair * steps_padded * FOLDED
     folded_queries = _tile(folded_query, rows, FOLDED) if CHUNK == FOLDED else queries  # read only if all channels are taken at once
+    once = False
     short = False
     if SPARE:
-        short = _is_bounded(norms, pair, sample * heads, tl.num_programs(0) // (steps_padded // ROWS), steps_padded // NORM_ROWS,
-                            tl.cdiv(length, NORM_ROWS), scale, mu)  # fmt: skip
-    if short:
-        sums, total, inner_rows, outer_rows = _attend_bounded(
-            queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
-            WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
+        inner_bound, outer_bound = _bounds(
+            norms, pair, sample * heads, tl.num_programs(0) // (steps_padded // ROWS), steps_padded // NORM_ROWS,
+            tl.cdiv(length, NORM_ROWS), scale, mu,
         )  # fmt: skip
+        # So that no sum of powers of two leaves float32. Outer logits are at least -0.17 mu log2(e): their sum is at least 0.8.
+        short = (inner_bound < 100.0) & (outer_bound < 98.0)
+        once = 3.0 * inner_bound + outer_bound < 98.0
+        tl.debug_barrier()  # after it, the compiler takes the branches for those of all threads: addresses are uniform there
+    ONCE: tl.constexpr = SPARE and CHUNK == FOLDED and not EXACT
+    if ONCE:
+        if once:
+            sums, total, inner_rows, outer_rows = attend_once(
+                queries, folded_queries, key, value, folded_key, length, value_width, scale, mu, WIDTH, VALUE_WIDTH, FOLDED, COLUMNS
+            )
+        else:
+            sums, total, inner_rows, outer_rows = _attend_twice(
+                short, queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
+                WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
+            )  # fmt: skip
     else:
-        sums, total, inner_rows, outer_rows = _attend(
-            queries, folded_queries, key, value, folded_query, folded_key, length, rows, scale, mu,
+        sums, total, inner_rows, outer_rows = _attend_twice(
+            short, queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
             WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
         )  # fmt: skip
     sums = sums / total[:, None]
@@ -263,7 +280,7 @@ def predictive_attention_bwd_query_kernel(
             folded = dot(folded_queries, tl.trans(folded_keys), EXACT)
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT)
-        activated, slope = gelu_and_slope(folded, EXACT)
+        activated, slope = gelu_and_slope(folded, EXACT, key.dtype.element_ty == tl.bfloat16)
         weights = tl.exp2(activated * (mu * LOG2_E) + (share - outer_rows[:, None]))
         mixed_grads = weights * products * gain
         shared_grads = share * mixed_grads
@@ -272,7 +289,7 @@ def predictive_attention_bwd_query_kernel(
         weighted = add_dot(weighted, shared_grads, keys, EXACT)
         mean_keys = add_dot(mean_keys, share, keys, EXACT)
         mixed_grads *= slope
-        bias_grads += _fold_columns(mixed_grads)  # a product would round each
+        bias_grads += fold_columns(mixed_grads)  # a product would round each
         if CHUNK != FOLDED:
             folded_keys = _tile(folded_key, columns, FOLDED)
         folded_grads = add_dot(folded_grads, mixed_grads, folded_keys, EXACT)
@@ -351,7 +368,7 @@ def predictive_attention_bwd_key_kernel(
                 folded = dot(folded_keys, tl.trans(folded_queries), EXACT)
             else:
                 folded = _folded_dot(folded_key, columns, folded_rows, rows, FOLDED, CHUNK, EXACT)
-            activated, slope = gelu_and_slope(folded, EXACT)
+            activated, slope = gelu_and_slope(folded, EXACT, key.dtype.element_ty == tl.bfloat16)
             weights = tl.exp2(activated * (mu * LOG2_E) + (share - outer_rows[None, :]))
             if PART == 0:
                 value_grads = add_dot(value_grads, weights, grads, EXACT)

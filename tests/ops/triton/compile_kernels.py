@@ -115,7 +115,7 @@ def main(capability: int, heads: int, width: int, dtypes: list[str], only: str =
     seen = set()
 
     def launch(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+        options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in kwargs}
         special = specialize(self, args, kwargs)
         if (self.__name__, str(special)) in seen or kwargs.get("BACKWARD") is False:  # what folds for the forward pass is a part of that
             return

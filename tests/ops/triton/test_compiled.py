@@ -64,10 +64,10 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(("shape", "dtypes"), [("8x5", ["float16"]), ("8x8", ["bfloat16", "float16"])], ids=["masked", "folded"])
-def test_the_backward_loops_spill_in_no_other_size_of_narrow_heads(shape: str, dtypes: list[str]) -> None:
+def test_the_loops_spill_in_no_other_size_of_narrow_heads(shape: str, dtypes: list[str]) -> None:
     """Without spare channels, which float16 has not, and with a folded width above 128, where the key loop is launched twice."""
-    rows = [row for row in compiled(90, shape, *dtypes, "--only=predictive_bwd_") if row["kernel"] in PREDICTIVE]
-    names = ["predictive_bwd_query", *["predictive_bwd_key"] * (2 if shape == "8x8" else 1)]
+    rows = [row for row in compiled(90, shape, *dtypes, "--only=predictive_") if row["kernel"] in PREDICTIVE]
+    names = ["predictive_fwd", "predictive_bwd_query", *["predictive_bwd_key"] * (2 if shape == "8x8" else 1)]
     assert [(row["dtype"], row["kernel"]) for row in rows] == [(d, n) for d in dtypes for n in names]
     for row in rows:
         assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
