@@ -145,7 +145,8 @@ def fusion_graph(
         elif absent is not None:  # junk, NaN even, would reach the gradients of weights
             h = {m: h[m].masked_fill(absent[i], 0) for i, m in enumerate(modalities)}
         for m in modalities:
-            node = graph[f"{m}_{space}"]  # filled by key: Dynamo cannot trace the attributes' setter, which takes twice as long too
+            # Stores are asked for by name, and filled by key: `graph[...]` takes twice as long, and Dynamo cannot trace the attributes' setter.
+            node = graph.get_node_store(f"{m}_{space}")
             if there is None:
                 node["x"] = h[m]
             elif absent is not None:
@@ -155,7 +156,7 @@ def fusion_graph(
                 node["x"] = h[m].index_select(0, rows[m])
             node["sample"] = rows[m]
         for (s, t), edge_index in edges.items():
-            store = graph[f"{s}_{space}", "to", f"{t}_{space}"]
+            store = graph.get_edge_store(f"{s}_{space}", "to", f"{t}_{space}")
             store["edge_index"] = edge_index
             if joined is not None:
                 store["present"] = joined[s, t]
