@@ -145,7 +145,7 @@ def fusion_graph(
         elif absent is not None:  # junk, NaN even, would reach the gradients of weights
             h = {m: h[m].masked_fill(absent[i], 0) for i, m in enumerate(modalities)}
         for m in modalities:
-            # Stores are asked for by name, and filled by key: `graph[...]` takes twice as long, and Dynamo cannot trace the attributes' setter.
+            # By name, since `graph[...]` takes longer; filled by key, since Dynamo cannot trace the setter of attributes.
             node = graph.get_node_store(f"{m}_{space}")
             if there is None:
                 node["x"] = h[m]
