@@ -136,7 +136,7 @@ def norm(layers: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
 def weights_of(layers: Sequence[Any], kind: type[nn.Module]) -> tuple[list[Any], list[Any]] | None:
     """The weights and biases of layers that do nothing but apply these, in the same manner; no biases where no layer has one.
 
-    None for a wrapper, a hook, a parametrisation, and where one layer lacks what another has.
+    None for a wrapper, a hook, a parametrisation, sparse weights, and where one layer lacks what another has.
     """
     if _all_are_watched():
         return None
@@ -146,13 +146,16 @@ def weights_of(layers: Sequence[Any], kind: type[nn.Module]) -> tuple[list[Any],
         if type(layer) is not kind or has_own_call(layer):
             return None
         own = layer._parameters  # a look here takes a third of the time of `layer.weight`
-        weights.append(own["weight"] if "weight" in own else layer.weight)  # noqa: SIM401 - `get` would ask for both
+        weight = own["weight"] if "weight" in own else layer.weight  # noqa: SIM401 - `get` would ask for both
+        if weight is None or weight.layout is not torch.strided:
+            return None
+        weights.append(weight)
         bias = own["bias"] if "bias" in own else layer.bias  # noqa: SIM401
         if bias is not None:
             biases.append(bias)
     if kind is nn.LayerNorm:
         eps = layers[0].eps
-        alike = len(biases) == len(layers) and all(w is not None and layer.eps == eps for w, layer in zip(weights, layers, strict=True))
+        alike = len(biases) == len(layers) and all(layer.eps == eps for layer in layers)
     else:
         alike = len(biases) in (0, len(layers))
     return (weights, biases) if alike else None

@@ -269,6 +269,19 @@ def test_a_view_of_negative_rows_is_negative() -> None:
         torch.testing.assert_close(normal, nn.functional.layer_norm(-z.imag, (4,), weight[0], weight[1]))
 
 
+@pytest.mark.parametrize("setting", ["0", "1"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_layers_with_sparse_weights_are_called(setting: str, grad: bool) -> None:
+    model = PredictiveEncoder(8, list("ab"), heads=2).eval()
+    x, ptr = rows(dict.fromkeys("ab", 8), [[3, 2], [4, 1]], torch.float32)
+    wanted = values(model(x, ptr))
+    for part in model.modules():
+        if isinstance(part, nn.Linear):
+            part.weight = nn.Parameter(part.weight.detach().to_sparse_csr(), requires_grad=False)
+    with patch.dict("os.environ", {"MEA_GRAPH_NATIVE": setting}), torch.set_grad_enabled(grad):
+        torch.testing.assert_close(values(model(x, ptr)), wanted)
+
+
 def test_one_sample_calls_few_functions() -> None:
     """A prediction for one sample is Python: its calls are counted, since times depend on the machine."""
     import sys
