@@ -159,8 +159,8 @@ def kernels_accept_meta() -> Iterator[None]:
     """The kernels take the pretended device for theirs."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton, "refuse_tensors", lambda tensors: None))
-        automatic, cuda = Op._automatic, torch.device("cuda")
-        stack.enter_context(patch.object(Op, "_automatic", lambda op, device, *rest, **more: automatic(op, cuda, *rest, **more)))
+        first, cuda = Op._first, torch.device("cuda")
+        stack.enter_context(patch.object(Op, "_first", lambda op, device, arguments: first(op, cuda, arguments)))
         yield
 
 

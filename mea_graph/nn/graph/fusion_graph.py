@@ -124,7 +124,7 @@ def fusion_graph(
     there = None if present is None else torch.stack([present[m] for m in modalities])  # (M, B)
     if keep_absent is None:
         keep_absent = there is not None and (there.device.type != "cpu" or is_traced())
-    if there is None or keep_absent or bool(there.all()):
+    if there is None or keep_absent or (there.device.type == "cpu" and bool(there.all())):  # elsewhere it would wait for the device twice
         every = torch.arange(samples, device=like.device)
         rows = dict.fromkeys(modalities, every)
         edges = _all_edges(modalities, every, (there is not None and keep_absent) or self_loops)
