@@ -59,6 +59,8 @@ def _body(code: str, highlighted: str) -> str:
 def _pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     root = Path(app.srcdir).parent
     for path in sorted(getattr(app.env, "source_pages", set())):
+        if not (root / f"{path}.py").is_file():  # an earlier build's page named a file that has moved since
+            continue
         code = (root / f"{path}.py").read_text(encoding="utf-8")
         highlighted = app.builder.highlighter.highlight_block(code, "python")  # type: ignore[attr-defined]
         yield (
