@@ -11,7 +11,6 @@ from torch.nn.modules import module as torch_module
 from torch_geometric.nn.aggr import SumAggregation
 
 from mea_graph.ops import Pointers
-from mea_graph.ops.backends import is_unwatched
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, norm_and_linear, stacked_together
 
@@ -94,7 +93,7 @@ def norm_then_linear(
     norms: Sequence[Any], layers: Sequence[Any], x: Tensor, groups: Groups, steps_last: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The normalised rows of each group, and the map of them: `norm` and `linear` in one call, where nobody differentiates or watches."""
-    if len(layers) > 1 and is_unwatched():
+    if len(layers) > 1 and not torch.is_grad_enabled():
         own, scaled = weights_of(layers, nn.Linear), weights_of(norms, nn.LayerNorm)
         if own is not None and scaled is not None:
             both = norm_and_linear(x, own, groups, scaled, norms[0].eps, steps_last)

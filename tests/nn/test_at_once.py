@@ -66,12 +66,12 @@ def test_a_prediction_has_the_bits_of_its_layers_one_by_one(name: str, lengths: 
         with record_calls(), calls_of_blocks() as in_turn:  # counted calls are those of the single ops
             wanted = values(model(x, ptr))
         with use_backend("reference"):
-            reference = values(model(x, ptr))
+            reference = values(model.double()({m: rows.double() for m, rows in x.items()}, ptr))
     assert called.count("grouped_blocks_forward") > 0
     assert "grouped_blocks_forward" not in in_turn
     assert all(map(torch.equal, found, wanted))
-    bound = 1e-9 if dtype == torch.float64 else 1e-3
-    torch.testing.assert_close(found, reference, rtol=bound, atol=bound)
+    bound = 1e-9 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close([out.double() for out in found], reference, rtol=bound, atol=bound)
 
 
 def values(result: Any) -> list[Tensor]:
@@ -245,16 +245,12 @@ def test_linear_maps_of_rows_of_any_strides(place: Callable[[Tensor], Tensor]) -
 def test_results_are_on_the_cpu_whatever_the_default_device_is() -> None:
     model = PredictiveEncoder(8, list("ab"), heads=2).eval()
     x, ptr = rows(dict.fromkeys("ab", 8), [[3, 2], [4, 1]], torch.float32)
-    with torch.no_grad(), calls_of_blocks() as called:
-        wanted = model(x, ptr).x
-        with torch.device("meta"):
-            of = given()
-            assert blocks_at_once(**of, eps=1e-5) is None
-            weight, rows_of_cpu = torch.randn(4, 4, device="cpu"), torch.randn(5, 4, device="cpu")
-            found = grouped_linear(rows_of_cpu, [weight] * 2, [], [0, 2], [2, 3])
-    torch.testing.assert_close(found, rows_of_cpu @ weight.t())
+    with torch.no_grad():
+        wanted = values(model(x, ptr))
+        with torch.device("meta"), calls_of_blocks() as called:
+            found = values(model(x, ptr))
     assert "grouped_blocks_forward" in called
-    assert wanted["a"].device.type == "cpu"
+    assert all(map(torch.equal, found, wanted))
 
 
 def test_a_view_of_negative_rows_is_negative() -> None:

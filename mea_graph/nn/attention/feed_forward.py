@@ -71,7 +71,9 @@ def feed_forward(blocks: Sequence[Any], x: Tensor, groups: Groups) -> Tensor:
     return linear_onto(x, dropout, contracts, hidden if drops_nothing(dropout) else dropout(hidden), groups)
 
 
-def close(carried: Tensor, dropout: nn.Module, outs: Sequence[Any], blocks: Sequence[Any], attended: Tensor, groups: Groups) -> Tensor:
+def end_of_attention(
+    carried: Tensor, dropout: nn.Module, outs: Sequence[Any], blocks: Sequence[Any], attended: Tensor, groups: Groups
+) -> Tensor:
     """The end of attention layers side by side: what they attended to (N, d'), mapped and added to `carried`, then their blocks."""
     found = _at_once(carried, dropout, outs, blocks, attended, groups.sizes) if len(blocks) > 1 else None
     if found is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
 from mea_graph.nn._side_by_side import Groups, linear, norm_then_linear, of_all, weights_together
-from mea_graph.nn.attention.feed_forward import FeedForward, close, feed_forward_parts
+from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
 
@@ -200,7 +200,7 @@ def reinforce(
         carried = normalized if first.residual == "normalized" else target
         if carried is target and placed != targets:
             carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
-        return close(carried, first.dropout, outs, blocks, attended.flatten(1), placed), key
+        return end_of_attention(carried, first.dropout, outs, blocks, attended.flatten(1), placed), key
 
 
 def remember(stages: Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]], source: Tensor) -> Tensor:

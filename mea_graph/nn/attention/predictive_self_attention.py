@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
 from mea_graph.nn._side_by_side import Groups, norm_then_linear, of_all
-from mea_graph.nn.attention.feed_forward import FeedForward, close, feed_forward_parts
+from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
 from mea_graph.nn.attention.prediction import prediction
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
@@ -211,7 +211,7 @@ def attend(
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
     carried = normalized if first.residual == "normalized" else x
-    z = close(carried, first.dropout, of_all(layers, "out"), of_all(layers, "feed_forward"), attended.flatten(1), groups)
+    z = end_of_attention(carried, first.dropout, of_all(layers, "out"), of_all(layers, "feed_forward"), attended.flatten(1), groups)
     idle = [
         p
         for layer, prior in zip(layers, priors, strict=True)

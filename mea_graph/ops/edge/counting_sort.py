@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.ops.eager import is_observed, is_traced, is_transformed
 from mea_graph.ops.native import library
 
 
 def takes(edge_index: Tensor) -> bool:
     """Whether it can sort these edges: plain numbers on a CPU, which no transform, trace or mode of torch watches."""
-    watched = is_traced() or is_transformed() or torch._C._len_torch_dispatch_stack() > 0
+    watched = is_traced() or is_transformed() or is_observed()
     return not watched and type(edge_index) is Tensor and edge_index.is_cpu and library.refuse() is None
 
 

@@ -28,6 +28,10 @@ def blocks_at_once(carried: Tensor, attended: Tensor, blocks: Blocks, sizes: Seq
     .. math:: z = \mathrm{carried} + W_o a + b_o, \qquad y = z + W_c \, \mathrm{ReLU}(W_e \, \mathrm{LN}(z) + b_e) + b_c
 
     On few rows, the calls of single layers take longer than their products. It is computed by the same loops as those.
+
+    Shape:
+        - carried: :math:`(N, C)`; attended, a: :math:`(N, \mathrm{inner})`; sizes: rows of each group, N in all
+        - result: :math:`(N, C)`
     """
     if not is_unwatched():
         return None
@@ -35,7 +39,12 @@ def blocks_at_once(carried: Tensor, attended: Tensor, blocks: Blocks, sizes: Seq
     if len(shape) != 2 or attended.dim() != 2 or attended.dtype is not dtype or not _is_read(attended) or not _is_read(carried):
         return None
     (wide, width), (rows, inner) = shape, attended.shape
-    if carried.shape != (rows, width) or sum(sizes) != rows or min(sizes) < 0 or not 0 < max(wide, width, inner) <= native.WIDEST:
+    if (
+        carried.shape != (rows, width)
+        or sum(sizes) != rows
+        or min(sizes) < 0
+        or not 0 < min(wide, width, inner) <= max(wide, width, inner) <= native.WIDEST
+    ):
         return None
     if dtype not in (torch.float32, torch.float64) or library.is_switched_off() or library.refuse() is not None:
         return None
@@ -58,7 +67,16 @@ def blocks_at_once(carried: Tensor, attended: Tensor, blocks: Blocks, sizes: Seq
 def norm_and_linear(
     x: Tensor, linear: Layers, groups: tuple[Sequence[int], Sequence[int]], norm: Layers, eps: float, steps_last: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """The normalised rows of each group and the linear map of them, whose rows are last in memory with `steps_last`; else None."""
+    r"""The normalised rows of each group and their linear map; None where norm and map are to be computed one after the other.
+
+    .. math:: n_g = \mathrm{LN}_g(x_{[s_g, s_g + n_g)}), \qquad y_g = n_g W_g^T + b_g
+
+    Shape:
+        - x: :math:`(N, C)`; groups: first rows and numbers of rows
+        - result: :math:`(\sum_g n_g, C)` and :math:`(\sum_g n_g, C')`, the latter with rows last in memory if `steps_last`
+    """
+    if not is_unwatched() or x.dim() != 2:
+        return None
     starts, sizes = groups
     normal = torch.empty((sum(sizes), x.size(1)), dtype=x.dtype, device=x.device)
     found = native.linear_at_once(x, *linear, starts, sizes, *norm, eps, steps_last, None, normal)
