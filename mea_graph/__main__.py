@@ -51,6 +51,7 @@ def _stopped(words: Sequence[str]) -> int:
 
 def _run(words: Sequence[str]) -> int:
     from mea_graph.command.help import COMMANDS, program_help
+    from mea_graph.command.options import TRAINING
 
     first = words[0] if words else ""
     if first == "--version":
@@ -64,7 +65,7 @@ def _run(words: Sequence[str]) -> int:
         got = f"got {first!r}{did_you_mean(first, [*COMMANDS, '--help', '--version'])}" if words else "got none"
         return _mistake(f"expected a command, one of {', '.join(COMMANDS)}, {got}")
     try:
-        return _answer(words) if first in ("fit", "validate", "test") else _program(first)(_rest(words))
+        return _answer(words) if first in TRAINING else _program(first)(_rest(words))
     except ImportError as error:
         return _mistake(str(error))
 

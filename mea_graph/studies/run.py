@@ -46,7 +46,8 @@ MODULES: dict[str, Callable[..., TaskModule]] = {
     )
 }
 PLACES = ("source", "num_workers")  # options of the data that change no outcome; of the reader `cache_dir`
-CONSTANT, POOLED_LINEAR = UNTRAINED = ("constant", "pooled linear")  # kinds of runs without epochs
+CONSTANT = "constant"
+UNTRAINED = (CONSTANT, "pooled linear")  # kinds of runs without epochs
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,6 @@ def objective(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) 
     return list(module(output, x["audio"][:, 0, 0]))
 
 
-SMALL: dict[str, Any] = {"exclusive": {"num_layers": 2}, "agnostic": {"num_layers": 1}}
 CASES = {
     "AgnosticEncoder": Case(lambda **o: mea.AgnosticEncoder(D, D_H, **o), sequence),
     "CrossModalEncoder": Case(
