@@ -17,25 +17,9 @@ from torch_geometric.loader import DataLoader
 
 from mea_graph.data import DataError, MultimodalDataset, open_dataset, store_files
 from mea_graph.data import open as open_module
-from mea_graph.data.store_files import open_store, write_store
+from mea_graph.data.store_files import open_store
 
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "clips.npz",
-        audio=rng.normal(size=(5, 8, 3)),
-        audio_len=np.array([8, 0, 3, 5, 2]),
-        lips=rng.normal(size=(5, 4, 2)),
-        y=np.arange(5.0),
-    )
-    return tmp_path / "clips.npz"
-
-
-def entries(source: Path) -> list[Path]:
-    root = source.with_name(source.name + ".mea-cache")
-    return sorted(p for p in root.iterdir() if p.is_dir()) if root.exists() else []
+from .caches import entries, write_store
 
 
 def forbid(monkeypatch, *, reading=False, hashing=False):

@@ -1,8 +1,6 @@
 """Options that are wrong are refused by name before anything is done; `tools/sweep_options.py` tries every one of them."""
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
@@ -17,20 +15,12 @@ from mea_graph.train import MEAModule
 from mea_graph.train.error_message import lack_of_memory
 from mea_graph.train.option_ranges import RANGES, check_options
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "sweep_options.py"
 EVENTS = ["--data.events", "{num_samples: 20}", "--trainer.max_epochs", "1"]
 
 
 @pytest.fixture(scope="module")
-def sweep():
-    spec = importlib.util.spec_from_file_location("sweep_options", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        del sys.modules[spec.name]
+def sweep(tool):
+    return tool("sweep_options")
 
 
 def test_every_option_has_values_that_it_may_have(sweep):

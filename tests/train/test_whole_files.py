@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import stat
 import threading
 from pathlib import Path
 
@@ -101,23 +100,8 @@ def test_a_run_can_go_on_after_a_full_disk(classes_source, full, capsys):
     assert json.loads(before["metrics.json"])["samples"]["test"] == 12
 
 
-@pytest.mark.parametrize("refusal", ["open", "fsync", "fsync, not permitted"])
-def test_a_disk_that_syncs_no_folders_takes_checkpoints(refusal, monkeypatch):
-    """Windows opens no folder; some network disks refuse to sync one. What such a disk does say of a file is told."""
-    original_open, original_sync = os.open, os.fsync
-
-    def opened(path, *args, **kwargs):
-        if refusal == "open" and Path(path).is_dir():
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return original_open(path, *args, **kwargs)
-
-    def synced(descriptor):
-        if refusal != "open" and stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EACCES if "not permitted" in refusal else errno.EINVAL, "refused")
-        original_sync(descriptor)
-
-    monkeypatch.setattr(os, "open", opened)
-    monkeypatch.setattr(os, "fsync", synced)
+@pytest.mark.usefixtures("disk_that_syncs_no_folders")
+def test_a_disk_that_syncs_no_folders_takes_checkpoints():
     WholeCheckpoints().save_checkpoint({"x": torch.ones(3)}, "run/last.ckpt")
     assert [path.name for path in Path("run").iterdir()] == ["last.ckpt"]
     assert torch.equal(torch.load("run/last.ckpt", weights_only=True)["x"], torch.ones(3))
