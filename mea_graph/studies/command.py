@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mea_graph.command.mistake import mistake
 from mea_graph.command.words import MistypedError, Words, add_threads
 from mea_graph.configurations import packaged_configs
 
@@ -34,8 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         words = _parser().read(arguments)
     except MistypedError as error:
-        print(f"mea-graph: error: study: {error}", file=sys.stderr)
-        return 2
+        return mistake(f"study: {error}")
     from mea_graph.data import DataError
     from mea_graph.train.error_message import one_line
     from mea_graph.train.quieten import quieten
@@ -46,8 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # not the user's mistake: `mea-graph study ... | head` has seen enough
         raise
     except (DataError, OSError, ImportError) as error:
-        print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return mistake(one_line(error))
 
 
 def _study(words: argparse.Namespace, command: str) -> int:
@@ -78,7 +76,7 @@ def _study(words: argparse.Namespace, command: str) -> int:
         write_report(folder, study.title, command, results, text, figures)
         print(f"{text}\n\nwritten: {folder / 'table.md'}", flush=True)
     for error in errors:
-        print(f"mea-graph: error: {error}", file=sys.stderr)
+        mistake(error)
     return 1 if errors else 0
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import pkgutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from mea_graph.command.mistake import mistake
 from mea_graph.command.words import add_threads
 from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
@@ -32,8 +32,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"note: {note}", flush=True)
             predict(words)
     except (DataError, ImportError, OSError) as error:
-        print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return mistake(one_line(error))
     return 0
 
 
