@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.edge import counting_sort
 from mea_graph.ops.edge.edges import InEdges, sort_by_target
-from mea_graph.ops.edge.operator import define, refuse_transforms, wide_dtype
+from mea_graph.ops.edge.operator import define, refuse_transforms
 from mea_graph.ops.native import library
 
 _NARROW = 2**31  # below it, 32 bits number nodes and edges in what a call makes for itself

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.dtypes import common_dtype
 from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.interval import cpu, listed, native, padded, reference, triton
 from mea_graph.ops.interval_edges import IntervalEdges
@@ -106,7 +107,7 @@ def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> 
     _check(query, key, None, edges)
     if not isinstance(edges, IntervalEdges):
         raise ValueError("edges: expected IntervalEdges for a map, got an edge_index")
-    q, k, _, mask = padded.pad(query, key, key, edges, padded.common_dtype(query, key))
+    q, k, _, mask = padded.pad(query, key, key, edges, common_dtype(query, key))
     steps = edges.target.mask.unsqueeze(2)
     return reference.attention_map(q, k, mask & steps)
 
