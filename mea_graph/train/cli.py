@@ -214,7 +214,7 @@ class CommandLine(LightningCLI):
         self.datamodule.check_training()
         check_precision(self.trainer.precision)
         if not self.config["fit"].trainer.fast_dev_run:
-            check_monitors(self.trainer.callbacks, self.model, self.datamodule, validates)
+            check_monitors(self.trainer.callbacks, self.model, self.datamodule, validates)  # type: ignore[attr-defined]
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
         data = self.datamodule
         unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
@@ -234,7 +234,7 @@ class CommandLine(LightningCLI):
         stopped = False
         if not self.restoring.done:
             self._announce(f"nothing was left to train: the checkpoint has {self.trainer.global_step} updates already")
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
                 stopped = True
                 self._announce(f"stopped early: {one_line(ValueError(callback.stopping_reason_message))}")
