@@ -82,7 +82,7 @@ def _by_reference(
     return tuple(next(found) if t.requires_grad else None for t in (x, score_dst, score_src))
 
 
-def refuse_transforms() -> str | None:
+def refuse_transforms(**_: Any) -> str | None:
     return "torch.func and forward-mode differentiation go through plain operations only" if is_transformed() else None
 
 
