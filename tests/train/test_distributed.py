@@ -8,7 +8,8 @@ import torch
 
 from mea_graph.__main__ import main
 
-SMALL = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
+from .commands import SMALL_MEA
+
 ONE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
 
 
@@ -22,7 +23,7 @@ def test_two_processes_fit_and_test(two, classes_source):
     # 11 test samples and 37 training samples: neither can be shared evenly
     split = "{by: subject, train: [0, 1, 2, 3, 4, 5], valid: [6, 7], test: [8, 9]}"
     source = ["--data.source", classes_source["source"], "--data.split", split, "--data.batch_size", "5"]
-    fit = ["fit", *source, *SMALL, "--model.agnostic.center", "true", "--trainer.max_epochs", "1"]
+    fit = ["fit", *source, *SMALL_MEA, "--model.agnostic.center", "true", "--trainer.max_epochs", "1"]
     printed = two(*fit, "--run_dir", "run")
     assert printed.count("epoch 0: ") == 1
     assert main([*fit, *ONE, "--run_dir", "alone"]) == 0

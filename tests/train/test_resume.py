@@ -13,16 +13,12 @@ from mea_graph.__main__ import main
 from mea_graph.data import DataError
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 
-SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
-
-
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
+from .commands import SMALL_GRU, data_of, run
 
 
 @pytest.fixture
 def words(classes_source):
-    return ["fit", "--data.source", classes_source["source"], "--data.reader.split", "split", *SMALL]
+    return ["fit", *data_of(classes_source), *SMALL_GRU]
 
 
 @pytest.fixture

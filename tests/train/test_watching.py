@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 
-from mea_graph.__main__ import main
 from mea_graph.studies.run import MODULES
 from mea_graph.train import SequenceDataModule
 from mea_graph.train.monitors import logged_names, mode_of
+
+from .commands import data_of, run
 
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.num_sanity_val_steps", "0"]
 GRU = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4"]
@@ -39,15 +40,11 @@ class LateModule(TaskModule):
 """
 
 
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
-
-
 @pytest.fixture
 def late(scores_source):
     Path("late.py").write_text(LATE)
     watch = ["--early_stopping.monitor", "valid/corr", "--early_stopping.patience", 2]
-    return ["fit", "--data.source", scores_source["source"], "--data.reader.split", "split", "--model", "late.LateModule", *SMALL, *watch]
+    return ["fit", *data_of(scores_source), "--model", "late.LateModule", *SMALL, *watch]
 
 
 def epoch_of(name):
@@ -86,7 +83,7 @@ class TestAMetricThatIsNotDefined:
 
 def test_by_default_the_task_alone_is_watched(classes_source):
     """Not the whole loss, whose other terms may fall for ever."""
-    words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *GRU, *SMALL]
+    words = [*data_of(classes_source), *GRU, *SMALL]
     run("fit", *words, "--trainer.max_epochs", 1, "--run_dir", "run")
     states = torch.load("run/checkpoints/best.ckpt", weights_only=True)["callbacks"]
     for kind in ("EarlyStopping", "ModelCheckpoint"):
@@ -97,7 +94,7 @@ def test_by_default_the_task_alone_is_watched(classes_source):
 class TestNames:
     def fit(self, source, capsys, *words):
         capsys.readouterr()
-        given = ["fit", "--data.source", source["source"], "--data.reader.split", "split", *SMALL, *GRU, "--run_dir", "run"]
+        given = ["fit", *data_of(source), *SMALL, *GRU, "--run_dir", "run"]
         run(*given, "--trainer.max_epochs", 1, *words, expect=2)
         assert not Path("run").exists()
         error = capsys.readouterr().err
@@ -130,7 +127,7 @@ class TestNames:
 
     def test_a_module_that_logs_by_itself_may_be_watched_by_any_name(self, scores_source, capsys):
         Path("logging_late.py").write_text(LATE + "\n    def on_train_epoch_end(self):\n        self.log('mine', 1.0)\n")
-        words = ["fit", "--data.source", scores_source["source"], "--data.reader.split", "split", *SMALL]
+        words = ["fit", *data_of(scores_source), *SMALL]
         words += ["--model", "logging_late.LateModule"]
         words += ["--model.constant", "[]", "--trainer.max_epochs", 1]
         run(*words, "--early_stopping.monitor", "mine", "--run_dir", "run", expect=2)
@@ -149,7 +146,7 @@ class TestTheWayRound:
     """A metric of the package is never watched the wrong way round."""
 
     def test_follows_from_the_name(self, classes_source):
-        words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *GRU, *SMALL]
+        words = [*data_of(classes_source), *GRU, *SMALL]
         run("fit", *words, "--early_stopping.monitor", "valid/accuracy", "--trainer.max_epochs", 2, "--run_dir", "run")
         state = torch.load("run/checkpoints/best.ckpt", weights_only=True)["callbacks"]
         watching = [key for key in state if "'monitor': 'valid/accuracy'" in key]

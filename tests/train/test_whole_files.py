@@ -17,7 +17,7 @@ from mea_graph.train.reports import write_json
 from mea_graph.train.whole_checkpoints import WholeCheckpoints
 from mea_graph.train.whole_files import write_whole
 
-SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
+from .commands import SMALL_GRU, data_of
 
 
 class FullDisk:
@@ -80,7 +80,7 @@ def test_the_records_of_a_study_stay(full):
 
 
 def test_a_run_can_go_on_after_a_full_disk(classes_source, full, capsys):
-    words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *SMALL]
+    words = [*data_of(classes_source), *SMALL_GRU]
     assert main(["fit", *words, "--run_dir", "run", "--trainer.max_epochs", "1"]) == 0
     predict = ["predict", "--ckpt", "run", "--data", classes_source["source"], "--output", "run/predictions.csv"]
     for command in (["test", "--config", "run/config.yaml"], predict):
