@@ -1,4 +1,9 @@
-"""Commands of training, run inside this process: `run(command, *words)`."""
+"""Commands run inside this process, `run(command, *words)`, and what they say and write."""
+
+import csv
+from pathlib import Path
+
+import pytest
 
 from mea_graph.__main__ import main
 
@@ -13,3 +18,18 @@ def run(*arguments: object, expect: int = 0) -> None:
 def data_of(source: dict[str, str]) -> list[str]:
     """Words that name a file of `write_source` and its own splits."""
     return ["--data.source", source["source"], "--data.reader.split", "split"]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What a command that must be refused says: one line."""
+    capsys.readouterr()
+    run(*arguments, expect=2)
+    error = capsys.readouterr().err
+    assert error.startswith("mea-graph: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,6 +1,5 @@
 """The command line, end to end, inside this process."""
 
-import csv
 import json
 import os
 import sys
@@ -16,12 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from mea_graph.__main__ import main
 from mea_graph.train import packaged_configs
 
-from .commands import SMALL_MEA, data_of, run
-
-
-def read_csv(path):
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+from .commands import SMALL_MEA, data_of, read_csv, run
 
 
 def read_logs(folder):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from .commands import SMALL_MEA, data_of, run
+from .commands import SMALL_MEA, data_of, error_of, run
 
 
 @pytest.fixture
@@ -16,12 +16,7 @@ def fitted(classes_source):
 
 
 def check(capsys, message, *arguments):
-    capsys.readouterr()
-    run(*arguments, expect=2)
-    error = capsys.readouterr().err
-    assert error.startswith("mea-graph: error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in error_of(capsys, *arguments)
 
 
 def test_in_the_command(capsys):

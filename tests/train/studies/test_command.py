@@ -15,6 +15,8 @@ from mea_graph.__main__ import main
 from mea_graph.studies import schedule
 from mea_graph.train import TaskModule
 
+from ..commands import error_of, run
+
 SMALL = """
 data: {events: {num_samples: 60, num_modalities: 2}, batch_size: 16}
 model: {init_args: {channels: 8, hidden_channels: 8, heads: 2, exclusive: {num_layers: 2}}}
@@ -29,7 +31,7 @@ def _small():
 
 def study(name, *words, expect=0):
     common = ["--config", "events", "--config", "small.yaml", "--epochs", 2, "--seeds", 1, "--out", "out", "--accelerator", "cpu"]
-    assert main([str(word) for word in ("study", name, *common, *words)]) == expect
+    run("study", name, *common, *words, expect=expect)
 
 
 def records():
@@ -298,11 +300,7 @@ def test_a_closed_pipe_is_no_mistake_of_the_user(monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_told_in_one_line(words, message, capsys):
-    assert main(["study", *words]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("mea-graph: error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in error_of(capsys, "study", *words)
 
 
 @pytest.mark.parametrize(
@@ -317,8 +315,6 @@ def test_mistakes_are_told_in_one_line(words, message, capsys):
     ],
 )
 def test_words_that_do_not_exist(words, message, capsys):
-    assert main(["study", *words]) == 2
-    error = capsys.readouterr().err
+    error = error_of(capsys, "study", *words)
     assert error.startswith("mea-graph: error: study: ")
-    assert error.count("\n") == 1
     assert message in error
