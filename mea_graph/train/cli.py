@@ -41,7 +41,7 @@ from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
-from mea_graph.train.model_checkpoint import ModelCheckpoint
+from mea_graph.train.model_checkpoint import ModelCheckpoint, best_and_last
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.option_ranges import check_options
 from mea_graph.train.quieten import quieten
@@ -311,9 +311,7 @@ class CommandLine(LightningCLI):
             folder = self.folder.checkpoint("best").parent
             self.watched = WatchedValues(watched.monitor, mode)
             callbacks += [KeptConfiguration(self.folder.path / "config.yaml", self.configuration), LogBeforeCheckpoint(), self.watched]
-            # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
-            callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=mode, enable_version_counter=False))
-            callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
+            callbacks += best_and_last(folder, watched.monitor, mode)
         return callbacks
 
     @contextmanager
