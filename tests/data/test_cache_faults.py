@@ -235,7 +235,7 @@ class TestFolder:
         with pytest.raises(DataError, match="not enough memory to open the cache, or it is damaged; close other programs, or delete"):
             open_dataset(source)
 
-    def test_too_little_memory_for_an_embedding_is_said_so(self, source, tmp_path, monkeypatch):
+    def test_too_little_memory_for_an_embedding_is_said_so(self, tmp_path, monkeypatch):
         np.save(tmp_path / "e.npy", np.ones((2, 3)))
 
         def short(*args, **kwargs):

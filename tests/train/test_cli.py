@@ -258,7 +258,7 @@ def test_version(capsys):
 
 
 class TestLoggers:
-    def test_each_by_one_word(self, classes_source, capsys, monkeypatch):
+    def test_each_by_one_word(self, classes_source, monkeypatch):
         """The package may be absent; what is made of the word is looked at, and the CSV of the run stays."""
         made = []
 

@@ -216,7 +216,7 @@ def test_a_study_takes_the_configuration_of_a_run():
     assert not found.keys() & {"accelerator", "devices", "callbacks", "use_distributed_sampler"}
 
 
-def test_a_single_callback_needs_no_list(capsys):
+def test_a_single_callback_needs_no_list():
     Path("mine.py").write_text("import lightning\n\nclass Quiet(lightning.Callback):\n    pass\n")
     sizes = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
     assert main(["fit", *EVENTS, *sizes, "--trainer.callbacks", "{class_path: mine.Quiet}", "--trainer.accelerator", "cpu"]) == 0

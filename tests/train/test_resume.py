@@ -165,7 +165,7 @@ class TestDamage:
                 assert all(torch.equal(found[name], value) for name, value in expected.items()), (place, bit)
         assert kept  # some bits, such as those of a date, mean nothing
 
-    def test_a_changed_byte_never_changes_a_weight(self, fitted, tmp_path):
+    def test_a_changed_byte_never_changes_a_weight(self, fitted):
         whole = (fitted / "checkpoints/last.ckpt").read_bytes()
         expected = weights("run")
         generator = random.Random(0)
