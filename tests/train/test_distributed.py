@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mea_graph.__main__ import main
-
-from .commands import SMALL_MEA
+from .commands import SMALL_MEA, run
 
 ONE = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
 
@@ -26,14 +24,14 @@ def test_two_processes_fit_and_test(two, classes_source):
     fit = ["fit", *source, *SMALL_MEA, "--model.agnostic.center", "true", "--trainer.max_epochs", "1"]
     printed = two(*fit, "--run_dir", "run")
     assert printed.count("epoch 0: ") == 1
-    assert main([*fit, *ONE, "--run_dir", "alone"]) == 0
+    run(*fit, *ONE, "--run_dir", "alone")
     states = [torch.load(f"{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("run", "alone")]
     seen = [state["network.agnostic.centering.seen"].tolist() for state in states]
     assert seen[0] == seen[1]  # the means are those of the samples of both
     assert 0 < min(seen[0]) < max(seen[0]) < 37  # some samples lack a modality
     two("test", "--config", "run/config.yaml")
     model, constant = results()
-    assert main(["test", "--config", "run/config.yaml", *ONE]) == 0
+    run("test", "--config", "run/config.yaml", *ONE)
     alone, alone_constant = results()
     assert model == pytest.approx(alone, abs=1e-6)
     assert constant == alone_constant

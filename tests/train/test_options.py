@@ -7,13 +7,14 @@ from typing import Annotated, Protocol, TypeVar
 import pytest
 import yaml
 
-from mea_graph.__main__ import main
 from mea_graph.data import DataError
 from mea_graph.option_types import mismatch
 from mea_graph.studies.recipe import read_recipe
 from mea_graph.train import MEAModule
 from mea_graph.train.error_message import lack_of_memory
 from mea_graph.train.option_ranges import RANGES, check_options
+
+from .commands import SMALL_MEA, error_of, run
 
 EVENTS = ["--data.events", "{num_samples: 20}", "--trainer.max_epochs", "1"]
 
@@ -92,8 +93,7 @@ def test_a_value_out_of_range_is_named(option, value, expected):
 )
 def test_a_word_that_the_parser_refuses_is_told_with_what_was_expected(option, value, message, capsys):
     """Its message lay over many lines, of which one was left, without the word itself."""
-    assert main(["fit", *EVENTS, f"--{option}", value]) == 2
-    assert capsys.readouterr().err == f"mea-graph: error: {option}: {message}\n"
+    assert error_of(capsys, "fit", *EVENTS, f"--{option}", value) == f"mea-graph: error: {option}: {message}\n"
 
 
 class Shaped(Protocol):
@@ -164,10 +164,7 @@ def test_no_value_where_one_is_needed_is_no_value():
     ],
 )
 def test_a_command_says_it_in_one_line_and_leaves_nothing(capsys, words, told):
-    assert main(["fit", *EVENTS, *words]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert told.removeprefix("data.") in error
+    assert told.removeprefix("data.") in error_of(capsys, "fit", *EVENTS, *words)
     assert not list(Path().iterdir())
 
 
@@ -188,8 +185,7 @@ def test_a_command_says_it_in_one_line_and_leaves_nothing(capsys, words, told):
 def test_what_follows_from_something_else_is_not_passed_over(capsys, tree, told):
     """The parser put what follows in its place, and trained."""
     Path("mine.yaml").write_text(yaml.safe_dump(tree))
-    assert main(["fit", *EVENTS, "--config", "mine.yaml"]) == 2
-    assert told in capsys.readouterr().err
+    assert told in error_of(capsys, "fit", *EVENTS, "--config", "mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -218,8 +214,7 @@ def test_a_study_takes_the_configuration_of_a_run():
 
 def test_a_single_callback_needs_no_list():
     Path("mine.py").write_text("import lightning\n\nclass Quiet(lightning.Callback):\n    pass\n")
-    sizes = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
-    assert main(["fit", *EVENTS, *sizes, "--trainer.callbacks", "{class_path: mine.Quiet}", "--trainer.accelerator", "cpu"]) == 0
+    run("fit", *EVENTS, *SMALL_MEA, "--trainer.callbacks", "{class_path: mine.Quiet}", "--trainer.accelerator", "cpu")
 
 
 def test_what_does_not_fit_in_memory_is_told_from_other_errors():

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mea_graph.__main__ import main
 from mea_graph.data import DataError
 from mea_graph.studies.records import read_records
 from mea_graph.train import whole_files
@@ -17,7 +16,7 @@ from mea_graph.train.reports import write_json
 from mea_graph.train.whole_checkpoints import WholeCheckpoints
 from mea_graph.train.whole_files import write_whole
 
-from .commands import SMALL_GRU, data_of
+from .commands import SMALL_GRU, data_of, error_of, run
 
 
 class FullDisk:
@@ -81,22 +80,18 @@ def test_the_records_of_a_study_stay(full):
 
 def test_a_run_can_go_on_after_a_full_disk(classes_source, full, capsys):
     words = [*data_of(classes_source), *SMALL_GRU]
-    assert main(["fit", *words, "--run_dir", "run", "--trainer.max_epochs", "1"]) == 0
+    run("fit", *words, "--run_dir", "run", "--trainer.max_epochs", "1")
     predict = ["predict", "--ckpt", "run", "--data", classes_source["source"], "--output", "run/predictions.csv"]
     for command in (["test", "--config", "run/config.yaml"], predict):
-        assert main(command) == 0
+        run(*command)
     before = {name: Path("run", name).read_bytes() for name in ("config.yaml", "metrics.json", "predictions.csv")}
     full(*before)
     resume = ["fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"]
     for command in (resume, ["test", "--config", "run/config.yaml"], predict):
-        capsys.readouterr()
-        assert main(command) == 2
-        error = capsys.readouterr().err
-        assert "the file could not be written" in error
-        assert error.count("\n") == 1
+        assert "the file could not be written" in error_of(capsys, *command)
     assert {name: Path("run", name).read_bytes() for name in before} == before
     full()
-    assert main(resume) == 0
+    run(*resume)
     assert json.loads(before["metrics.json"])["samples"]["test"] == 12
 
 
