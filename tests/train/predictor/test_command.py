@@ -43,8 +43,8 @@ def test_mistakes_are_told_in_one_line(run, capsys):
     np.savez("other.npz", audio=np.ones((3, 4, 5)))
     for words, message in (
         (["--ckpt", "nix", "--data", "other.npz"], "error: ckpt: there is no checkpoint nix"),
-        (["--ckpt", "other.npz", "--data", "other.npz"], "error: ckpt: expected a checkpoint of plain tensors and containers, got other.npz"),
-        (["--ckpt", ".", "--data", "other.npz"], "error: ckpt: there is no checkpoint checkpoints/best.ckpt; the folder of a run is such as"),
+        (["--ckpt", "other.npz", "--data", "other.npz"], "error: ckpt: expected a checkpoint of plain tensors and containers, got"),
+        (["--ckpt", ".", "--data", "other.npz"], "error: ckpt: there is no checkpoint checkpoints/best.ckpt; the folder of a run is"),
         (["--ckpt", "run", "--data", "nix.npz"], "nix.npz: no such file"),
         (["--ckpt", "run", "--data", "other.npz"], "audio: expected width 4, as in training, got 5"),
         (["--ckpt", "run", "--data", "other.npz", "--module", "os.path"], "module: expected a subclass of TaskModule"),
