@@ -40,7 +40,7 @@ from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
-from mea_graph.train.model_checkpoint import ModelCheckpoint
+from mea_graph.train.model_checkpoint import ModelCheckpoint, averaging_note
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.option_ranges import check_options
 from mea_graph.train.quieten import quieten
@@ -217,7 +217,7 @@ class CommandLine(LightningCLI):
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
         data = self.datamodule
         unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
-        for note in (*data.dataset.notes, unequal, self.threads_note):
+        for note in (*data.dataset.notes, unequal, averaging_note(trainer_callbacks(self.trainer)), self.threads_note):
             if note:
                 self._announce(f"note: {note}")
 

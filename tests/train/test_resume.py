@@ -11,6 +11,7 @@ import torch
 
 from mea_graph.__main__ import main
 from mea_graph.data import DataError
+from mea_graph.train import Predictor
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 
 SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
@@ -74,6 +75,25 @@ def test_a_callback_with_a_default_that_no_file_can_hold(words, capfd):
     assert "Unable to serialize" not in Path("run/config.yaml").read_text() + capfd.readouterr().err
     run("fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 3)
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_which_checkpoints_hold_averaged_weights(words, capsys):
+    """Those of `EMAWeightAveraging`. Lightning's stochastic averaging comes after the last one was written, which is said."""
+    averaging = (
+        "StochasticWeightAveraging averages after the last checkpoint is written, so best.ckpt and last.ckpt do not hold the average"
+    )
+    swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
+    run(*words, *swa, "--trainer.max_epochs", 2, "--run_dir", "swa")
+    assert averaging in capsys.readouterr().out
+    ema = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+    run(*words, *ema, "--trainer.max_epochs", 2, "--run_dir", "ema")
+    assert "StochasticWeightAveraging" not in capsys.readouterr().out
+    for name in ("best", "last"):
+        saved = torch.load(f"ema/checkpoints/{name}.ckpt", weights_only=True)
+        averaged, trained = saved["state_dict"], saved["current_model_state"]
+        assert max(float((averaged[key] - trained[key]).abs().max()) for key in averaged) > 1e-5
+        read = Predictor.load("ema", name).module.state_dict()
+        assert all(torch.equal(read[key], averaged[key]) for key in averaged)
 
 
 OTHERS = [  # options that make it another run, and what is said of each
