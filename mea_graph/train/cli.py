@@ -43,6 +43,7 @@ from mea_graph.train.mea_module import MEAModule
 from mea_graph.train.model_checkpoint import ModelCheckpoint, averaging_note
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.option_ranges import check_options
+from mea_graph.train.own_folder import OwnFolder
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import behind_a_baseline, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
@@ -299,7 +300,7 @@ class CommandLine(LightningCLI):
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
         self.confusion = ConfusionCounter()
-        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines(), self.confusion]
+        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines(), self.confusion, OwnFolder(self.folder)]
         if self.subcommand == "test":
             self.metrics = self._result("metrics.json", "test")
         if self.subcommand == "fit" and not fast_dev_run:

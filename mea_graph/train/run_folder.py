@@ -135,6 +135,24 @@ class RunFolder:
                 folder.rmdir()
         self._made = []
 
+    def check_claim(self) -> None:
+        """Refuses to go on in a place that is not the claimed folder any more: somebody else's run may be there.
+
+        Raises:
+            DataError: If the folder was moved, removed or replaced since it was claimed.
+        """
+        if self._claim is None:
+            return
+        try:
+            there = os.path.samestat(os.stat(self.path), os.fstat(self._claim))
+        except OSError:
+            there = False
+        if not there:
+            raise DataError(
+                f"run_dir: {self.path} was moved, removed or replaced while this run trained in it; where it was moved, go on with the "
+                "config.yaml that is in it and --ckpt_path last"
+            )
+
     def checkpoint(self, name: str) -> Path:
         """Returns the path of the checkpoint `best` or `last`."""
         return self.path / "checkpoints" / f"{name}.ckpt"

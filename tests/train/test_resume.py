@@ -3,6 +3,7 @@
 import math
 import random
 import signal
+import sys
 import zipfile
 from pathlib import Path
 
@@ -75,6 +76,32 @@ def test_a_callback_with_a_default_that_no_file_can_hold(words, capfd):
     assert "Unable to serialize" not in Path("run/config.yaml").read_text() + capfd.readouterr().err
     run("fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 3)
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing claims a folder there")
+@pytest.mark.parametrize("when", ["on_train_epoch_start", "on_validation_epoch_start", "on_train_batch_start"])
+def test_a_run_whose_folder_is_moved_ends_and_leaves_the_next_one_there_alone(words, capsys, when):
+    """It wrote its log and its checkpoints into whatever stood in the old place."""
+    Path("move.py").write_text(
+        "import lightning as L\n"
+        "from pathlib import Path\n"
+        "class Move(L.Callback):\n"
+        f"    def {when}(self, trainer, *_):\n"
+        "        if trainer.current_epoch == 1 and not trainer.sanity_checking and not Path('moved').exists():\n"
+        "            Path('run').rename('moved')\n"
+        "            Path('run/logs/version_0').mkdir(parents=True)\n"
+        "            Path('run/logs/version_0/metrics.csv').touch()\n"
+    )
+    run(*words, "--trainer.callbacks+=move.Move", "--trainer.max_epochs", 3, "--trainer.log_every_n_steps", 1, "--run_dir", "run", expect=2)
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "mea-graph: error: run_dir: run was moved, removed or replaced while this run trained in it; where it was moved"
+    )
+    assert error.count("\n") == 1
+    assert Path("run/logs/version_0/metrics.csv").read_text() == ""
+    assert [path.name for path in Path("run").iterdir()] == ["logs"]
+    run("fit", "--config", "moved/config.yaml", "--ckpt_path", "last")
+    assert torch.load("moved/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
 
 
 def test_which_checkpoints_hold_averaged_weights(words, capsys):
