@@ -82,3 +82,12 @@ def strided_time(time: Tensor, entered: Entered, stride: int, name: str) -> Tens
     pointers = entered.pointers
     kept = pointers.position % stride == 0
     return enter_time(time, entered, name)[kept if pointers.packed else kept & pointers.real]
+
+
+def first_of_strides(time: Tensor, pointers: Pointers, stride: int) -> Tensor:
+    """The times (N,) of the rows that a stride keeps, those of `pointers.strided(stride)`, gaps of a padded batch with them."""
+    if stride == 1:
+        return time
+    if pointers.steps is not None:  # which rows these are need not be read from the data
+        return time.unflatten(0, (pointers.num_samples, pointers.steps))[:, ::stride].flatten()
+    return time[pointers.position % stride == 0]

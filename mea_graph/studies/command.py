@@ -55,6 +55,7 @@ def _study(words: argparse.Namespace, command: str) -> int:
     from mea_graph.studies.schedule import finish
     from mea_graph.studies.studies import STUDIES
     from mea_graph.train.accelerators import check_accelerator
+    from mea_graph.train.run_folder import claimed
     from mea_graph.train.threads import computing_on
 
     check_accelerator(words.accelerator, "accelerator")
@@ -64,17 +65,18 @@ def _study(words: argparse.Namespace, command: str) -> int:
     runs = plan(recipe, study.rows(recipe.model, list(data.in_channels), words), words, data.dataset.hash, **study.measured(words))
     check_runs(runs)
     folder = words.out or Path("studies") / recipe.name / words.study
-    print(f"{len({run.id for run in runs})} runs in {folder}", flush=True)
     shown = recipe.monitor.rpartition("/")[2]
-    with computing_on(words.threads or recipe.threads) as note:
-        if note:
-            print(f"note: {note}", flush=True)
-        found, errors = finish(runs, folder, words.workers, words.accelerator, shown)
-    results = Results.gather(runs, found, data.task, recipe.monitor)
-    if results.records:
-        text, figures = study.report(results, folder, words)
-        write_report(folder, study.title, command, results, text, figures)
-        print(f"{text}\n\nwritten: {folder / 'table.md'}", flush=True)
+    with claimed(folder):
+        print(f"{len({run.id for run in runs})} runs in {folder}", flush=True)
+        with computing_on(words.threads or recipe.threads) as note:
+            if note:
+                print(f"note: {note}", flush=True)
+            found, errors = finish(runs, folder, words.workers, words.accelerator, shown)
+        results = Results.gather(runs, found, data.task, recipe.monitor)
+        if results.records:
+            text, figures = study.report(results, folder, words)
+            write_report(folder, study.title, command, results, text, figures)
+            print(f"{text}\n\nwritten: {folder / 'table.md'}", flush=True)
     for error in errors:
         mistake(error)
     return 1 if errors else 0

@@ -41,9 +41,10 @@ from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
-from mea_graph.train.model_checkpoint import ModelCheckpoint, best_and_last
+from mea_graph.train.model_checkpoint import averaging_note, best_and_last
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.option_ranges import check_options
+from mea_graph.train.own_folder import OwnFolder
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import behind_a_baseline, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
@@ -218,7 +219,7 @@ class CommandLine(LightningCLI):
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
         data = self.datamodule
         unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
-        for note in (*data.dataset.notes, unequal, self.threads_note):
+        for note in (*data.dataset.notes, unequal, averaging_note(trainer_callbacks(self.trainer)), self.threads_note):
             if note:
                 self._announce(f"note: {note}")
 
@@ -300,7 +301,7 @@ class CommandLine(LightningCLI):
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
         self.confusion = ConfusionCounter()
-        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines(), self.confusion]
+        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines(), self.confusion, OwnFolder(self.folder)]
         if self.subcommand == "test":
             data, trained = self.datamodule, (self.checkpoint or {}).get(SequenceDataModule.__qualname__)
             own = isinstance(trained, dict) and trained.get("data_hash") == data.dataset.hash

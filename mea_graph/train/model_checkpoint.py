@@ -1,7 +1,8 @@
-"""Checkpoints of the best epoch, which is one with a number, and of the last one."""
+"""Checkpoints of the best epoch, which is one with a number, and of the last one; and which weights they hold."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import lightning as L
@@ -38,3 +39,22 @@ def best_and_last(folder: str | Path, monitor: str, mode: str) -> tuple[ModelChe
     """
     best = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
     return best, ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+
+
+def averaging_note(watching: Iterable[L.Callback]) -> str | None:
+    """Returns what to say where weights are averaged too late for a checkpoint, else None.
+
+    Lightning's `StochasticWeightAveraging` puts the average into the module when training ends; the last checkpoint was written before.
+
+    Args:
+        watching: The callbacks of the trainer.
+
+    >>> averaging_note([callbacks.EMAWeightAveraging()]) is None
+    True
+    """
+    if not any(isinstance(callback, callbacks.StochasticWeightAveraging) for callback in watching):
+        return None
+    return (
+        "StochasticWeightAveraging averages after the last checkpoint is written, so best.ckpt and last.ckpt do not hold the average; "
+        "those of EMAWeightAveraging do"
+    )

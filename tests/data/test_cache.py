@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
-from mea_graph.data import DataError, MultimodalDataset, open_dataset, store_files
+from mea_graph.data import DataError, MultimodalDataset, lock, open_dataset, store_files
 from mea_graph.data import open as open_module
 from mea_graph.data.store_files import open_store
 
@@ -237,3 +238,27 @@ def test_data_loader_workers_read_the_mapped_files(source, start):
     batches = list(loader)
     assert [i for batch in batches for i in batch.id] == dataset.ids
     np.testing.assert_array_equal(torch.cat([b.x_dict["audio"] for b in batches]), torch.cat([dataset[i]["audio"].x for i in range(5)]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a lock of another kind")
+def test_a_folder_that_goes_while_a_process_waits_is_made_again(tmp_path, monkeypatch):
+    """A conversion that failed took its lock and its empty folder with it; who had waited for it then worked on without a lock, and a
+    third process took that one's unfinished files for those of a killed one and removed them."""
+    path, wait, went = tmp_path / "cache" / "converting.lock", lock._wait, []
+    path.parent.mkdir()
+
+    def and_goes(file):
+        wait(file)
+        if len(went) < 2:
+            went.append(path.unlink())
+            path.parent.rmdir()
+
+    monkeypatch.setattr(lock, "_wait", and_goes)
+    with lock.only_one(path) as alone:
+        assert alone
+        assert path.exists()
+    assert len(went) == 2
+    monkeypatch.setattr(lock.Path, "mkdir", lambda *a, **k: None)
+    path.parent.rmdir()
+    with lock.only_one(path) as alone:  # nobody lets it be made: then nobody waits
+        assert not alone

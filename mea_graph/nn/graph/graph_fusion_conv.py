@@ -53,7 +53,8 @@ class GraphFusionConv(MessagePassing):
     "native" runs; other backends need not sort an `EdgeIndex` that is sorted by column.
 
     Args:
-        in_channels: Width of the node features; a pair for sources and destinations that have a W each; -1 to take it from the first call.
+        in_channels: Width of the node features; -1 to take it from the first call. A pair for sources and destinations that have a W each;
+            that of the destinations then enters the scores only.
         out_channels: Width of the result, per head.
         heads: Number of attention heads; the paper has one.
         concat: Whether heads are concatenated; otherwise averaged (before the activation).

@@ -33,7 +33,9 @@ def test_samples_that_trained_the_model_are_marked(expected, classes_source, cap
 def test_mistakes_are_told_in_one_line(capsys):
     np.savez("other.npz", audio=np.ones((3, 4, 5)))
     for words, message in (
-        (["--ckpt", "nix", "--data", "other.npz"], "there is no checkpoint nix"),
+        (["--ckpt", "nix", "--data", "other.npz"], "error: ckpt: there is no checkpoint nix"),
+        (["--ckpt", "other.npz", "--data", "other.npz"], "error: ckpt: expected a checkpoint of plain tensors and containers, got"),
+        (["--ckpt", ".", "--data", "other.npz"], "error: ckpt: there is no checkpoint checkpoints/best.ckpt; the folder of a run is"),
         (["--ckpt", "run", "--data", "nix.npz"], "nix.npz: no such file"),
         (["--ckpt", "run", "--data", "other.npz"], "audio: expected width 4, as in training, got 5"),
         (["--ckpt", "run", "--data", "other.npz", "--module", "os.path"], "module: expected a subclass of TaskModule"),
@@ -41,3 +43,14 @@ def test_mistakes_are_told_in_one_line(capsys):
     ):
         assert message in error_of(capsys, "predict", *words, "--output", "out.csv")
     assert not Path("out.csv").exists()
+
+
+def test_a_run_without_a_best_epoch_names_the_checkpoint_that_it_has(run, capsys):
+    Path("other/checkpoints").mkdir(parents=True)
+    Path("other/checkpoints/last.ckpt").write_bytes(Path("run/checkpoints/best.ckpt").read_bytes())
+    np.savez("new.npz", audio=np.ones((3, 4, 4)))
+    predict("--ckpt", "other", "--data", "new.npz", "--output", "out.csv", expect=2)
+    last = "other/checkpoints/last.ckpt"
+    message = f"ckpt: there is no checkpoint other/checkpoints/best.ckpt; there is --ckpt {last}"
+    assert capsys.readouterr().err == f"mea-graph: error: {message}\n"
+    predict("--ckpt", last, "--data", "new.npz", "--output", "out.csv")

@@ -14,6 +14,7 @@ import pytest
 from mea_graph.__main__ import main
 from mea_graph.studies import schedule
 from mea_graph.train import TaskModule
+from mea_graph.train.run_folder import claimed
 
 from ..commands import error_of, run
 
@@ -198,6 +199,24 @@ def test_data_from_a_file_with_folds(classes_source):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing claims a folder there")
+def test_a_folder_is_one_study_s(capsys):
+    """Two at once would train every run twice, and write two records of it and two tables."""
+    with claimed(Path("out")):
+        study("ablate", "--only", "w/o L_dis", expect=2)
+        assert capsys.readouterr().err == "mea-graph: error: out: another process is at work in out; wait for it, or give another --out\n"
+    assert not Path("out").exists()  # who is refused leaves nothing behind, and neither does who wrote nothing
+    study("ablate", "--only", "w/o L_dis")
+    study("ablate", "--only", "w/o L_dis")  # it is free again
+    assert len(records()) == 2
+
+
+def test_a_file_is_no_folder_of_a_study(capsys):
+    Path("out").touch()
+    study("ablate", "--only", "w/o L_dis", expect=2)
+    assert capsys.readouterr().err == "mea-graph: error: out: expected a folder, got the file out\n"
+
+
 def test_processes_find_what_one_finds():
     only = ["--only", "late fusion GRU"]
     study("compare", *only)
