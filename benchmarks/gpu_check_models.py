@@ -6,7 +6,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +45,10 @@ def layers_of_mea(run: Run) -> None:
         if not found["passed"]:
             return {**found, "contenders": {}, "not_timed": f"error {errors['mea_graph']:.1e}"}
         started = launches(case.contenders["mea_graph"], run.device)
-        return {**found, "launches": started, "contenders": clocks(case.contenders, run.clock / 2, run.device)}
+        timed = clocks(case.contenders, run.clock / 2, run.device)
+        for contender, of in timed.items():
+            of["error"] = errors.get(contender)
+        return {**found, "launches": started, "contenders": timed}
 
     run.each("time", {name: lambda build=build: find(build) for name, build in builds.items()})
 

@@ -1,4 +1,4 @@
-"""The Bi-LSTM on a device: held to float64 in every dtype and form of rows, and timed beside torch's own layers, which on a GPU are cuDNN's."""
+"""The Bi-LSTM on a device: held to float64 in every dtype and form of rows, and timed beside torch's layers, which are cuDNN's there."""
 
 from __future__ import annotations
 

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_check_run, report
+from benchmarks import gpu_check, gpu_check_ops, gpu_check_run, report
 from benchmarks.gpu_check_run import Job, Run, Settings
 
 PLANTED = '''
@@ -35,6 +36,11 @@ def _break(run, op, how):
 def aborts(run):
     _break(run, "edge_attention", os.abort)
     gpu_check_ops.check_edge(run)
+
+def aborts_on_the_device(run):
+    import pretended_cuda
+    with pretended_cuda.device():
+        aborts(run)
 
 def hangs(run):
     _break(run, "interval_attention", lambda: time.sleep(600))
@@ -110,6 +116,56 @@ def test_a_rehearsal_on_the_cpu_passes(tmp_path: Path) -> None:
     assert all(c["median"] > 0 for case in found["cases"] for c in case["contenders"].values())
     assert {k["case"] for k in found["kernels"]} >= {"predictive attention, bfloat16", "MEA, prediction, MOSI, B 2, true lengths"}
     assert "eager formula in bfloat16" in report.page(tmp_path.glob("*.json"))
+    assert {c["backend"][0] for c in found["checks"] if c["job"] == "Bi-LSTM"} <= {"native", "torch"}
+
+
+def pretended(jobs: Iterable[Job] = gpu_check.JOBS) -> list[Job]:
+    """The jobs on a device that `pretended_cuda` stands in for."""
+    return [j._replace(work="pretended_cuda:" + j.work.removeprefix("benchmarks.").replace(":", "__")) for j in jobs]
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_rehearsal_with_stubs_for_the_kernels_passes(tmp_path: Path) -> None:
+    """Every branch that a GPU takes: its backends, clocks, graphs, bounds."""
+    jobs = pretended()
+    code = gpu_check.main(["--small", "--seconds", "0", "--minutes", "9", "--out", str(tmp_path)], jobs)
+    (whole,) = tmp_path.glob("nvidia-h200-*.json")
+    found = json.loads(whole.read_text())["runs"][0]
+    assert code == 0, gpu_check.faults(found)
+    assert not found["left_out"]
+    assert {b for c in found["checks"] for b in c.get("backend", [])} == {"triton", "cuda", "joined", "reference", "cpu"}
+    ops = [c for c in found["cases"] if c["stage"] in ("times", "layers")]
+    assert all({"events", "graph", "median", "peak_bytes"} <= set(of) for c in ops for of in c["contenders"].values())
+    assert {m["case"] for m in found["manners"] if m.get("passed")} >= {f"second stream, {op}" for op in gpu_check_ops.EXPECTED}
+    captured = next(c for c in found["cases"] if c["case"] == "MEA, training step, MOSI, B 2, true lengths, padded")
+    assert "MEA, captured" in captured["contenders"]
+    bounds = [k["share"] for one in found["kernels"] for k in one["kernels"] if "share" in k]
+    assert bounds
+    assert {"revision", "sources", "gpu", "triton", "chosen", "ceilings"} <= set(found)
+
+
+@pytest.mark.usefixtures("planted", "device")
+def test_the_report_reads_a_run_wherever_it_ends(tmp_path: Path) -> None:
+    jobs = pretended(j for j in gpu_check.JOBS if j.stage in ("device", "kernels") or (j.stage, j.name) == ("times", "Bi-LSTM"))
+    jobs.append(Job("checks", "aborts", "planted_jobs:aborts_on_the_device", 10.0))
+    gpu_check.main(["--small", "--seconds", "0", "--minutes", "3", "--out", str(tmp_path / "out")], jobs)
+    (lines,) = tmp_path.glob("out/*.jsonl")
+    records = gpu_check_run.read(lines)
+    whole = tmp_path / "nvidia-h200-2026-01-02-030405.json"
+    for n in range(len(records) + 1):
+        gpu_check.write(whole, gpu_check.gathered(records[:n]), "python -m benchmarks.gpu_check")
+        page = report.page([whole])
+        assert "No figure: no kernel of the library has run on a GPU" not in page
+        assert ("On a GPU: NVIDIA H200" if any("device" in r.get("found", {}) for r in records[:n]) else "that was not named") in page
+    assert "killed by SIGABRT" in page
+    assert "predictive_attention_fwd_kernel" in page
 
 
 @pytest.mark.usefixtures("planted")
