@@ -11,8 +11,8 @@ from benchmarks.results import called
 Record = dict[str, Any]
 _TITLES = {"times": "Ops", "compilers": "Ops beside a compiler", "layers": "Layers", "whole model": "Whole models"}
 READING = """A time is that of one forward and backward pass, unless the row says otherwise. "device" is the GPU's own clock around passes
-that are queued one behind the other; "graph" is the same for a CUDA graph, in which the host does nothing; "wall" has the host in it and is a
-median. "times as long" compares the times of the device: above 1, the library is faster.
+that are queued one behind the other; "graph" is the same for a CUDA graph, in which the host does nothing; "wall" has the host in it and is
+a median. "times as long" compares the times of the device: above 1, the library is faster.
 """
 
 
