@@ -77,6 +77,8 @@ def absent() -> dict[str, str]:
                 importlib.import_module(package)
         except ImportError as error:
             found[name] = f"{package} is not installed here ({error}); `make baselines` installs it"
+        except Exception as error:  # a package that does not go with another's version must not hide the other models
+            found[name] = f"{package} cannot be imported here: {type(error).__name__}: {error}"
     return found | NOT_PUBLISHED
 
 

@@ -4,11 +4,16 @@
     python -m benchmarks.gpu_check --check-only                      # correctness alone
     python -m benchmarks.gpu_check --stages kernels "whole model"    # some of it
     python -m benchmarks.gpu_check --device cpu --small --out FOLDER # rehearses it where there is no GPU
+    python -m benchmarks.gpu_check --gather FILE.jsonl               # makes the JSON of a run that was killed
     python -m benchmarks.report                                      # makes docs/performance.md of what was written
 
 Run it from the repository's root; the package need not be installed. Each job is a process of its own, each finding a line of JSON on the
-disk before the next one begins (`*.jsonl`), and after each job the whole is written as one JSON file. What there was no time for is named.
-The exit code is 1 if a check failed, a job did not end as it should, or something could not be timed.
+disk before the next one begins (`*.jsonl`), and after each job the whole is written as one JSON file. Both carry the time in their names:
+no run writes over another. A case that kills its process or hangs is named, and a new process goes on after it. What there was no time for
+is named too. The exit code is 1 if a check failed, a job did not end as it should, or something could not be timed.
+
+Times are seconds. Of a contender, `median`, `lower` and `upper` are on the wall, host and all; `events` is the device's clock around passes
+that are queued one behind the other; `graph` the same for a CUDA graph, in which the host does nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +23,12 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,44 +36,52 @@ from typing import Any
 import torch
 
 from benchmarks.cpu_check import show
-from benchmarks.gpu_check_run import Job, Record, Settings, run_all
+from benchmarks.gpu_check_run import Job, Record, Settings, append, read, run_all, start_server
 
-STARTING = 15.0  # seconds for imports, before any job's clock runs
+ENDING = 5.0  # seconds for what is written after the last job
+ROOM = 64 * 2**20  # bytes on the disk that a run must find; it writes some hundred thousand
 RESULTS = Path(__file__).parent / "results"
-_OPS, _MODELS = "benchmarks.gpu_check_ops", "benchmarks.gpu_check_models"
+_OPS, _RECURRENT, _MODELS = "benchmarks.gpu_check_ops", "benchmarks.gpu_check_recurrent", "benchmarks.gpu_check_models"
+QUIET = 40.0  # seconds in which a check or a timing of an op has ended: its kernels are compiled
 
 # In the order of what has to be known first. The seconds are shares of the whole time: what a job leaves goes to those after it.
 JOBS = [
-    Job("device", "device", "benchmarks.gpu_check_device:device", 15),
-    Job("checks", "predictive attention", f"{_OPS}:check_predictive", 60),
-    Job("checks", "interval attention", f"{_OPS}:check_interval", 40),
-    Job("checks", "edge attention", f"{_OPS}:check_edge", 20),
-    Job("checks", "grouped linear", f"{_OPS}:check_grouped", 8),
-    Job("checks", "model", f"{_MODELS}:check_model", 25),
-    Job("times", "predictive attention", f"{_OPS}:time_predictive", 60),
-    Job("times", "interval attention", f"{_OPS}:time_interval", 20),
-    Job("times", "edge attention", f"{_OPS}:time_edge", 35),
-    Job("kernels", "ops", f"{_OPS}:kernels_of_ops", 20),
-    Job("layers", "layers", f"{_MODELS}:layers_of_mea", 45),
-    Job("whole model", "eager", f"{_MODELS}:model_eager", 80),
-    Job("whole model", "kernels", f"{_MODELS}:model_kernels", 12),
+    Job("device", "device", "benchmarks.gpu_check_device:device", 12),
+    Job("device", "kernels compiled", "benchmarks.gpu_check_compile:compile_all", 45),
+    Job("checks", "predictive attention", f"{_OPS}:check_predictive", 35, QUIET),
+    Job("checks", "interval attention", f"{_OPS}:check_interval", 20, QUIET),
+    Job("checks", "edge attention", f"{_OPS}:check_edge", 15, QUIET),
+    Job("checks", "Bi-LSTM", f"{_RECURRENT}:check_recurrent", 20, QUIET),
+    Job("checks", "grouped linear", f"{_OPS}:check_grouped", 6, QUIET),
+    Job("checks", "model", f"{_MODELS}:check_model", 20),
+    Job("times", "predictive attention", f"{_OPS}:time_predictive", 30, QUIET),
+    Job("times", "interval attention", f"{_OPS}:time_interval", 12, QUIET),
+    Job("times", "edge attention", f"{_OPS}:time_edge", 30, QUIET),
+    Job("times", "Bi-LSTM", f"{_RECURRENT}:time_recurrent", 15, QUIET),
+    Job("kernels", "ops", f"{_OPS}:kernels_of_ops", 12, QUIET),
+    Job("kernels", "Bi-LSTM", f"{_RECURRENT}:kernels_of_recurrent", 5, QUIET),
+    Job("layers", "layers", f"{_MODELS}:layers_of_mea", 40, QUIET),
+    Job("whole model", "eager", f"{_MODELS}:model_eager", 85),
+    Job("whole model", "kernels", f"{_MODELS}:model_kernels", 8),
     Job("whole model", "captured", f"{_MODELS}:model_captured", 25),
-    Job("whole model", "compiled", f"{_MODELS}:model_compiled", 70),
-    Job("manners", "streams, memory, sanitizer", f"{_MODELS}:manners", 25),
+    Job("whole model", "compiled", f"{_MODELS}:model_compiled", 65),
+    Job("manners", "streams, memory, sanitizer", "benchmarks.gpu_check_manners:manners", 25),
+    Job("compilers", "predictive attention", f"{_OPS}:time_compiled", 40),
 ]
 
 
 def gathered(records: Sequence[Record]) -> dict[str, Any]:
     """All findings in the form that the report reads."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"format": 2}
     for r in records:
         if r["kind"] in ("environment", "chosen", "ceilings"):
-            more = r.get("found", {"raised": r.get("raised", "")})
-            found |= more if r["kind"] == "environment" else {r["kind"]: more}
+            more = r.get("found")
+            found |= {f"{r['case']}_raised": r["raised"]} if more is None else more if r["kind"] == "environment" else {r["kind"]: more}
     of = lambda *kinds: [{k: v for k, v in r.items() if k != "kind"} for r in records if r["kind"] in kinds]  # noqa: E731
     timed = [{"dtype": "", "contenders": {}, **({"not_timed": r["raised"]} if "raised" in r else {}), **r} for r in of("time")]
     return {
         **found,
+        "compiled": of("compiled"),
         "checks": of("check"),
         "cases": timed,
         "kernels": of("kernels"),
@@ -82,7 +98,9 @@ def faults(found: dict[str, Any]) -> list[str]:
     lines += [f"failed: {c['case']}{_why(c)}" for c in found["manners"] if not c.get("passed", "skipped" in c)]
     lines += [f"not timed: {c['case']}: {c['not_timed'].strip().splitlines()[-1]}" for c in found["cases"] if "not_timed" in c]
     lines += [f"no profile: {c['case']}{_why(c)}" for c in found["kernels"] if "raised" in c]
-    return lines + [f"{j['stage']}, {j['job']}: {j['how']}" for j in found["jobs"] if j["how"] != "done"]
+    if "device" not in found:
+        lines.append("the device has no name here: see environment_raised")
+    return lines + [f"{j['stage']}, {j['job']}: {j['how']}" for j in found["jobs"] if j["how"] not in ("done", "begun anew")]
 
 
 def _why(record: Record) -> str:
@@ -94,8 +112,54 @@ def _why(record: Record) -> str:
 def write(path: Path, found: dict[str, Any], command: str) -> None:
     """Whole or not at all."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps({"command": command, "runs": [found]}, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(json.dumps({"command": command, "runs": [found]}, indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    except OSError as refused:
+        print(f"could not write {path}: {refused}; --gather makes it of the lines", flush=True)
+
+
+def place(found: dict[str, Any], lines: Path, part: str) -> Path:
+    """Where the whole of these lines goes: named by the device and the time, and by the stages if not all were run."""
+    name = re.sub("[^a-z0-9]+", "-", f"{found.get('device', 'gpu-check')} {part}".lower()).strip("-")
+    return lines.with_name(f"{name}-{lines.stem.removeprefix('gpu-check-')}.json")
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """A request to end is an interrupt, as from the keyboard: what has been found is still gathered."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def spent() -> float:
+    """Seconds since this process began, imports and all."""
+    try:
+        began = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - began)
+    except (OSError, ValueError, AttributeError):
+        return 15.0
+
+
+def check_place(folder: Path) -> None:
+    """That results can be written, before a device is kept waiting for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".gpu-check-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as refused:
+        raise SystemExit(f"--out: expected a folder to write to, got {folder}: {refused}") from refused
+    room = shutil.disk_usage(folder).free
+    if room < ROOM:
+        raise SystemExit(f"--out: expected {ROOM >> 20} MB of room on the disk, got {room >> 20} MB in {folder}")
 
 
 def tell(job: Job, records: Sequence[Record]) -> None:
@@ -112,8 +176,10 @@ def tell(job: Job, records: Sequence[Record]) -> None:
                 )
         elif r["kind"] == "left_out":
             print(f"left out: {r['case']} ({r['why']})")
+        elif r["kind"] == "compiled":
+            print(f"compiled {r['case']}: {r['how']} after {r['took']} s")
         elif r["kind"] == "ended":
-            print(f"-- {job}: {r['how']}" + (f"\n{r['output']}" if r.get("output") else ""), flush=True)
+            print(f"-- {job}: {r['how']}" + (f"\n{r['output']}" if r.get("output") and r["how"] != "done" else ""), flush=True)
 
 
 def main(arguments: Sequence[str] | None = None, jobs: Sequence[Job] = tuple(JOBS)) -> int:
@@ -128,31 +194,49 @@ def main(arguments: Sequence[str] | None = None, jobs: Sequence[Job] = tuple(JOB
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal, without the kernels")
     parser.add_argument("--small", action="store_true", help="little input")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for what is found")
+    parser.add_argument("--gather", type=Path, metavar="FILE", help="runs nothing: makes the JSON of these lines, beside them")
     args = parser.parse_args(arguments)
+    command = shlex.join(["python", "-m", "benchmarks.gpu_check", *(sys.argv[1:] if arguments is None else arguments)])
+    if args.gather:
+        found = gathered(read(args.gather))
+        write(place(found, args.gather, "gathered"), found, command)
+        return int(bool(faults(found)))
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("gpu_check needs a CUDA device; torch sees none (--device cpu --small --out FOLDER rehearses it)")
+        built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}" if torch.version.cuda else f"torch {torch.__version__}"
+        raise SystemExit(f"gpu_check needs a CUDA device; {built} sees none (--device cpu --small --out FOLDER rehearses it)")
     if args.device == "cpu" and args.out == RESULTS:
         raise SystemExit("--out: expected a folder for the rehearsal, whose figures mean nothing, got that of the results")
-    start = time.monotonic()
+    start = time.monotonic() - (spent() if arguments is None else 0.0)
     stages = ["device", "checks"] if args.check_only else ["device", *(args.stages or [j.stage for j in jobs])]
-    args.out.mkdir(parents=True, exist_ok=True)
-    now = datetime.now(timezone.utc)
-    lines = args.out / f"gpu-check-{now:%Y-%m-%d-%H%M%S}.jsonl"
-    command = shlex.join(["python", "-m", "benchmarks.gpu_check", *(sys.argv[1:] if arguments is None else arguments)])
-    records: list[Record] = []
-    found: dict[str, Any] = {}
-    path = args.out / f"gpu-check-{now:%Y-%m-%d}.json"
+    chosen = [j for j in jobs if j.stage in stages]
+    check_place(args.out)
+    lines = args.out / f"gpu-check-{datetime.now(timezone.utc):%Y-%m-%d-%H%M%S}.jsonl"
+    part = "" if len(chosen) == len(jobs) else " ".join(dict.fromkeys(j.stage for j in chosen))
+    path, found = place({}, lines, part), gathered([])
     settings = Settings(args.device, args.small, args.seconds)
-    for job, new in run_all([j for j in jobs if j.stage in stages], settings, args.out, lines, 60 * args.minutes - STARTING):
-        records += new
-        found = gathered(records)
-        named = args.out / f"{re.sub('[^a-z0-9]+', '-', found.get('device', 'gpu-check').lower()).strip('-')}-{now:%Y-%m-%d}.json"
+
+    def gather() -> None:
+        nonlocal path, found
+        found = gathered(read(lines))
+        named = place(found, lines, part)
+        write(named, found, command)
         if named != path:
             path.unlink(missing_ok=True)
             path = named
-        write(path, found, command)
-        tell(job, new)
-    if "device" in found:
+
+    with stoppable():
+        try:
+            start_server()
+            for job, new in run_all(chosen, settings, lines, 60 * args.minutes - (time.monotonic() - start) - ENDING):
+                gather()
+                tell(job, new)
+        except KeyboardInterrupt:
+            ended = {(r["stage"], r["job"]) for r in read(lines) if r["kind"] == "ended"}
+            for job in chosen:
+                if (job.stage, job.name) not in ended:
+                    append(lines, {"kind": "ended", "stage": job.stage, "job": job.name, "how": "the run was interrupted"})
+            gather()
+    if "device" in found and found["cases"]:
         show({**found, "cases": [c for c in found["cases"] if c["contenders"]]})
     for c in found["cases"]:
         if "roofline" in c:

@@ -12,41 +12,60 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import measure
+from benchmarks.gpu_check_run import spoil
 from benchmarks.measure import Pass
 
-_REPEATS = 20
+_REPEATS, _LONG_ENOUGH = (3, 20), 0.3  # passes between two events, and the seconds for which more than three are worth while
 
 
 def clocks(contenders: Mapping[str, Pass], seconds: float, device: str, graphs: bool = True) -> dict[str, dict[str, Any]]:
-    """By contender: seconds on the wall with their quartiles, taken in turn, and on a GPU what the device itself needs."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, timing in measure.interleave(contenders, seconds).items():
-        found[name] = timing._asdict()
-        if device != "cuda":
-            continue
-        run = contenders[name]
-        found[name]["events"] = between_events(run)
+    """By contender, in seconds: on the wall with quartiles, taken in turn; on a GPU also `events`, between two events of the device with
+    passes queued one behind the other, and `graph`, the same as a CUDA graph, without its host; `peak_bytes` beyond what was there."""
+    found = {name: dict(timing._asdict()) for name, timing in measure.interleave(contenders, seconds).items()}
+    if device != "cuda":
+        return found
+    for name, run in contenders.items():
+        found[name]["events"] = between_events(run, found[name]["median"])
         found[name]["peak_bytes"] = measure.peak_cuda_memory(run)
-        if graphs:
+    for name, run in contenders.items() if graphs else ():  # last: a capture that fails may spoil the process
+        why = waits(run)
+        if why is None:
             try:
-                found[name]["graph"] = between_events(captured(run))
-            except Exception as refused:  # a pass that synchronises cannot be captured: that is a finding, not a fault of the others
-                found[name]["graph_refused"] = first_line(refused)
-                measure.synchronize()
+                found[name]["graph"] = between_events(captured(run), found[name]["events"])
+                continue
+            except Exception as refused:
+                why = first_line(refused)
+                spoil(f"{name} was not captured: {why}")
+        found[name]["graph_refused"] = why
     return found
 
 
-def between_events(run: Callable[[], Any]) -> float:
-    """Seconds a pass between two events of the device, of many passes queued one behind the other."""
+def waits(run: Callable[[], Any]) -> str | None:
+    """Why a pass cannot be captured, before that is tried: the host waits for the device in it. None if torch sees no such wait."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except Exception as refused:
+        return first_line(refused)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+        measure.synchronize()
+    return None
+
+
+def between_events(run: Callable[[], Any], about: float) -> float:
+    """Seconds a pass between two events of the device, of many passes queued one behind the other; each takes `about` so many."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    repeats = int(min(max(_LONG_ENOUGH / max(about, 1e-6), _REPEATS[0]), _REPEATS[1]))
     run()
     torch.cuda.synchronize()
     start.record()
-    for _ in range(_REPEATS):
+    for _ in range(repeats):
         run()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3 / _REPEATS
+    return start.elapsed_time(end) / 1e3 / repeats
 
 
 def captured(run: Callable[[], Any]) -> Callable[[], list[Tensor]]:
@@ -81,7 +100,7 @@ def kernels(run: Callable[[], Any], device: str, passes: int = 3) -> list[dict[s
     launches: dict[str, int] = defaultdict(int)
     took: dict[str, float] = defaultdict(float)
     for event in seen.events() or []:
-        if on_cuda != (str(event.device_type).endswith("CUDA")):
+        if on_cuda != (str(event.device_type).endswith("CUDA")) or getattr(event, "is_user_annotation", False):
             continue
         name = re.sub(r"\s+", " ", event.name)[:120]
         launches[name] += 1

@@ -1,24 +1,19 @@
-"""Layers and the whole model on a device: eager, compiled and captured, beside its baselines; autocast, streams, memory."""
+"""Layers and the whole model on a device: eager, compiled and captured, beside its baselines; autocast."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import baselines, cases, layers, measure, models
-from benchmarks.gpu_check_clock import captured, clocks, first_line, kernels, launches
-from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, CHECKS, FLOAT32, check
-from benchmarks.gpu_check_run import Record, Run
+from benchmarks.gpu_check_clock import captured, clocks, first_line, kernels, launches, waits
+from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, FLOAT32, exact
+from benchmarks.gpu_check_run import Record, Run, spoil
 from benchmarks.samples import SHAPES, Kind, Samples, Shape, draw
 from mea_graph.nn import MEALoss
 from mea_graph.ops import use_backend
@@ -30,11 +25,6 @@ MODEL_BUDGET = 1e-3  # of gradients through the whole model in float32, without 
 
 def _shape(run: Run) -> Shape:
     return LITTLE if run.small else SHAPES["MOSI"]
-
-
-def _exact() -> Any:
-    """cuDNN rounds to TF32 by default; what is checked must not."""
-    return torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
 
 
 def layers_of_mea(run: Run) -> None:
@@ -49,13 +39,16 @@ def layers_of_mea(run: Run) -> None:
 
     def find(build: Callable[[], cases.Case]) -> Record:
         case = build()
-        with _exact():
+        with exact():
             errors = case.errors()
         found = {"case": case.name, "dtype": "float32", "errors": errors, "passed": errors["mea_graph"] <= BUDGET[FLOAT32]}
         if not found["passed"]:
             return {**found, "contenders": {}, "not_timed": f"error {errors['mea_graph']:.1e}"}
         started = launches(case.contenders["mea_graph"], run.device)
-        return {**found, "launches": started, "contenders": clocks(case.contenders, run.clock / 2, run.device)}
+        timed = clocks(case.contenders, run.clock / 2, run.device)
+        for contender, of in timed.items():
+            of["error"] = errors.get(contender)
+        return {**found, "launches": started, "contenders": timed}
 
     run.each("time", {name: lambda build=build: find(build) for name, build in builds.items()})
 
@@ -68,7 +61,7 @@ def check_model(run: Run) -> None:
     def errors(autocast: bool) -> Record:
         with use_backend("reference"):
             truth = models.outputs(deepcopy(network).double(), models.wide(few))
-        with _exact(), torch.autocast(run.device, BFLOAT16, enabled=autocast):
+        with exact(), torch.autocast(run.device, BFLOAT16, enabled=autocast):
             found = {"mea_graph": measure.error(models.outputs(network, few), truth)}
             with use_backend("reference"):
                 found["eager formula"] = measure.error(models.outputs(network, few), truth)
@@ -121,7 +114,7 @@ def _baseline(name: str, samples: Samples, mode: models.Mode, wrap: Callable[[mo
 def model_eager(run: Run) -> None:
     """Training step and prediction beside the baselines, in float32 and, for all alike, under autocast."""
     present = [name for name in baselines.available() if name in AGAINST]
-    for name, why in baselines.absent().items():
+    for name, why in ({} if run.known else baselines.absent()).items():
         if name in AGAINST:
             run.emit("absent", name=name, why=why)
 
@@ -139,7 +132,7 @@ def model_eager(run: Run) -> None:
                 refused[name] = first_line(raised)
         started = launches(contenders["mea_graph"], run.device)
         title = _title(kind, size, mode, ", autocast" if autocast else "")
-        found = clocks(contenders, run.clock, run.device, graphs=False)
+        found = clocks(contenders, run.clock / 2, run.device, graphs=False)
         dtype = "bfloat16" if autocast else "float32"
         return {"case": title, "dtype": dtype, "contenders": found, "launches": started, "refused": refused, "samples": size}
 
@@ -160,7 +153,7 @@ def model_kernels(run: Run) -> None:
 
 
 def model_captured(run: Run) -> None:
-    """The padded batch, whose sizes no number decides, as one CUDA graph: held to the eager pass, then timed."""
+    """The padded batch, whose sizes no number decides, as one CUDA graph: result and gradients held to the eager pass, then timed."""
 
     def find(kind: Kind, size: int, mode: models.Mode) -> Record:
         samples = draw(_shape(run), size, kind, device=run.device)
@@ -172,18 +165,32 @@ def model_captured(run: Run) -> None:
         else:
             loss = lambda: objective(forward(), samples.y).total  # noqa: E731
             eager = models.training_step(network, loss, capturable=run.on_cuda)
-        expected = [t.clone() for t in eager()]
+
+        def seen(one: measure.Pass) -> list[Tensor]:
+            out = [t.clone() for t in one()]
+            gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None] if mode == "train" else []
+            return [*out, torch.cat(gradients)] if gradients else out
+
+        expected = seen(eager)
         found = {"case": _title(kind, size, mode, ", padded"), "dtype": "float32", "contenders": {}}
         if not run.on_cuda:
             return {**found, "skipped": "a CUDA graph needs CUDA"}
+        why = waits(eager)
+        if why is not None:
+            return {**found, "not_timed": f"not captured, since the host waits in it: {why}"}
         try:
             replay = captured(eager)
         except Exception as raised:
+            spoil(f"{found['case']} was not captured")
             return {**found, "not_timed": f"not captured: {first_line(raised)}"}
-        away = measure.error(replay(), expected)
-        if away > models.BUDGET:
-            return {**found, "not_timed": f"error {away:.1e} against the eager pass"}
-        return {**found, "contenders": clocks({"mea_graph": eager, "MEA, captured": replay}, run.clock, run.device, graphs=False)}
+        for p in network.parameters() if mode == "train" else ():
+            if p.grad is not None:
+                p.grad.zero_()  # the graph writes its gradients where it wrote them when it was captured
+        away = measure.error(seen(replay), expected)
+        if not away <= models.BUDGET:
+            return {**found, "not_timed": f"error {away:.1e} against the eager pass", "error": away}
+        timed = clocks({"mea_graph": eager, "MEA, captured": replay}, run.clock / 2, run.device, graphs=False)
+        return {**found, "contenders": timed, "error": away}
 
     run.each("time", {_title(*b, ", captured"): lambda b=b: find(*b) for b in _batches(run)})
 
@@ -201,52 +208,3 @@ def model_compiled(run: Run) -> None:
 
     batches = [b for b in _batches(run) if b[1] <= 32]
     run.each("time", {_title(*b, ", compiled"): lambda b=b: find(*b) for b in (batches[:1] if run.small else batches)})
-
-
-def manners(run: Run) -> None:
-    """A second stream, a second device, memory that grows with the rows, and compute-sanitizer."""
-
-    def other_stream() -> Record:
-        if not run.on_cuda:
-            return {"skipped": "there are no streams on a CPU"}
-        case = cases.predictive(4, 130, [130, 9, 64, 1], FLOAT32, run.device)
-        here = case.contenders["mea_graph"]()
-        torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):
-            busy = torch.zeros(2**26, device=run.device)
-            for _ in range(20):
-                busy += 1  # whatever forgets the stream is done before this is
-            there = case.contenders["mea_graph"]()
-        torch.cuda.synchronize()
-        same = all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
-        return {"passed": same}
-
-    def second_device() -> Record:
-        if not run.on_cuda or torch.cuda.device_count() < 2:
-            return {"skipped": "there is no second device"}
-        found = {op: check(op, builds[1], FLOAT32, "cuda:1") for op, builds in CHECKS.items()}
-        return {"checks": found, "passed": all(one["passed"] for one in found.values())}
-
-    def memory() -> Record:
-        if not run.on_cuda:
-            return {"skipped": "peak memory on a CPU is measured by benchmarks.cpu_check"}
-        taken = {
-            n: measure.peak_cuda_memory(cases.predictive(4, n, None, BFLOAT16, run.device).contenders["mea_graph"])
-            for n in (1000, 2000, 4000)
-        }
-        return {"peak_bytes": taken, "passed": taken[4000] <= 2.2 * taken[2000] <= 2.2**2 * taken[1000]}
-
-    def sanitized() -> Record:
-        tool = shutil.which("compute-sanitizer")
-        if tool is None or not run.on_cuda:
-            return {"skipped": "compute-sanitizer is not on the PATH" if run.on_cuda else "it needs CUDA"}
-        command = [tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.gpu_check_models"]
-        done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=max(5.0, run.left()))
-        return {"passed": done.returncode == 0, "output": (done.stdout + done.stderr)[-2000:]}
-
-    run.each("manners", {"second stream": other_stream, "second device": second_device, "memory": memory, "compute-sanitizer": sanitized})
-
-
-if __name__ == "__main__":  # what compute-sanitizer looks at
-    for name, chosen in CHECKS.items():
-        check(name, chosen[6], FLOAT32, "cuda") if len(chosen) > 6 else check(name, chosen[0], FLOAT32, "cuda")

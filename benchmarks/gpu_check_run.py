@@ -1,7 +1,7 @@
 """Runs the jobs of `gpu_check`, each in a process of its own, and keeps what they find whatever becomes of them.
 
 A job writes a line of JSON for each thing it has found, and the line is on the disk before the next thing begins. A kernel that kills its
-process, or never ends, costs what that job had not found yet: the parent says what that was.
+process, or never ends, costs the case that ran: a new process goes on with those after it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import contextlib
 import faulthandler
 import importlib
 import json
+import multiprocessing
 import os
 import signal
+import sys
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +28,10 @@ import torch
 
 Record = dict[str, Any]
 GRACE = 10.0  # seconds that a job may take beyond one and a half of its share: a compiler does not look at the clock
-LOST = ("CUDA error", "illegal memory access", "device-side assert", "unspecified launch failure")
+MOST_PROCESSES = 8  # of a job, where the ones before have died
+RENEW = 75  # exit code of a process that a new one is to replace, for no fault of its own
+_CONTEXT = get_context("forkserver")  # children are forked from a process that has imported everything and has never used the device
+_spoilt: list[str] = []
 
 
 class Job(NamedTuple):
@@ -34,6 +41,7 @@ class Job(NamedTuple):
     name: str
     work: str
     seconds: float  # its share of the whole time
+    silence: float | None = None  # seconds after which a case that has not ended never will; None: only the whole job is limited
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.name}"
@@ -48,9 +56,12 @@ class Settings(NamedTuple):
 class Run:
     """What a job is given: where it runs, how much time is left, and where its findings go."""
 
-    def __init__(self, job: Job, settings: Settings, lines: Path, seconds: float) -> None:
+    def __init__(
+        self, job: Job, settings: Settings, lines: Path, seconds: float, known: frozenset[str] = frozenset(), spare: int | None = None
+    ) -> None:
         self.job, self.device, self.small, self.clock = job, settings.device, settings.small, settings.clock
-        self._lines, self._end = lines, time.monotonic() + seconds
+        self.known = known  # the cases that processes before this one have told of
+        self._lines, self._end, self._spare = lines, time.monotonic() + seconds, spare
 
     @property
     def on_cuda(self) -> bool:
@@ -60,38 +71,63 @@ class Run:
         return self._end - time.monotonic()
 
     def emit(self, kind: str, **found: Any) -> None:
-        append(self._lines, {"kind": kind, "stage": self.job.stage, "job": self.job.name, **found})
+        append(self._lines, {"kind": kind, "stage": self.job.stage, "job": self.job.name, **found}, self._spare)
 
     def each(self, kind: str, cases: Mapping[str, Callable[[], Record]]) -> None:
-        """Finds out each case and writes it down. One that raises hides no other, unless the device is lost with it."""
+        """Finds out each case and writes it down. One that raises hides no other: if it took the device with it, in a new process."""
+        cases = {name: find for name, find in cases.items() if name not in self.known}
         self.emit("plan", cases=list(cases))
         for name, find in cases.items():
             if self.left() <= 0:
                 self.emit("left_out", key=name, case=name, why="the time of this job was over")
                 continue
+            self.emit("begun", begun=name)
             start = time.monotonic()
             try:
                 found = find()
             except Exception as raised:
                 self.emit(kind, key=name, case=name, passed=False, raised=traceback.format_exc())
-                if self.on_cuda and any(word in str(raised) for word in LOST):
-                    raise SystemExit(f"{name}: the device is lost to this process") from raised
+                lost = device_lost() if self.on_cuda else None
+                if lost:
+                    raise SystemExit(f"{name}: the device is lost to this process: {lost}") from raised
                 continue
             self.emit(kind, key=name, **{"case": name, "took": round(time.monotonic() - start, 2), **found})
+            if _spoilt:
+                sys.exit(RENEW)
 
 
-def append(lines: Path, record: Record) -> None:
-    """One line, on the disk before this returns."""
-    with lines.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+def device_lost() -> str | None:
+    """Why this process can use the device no more, or None: after an illegal access every call fails."""
+    try:
+        torch.cuda.synchronize()
+        torch.ones(1, device="cuda").sum().item()
+    except Exception as raised:
+        return str(raised).splitlines()[0] if str(raised) else type(raised).__name__
+    return None
+
+
+def spoil(why: str) -> None:
+    """Says that this process should find out nothing more, once it has written down the case at work."""
+    print(f"a new process is needed: {why}", flush=True)
+    _spoilt.append(why)
+
+
+def append(lines: Path, record: Record, spare: int | None = None) -> None:
+    """One line, on the disk before this returns. What the disk does not take is printed, to the file descriptor `spare`."""
+    line = json.dumps(record)
+    try:
+        with lines.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as refused:
+        os.write(1 if spare is None else spare, f"could not be written ({refused}): {line}\n".encode())
 
 
 def read(lines: Path) -> list[Record]:
     """What has been written; a line that a dying process left half written is said to be one."""
     found = []
-    for line in lines.read_text(encoding="utf-8").splitlines() if lines.exists() else []:
+    for line in lines.read_text(encoding="utf-8", errors="replace").splitlines() if lines.exists() else []:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
@@ -99,56 +135,88 @@ def read(lines: Path) -> list[Record]:
     return found
 
 
-def run_all(jobs: Sequence[Job], settings: Settings, folder: Path, lines: Path, seconds: float) -> Iterator[tuple[Job, list[Record]]]:
-    """Runs the jobs in turn and gives what each has found. Time that one leaves goes to those after it; none ends after `seconds`."""
-    context = get_context("forkserver")  # children are forked from a process that has imported everything and has never used the device
-    context.set_forkserver_preload(["benchmarks.gpu_check_models"])
-    first = context.Process(target=time.sleep, args=(0,))  # the imports are not on any job's account
+def start_server() -> None:
+    """Imports everything once, so that this is on no job's account."""
+    _CONTEXT.set_forkserver_preload(["benchmarks.gpu_check_models"])
+    first = _CONTEXT.Process(target=time.sleep, args=(0,))
     first.start()
     first.join()
+
+
+def run_all(jobs: Sequence[Job], settings: Settings, lines: Path, seconds: float) -> Iterator[tuple[Job, list[Record]]]:
+    """Runs the jobs in turn and gives what each has found. Time that one leaves goes to those after it; none ends after `seconds`."""
+    start_server()
     end = time.monotonic() + seconds
-    for i, job in enumerate(jobs):
-        before, left = len(read(lines)), end - time.monotonic()
-        share = max(0.0, left - 3) * job.seconds / sum(j.seconds for j in jobs[i:])  # a job that minds the time is not stopped
-        if left < 1:
-            append(lines, {"kind": "ended", "stage": job.stage, "job": job.name, "how": "not begun: the whole time was over"})
-        else:
-            log = folder / f"{lines.stem}-{i:02}.log"
-            process = context.Process(target=_work, args=(job, settings, lines, log, share))
-            how, took = _watch(process, min(left, 1.5 * share + GRACE))
-            _end_line(lines)
-            mine = read(lines)[before:]
-            tail = _ends(log.read_text(encoding="utf-8", errors="replace")) if how != "done" and log.exists() else ""
-            for case in _missing(mine):
-                append(lines, {"kind": "left_out", "stage": job.stage, "job": job.name, "key": case, "case": case, "why": how})
-            append(lines, {"kind": "ended", "stage": job.stage, "job": job.name, "how": how, "took": round(took, 1), "output": tail})
-        yield job, read(lines)[before:]
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as logs:
+        for i, job in enumerate(jobs):
+            before, left = len(read(lines)), end - time.monotonic()
+            share = max(0.0, left - 3) * job.seconds / sum(j.seconds for j in jobs[i:])  # a job that minds the time is not stopped
+            if left < 1:
+                append(lines, {"kind": "ended", "stage": job.stage, "job": job.name, "how": "not begun: the whole time was over"})
+            else:
+                _run_one(job, settings, lines, Path(logs) / f"{i:02}.log", before, (share, min(left, 1.5 * share + GRACE)))
+            yield job, read(lines)[before:]
 
 
-def _watch(process: BaseProcess, limit: float) -> tuple[str, float]:
-    """Waits for a job, not for ever: how it ended, and after how long."""
-    start = time.monotonic()
+def _run_one(job: Job, settings: Settings, lines: Path, log: Path, before: int, times: tuple[float, float]) -> None:
+    """One process after the other, until all cases are told of; `times`, the job's share and its limit."""
+    named, start = {"stage": job.stage, "job": job.name}, time.monotonic()
+    for number in range(1, MOST_PROCESSES + 1):
+        share, limit = (t - (time.monotonic() - start) for t in times)
+        known = frozenset(r["key"] for r in read(lines)[before:] if "key" in r)
+        process = _CONTEXT.Process(target=_work, args=(job, settings, lines, log, share, known))
+        how, took = _watch(process, limit, job.silence, lines)
+        _end_line(lines)
+        mine = read(lines)[before:]
+        missing = _missing(mine)
+        ended = how in ("done", "begun anew")
+        at_work = [case for case in missing if case in {r["begun"] for r in mine if "begun" in r}]
+        for case in at_work:
+            append(lines, {"kind": "left_out", **named, "key": case, "case": case, "why": how})
+        missing = [case for case in missing if case not in at_work]
+        moved = at_work or any("key" in r and r["key"] not in known for r in mine)  # else the next process would end as this one
+        over = not missing or how == "done" or not moved or number == MOST_PROCESSES or time.monotonic() - start > times[1] - 2
+        for case in missing if over else []:
+            append(lines, {"kind": "left_out", **named, "key": case, "case": case, "why": f"not begun: {how}"})
+        output = _ends(log.read_text(encoding="utf-8", errors="replace")) if log.exists() else ""
+        append(lines, {"kind": "ended", **named, "how": "done" if ended and over else how, "took": round(took, 1), "output": output})
+        if over:
+            return
+
+
+def _watch(process: BaseProcess, limit: float, silence: float | None, lines: Path) -> tuple[str, float]:
+    """Waits for a process, not for ever: how it ended, and after how long."""
+    start = heard = time.monotonic()
+    size, stopped = 0, ""
     process.start()
-    process.join(limit)
-    took = time.monotonic() - start
-    alive = process.is_alive()
-    assert process.pid
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # the job leads a group of its own: compilers that it started end too
-        os.killpg(process.pid, signal.SIGKILL)
-    if alive:
-        process.kill()
-        process.join(10)
-        return f"stopped after {took:.0f} s, which was its limit", took
-    code = process.exitcode or 0
+    try:
+        while process.is_alive() and not stopped:
+            process.join(0.1)
+            written, now = lines.stat().st_size if lines.exists() else 0, time.monotonic()
+            heard, size = (now, written) if written != size else (heard, size)
+            if now - start > limit:
+                stopped = f"stopped after {now - start:.0f} s, which was its limit"
+            elif silence is not None and now - heard > silence:
+                stopped = f"stopped after {now - heard:.0f} s without a result"
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it leads a group of its own: compilers that it started end too
+            os.killpg(process.pid or 0, signal.SIGKILL) if process.pid else None
+        if process.is_alive():
+            process.kill()
+            process.join(10)
+    took, code = time.monotonic() - start, process.exitcode or 0
+    if stopped:
+        return stopped, took
     if code < 0:
         return f"killed by {signal.Signals(-code).name}", took
-    return ("done" if code == 0 else f"ended with exit code {code}"), took
+    return {0: "done", RENEW: "begun anew"}.get(code, f"ended with exit code {code}"), took
 
 
-def _work(job: Job, settings: Settings, lines: Path, log: Path, seconds: float) -> None:
+def _work(job: Job, settings: Settings, lines: Path, log: Path, seconds: float, known: frozenset[str]) -> None:
     """In the job's own process."""
     os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    spare, output = os.dup(1), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.enable()
@@ -156,12 +224,20 @@ def _work(job: Job, settings: Settings, lines: Path, log: Path, seconds: float) 
     if settings.device == "cpu":
         torch.set_num_threads(1)
     module, function = job.work.split(":")
-    getattr(importlib.import_module(module), function)(Run(job, settings, lines, seconds))
+    getattr(importlib.import_module(module), function)(Run(job, settings, lines, seconds, known, spare))
+
+
+def _end_with_parent() -> None:
+    """Whoever stops the check stops its jobs: one that went on would disturb the next check on the same device."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.killpg(0, signal.SIGKILL)
 
 
 def _missing(records: Sequence[Record]) -> list[str]:
     """Planned, and neither found nor left out."""
-    planned = [case for r in records if r["kind"] == "plan" for case in r["cases"]]
+    planned = dict.fromkeys(case for r in records if r["kind"] == "plan" for case in r["cases"])
     told = {r["key"] for r in records if "key" in r}
     return [case for case in planned if case not in told]
 
@@ -169,7 +245,7 @@ def _missing(records: Sequence[Record]) -> list[str]:
 def _end_line(lines: Path) -> None:
     """So that what comes next is not appended to half a line."""
     if lines.exists() and (data := lines.read_bytes()) and not data.endswith(b"\n"):
-        with lines.open("ab") as file:
+        with contextlib.suppress(OSError), lines.open("ab") as file:
             file.write(b"\n")
 
 

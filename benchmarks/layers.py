@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,14 @@ from benchmarks.cases import WIDTH, Case, graph, step
 from benchmarks.measure import Pass
 from benchmarks.samples import CHANNELS, Kind, Samples, Shape, draw
 from mea_graph import nn as mea
-from mea_graph.ops import use_backend
+from mea_graph.ops import Pointers, use_backend
 
 D, D_H = K * WIDTH, 64
 MODALITIES = tuple(CHANNELS)
 Inputs = dict[str, Tensor]
+Layouts = dict[str, Any]  # ptr or Pointers
 Layer = tuple[
-    nn.Module, Callable[[nn.Module, Inputs, Inputs], list[Tensor]]
+    nn.Module, Callable[[nn.Module, Inputs, Layouts], list[Tensor]]
 ]  # the layer, and how it is called on rows with their ptr: its outputs
 
 
@@ -29,27 +31,27 @@ def _sequences(samples: Samples) -> Inputs:
     return {m: torch.randn(len(x), D, generator=generator).to(x.device) for m, x in samples.x_dict.items()}
 
 
-def _vectors(x: Inputs, ptr: Inputs, step: int = 0) -> Inputs:
+def _vectors(x: Inputs, ptr: Layouts, step: int = 0) -> Inputs:
     """One vector a sample: its row of that number."""
-    return {m: v.index_select(0, ptr[m][:-1] + step) for m, v in x.items()}
+    return {m: v.index_select(0, (ptr[m].start if isinstance(ptr[m], Pointers) else ptr[m][:-1]) + step) for m, v in x.items()}
 
 
-def _fuse(layer: nn.Module, x: Inputs, ptr: Inputs) -> list[Tensor]:
+def _fuse(layer: nn.Module, x: Inputs, ptr: Layouts) -> list[Tensor]:
     h = _vectors(x, ptr)
     made = mea.fusion_graph(h, h)
     return list(layer(made.x_dict, made.edge_index_dict, made.sample_dict, made.num_samples).x.values())
 
 
-def _chain(layer: nn.Module, x: Inputs, ptr: Inputs) -> list[Tensor]:
+def _chain(layer: nn.Module, x: Inputs, ptr: Layouts) -> list[Tensor]:
     first, prior = layer(x["vision"], ptr["vision"])
     return [layer(first, ptr["vision"], prior)[0]]
 
 
-def _reinforce(layer: nn.Module, x: Inputs, ptr: Inputs) -> list[Tensor]:
+def _reinforce(layer: nn.Module, x: Inputs, ptr: Layouts) -> list[Tensor]:
     return [layer(x["vision"], ptr["vision"], source=[x["text"], x["audio"]], source_layout=[ptr["text"], ptr["audio"]])]
 
 
-def _discriminate(layer: nn.Module, x: Inputs, ptr: Inputs) -> list[Tensor]:
+def _discriminate(layer: nn.Module, x: Inputs, ptr: Layouts) -> list[Tensor]:
     return [t for t in layer(_vectors(x, ptr), _vectors(x, ptr, 1)) if t is not None]
 
 
@@ -80,17 +82,22 @@ def layer(name: str, shape: Shape, title: str, size: int, kind: Kind, device: st
     """Forward and backward of one layer. There is no baseline: it shows what each part of MEA costs."""
     torch.manual_seed(0)
     samples = draw(shape, size, kind, device=device)
-    ptr = samples.ptr_dict
+    ptr: Layouts = dict(samples.ptr_dict)
+    if device != "cpu":  # as a PyG batch says them: without the longest length every layer would wait for the device
+        ptr = {m: Pointers.from_ptr(p, len(samples.x_dict[m]), max(samples.lengths[m])) for m, p in ptr.items()}
     x = {m: v.requires_grad_() for m, v in _sequences(samples).items()}
     module, call = LAYERS[name]()
     module.to(device)
+    given: list[Tensor] = []
 
     def run(f: nn.Module, inputs: Inputs) -> list[Tensor]:
         f.zero_grad()
         outs = [o for o in call(f, inputs, ptr) if o.requires_grad]
         leaves = [*inputs.values(), *f.parameters()]
-        generator = torch.Generator().manual_seed(8)
-        grads = [torch.randn(o.shape, generator=generator).to(o) for o in outs]
+        if not given:  # once: a pass that is timed neither draws them nor sends them to a device
+            generator = torch.Generator().manual_seed(8)
+            given.extend(torch.randn(o.shape, generator=generator).to(o.device) for o in outs)
+        grads = [g.to(o) for g, o in zip(given, outs, strict=True)]
         found = torch.autograd.grad(outs, leaves, grads, allow_unused=True)
         used = [g.flatten() for g in found[len(inputs) :] if g is not None]
         return [*(o.detach() for o in outs), *(g for g in found[: len(inputs)] if g is not None), *([torch.cat(used)] if used else [])]

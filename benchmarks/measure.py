@@ -122,10 +122,16 @@ def environment() -> dict[str, Any]:
         "mea_graph": mea_graph.__version__,
     }
     if torch.cuda.is_available():
-        import triton
-
-        found |= {"triton": triton.__version__, "cuda": torch.version.cuda, "capability": list(torch.cuda.get_device_capability())}
+        found |= {"triton": _triton(), "cuda": torch.version.cuda, "capability": list(torch.cuda.get_device_capability())}
     return found
+
+
+def _triton() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "not installed"
+    return triton.__version__
 
 
 def device_name() -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import baselines, results
+from benchmarks import baselines, report_device, results
 from benchmarks.measure import Timing, ratio
 from benchmarks.report_numbers import memory, number, span, time
 from benchmarks.report_opening import opening
@@ -80,7 +80,7 @@ def page(files: Iterable[Path]) -> str:
     """The whole page, from the newest file of each device or suite."""
     from benchmarks import figures
 
-    newest = {path.stem[:-11]: results.load(path) for path in sorted(files)}
+    newest = {results.of(path): results.load(path) for path in sorted(files)}
     suites = {name: found for name, found in newest.items() if name.startswith(results.SUITES)}
     opened = newest.pop("opening", {"runs": [], "command": ""})
     checks = {name: found for name, found in newest.items() if name not in suites}
@@ -99,6 +99,12 @@ def page(files: Iterable[Path]) -> str:
         made.add([NO_GPU])
     for _, found in sorted(checks.items(), key=lambda item: item[0] == "cpu"):
         for run in found["runs"]:
+            if "format" in run:  # of gpu_check
+                _heading(made, run, found["command"], "On a GPU")
+                for title, lines in report_device.sections(run, _name, _shared):
+                    made.heading(3, title, run.get("device", "GPU"))
+                    made.add([*(_roofline(run["cases"]) if title == "Ops" else []), *lines])
+                continue
             _heading(made, run, found["command"], "Kernels alone")
             made.add([*_roofline(run["cases"]), *_table(run["cases"])])
     for run in opened["runs"]:
@@ -108,12 +114,19 @@ def page(files: Iterable[Path]) -> str:
 
 
 def _heading(made: _Page, run: dict[str, Any], command: str, what: str, more: str = "") -> None:
+    if "device" not in run:  # the job that names it failed
+        made.heading(2, f"{what}: a device that was not named", "an unfinished run")
+        made.add([f"```text\n{_folded(command.replace(chr(96), ''))}\n```\n"])
+        return
     threads = f", {run['threads']} thread{'s' * (run['threads'] > 1)}" if "cuda" not in run else ""
     versions = ", ".join(f"{n} {run[n]}" for n in ("python", "torch", "torch_geometric", "triton", "cuda", "mea_graph") if n in run)
+    commit, when = "", "end"
+    if "format" in run:
+        commit, when = f" Commit {run['revision']}." if run.get("revision") else f" Sources {run.get('sources')}.", "start"
     made.heading(2, f"{what}: {run['device']}{threads}", run["date"])
     made.add(
         [
-            f"{run['date']} UTC; {versions}; {run['cores']} cores, load {run['load'][0]} at the end.{more}\n",
+            f"{run['date']} UTC; {versions}; {run['cores']} cores, load {run['load'][0]} at the {when}.{commit}{more}\n",
             f"```text\n{_folded(command.replace(chr(96), ''))}\n```\n",
         ]
     )
@@ -142,7 +155,7 @@ def _pieces(case: dict[str, Any]) -> list[str]:
     """The parts of a case's name, its type among them."""
     named = re.sub(r"\[[\d, ]+\]", lambda found: found[0][1:-1].replace(", ", "/"), case["case"]).split(", ")
     named = [piece.removeprefix("fusion graph of ").replace("lengths up to ", "lengths ") for piece in named]
-    return [*named, case["dtype"]] if case["dtype"] not in named else named
+    return [*named, case["dtype"]] if case["dtype"] and case["dtype"] not in named else named
 
 
 def _shared(cases: Sequence[dict[str, Any]]) -> list[str]:
@@ -233,7 +246,7 @@ def main() -> None:
     from benchmarks import figures
 
     files = sorted(RESULTS.glob("*.json"))
-    figures.draw({path.stem[:-11]: results.load(path) for path in files}, PAGE.parent / "figures")
+    figures.draw({results.of(path): results.load(path) for path in files}, PAGE.parent / "figures")
     PAGE.write_text(page(files), encoding="utf-8")
     print(f"wrote {PAGE}")
 

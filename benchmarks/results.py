@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 SUITES = ("full-", "growth-", "quick-")  # how the name of a suite's file begins: all of it, its growth curves, what `make bench` runs
 Run = dict[str, Any]  # what `measure.environment()` names, and "cases"
+
+
+def of(path: Path) -> str:
+    """What a file is of: its name without the date, and the time of a check on a GPU."""
+    return re.sub(r"-\d{4}-\d\d-\d\d(-\d{6})?$", "", path.stem)
 
 
 def called(contender: str, suite: str = "") -> str:

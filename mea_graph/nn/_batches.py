@@ -31,9 +31,22 @@ def of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, 
 
 
 def _longest(batch: HeteroData, modality: str) -> int | None:
-    """The longest length, read from the slices that PyG keeps on the host; None if the batch has none."""
+    """The longest length, read from the slices that PyG keeps on the host; None if the batch has none, or other rows than these."""
     ends = getattr(batch, "_slice_dict", {}).get(modality, {}).get("x")
-    return int(ends.diff().max()) if isinstance(ends, Tensor) and ends.numel() > 1 and ends.device.type == "cpu" else None
+    if not isinstance(ends, Tensor) or ends.numel() < 2 or ends.device.type != "cpu" or int(ends[-1]) != batch[modality].x.size(0):
+        return None
+    return int(ends.diff().max())
+
+
+def known_layout(batch: HeteroData, modalities: tuple[str, ...]) -> dict[str, Pointers] | None:
+    """The pointers of each modality with lengths that the host knows; None where it does not know one, or a sample lacks a node type."""
+    layout = {}
+    for m in modalities:
+        node = batch[m] if m in batch.node_types else {}
+        if "x" not in node or "ptr" not in node or node.ptr.numel() != getattr(batch, "num_graphs", 1) + 1 or _longest(batch, m) is None:
+            return None
+        layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), _longest(batch, m))
+    return layout
 
 
 def given_times(

@@ -313,8 +313,8 @@ class MEA(nn.Module):
         elif batch_size is not None:
             check_keys(x, self.modalities, "x_dict")
             check_keys(layout or {}, self.modalities, "batch_dict")
-            of_rows = cast(Mapping[str, Tensor], layout)
-            layout = {m: Pointers.from_batch(of_rows[m], batch_size) for m in self.modalities}
+            of_rows = {m: cast(Tensor | Pointers, layout[m]) for m in self.modalities} if layout else {}
+            layout = {m: of if isinstance(of, Pointers) else Pointers.from_batch(of, batch_size) for m, of in of_rows.items()}
         entered = enter_all(x, layout, self.modalities, self.in_channels, edges)
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():

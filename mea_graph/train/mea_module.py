@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
+from mea_graph.nn._batches import known_layout
 from mea_graph.nn._parts import PARTS
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.option_types import check_types, plain_value
@@ -106,6 +107,10 @@ class MEAModule(TaskModule):
         """Returns the whole objective as `loss` and each of its terms, unweighted, by name."""
         terms = self.loss(_joined(output, self.gather), self.gather(target))._asdict()
         return {"loss": terms.pop("total"), **terms}
+
+    def _layout(self, batch: Batch, batch_dict: dict[str, Tensor]) -> dict[str, Any]:
+        """The model takes pointers too: with the lengths that the batch keeps on the host, no step waits for a device to tell them."""
+        return known_layout(batch, cast(MEA, self.network).modalities) or batch_dict
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Measures, at the end of an epoch, the means that `ModalityCentering` uses in evaluation."""

@@ -143,6 +143,7 @@ class TaskModule(L.LightningModule):
         `missing`, `(B,)` bool by modality, says which samples go without it.
         """
         x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, self._times(batch)
+        given = batch_dict
         if self.training and any(self.augmentation.values()):  # every step stays: no stretch beside times
             x_dict, batch_dict = augment(x_dict, batch_dict, batch.num_graphs, **self.augmentation)
         if self.training and self.modality_dropout > 0:
@@ -151,7 +152,13 @@ class TaskModule(L.LightningModule):
             for m in time.get("time", {}).keys() & missing.keys():
                 time["time"][m] = time["time"][m][~missing[m][batch_dict[m]]]
             x_dict, batch_dict = without_modalities(x_dict, batch_dict, missing)
+        if batch_dict is given:
+            batch_dict = self._layout(batch, batch_dict)
         return self(x_dict, batch_dict, batch_size=batch.num_graphs, **time)
+
+    def _layout(self, batch: Batch, batch_dict: dict[str, Tensor]) -> dict[str, Any]:
+        """What the network is given as `batch_dict` for a batch that nothing has changed."""
+        return batch_dict
 
     def loss_terms(self, output: Any, target: Tensor) -> dict[str, Tensor]:
         """Returns the loss to minimise as `loss` and each of its terms by name; `task` is the term every module has.

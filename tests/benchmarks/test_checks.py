@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases, cpu_check, gpu_check_ops, roofline
+from benchmarks import cases, cpu_check, gpu_check_manners, gpu_check_ops, roofline
+from mea_graph.ops import backends
+from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.edge import cuda
+from mea_graph.ops.native import library as native_library
 from mea_graph.ops.predictive import reference
 
 
@@ -38,16 +42,42 @@ def test_a_wrong_result_is_not_timed():
 
 def test_what_ran_on_a_gpu_must_be_the_kernel():
     case = gpu_check_ops.CHECKS["predictive_attention"]
-    names = [build(torch.float32, "cpu") for build in case[:1] + case[10:]]
-    expected = [gpu_check_ops.expected("predictive_attention", c, torch.float32) for c in names]
-    assert expected.count("reference") == 1  # 3 K D = 384
-    assert set(expected) == {"triton", "reference"}
-    found = gpu_check_ops.check("predictive_attention", case[0], torch.float32, "cpu")
-    assert found["backend"] == ["cpu"] != ["triton"]  # which on a GPU would fail
+    found = [gpu_check_ops.check("predictive_attention", case[i], torch.float32, "cpu") for i in (0, 10, 13, 14, 15, 16)]
+    assert [one["expected_backend"] for one in found] == ["triton"] * 5 + ["reference"]  # 3 K D = 384
+    assert found[0]["backend"] == ["cpu"] != ["triton"]  # which on a GPU would fail
+
+
+@pytest.mark.parametrize("op", gpu_check_manners.EVERY)
+def test_the_backend_that_a_gpu_must_run_is_the_one_that_it_takes(op, monkeypatch):
+    """Asked on the CPU, with the refusals that only name the device left out."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(cuda, "refuse", lambda x, **_: None if x.dtype in cuda._VALUES else "the kernels take no such values")
+    known = backends._OPS[op]
+    monkeypatch.setitem(known.backends, "cuda", Backend(cuda.run, cuda.refuse, "cuda")) if op == "edge_attention" else None
+    taken: list[tuple[str, str]] = []
+
+    def run(self, backend, device, arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native_library, "refuse", lambda: "the tensors are on cuda")
+            patch.setattr(Tensor, "is_cpu", False)
+            taken.append((self.name, self._first(torch.device("cuda"), arguments)))
+        raise Stop
+
+    monkeypatch.setattr(Op, "run", run)
+    for build in gpu_check_manners.EVERY[op]:
+        for dtype in gpu_check_ops.DTYPES:
+            case = build(dtype, "cpu")
+            with pytest.raises(Stop):
+                case.contenders["mea_graph"]()
+            assert taken[-1] == (op, case.about.get("runs", gpu_check_ops.EXPECTED[op])), case.name
+
+
+class Stop(Exception):
+    """Ends a pass at its first op."""
 
 
 def test_a_baseline_in_bfloat16_computes_in_bfloat16():
-    case = gpu_check_ops.predictive_times(2, 6, [6, 3], torch.bfloat16, "cpu", False)
+    case = gpu_check_ops.predictive_times(2, 6, [6, 3], torch.bfloat16, "cpu")
     upcast, true = (case.contenders[n]() for n in ("eager formula", "eager formula in bfloat16"))
     assert {t.dtype for t in true} == {torch.bfloat16}
     assert [t.shape for t in true] == [t.shape for t in upcast]

@@ -5,11 +5,15 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch_geometric.data import Batch, HeteroData
 
 from benchmarks import pretend
 from benchmarks.pretend import META, HostRead, Pretended
+from benchmarks.samples import SHAPES, draw
 from mea_graph.nn import MEA, fusion_graph
+from mea_graph.nn._batches import known_layout
 from mea_graph.ops import Pointers
+from mea_graph.train import MEAModule
 
 
 @pytest.mark.parametrize(
@@ -70,6 +74,26 @@ def test_a_training_step_waits_for_nothing(layout: str, most: int) -> None:
     assert "addmm_" not in seen.launches  # no product of one group
     assert seen.launches["predictive_attention_triton"] == seen.launches["predictive_attention_triton_backward"] / 3 > 0
     assert seen.launches["interval_attention_triton"] == seen.launches["interval_attention_triton_backward"] / 2 > 0
+
+
+def test_a_training_step_by_the_module_waits_for_nothing() -> None:
+    """As `mea_graph fit` trains: the batch that a loader makes knows its lengths on the host."""
+    samples = draw(SHAPES["MOSI"], 4, "true lengths")
+    graphs = []
+    for i in range(samples.size):
+        graph = HeteroData(y=samples.y[i : i + 1], id=str(i))
+        for m, x in samples.x_dict.items():
+            graph[m].x = x[samples.batch_dict[m] == i]
+        graphs.append(graph)
+    module = MEAModule(dict(pretend.CHANNELS), "regression", 1, form="published").to(META)
+    module.log_dict = lambda *_, **__: None
+    batch = Batch.from_data_list(graphs).to(META)
+    with pretend.kernels_accept_meta(), Pretended() as seen:
+        module.training_step(batch, 0).backward()
+    assert not seen.reads
+    assert seen.launches.total() < 1000
+    batch["text"].x = batch["text"].x[:-1]  # other rows than the batch was made of: what it kept says nothing of them
+    assert known_layout(batch, tuple(pretend.CHANNELS)) is None
 
 
 def test_a_ptr_alone_does_not_say_how_long_the_longest_sample_is() -> None:

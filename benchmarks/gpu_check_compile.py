@@ -1,0 +1,69 @@
+"""Compiles the Triton kernels before anything is checked: in as many processes as there are cores, since one after the other takes minutes.
+
+Triton keeps what it has compiled on the disk, where the jobs after this one find it. A kernel that does not compile, or not run, is told of
+here and fails its own check later.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_check_ops import CHECKS, DTYPES, Build, dtype_name, exact
+from benchmarks.gpu_check_recurrent import BILSTM
+from benchmarks.gpu_check_run import Run
+
+# Of the checks, one for each set of kernels: its compile-time sizes are its own.
+FORMS: dict[str, Build] = {
+    "predictive attention, 8 x 5": CHECKS["predictive_attention"][1],
+    "predictive attention, 1 x 64": CHECKS["predictive_attention"][13],
+    "predictive attention, 4 x 20": CHECKS["predictive_attention"][14],
+    "predictive attention, 8 x 8": CHECKS["predictive_attention"][15],
+    "interval attention": CHECKS["interval_attention"][1],
+    "interval attention, gaps": CHECKS["interval_attention"][8],
+    "interval attention, windows": CHECKS["interval_attention"][9],
+    "edge attention": CHECKS["edge_attention"][0],
+    "Bi-LSTM, 20": BILSTM[1],
+    "Bi-LSTM, 33": BILSTM[8],
+    "Bi-LSTM, 64": BILSTM[9],
+}
+
+
+def compile_all(run: Run) -> None:
+    """How long each form took, with others beside it."""
+    builds = {f"{name}, {dtype_name(dtype)}": partial(_once, build, dtype, run.device) for name, build in FORMS.items() for dtype in DTYPES}
+    if run.small:
+        builds = {name: build for name, build in builds.items() if name.endswith("x 5, float32") or name.startswith("edge")}
+    context = multiprocessing.get_context("fork")  # of this process, which has not used the device; it leads the group that ends with it
+    most = 2 if run.small else os.cpu_count() or 1
+    waiting, going = dict(builds), dict[str, tuple[Any, float]]()
+    run.emit("plan", cases=list(builds))
+    while going or (waiting and run.left() > 0):
+        while waiting and len(going) < most and run.left() > 0:
+            name = next(iter(waiting))
+            process = context.Process(target=waiting.pop(name))
+            process.start()
+            going[name] = process, time.monotonic()
+        time.sleep(0.05)
+        for name, (process, start) in list(going.items()):
+            over = process.is_alive() and run.left() <= 0
+            if over or not process.is_alive():
+                process.kill()
+                process.join()
+                how = "the time of this job was over" if over else f"exit code {process.exitcode}" if process.exitcode else "done"
+                run.emit("compiled", key=name, case=name, took=round(time.monotonic() - start, 1), how=how)
+                del going[name]
+    for name in waiting:
+        run.emit("left_out", key=name, case=name, why="the time of this job was over")
+
+
+def _once(build: Build, dtype: torch.dtype, device: str) -> None:
+    with exact():
+        build(dtype, device).contenders["mea_graph"]()
+        if device == "cuda":
+            torch.cuda.synchronize()
