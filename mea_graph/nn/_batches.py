@@ -1,6 +1,7 @@
 """From a PyG batch to rows, pointers and times by modality."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch_geometric.data import HeteroData
@@ -42,7 +43,7 @@ def known_layout(batch: HeteroData, modalities: tuple[str, ...]) -> dict[str, Po
     """The pointers of each modality with lengths that the host knows; None where it does not know one, or a sample lacks a node type."""
     layout = {}
     for m in modalities:
-        node = batch[m] if m in batch.node_types else {}
+        node: Any = batch[m] if m in batch.node_types else {}
         if "x" not in node or "ptr" not in node or node.ptr.numel() != getattr(batch, "num_graphs", 1) + 1 or _longest(batch, m) is None:
             return None
         layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), _longest(batch, m))

@@ -41,7 +41,7 @@ from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
-from mea_graph.train.model_checkpoint import averaging_note, best_and_last
+from mea_graph.train.model_checkpoint import ModelCheckpoint, averaging_note, best_and_last
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.option_ranges import check_options
 from mea_graph.train.own_folder import OwnFolder
@@ -214,12 +214,13 @@ class CommandLine(LightningCLI):
         self.datamodule.check_parts("train", *(["valid"] if validates else []))
         self.datamodule.check_training()
         check_precision(self.trainer.precision)
+        watching = self.trainer.callbacks  # type: ignore[attr-defined]
         if not self.config["fit"].trainer.fast_dev_run:
-            check_monitors(self.trainer.callbacks, self.model, self.datamodule, validates)  # type: ignore[attr-defined]
+            check_monitors(watching, self.model, self.datamodule, validates)
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
         data = self.datamodule
         unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
-        for note in (*data.dataset.notes, unequal, averaging_note(trainer_callbacks(self.trainer)), self.threads_note):
+        for note in (*data.dataset.notes, unequal, averaging_note(watching), self.threads_note):
             if note:
                 self._announce(f"note: {note}")
 

@@ -45,12 +45,12 @@ def test_mistakes_are_told_in_one_line(capsys):
     assert not Path("out.csv").exists()
 
 
-def test_a_run_without_a_best_epoch_names_the_checkpoint_that_it_has(run, capsys):
+@pytest.mark.usefixtures("run")
+def test_a_run_without_a_best_epoch_names_the_checkpoint_that_it_has(capsys):
     Path("other/checkpoints").mkdir(parents=True)
     Path("other/checkpoints/last.ckpt").write_bytes(Path("run/checkpoints/best.ckpt").read_bytes())
     np.savez("new.npz", audio=np.ones((3, 4, 4)))
-    predict("--ckpt", "other", "--data", "new.npz", "--output", "out.csv", expect=2)
     last = "other/checkpoints/last.ckpt"
     message = f"ckpt: there is no checkpoint other/checkpoints/best.ckpt; there is --ckpt {last}"
-    assert capsys.readouterr().err == f"mea-graph: error: {message}\n"
-    predict("--ckpt", last, "--data", "new.npz", "--output", "out.csv")
+    assert error_of(capsys, "predict", "--ckpt", "other", "--data", "new.npz", "--output", "out.csv") == f"mea-graph: error: {message}\n"
+    run("predict", "--ckpt", last, "--data", "new.npz", "--output", "out.csv")
