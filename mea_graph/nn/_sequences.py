@@ -159,10 +159,7 @@ def enter_all(
         width = channels[m] if isinstance(channels, Mapping) else channels
         entered[m] = enter(x[m], None if layout is None else layout[m], width, m)
         check_edges(edges, entered[m])
-    sizes = {m: e.pointers.num_samples for m, e in entered.items()}
-    first = next(iter(sizes.values()))
-    if any(size != first for size in sizes.values()):  # no set: while a graph is exported, sizes are symbols without a hash
-        raise ValueError(f"x: expected the same number of samples in every modality, got {sizes}")
+    check_same_samples({m: e.pointers.start for m, e in entered.items()}, "x")
     return entered
 
 
@@ -193,7 +190,8 @@ def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: 
         raise ValueError(f"{name}: expected the modalities {list(modalities)}, got {list(values)}")
 
 
-def check_batch(values: Mapping[str, Tensor], name: str) -> None:
+def check_same_samples(values: Mapping[str, Tensor], name: str) -> None:
+    """Refuses tensors (B, ...) by modality that differ in B."""
     sizes = {m: v.size(0) for m, v in values.items()}
     first = next(iter(sizes.values()))
     if any(size != first for size in sizes.values()):  # no set: while a graph is exported, sizes are symbols without a hash

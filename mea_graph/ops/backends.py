@@ -63,15 +63,17 @@ class Op:
         _OPS[self.name] = self
 
     def run(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Any:
-        """Runs the backend that `select` finds."""
-        backend = self._forced(backend)
-        name = self._first(device, arguments) if backend == "auto" else backend
-        run = self.backends[name].run if backend == "auto" else self.select(name, device, arguments)
+        """Runs the backend requested by name, or with "auto" the first that can."""
+        name = self._forced(backend)
+        if name == "auto":
+            name = self._first(device, arguments)
+        else:
+            self._check(name, arguments)
         if not torch.compiler.is_compiling():
             record = _RECORD.get()
             if record is not None:
                 record[self.name, name] += 1
-        return run(**arguments)
+        return self.backends[name].run(**arguments)
 
     def _forced(self, backend: str) -> str:
         if backend != "auto" or torch.compiler.is_compiling():
@@ -79,22 +81,19 @@ class Op:
         forced = _FORCED.get()
         return forced if forced in self.backends else "auto"
 
-    def select(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-        """Returns what runs for these arguments; raises if a backend requested by name cannot."""
-        if backend == "auto":
-            return self.backends[self._first(device, arguments)].run
+    def _check(self, backend: str, arguments: Mapping[str, Any]) -> None:
+        """Refuses a backend requested by name that is none, or cannot run."""
         if backend not in self.backends:
             raise ValueError(f"backend: expected one of {['auto', *self.backends]}, got {backend!r}")
         reason = self.backends[backend].refuse(**arguments)
         if reason is not None:
             raise ValueError(f"backend: {self.name} cannot run on {backend!r} here: {reason}")
-        return self.backends[backend].run
 
     def explain(self, backend: str, device: torch.device, arguments: Mapping[str, Any]) -> Explanation:
         backend = self._forced(backend)
         if backend == "auto":
             return Explanation(self.name, *self._automatic(device, arguments))
-        self.select(backend, device, arguments)
+        self._check(backend, arguments)
         return Explanation(self.name, backend, {name: f"{backend!r} was requested" for name in self.backends if name != backend})
 
     def _first(self, device: torch.device, arguments: Mapping[str, Any]) -> str:

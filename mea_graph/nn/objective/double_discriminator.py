@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import check_batch, check_keys, check_modalities, check_sizes
+from mea_graph.nn._sequences import check_keys, check_modalities, check_same_samples, check_sizes
 from mea_graph.nn._side_by_side import is_watched, saves_launches
 from mea_graph.nn.objective.gradient_reversal import GradientReversal
 
@@ -116,7 +116,7 @@ class DoubleDiscriminator(nn.Module):
         for name, space in (("exclusive", exclusive), ("agnostic", agnostic)):
             if space is not None:
                 check_keys(space, self.modalities, name)
-                check_batch(space, name)
+                check_same_samples(space, name)
             stacked.append(None if space is None else torch.stack([space[m] for m in self.modalities], 1))  # (B, M, d_h)
         h_e, h_a = stacked
         importance = omega = confusion = None

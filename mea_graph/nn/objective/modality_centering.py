@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import check_batch, check_keys, check_modalities, check_sizes
+from mea_graph.nn._sequences import check_keys, check_modalities, check_same_samples, check_sizes
 
 
 class ModalityCentering(nn.Module):
@@ -94,7 +94,7 @@ class ModalityCentering(nn.Module):
     def forward(self, h: Mapping[str, Tensor], present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Returns the representations without the mean of their modality."""
         check_keys(h, self.modalities, "h")
-        check_batch(h, "h")
+        check_same_samples(h, "h")
         for m in self.modalities:
             if h[m].dim() != 2 or h[m].size(1) != self.channels:
                 raise ValueError(f"h[{m!r}]: expected (B, {self.channels}), got {tuple(h[m].shape)}")
