@@ -164,11 +164,20 @@ def test_nan_of_a_row_stays_in_it() -> None:
     assert found.isnan().all(1)[2]
 
 
+def negative(x: Tensor) -> Tensor:
+    """The same numbers, as a view of the negative of others, whose memory holds these."""
+    view = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert view.is_neg()
+    return view
+
+
 LAYER_BY_LAYER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "half precision": lambda of: of | {"carried": of["carried"].bfloat16(), "attended": of["attended"].bfloat16()},
     "two dtypes": lambda of: of | {"attended": of["attended"].double()},
     "a class of one's own": lambda of: of | {"attended": of["attended"].as_subclass(Own)},
     "carried of one's own": lambda of: of | {"carried": of["carried"].as_subclass(Own)},
+    "a negative view": lambda of: of | {"attended": negative(of["attended"])},
+    "a negative view, carried": lambda of: of | {"carried": negative(of["carried"])},
     "other rows": lambda of: of | {"carried": of["carried"][:6]},
     "sizes of other rows": lambda of: of | {"sizes": [3, 5]},
     "negative sizes": lambda of: of | {"sizes": [-1, 8]},
