@@ -79,6 +79,18 @@ def test_a_large_file_is_compared_where_it_is_newer_and_not_twice(dataset, tmp_p
         open_store(tmp_path / "entry")
 
 
+def test_a_large_file_of_the_same_time_is_compared(dataset, tmp_path, monkeypatch):
+    """A clock of a disk may be as coarse as two seconds: a change right after the cache was written has the time of `meta.json`."""
+    write_store(dataset._store, tmp_path / "entry")
+    monkeypatch.setattr(store_files, "_SMALL", 8)
+    changed = tmp_path / "entry" / "x0.npy"
+    changed.write_bytes(bytes(changed.stat().st_size))
+    for path in (tmp_path / "entry").iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    with pytest.raises(DataError, match=r"x0\.npy has changed since it was written"):
+        open_store(tmp_path / "entry")
+
+
 @pytest.mark.parametrize("change", ["start", "decreasing", "rows", "time", "y", "split", "field"])
 def test_arrays_that_do_not_fit_each_other_are_no_cache(dataset, tmp_path, change):
     """However they came to be there: with check sums that fit."""

@@ -1,5 +1,6 @@
 """Predictions by fewer, larger calls of C++: where nobody differentiates or watches, with the numbers of the layers one by one."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mea_graph.nn import MEA, CrossModalEncoder, PredictiveEncoder
 from mea_graph.ops import Pointers, record_calls, use_backend
-from mea_graph.ops.grouped import Blocks, blocks_at_once, grouped_layer_norm, grouped_linear
+from mea_graph.ops.grouped import Blocks, blocks_at_once, grouped_layer_norm, grouped_linear, norm_and_linear
 from mea_graph.ops.native import library
 
 pytestmark = [
@@ -164,11 +165,50 @@ def test_nan_of_a_row_stays_in_it() -> None:
     assert found.isnan().all(1)[2]
 
 
+@pytest.mark.parametrize("place", ["expand", "contract"])
+def test_nan_of_a_bias_is_not_taken_for_zero(place: str) -> None:
+    """A ReLU gives NaN for NaN: weights that are lost must be seen in every row that reads them."""
+    of = given()
+    layers = getattr(of["blocks"], place)
+    layers[1][1][0] = torch.nan
+    with torch.no_grad():
+        found = blocks_at_once(**of, eps=1e-5)
+    assert found is not None
+    assert found.isnan().any(1).tolist() == [row >= 3 for row in range(7)]
+
+
+@pytest.mark.parametrize("steps_last", [False, True])
+@pytest.mark.parametrize("eps", [1e-5, 0.5])
+def test_a_norm_and_a_map_in_one_call_equal_the_formula(eps: float, steps_last: bool) -> None:
+    """Groups share rows, in another order than they stand in the result."""
+    starts, sizes = [4, 0, 2], [5, 3, 7]
+    x = torch.randn(9, 11, dtype=torch.float64)
+    weights, biases = ([torch.randn(*shape, dtype=torch.float64) for _ in starts] for shape in ((6, 11), (6,)))
+    scales, shifts = ([torch.randn(11, dtype=torch.float64) for _ in starts] for _ in range(2))
+    with torch.no_grad():
+        both = norm_and_linear(x, (weights, biases), (starts, sizes), (scales, shifts), eps, steps_last)
+    assert both is not None
+    parts = [x[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+    normal = [nn.functional.layer_norm(p, (11,), *of, eps) for p, *of in zip(parts, scales, shifts, strict=True)]
+    mapped = [nn.functional.linear(n, *of) for n, *of in zip(normal, weights, biases, strict=True)]
+    torch.testing.assert_close(both, (torch.cat(normal), torch.cat(mapped)), rtol=1e-11, atol=1e-11)
+    assert both[1].stride() == ((1, 15) if steps_last else (6, 1))
+
+
+def negative(x: Tensor) -> Tensor:
+    """The same numbers, as a view of the negative of others, whose memory holds these."""
+    view = torch.complex(torch.zeros_like(x), -x).conj().imag
+    assert view.is_neg()
+    return view
+
+
 LAYER_BY_LAYER: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "half precision": lambda of: of | {"carried": of["carried"].bfloat16(), "attended": of["attended"].bfloat16()},
     "two dtypes": lambda of: of | {"attended": of["attended"].double()},
     "a class of one's own": lambda of: of | {"attended": of["attended"].as_subclass(Own)},
     "carried of one's own": lambda of: of | {"carried": of["carried"].as_subclass(Own)},
+    "a negative view": lambda of: of | {"attended": negative(of["attended"])},
+    "a negative view, carried": lambda of: of | {"carried": negative(of["carried"])},
     "other rows": lambda of: of | {"carried": of["carried"][:6]},
     "sizes of other rows": lambda of: of | {"sizes": [3, 5]},
     "negative sizes": lambda of: of | {"sizes": [-1, 8]},
@@ -234,10 +274,10 @@ def test_what_does_not_fit_is_named_on_the_short_way_too(case: str) -> None:
 def test_linear_maps_of_rows_of_any_strides(place: Callable[[Tensor], Tensor]) -> None:
     x = place(torch.randn(5, 4))
     other = torch.randn(8, 5).t()
-    for onto in (None, torch.randn(5, 8), other):
+    for onto, steps_last in itertools.product((None, torch.randn(5, 8), other), (False, True)):
         with torch.no_grad():
             weight = torch.randn(8, 4)
-            found = grouped_linear(x, [weight] * 2, [], [0, 2], [2, 3], onto=onto)
+            found = grouped_linear(x, [weight] * 2, [], [0, 2], [2, 3], onto=onto, steps_last=steps_last)
         wanted = x @ weight.t() if onto is None else x @ weight.t() + onto
         torch.testing.assert_close(found, wanted)
 
