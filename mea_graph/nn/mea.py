@@ -76,7 +76,7 @@ class MEA(nn.Module):
         dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
         extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
             dict by modality; `time_scale` is one value. Or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
-            (N, d); a module whose attribute `positions` is "seconds" also gets the times of its rows (N,).
+            (N, d), which may read integers; one whose attribute `positions` is "seconds" also gets the times of its rows (N,).
         exclusive: Options of `ExclusiveBranch`; None leaves the branch out (Table V, "w/o exclusive").
         agnostic: Options of `AgnosticBranch`; None leaves the branch out (Table V, "w/o agnostic").
         discriminator: Options of `DoubleDiscriminator`.
