@@ -193,6 +193,13 @@ def check_modalities(modalities: Iterable[str], at_least: int = 1) -> tuple[str,
     return names
 
 
+def check_widths(in_channels: object) -> tuple[str, ...]:
+    """The modalities of a dict of widths."""
+    if not isinstance(in_channels, Mapping):
+        raise ValueError(f"in_channels: expected a dict of the width of each modality by its name, got {in_channels!r}")
+    return check_modalities(in_channels)
+
+
 def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: str) -> None:
     if set(values) != set(modalities):
         raise ValueError(f"{name}: expected the modalities {list(modalities)}, got {list(values)}")

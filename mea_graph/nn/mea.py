@@ -12,7 +12,7 @@ from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._batches import given_times, of_batch, read_times, strided_time
 from mea_graph.nn._parts import Part, check_needed, fusion_options, make_part
-from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
+from mea_graph.nn._sequences import Entered, Layout, check_keys, check_sizes, check_widths, enter_all
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
@@ -125,7 +125,7 @@ class MEA(nn.Module):
     ) -> None:
         super().__init__()
         dropout = RECOMMENDED["dropout"] if dropout is None else dropout
-        self.modalities = check_modalities(in_channels)
+        self.modalities = check_widths(in_channels)
         if len(self.modalities) == 1 and (agnostic is not None or discriminator is not None):
             raise ValueError(
                 f"modalities: expected at least 2 different names, got {self.modalities}; "
