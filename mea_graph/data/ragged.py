@@ -197,8 +197,10 @@ def _pack_time(name: str, time: Sequence[Any], ptr: np.ndarray, ids: Sequence[st
     parts = [as_numbers(f"{name}: time of sample {sample!r}", () if t is None else t) for sample, t in zip(ids, time, strict=True)]
     for i, (sample, part) in enumerate(zip(ids, parts, strict=True)):
         if part.shape != (ptr[i + 1] - ptr[i],) or (part.size and part.dtype.kind not in "biuf"):
+            hint = "; (t - start) / np.timedelta64(1, 's') has seconds from the start of the sample" if part.dtype.kind in "mM" else ""
             raise DataError(
-                f"{name}: sample {sample!r}: expected {ptr[i + 1] - ptr[i]} times, one a step, got {part.dtype} of shape {part.shape}"
+                f"{name}: sample {sample!r}: expected {ptr[i + 1] - ptr[i]} times in seconds, one a step, "
+                f"got {part.dtype} of shape {part.shape}{hint}"
             )
         with np.errstate(all="ignore"):  # what overflows becomes infinite, and is refused
             out[ptr[i] : ptr[i + 1]] = part

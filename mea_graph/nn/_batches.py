@@ -1,9 +1,10 @@
 """From a PyG batch to rows, pointers and times by modality."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch_geometric.data import HeteroData
 
 from mea_graph.nn._sequences import Entered, Layout
@@ -77,18 +78,57 @@ def enter_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
     return time if entered.taken is None else time.index_select(0, entered.taken)
 
 
-def read_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
-    """Like `enter_time`, but refuses NaN and infinity at a step. Only a CPU checks; elsewhere they make the result NaN."""
+def read_time(time: Tensor | None, entered: Entered, name: str, scale: float | None = None, width: float | None = None) -> Tensor:
+    """Like `enter_time`, but refuses NaN, infinity and times too coarse for their use, and for a window also times that fall.
+
+    Only a CPU checks. Times are too coarse if the largest and the next number of its type are further apart than the `scale` of positions
+    or the `width` of a window.
+    """
     time, pointers = enter_time(time, entered, name), entered.pointers
     if time.device.type != "cpu" or is_traced() or is_transformed():
         return time
+    real = None if pointers.packed else pointers.real
     wrong = ~time.isfinite()
-    wrong = wrong if pointers.packed else wrong & pointers.real
+    wrong = wrong if real is None else wrong & real
     if bool(wrong.any()):
         row = int(wrong.nonzero()[0])
-        at = f"step {int(pointers.position[row])} of sample {int(pointers.sample[row])}"
-        raise ValueError(f"{name}: expected finite seconds, got {float(time[row])} at {at}")
+        raise ValueError(f"{name}: expected finite seconds, got {float(time[row])} at {_place(row, pointers)}")
+    of_steps, finest = time if real is None else time[real], min(filter(None, (scale, width)), default=None)
+    largest = float(of_steps.abs().max()) if of_steps.numel() else 0.0
+    if finest is not None and (apart := largest * torch.finfo(time.dtype).eps) > finest:
+        remedy = "let the times of a sample begin near 0, at one moment for all modalities, or give float64"
+        kind = str(time.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{name}: expected times that {kind} holds to {finest:g} s, got {largest:.10g}, where it holds {apart:.2g} s; {remedy}"
+        )
+    if width is not None and time.numel():
+        falls = (time[1:] < time[:-1]) & (pointers.sample[1:] == pointers.sample[:-1])
+        falls = falls if real is None else falls & real[1:] & real[:-1]
+        if bool(falls.any()):
+            row = int(falls.nonzero()[0]) + 1
+            got = f"{float(time[row]):g} after {float(time[row - 1]):g} at {_place(row, pointers)}"
+            raise ValueError(f"{name}: expected times that never fall within a sample, which a window in seconds needs, got {got}")
     return time
+
+
+def read_times(
+    timed: Iterable[str],
+    given: Mapping[str, tuple[Tensor | None, str]],
+    entered: Mapping[str, Entered],
+    extractors: nn.ModuleDict,
+    width: float | None,
+) -> dict[str, Tensor]:
+    """`read_time` for the modalities whose extractor places its steps in time, or all in a window of `width` seconds."""
+    found = {}
+    for m in timed:
+        placed = getattr(extractors[m], "positions", "steps") == "seconds"
+        scale = getattr(extractors[m], "time_scale", None) if placed else None
+        found[m] = read_time(given[m][0], entered[m], given[m][1], scale, width)
+    return found
+
+
+def _place(row: int, pointers: Pointers) -> str:
+    return f"step {int(pointers.position[row])} of sample {int(pointers.sample[row])}"
 
 
 def strided_time(time: Tensor, entered: Entered, stride: int, name: str) -> Tensor:

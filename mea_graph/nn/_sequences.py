@@ -1,6 +1,6 @@
 """The door of every layer: turns the caller's input into rows and pointers, and the result back into the caller's form."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -78,7 +78,7 @@ def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, na
         raise ValueError(f"{name}: expected edges between steps of one sample, got one from {got}")
 
 
-def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> Entered:
+def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x", floating: bool = True) -> Entered:
     """Takes rows (N, d) with ptr or `Pointers`, a padded batch (B, T, d) with a mask (B, T), a jagged nested tensor, or one sequence.
 
     Junk in padding, NaN included, reaches no value and no gradient. On a CPU the real steps are copied out of the padding. Elsewhere, and
@@ -86,7 +86,7 @@ def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x") -> E
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
-    if not x.is_floating_point():
+    if floating and not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
     if x.is_nested:
         return _enter_nested(x, layout, channels, name)
@@ -140,7 +140,11 @@ def _enter_rows(x: Tensor, layout: Layout, channels: int | None, name: str) -> E
         return Entered(x, layout, None, None)
     if layout.dim() != 1 or layout.dtype != torch.int64:
         raise ValueError(f"{name}: expected ptr, int64 (B + 1,), beside rows (N, d), got {layout.dtype} {tuple(layout.shape)}")
-    return Entered(x, Pointers.from_ptr(layout, x.size(0)), None, None)
+    try:
+        return Entered(x, Pointers.from_ptr(layout, x.size(0)), None, None)
+    except ValueError as error:
+        batch = "; a batch vector needs batch_size= in MEA, and Pointers.from_batch for a layer" if layout.size(0) == x.size(0) else ""
+        raise ValueError(f"{name}: {error}{batch}") from error
 
 
 def enter_all(
@@ -149,15 +153,16 @@ def enter_all(
     modalities: tuple[str, ...],
     channels: int | Mapping[str, int],
     edges: object = None,
+    floating: Collection[str] | None = None,
 ) -> dict[str, Entered]:
-    """`enter` for every modality, in the order of `modalities`; with edges they must be rows."""
+    """`enter` for every modality, in the order of `modalities`; with edges they must be rows. Those in `floating` take no integers."""
     check_keys(x, modalities, "x")
     if layout is not None:
         check_keys(layout, modalities, "layout")
     entered = {}
     for m in modalities:
         width = channels[m] if isinstance(channels, Mapping) else channels
-        entered[m] = enter(x[m], None if layout is None else layout[m], width, m)
+        entered[m] = enter(x[m], None if layout is None else layout[m], width, m, floating is None or m in floating)
         check_edges(edges, entered[m])
     check_same_samples({m: e.pointers.start for m, e in entered.items()}, "x")
     return entered
@@ -183,6 +188,13 @@ def check_modalities(modalities: Iterable[str], at_least: int = 1) -> tuple[str,
     if len(set(names)) != len(names) or len(names) < at_least:
         raise ValueError(f"modalities: expected at least {at_least} different names, got {names}")
     return names
+
+
+def check_widths(in_channels: object) -> tuple[str, ...]:
+    """The modalities of a dict of widths."""
+    if not isinstance(in_channels, Mapping):
+        raise ValueError(f"in_channels: expected a dict of the width of each modality by its name, got {in_channels!r}")
+    return check_modalities(in_channels)
 
 
 def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: str) -> None:

@@ -10,9 +10,9 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
-from mea_graph.nn._batches import first_of_strides, given_times, of_batch, read_time, strided_time
+from mea_graph.nn._batches import first_of_strides, given_times, of_batch, read_times, strided_time
 from mea_graph.nn._parts import Part, check_needed, fusion_options, make_part
-from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
+from mea_graph.nn._sequences import Entered, Layout, check_keys, check_sizes, check_widths, enter_all
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
@@ -21,7 +21,7 @@ from mea_graph.nn.graph.combination import COMBINATIONS, Combination
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination
-from mea_graph.nn.unimodal_extractor import extract_all, extract_level
+from mea_graph.nn.unimodal_extractor import UnimodalExtractor, extract_all, extract_level
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.pointers import put_rows
@@ -76,7 +76,7 @@ class MEA(nn.Module):
         dropout: Probability in every part without a `dropout` of its own; None is the recommended 0.1. Raise it against overfitting.
         extractor: Options of `UnimodalExtractor`. `kernel_size`, `stride`, `skip` and `positions` are one value for all modalities or a
             dict by modality; `time_scale` is one value. Or an `nn.ModuleDict` by modality of modules f(rows (N, d_m), pointers) -> rows
-            (N, d); a module whose attribute `positions` is "seconds" also gets the times of its rows (N,).
+            (N, d), which may read integers; one whose attribute `positions` is "seconds" also gets the times of its rows (N,).
         exclusive: Options of `ExclusiveBranch`; None leaves the branch out (Table V, "w/o exclusive").
         agnostic: Options of `AgnosticBranch`; None leaves the branch out (Table V, "w/o agnostic").
         discriminator: Options of `DoubleDiscriminator`.
@@ -125,7 +125,7 @@ class MEA(nn.Module):
     ) -> None:
         super().__init__()
         dropout = RECOMMENDED["dropout"] if dropout is None else dropout
-        self.modalities = check_modalities(in_channels)
+        self.modalities = check_widths(in_channels)
         if len(self.modalities) == 1 and (agnostic is not None or discriminator is not None):
             raise ValueError(
                 f"modalities: expected at least 2 different names, got {self.modalities}; "
@@ -315,7 +315,8 @@ class MEA(nn.Module):
             check_keys(layout or {}, self.modalities, "batch_dict")
             of_rows = {m: cast(Tensor | Pointers, layout[m]) for m in self.modalities} if layout else {}
             layout = {m: of if isinstance(of, Pointers) else Pointers.from_batch(of, batch_size) for m, of in of_rows.items()}
-        entered = enter_all(x, layout, self.modalities, self.in_channels, edges)
+        floating = [m for m in self.modalities if isinstance(self.extractors[m], UnimodalExtractor)]  # others may read token ids
+        entered = enter_all(x, layout, self.modalities, self.in_channels, edges, floating)
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)
@@ -326,7 +327,7 @@ class MEA(nn.Module):
                 rows, spaced = level
                 by_name = dict(zip(self.modalities, spaced, strict=True))
                 return _Steps(dict(zip(self.modalities, rows, strict=True)), by_name, edges, entered, times)
-        seconds = {m: read_time(times[m][0], entered[m], times[m][1]) for m in self.timed_modalities}
+        seconds = read_times(self.timed_modalities, times, entered, self.extractors, getattr(self.window, "seconds", None))
         placed = [seconds[m] if self._places_in_time(m) else None for m in self.modalities]
         z = dict(zip(self.modalities, extract_all(extractors, entered.values(), placed), strict=True))
         left = {m: pointers[m].strided(self._stride(m)) for m in self.modalities}
@@ -355,9 +356,7 @@ class MEA(nn.Module):
         given: tuple[Any, ...] = steps.x, steps.pointers
         if steps.edges is None and not maps:  # edges number rows, which `level` moves
             given = level(*given)
-        given = *given, steps.edges, maps
-        exclusive = None if self.exclusive is None else self.exclusive(*given)
-        agnostic = None if self.agnostic is None else self.agnostic(*given)
+        exclusive, agnostic = (None if part is None else part(*given, steps.edges, maps) for part in (self.exclusive, self.agnostic))
         nothing_missing = all_present({m: e.pointers for m, e in steps.entered.items()})
         return exclusive, agnostic, None if nothing_missing else {m: p.present for m, p in steps.pointers.items()}
 

@@ -142,7 +142,7 @@ class UnimodalExtractor(nn.Module):
         entered = enter(x, layout, self.in_channels)
         pointers = entered.pointers
         if self.positions == "seconds":
-            time = read_time(time, entered, "time")
+            time = read_time(time, entered, "time", self.time_scale)
         elif time is not None:
             raise ValueError("time: expected None with positions='steps', which reads no time, got a tensor; positions='seconds' reads it")
         left = (self.kernel_size - 1) // 2

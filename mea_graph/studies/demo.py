@@ -115,9 +115,15 @@ def run(folder: Path) -> dict[str, Outcome]:
     console.print(results_table(outcomes, constant_scores(data, "test")))
     baseline = max((name for name in outcomes if name != FULL), key=lambda name: outcomes[name].scores["r2"])
     margin = outcomes[FULL].scores["r2"] - outcomes[baseline].scores["r2"]
-    console.print(f"MEA explains {100 * margin:+.1f} points more of the variance than its best baseline ({baseline}).")
+    console.print(margin_in_words(margin, baseline))
     console.print(f"checkpoint {outcomes['MEA'].checkpoint}, figure {folder / 'learning_curves.png'}", highlight=False, soft_wrap=True)
     return outcomes
+
+
+def margin_in_words(margin: float, baseline: str) -> str:
+    """Says by how much of the variance MEA is ahead of or behind a baseline: `margin` is the difference of their R2."""
+    more = f"{abs(100 * margin):.1f} points {'less' if margin < 0 else 'more'}"
+    return f"MEA explains {more} of the variance than its best baseline ({baseline})."
 
 
 def results_table(outcomes: dict[str, Outcome], constant: dict[str, float]) -> Table:

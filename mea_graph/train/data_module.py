@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from numbers import Integral
 from typing import Any, Literal
@@ -90,6 +91,9 @@ class SequenceDataModule(L.LightningDataModule):
         if (source is None) == (events is None):
             got = "both" if source is not None else "none" if preset is None else f"none\n{PRESETS[preset].instructions()}"
             raise DataError(f"data: expected data.source (a file) or data.events (embedded data), got {got}")
+        if not isinstance(source, str | os.PathLike | Mapping | MultimodalDataset | None):
+            made = "; MultimodalDataset.from_samples makes one of PyG samples, from_arrays of arrays"
+            raise DataError(f"data.source: expected a path or a MultimodalDataset, got {type(source).__name__}{made}")
         for name, number, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
             if not isinstance(number, Integral) or isinstance(number, bool) or number < least:
                 raise DataError(f"data.{name}: expected an integer >= {least}, got {number!r}")

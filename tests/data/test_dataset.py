@@ -130,6 +130,10 @@ GOOD = [np.ones((2, 3)), np.ones((1, 3))]
         ({"x": {"a": GOOD}, "fields": {"s": [{}, {}]}}, "field 's': expected numbers or strings"),
         ({"x": {"a": GOOD}, "time": {"b": [[0, 1], [0]]}}, "time: expected modalities among"),
         ({"x": {"a": GOOD}, "time": {"a": [[0, 1], [0, 1]]}}, "a: sample '1': expected 1 times"),
+        (
+            {"x": {"a": GOOD}, "time": {"a": [np.zeros(2, "M8[ms]"), [0]]}},
+            r"expected 2 times in seconds, .*; \(t - start\) / np.timedelta64",
+        ),
         ({"x": {"a": GOOD}, "time": {"a": [[0, np.nan], [0]]}}, "a: sample '0': .*nan in time of step 1"),
         ({"x": {"a": GOOD}, "y": [0, 2], "label_names": ["p", "q"]}, "label_names: expected 3 names"),
         ({"x": {"a": GOOD}, "y": [0.0, 2.0], "label_names": ["p", "q"]}, "label_names: .*regression"),

@@ -369,6 +369,15 @@ def test_compiled_and_exported(make: Make) -> None:
     near(program.module()(x[:5], EDGES[:, :7]), conv(x[:5], EDGES[:, :7]))
 
 
+@use("SAGE")
+def test_int32_edges(make: Make) -> None:
+    """On a small graph as on a large one, with `EdgeIndex` too."""
+    conv, x = make(C, 3), features()
+    for edges in (EDGES, EDGES.repeat(1, 1 << 14)):
+        near(conv(x, edges.int()), conv(x, edges))
+        near(conv(x, EdgeIndex(edges.int(), sparse_size=(N, N)).sort_by("col")[0]), conv(x, edges))
+
+
 @use("GAT", "SAGE")
 def test_compiled_once_for_every_size(make: Make) -> None:
     conv = make(C, 3)

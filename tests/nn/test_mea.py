@@ -295,6 +295,7 @@ def test_one_step_on_two_samples_of_five_modalities() -> None:
     ("options", "message"),
     [
         ({"in_channels": {"text": 5}}, r"modalities: expected at least 2 .*got \('text',\); agnostic=None, discriminator=None make"),
+        ({"in_channels": [5, 2]}, r"in_channels: expected a dict of the width of each modality by its name, got \[5, 2\]"),
         ({"in_channels": {"a.b": 5, "c": 2}}, "modalities: expected names that can name a submodule.*got 'a.b'"),
         ({"exclusive": None, "agnostic": None}, "exclusive, agnostic: expected at least one of them, got None twice"),
         ({"fusion": "tensor"}, "fusion: expected options, a module or one of concatenation, addition, multiplication, got 'tensor'"),

@@ -247,6 +247,7 @@ def test_one_sequence_needs_no_layout(randomised: Any) -> None:
         (torch.tensor([0, 3, 6]), "ptr: expected numbers that rise from 0 to 5, the number of rows, got"),
         (torch.tensor([1, 3, 5]), "ptr: expected numbers that rise from 0 to 5"),
         (torch.tensor([0, 4, 3, 5]), "ptr: expected numbers that rise from 0 to 5"),
+        (torch.tensor([0, 0, 1, 1, 1]), "x: ptr: expected .*; a batch vector needs batch_size= in MEA"),
         (torch.tensor([0.0, 5.0]), r"x: expected ptr, int64 \(B \+ 1,\), beside rows \(N, d\), got torch.float32"),
         (torch.ones(1, 5, dtype=torch.bool), r"x: expected ptr, int64 \(B \+ 1,\), beside rows \(N, d\), got torch.bool"),
         (Pointers.from_ptr(torch.tensor([0, 4])), "x: expected Pointers of 5 rows, got"),

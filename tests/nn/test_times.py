@@ -277,3 +277,43 @@ def test_bad_times_of_a_batch_are_named(batch: Batch) -> None:
 def test_bad_options_of_the_model_are_named(extractor: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MEA(WIDTHS, 2, **SMALL, extractor=extractor)
+
+
+@pytest.mark.parametrize("options", [{"extractor": {"positions": "seconds"}}, {"window": {"seconds": 0.5}}])
+def test_times_that_their_type_cannot_hold_apart_are_refused(options: dict[str, Any], batch: Batch) -> None:
+    """float32 holds the seconds since 1970 to two minutes: all steps would be at one time."""
+    net = MEA(WIDTHS, 2, **SMALL, **options).double()
+    for m in WIDTHS:
+        batch[m].time = batch[m].time.double() + 1.7e9
+    assert net(batch).prediction.isfinite().all()
+    batch["audio"].time = batch["audio"].time.float()
+    with pytest.raises(ValueError, match=r"batch\['audio'\].time: expected times that float32 holds to 0.[15] s, got 17000000.*near 0"):
+        net(batch)
+
+
+def test_times_that_fall_in_a_window_are_named(batch: Batch) -> None:
+    net = MEA(WIDTHS, 2, **SMALL, window={"seconds": 0.5}).double()
+    times = batch["audio"].time
+    times[1] = times[0] - 1
+    with pytest.raises(ValueError, match=r"batch\['audio'\].time: expected times that never fall .*at step 1 of sample 0"):
+        net(batch)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(10, 8)
+
+    def forward(self, x: Tensor, pointers: Pointers) -> Tensor:
+        return self.table(x.squeeze(1))
+
+
+def test_an_extractor_of_ones_own_may_read_integers() -> None:
+    extractors = nn.ModuleDict({"text": Words(), "audio": UnimodalExtractor(2, 8)})
+    net = MEA({"text": 1, "audio": 2}, 2, **SMALL, extractor=extractors).eval()
+    words, sound, mask = torch.tensor([[[3], [5]], [[1], [-7]]]), torch.randn(2, 4, 2), torch.tensor([[True, True], [True, False]])
+    found = net({"text": words, "audio": sound}, {"text": mask, "audio": torch.ones(2, 4, dtype=torch.bool)}).prediction
+    alone = net({"text": words[1:, :1], "audio": sound[1:]}).prediction
+    torch.testing.assert_close(found[1:], alone)
+    with pytest.raises(TypeError, match="audio: expected a floating type"):
+        net({"text": words, "audio": sound.long()})

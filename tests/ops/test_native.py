@@ -270,6 +270,17 @@ def test_a_compiler_that_fails_is_named_and_asked_once(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("released")
+def test_a_build_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever waits for the first call learns what for, and how to do without."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(library, "_run", lambda compiler, *arguments: None)
+    assert library.refuse() is not None  # nothing was compiled
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "building the C++ kernels, once on this machine" in caplog.text
+    assert "MEA_GRAPH_NATIVE=0" in caplog.text
+
+
+@pytest.mark.usefixtures("released")
 def test_what_was_built_is_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(compiler: str, folder: Path) -> str:
         raise AssertionError("built again")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, HeteroData
 
 from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import AsynchronousEvents, DataError
@@ -325,3 +325,9 @@ def test_a_model_of_seconds_trains_by_its_options_and_predicts():
     late = batch.clone()
     late["audio"].time = late["audio"].time + 1
     assert not torch.allclose(module.predict_step(late, 0)["prediction"], outputs[0])
+
+
+def test_the_data_module_says_what_makes_a_data_set_of_pyg_samples():
+    for source in ([HeteroData()], HeteroData(), np.zeros(3)):
+        with pytest.raises(DataError, match=r"data.source: expected a path or a MultimodalDataset, got .*; MultimodalDataset.from_samples"):
+            SequenceDataModule(source)

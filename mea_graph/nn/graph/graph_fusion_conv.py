@@ -199,6 +199,7 @@ class GraphFusionConv(MessagePassing):
         if fuses:
             out, alpha = self._fused(x_src, scores, edges, size)
         else:
+            edges = edges.long() if edges.dtype == torch.int32 else edges  # which the sums over edges take
             # edge_updater_type: (alpha: OptPairTensor, edge_attr: OptTensor, edge_weight: OptTensor)
             alpha = self.edge_updater(edges, alpha=scores, edge_attr=edge_attr, edge_weight=edge_weight, size=size)
             # propagate_type: (x: OptPairTensor, alpha: Tensor)

@@ -90,7 +90,8 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def _build(compiler: str, folder: Path) -> str:
-    """Compiles all sources at the same time, since that takes seconds, and links them."""
+    """Compiles all sources at the same time, since that takes seconds, and links them. It says so: the first call seems to hang."""
+    _LOG.warning("building the C++ kernels, once on this machine, which takes up to a minute; MEA_GRAPH_NATIVE=0 computes without them")
     here, objects = Path(__file__).parent, [str(folder / f"{Path(source).stem}.o") for source in _SOURCES]
     with concurrent.futures.ThreadPoolExecutor(len(_SOURCES)) as pool:
         compile_one = lambda source, to: _run(compiler, *_FLAGS, "-c", str(here / source), "-o", to)  # noqa: E731

@@ -103,10 +103,10 @@ class Recurrence:
         driving, held, biases, of_state = ([own[at + kind] for own in weights for at in (0, 4)] for kind in range(4))  # by way
         if cell.has_bias:
             held = [torch.cat([u, b.unsqueeze(1)], 1) for u, b in zip(held, of_state, strict=True)]
+            bias = torch.cat(biases)
         else:
-            # Added before they are joined: a sum of two `cat` gives both biases gradients in the same memory, where clipping scales twice.
-            biases = [b + c for b, c in zip(biases, of_state, strict=True)]
-        bias = torch.cat(biases)
+            # Not a sum of two `cat`, which gives both biases gradients in the same memory, where clipping scales twice.
+            bias = torch.cat([*biases, *of_state]).view(2, -1).sum(0)
         weight = torch.stack(held).view(len(x), 2, cell.gates, hidden, -1)
         if len(x) == 1:
             joined = F.linear(x[0], torch.cat(driving), bias)

@@ -32,7 +32,7 @@ def test_the_demo_ends_with_table_margin_checkpoint_and_figure(tmp_path, capsys,
         "late fusion GRU",
         "pairwise Transformer (MulT)",
         "MEA",
-        "points more of the variance than its best baseline",
+        " of the variance than its best baseline",
     ):
         assert row in printed
     lines = printed.splitlines()
@@ -41,6 +41,11 @@ def test_the_demo_ends_with_table_margin_checkpoint_and_figure(tmp_path, capsys,
     assert matplotlib.image.imread(tmp_path / "out" / "learning_curves.png").std() > 0.05
     module = MEAModule.load_from_checkpoint(tmp_path / "out" / "checkpoints" / "MEA" / "best.ckpt", weights_only=True)
     assert module.hparams["channels"] == 8
+
+
+def test_a_margin_below_zero_is_called_less():
+    assert demo.margin_in_words(-0.003, "GRU") == "MEA explains 0.3 points less of the variance than its best baseline (GRU)."
+    assert demo.margin_in_words(0.012, "GRU") == "MEA explains 1.2 points more of the variance than its best baseline (GRU)."
 
 
 @pytest.mark.usefixtures("small")
