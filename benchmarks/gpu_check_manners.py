@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import cases, measure
+from benchmarks.gpu_check_models import bucket
 from benchmarks.gpu_check_ops import BFLOAT16, CHECKS, FLOAT32, Build, check
 from benchmarks.gpu_check_recurrent import BILSTM
 from benchmarks.gpu_check_run import Record, Run
@@ -23,6 +24,7 @@ PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 
 def manners(run: Run) -> None:
     run.each("manners", {f"second stream, {op}": lambda op=op: other_stream(run, op) for op in EVERY})
+    run.each("manners", {"prediction captured for a size": lambda: bucket(run)})
     run.each("manners", {"second device": lambda: second_device(run), "memory": lambda: memory(run)})
     run.each("manners", {"compute-sanitizer": lambda: sanitized(run)})
 

@@ -204,6 +204,31 @@ def model_captured(run: Run) -> None:
     run.each("time", {_title(*b, ", captured"): lambda b=b: find(*b) for b in _batches(run)})
 
 
+def bucket(run: Run) -> Record:
+    """The prediction captured for a size, then replayed for batches of fewer samples and steps, as docs/runtimes.md has it."""
+    if not run.on_cuda:
+        return {"skipped": "a CUDA graph needs CUDA"}
+    shape, size = _shape(run), 4
+    network = models.mea().to(run.device).eval()
+    x = {m: torch.zeros(size, n, CHANNELS[m], device=run.device) for m, n in shape.longest.items()}
+    mask = {m: torch.ones(size, n, dtype=torch.bool, device=run.device) for m, n in shape.longest.items()}
+
+    def predict() -> list[Tensor]:
+        with torch.no_grad():
+            return [network(x, mask).prediction]
+
+    replay, errors = captured(predict), {}
+    for samples in (draw(shape, 3, "true lengths", device=run.device), draw(shape, size, "full padding", device=run.device)):
+        for m in x:
+            count, steps = samples.mask[m].shape
+            mask[m].zero_()[:count, :steps].copy_(samples.mask[m])
+            x[m][:count, :steps].copy_(samples.padded[m])
+        with torch.no_grad():
+            expected = network(samples.x_dict, samples.batch_dict, samples.size).prediction
+        errors[f"{samples.size} samples"] = measure.error([replay()[0][: samples.size]], [expected])
+    return {"errors": errors, "passed": all(e <= models.BUDGET for e in errors.values())}
+
+
 def model_compiled(run: Run) -> None:
     """`torch.compile`, as it is and with CUDA graphs; a compiled pass that differs from the eager one is not timed."""
 
