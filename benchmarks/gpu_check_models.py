@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import baselines, cases, layers, measure, models
 from benchmarks.gpu_check_clock import captured, clocks, first_line, kernels, launches, waits
-from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, FLOAT32, exact
+from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, FLOAT32, backends, exact
 from benchmarks.gpu_check_run import Record, Run, spoil
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
 from mea_graph.nn import MEA, MEALoss
@@ -49,7 +49,7 @@ def layers_of_mea(run: Run) -> None:
         timed = clocks(case.contenders, run.clock / 2, run.device)
         for contender, of in timed.items():
             of["error"] = errors.get(contender)
-        return {**found, "launches": started, "contenders": timed}
+        return {**found, "launches": started, "contenders": timed, "backends": backends(case.contenders["mea_graph"])}
 
     run.each("time", {name: lambda build=build: find(build) for name, build in builds.items()})
 
@@ -142,8 +142,8 @@ def model_eager(run: Run) -> None:
         started = launches(contenders["mea_graph"], run.device)
         title = _title(kind, size, mode, ", autocast" if autocast else "")
         found = clocks(contenders, run.clock / 2, run.device, graphs=False)
-        dtype = "bfloat16" if autocast else "float32"
-        return {"case": title, "dtype": dtype, "contenders": found, "launches": started, "refused": refused, "samples": size}
+        about = {"launches": started, "backends": backends(contenders["mea_graph"]), "refused": refused, "samples": size}
+        return {"case": title, "dtype": "bfloat16" if autocast else "float32", "contenders": found, **about}
 
     batches = [(*batch, autocast) for batch in _batches(run) for autocast in (False, True) if not (autocast and batch[1] != 32)]
     run.each("time", {_title(*b[:3], ", autocast" if b[3] else ""): lambda b=b: find(*b) for b in batches})

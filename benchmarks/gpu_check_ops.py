@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -208,12 +209,8 @@ def good(errors: Mapping[str, float], dtype: torch.dtype) -> bool:
 
 def check_all(run: Run, op: str, every: Sequence[Build], small: Sequence[int]) -> None:
     """All of them in every dtype; on little input those with the numbers in `small`."""
-    builds = [every[i] for i in small] if run.small else every
-    found = {}
-    for i, build in enumerate(builds):
-        for dtype in DTYPES:
-            found[f"{op} {i}, {dtype_name(dtype)}"] = lambda build=build, dtype=dtype: check(op, build, dtype, run.device)
-    run.each("check", found)
+    builds = [(i, build, dtype) for i, build in enumerate([every[i] for i in small] if run.small else every) for dtype in DTYPES]
+    run.each("check", {f"{op} {i}, {dtype_name(dtype)}": partial(check, op, build, dtype, run.device) for i, build, dtype in builds})
 
 
 def check_predictive(run: Run) -> None:
@@ -264,6 +261,13 @@ def predictive_compiled(batch: int, length: int, lengths: Sequence[int] | None, 
     return case._replace(contenders=contenders, checked=[name for name in case.checked if name in contenders])
 
 
+def backends(run: measure.Pass) -> dict[str, list[str]]:
+    """By op, which backends a pass runs: a time says little where a kernel was expected and the formula ran."""
+    with record_calls() as calls:
+        run()
+    return {op: sorted(name for known, name in calls if known == op) for op, _ in calls}
+
+
 def time_case(build: Callable[[], cases.Case], seconds: float, device: str) -> Record:
     """Wall time, event time and CUDA-graph time of every contender. What is wrong is not timed."""
     case = build()
@@ -272,6 +276,7 @@ def time_case(build: Callable[[], cases.Case], seconds: float, device: str) -> R
     found: Record = {"case": case.name, "dtype": dtype_name(case.dtype), "contenders": {}}
     if not good(errors, case.dtype):
         return {**found, "not_timed": f"error {errors['mea_graph']:.1e}"}
+    found["backends"] = backends(case.contenders["mea_graph"])
     found["contenders"] = clocks(case.contenders, seconds, device)
     for name, contender in found["contenders"].items():
         contender["error"] = errors.get(name)
