@@ -229,7 +229,7 @@ def check_grouped(run: Run) -> None:
     check_all(run, "grouped_linear", CHECKS["grouped_linear"], SMALL["grouped_linear"])
 
 
-def _true_formula(case: cases.Case, device: str) -> measure.Pass:
+def _true_formula(case: cases.Case, device: str, compiled: bool = False) -> measure.Pass:
     """The printed formula with every map in the dtype of the case, as a user would write it: `reference` takes float32 at least."""
     draw, pointers = draws(device), cases.pointers_of(case.about["attention"]["lengths"], device)
     shape = (pointers.num_rows, cases.HEADS, cases.WIDTH)
@@ -241,7 +241,9 @@ def _true_formula(case: cases.Case, device: str) -> measure.Pass:
         out = reference.predictive_attention(q, k, v, q_prior, k_prior, weight, bias, cases.MU, mask)
         return pointers.unpad(out.transpose(1, 2))
 
-    return cases.step(attend, [t.to(case.dtype).requires_grad_() for t in inputs], draw(*shape).to(case.dtype))
+    return cases.step(
+        torch.compile(attend) if compiled else attend, [t.to(case.dtype).requires_grad_() for t in inputs], draw(*shape).to(case.dtype)
+    )
 
 
 def predictive_times(batch: int, length: int, lengths: Sequence[int] | None, dtype: torch.dtype, device: str) -> cases.Case:
@@ -257,7 +259,7 @@ def predictive_compiled(batch: int, length: int, lengths: Sequence[int] | None, 
     case = cases.predictive(batch, length, lengths, dtype, device, dtype == FLOAT32)
     contenders = {name: run for name, run in case.contenders.items() if name != "eager formula"}
     if dtype != FLOAT32:
-        contenders[f"torch.compile of the formula in {dtype_name(dtype)}"] = torch.compile(_true_formula(case, device))
+        contenders[f"torch.compile of the formula in {dtype_name(dtype)}"] = _true_formula(case, device, True)
     return case._replace(contenders=contenders, checked=[name for name in case.checked if name in contenders])
 
 
@@ -273,10 +275,14 @@ def time_case(build: Callable[[], cases.Case], seconds: float, device: str) -> R
     case = build()
     with exact():
         errors = case.errors()
-    found: Record = {"case": case.name, "dtype": dtype_name(case.dtype), "contenders": {}}
+    found: Record = {
+        "case": case.name,
+        "dtype": dtype_name(case.dtype),
+        "contenders": {},
+        "backends": backends(case.contenders["mea_graph"]),
+    }
     if not good(errors, case.dtype):
         return {**found, "not_timed": f"error {errors['mea_graph']:.1e}"}
-    found["backends"] = backends(case.contenders["mea_graph"])
     found["contenders"] = clocks(case.contenders, seconds, device)
     for name, contender in found["contenders"].items():
         contender["error"] = errors.get(name)
