@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import baselines, cases, layers, measure, models
-from benchmarks.gpu_check_clock import captured, clocks, first_line, kernels, launches, waits
-from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, FLOAT32, backends, exact
+from benchmarks.gpu_check_clock import backends, captured, clocks, first_line, kernels, launches, waits
+from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, FLOAT32, exact
 from benchmarks.gpu_check_run import Record, Run, spoil
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
 from mea_graph.nn import MEA, MEALoss

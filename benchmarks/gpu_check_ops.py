@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import cases, measure, roofline
-from benchmarks.gpu_check_clock import clocks, kernels
+from benchmarks.gpu_check_clock import backends, clocks, kernels
 from benchmarks.gpu_check_run import Record, Run
 from mea_graph.ops import IntervalEdges, Pointers, edge_attention, interval_attention, predictive_attention, record_calls
 from mea_graph.ops.grouped import grouped_linear
@@ -261,13 +261,6 @@ def predictive_compiled(batch: int, length: int, lengths: Sequence[int] | None, 
     if dtype != FLOAT32:
         contenders[f"torch.compile of the formula in {dtype_name(dtype)}"] = _true_formula(case, device, True)
     return case._replace(contenders=contenders, checked=[name for name in case.checked if name in contenders])
-
-
-def backends(run: measure.Pass) -> dict[str, list[str]]:
-    """By op, which backends a pass runs: a time says little where a kernel was expected and the formula ran."""
-    with record_calls() as calls:
-        run()
-    return {op: sorted(name for known, name in calls if known == op) for op, _ in calls}
 
 
 def time_case(build: Callable[[], cases.Case], seconds: float, device: str) -> Record:
