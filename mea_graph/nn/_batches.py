@@ -42,12 +42,10 @@ def known_layout(batch: HeteroData, modalities: tuple[str, ...]) -> dict[str, Po
     """The pointers of each modality with lengths that the host knows; None where it does not know one, or a sample lacks a node type."""
     layout = {}
     for m in modalities:
-        if m not in batch.node_types or "x" not in batch[m] or "ptr" not in batch[m]:
+        node = batch[m] if m in batch.node_types else {}
+        if "x" not in node or "ptr" not in node or node.ptr.numel() != getattr(batch, "num_graphs", 1) + 1 or _longest(batch, m) is None:
             return None
-        longest, ptr = _longest(batch, m), batch[m].ptr
-        if longest is None or ptr.numel() != batch.num_graphs + 1:
-            return None
-        layout[m] = Pointers.from_ptr(ptr, batch[m].x.size(0), longest)
+        layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), _longest(batch, m))
     return layout
 
 
