@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import calls, models
 from benchmarks.measure import Pass
-from benchmarks.samples import Kind, draw
+from benchmarks.samples import SHAPES, Kind, draw
 from mea_graph.ops import flops
 
 CASES: dict[str, tuple[int, Kind, models.Mode]] = {
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for name, (size, kind, mode) in CASES.items():
-        run = models.passes_of_mea(models.mea(), draw(models.MOSI, size, kind), mode)
+        run = models.passes_of_mea(models.mea(), draw(SHAPES["MOSI"], size, kind), mode)
         print(row(name, cost(run, options.repeats if size > 1 else 5 * options.repeats), best), flush=True)
 
 

@@ -13,7 +13,7 @@ Run = dict[str, Any]
 _STYLES = [("o", "-"), ("s", "--"), ("^", ":"), ("D", "-."), ("v", (0, (5, 1))), ("x", (0, (1, 1))), ("P", (0, (3, 1, 1, 1)))]
 LETTERS = 11  # points, in figures about as wide as a phone shows them
 _GREYS = ["black", "0.35", "0.55", "0.25", "0.45", "0.6", "0.3"]
-_BARS = {"train": "MEA, training step, MOSI, B 16, ", "predict": "MEA, prediction, MOSI, B 16, "}
+_BARS = "MEA, training step, MOSI, B 16, "
 
 
 def file_name(name: str, key: str) -> str:
@@ -23,9 +23,9 @@ def file_name(name: str, key: str) -> str:
 def captions(run: Run) -> list[tuple[str, str]]:
     """What can be drawn of a run: a key and the text below it."""
     found = []
-    if _bars(run, "train"):
+    if _bars(run):
         found.append(("throughput", "Training steps at batch 16, samples a second, on a logarithmic axis; longer is faster."))
-        if any("peak_bytes" in c for case in _bars(run, "train") for c in case["contenders"].values()):
+        if any("peak_bytes" in c for case in _bars(run) for c in case["contenders"].values()):
             found.append(("memory", "Peak memory of the same training steps, on a logarithmic axis; shorter is better."))
     for curve in _curves(run):
         found.append((curve, f"Growth: {curve}. Both axes are logarithmic; a line twice as steep as the grid's diagonal is quadratic."))
@@ -57,11 +57,11 @@ def draw(newest: dict[str, Any], folder: Path) -> None:
                     _draw_curve(run, key.removesuffix(", memory"), memory, folder / file_name(name, key))
 
 
-def _bars(run: Run, mode: str) -> list[dict[str, Any]]:
+def _bars(run: Run) -> list[dict[str, Any]]:
     """The training steps side by side; where both a long and a short list of baselines ran, the long one."""
     found: dict[str, dict[str, Any]] = {}
     for case in run["cases"]:
-        if case["case"].startswith(_BARS[mode]) and not case["curve"] and len(case["contenders"]) > 1:
+        if case["case"].startswith(_BARS) and not case["curve"] and len(case["contenders"]) > 1:
             kept = found.get(case["case"])
             if kept is None or len(case["contenders"]) > len(kept["contenders"]):
                 found[case["case"]] = case
@@ -77,14 +77,14 @@ def _points(run: Run, curve: str) -> list[dict[str, Any]]:
     return sorted((c for c in run["cases"] if c["curve"] and c["curve"][0] == curve), key=lambda c: c["curve"][2])
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def _axes(height: float) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "mea-graph"  # the same figures make the same files
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    figure, axes = plt.subplots(figsize=(5, height), layout="constrained")
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
@@ -97,9 +97,9 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _draw_bars(run: Run, key: str, path: Path) -> None:
-    cases = [case for case in _bars(run, "train") if key != "memory" or any("peak_bytes" in c for c in case["contenders"].values())]
+    cases = [case for case in _bars(run) if key != "memory" or any("peak_bytes" in c for c in case["contenders"].values())]
     names = list(dict.fromkeys(n for case in cases for n in case["contenders"]))
-    figure, axes = _axes(5, 1.4 + 0.28 * len(names) * len(cases))
+    figure, axes = _axes(1.4 + 0.28 * len(names) * len(cases))
     fills, step, least = ["0.15", "0.55", "0.85"], 0.8 / len(cases), math.inf
     for number, case in enumerate(cases):
         for place, name in enumerate(names):
@@ -130,7 +130,7 @@ def _ours(curve: str, suite: str) -> str:
 
 def _draw_curve(run: Run, curve: str, memory: bool, path: Path) -> None:
     points = _points(run, curve)
-    figure, axes = _axes(5, 4.8)
+    figure, axes = _axes(4.8)
     names = list(dict.fromkeys(n for case in points for n in case["contenders"]))
     for number, name in enumerate(names):
         seen = [c for c in points if name in c["contenders"] and (not memory or "peak_bytes" in c["contenders"][name])]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks import baselines
 from benchmarks.cases import Case
 from benchmarks.measure import Pass, error
-from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
+from benchmarks.samples import CHANNELS, Kind, Samples, Shape, draw
 from mea_graph.nn import MEA, MEALoss, export_onnx
 from mea_graph.ops import use_backend
 
@@ -186,6 +186,3 @@ def tiny(mode: Mode, against: tuple[str, ...] = ()) -> Case:
     # TFR-Net takes lengths that its 25 heads divide.
     little = Shape({"text": 25, "audio": 25, "vision": 25}, {"text": 9, "audio": 9, "vision": 9})
     return case(little, "tiny", 2, "true lengths", mode, against)
-
-
-MOSI, MOSEI, LONG = SHAPES["MOSI"], SHAPES["MOSEI"], SHAPES["long"]

@@ -17,13 +17,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import models
 from benchmarks.measure import Pass
-from benchmarks.samples import draw
+from benchmarks.samples import SHAPES, draw
 from mea_graph.nn import MEA, fusion_graph
 from mea_graph.ops import Pointers
 
 
 def parts(size: int, kind: str) -> dict[str, Pass]:
-    samples = draw(models.MOSI, size, kind)  # type: ignore[arg-type]
+    samples = draw(SHAPES["MOSI"], size, kind)  # type: ignore[arg-type]
     network: MEA = models.mea()
     x, ptr = samples.x_dict, samples.ptr_dict
     z = {m: torch.randn(len(v), 40).requires_grad_() for m, v in x.items()}

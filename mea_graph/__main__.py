@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mea_graph import __version__
+from mea_graph.command.mistake import mistake
 from mea_graph.suggestions import did_you_mean
 
 PIPE_CLOSED = 141  # as a shell has it for a program that SIGPIPE ended
@@ -51,6 +52,7 @@ def _stopped(words: Sequence[str]) -> int:
 
 def _run(words: Sequence[str]) -> int:
     from mea_graph.command.help import COMMANDS, program_help
+    from mea_graph.command.options import TRAINING
 
     first = words[0] if words else ""
     if first == "--version":
@@ -62,11 +64,11 @@ def _run(words: Sequence[str]) -> int:
     composed = first in ("--config", "-c") or first.startswith("--config=")  # before the subcommand, as Lightning allows
     if first not in COMMANDS and not composed:
         got = f"got {first!r}{did_you_mean(first, [*COMMANDS, '--help', '--version'])}" if words else "got none"
-        return _mistake(f"expected a command, one of {', '.join(COMMANDS)}, {got}")
+        return mistake(f"expected a command, one of {', '.join(COMMANDS)}, {got}")
     try:
-        return _answer(words) if first in ("fit", "validate", "test") else _program(first)(_rest(words))
+        return _answer(words) if first in TRAINING else _program(first)(_rest(words))
     except ImportError as error:
-        return _mistake(str(error))
+        return mistake(str(error))
 
 
 def _answer(words: Sequence[str]) -> int:
@@ -83,7 +85,7 @@ def _answer(words: Sequence[str]) -> int:
     if text is not None:
         print(text)
         return 0
-    return _mistake(f"{message}; see mea-graph {words[0]} --help") if message else _program(words[0])(words)
+    return mistake(f"{message}; see mea-graph {words[0]} --help") if message else _program(words[0])(words)
 
 
 def _rest(words: Sequence[str]) -> Sequence[str]:
@@ -102,11 +104,6 @@ def _program(name: str) -> Callable[[Sequence[str]], int]:
     from mea_graph.train import cli
 
     return cli.main
-
-
-def _mistake(message: str) -> int:
-    print(f"mea-graph: error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """What every test runs under: one thread, a fixed seed, no display, Triton interpreted, C++ only where a test asks for it."""
 
+import errno
+import importlib.util
 import multiprocessing
 import os
 import signal
 import socket
+import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -78,6 +83,42 @@ def torch_scatter_installed() -> None:
     if os.environ.get("MEA_GRAPH_REQUIRE_SCATTER") == "1":
         pytest.fail("MEA_GRAPH_REQUIRE_SCATTER=1, but torch_scatter cannot be imported")
     pytest.skip("torch_scatter is not installed")
+
+
+@pytest.fixture(scope="module")
+def tool() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script of `tools/`."""
+    imported = []
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "tools" / f"{name}.py")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        imported.append(name)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    for name in imported:
+        del sys.modules[name]
+
+
+@pytest.fixture(params=["open", "fsync", "fsync, not permitted"])
+def disk_that_syncs_no_folders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows opens no folder; some network disks refuse to sync one."""
+    original_open, original_sync = os.open, os.fsync
+
+    def opened(path, *args, **kwargs):
+        if request.param == "open" and Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original_open(path, *args, **kwargs)
+
+    def synced(descriptor):
+        if request.param != "open" and stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EACCES if "not permitted" in request.param else errno.EINVAL, "refused")
+        return original_sync(descriptor)
+
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(os, "fsync", synced)
 
 
 @pytest.fixture(scope="session")

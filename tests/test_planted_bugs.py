@@ -1,27 +1,16 @@
 """The mistakes of `tools/planted_bugs.toml` still fit the code; `tools/plant_bugs.py` says which ones the tests find."""
 
 import ast
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "tools" / "plant_bugs.py"
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("plant_bugs", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        del sys.modules[spec.name]
+def script(tool):
+    return tool("plant_bugs")
 
 
 def test_every_mistake_can_be_planted(script):

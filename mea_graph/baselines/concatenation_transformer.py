@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn.inits import reset
 
-from mea_graph.baselines.parts import BaselineModule, Projection, by_modality, prediction_head, reset_all
+from mea_graph.baselines.parts import BaselineModule, Projection, by_modality, prediction_head
 from mea_graph.nn import ExclusiveEncoder, ModalityReinforcementUnit
 from mea_graph.nn.attention.options import check_layers
 from mea_graph.ops import Pointers
@@ -83,7 +84,8 @@ class ConcatenationTransformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
-        reset_all(self)
+        for part in self.children():
+            reset(part)
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Tensor:
         """Returns the prediction of each sample."""

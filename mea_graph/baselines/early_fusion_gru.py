@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn.inits import reset
 
 from mea_graph.baselines.parts import (
     BaselineModule,
     by_modality,
     mean_gru_state,
     prediction_head,
-    reset_all,
     sample_lengths,
     window_means,
 )
@@ -64,7 +64,8 @@ class EarlyFusionGRU(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
-        reset_all(self)
+        for part in self.children():
+            reset(part)
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Tensor:
         """Returns the prediction of each sample."""

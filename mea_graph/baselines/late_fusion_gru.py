@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn.inits import reset
 
-from mea_graph.baselines.parts import by_modality, check_network_options, chosen_modalities, mean_gru_state, prediction_head, reset_all
+from mea_graph.baselines.parts import by_modality, check_network_options, chosen_modalities, mean_gru_state, prediction_head
 from mea_graph.option_types import plain_value
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -59,7 +60,8 @@ class LateFusionGRU(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
-        reset_all(self)
+        for part in self.children():
+            reset(part)
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> Tensor:
         """Returns the prediction of each sample."""

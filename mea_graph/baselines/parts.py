@@ -102,17 +102,6 @@ def prediction_head(in_channels: int, hidden_channels: int, out_channels: int, d
     )
 
 
-def reset_all(module: nn.Module) -> None:
-    """Draws the parameters of all parts of a module anew.
-
-    Args:
-        module: Its parts have `reset_parameters`, as those of torch have.
-    """
-    for part in module.modules():
-        if part is not module and hasattr(part, "reset_parameters"):
-            part.reset_parameters()  # type: ignore[operator]
-
-
 class Projection(nn.Module):
     """Brings a modality to a common width by a convolution over time and marks the positions, as Transformers need it.
 

@@ -14,6 +14,7 @@ from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError
 from mea_graph.train.metrics import TASKS, Task
+from mea_graph.train.splits import even_folds
 
 PENALTIES = (10.0, 1.0, 0.1, 0.01, 0.001, 0.0001)
 FOLDS = 5
@@ -286,10 +287,7 @@ def folds(count: int, groups: Sequence[Any] | np.ndarray | None) -> Iterator[Ten
         _, group = np.unique(np.asarray(groups), return_inverse=True)
     sizes = np.bincount(group, minlength=1)
     number = min(FOLDS, len(sizes))
-    fold, filled = np.zeros(len(sizes), np.int64), np.zeros(number, np.int64)
     drawn = np.random.default_rng(0).permutation(len(sizes))  # samples that stand in some order would make folds unlike each other
-    for member in drawn[np.argsort(-sizes[drawn], kind="stable")]:  # the largest group first, each into the fold that has least
-        fold[member] = filled.argmin()
-        filled[fold[member]] += sizes[member]
+    fold = even_folds(sizes, number, drawn)
     for one in range(number if number > 1 else 0):
         yield torch.from_numpy(fold[group] == one)

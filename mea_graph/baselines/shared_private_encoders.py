@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric.nn.inits import reset
 
-from mea_graph.baselines.parts import BaselineModule, by_modality, mean_gru_state, prediction_head, reset_all, sample_lengths
+from mea_graph.baselines.parts import BaselineModule, by_modality, mean_gru_state, prediction_head, sample_lengths
 from mea_graph.nn import ModalityReinforcementUnit
 from mea_graph.ops import Pointers
 from mea_graph.ops.pointers import put_rows
@@ -95,7 +96,8 @@ class SharedPrivateEncoders(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws all parameters anew."""
-        reset_all(self)
+        for part in self.children():
+            reset(part)
 
     def forward(self, x_dict: dict[str, Tensor], batch_dict: dict[str, Tensor], batch_size: int) -> SharedPrivateOutput:
         """Returns the prediction of each sample, and its vectors."""

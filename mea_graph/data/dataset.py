@@ -18,8 +18,7 @@ from mea_graph.data.errors import DataError
 from mea_graph.data.labels import read_names, split_meant
 from mea_graph.data.samples import arrays_of, changed_arrays
 from mea_graph.data.saved import save, taken
-from mea_graph.data.scaling import Scaling
-from mea_graph.data.standardize import scaling_of
+from mea_graph.data.scaling import Scaling, scaling_of
 from mea_graph.data.store import Store, build_store
 from mea_graph.data.views import Index, ViewedDataset, positions
 

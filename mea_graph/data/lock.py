@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+_ATTEMPTS = 1000  # each fails because another process has just been inside
+
 
 @contextlib.contextmanager
 def only_one(path: Path) -> Iterator[bool]:
@@ -32,9 +34,13 @@ def only_one(path: Path) -> Iterator[bool]:
 
 
 def _locked(path: Path) -> IO[bytes] | None:
-    while True:
+    for _ in range(_ATTEMPTS):
         try:
             file = open(path, "ab")  # noqa: SIM115 (it stays open as long as the lock is held)
+        except FileNotFoundError:  # who held it before has removed the folder, in which it left nothing
+            with contextlib.suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         except OSError:
             return None
         try:
@@ -50,6 +56,7 @@ def _locked(path: Path) -> IO[bytes] | None:
             file.close()
             raise
         file.close()
+    return None
 
 
 def _wait(file: IO[bytes]) -> None:

@@ -141,7 +141,7 @@ def pack(name: str, arrays: Sequence[Any], ids: Sequence[str], time: Sequence[An
     try:
         for first, last in _pieces(ptr, width):
             piece = rows.piece(int(ptr[last] - ptr[first]))
-            # what overflows float32 becomes infinite, which `_check_piece` refuses with its sample; numpy has nothing to add
+            # what overflows float32 becomes infinite, which `_refuse` tells with its sample; numpy has nothing to add
             with np.errstate(all="ignore"):
                 for i in range(first, last):
                     if (part := parts[i]) is not None:

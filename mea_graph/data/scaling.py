@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mea_graph.data.arrays import as_numbers
 from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
+
+if TYPE_CHECKING:
+    from mea_graph.data.dataset import MultimodalDataset
 
 _CHUNK = 1 << 16  # steps summed in one go, in float64
 
@@ -35,7 +38,32 @@ class Scaling:
         return scaled
 
 
-def fit_scaling(sequences: dict[str, Ragged], group: np.ndarray, fit_rows: np.ndarray) -> Scaling:
+def scaling_of(
+    dataset: MultimodalDataset,
+    by: str | None,
+    fit_on: Sequence[int] | np.ndarray | None,
+    statistics: Mapping[str, tuple[Any, Any]] | None,
+) -> Scaling:
+    """The scaling that `MultimodalDataset.standardize` promises."""
+    sequences = {name: dataset._store.sequences[name] for name in dataset.modalities}
+    if statistics is not None:
+        if by is not None or fit_on is not None:
+            raise DataError("standardize: expected statistics, or by and fit_on to take them, got both")
+        return _given_scaling(sequences, statistics, dataset.len())
+    fit = (dataset if fit_on is None else dataset.subset(fit_on))._rows
+    if not len(fit):
+        raise DataError("fit_on: expected at least one sample, got none")
+    group = np.full(dataset.len(), -1)
+    if by is None:
+        group[dataset._rows] = 0
+    else:
+        values, group[dataset._rows] = np.unique(dataset._field(by), return_inverse=True)
+        if lacking := sorted(set(range(len(values))) - set(group[fit].tolist())):
+            raise DataError(f"standardize by {by!r}: expected samples of every value in fit_on, got none of {values[lacking].tolist()[:5]}")
+    return _fit_scaling(sequences, group, fit)
+
+
+def _fit_scaling(sequences: dict[str, Ragged], group: np.ndarray, fit_rows: np.ndarray) -> Scaling:
     """Statistics of each modality and group over the stored samples `fit_rows` only; a constant channel gets standard deviation 1."""
     groups = int(group.max(initial=0)) + 1
     mean, std = {}, {}
@@ -44,7 +72,7 @@ def fit_scaling(sequences: dict[str, Ragged], group: np.ndarray, fit_rows: np.nd
     return Scaling(mean, std, group)
 
 
-def given_scaling(sequences: dict[str, Ragged], statistics: Mapping[str, tuple[Any, Any]], samples: int) -> Scaling:
+def _given_scaling(sequences: dict[str, Ragged], statistics: Mapping[str, tuple[Any, Any]], samples: int) -> Scaling:
     """Statistics that were taken elsewhere, the same for every sample."""
     if missing := [name for name in sequences if name not in statistics]:
         raise DataError(f"statistics: expected those of {list(sequences)}, got none of {missing}")

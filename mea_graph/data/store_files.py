@@ -31,11 +31,6 @@ _TEMPORARY = ".writing-"
 _ABANDONED = 24 * 3600.0  # seconds after which any temporary folder counts as left by a process that was killed
 
 
-def write_store(store: Store, folder: Path) -> None:
-    """Writes a store as `folder`, whole or not at all."""
-    write_made(lambda: store, folder.parent, lambda _: folder)
-
-
 def write_made(make: Callable[[], Store], parent: Path, place: Callable[[Store], Path], alone: bool = False) -> None:
     """Writes the store that `make` gives into a temporary folder in `parent`, which is renamed when everything is on the disk.
 
@@ -124,7 +119,7 @@ def _made(make: Callable[[], Store], folder: Path) -> tuple[Store, list[_FileRow
 
 
 def open_store(folder: Path) -> Store:
-    """Opens what `write_store` wrote, once it is sure that it is still the same.
+    """Opens what `write_made` wrote, once it is sure that it is still the same.
 
     Small files are compared with their check sums each time; large ones where they are newer than `meta.json`, which is written
     last: after a copy, that is, or a change. They need not be read for it again once they were found to be the same.

@@ -1,6 +1,7 @@
 """From a PyG batch to rows, pointers and times by modality."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch_geometric.data import HeteroData
@@ -42,7 +43,7 @@ def known_layout(batch: HeteroData, modalities: tuple[str, ...]) -> dict[str, Po
     """The pointers of each modality with lengths that the host knows; None where it does not know one, or a sample lacks a node type."""
     layout = {}
     for m in modalities:
-        node = batch[m] if m in batch.node_types else {}
+        node: Any = batch[m] if m in batch.node_types else {}
         if "x" not in node or "ptr" not in node or node.ptr.numel() != getattr(batch, "num_graphs", 1) + 1 or _longest(batch, m) is None:
             return None
         layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), _longest(batch, m))
@@ -95,3 +96,12 @@ def strided_time(time: Tensor, entered: Entered, stride: int, name: str) -> Tens
     pointers = entered.pointers
     kept = pointers.position % stride == 0
     return enter_time(time, entered, name)[kept if pointers.packed else kept & pointers.real]
+
+
+def first_of_strides(time: Tensor, pointers: Pointers, stride: int) -> Tensor:
+    """The times (N,) of the rows that a stride keeps, those of `pointers.strided(stride)`, gaps of a padded batch with them."""
+    if stride == 1:
+        return time
+    if pointers.steps is not None:  # which rows these are need not be read from the data
+        return time.unflatten(0, (pointers.num_samples, pointers.steps))[:, ::stride].flatten()
+    return time[pointers.position % stride == 0]

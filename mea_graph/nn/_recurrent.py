@@ -8,9 +8,6 @@ from torch import Tensor, nn
 from mea_graph.nn._side_by_side import is_watched
 from mea_graph.ops.eager import is_transformed
 from mea_graph.ops.recurrent import bigru, bilstm, layers, steps
-from mea_graph.ops.recurrent.layers import GRU_OPERATOR, LSTM_OPERATOR, both_ways
-
-__all__ = ["GRU", "GRU_OPERATOR", "LSTM", "LSTM_OPERATOR", "both_ways", "op_of_both"]
 
 
 class _Recurrent(nn.RNNBase):

@@ -10,7 +10,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
-from mea_graph.nn._batches import given_times, of_batch, read_time, strided_time
+from mea_graph.nn._batches import first_of_strides, given_times, of_batch, read_time, strided_time
 from mea_graph.nn._parts import Part, check_needed, fusion_options, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_modalities, check_sizes, enter_all
 from mea_graph.nn._side_by_side import level
@@ -331,8 +331,7 @@ class MEA(nn.Module):
         z = dict(zip(self.modalities, extract_all(extractors, entered.values(), placed), strict=True))
         left = {m: pointers[m].strided(self._stride(m)) for m in self.modalities}
         if self.window is not None:
-            # a stride keeps the times of its first steps, in padding too
-            seconds = {m: time[pointers[m].position % self._stride(m) == 0] if self._stride(m) > 1 else time for m, time in seconds.items()}
+            seconds = {m: first_of_strides(time, pointers[m], self._stride(m)) for m, time in seconds.items()}
             edges = {**self.window.edges(left, seconds), **(edges or {})}
         return _Steps(z, left, edges, entered, times)
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-PARTS = ("extractor", "exclusive", "agnostic", "discriminator", "fusion", "head")
-
 RECOMMENDED: dict[str, Any] = {
     "dropout": 0.1,
     "extractor": {"kernel_size": 1, "skip": True},

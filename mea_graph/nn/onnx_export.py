@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._recurrent import GRU_OPERATOR, LSTM_OPERATOR
 from mea_graph.nn.mea import MEA
+from mea_graph.ops.recurrent.layers import GRU_OPERATOR, LSTM_OPERATOR
 
 _PATIENCE = 5.0  # seconds that a stage may take in silence
 

@@ -11,11 +11,12 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import aggregation_resolver
 
 from mea_graph.nn._dropout import make_dropout
-from mea_graph.nn._recurrent import GRU, both_ways, op_of_both
+from mea_graph.nn._recurrent import GRU, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter
 from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers
 from mea_graph.ops.pooling import max_rows, mean_rows, segment_means, sum_steps
+from mea_graph.ops.recurrent.layers import both_ways
 
 Pooling = Literal["mean", "segments", "max", "gru"]
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from mea_graph.nn._batches import read_time
 from mea_graph.nn._dropout import make_dropout
-from mea_graph.nn._recurrent import LSTM, both_ways, op_of_both
+from mea_graph.nn._recurrent import LSTM, op_of_both
 from mea_graph.nn._sequences import Entered, Layout, check_sizes, enter
 from mea_graph.nn._side_by_side import is_watched, levels
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 from mea_graph.ops.recurrent import bilstm
+from mea_graph.ops.recurrent.layers import both_ways
 
 
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mea_graph.ops.eager import is_transformed, is_unseen
 
-__all__ = ["Backend", "Explanation", "Op", "explain", "record_calls", "use_backend"]
+__all__ = ["Backend", "Explanation", "Op", "accept", "explain", "record_calls", "use_backend"]
 
 _OPS: dict[str, "Op"] = {}
 _FORCED: ContextVar[str | None] = ContextVar("mea_graph_backend", default=None)
@@ -125,6 +125,10 @@ class Op:
         if chosen is None:
             raise ValueError(f"{self.name}: no backend can run: " + "; ".join(f"{n}: {r}" for n, r in refused.items()))
         return chosen, refused
+
+
+def accept(**_: Any) -> None:
+    """Refuses nothing: for a backend that runs on anything."""
 
 
 def is_unwatched() -> bool:

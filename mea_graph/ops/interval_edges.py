@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.eager import is_traced
-from mea_graph.ops.pointers import Pointers, kept
+from mea_graph.ops.pointers import Pointers, kept, number
 
 __all__ = ["IntervalEdges"]
 
@@ -219,8 +219,9 @@ class IntervalEdges:
         """
         _check_parts(parts)
         target = Pointers.join([part.target for part in parts])
+        known = [source for part in parts for source in part._known] if all(part._known for part in parts) else []
         if all(part.sources and part.is_complete for part in parts):
-            return cls.of_runs(*_complete_runs(parts), target, known=[source for part in parts for source in part.sources])
+            return cls.of_runs(*_complete_runs(parts), target, known=known)
         runs = max(part.source_start.size(1) for part in parts)
         starts, lengths, begins, ends, rows = [], [], [], [], 0
         for part in parts:
@@ -230,7 +231,7 @@ class IntervalEdges:
             begins.append(F.pad(part.begin + rows, more))
             ends.append(F.pad(part.end + rows, more))
             rows += part.num_source_rows
-        return cls.of_runs(torch.cat(starts), torch.cat(lengths), rows, target, torch.cat(begins), torch.cat(ends))
+        return cls.of_runs(torch.cat(starts), torch.cat(lengths), rows, target, torch.cat(begins), torch.cat(ends), known)
 
     @property
     def is_complete(self) -> bool:
@@ -320,17 +321,19 @@ class IntervalEdges:
     def _longest(self) -> int:
         if self._known:
             return max(source.max_length for source in self._known)
-        return int(self.source_length.max()) if self.source_length.numel() else 0
+        return number(self.source_length.max(), "max_length") if self.source_length.numel() else 0
 
     @property
     def num_edges(self) -> int:
         """E, read from the data."""
         counts = self.end - self.begin
-        return int(counts.masked_fill(~self.target.real.unsqueeze(1), 0).sum())
+        return number(counts.masked_fill(~self.target.real.unsqueeze(1), 0).sum(), "num_edges")
 
     def edge_index(self) -> Tensor:
         """Lists the edges as PyG layers take them, (2, E), sorted by target."""
         counts = (self.end - self.begin).masked_fill(~self.target.real.unsqueeze(1), 0).flatten()
+        if counts.is_meta:
+            number(counts, "num_edges")
         run = torch.arange(counts.numel(), device=counts.device).repeat_interleave(counts)
         first = counts.cumsum(0) - counts
         source = self.begin.flatten().index_select(0, run) + torch.arange(run.numel(), device=run.device) - first.index_select(0, run)

@@ -80,7 +80,7 @@ class Pointers:
                 raise ValueError(
                     f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
                 )
-        made = cls(ptr[:-1], ptr.diff(), int(ptr[-1]) if num_rows is None else num_rows, packed=True)
+        made = cls(ptr[:-1], ptr.diff(), number(ptr[-1], "num_rows") if num_rows is None else num_rows, packed=True)
         made._made["ptr"] = ptr
         if max_length is not None:
             if ptr.device.type == "cpu" and not is_traced() and made.num_samples and int(made.length.max()) > max_length:
@@ -269,7 +269,7 @@ class Pointers:
         if "max_length" not in self._made and "widths" in self._made:
             self._made["max_length"] = max(part.max_length for part in self._made["widths"])
         if "max_length" not in self._made:
-            self._made["max_length"] = int(self.length.max()) if self.num_samples else 0
+            self._made["max_length"] = number(self.length.max(), "max_length") if self.num_samples else 0
         return self._made["max_length"]
 
     @kept
@@ -296,18 +296,18 @@ class Pointers:
             start = torch.arange(self.num_samples, device=length.device) * steps
             return Pointers(start, length, self.num_samples * steps, steps, self.packed)
         end = length.cumsum(0)
-        return Pointers(end - length, length, int(end[-1]) if len(end) else 0, packed=True)
+        return Pointers(end - length, length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
 
     def compact(self) -> "Pointers":
         """Returns pointers of the same samples without gaps between them."""
         if self.packed and self.steps is None:
             return self
         end = self.length.cumsum(0)
-        return Pointers(end - self.length, self.length, int(end[-1]) if len(end) else 0, packed=True)
+        return Pointers(end - self.length, self.length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
 
     def fills_rows(self) -> bool:
         """Returns whether no row is a gap. It reads the lengths of a padded batch."""
-        return self.packed or int(self.length.sum()) == self.num_rows
+        return self.packed or number(self.length.sum(), "length") == self.num_rows
 
     def pad(self, x: Tensor) -> Tensor:
         """Turns rows `(N, *)` into a padded batch `(B, T, *)`. The padding is zero if the rows have no gaps, otherwise undefined."""
@@ -365,6 +365,13 @@ class _Take(torch.autograd.Function):
     def jvp(ctx: FunctionCtx, *tangents: Tensor) -> Tensor:
         (rows,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return tangents[0].index_select(0, rows)
+
+
+def number(value: Tensor, name: str) -> int:
+    """Reads a number that decides the size of a tensor."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected tensors that hold numbers, got some on meta; Pointers of a padded batch know their sizes there")
+    return int(value)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mea_graph.command.mistake import mistake
 from mea_graph.command.words import MistypedError, Words, add_threads
 from mea_graph.configurations import packaged_configs
 
@@ -34,8 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         words = _parser().read(arguments)
     except MistypedError as error:
-        print(f"mea-graph: error: study: {error}", file=sys.stderr)
-        return 2
+        return mistake(f"study: {error}")
     from mea_graph.data import DataError
     from mea_graph.train.error_message import one_line
     from mea_graph.train.quieten import quieten
@@ -46,8 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # not the user's mistake: `mea-graph study ... | head` has seen enough
         raise
     except (DataError, OSError, ImportError) as error:
-        print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return mistake(one_line(error))
 
 
 def _study(words: argparse.Namespace, command: str) -> int:
@@ -57,6 +55,7 @@ def _study(words: argparse.Namespace, command: str) -> int:
     from mea_graph.studies.schedule import finish
     from mea_graph.studies.studies import STUDIES
     from mea_graph.train.accelerators import check_accelerator
+    from mea_graph.train.run_folder import claimed
     from mea_graph.train.threads import computing_on
 
     check_accelerator(words.accelerator, "accelerator")
@@ -66,19 +65,20 @@ def _study(words: argparse.Namespace, command: str) -> int:
     runs = plan(recipe, study.rows(recipe.model, list(data.in_channels), words), words, data.dataset.hash, **study.measured(words))
     check_runs(runs)
     folder = words.out or Path("studies") / recipe.name / words.study
-    print(f"{len({run.id for run in runs})} runs in {folder}", flush=True)
     shown = recipe.monitor.rpartition("/")[2]
-    with computing_on(words.threads or recipe.threads) as note:
-        if note:
-            print(f"note: {note}", flush=True)
-        found, errors = finish(runs, folder, words.workers, words.accelerator, shown)
-    results = Results.gather(runs, found, data.task, recipe.monitor)
-    if results.records:
-        text, figures = study.report(results, folder, words)
-        write_report(folder, study.title, command, results, text, figures)
-        print(f"{text}\n\nwritten: {folder / 'table.md'}", flush=True)
+    with claimed(folder):
+        print(f"{len({run.id for run in runs})} runs in {folder}", flush=True)
+        with computing_on(words.threads or recipe.threads) as note:
+            if note:
+                print(f"note: {note}", flush=True)
+            found, errors = finish(runs, folder, words.workers, words.accelerator, shown)
+        results = Results.gather(runs, found, data.task, recipe.monitor)
+        if results.records:
+            text, figures = study.report(results, folder, words)
+            write_report(folder, study.title, command, results, text, figures)
+            print(f"{text}\n\nwritten: {folder / 'table.md'}", flush=True)
     for error in errors:
-        print(f"mea-graph: error: {error}", file=sys.stderr)
+        mistake(error)
     return 1 if errors else 0
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mea_graph.command.mistake import mistake
 from mea_graph.command.words import MistypedError, Words, add_threads
 
 
@@ -21,21 +21,21 @@ def main(arguments: Sequence[str]) -> int:
     try:
         options = parser.read(arguments)
     except MistypedError as error:
-        print(f"mea-graph: error: demo: {error}", file=sys.stderr)
-        return 2
+        return mistake(f"demo: {error}")
+    from mea_graph.data import DataError
     from mea_graph.studies.demo import run
     from mea_graph.train.quieten import quieten
+    from mea_graph.train.run_folder import claimed
     from mea_graph.train.threads import computing_on
 
     quieten()
     try:
-        with computing_on(options.threads) as note:
+        with claimed(options.out), computing_on(options.threads) as note:
             if note:
                 print(f"note: {note}", flush=True)
             run(options.out)
     except BrokenPipeError:  # not the user's mistake: `mea-graph demo | head` has seen enough
         raise
-    except (ImportError, OSError) as error:
-        print(f"mea-graph: error: {error}", file=sys.stderr)
-        return 2
+    except (DataError, ImportError, OSError) as error:
+        return mistake(error)
     return 0

@@ -27,7 +27,7 @@ from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.error_message import lack_of_memory, one_line
 from mea_graph.train.history import History
 from mea_graph.train.mea_module import MEAModule, complete_options
-from mea_graph.train.model_checkpoint import ModelCheckpoint
+from mea_graph.train.model_checkpoint import best_and_last
 from mea_graph.train.monitors import logged_names, unknown_monitor
 from mea_graph.train.quieten import quieten
 from mea_graph.train.task_module import TaskModule
@@ -46,7 +46,8 @@ MODULES: dict[str, Callable[..., TaskModule]] = {
     )
 }
 PLACES = ("source", "num_workers")  # options of the data that change no outcome; of the reader `cache_dir`
-CONSTANT, POOLED_LINEAR = UNTRAINED = ("constant", "pooled linear")  # kinds of runs without epochs
+CONSTANT = "constant"
+UNTRAINED = (CONSTANT, "pooled linear")  # kinds of runs without epochs
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,7 @@ def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path,
     monitor, mode = run.selection["monitor"], run.selection["mode"]
     history = History()
     with tempfile.TemporaryDirectory() as folder:
-        chosen = ModelCheckpoint(folder, "best", monitor=monitor, mode=mode, enable_version_counter=False)
-        last = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+        best, last = best_and_last(folder, monitor, mode)
         trainer = L.Trainer(
             **{"gradient_clip_val": None, **run.trainer},
             accelerator=accelerator,
@@ -245,7 +245,7 @@ def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path,
                 history,
                 EarlyStopping(monitor, mode=mode, patience=run.selection["patience"]),
                 TellProgress(run.title, monitor, tell),
-                chosen,
+                best,
                 last,
             ],
             num_sanity_val_steps=0,
@@ -257,7 +257,7 @@ def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path,
         begin = time.perf_counter()
         trainer.fit(module, data, weights_only=True)
         seconds = time.perf_counter() - begin
-        path = chosen.best_model_path if run.selection["epoch"] == "best" else str(Path(folder) / "last.ckpt")
+        path = best.best_model_path if run.selection["epoch"] == "best" else str(Path(folder) / "last.ckpt")
         if not path:
             raise DataError(
                 f"{run.name}: {monitor} was not a number in any of the {trainer.current_epoch} epochs, so none of them is the best"

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from mea_graph.baselines.scores import baseline_scores
+from mea_graph.command.mistake import mistake
 from mea_graph.command.options import LINKED, with_suggestion
 from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
@@ -40,9 +41,10 @@ from mea_graph.train.finite_loss import NonFiniteLossError
 from mea_graph.train.keyword_arguments import argument_docs
 from mea_graph.train.loggers import LoggerName, loggers
 from mea_graph.train.mea_module import MEAModule
-from mea_graph.train.model_checkpoint import ModelCheckpoint
+from mea_graph.train.model_checkpoint import ModelCheckpoint, averaging_note, best_and_last
 from mea_graph.train.monitors import check_monitors, mode_of, watching_mode
 from mea_graph.train.option_ranges import check_options
+from mea_graph.train.own_folder import OwnFolder
 from mea_graph.train.quieten import quieten
 from mea_graph.train.reports import behind_a_baseline, plain, scores_table, write_json
 from mea_graph.train.restoring import Restoring
@@ -212,12 +214,13 @@ class CommandLine(LightningCLI):
         self.datamodule.check_parts("train", *(["valid"] if validates else []))
         self.datamodule.check_training()
         check_precision(self.trainer.precision)
+        watching = self.trainer.callbacks  # type: ignore[attr-defined]
         if not self.config["fit"].trainer.fast_dev_run:
-            check_monitors(trainer_callbacks(self.trainer), self.model, self.datamodule, validates)
+            check_monitors(watching, self.model, self.datamodule, validates)
         self._announce("samples: " + ", ".join(f"{name} {len(part)}" for name, part in self.datamodule.parts.items()))
         data = self.datamodule
         unequal = imbalance_note(data.targets("train"), data.task, data.out_channels, data.label_names)
-        for note in (*data.dataset.notes, unequal, self.threads_note):
+        for note in (*data.dataset.notes, unequal, averaging_note(watching), self.threads_note):
             if note:
                 self._announce(f"note: {note}")
 
@@ -233,7 +236,7 @@ class CommandLine(LightningCLI):
         stopped = False
         if not self.restoring.done:
             self._announce(f"nothing was left to train: the checkpoint has {self.trainer.global_step} updates already")
-        for callback in trainer_callbacks(self.trainer):
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
                 stopped = True
                 self._announce(f"stopped early: {one_line(ValueError(callback.stopping_reason_message))}")
@@ -299,25 +302,19 @@ class CommandLine(LightningCLI):
 
     def _callbacks(self, fast_dev_run: bool | int) -> list[Callback]:
         self.confusion = ConfusionCounter()
-        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines(), self.confusion]
+        callbacks: list[Callback] = [RichProgressBar() if sys.stdout.isatty() else EpochLines(), self.confusion, OwnFolder(self.folder)]
         if self.subcommand == "test":
-            self.metrics = self._result("metrics.json", "test")
+            data, trained = self.datamodule, (self.checkpoint or {}).get(SequenceDataModule.__qualname__)
+            own = isinstance(trained, dict) and trained.get("data_hash") == data.dataset.hash
+            self.metrics = self.folder.result("metrics.json", "test", data.source, None if own else data.dataset.hash)
         if self.subcommand == "fit" and not fast_dev_run:
             watched = self.config_init["fit"].early_stopping
             mode = watched.mode or "min"  # where it is not known, `check_monitors` refuses
             folder = self.folder.checkpoint("best").parent
             self.watched = WatchedValues(watched.monitor, mode)
             callbacks += [KeptConfiguration(self.folder.path / "config.yaml", self.configuration), LogBeforeCheckpoint(), self.watched]
-            # two of them: Lightning writes `save_last` only when the best one changes; and the last must hold the best one's state
-            callbacks.append(ModelCheckpoint(folder, "best", monitor=watched.monitor, mode=mode, enable_version_counter=False))
-            callbacks.append(ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True))
+            callbacks += best_and_last(folder, watched.monitor, mode)
         return callbacks
-
-    def _result(self, name: str, part: str) -> Path:
-        """Where a result goes; other data than the run's own has files of its own."""
-        data, trained = self.datamodule, (self.checkpoint or {}).get(SequenceDataModule.__qualname__)
-        own = isinstance(trained, dict) and trained.get("data_hash") == data.dataset.hash
-        return self.folder.result(name, part, data.source, None if own else data.dataset.hash)
 
     @contextmanager
     def _stopping(self, checkpoint: str | None) -> Iterator[None]:
@@ -367,11 +364,6 @@ class CommandLine(LightningCLI):
             print(message, flush=True)
 
 
-def trainer_callbacks(trainer: Trainer) -> list[Callback]:
-    """Returns the callbacks of a trainer, in the order in which they are called."""
-    return trainer.callbacks  # type: ignore[attr-defined]
-
-
 def as_list(given: Any) -> list[Any]:
     """Returns the trainer's callbacks or plugins, of which there may be none, one or several, as a list."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
@@ -394,6 +386,5 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # not the user's mistake: `mea-graph fit ... | head` has seen enough
         raise
     except USER_ERRORS as error:
-        print(f"mea-graph: error: {with_suggestion(one_line(error), arguments)}", file=sys.stderr)
-        return 2
+        return mistake(with_suggestion(one_line(error), arguments))
     return 0

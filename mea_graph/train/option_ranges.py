@@ -26,9 +26,9 @@ MOST_PROCESSES = 1024  # nobody has more, and a list of so many is made
 Check = tuple[Callable[[Any], bool], str]
 
 
-def _integer(least: int, most: float = math.inf, text: str = "") -> Check:
+def _integer(least: int, most: float = math.inf) -> Check:
     said = f"an integer >= {least}" if most == math.inf else f"an integer in [{least}, {most}]"
-    return lambda value: isinstance(value, int) and least <= value <= most, text or said
+    return lambda value: isinstance(value, int) and least <= value <= most, said
 
 
 def _number(least: float) -> Check:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import pkgutil
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from mea_graph.command.mistake import mistake
 from mea_graph.command.words import add_threads
 from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
 from mea_graph.train.predictor import Predictor
 from mea_graph.train.quieten import quieten
+from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.task_module import TaskModule
 from mea_graph.train.threads import computing_on
 
@@ -32,8 +33,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"note: {note}", flush=True)
             predict(words)
     except (DataError, ImportError, OSError) as error:
-        print(f"mea-graph: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return mistake(one_line(error))
     return 0
 
 
@@ -44,7 +44,7 @@ def predict(words: argparse.Namespace) -> None:
         words: The words of the command.
     """
     module = None if words.module is None else _module(words.module)
-    predictor = Predictor.load(words.ckpt, module=module, batch_size=words.batch_size, device=words.device)
+    predictor = _loaded(words, module)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         found = predictor.predict(words.data, embeddings=words.embeddings is not None, cache_dir=words.cache_dir)
@@ -58,6 +58,17 @@ def predict(words: argparse.Namespace) -> None:
     if words.embeddings is not None:
         found.save_embeddings(words.embeddings)
         print(f"written: {words.embeddings}")
+
+
+def _loaded(words: argparse.Namespace, module: type[TaskModule] | None) -> Predictor:
+    """The predictor, or an error that names the option of this command where Python and the other commands have another name for it."""
+    folder = RunFolder(words.ckpt)
+    if not folder.checkpoint("best").is_file() and folder.checkpoint("last").is_file():
+        raise DataError(f"ckpt: there is no checkpoint {folder.checkpoint('best')}; there is --ckpt {folder.checkpoint('last')}")
+    try:
+        return Predictor.load(words.ckpt, module=module, batch_size=words.batch_size, device=words.device)
+    except DataError as error:
+        raise DataError(str(error).replace("ckpt_path: ", "ckpt: ", 1)) from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -70,9 +70,6 @@ class Restoring(L.Callback):
     def on_test_batch_end(self, *_: Any) -> None:
         self.done = True
 
-    def on_predict_batch_end(self, *_: Any) -> None:
-        self.done = True
-
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.done = self.done or trainer.state.fn == TrainerFn.VALIDATING
 

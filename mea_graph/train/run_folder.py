@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mea_graph.data import DataError
@@ -90,11 +90,12 @@ class RunFolder:
             raise DataError(f"run_dir: there is no run in {parent} yet; start one with `mea-graph fit`, or give --run_dir")
         return cls(parent / str(numbers[-1]))
 
-    def claim(self, new: bool = False) -> bool:
+    def claim(self, new: bool = False, option: str = "run_dir") -> bool:
         """Makes the folder and claims it for this process; the system ends the claim with the process, however it ends.
 
         Args:
             new: Whether it must not exist yet.
+            option: The user's option that gave the folder, for an error.
 
         Returns:
             Whether the folder is ours now.
@@ -105,7 +106,7 @@ class RunFolder:
             self.path.mkdir()
         except FileExistsError:
             if not self.path.is_dir():
-                raise DataError(f"run_dir: expected a folder, got the file {self.path}") from None
+                raise DataError(f"{option}: expected a folder, got the file {self.path}") from None
             if new:
                 return False
         self._made = missing
@@ -133,6 +134,24 @@ class RunFolder:
             for folder in reversed(self._made):
                 folder.rmdir()
         self._made = []
+
+    def check_claim(self) -> None:
+        """Refuses to go on in a place that is not the claimed folder any more: somebody else's run may be there.
+
+        Raises:
+            DataError: If the folder was moved, removed or replaced since it was claimed.
+        """
+        if self._claim is None:
+            return
+        try:
+            there = os.path.samestat(os.stat(self.path), os.fstat(self._claim))
+        except OSError:
+            there = False
+        if not there:
+            raise DataError(
+                f"run_dir: {self.path} was moved, removed or replaced while this run trained in it; where it was moved, go on with the "
+                "config.yaml that is in it and --ckpt_path last"
+            )
 
     def checkpoint(self, name: str) -> Path:
         """Returns the path of the checkpoint `best` or `last`."""
@@ -170,3 +189,22 @@ class RunFolder:
         stem, suffix = os.path.splitext(name)
         other = [] if digest is None else [re.sub(r"[^\w.]+", "-", Path(source or "events").stem), digest[:8]]
         return self.path / ("_".join([stem, *other, *([] if part == "test" else [part])]) + suffix)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Makes a folder that `--out` gave and keeps every other process that writes runs out of it.
+
+    Args:
+        path: The folder of a study or a demonstration; removed again where nothing was written into it.
+
+    Raises:
+        DataError: If another process is at work in the folder, or it is a file.
+    """
+    folder = RunFolder(path)
+    if not folder.claim(option="out"):
+        raise DataError(f"out: another process is at work in {path}; wait for it, or give another --out")
+    try:
+        yield
+    finally:
+        folder.release()

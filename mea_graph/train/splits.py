@@ -151,17 +151,20 @@ def _some(values: np.ndarray) -> str:
 
 
 def _folds(values: np.ndarray, folds: int, fold: int) -> dict[str, np.ndarray]:
-    """The largest group goes first, always into the smallest fold: even folds without randomness."""
     groups, sizes = np.unique(values, return_counts=True)
     if len(groups) < folds:
         raise DataError(f"split.folds: expected at most {len(groups)} folds (one per group), got {folds}")
-    filled = np.zeros(folds, dtype=np.int64)
-    fold_of = np.zeros(len(groups), dtype=np.int64)
-    for group in np.argsort(-sizes, kind="stable"):
+    tested = np.isin(values, groups[even_folds(sizes, folds, np.arange(len(groups))) == fold])
+    return {"train": np.flatnonzero(~tested), "test": np.flatnonzero(tested)}
+
+
+def even_folds(sizes: np.ndarray, folds: int, order: np.ndarray) -> np.ndarray:
+    """The fold of each group of samples: the largest goes first (of one size: as in `order`), always into the fold that has least."""
+    fold_of, filled = np.zeros(len(sizes), dtype=np.int64), np.zeros(folds, dtype=np.int64)
+    for group in order[np.argsort(-sizes[order], kind="stable")]:
         fold_of[group] = filled.argmin()
         filled[fold_of[group]] += sizes[group]
-    tested = np.isin(values, groups[fold_of == fold])
-    return {"train": np.flatnonzero(~tested), "test": np.flatnonzero(tested)}
+    return fold_of
 
 
 def _carve(train: np.ndarray, fraction: float, groups: np.ndarray | None, y: np.ndarray | None, seed: int) -> dict[str, np.ndarray]:

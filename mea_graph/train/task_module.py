@@ -199,14 +199,10 @@ class TaskModule(L.LightningModule):
         self._watch.end()
 
     def on_validation_epoch_end(self) -> None:
-        self._watch.end()
-        self._log_means("valid")
-        self._log_metrics("valid", self.valid_metrics)
+        self._end_evaluation("valid", self.valid_metrics)
 
     def on_test_epoch_end(self) -> None:
-        self._watch.end()
-        self._log_means("test")
-        self._log_metrics("test", self.test_metrics)
+        self._end_evaluation("test", self.test_metrics)
 
     def setup(self, stage: str) -> None:
         if self._trainer is not None:
@@ -301,10 +297,9 @@ class TaskModule(L.LightningModule):
         prediction, _ = self._step(batch, stage)
         metrics.update(prediction, batch.y)
 
-    def _log_means(self, stage: str) -> None:
+    def _end_evaluation(self, stage: str, metrics: TaskMetrics) -> None:
+        self._watch.end()
         self.log_dict({f"{stage}/{name}": value for name, value in self._means.compute().items()})
-
-    def _log_metrics(self, stage: str, metrics: TaskMetrics) -> None:
         # computed over all processes already, so each of them logs the same value
         self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.compute().items()}, sync_dist=True)
         metrics.reset()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from torch import Tensor
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers, hatches and grey levels tell them apart in print
@@ -20,7 +22,12 @@ def check_sample(present: Mapping[str, Tensor], sample: int) -> None:
         raise ValueError(f"sample: expected a number in [0, {size}), got {sample}")
 
 
-def check_count(names: Mapping[str, object], what: str) -> None:
+def check_count(names: Collection[str], what: str) -> None:
     """Refuses more things than can be distinguished."""
     if len(names) > len(COLOURS):
         raise ValueError(f"{what}: expected at most {len(COLOURS)} that can be distinguished, got {len(names)}: {', '.join(names)}")
+
+
+def by_label(axes: Iterable[Axes]) -> dict[str, Artist]:
+    """What a legend common to several panels shows: each label once."""
+    return {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}

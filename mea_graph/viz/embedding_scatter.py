@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mea_graph.nn import MEAOutput
-from mea_graph.viz._style import COLOURS, MARKERS, WIDTH, check_count
+from mea_graph.viz._style import COLOURS, MARKERS, WIDTH, by_label, check_count
 
 LETTERS = 9  # points, of the legend
 Outputs = MEAOutput | Sequence[MEAOutput]
@@ -64,8 +64,7 @@ def embedding_scatter(
     for axis, (title, shown) in zip(grid, panels.items(), strict=False):
         _draw(axis, _groups([shown] if isinstance(shown, MEAOutput) else list(shown), samples), method, seed)
         axis.set_title(title)
-    handles = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    by_modality = dict(sorted(handles.items(), key=lambda item: item[0].rpartition(", ")[0]))
+    by_modality = dict(sorted(by_label(figure.axes).items(), key=lambda item: item[0].rpartition(", ")[0]))
     modalities = len({label.rpartition(", ")[0] for label in by_modality})
     column = LETTERS * (0.035 + 0.0075 * max(map(len, by_modality)))  # about the inches of a column of the legend
     columns = min(modalities, max(1, int(WIDTH / column)))

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from mea_graph.viz._style import COLOURS, MARKERS
+from mea_graph.viz._style import COLOURS, MARKERS, by_label, check_count
 
 
 def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarray]], title: str | None = None) -> Figure:
@@ -33,8 +33,7 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarr
     if not panels:
         raise ValueError("panels: expected at least one quantity, got none")
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    if len(names) > len(COLOURS):
-        raise ValueError(f"panels: expected at most {len(COLOURS)} different curves, got {len(names)}: {', '.join(names)}")
+    check_count(names, "panels")
     figure = Figure(figsize=(4.6 * len(panels), 3.6), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.06))
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (quantity, curves) in zip(axes, panels.items(), strict=True):
@@ -46,7 +45,7 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarr
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", linewidth=0.5, color="0.88")
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = by_label(axes)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 3 * len(panels)), frameon=False)
     if title is not None:
         figure.suptitle(title)

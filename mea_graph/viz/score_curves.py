@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from mea_graph.viz._style import COLOURS, MARKERS, WIDTH, check_count
+from mea_graph.viz._style import COLOURS, MARKERS, WIDTH, by_label, check_count
 
 Curve = Mapping[float, Sequence[float]]
 MOST_IN_A_ROW = 2  # panels; more would be too small on a phone
@@ -41,9 +41,8 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
     """
     if not panels:
         raise ValueError("panels: expected at least one, got none")
-    names = {name: None for curves in panels.values() for name in curves}
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     check_count(names, "panels")
-    order = list(names)
     rows = -(-len(panels) // MOST_IN_A_ROW)
     columns = -(-len(panels) // rows)
     figure = Figure(figsize=(WIDTH, 0.8 + 2.4 * rows if columns > 1 else 3.7), dpi=200, layout=ConstrainedLayoutEngine(wspace=0.05))
@@ -55,14 +54,14 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
         places = sorted({place for curve in curves.values() for place in curve})
         step = min(np.diff(places), default=1.0)
         for name, curve in curves.items():
-            number = order.index(name)
+            number = names.index(name)
             x = np.array(sorted(curve), dtype=float)
             values = [np.asarray(curve[place], dtype=float) for place in sorted(curve)]
             if any(not len(found) or not np.isfinite(found).all() for found in values):
                 raise ValueError(f"{name}: expected finite values at every place, got {[found.tolist() for found in values]}")
             spread = [found.std(ddof=1) if len(found) > 1 else 0.0 for found in values]
             axis.errorbar(
-                x + (number - (len(order) - 1) / 2) * 0.02 * step * (len(order) > 1),  # so that bars do not hide each other
+                x + (number - (len(names) - 1) / 2) * 0.02 * step * (len(names) > 1),  # so that bars do not hide each other
                 [found.mean() for found in values],
                 yerr=spread,
                 label=name,
@@ -83,7 +82,7 @@ def score_curves(panels: Mapping[str, Mapping[str, Curve]], metric: str, title: 
         axes[0].set_ylim((low + high) / 2 - LEAST_REACH, (low + high) / 2 + LEAST_REACH)
     for axis in grid[:, 0]:
         axis.set_ylabel(metric)
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles = by_label(axes)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=1 if max(map(len, handles)) > LABEL else 2, frameon=False
     )

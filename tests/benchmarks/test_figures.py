@@ -77,7 +77,7 @@ def test_every_figure_of_the_page_is_drawn_and_the_same_when_drawn_again(suite, 
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_a_curve_has_a_line_for_every_contender(suite, tmp_path):
+def test_a_curve_has_a_line_for_every_contender(suite):
     run = results.load(suite)["runs"][0]
     points = figures._points(run, "steps")
     assert [c["curve"][2] for c in points] == [125, 250, 500]

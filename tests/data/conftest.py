@@ -1,4 +1,6 @@
-"""Sequences with known true lengths."""
+"""Sequences with known true lengths, in memory and in a file."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,3 +29,17 @@ def dataset(sequences: dict[str, list[np.ndarray]]) -> MultimodalDataset:
         fields={"subject": [1, 1, 2, 2, 3, 3], "room": ["x", "y", "x", "y", "x", "y"]},
         label_names=["low", "middle", "high"],
     )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file of five samples, one of which lacks a modality."""
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "clips.npz",
+        audio=rng.normal(size=(5, 8, 3)),
+        audio_len=np.array([8, 0, 3, 5, 2]),
+        lips=rng.normal(size=(5, 4, 2)),
+        y=np.arange(5.0),
+    )
+    return tmp_path / "clips.npz"

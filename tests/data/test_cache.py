@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,27 +16,11 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
-from mea_graph.data import DataError, MultimodalDataset, open_dataset, store_files
+from mea_graph.data import DataError, MultimodalDataset, lock, open_dataset, store_files
 from mea_graph.data import open as open_module
-from mea_graph.data.store_files import open_store, write_store
+from mea_graph.data.store_files import open_store
 
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "clips.npz",
-        audio=rng.normal(size=(5, 8, 3)),
-        audio_len=np.array([8, 0, 3, 5, 2]),
-        lips=rng.normal(size=(5, 4, 2)),
-        y=np.arange(5.0),
-    )
-    return tmp_path / "clips.npz"
-
-
-def entries(source: Path) -> list[Path]:
-    root = source.with_name(source.name + ".mea-cache")
-    return sorted(p for p in root.iterdir() if p.is_dir()) if root.exists() else []
+from .caches import entries, write_store
 
 
 def forbid(monkeypatch, *, reading=False, hashing=False):
@@ -253,3 +238,27 @@ def test_data_loader_workers_read_the_mapped_files(source, start):
     batches = list(loader)
     assert [i for batch in batches for i in batch.id] == dataset.ids
     np.testing.assert_array_equal(torch.cat([b.x_dict["audio"] for b in batches]), torch.cat([dataset[i]["audio"].x for i in range(5)]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a lock of another kind")
+def test_a_folder_that_goes_while_a_process_waits_is_made_again(tmp_path, monkeypatch):
+    """A conversion that failed took its lock and its empty folder with it; who had waited for it then worked on without a lock, and a
+    third process took that one's unfinished files for those of a killed one and removed them."""
+    path, wait, went = tmp_path / "cache" / "converting.lock", lock._wait, []
+    path.parent.mkdir()
+
+    def and_goes(file):
+        wait(file)
+        if len(went) < 2:
+            went.append(path.unlink())
+            path.parent.rmdir()
+
+    monkeypatch.setattr(lock, "_wait", and_goes)
+    with lock.only_one(path) as alone:
+        assert alone
+        assert path.exists()
+    assert len(went) == 2
+    monkeypatch.setattr(lock.Path, "mkdir", lambda *a, **k: None)
+    path.parent.rmdir()
+    with lock.only_one(path) as alone:  # nobody lets it be made: then nobody waits
+        assert not alone

@@ -8,7 +8,6 @@ import pickle
 import stat
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,25 +15,9 @@ import pytest
 from mea_graph.data import DataError, cache, open_dataset, store_files
 from mea_graph.data import open as open_module
 from mea_graph.data.ragged import Ragged
-from mea_graph.data.store_files import open_store, write_store
+from mea_graph.data.store_files import open_store
 
-
-@pytest.fixture
-def source(tmp_path) -> Path:
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "clips.npz",
-        audio=rng.normal(size=(5, 8, 3)),
-        audio_len=np.array([8, 0, 3, 5, 2]),
-        lips=rng.normal(size=(5, 4, 2)),
-        y=np.arange(5.0),
-    )
-    return tmp_path / "clips.npz"
-
-
-def entries(source: Path) -> list[Path]:
-    root = source.with_name(source.name + ".mea-cache")
-    return sorted(p for p in root.iterdir() if p.is_dir()) if root.exists() else []
+from .caches import entries, write_store
 
 
 @pytest.mark.parametrize("damage", ["truncate", "meta", "missing", "swap"])
@@ -196,23 +179,8 @@ class TestFolder:
         assert [path.name for path in (tmp_path / "foreign").iterdir()] == ["source.json"]
         assert (tmp_path / "foreign" / "source.json").read_text() == "mine"
 
-    @pytest.mark.parametrize("refusal", ["open", "fsync", "fsync, not permitted"])
-    def test_a_disk_that_syncs_no_folders_is_none_the_worse(self, source, monkeypatch, refusal):
-        """Windows opens no folder; some network disks refuse to sync one."""
-        original_open, original_sync = os.open, os.fsync
-
-        def opened(path, *args, **kwargs):
-            if refusal == "open" and Path(path).is_dir():
-                raise PermissionError(errno.EACCES, "Permission denied")
-            return original_open(path, *args, **kwargs)
-
-        def synced(descriptor):
-            if refusal != "open" and stat.S_ISDIR(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EACCES if "not permitted" in refusal else errno.EINVAL, "refused")
-            return original_sync(descriptor)
-
-        monkeypatch.setattr(store_files.os, "open", opened)
-        monkeypatch.setattr(store_files.os, "fsync", synced)
+    @pytest.mark.usefixtures("disk_that_syncs_no_folders")
+    def test_a_disk_that_syncs_no_folders_is_none_the_worse(self, source):
         assert len(open_dataset(source)) == 5
 
     def test_a_disk_that_fails_is_reported(self, source, monkeypatch):
@@ -267,7 +235,7 @@ class TestFolder:
         with pytest.raises(DataError, match="not enough memory to open the cache, or it is damaged; close other programs, or delete"):
             open_dataset(source)
 
-    def test_too_little_memory_for_an_embedding_is_said_so(self, source, tmp_path, monkeypatch):
+    def test_too_little_memory_for_an_embedding_is_said_so(self, tmp_path, monkeypatch):
         np.save(tmp_path / "e.npy", np.ones((2, 3)))
 
         def short(*args, **kwargs):

@@ -83,6 +83,49 @@ def test_the_fused_form_reads_scores_off_the_weights_where_they_say_all(
         same(f, e)
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("form", ["fused", "single messages", "edge features", "edge weights"])
+def test_a_bipartite_graph_with_a_map_for_each_side(randomised, fused, heads: int, form: str) -> None:
+    """By hand, edge by edge: the destinations' map enters the scores, and the sum is over what the sources' map gives.
+
+    Features or weights of the edges are for single messages alone.
+    """
+    options = {"edge_dim": 2} if form == "edge features" else {}
+    conv = randomised(GraphFusionConv((3, 5), C_OUT, heads, activation="none", **options))
+    conv.fuse = form != "single messages"
+    given = {"edge features": ("edge_attr", (7, 2)), "edge weights": ("edge_weight", (7,))}.get(form)
+    edges = torch.tensor([[0, 3, 1, 1, 2, 0, 3], [1, 1, 0, 4, 1, 4, 3]])  # destination 2 hears nobody
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((4, 3), (5, 5))]
+    if given is not None:
+        leaves.append(torch.rand(given[1], dtype=torch.float64, requires_grad=True))
+    of_edges = {} if given is None else {given[0]: leaves[2]}
+    out, (listed, xi) = conv((leaves[0], leaves[1]), edges, return_attention_weights=True, **of_edges)
+    same(conv((leaves[0], leaves[1]), edges, **of_edges), out)
+    assert torch.equal(listed, edges)
+    assert len(fused) == (2 if form == "fused" else 0)
+
+    src, dst = (linear(x).view(-1, heads, C_OUT) for linear, x in ((conv.lin_src, leaves[0]), (conv.lin_dst, leaves[1])))
+    logits = [(conv.score_dst * dst[i] + conv.score_src * src[j]).sum(-1) + conv.score_bias for j, i in edges.T.tolist()]
+    if form == "edge features":
+        features = conv.lin_edge(leaves[2]).view(-1, heads, C_OUT)
+        logits = [logit + (conv.score_edge * f).sum(-1) for logit, f in zip(logits, features, strict=True)]
+    terms = [torch.nn.functional.gelu(logit).exp() for logit in logits]
+    if form == "edge weights":
+        terms = [w * term for w, term in zip(leaves[2], terms, strict=True)]
+    totals = [sum(t for t, i in zip(terms, edges[1].tolist(), strict=True) if i == node) for node in range(5)]
+    by_hand = torch.stack([term / totals[i] for term, i in zip(terms, edges[1].tolist(), strict=True)])
+    sums = torch.zeros(5, heads, C_OUT, dtype=torch.float64).index_add(0, edges[1], by_hand.unsqueeze(-1) * src[edges[0]])
+    same(xi, by_hand)
+    same(out, sums.flatten(1))
+    wanted = [*leaves, *conv.parameters()]
+    cotangents = [torch.randn_like(out), torch.randn_like(xi)]
+    found = torch.autograd.grad([out, xi], wanted, cotangents)
+    expected = torch.autograd.grad([sums.flatten(1), by_hand], wanted, cotangents)
+    for f, e in zip(found, expected, strict=True):
+        same(f, e)
+        assert f.abs().max() > 1e-8
+
+
 @pytest.mark.parametrize("order", [None, "col", "row"])
 @pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
 def test_the_fused_form_takes_edges_of_pyg(randomised, fused, monkeypatch: pytest.MonkeyPatch, order: str | None, flow: str) -> None:

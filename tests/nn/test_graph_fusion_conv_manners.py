@@ -367,3 +367,12 @@ def test_compiled_and_exported(make: Make) -> None:
     edges = torch.export.Dim("edges", min=2)
     program = torch.export.export(conv, (x, EDGES), dynamic_shapes=({0: torch.export.Dim("nodes")}, {1: edges}))
     near(program.module()(x[:5], EDGES[:, :7]), conv(x[:5], EDGES[:, :7]))
+
+
+@use("GAT", "SAGE")
+def test_compiled_once_for_every_size(make: Make) -> None:
+    conv = make(C, 3)
+    compiled = torch.compile(conv, dynamic=True, fullgraph=True, backend="aot_eager")
+    for nodes, edges in ((N, EDGES), (N + 3, EDGES[:, 1:]), (5, EDGES[:, :4] % 5)):
+        x = features(nodes)
+        near(compiled(x, edges), conv(x, edges))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph import nn as mea
+from mea_graph.ops.native import library
 
 D, HEADS, D_H = 8, 2, 6
 NAMES = {"text": 5, "audio": 3, "vision": 4}
@@ -88,7 +89,6 @@ def objective(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) 
     return list(module(output, x["audio"][:, 0, 0]))
 
 
-SMALL: dict[str, Any] = {"exclusive": {"num_layers": 2}, "agnostic": {"num_layers": 1}}
 CASES = {
     "AgnosticEncoder": Case(lambda **o: mea.AgnosticEncoder(D, D_H, **o), sequence),
     "CrossModalEncoder": Case(
@@ -210,6 +210,31 @@ def test_copies_compute_the_same(name: str, x: dict[str, Tensor], mask: dict[str
     file.seek(0)
     fresh.load_state_dict(torch.load(file, weights_only=True))
     equal(case.call(fresh, x, mask), expected)
+
+
+@every_layer
+@pytest.mark.parametrize(
+    "native", [False, pytest.param(True, marks=pytest.mark.skipif(library.refuse() is not None, reason="no compiler"))]
+)
+def test_gradients_of_two_passes_add_up(
+    name: str, native: bool, x: dict[str, Tensor], mask: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are changed in place: by a second backward pass, by clipping, by a scaler. So no two of them may share memory."""
+    monkeypatch.setenv("MEA_GRAPH_NATIVE", str(int(native)))
+    case = CASES[name]
+    module, inputs = case.build().double(), {m: v.double().requires_grad_() for m, v in x.items()}
+    leaves = [*module.parameters(), *inputs.values()]
+
+    def backward() -> None:
+        torch.stack([v.square().sum() for v in case.call(module, inputs, mask)[: case.differentiable]]).sum().backward()
+
+    backward()
+    once = [None if v.grad is None else v.grad.clone() for v in leaves]
+    backward()
+    for v, grad in zip(leaves, once, strict=True):
+        assert grad is None or torch.equal(v.grad, 2 * grad)
+    memory = [v.grad.data_ptr() for v in leaves if v.grad is not None and v.grad.numel()]
+    assert len(set(memory)) == len(memory)
 
 
 @every_layer

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mea_graph.nn import ModalityReinforcementUnit
 
-B, D, HEADS = 3, 6, 2
+D, HEADS = 6, 2
 TARGET = [4, 2, 3]
 SOURCES = [[5, 0, 0], [1, 3, 0]]  # the last sample has no source
 

@@ -22,10 +22,6 @@ class Case(NamedTuple):
     raw: bool = False  # takes the raw widths instead of D
 
 
-def alone(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {m: module(x[m], mask[m]) for m in x}
-
-
 def pooled(module: nn.Module, x: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"-" + m: module(x[m], mask[m]) for m in x}
 

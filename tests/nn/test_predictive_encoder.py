@@ -58,7 +58,7 @@ def test_options_reach_every_layer() -> None:
             assert (layer.dropout.p, layer.feed_forward.dropout.p) == (0.3, 0.3)
 
 
-def test_no_two_modalities_or_layers_share_parameters(randomised) -> None:
+def test_no_two_modalities_or_layers_share_parameters() -> None:
     encoder = PredictiveEncoder(D, LENGTHS, HEADS, num_layers=3)
     (one,) = {sum(p.numel() for p in layer.parameters()) for m in LENGTHS for layer in encoder.attention[m][1:]}
     predictor = HEADS * HEADS * 9 + HEADS

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._recurrent import GRU, GRU_OPERATOR, LSTM, LSTM_OPERATOR
+from mea_graph.nn._recurrent import GRU, LSTM
+from mea_graph.ops.recurrent.layers import GRU_OPERATOR, LSTM_OPERATOR
 
 LAYERS = {"lstm": (LSTM, nn.LSTM, LSTM_OPERATOR), "gru": (GRU, nn.GRU, GRU_OPERATOR)}
 

@@ -9,6 +9,7 @@ from torch_geometric.data import Batch, HeteroData
 
 from mea_graph.data import AsynchronousEvents
 from mea_graph.nn import MEA
+from mea_graph.nn._batches import first_of_strides
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.train import MEAModule
 
@@ -78,6 +79,29 @@ def test_padding_is_the_same(batch: Batch, window: dict[str, Any], monkeypatch: 
     assert len(near) == 10  # two of themselves, four mixed, two coarse, two fine
     for edge_type in near:
         assert torch.equal(padded.interval_edges(edge_type).edge_index(), graph.interval_edges(edge_type).edge_index()), edge_type
+
+
+@pytest.mark.parametrize("window", [{"steps": 1}, {"seconds": 0.5}, {"seconds": 0.5, "causal": True}])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_meta_tensors_give_the_shapes(window: dict[str, Any], stride: int) -> None:
+    """Nothing of a padded batch's sizes has to be read from tensors, not even how many steps a stride leaves."""
+    with torch.device("meta"):
+        network = MEA(WIDTHS, 2, **SMALL, window=window, extractor={"stride": stride, "kernel_size": 3})
+        x = {m: torch.zeros(3, length, WIDTHS[m]) for m, length in (("text", 5), ("audio", 8))}
+        mask = {m: v[..., 0] == 0 for m, v in x.items()}
+        output = network(x, mask, time={m: v[..., 0] for m, v in x.items()})
+    assert (output.prediction.device.type, output.prediction.shape) == ("meta", (3, 2))
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_the_times_that_a_stride_keeps_are_those_of_its_first_steps(stride: int) -> None:
+    padded = Pointers.from_mask(torch.arange(7) < torch.tensor([[7], [0], [4]]))
+    time = torch.arange(21.0)
+    found = first_of_strides(time, padded, stride)
+    left = padded.strided(stride)
+    assert found.shape == (left.num_rows,)
+    rows = padded.start[left.sample] + left.position * stride
+    assert torch.equal(found[left.real], time[rows[left.real]])
 
 
 def test_given_edges_go_before_it(batch: Batch) -> None:

@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from mea_graph.nn import MEA, ExclusiveEncoder, UnimodalExtractor
-from mea_graph.nn._recurrent import GRU_OPERATOR, LSTM_OPERATOR
 from mea_graph.ops import IntervalEdges, Pointers, edge_attention, interval_attention, predictive_attention, use_backend
 from mea_graph.ops.grouped import grouped_linear
 from mea_graph.ops.native import library
+from mea_graph.ops.recurrent.layers import GRU_OPERATOR, LSTM_OPERATOR
 
 K, D, V, P = 2, 3, 5, 4  # heads; widths of query, value and prior
 

@@ -14,7 +14,7 @@ from .layouts import FORMS, Layout, Run, heard, random_runs, windowed
 K, D, D_VALUE = 2, 3, 5
 TARGET = [4, 2, 3]
 SOURCES = [[2, 0, 0], [3, 6, 0], [1, 3, 0]]  # the second sample lacks the first source, the last one has no source at all
-N, N_SOURCE = sum(TARGET), sum(map(sum, SOURCES))
+N = sum(TARGET)
 
 Case = tuple[Layout, list[Layout], list[list[Run]] | None]
 

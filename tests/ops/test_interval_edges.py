@@ -295,5 +295,34 @@ def test_bad_input_is_named(make: Callable[[], IntervalEdges], message: str) -> 
         make()
 
 
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda p: p.max_length, "max_length"),
+        (lambda p: p.strided(2), "num_rows"),
+        (lambda p: Pointers.from_ptr(p.ptr), "num_rows"),
+        (lambda p: Pointers(p.start, p.length, 5, steps=3).compact(), "num_rows"),
+        (lambda p: Pointers(p.start, p.length, 5).fills_rows(), "length"),
+        (lambda p: IntervalEdges.window(p, p, steps=1).num_edges, "num_edges"),
+        (lambda p: IntervalEdges.window(p, p, steps=1).edge_index(), "num_edges"),
+        (lambda p: IntervalEdges.of_runs(p.start.unsqueeze(1), p.length.unsqueeze(1), 5, p).source_mask, "max_length"),
+    ],
+)
+def test_a_number_that_only_the_data_know_is_named_on_meta(read: Callable[[Pointers], Any], name: str) -> None:
+    pointers = Pointers.from_ptr(torch.tensor([0, 3, 5], device="meta"), 5)
+    with pytest.raises(ValueError, match=f"{name}: expected tensors that hold numbers, got some on meta; Pointers of a padded batch know"):
+        read(pointers)
+
+
+@pytest.mark.parametrize("kind", ["complete", "window"])
+def test_the_sizes_of_a_padded_batch_are_known_below_each_other(kind: str) -> None:
+    """They are not read from the data, which would wait for a GPU."""
+    padded = Pointers.full(2, 3, torch.device("meta"))
+    part = IntervalEdges.complete(padded, padded) if kind == "complete" else IntervalEdges.window(padded, padded, steps=1)
+    edges = IntervalEdges.below_each_other([part, part])
+    assert edges.source_mask.shape == (4, 3)
+    assert IntervalEdges.below_each_other([edges, edges]).source_mask.shape == (8, 3)
+
+
 def test_times_need_not_rise_from_one_sample_to_the_next() -> None:
     assert pairs(in_seconds(seconds=0.25)) == [(0, 0), (1, 1), (2, 2)]

@@ -13,7 +13,7 @@ from torch_geometric import EdgeIndex
 from mea_graph.nn import DecoupledGraphFusion, GraphFusionConv, fusion_graph
 from mea_graph.nn.graph import graph_fusion_conv
 from mea_graph.ops import InEdges, edge_attention, explain, record_calls, sort_edges, use_backend
-from mea_graph.ops.edge import counting_sort
+from mea_graph.ops.edge import counting_sort, native
 from mea_graph.ops.native import library
 
 from .test_edge_attention import EDGES, random_case, results, wide
@@ -115,21 +115,76 @@ SPOILT = {
     "by_source": GOOD.by_source - 1,
     "source_start": torch.tensor([0, 2, 4, 5, 8]),
 }
-SHORT = {f"{n} too short": {n: getattr(GOOD, n)[:-1]} for n in ("source", "target", "order", "by_source")}
-SHORT["half of them"] = {n: getattr(GOOD, n)[:4] for n in ("source", "target", "order", "by_source")}
-OTHER = {f"{n} of 32 bits": {n: getattr(GOOD, n).int()} for n in InEdges._fields}
-OTHER["all of 16 bits"] = {n: getattr(GOOD, n).short() for n in InEdges._fields}
+TWICE = torch.tensor([0, 1, 2, 3, 4, 5, 5])
+WRONG = [
+    *((field, {field: value}) for field, value in SPOILT.items()),
+    ("order", {"order": TWICE}),  # one result would be left as memory was
+    ("by_source", {"by_source": GOOD.by_source[TWICE]}),  # one edge would have no gradient, and another would have its own twice
+    ("by_source", {"by_source": GOOD.by_source.flip(0)}),  # edges would be counted for the wrong sources
+    ("by_source", {"by_source": torch.arange(7)}),
+]
+OTHER = [
+    *((field, {field: getattr(GOOD, field)[:-1]}) for field in ("target", "order", "start", "by_source", "source_start")),
+    *((field, {field: getattr(GOOD, field).int()}) for field in InEdges._fields[1:]),
+    ("target", {"source": GOOD.source[:-1]}),  # the first field says how many edges there are
+    ("target", {"source": GOOD.source.int()}),
+    ("source", {n: t.short() for n, t in GOOD._asdict().items()}),
+    ("start", {n: getattr(GOOD, n)[:4] for n in ("source", "target", "order", "by_source")}),
+]
 
 
-@pytest.mark.parametrize("change", [*({n: t} for n, t in SPOILT.items()), *SHORT.values(), *OTHER.values()])
-def test_sorted_edges_that_do_not_fit_together_are_refused(change: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(("field", "change"), [*WRONG, *OTHER])
+def test_sorted_edges_that_do_not_fit_together_are_refused(field: str, change: dict[str, Tensor]) -> None:
+    """With the field that is wrong."""
     inputs = (torch.randn(4, 2, 3), torch.randn(5, 2), torch.randn(4, 2))
-    with pytest.raises(ValueError, match="edge_index: expected the result of sort_edges, got fields that do not fit together"):
+    message = rf"edge_index\.{field}: expected .*, as sort_edges gives (it|them), got "
+    if change.keys() <= {"start", "source_start"} and len(change[field]) != len(getattr(GOOD, field)):
+        message = r"edge_index: expected edges sorted for \(4, 5\) nodes, got"
+    with pytest.raises(ValueError, match=message):
         edge_attention(*inputs, GOOD._replace(**change), backend="native")
     weights = edge_attention(*inputs, GOOD, backend="native")[1]
     backward = torch.ops.mea_graph.edge_attention_native_backward
-    with pytest.raises(ValueError, match="fields that do not fit together"):  # the operator by itself looks too
+    with pytest.raises(ValueError, match=rf"edge_index\.{field}: expected"):  # the operator by itself looks too
         backward(torch.randn(5, 2, 3), None, *inputs, weights, *GOOD._replace(**change))
+
+
+def test_edges_sorted_by_hand_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of `sort_edges` never, and those that were changed since again; a few cost nothing, and are looked at in any case."""
+    looked, call = [], library.call_addresses
+
+    def watched(name: str, dtype: torch.dtype, fields: list[int]) -> None:
+        if name != "edge_sort":
+            looked.append(fields[-8])
+        call(name, dtype, fields)
+
+    monkeypatch.setattr(library, "call_addresses", watched)
+    inputs = [torch.randn(shape, requires_grad=True) for shape in ((4, 2, 3), (5, 2), (4, 2))]
+
+    def run(edges: Tensor | InEdges) -> list[bool]:
+        looked.clear()
+        edge_attention(*inputs, edges, backend="native")[0].sum().backward()
+        return [bool(foreign) for foreign in looked]
+
+    monkeypatch.delenv("MEA_GRAPH_NATIVE")
+    sort = sort_edges(EDGES, 4, 5)
+    assert run(EDGES) == [False, False]
+    assert run(sort) == [True, True]
+    monkeypatch.setattr(native, "_FEW", 0)
+    assert run(EDGES) == [False, False]
+    assert run(sort) == [False, False]
+    by_hand = InEdges(*(t.clone() for t in sort))
+    assert run(by_hand) == [True, False]
+    assert run(by_hand) == [False, False]
+    assert run(by_hand._replace(by_source=sort.by_source)) == [True, False]
+    by_hand.order.copy_(by_hand.order.flip(0))  # another order of the edges: a legal one
+    assert run(by_hand) == [True, False]
+    by_hand.order.fill_(0)
+    with pytest.raises(ValueError, match=r"edge_index\.order: expected each number in \[0, E\) once"):
+        run(by_hand)
+    with torch.inference_mode():  # tensors that count no changes
+        made = InEdges(*(t.clone() for t in sort))
+        assert [edge_attention(*inputs, made, backend="native")[0].shape for _ in range(2)] == [(5, 2, 3)] * 2
+        assert [bool(foreign) for foreign in looked[-2:]] == [True, False]
 
 
 def test_sorted_edges_of_32_bits_are_taken() -> None:

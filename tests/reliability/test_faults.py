@@ -183,7 +183,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(child, command, fi
 
 
 class TestFullDisk:
-    def test_a_checkpoint_is_refused_and_the_one_before_it_stays(self, child, command, fit, tmp_path):
+    def test_a_checkpoint_is_refused_and_the_one_before_it_stays(self, child, command, fit):
         """The limit on a file's size stands for the end of the disk: the system refuses the write in the middle."""
         assert main([*fit, "--run_dir", "run", "--trainer.max_epochs", "1"]) == 0
         before = {path.name: path.read_bytes() for path in Path("run/checkpoints").iterdir()}

@@ -8,7 +8,7 @@ import torch
 
 from mea_graph.__main__ import main
 from mea_graph.data import MultimodalDataset
-from mea_graph.data.store_files import write_store
+from mea_graph.data.store_files import write_made
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_memory_is_flat_from_one_to_four_times_the_data(child, scaling):
     for samples in (128, 512):
         clip = np.ones((2048, 64), np.float32)
         dataset = MultimodalDataset.from_arrays({"audio": [clip] * samples}, y=np.zeros(samples))
-        write_store(dataset._store, Path(f"cache{samples}"))
+        write_made(lambda store=dataset._store: store, Path(), lambda _, folder=Path(f"cache{samples}"): folder)
         assert child("measure.py", f"cache{samples}", scaling).wait() == 0, Path("child-0.txt").read_text()
         peaks.append(int(Path("peak.json").read_text()) / 1024)
     assert peaks[1] < peaks[0] + 24, peaks  # MiB, of 192 more that were read

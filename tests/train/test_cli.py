@@ -1,6 +1,5 @@
 """The command line, end to end, inside this process."""
 
-import csv
 import json
 import os
 import sys
@@ -16,20 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 from mea_graph.__main__ import main
 from mea_graph.train import packaged_configs
 
-SMALL = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
-
-
-def words(source):
-    return ["--data.source", source["source"], "--data.reader.split", "split"]
-
-
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
-
-
-def read_csv(path):
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+from .commands import SMALL_MEA, data_of, read_csv, run
 
 
 def read_logs(folder):
@@ -43,7 +29,7 @@ def read_logs(folder):
 
 @pytest.fixture
 def fitted(classes_source):
-    run("fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 2, "--run_dir", "run", "--model.exclusive.mu", 0.3)
+    run("fit", *data_of(classes_source), *SMALL_MEA, "--trainer.max_epochs", 2, "--run_dir", "run", "--model.exclusive.mu", 0.3)
     return Path("run")
 
 
@@ -63,7 +49,7 @@ def test_fit_writes_what_the_other_commands_need(fitted):
 def test_fit_tells_what_the_reader_left_out(classes_source, capsys):
     arrays = dict(np.load(classes_source["source"]))
     np.savez("more.npz", **arrays, about=np.zeros((len(arrays["label"]), 3)))
-    run("fit", *words(classes_source | {"source": "more.npz"}), *SMALL, "--trainer.max_epochs", 1, "--run_dir", "run")
+    run("fit", *data_of(classes_source | {"source": "more.npz"}), *SMALL_MEA, "--trainer.max_epochs", 1, "--run_dir", "run")
     lines = capsys.readouterr().out.splitlines()
     samples = next(i for i, line in enumerate(lines) if line.startswith("samples: "))
     notes = [line for line in lines[samples:] if line.startswith("note: ")]
@@ -123,7 +109,7 @@ def test_what_is_measured_on_other_samples_replaces_nothing(fitted, classes_sour
 def test_no_file_of_the_current_folder_stands_for_another_module(classes_source, capsys):
     """A module of the user's is found there, but last."""
     Path("wave.py").write_text("raise SystemExit('a file of the current folder was imported in place of another module')")
-    run("fit", *words(classes_source), "--model", "wave.Mine", expect=2)
+    run("fit", *data_of(classes_source), "--model", "wave.Mine", expect=2)
     assert "wave" in capsys.readouterr().err
     assert sys.path[-1] == os.getcwd()
     assert sys.path.count(os.getcwd()) == 1
@@ -138,7 +124,7 @@ def test_validate_prints_the_numbers_of_training(fitted, capsys):
 
 
 def test_a_resumed_run_equals_one_never_interrupted(classes_source):
-    options = [*words(classes_source), *SMALL, "--model.dropout", 0.2, "--model.cosine_decay", "true", "--data.batch_size", 8]
+    options = [*data_of(classes_source), *SMALL_MEA, "--model.dropout", 0.2, "--model.cosine_decay", "true", "--data.batch_size", 8]
     run("fit", *options, "--trainer.max_epochs", 4, "--run_dir", "whole")
     run("fit", *options, "--trainer.max_epochs", 4, "--run_dir", "other", "--seed_everything", 1)
     stop = ["--trainer.callbacks+", "stop_early.StopAfterTwo"]
@@ -161,9 +147,9 @@ def test_a_resumed_run_equals_one_never_interrupted(classes_source):
 
 def test_runs_are_numbered_and_the_latest_is_evaluated():
     for _ in range(2):
-        run("fit", "--config", "events", "--data.events", "{num_samples: 40}", *SMALL, "--trainer.max_epochs", 1)
+        run("fit", "--config", "events", "--data.events", "{num_samples: 40}", *SMALL_MEA, "--trainer.max_epochs", 1)
     assert sorted(path.name for path in Path("runs/events").iterdir()) == ["0", "1"]
-    run("test", "--config", "events", "--data.events", "{num_samples: 40}", *SMALL)
+    run("test", "--config", "events", "--data.events", "{num_samples: 40}", *SMALL_MEA)
     assert (Path("runs/events/1") / "metrics.json").exists()
 
 
@@ -217,7 +203,7 @@ def test_table_one(name):
 def test_another_module_by_short_name(classes_source):
     run(
         "fit",
-        *words(classes_source),
+        *data_of(classes_source),
         "--model",
         "LateFusionGRUModule",
         "--model.hidden_channels",
@@ -246,22 +232,23 @@ def test_a_module_of_the_users_own(scores_source):
         "        super().__init__(Zero(), task, out_channels, learning_rate=learning_rate)\n"
         "        self.save_hyperparameters()\n"
     )
-    run("fit", *words(scores_source), "--model", "my_module.Mine", "--trainer.max_epochs", 1, "--run_dir", "mine")
+    run("fit", *data_of(scores_source), "--model", "my_module.Mine", "--trainer.max_epochs", 1, "--run_dir", "mine")
     run("test", "--config", "mine/config.yaml")
     assert json.loads(Path("mine/metrics.json").read_text())["metrics"]["model"]["corr"] is None  # a constant has none; strict JSON
 
 
 def test_sentiment_and_labels(scores_source, labels_source):
-    run("fit", *words(scores_source), *SMALL, "--model.sentiment", "true", "--trainer.max_epochs", 1, "--run_dir", "scores")
+    run("fit", *data_of(scores_source), *SMALL_MEA, "--model.sentiment", "true", "--trainer.max_epochs", 1, "--run_dir", "scores")
     run("test", "--config", "scores/config.yaml")
     assert {"acc7", "acc2_pos", "f1_nonneg"} <= set(json.loads(Path("scores/metrics.json").read_text())["metrics"]["model"])
-    run("fit", *words(labels_source), *SMALL, "--data.classes", "[happy, sad, angry]", "--trainer.max_epochs", 1, "--run_dir", "labels")
+    named = [*data_of(labels_source), "--data.classes", "[happy, sad, angry]"]
+    run("fit", *named, *SMALL_MEA, "--trainer.max_epochs", 1, "--run_dir", "labels")
     run("predict", "--ckpt", "labels", "--data", labels_source["source"], "--output", "labels.csv")
     assert {"target_happy", "prediction_sad", "probability_angry"} <= set(read_csv("labels.csv")[0])
 
 
 def test_bfloat16(classes_source):
-    run("fit", *words(classes_source), *SMALL, "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", 1, "--run_dir", "run")
+    run("fit", *data_of(classes_source), *SMALL_MEA, "--trainer.precision", "bf16-mixed", "--trainer.max_epochs", 1, "--run_dir", "run")
     assert all(np.isfinite(float(value)) for value in read_logs("run").values())
 
 
@@ -271,7 +258,7 @@ def test_version(capsys):
 
 
 class TestLoggers:
-    def test_each_by_one_word(self, classes_source, capsys, monkeypatch):
+    def test_each_by_one_word(self, classes_source, monkeypatch):
         """The package may be absent; what is made of the word is looked at, and the CSV of the run stays."""
         made = []
 
@@ -282,7 +269,7 @@ class TestLoggers:
 
         monkeypatch.setattr("mea_graph.train.loggers.TensorBoardLogger", Recording)
         monkeypatch.setattr("mea_graph.train.loggers._installed", lambda package: True)
-        fit = ["fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 1, "--run_dir", "run", "--logger", "tensorboard"]
+        fit = ["fit", *data_of(classes_source), *SMALL_MEA, "--trainer.max_epochs", 1, "--run_dir", "run", "--logger", "tensorboard"]
         run(*fit)
         assert made == [("run", "tensorboard")]
         assert {name for _, name in read_logs("run")} >= {"train/loss", "valid/accuracy"}
@@ -294,7 +281,7 @@ class TestLoggers:
     def test_a_missing_package_is_named(self, word, package, classes_source, capsys, monkeypatch):
         for name in ("tensorboard", "tensorboardX", "wandb"):
             monkeypatch.setitem(sys.modules, name, None)
-        run("fit", *words(classes_source), *SMALL, "--logger", word, "--run_dir", "run", expect=2)
+        run("fit", *data_of(classes_source), *SMALL_MEA, "--logger", word, "--run_dir", "run", expect=2)
         error = capsys.readouterr().err
         assert error == f"mea-graph: error: logger: {word} needs the package {package}, which is not installed: pip install {package}\n"
         assert not Path("run").exists()

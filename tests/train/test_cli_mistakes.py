@@ -6,32 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from mea_graph.__main__ import main
-
-SMALL = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
-
-
-def words(source):
-    return ["--data.source", source["source"], "--data.reader.split", "split"]
-
-
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
+from .commands import SMALL_MEA, data_of, error_of, run
 
 
 @pytest.fixture
 def fitted(classes_source):
-    run("fit", *words(classes_source), *SMALL, "--trainer.max_epochs", 1, "--run_dir", "run", "--model.exclusive.mu", 0.3)
+    run("fit", *data_of(classes_source), *SMALL_MEA, "--trainer.max_epochs", 1, "--run_dir", "run", "--model.exclusive.mu", 0.3)
     return Path("run")
 
 
 def check(capsys, message, *arguments):
-    capsys.readouterr()
-    run(*arguments, expect=2)
-    error = capsys.readouterr().err
-    assert error.startswith("mea-graph: error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in error_of(capsys, *arguments)
 
 
 def test_in_the_command(capsys):
@@ -58,7 +43,7 @@ def test_in_the_configuration(capsys, classes_source):
 
 
 def test_in_the_model(capsys, classes_source):
-    source = words(classes_source)
+    source = data_of(classes_source)
     check(capsys, "there is no option --model.muu", "fit", *source, "--model.muu", 3)
     check(capsys, "exclusive.mu: expected float, got 'x'", "fit", *source, "--model.exclusive.mu", "x")
     check(capsys, "heads: expected a divisor of channels = 40, got 7", "fit", *source, "--model.heads", 7)
@@ -69,9 +54,9 @@ def test_in_the_data(capsys, classes_source):
     here = f"nix.npz: no such file; a relative path counts from the current folder, {Path.cwd()}"
     check(capsys, here, "fit", "--data.source", "nix.npz")
     check(capsys, "expected data.source", "fit")
-    check(capsys, "which is classification; got task='regression'", "fit", *words(classes_source), "--data.task", "regression")
+    check(capsys, "which is classification; got task='regression'", "fit", *data_of(classes_source), "--data.task", "regression")
     no_valid = ["--data.split", "{by: subject, train: [0, 1], test: [2]}"]
-    check(capsys, "no sample is in part 'valid'", "fit", *words(classes_source), *SMALL, *no_valid)
+    check(capsys, "no sample is in part 'valid'", "fit", *data_of(classes_source), *SMALL_MEA, *no_valid)
 
 
 def test_a_word_for_the_class_of_a_logger(capsys):
@@ -82,7 +67,7 @@ def test_a_word_for_the_class_of_a_logger(capsys):
 def test_in_the_run(capsys, fitted, classes_source):
     config = fitted / "config.yaml"
     check(capsys, "run holds a run; resume it with --ckpt_path last", "fit", "--config", config)
-    check(capsys, "there is no run in runs/default yet", "test", *words(classes_source))
+    check(capsys, "there is no run in runs/default yet", "test", *data_of(classes_source))
     check(capsys, "there is no checkpoint nix.ckpt", "test", "--config", config, "--ckpt_path", "nix.ckpt")
     other = ["--model.exclusive.mu", 0.4]
     check(capsys, "model.exclusive: the checkpoint run/checkpoints/best.ckpt has {", "test", "--config", config, *other)
@@ -98,13 +83,13 @@ def test_in_the_run(capsys, fitted, classes_source):
     folds = "{by: subject, folds: 2}"
     check(capsys, "of 30 test samples trained this checkpoint", "test", "--config", config, "--data.split", folds)
     gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 8]
-    check(capsys, "the checkpoint run/checkpoints/best.ckpt has", "test", *words(classes_source), *gru, "--run_dir", "run")
+    check(capsys, "the checkpoint run/checkpoints/best.ckpt has", "test", *data_of(classes_source), *gru, "--run_dir", "run")
 
 
 def test_before_anything_is_written(capsys, classes_source):
     """Not even an empty folder is left behind."""
     gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 4]
-    fit = ["fit", *words(classes_source), *gru, "--run_dir", "run/new"]
+    fit = ["fit", *data_of(classes_source), *gru, "--run_dir", "run/new"]
     check(capsys, "trainer.precision: expected one of 32-true, 64-true", *fit, "--trainer.precision", "bf16-true")
     check(capsys, "early_stopping.monitor: expected one of ", *fit, "--early_stopping.monitor", "valid/acc")
     arrays = dict(np.load(classes_source["source"]))
@@ -122,7 +107,7 @@ def test_before_anything_is_written(capsys, classes_source):
 
 
 def test_in_training(capsys, classes_source):
-    check(capsys, "samples of the batch: ", "fit", *words(classes_source), *SMALL, "--model.learning_rate", 1e30)
+    check(capsys, "samples of the batch: ", "fit", *data_of(classes_source), *SMALL_MEA, "--model.learning_rate", 1e30)
 
 
 def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(fitted, capsys):
@@ -141,7 +126,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_not_run(fitted, capsys):
 def test_a_gpu_that_is_not_there_is_told_in_one_line(classes_source, capsys):
     expected = "expected one that this machine has, one of cpu or auto, got"
     for name in ("gpu", "cuda"):
-        run("fit", *words(classes_source), *SMALL, "--trainer.accelerator", name, expect=2)
+        run("fit", *data_of(classes_source), *SMALL_MEA, "--trainer.accelerator", name, expect=2)
         assert capsys.readouterr().err == f"mea-graph: error: trainer.accelerator: {expected} {name!r}\n"
     run("study", "compare", "--accelerator", "gpu", expect=2)
     assert capsys.readouterr().err == f"mea-graph: error: accelerator: {expected} 'gpu'\n"

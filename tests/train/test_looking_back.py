@@ -10,15 +10,10 @@ import torch
 from sklearn.metrics import confusion_matrix as reference
 from sklearn.metrics import precision_recall_fscore_support
 
-from mea_graph.__main__ import main
 from mea_graph.train.confusion import class_scores, confusion_matrix, confusion_text
 from mea_graph.train.convergence import WatchedValues, still_improves
 
-GRU = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
-
-
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
+from .commands import SMALL_GRU, data_of, run
 
 
 @pytest.fixture
@@ -66,8 +61,8 @@ def test_of_many_classes_the_worst_and_their_confusions_are_named():
 
 
 def test_fit_and_test_end_with_the_classes(classes_source, capsys):
-    words = ["--data.source", classes_source["source"], "--data.reader.split", "split", "--data.classes", "[rest, stress]"]
-    run("fit", *words, *GRU, "--trainer.max_epochs", 3, "--early_stopping.monitor", "valid/accuracy", "--run_dir", "run")
+    words = [*data_of(classes_source), "--data.classes", "[rest, stress]"]
+    run("fit", *words, *SMALL_GRU, "--trainer.max_epochs", 3, "--early_stopping.monitor", "valid/accuracy", "--run_dir", "run")
     printed = capsys.readouterr().out
     best = torch.load("run/checkpoints/best.ckpt", weights_only=True)["epoch"]
     assert f"valid, epoch {best} (the best): rows are the true classes" in printed
@@ -115,7 +110,7 @@ class TestConvergence:
         assert sum(still_improves(rng.normal(size=30), "min") for _ in range(500)) < 10
 
     def test_is_said_with_the_command_that_trains_longer(self, scores_source, capsys):
-        words = ["--data.source", scores_source["source"], "--data.reader.split", "split", *GRU, "--trainer.max_epochs", 2]
+        words = [*data_of(scores_source), *SMALL_GRU, "--trainer.max_epochs", 2]
         run("fit", *words, "--run_dir", "run", "--model.learning_rate", 1e-4)
         told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("not converged: "))
         assert told.startswith("not converged: valid/task was best in the last epoch (1); train longer: mea-graph fit ")
@@ -128,7 +123,7 @@ class TestConvergence:
         assert "train anew and longer: mea-graph fit --config cosine/config.yaml --run_dir cosine-longer --trainer.max_epochs 4" in told
 
     def test_a_run_that_was_stopped_early_is_not_told_to_go_on(self, scores_source, capsys):
-        words = ["--data.source", scores_source["source"], "--data.reader.split", "split", *GRU, "--trainer.max_epochs", 9]
+        words = [*data_of(scores_source), *SMALL_GRU, "--trainer.max_epochs", 9]
         run("fit", *words, "--run_dir", "run", "--model.learning_rate", 10.0, "--early_stopping.patience", 1)
         printed = capsys.readouterr().out
         assert "stopped early" in printed

@@ -1,15 +1,12 @@
 """Options that are wrong are refused by name before anything is done; `tools/sweep_options.py` tries every one of them."""
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
 import pytest
 import yaml
 
-from mea_graph.__main__ import main
 from mea_graph.data import DataError
 from mea_graph.option_types import mismatch
 from mea_graph.studies.recipe import read_recipe
@@ -17,20 +14,14 @@ from mea_graph.train import MEAModule
 from mea_graph.train.error_message import lack_of_memory
 from mea_graph.train.option_ranges import RANGES, check_options
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "sweep_options.py"
+from .commands import SMALL_MEA, error_of, run
+
 EVENTS = ["--data.events", "{num_samples: 20}", "--trainer.max_epochs", "1"]
 
 
 @pytest.fixture(scope="module")
-def sweep():
-    spec = importlib.util.spec_from_file_location("sweep_options", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        del sys.modules[spec.name]
+def sweep(tool):
+    return tool("sweep_options")
 
 
 def test_every_option_has_values_that_it_may_have(sweep):
@@ -102,8 +93,7 @@ def test_a_value_out_of_range_is_named(option, value, expected):
 )
 def test_a_word_that_the_parser_refuses_is_told_with_what_was_expected(option, value, message, capsys):
     """Its message lay over many lines, of which one was left, without the word itself."""
-    assert main(["fit", *EVENTS, f"--{option}", value]) == 2
-    assert capsys.readouterr().err == f"mea-graph: error: {option}: {message}\n"
+    assert error_of(capsys, "fit", *EVENTS, f"--{option}", value) == f"mea-graph: error: {option}: {message}\n"
 
 
 class Shaped(Protocol):
@@ -174,10 +164,7 @@ def test_no_value_where_one_is_needed_is_no_value():
     ],
 )
 def test_a_command_says_it_in_one_line_and_leaves_nothing(capsys, words, told):
-    assert main(["fit", *EVENTS, *words]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert told.removeprefix("data.") in error
+    assert told.removeprefix("data.") in error_of(capsys, "fit", *EVENTS, *words)
     assert not list(Path().iterdir())
 
 
@@ -198,8 +185,7 @@ def test_a_command_says_it_in_one_line_and_leaves_nothing(capsys, words, told):
 def test_what_follows_from_something_else_is_not_passed_over(capsys, tree, told):
     """The parser put what follows in its place, and trained."""
     Path("mine.yaml").write_text(yaml.safe_dump(tree))
-    assert main(["fit", *EVENTS, "--config", "mine.yaml"]) == 2
-    assert told in capsys.readouterr().err
+    assert told in error_of(capsys, "fit", *EVENTS, "--config", "mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -226,10 +212,9 @@ def test_a_study_takes_the_configuration_of_a_run():
     assert not found.keys() & {"accelerator", "devices", "callbacks", "use_distributed_sampler"}
 
 
-def test_a_single_callback_needs_no_list(capsys):
+def test_a_single_callback_needs_no_list():
     Path("mine.py").write_text("import lightning\n\nclass Quiet(lightning.Callback):\n    pass\n")
-    sizes = ["--model.channels", "8", "--model.heads", "2", "--model.hidden_channels", "8"]
-    assert main(["fit", *EVENTS, *sizes, "--trainer.callbacks", "{class_path: mine.Quiet}", "--trainer.accelerator", "cpu"]) == 0
+    run("fit", *EVENTS, *SMALL_MEA, "--trainer.callbacks", "{class_path: mine.Quiet}", "--trainer.accelerator", "cpu")
 
 
 def test_what_does_not_fit_in_memory_is_told_from_other_errors():

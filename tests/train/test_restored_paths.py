@@ -10,21 +10,16 @@ import pytest
 import torch
 from lightning.pytorch import callbacks
 
-from mea_graph.__main__ import main
 from mea_graph.data import DataError
 from mea_graph.train.model_checkpoint import ModelCheckpoint
 from mea_graph.train.restored_paths import keep_own_paths
 
-SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
-
-
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
+from .commands import SMALL_GRU, data_of, run
 
 
 @pytest.fixture
 def words(classes_source):
-    return ["--data.source", classes_source["source"], "--data.reader.split", "split", *SMALL]
+    return [*data_of(classes_source), *SMALL_GRU]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import math
 import random
 import signal
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,18 +12,15 @@ import torch
 
 from mea_graph.__main__ import main
 from mea_graph.data import DataError
+from mea_graph.train import Predictor
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 
-SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
-
-
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
+from .commands import SMALL_GRU, data_of, error_of, run
 
 
 @pytest.fixture
 def words(classes_source):
-    return ["fit", "--data.source", classes_source["source"], "--data.reader.split", "split", *SMALL]
+    return ["fit", *data_of(classes_source), *SMALL_GRU]
 
 
 @pytest.fixture
@@ -76,6 +74,51 @@ def test_a_callback_with_a_default_that_no_file_can_hold(words, capfd):
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing claims a folder there")
+@pytest.mark.parametrize("when", ["on_train_epoch_start", "on_validation_epoch_start", "on_train_batch_start"])
+def test_a_run_whose_folder_is_moved_ends_and_leaves_the_next_one_there_alone(words, capsys, when):
+    """It wrote its log and its checkpoints into whatever stood in the old place."""
+    Path("move.py").write_text(
+        "import lightning as L\n"
+        "from pathlib import Path\n"
+        "class Move(L.Callback):\n"
+        f"    def {when}(self, trainer, *_):\n"
+        "        if trainer.current_epoch == 1 and not trainer.sanity_checking and not Path('moved').exists():\n"
+        "            Path('run').rename('moved')\n"
+        "            Path('run/logs/version_0').mkdir(parents=True)\n"
+        "            Path('run/logs/version_0/metrics.csv').touch()\n"
+    )
+    run(*words, "--trainer.callbacks+=move.Move", "--trainer.max_epochs", 3, "--trainer.log_every_n_steps", 1, "--run_dir", "run", expect=2)
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "mea-graph: error: run_dir: run was moved, removed or replaced while this run trained in it; where it was moved"
+    )
+    assert error.count("\n") == 1
+    assert Path("run/logs/version_0/metrics.csv").read_text() == ""
+    assert [path.name for path in Path("run").iterdir()] == ["logs"]
+    run("fit", "--config", "moved/config.yaml", "--ckpt_path", "last")
+    assert torch.load("moved/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+def test_which_checkpoints_hold_averaged_weights(words, capsys):
+    """Those of `EMAWeightAveraging`. Lightning's stochastic averaging comes after the last one was written, which is said."""
+    averaging = (
+        "StochasticWeightAveraging averages after the last checkpoint is written, so best.ckpt and last.ckpt do not hold the average"
+    )
+    swa = ["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.01"]
+    run(*words, *swa, "--trainer.max_epochs", 2, "--run_dir", "swa")
+    assert averaging in capsys.readouterr().out
+    ema = ["--trainer.callbacks+=EMAWeightAveraging", "--trainer.callbacks.decay=0.5"]
+    run(*words, *ema, "--trainer.max_epochs", 2, "--run_dir", "ema")
+    assert "StochasticWeightAveraging" not in capsys.readouterr().out
+    for name in ("best", "last"):
+        saved = torch.load(f"ema/checkpoints/{name}.ckpt", weights_only=True)
+        averaged, trained = saved["state_dict"], saved["current_model_state"]
+        assert max(float((averaged[key] - trained[key]).abs().max()) for key in averaged) > 1e-5
+        read = Predictor.load("ema", name).module.state_dict()
+        assert all(torch.equal(read[key], averaged[key]) for key in averaged)
+
+
 OTHERS = [  # options that make it another run, and what is said of each
     (["--seed_everything", 1], "data.seed: the checkpoint was trained with 0, this run has 1"),
     (["--data.batch_size", 8], "data.batch_size: the checkpoint was trained with 32 of all processes together, this run has 8"),
@@ -89,11 +132,8 @@ OTHERS = [  # options that make it another run, and what is said of each
 def test_what_would_make_it_another_run_is_refused(fitted, capsys):
     before = {path: path.read_bytes() for path in (fitted / "checkpoints/last.ckpt", fitted / "config.yaml")}
     for change, message in OTHERS:
-        capsys.readouterr()
-        run("fit", "--config", fitted / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 2, *change, expect=2)
-        error = capsys.readouterr().err
-        assert message in error
-        assert error.count("\n") == 1
+        resume = ["fit", "--config", fitted / "config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", 2, *change]
+        assert message in error_of(capsys, *resume)
         assert {path: path.read_bytes() for path in before} == before  # the next one would be compared with what this one wrote
         if change[0].startswith(("--seed", "--data", "--trainer.precision")):
             run("test", "--config", fitted / "config.yaml", *change)  # measured on the same samples all the same
@@ -169,7 +209,7 @@ class TestDamage:
                 assert all(torch.equal(found[name], value) for name, value in expected.items()), (place, bit)
         assert kept  # some bits, such as those of a date, mean nothing
 
-    def test_a_changed_byte_never_changes_a_weight(self, fitted, tmp_path):
+    def test_a_changed_byte_never_changes_a_weight(self, fitted):
         whole = (fitted / "checkpoints/last.ckpt").read_bytes()
         expected = weights("run")
         generator = random.Random(0)

@@ -1,4 +1,5 @@
 import multiprocessing
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,22 @@ class TestClaims:
         end.set()
         worker.join(30)
         again.release()
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="nothing claims a folder there")
+    def test_a_folder_that_is_not_in_its_place_any_more(self):
+        folder, message = self.choose("mine"), "run_dir: mine was moved, removed or replaced while this run trained in it"
+        folder.check_claim()
+        folder.path.rename("moved")
+        with pytest.raises(DataError, match=message):
+            folder.check_claim()
+        folder.path.mkdir()
+        with pytest.raises(DataError, match=message):
+            folder.check_claim()
+        folder.path.rmdir()
+        Path("moved").rename("mine")
+        folder.check_claim()
+        folder.release()
+        folder.check_claim()  # nobody's any more
 
     def test_a_file_is_no_folder(self):
         Path("mine").touch()

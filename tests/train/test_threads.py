@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 
-from mea_graph.__main__ import main
 from mea_graph.studies import demo, schedule
 from mea_graph.train import predict_command
 from mea_graph.train.threads import computing_on
+
+from .commands import data_of, run
 
 NOTE = "note: computing on 1 of 2 threads, which suits small models; --threads 2 takes all"
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -27,10 +28,6 @@ def _two_threads(monkeypatch):
     yield
     assert (torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")) == (2, None)  # a command leaves the process as it was
     torch.set_num_threads(before)
-
-
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
@@ -56,7 +53,7 @@ def test_training_and_testing(scores_source, capsys):
         "        print(torch.get_num_threads(), 'threads')\n"
     )
     gru = ["--model", "LateFusionGRUModule", "--model.hidden_channels", 4, "--trainer.max_epochs", 1, "--trainer.callbacks+=count.Count"]
-    fit = ["fit", "--data.source", scores_source["source"], "--data.reader.split", "split", *gru]
+    fit = ["fit", *data_of(scores_source), *gru]
     run(*fit, "--run_dir", "one")
     said = capsys.readouterr().out.splitlines()
     assert "1 threads" in said

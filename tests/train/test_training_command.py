@@ -8,19 +8,14 @@ import pytest
 import torch
 import yaml
 
-from mea_graph.__main__ import main
 from mea_graph.data import DataError
 from mea_graph.studies.recipe import read_recipe
 
-GRU = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
-
-
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
+from .commands import SMALL_GRU, data_of, run
 
 
 def words(source):
-    return ["--data.source", source["source"], "--data.reader.split", "split", *GRU]
+    return [*data_of(source), *SMALL_GRU]
 
 
 def checkpoint(folder):

@@ -7,10 +7,11 @@ import pytest
 import torch
 import yaml
 
-from mea_graph.__main__ import main
 from mea_graph.studies.run import MODULES
 from mea_graph.train import SequenceDataModule
 from mea_graph.train.monitors import logged_names, mode_of
+
+from .commands import data_of, error_of, run
 
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.num_sanity_val_steps", "0"]
 GRU = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4"]
@@ -39,15 +40,11 @@ class LateModule(TaskModule):
 """
 
 
-def run(*arguments, expect=0):
-    assert main([str(argument) for argument in arguments]) == expect
-
-
 @pytest.fixture
 def late(scores_source):
     Path("late.py").write_text(LATE)
     watch = ["--early_stopping.monitor", "valid/corr", "--early_stopping.patience", 2]
-    return ["fit", "--data.source", scores_source["source"], "--data.reader.split", "split", "--model", "late.LateModule", *SMALL, *watch]
+    return ["fit", *data_of(scores_source), "--model", "late.LateModule", *SMALL, *watch]
 
 
 def epoch_of(name):
@@ -86,7 +83,7 @@ class TestAMetricThatIsNotDefined:
 
 def test_by_default_the_task_alone_is_watched(classes_source):
     """Not the whole loss, whose other terms may fall for ever."""
-    words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *GRU, *SMALL]
+    words = [*data_of(classes_source), *GRU, *SMALL]
     run("fit", *words, "--trainer.max_epochs", 1, "--run_dir", "run")
     states = torch.load("run/checkpoints/best.ckpt", weights_only=True)["callbacks"]
     for kind in ("EarlyStopping", "ModelCheckpoint"):
@@ -96,12 +93,8 @@ def test_by_default_the_task_alone_is_watched(classes_source):
 
 class TestNames:
     def fit(self, source, capsys, *words):
-        capsys.readouterr()
-        given = ["fit", "--data.source", source["source"], "--data.reader.split", "split", *SMALL, *GRU, "--run_dir", "run"]
-        run(*given, "--trainer.max_epochs", 1, *words, expect=2)
+        error = error_of(capsys, "fit", *data_of(source), *SMALL, *GRU, "--run_dir", "run", "--trainer.max_epochs", 1, *words)
         assert not Path("run").exists()
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
         return error
 
     def test_an_unknown_one_is_refused_before_the_first_step(self, classes_source, capsys):
@@ -130,26 +123,23 @@ class TestNames:
 
     def test_a_module_that_logs_by_itself_may_be_watched_by_any_name(self, scores_source, capsys):
         Path("logging_late.py").write_text(LATE + "\n    def on_train_epoch_end(self):\n        self.log('mine', 1.0)\n")
-        words = ["fit", "--data.source", scores_source["source"], "--data.reader.split", "split", *SMALL]
+        words = ["fit", *data_of(scores_source), *SMALL]
         words += ["--model", "logging_late.LateModule"]
         words += ["--model.constant", "[]", "--trainer.max_epochs", 1]
-        run(*words, "--early_stopping.monitor", "mine", "--run_dir", "run", expect=2)
-        error = capsys.readouterr().err
+        error = error_of(capsys, *words, "--early_stopping.monitor", "mine", "--run_dir", "run")
         assert error == "mea-graph: error: early_stopping.mode: expected min or max, since nothing is known of 'mine'; got none\n"
         words += ["--early_stopping.mode", "max"]
         run(*words, "--early_stopping.monitor", "mine", "--run_dir", "run")
         assert epoch_of("best") == 0
-        run(*words, "--early_stopping.monitor", "other", "--run_dir", "again", expect=2)
-        error = capsys.readouterr().err
+        error = error_of(capsys, *words, "--early_stopping.monitor", "other", "--run_dir", "again")
         assert "early_stopping.monitor: expected one of mine, train/loss" in error
-        assert error.count("\n") == 1
 
 
 class TestTheWayRound:
     """A metric of the package is never watched the wrong way round."""
 
     def test_follows_from_the_name(self, classes_source):
-        words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *GRU, *SMALL]
+        words = [*data_of(classes_source), *GRU, *SMALL]
         run("fit", *words, "--early_stopping.monitor", "valid/accuracy", "--trainer.max_epochs", 2, "--run_dir", "run")
         state = torch.load("run/checkpoints/best.ckpt", weights_only=True)["callbacks"]
         watching = [key for key in state if "'monitor': 'valid/accuracy'" in key]
@@ -160,10 +150,8 @@ class TestTheWayRound:
     @pytest.mark.parametrize(("monitor", "mode", "right"), [("valid/accuracy", "min", "max"), ("valid/task", "max", "min")])
     def test_that_is_wrong_is_refused(self, monitor, mode, right, classes_source, capsys):
         words = ["--data.source", classes_source["source"], "--early_stopping.monitor", monitor, "--early_stopping.mode", mode]
-        run("fit", *words, *GRU, "--run_dir", "run", expect=2)
-        error = capsys.readouterr().err
+        error = error_of(capsys, "fit", *words, *GRU, "--run_dir", "run")
         assert f"early_stopping.mode: expected {right}, since {monitor} is best where it is" in error
-        assert error.count("\n") == 1
         assert not Path("run").exists()
 
     def test_that_is_wrong_is_refused_in_a_study(self, capsys):

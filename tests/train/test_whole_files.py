@@ -3,14 +3,12 @@
 import errno
 import json
 import os
-import stat
 import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from mea_graph.__main__ import main
 from mea_graph.data import DataError
 from mea_graph.studies.records import read_records
 from mea_graph.train import whole_files
@@ -18,7 +16,7 @@ from mea_graph.train.reports import write_json
 from mea_graph.train.whole_checkpoints import WholeCheckpoints
 from mea_graph.train.whole_files import write_whole
 
-SMALL = ["--model", "LateFusionGRUModule", "--model.hidden_channels", "4", "--trainer.accelerator", "cpu"]
+from .commands import SMALL_GRU, data_of, error_of, run
 
 
 class FullDisk:
@@ -81,43 +79,24 @@ def test_the_records_of_a_study_stay(full):
 
 
 def test_a_run_can_go_on_after_a_full_disk(classes_source, full, capsys):
-    words = ["--data.source", classes_source["source"], "--data.reader.split", "split", *SMALL]
-    assert main(["fit", *words, "--run_dir", "run", "--trainer.max_epochs", "1"]) == 0
+    words = [*data_of(classes_source), *SMALL_GRU]
+    run("fit", *words, "--run_dir", "run", "--trainer.max_epochs", "1")
     predict = ["predict", "--ckpt", "run", "--data", classes_source["source"], "--output", "run/predictions.csv"]
     for command in (["test", "--config", "run/config.yaml"], predict):
-        assert main(command) == 0
+        run(*command)
     before = {name: Path("run", name).read_bytes() for name in ("config.yaml", "metrics.json", "predictions.csv")}
     full(*before)
     resume = ["fit", "--config", "run/config.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2"]
     for command in (resume, ["test", "--config", "run/config.yaml"], predict):
-        capsys.readouterr()
-        assert main(command) == 2
-        error = capsys.readouterr().err
-        assert "the file could not be written" in error
-        assert error.count("\n") == 1
+        assert "the file could not be written" in error_of(capsys, *command)
     assert {name: Path("run", name).read_bytes() for name in before} == before
     full()
-    assert main(resume) == 0
+    run(*resume)
     assert json.loads(before["metrics.json"])["samples"]["test"] == 12
 
 
-@pytest.mark.parametrize("refusal", ["open", "fsync", "fsync, not permitted"])
-def test_a_disk_that_syncs_no_folders_takes_checkpoints(refusal, monkeypatch):
-    """Windows opens no folder; some network disks refuse to sync one. What such a disk does say of a file is told."""
-    original_open, original_sync = os.open, os.fsync
-
-    def opened(path, *args, **kwargs):
-        if refusal == "open" and Path(path).is_dir():
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return original_open(path, *args, **kwargs)
-
-    def synced(descriptor):
-        if refusal != "open" and stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EACCES if "not permitted" in refusal else errno.EINVAL, "refused")
-        original_sync(descriptor)
-
-    monkeypatch.setattr(os, "open", opened)
-    monkeypatch.setattr(os, "fsync", synced)
+@pytest.mark.usefixtures("disk_that_syncs_no_folders")
+def test_a_disk_that_syncs_no_folders_takes_checkpoints():
     WholeCheckpoints().save_checkpoint({"x": torch.ones(3)}, "run/last.ckpt")
     assert [path.name for path in Path("run").iterdir()] == ["last.ckpt"]
     assert torch.equal(torch.load("run/last.ckpt", weights_only=True)["x"], torch.ones(3))

@@ -47,7 +47,7 @@ def test_one_epoch_is_visible_as_a_marker():
         ({}, "expected at least one quantity"),
         ({"loss": {"a": []}}, r"a: expected one value per epoch, got shape \(0,\)"),
         ({"loss": {"a": [[1.0, 2.0]]}}, r"got shape \(1, 2\)"),
-        ({"loss": {str(i): [1.0] for i in range(8)}}, "at most 7 different curves, got 8"),
+        ({"loss": {str(i): [1.0] for i in range(8)}}, "at most 7 that can be distinguished, got 8"),
     ],
 )
 def test_errors(panels, message):

@@ -10,7 +10,7 @@ from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
 from mea_graph.nn._side_by_side import Groups, linear, norm_then_linear, of_all, weights_together
 from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention, feed_forward_parts
-from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
+from mea_graph.nn.attention.options import inner_channels, probability
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
 
 
@@ -77,7 +77,7 @@ class ModalityReinforcementUnit(nn.Module):
         self.query = nn.Linear(channels, width)
         self.key_value = nn.Linear(source_channels, 2 * width)
         self.out = nn.Linear(width, channels)
-        self.attention_dropout = map_dropout(attention_dropout)
+        self.attention_dropout = make_dropout(attention_dropout, "attention_dropout")
         self.dropout = make_dropout(dropout)
         self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
         self.reset_parameters()

@@ -4,7 +4,6 @@ from typing import TypedDict
 
 from torch import nn
 
-from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_heads, check_sizes
 
 MOST_LAYERS = 1000
@@ -27,11 +26,6 @@ def inner_channels(channels: int, heads: int, head_channels: int | None, feed_fo
         return channels
     check_sizes(channels=channels, heads=heads, head_channels=head_channels)
     return heads * head_channels
-
-
-def map_dropout(p: float) -> nn.Dropout:
-    """Makes the dropout of a map, whose probability the layer hands to its op."""
-    return make_dropout(p, "attention_dropout")
 
 
 def check_layers(num_layers: int) -> None:

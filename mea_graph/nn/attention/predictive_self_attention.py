@@ -10,7 +10,7 @@ from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
 from mea_graph.nn._side_by_side import Groups, norm_then_linear, of_all
 from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention, feed_forward_parts
-from mea_graph.nn.attention.options import inner_channels, map_dropout, probability
+from mea_graph.nn.attention.options import inner_channels, probability
 from mea_graph.nn.attention.prediction import prediction
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
 
@@ -100,7 +100,7 @@ class PredictiveSelfAttention(nn.Module):
         self.query_key_value = nn.Linear(channels, 3 * width)
         self.out = nn.Linear(width, channels)
         self.predictor = nn.Conv2d(heads, heads, 3, padding=1) if prediction else None
-        self.attention_dropout = map_dropout(attention_dropout)
+        self.attention_dropout = make_dropout(attention_dropout, "attention_dropout")
         self.dropout = make_dropout(dropout)
         self.feed_forward = FeedForward(channels, feed_forward_channels, dropout)
         self.reset_parameters()

@@ -72,7 +72,7 @@ class WeightedAttention(nn.Module):
 
     def can_join(self) -> bool:
         """Returns whether all modalities may be scored at once."""
-        return all(can_join([of[m] for m in self.modalities]) for of in (self.transform, self.score))
+        return all(map(can_join, self.parts()))
 
     def parts(self) -> list[list[nn.Module]]:
         """Returns the layers with weights, each kind of all modalities."""

@@ -53,7 +53,8 @@ class GraphFusionConv(MessagePassing):
     "native" runs; other backends need not sort an `EdgeIndex` that is sorted by column.
 
     Args:
-        in_channels: Width of the node features; a pair for sources and destinations that have a W each; -1 to take it from the first call.
+        in_channels: Width of the node features; -1 to take it from the first call. A pair for sources and destinations that have a W each;
+            that of the destinations then enters the scores only.
         out_channels: Width of the result, per head.
         heads: Number of attention heads; the paper has one.
         concat: Whether heads are concatenated; otherwise averaged (before the activation).
@@ -267,7 +268,7 @@ class GraphFusionConv(MessagePassing):
 
     def _transform(self, x: OptTensor, role: int, name: str) -> Tensor:
         width = self.in_channels if isinstance(self.in_channels, int) else self.in_channels[role]
-        if not isinstance(x, Tensor) or x.dim() != 2 or width not in (-1, x.size(1)):
+        if not isinstance(x, Tensor) or x.dim() != 2 or (width != -1 and width != x.size(1)):  # `in` is False of a symbolic size
             got = tuple(x.shape) if isinstance(x, Tensor) else x
             raise ValueError(f"{name}: expected (N, {'C' if width == -1 else width}), got {got}")
         linear = self.lin if self.lin is not None else (self.lin_src, self.lin_dst)[role]

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.backends import Backend, Op, accept
 from mea_graph.ops.edge import cpu, cuda, native, reference
 from mea_graph.ops.edge.edges import InEdges, check_edges, sort_edges
 from mea_graph.ops.edge.operator import refuse_transforms
@@ -61,14 +61,6 @@ def _check(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor |
     check_edges(edge_index, x.size(0), score_dst.size(0))
 
 
-def _accept(**arguments: object) -> None:
-    """For the backend that runs on anything."""
-
-
-def _refuse_transforms(**arguments: object) -> str | None:
-    return refuse_transforms()
-
-
 def _run_reference(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:
     if isinstance(edge_index, InEdges):
         edge_index = edge_index.edge_index()
@@ -81,7 +73,7 @@ _OP = Op(
     {
         "cuda": Backend(cuda.run, cuda.refuse, prefers="cuda"),
         "native": Backend(native.run, native.refuse, prefers="cpu", hold=library.hold),
-        "cpu": Backend(cpu.run, _refuse_transforms),
-        "reference": Backend(_run_reference, _accept),
+        "cpu": Backend(cpu.run, refuse_transforms),
+        "reference": Backend(_run_reference, accept),
     },
 )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.edge.flat import (
     all_heads,
     all_heads_by_source,
@@ -13,7 +14,7 @@ from mea_graph.ops.edge.flat import (
     in_given_order,
     logits,
 )
-from mea_graph.ops.edge.operator import define, wide_dtype
+from mea_graph.ops.edge.operator import define
 
 
 def _forward(

@@ -1,5 +1,8 @@
 """The edges of a graph in the order that the kernels read them."""
 
+import operator
+import weakref
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +14,8 @@ from mea_graph.ops.edge import counting_sort
 from mea_graph.ops.native import library
 
 __all__ = ["InEdges", "sort_edges"]
+
+_ORDER = 2  # the place of `order` among the fields
 
 
 class InEdges(NamedTuple):
@@ -77,11 +82,42 @@ def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdge
     plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
     if library.hold() is None and counting_sort.takes(plain):
         source, target, order, start = counting_sort.by_target(plain, num_sources, num_targets, torch.int64)
-        return InEdges(source, target, order, start, *counting_sort.by_source(source, num_sources))
+        edges = InEdges(source, target, order, start, *counting_sort.by_source(source, num_sources))
+        vouch_for(*edges)
+        return edges
     if plain.is_cpu and not is_traced() and not is_transformed():  # elsewhere the look would wait for the device
         counting_sort.check_ends(plain, num_sources, num_targets)
     source, target, order, start = sort_by_target(edge_index, num_targets)
     return InEdges(source, target, order, start, *sort_by_source(source, num_sources))
+
+
+# By the identity of `order`: all fields, and how often each had been changed. They hold a sort, which need not be checked again.
+_vouched: dict[int, tuple[list[weakref.ref[Tensor]], list[int]]] = {}
+
+
+def vouch_for(*fields: Tensor) -> None:
+    """Remembers that these fields of an `InEdges` hold a sort; it forgets them when they are gone or changed."""
+    key = id(fields[_ORDER])
+    refs = [weakref.ref(field) for field in fields]
+    refs[_ORDER] = weakref.ref(fields[_ORDER], lambda gone: _forget(key, gone))
+    _vouched[key] = refs, _changes(fields)
+
+
+def _forget(key: int, gone: "weakref.ref[Tensor]") -> None:
+    if key in _vouched and _vouched[key][0][_ORDER] is gone:  # not a later tensor in the same place
+        del _vouched[key]
+
+
+def is_vouched_for(*fields: Tensor) -> bool:
+    known = _vouched.get(id(fields[_ORDER]))
+    return known is not None and all(map(operator.is_, (ref() for ref in known[0]), fields)) and known[1] == _changes(fields)
+
+
+def _changes(fields: Sequence[Tensor]) -> list[int]:
+    try:
+        return [field._version for field in fields]
+    except RuntimeError:  # tensors of inference mode count no changes
+        return []
 
 
 def check_edge_index(edge_index: Tensor) -> None:

@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.edge import counting_sort
-from mea_graph.ops.edge.edges import InEdges, sort_by_target
-from mea_graph.ops.edge.operator import define, refuse_transforms, wide_dtype
+from mea_graph.ops.edge.edges import InEdges, is_vouched_for, sort_by_target, vouch_for
+from mea_graph.ops.edge.operator import define, refuse_transforms
 from mea_graph.ops.native import library
 
 _NARROW = 2**31  # below it, 32 bits number nodes and edges in what a call makes for itself
-_UNFIT = "edge_index: expected the result of sort_edges, got fields that do not fit together"
+_FEW = 1024  # edges that are looked at in less time than it takes to find out whether they must be
+_EXPECTED = {
+    "source": "sources in [0, N_src)",
+    "target": "destinations that rise, as `start` counts them",
+    "order": "each number in [0, E) once",
+    "start": "numbers that rise from 0 to E",
+    "by_source": "each number in [0, E) once, that of an edge whose `source` is as `source_start` counts them",
+    "source_start": "numbers that rise from 0 to E",
+}
 
 
 def refuse(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> str | None:
@@ -51,7 +60,7 @@ def _forward(
     y = x.new_empty((score_dst.size(0), *x.shape[1:]), dtype=wide)
     weights = x.new_empty((source.size(0), x.size(1)), dtype=wide)
     edges = (source, target, order, start, by_source, source_start)
-    _call("edge_forward", x, None, (score_dst, score_src, weights, None, None, y, None, None, None), edges, wide)
+    _call("edge_forward", x, None, (score_dst, score_src, weights, None, None, y, None, None, None), edges, wide, own=by_source is None)
     return y.to(x.dtype), weights
 
 
@@ -70,36 +79,44 @@ def _backward(
     source_start: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = wide_dtype(x, score_dst, score_src)
-    if by_source is None or source_start is None:
+    own = by_source is None or source_start is None
+    if own:
         by_source, source_start = counting_sort.by_source(source, x.size(0))
     make = x.new_zeros if grad_y is None else x.new_empty
     grad_x, slope = make(x.shape, dtype=wide), make(weights.shape, dtype=wide)
     grad_dst, grad_src = x.new_empty(score_dst.shape, dtype=wide), x.new_empty(score_src.shape, dtype=wide)
     edges = (source, target, order, start, by_source, source_start)
     tensors = (score_dst, score_src, weights, grad_weights, slope, None, grad_x, grad_dst, grad_src)
-    _call("edge_backward", x, grad_y, tensors, edges, wide)
+    _call("edge_backward", x, grad_y, tensors, edges, wide, own)
     return grad_x.to(x.dtype), grad_dst.to(score_dst.dtype), grad_src.to(score_src.dtype)
 
 
-def _call(name: str, x: Tensor, grad_y: Tensor | None, tensors: Sequence[Any], edges: Sequence[Any], dtype: torch.dtype) -> None:
-    """Fills those of the tensors that are results. They are as the loops take them; the others are made so."""
+def _call(name: str, x: Tensor, grad_y: Tensor | None, tensors: Sequence[Any], edges: Sequence[Any], dtype: torch.dtype, own: bool) -> None:
+    """Fills those of the tensors that are results. They are as the loops take them; the others are made so.
+
+    Edges that this call did not sort itself (`own`) are looked at; where they are many, only once, and never where `sort_edges` made them.
+    """
     (sources, heads, channels), targets, (kind, edge_count) = x.shape, tensors[0].size(0), (edges[0].dtype, edges[0].size(0))
     sizes = (edge_count, edge_count, edge_count, targets + 1, edge_count, sources + 1)
-    fit = kind in (torch.int32, torch.int64)
-    for tensor, size in zip(edges, sizes, strict=True):
-        fit = fit and (tensor is None or (tensor.is_cpu and tensor.dtype == kind and tensor.shape == (size,)))
-    if not fit:
-        raise ValueError(_UNFIT)
+    kind = kind if kind in (torch.int32, torch.int64) else torch.int64
+    for field, tensor, size in zip(InEdges._fields, edges, sizes, strict=True):
+        if not (tensor is None or (tensor.is_cpu and tensor.dtype == kind and tensor.shape == (size,))):
+            got = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device.type}"
+            raise ValueError(f"edge_index.{field}: expected {kind} ({size},) on cpu, as sort_edges gives it, got {got}")
+    foreign = not own and (edge_count < _FEW or not is_vouched_for(*edges))
     rows = [t if t is None else t.to(dtype) for t in (x, grad_y)]
     rows = [t if t is None or t.stride(2) == 1 else t.contiguous() for t in rows]
     held = [t if t is None else t.to(dtype).contiguous() for t in tensors] + [t if t is None else t.contiguous() for t in edges]
     fields = [field for t in rows for field in ((0,) * 4 if t is None else (t.data_ptr(), *t.stride()[:2], 1))]
     fields += [0 if t is None else t.data_ptr() for t in held]
     fault = ctypes.c_int64(0)
-    fields += [kind == torch.int64, grad_y is not None, edge_count, sources, targets, heads, channels, torch.get_num_threads()]
+    fields += [kind == torch.int64, grad_y is not None, foreign, edge_count, sources, targets, heads, channels, torch.get_num_threads()]
     library.call_addresses(name, dtype, [*fields, ctypes.addressof(fault)])
     if fault.value:
-        raise ValueError(_UNFIT)
+        field = InEdges._fields[fault.value - 1]
+        raise ValueError(f"edge_index.{field}: expected {_EXPECTED[field]}, as sort_edges gives them, got others")
+    if foreign and edge_count >= _FEW:
+        vouch_for(*edges)
 
 
 run = define("native", _forward, _backward, _sort)

@@ -1,4 +1,4 @@
-"""Compiles CUDA C++ at run time by NVRTC, the library that CUDA builds of torch depend on. Needs neither a GPU nor torch."""
+"""Compiles CUDA C++ at run time by NVRTC, the library that CUDA builds of torch depend on. Needs no GPU."""
 
 import ctypes
 import functools
@@ -8,6 +8,8 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from mea_graph.ops.native.library import cache_folder
 
 
 @functools.cache
@@ -61,7 +63,7 @@ def compile_source(source: str, capability: int, options: Sequence[str] = ()) ->
 def cached_cubin(source: str, capability: int, options: Sequence[str] = ()) -> tuple[bytes, Path]:
     """The machine code of `compile_source`, read from the user's cache folder if it is there, and its path."""
     key = hashlib.sha256("\0".join([source, str(capability), version(), *options]).encode()).hexdigest()
-    path = _cache_folder() / f"{key}.cubin"
+    path = cache_folder() / f"{key}.cubin"
     try:
         return path.read_bytes(), path
     except OSError:
@@ -82,10 +84,6 @@ def write_cubin(path: Path, cubin: bytes) -> bytes:
     except OSError:
         pass
     return cubin
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mea-graph" / "kernels"
 
 
 def _library() -> ctypes.CDLL:

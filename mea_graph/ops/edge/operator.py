@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.eager import is_transformed
 from mea_graph.ops.edge.edges import InEdges, sort_by_target
 from mea_graph.ops.edge.reference import edge_attention
@@ -81,16 +82,12 @@ def _by_reference(
     return tuple(next(found) if t.requires_grad else None for t in (x, score_dst, score_src))
 
 
-def refuse_transforms() -> str | None:
+def refuse_transforms(**_: Any) -> str | None:
     return "torch.func and forward-mode differentiation go through plain operations only" if is_transformed() else None
 
 
-def wide_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of the arithmetic, and of the weights that an operator returns: the backward pass needs them unrounded."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-
-
 def _fake(x: Tensor, score_dst: Tensor, score_src: Tensor, edges: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The weights are as wide as the arithmetic: the backward pass needs them unrounded."""
     y = torch.empty(score_dst.size(0), x.size(1), x.size(2), dtype=x.dtype, device=x.device)
     return y, torch.empty(edges.size(-1), x.size(1), dtype=wide_dtype(x, score_dst, score_src), device=x.device)
 

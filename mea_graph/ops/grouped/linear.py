@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mea_graph.ops.backends import Backend, Op, is_unwatched
+from mea_graph.ops.backends import Backend, Op, accept, is_unwatched
 from mea_graph.ops.grouped import batched, native, reference
-from mea_graph.ops.grouped.parts import accept, check, check_shapes, refuse, slices, split
+from mea_graph.ops.grouped.parts import check, check_shapes, refuse, slices, split
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
 

@@ -65,7 +65,3 @@ def split(tensors: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]
         found.append(list(tensors[first : first + count]))
         first += count
     return found
-
-
-def accept(**_: Any) -> None:
-    """For the backend that runs on anything."""

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.backends import Backend, Op, accept
+from mea_graph.ops.dtypes import common_dtype
 from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.interval import cpu, listed, native, padded, reference, triton
 from mea_graph.ops.interval_edges import IntervalEdges
@@ -106,7 +107,7 @@ def interval_attention_map(query: Tensor, key: Tensor, edges: IntervalEdges) -> 
     _check(query, key, None, edges)
     if not isinstance(edges, IntervalEdges):
         raise ValueError("edges: expected IntervalEdges for a map, got an edge_index")
-    q, k, _, mask = padded.pad(query, key, key, edges, padded.common_dtype(query, key))
+    q, k, _, mask = padded.pad(query, key, key, edges, common_dtype(query, key))
     steps = edges.target.mask.unsqueeze(2)
     return reference.attention_map(q, k, mask & steps)
 
@@ -144,10 +145,6 @@ def _refuse_triton(dropout: float = 0.0, **arguments: Any) -> str | None:
     return refuse_kept(arguments["edges"], dropout) or triton.refuse(**arguments)
 
 
-def _accept(**_: Any) -> None:
-    """For the backend that runs on anything."""
-
-
 def _run_reference(edges: Any, **arguments: Any) -> Tensor:
     return (listed.run if isinstance(edges, Tensor) else padded.run_reference)(**arguments, edges=edges)
 
@@ -160,6 +157,6 @@ _OP = Op(
         "triton": Backend(triton.run, _refuse_triton, prefers="cuda"),
         "sdpa": Backend(padded.run_sdpa, refuse_kept),
         "listed": Backend(listed.run, refuse_unlisted),
-        "reference": Backend(_run_reference, _accept),
+        "reference": Backend(_run_reference, accept),
     },
 )

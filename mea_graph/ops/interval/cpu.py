@@ -10,12 +10,13 @@ factors:
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.eager import only_evaluated
 from mea_graph.ops.interval.padded import run_reference
 from mea_graph.ops.interval_edges import IntervalEdges
@@ -27,11 +28,6 @@ _ROWS = 64  # target rows of a block where each has a run of its own: wasted wor
 _FEW = 12  # samples (of all arrows together) that are evaluated by plain calls
 _LOG2E = math.log2(math.e)
 _STEEP = 60.0  # base-2 logits up to this size need no shift before they become powers of two
-
-
-def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of everything but the result."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 class Block(NamedTuple):
@@ -176,7 +172,7 @@ def _steep(query: Tensor, key: Tensor) -> bool:
 
 def _run(query: Tensor, key: Tensor, value: Tensor, *edges: Tensor | None) -> tuple[Tensor, Tensor]:
     """The result (N_t, K, D_v) in the dtype of the values, and what the backward pass recomputes the maps from, (K, N_t)."""
-    (steps, heads, width), dtype = query.shape, compute_dtype(query, key, value)
+    (steps, heads, width), dtype = query.shape, wide_dtype(query, key, value)
     q_all, k_all = rows_last(query, dtype, _LOG2E * width**-0.5), rows_last(key, dtype)
     v_all = rows_last(value, dtype, row=1.0)
     plan = list(blocks(heads, *edges))  # type: ignore[arg-type]
@@ -201,7 +197,7 @@ def _run_backward(
     grad: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, *edges: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of `query`, `key` and `value`."""
-    dtype, heads, scale = compute_dtype(query, key, value), query.size(1), query.size(2) ** -0.5
+    dtype, heads, scale = wide_dtype(query, key, value), query.size(1), query.size(2) ** -0.5
     plan = list(blocks(heads, *edges))  # type: ignore[arg-type]
     delta = torch.linalg.vecdot(grad.to(dtype), out.to(dtype)).mT.neg_()
     g_all, q_all = rows_last(grad, dtype, row=delta), rows_last(query, dtype, _LOG2E * scale, row=logsumexp.neg())
@@ -234,7 +230,7 @@ def _rows_first(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def fake(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    sums = query.new_empty(query.size(1), query.size(0), dtype=compute_dtype(query, key, value))
+    sums = query.new_empty(query.size(1), query.size(0), dtype=wide_dtype(query, key, value))
     return _like(value, query.size(0)), sums
 
 
@@ -253,15 +249,20 @@ def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 9
-    if torch.is_grad_enabled():
-        return tuple(through_reference(again, ctx.saved_tensors[2:], grad))
-    return *_operator_backward(grad, *ctx.saved_tensors), *(None,) * 6
+def backward_by(differentiate: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward pass of an operator whose gradients `differentiate` computes."""
+
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 9
+        if torch.is_grad_enabled():
+            return tuple(through_reference(_again, ctx.saved_tensors[2:], grad))
+        return *differentiate(grad, *ctx.saved_tensors), *(None,) * 6
+
+    return backward
 
 
-def again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, source_start: Any, source_length: Any, *runs: Any) -> Tensor:
+def _again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, source_start: Any, source_length: Any, *runs: Any) -> Tensor:
     """Recomputes the result by the reference, for a second derivative."""
     target = Pointers(start, length, query.size(0))
     return run_reference(query, key, value, IntervalEdges.of_runs(source_start, source_length, key.size(0), target, *runs))
@@ -269,12 +270,13 @@ def again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, so
 
 _EDGES = "Tensor start, Tensor length, Tensor source_start, Tensor source_length, Tensor? begin, Tensor? end"
 TENSORS = f"Tensor query, Tensor key, Tensor value, {_EDGES}"
-_operator_backward = register(
+_differentiate = register(
     "interval_attention_cpu_backward",
     f"(Tensor grad, Tensor out, Tensor logsumexp, {TENSORS}) -> (Tensor, Tensor, Tensor)",
     _run_backward,
     fake_backward,
 )
+_backward = backward_by(_differentiate)
 _operator = register("interval_attention_cpu", f"({TENSORS}) -> (Tensor, Tensor)", _run, fake, setup_context, _backward)
 
 

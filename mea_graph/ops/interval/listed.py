@@ -2,10 +2,10 @@
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.segment import segment_softmax, segment_sum
 
@@ -20,7 +20,7 @@ def weights(query: Tensor, key: Tensor, edge_index: Tensor) -> Tensor:
 def run(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges | Tensor, dropout: float = 0.0) -> Tensor:
     """(N_t, K, D_v), in time and memory O(E)."""
     edge_index = edges.edge_index() if isinstance(edges, IntervalEdges) else edges
-    dtype = torch.float64 if torch.float64 in (query.dtype, key.dtype, value.dtype) else torch.float32
+    dtype = wide_dtype(query, key, value)
     xi = weights(query.to(dtype), key.to(dtype), edge_index)
     xi = F.dropout(xi, dropout) if dropout else xi
     messages = xi.unsqueeze(-1) * value.to(dtype).index_select(0, edge_index[0])

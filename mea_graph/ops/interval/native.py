@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.eager import only_evaluated
 from mea_graph.ops.interval import cpu
 from mea_graph.ops.interval_edges import IntervalEdges
-from mea_graph.ops.library import register, through_reference
+from mea_graph.ops.library import register
 from mea_graph.ops.native import library
 
 _WIDEST = 16  # channels of a head that the loops hold in registers; for wider ones plain products are as fast
@@ -17,7 +18,7 @@ _WIDEST = 16  # channels of a head that the loops hold in registers; for wider o
 
 def _run(query: Tensor, key: Tensor, value: Tensor, *edges: Tensor | None) -> tuple[Tensor, Tensor]:
     """Takes and returns what the operator of "cpu" does."""
-    dtype = cpu.compute_dtype(query, key, value)
+    dtype = wide_dtype(query, key, value)
     out, sums = _space(value, query.size(0), dtype), query.new_zeros(query.size(1), query.size(0), dtype=dtype)
     _call("interval_forward", (query, key, value), (out, None, None, None, None), (sums, None), edges, dtype)
     return _finished(out, value), sums
@@ -26,7 +27,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, *edges: Tensor | None) -> tu
 def _run_backward(
     grad: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, *edges: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = cpu.compute_dtype(query, key, value)
+    dtype = wide_dtype(query, key, value)
     grad = grad.to(dtype)
     delta = torch.linalg.vecdot(grad, out.to(dtype)).mT.neg().contiguous()
     inputs = (query, key, value)
@@ -60,20 +61,13 @@ def _call(
     library.call(name, dtype, [*fields, *sums, *held, *sizes])
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    if grad is None:
-        return (None,) * 9
-    if torch.is_grad_enabled():
-        return tuple(through_reference(cpu.again, ctx.saved_tensors[2:], grad))
-    return *_operator_backward(grad, *ctx.saved_tensors), *(None,) * 6
-
-
-_operator_backward = register(
+_differentiate = register(
     "interval_attention_native_backward",
     f"(Tensor grad, Tensor out, Tensor logsumexp, {cpu.TENSORS}) -> (Tensor, Tensor, Tensor)",
     _run_backward,
     cpu.fake_backward,
 )
+_backward = cpu.backward_by(_differentiate)
 _operator = register("interval_attention_native", f"({cpu.TENSORS}) -> (Tensor, Tensor)", _run, cpu.fake, cpu.setup_context, _backward)
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from mea_graph.ops.dtypes import common_dtype, wide_dtype
 from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.interval import reference
 from mea_graph.ops.interval_edges import IntervalEdges
@@ -51,7 +52,7 @@ def unpad(out: Tensor, edges: IntervalEdges, dtype: torch.dtype) -> Tensor:
 
 
 def run_reference(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges, dropout: float = 0.0) -> Tensor:
-    dtype = torch.promote_types(common_dtype(query, key, value), torch.float32)
+    dtype = wide_dtype(query, key, value)
     padded = pad(query, key, value, edges, dtype)
     mask = padded.mask.expand(-1, padded.query.size(2), -1)
     if dropout:
@@ -104,10 +105,3 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, edges: IntervalEdges) -> Te
     q, k, v = (F.pad(t, (0, -t.size(-1) % 8)) for t in (q, k, v))  # the fast kernels of CUDA take widths that are multiples of 8 only
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)[..., :width_value]
     return unpad(out.masked_fill(nothing.unsqueeze(1), 0), edges, value.dtype)
-
-
-def common_dtype(*tensors: Tensor) -> torch.dtype:
-    dtype = tensors[0].dtype
-    for t in tensors[1:]:
-        dtype = torch.promote_types(dtype, t.dtype)
-    return dtype

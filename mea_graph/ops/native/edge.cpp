@@ -23,6 +23,7 @@ template <class T> struct Call {
     const void *source, *target, *order, *start, *by_source, *source_start;  // the fields of InEdges
     Index wide;                         // whether these are of 64 bits, not 32
     Index sums;                         // whether y has a gradient; if not, slope and grad_x are zeros
+    Index foreign;                      // whether the edges may have been sorted by hand
     Index edges, sources, targets, heads, channels, threads;
     Index* fault;
 
@@ -344,20 +345,49 @@ template <class E> bool is_below(const E* index, Index count, Index size) {
     return sound;
 }
 
-// Whether the edges are sorted by destination, and no index leads out of memory.
-template <class E, class T> bool is_sound(const Call<T>& c) {
+// Whether no number stands there twice; all are in range.
+template <class E> bool is_each_once(const E* index, Index count) {
+    std::vector<unsigned char> seen(count);
+    bool sound = true;
+    for (Index k = 0; k < count; ++k) sound &= !seen[index[k]], seen[index[k]] = 1;
+    return sound;
+}
+
+enum Field { NONE, SOURCE, TARGET, ORDER, START, BY_SOURCE, SOURCE_START };  // of InEdges
+
+// The first field whose numbers lead out of memory, or whose edges are not sorted by destination.
+template <class E, class T> Field unsound_field(const Call<T>& c) {
     auto start = static_cast<const E*>(c.start), target = static_cast<const E*>(c.target), by_source = static_cast<const E*>(c.by_source);
-    if (!divides(start, c.targets, c.edges) || !is_below(static_cast<const E*>(c.source), c.edges, c.sources)) return false;
-    if (!is_below(static_cast<const E*>(c.order), c.edges, c.edges)) return false;
+    if (!divides(start, c.targets, c.edges)) return START;
+    if (!is_below(static_cast<const E*>(c.source), c.edges, c.sources)) return SOURCE;
+    if (!is_below(static_cast<const E*>(c.order), c.edges, c.edges)) return ORDER;
     bool sound = true;
     for (Index i = 0; i < c.targets; ++i)
         for (Index k = start[i]; k < start[i + 1]; ++k) sound &= target[k] == i;
-    if (!by_source) return sound;
-    return sound && is_below(by_source, c.edges, c.edges) && divides(static_cast<const E*>(c.source_start), c.sources, c.edges);
+    if (!sound) return TARGET;
+    if (!by_source) return NONE;
+    if (!is_below(by_source, c.edges, c.edges)) return BY_SOURCE;
+    return divides(static_cast<const E*>(c.source_start), c.sources, c.edges) ? NONE : SOURCE_START;
+}
+
+// The first field of sound ones that would leave results as memory was, or sum over the wrong edges.
+template <class E, class T> __attribute__((noinline)) Field unsorted_field(const Call<T>& c) {
+    auto source = static_cast<const E*>(c.source), by_source = static_cast<const E*>(c.by_source);
+    auto source_start = static_cast<const E*>(c.source_start);
+    if (!is_each_once(static_cast<const E*>(c.order), c.edges)) return ORDER;
+    bool sound = is_each_once(by_source, c.edges);
+    for (Index j = 0; j < c.sources; ++j)
+        for (Index k = source_start[j]; k < source_start[j + 1]; ++k) sound &= source[by_source[k]] == j;
+    return sound ? NONE : BY_SOURCE;
+}
+
+template <class E, class T> Field wrong_field(const Call<T>& c) {
+    const Field field = unsound_field<E>(c);
+    return field == NONE && c.foreign ? unsorted_field<E>(c) : field;
 }
 
 template <class T> bool is_refused(const Call<T>& c) {
-    *c.fault = !(c.wide ? is_sound<int64_t>(c) : is_sound<int32_t>(c));
+    *c.fault = c.wide ? wrong_field<int64_t>(c) : wrong_field<int32_t>(c);
     return *c.fault;
 }
 

@@ -65,7 +65,7 @@ def _load(compiler: str) -> ctypes.CDLL:
     Raises:
         RuntimeError: If the sources do not compile; the message holds the compiler's.
     """
-    path = _cache_folder() / f"{_key(compiler)}.so"
+    path = cache_folder() / f"{_key(compiler)}.so"
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,8 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where the user keeps what was compiled: C++ for the processor, CUDA C++ for a GPU."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mea-graph" / "kernels"
 
 

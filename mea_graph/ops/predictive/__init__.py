@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.backends import Backend, Op, accept
 from mea_graph.ops.interval import interval_attention, refuse_kept, refuse_plain, refuse_unlisted
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.native import library
@@ -215,10 +215,6 @@ def _refuse_triton(dropout: float = 0.0, **arguments: Any) -> str | None:
     return refuse_kept(arguments["edges"], dropout) or triton.refuse(**arguments)
 
 
-def _accept(**_: Any) -> None:
-    """For the backend that runs on anything."""
-
-
 def _run_reference(edges: Any, **arguments: Any) -> Tensor:
     if not isinstance(edges, Tensor):
         return padded.run_reference(**arguments, edges=edges)
@@ -236,6 +232,6 @@ _OP = Op(
         "native": _guided("native", native.run, _refuse_native, hold=library.hold),
         "cpu": _guided("cpu", cpu.run, refuse_kept, prefers="cpu"),
         "listed": _guided("listed", listed.run, refuse_unlisted),
-        "reference": Backend(_run_reference, _accept),
+        "reference": Backend(_run_reference, accept),
     },
 )

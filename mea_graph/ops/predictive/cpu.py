@@ -13,11 +13,13 @@ a further column of the products carries the row statistics, and what must becom
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.eager import only_evaluated
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.library import register, through_reference
@@ -31,7 +33,6 @@ from mea_graph.ops.predictive.layout import (
     Rows,
     Scratch,
     Tile,
-    compute_dtype,
     groups,
     one_by_one,
     tiles,
@@ -77,7 +78,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     tensors = (query, key, value, prior_query, prior_key)
     steps, heads, _ = query.shape
-    dtype = compute_dtype((*tensors, weight, bias))
+    dtype = wide_dtype(*tensors, weight, bias)
     parameters = (weight.to(dtype), weight.new_zeros(heads, dtype=dtype) if bias is None else bias.to(dtype))
     result = value.new_zeros(value.shape)
     statistics = query.new_zeros(steps, heads, 2, dtype=dtype)  # log2 of the sums of both softmaxes
@@ -126,7 +127,7 @@ def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> 
     *tensors, weight, bias, start, length, begin, end, mu = given
     query, _, _, prior_query, _ = tensors
     heads = query.size(1)
-    dtype = compute_dtype((*tensors, weight, bias))
+    dtype = wide_dtype(*tensors, weight, bias)
     parameters = (weight.to(dtype), weight.new_zeros(heads, dtype=dtype) if bias is None else bias.to(dtype))
     d_query, d_key, d_value, d_prior_query, d_prior_key = (t.new_zeros(t.shape) for t in tensors)
     d_weight, d_bias = weight.new_zeros(weight.shape, dtype=dtype), weight.new_zeros(heads, dtype=dtype)
@@ -179,7 +180,7 @@ def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> 
 
 
 def fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype((query, key, value, *rest[:4]))
+    dtype = wide_dtype(query, key, value, *rest[:4])
     return value.new_empty(value.shape), query.new_empty(query.size(0), query.size(1), 2, dtype=dtype)
 
 
@@ -195,15 +196,20 @@ def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     ctx.save_for_backward(*output, *tensors)
 
 
-def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    result, statistics, *tensors = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        return tuple(through_reference(again, (*tensors, ctx.mu), grad))
-    *grads, d_bias = _BACKWARD(grad, result, statistics, *tensors, ctx.mu)
-    return *grads, None if tensors[6] is None else d_bias, *(None,) * 5
+def backward_by(differentiate: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The backward pass of an operator whose gradients `differentiate` computes."""
+
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        result, statistics, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(through_reference(_again, (*tensors, ctx.mu), grad))
+        *grads, d_bias = differentiate(grad, result, statistics, *tensors, ctx.mu)
+        return *grads, None if tensors[6] is None else d_bias, *(None,) * 5
+
+    return backward
 
 
-def again(*inputs: Any) -> Tensor:
+def _again(*inputs: Any) -> Tensor:
     """Recomputes the result by the reference, for a second derivative."""
     query, key, value, prior_query, prior_key, weight, bias, start, length, begin, end, mu = inputs
     pointers = Pointers(start, length, query.size(0))
@@ -221,7 +227,9 @@ _BACKWARD = register(
     _backward,
     fake_backward,
 )
-_FORWARD = register("predictive_attention_cpu", f"({INPUTS}) -> (Tensor, Tensor)", _forward, fake_forward, setup_context, _autograd)
+_FORWARD = register(
+    "predictive_attention_cpu", f"({INPUTS}) -> (Tensor, Tensor)", _forward, fake_forward, setup_context, backward_by(_BACKWARD)
+)
 
 
 def _is_short(query: Tensor) -> bool:

@@ -168,7 +168,3 @@ class Scratch:
             self.places[name], self.used = self.used, self.used + (self.folded if name.endswith("q_hat") else self.cells)
         start = self.places[name]
         return self.memory[start : start + math.prod(shape)].view(shape)
-
-
-def compute_dtype(tensors: Sequence[Tensor | None]) -> torch.dtype:
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.segment import segment_softmax, segment_sum
@@ -61,7 +62,7 @@ def run(
     """(N, K, D_v), in time and memory O(E K^2 D)."""
     edge_index = edges.edge_index() if isinstance(edges, IntervalEdges) else edges
     tensors = (query, key, value, prior_query, prior_key, weight)
-    dtype = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+    dtype = wide_dtype(*tensors)
     q, k, v, q_prior, k_prior, w = (t.to(dtype) for t in tensors)
     a = weights(q, k, q_prior, k_prior, w, None if bias is None else bias.to(dtype), mu, pointers, edge_index)
     a = F.dropout(a, dropout) if dropout else a

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.eager import only_evaluated
 from mea_graph.ops.interval_edges import IntervalEdges
-from mea_graph.ops.library import register, through_reference
+from mea_graph.ops.library import register
 from mea_graph.ops.native import library
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive import cpu
-from mea_graph.ops.predictive.layout import compute_dtype
 
 
 def _forward(
@@ -31,7 +31,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Takes and returns what the operator of "cpu" does."""
     tensors = (query, key, value, prior_query, prior_key)
-    dtype = compute_dtype((*tensors, weight, bias))
+    dtype = wide_dtype(*tensors, weight, bias)
     out = value.new_zeros(value.shape, dtype=dtype)
     statistics = query.new_zeros(query.size(0), query.size(1), 2, dtype=dtype)
     others, runs = (weight, bias, statistics, None), (start, length, begin, end)
@@ -42,7 +42,7 @@ def _forward(
 def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
     *tensors, weight, bias, start, length, begin, end, mu = given
     heads = weight.size(0)
-    dtype = compute_dtype((*tensors, weight, bias))
+    dtype = wide_dtype(*tensors, weight, bias)
     grads = [t.new_zeros(t.shape, dtype=dtype) for t in tensors]
     of_parameters = weight.new_zeros(start.size(0), weight.numel() + heads, dtype=dtype)
     others, runs = (weight, bias, statistics, of_parameters), (start, length, begin, end)
@@ -70,20 +70,13 @@ def _call(
     library.call(name, dtype, [*fields, *held, *sizes], mu)
 
 
-def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    result, statistics, *tensors = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        return tuple(through_reference(cpu.again, (*tensors, ctx.mu), grad))
-    *grads, d_bias = _BACKWARD(grad, result, statistics, *tensors, ctx.mu)
-    return *grads, None if tensors[6] is None else d_bias, *(None,) * 5
-
-
 _BACKWARD = register(
     "predictive_attention_native_backward",
     f"(Tensor grad, Tensor result, Tensor statistics, {cpu.INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     cpu.fake_backward,
 )
+_autograd = cpu.backward_by(_BACKWARD)
 _FORWARD = register(
     "predictive_attention_native", f"({cpu.INPUTS}) -> (Tensor, Tensor)", _forward, cpu.fake_forward, cpu.setup_context, _autograd
 )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from mea_graph.ops.dtypes import wide_dtype
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive import reference
@@ -48,7 +49,7 @@ def run_reference(
     if pointers.max_length == 0 or pointers.num_samples == 0:  # no step: nothing to attend to, and conv2d refuses empty maps
         nothing = sum(t[:0].sum() for t in (*tensors, weight, bias) if t is not None)  # a zero that a gradient flows through
         return (value.new_zeros(value.shape) + nothing).to(value.dtype)
-    dtype = torch.float64 if any(t is not None and t.dtype == torch.float64 for t in (*tensors, weight, bias)) else torch.float32
+    dtype = wide_dtype(*tensors, weight, bias)
     sequences, mask, heard = padded_arguments(tensors, pointers, edges, dtype)
     w, b = (None if t is None else t.to(dtype) for t in (weight, bias))
     q, k, v, prior_q, prior_k = sequences

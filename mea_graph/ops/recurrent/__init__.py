@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
-from mea_graph.ops.backends import Backend, Op
+from mea_graph.ops.backends import Backend, Op, accept
 from mea_graph.ops.native import library
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.recurrent import layers, native, reference, steps, triton
@@ -107,24 +106,20 @@ def _check(gates: int, x: Sequence[Tensor], weights: Sequence[Sequence[Tensor]],
             raise ValueError(f"weights[{m}]: expected tensors of the shapes {expected}, got {found}")
 
 
-def _accept(**_: Any) -> None:
-    """For the backends that run on anything."""
-
-
 _BILSTM = Op(
     bilstm,
     {
         "triton": Backend(triton.RECURRENCE.run, triton.refuse, prefers="cuda"),
         "native": Backend(native.BILSTM.run, native.refuse, hold=library.hold),
-        "torch": Backend(partial(reference.by_direction, layers.lstm), _accept),
-        "reference": Backend(partial(reference.by_direction, steps.lstm), _accept),
+        "torch": Backend(partial(reference.by_direction, layers.lstm), accept),
+        "reference": Backend(partial(reference.by_direction, steps.lstm), accept),
     },
 )
 _BIGRU = Op(
     bigru,
     {
         "native": Backend(native.BIGRU.run, native.refuse, hold=library.hold),
-        "torch": Backend(partial(reference.by_direction, layers.gru), _accept),
-        "reference": Backend(partial(reference.by_direction, steps.gru), _accept),
+        "torch": Backend(partial(reference.by_direction, layers.gru), accept),
+        "reference": Backend(partial(reference.by_direction, steps.gru), accept),
     },
 )

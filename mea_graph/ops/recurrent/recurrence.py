@@ -101,11 +101,12 @@ class Recurrence:
         """See `bilstm` and `bigru`."""
         cell, hidden, sizes = self._cell, weights[0][1].size(1), [rows.size(0) for rows in x]
         driving, held, biases, of_state = ([own[at + kind] for own in weights for at in (0, 4)] for kind in range(4))  # by way
-        bias = torch.cat(biases)
         if cell.has_bias:
             held = [torch.cat([u, b.unsqueeze(1)], 1) for u, b in zip(held, of_state, strict=True)]
         else:
-            bias = bias + torch.cat(of_state)
+            # Added before they are joined: a sum of two `cat` gives both biases gradients in the same memory, where clipping scales twice.
+            biases = [b + c for b, c in zip(biases, of_state, strict=True)]
+        bias = torch.cat(biases)
         weight = torch.stack(held).view(len(x), 2, cell.gates, hidden, -1)
         if len(x) == 1:
             joined = F.linear(x[0], torch.cat(driving), bias)

@@ -211,7 +211,7 @@ def test_broken_values_are_set_to_zero_or_their_steps_dropped(tmp_path, payload,
         open_dataset(path, format="mult", non_finite="mean")
 
 
-def test_more_samples_than_a_file_can_hold_are_refused(tmp_path, payload):
+def test_more_samples_than_a_file_can_hold_are_refused(tmp_path):
     """One array of many samples without a step, in many splits."""
     empty = np.zeros((60_000, 0, 3), np.float32)
     parts = {split: {"audio": empty, "labels": np.zeros(60_000, np.int8)} for split in ("train", "valid", "test")}

@@ -1,29 +1,19 @@
 """`mea-graph predict`."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from mea_graph.__main__ import main
-
-
-def predict(*words, expect=0):
-    assert main(["predict", *map(str, words)]) == expect
-
-
-def read_rows(path):
-    with Path(path).open(newline="") as file:
-        return list(csv.DictReader(file))
+from ..commands import error_of, read_csv, run
 
 
 def test_a_checkpoint_and_a_file_are_enough(expected, classes_source, capsys):
     arrays = dict(np.load(classes_source["source"]))
     np.savez("new.npz", **{name: array for name, array in arrays.items() if name not in ("label", "split")})
-    predict("--ckpt", "run/checkpoints/best.ckpt", "--data", "new.npz", "--output", "out.csv", "--embeddings", "out.npz")
-    rows = read_rows("out.csv")
+    run("predict", "--ckpt", "run/checkpoints/best.ckpt", "--data", "new.npz", "--output", "out.csv", "--embeddings", "out.npz")
+    rows = read_csv("out.csv")
     assert list(rows[0]) == ["id", "prediction", "probability_rest", "probability_stress"]
     logits = torch.from_numpy(np.stack([expected[row["id"]] for row in rows]))
     assert [float(row["probability_stress"]) for row in rows] == pytest.approx(logits.softmax(1)[:, 1].tolist(), abs=1e-6)
@@ -33,24 +23,34 @@ def test_a_checkpoint_and_a_file_are_enough(expected, classes_source, capsys):
 
 
 def test_samples_that_trained_the_model_are_marked(expected, classes_source, capsys):
-    predict("--ckpt", "run", "--data", classes_source["source"], "--output", "out.csv")
-    parts = [row["part"] for row in read_rows("out.csv")]
+    run("predict", "--ckpt", "run", "--data", classes_source["source"], "--output", "out.csv")
+    parts = [row["part"] for row in read_csv("out.csv")]
     assert parts == np.load(classes_source["source"])["split"].tolist()
     assert "36 of these 60 samples trained the model" in capsys.readouterr().out
 
 
-def test_mistakes_are_told_in_one_line(run, capsys):
+@pytest.mark.usefixtures("run")
+def test_mistakes_are_told_in_one_line(capsys):
     np.savez("other.npz", audio=np.ones((3, 4, 5)))
     for words, message in (
-        (["--ckpt", "nix", "--data", "other.npz"], "there is no checkpoint nix"),
+        (["--ckpt", "nix", "--data", "other.npz"], "error: ckpt: there is no checkpoint nix"),
+        (["--ckpt", "other.npz", "--data", "other.npz"], "error: ckpt: expected a checkpoint of plain tensors and containers, got"),
+        (["--ckpt", ".", "--data", "other.npz"], "error: ckpt: there is no checkpoint checkpoints/best.ckpt; the folder of a run is"),
         (["--ckpt", "run", "--data", "nix.npz"], "nix.npz: no such file"),
         (["--ckpt", "run", "--data", "other.npz"], "audio: expected width 4, as in training, got 5"),
         (["--ckpt", "run", "--data", "other.npz", "--module", "os.path"], "module: expected a subclass of TaskModule"),
         (["--ckpt", "run", "--data", "other.npz", "--module", "nix.Nix"], "module: expected the name of a class"),
     ):
-        predict(*words, "--output", "out.csv", expect=2)
-        error = capsys.readouterr().err
-        assert error.startswith("mea-graph: error: ")
-        assert error.count("\n") == 1
-        assert message in error
+        assert message in error_of(capsys, "predict", *words, "--output", "out.csv")
     assert not Path("out.csv").exists()
+
+
+@pytest.mark.usefixtures("run")
+def test_a_run_without_a_best_epoch_names_the_checkpoint_that_it_has(capsys):
+    Path("other/checkpoints").mkdir(parents=True)
+    Path("other/checkpoints/last.ckpt").write_bytes(Path("run/checkpoints/best.ckpt").read_bytes())
+    np.savez("new.npz", audio=np.ones((3, 4, 4)))
+    last = "other/checkpoints/last.ckpt"
+    message = f"ckpt: there is no checkpoint other/checkpoints/best.ckpt; there is --ckpt {last}"
+    assert error_of(capsys, "predict", "--ckpt", "other", "--data", "new.npz", "--output", "out.csv") == f"mea-graph: error: {message}\n"
+    run("predict", "--ckpt", last, "--data", "new.npz", "--output", "out.csv")

@@ -14,6 +14,9 @@ import pytest
 from mea_graph.__main__ import main
 from mea_graph.studies import schedule
 from mea_graph.train import TaskModule
+from mea_graph.train.run_folder import claimed
+
+from ..commands import error_of, run
 
 SMALL = """
 data: {events: {num_samples: 60, num_modalities: 2}, batch_size: 16}
@@ -29,7 +32,7 @@ def _small():
 
 def study(name, *words, expect=0):
     common = ["--config", "events", "--config", "small.yaml", "--epochs", 2, "--seeds", 1, "--out", "out", "--accelerator", "cpu"]
-    assert main([str(word) for word in ("study", name, *common, *words)]) == expect
+    run("study", name, *common, *words, expect=expect)
 
 
 def records():
@@ -196,6 +199,24 @@ def test_data_from_a_file_with_folds(classes_source):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing claims a folder there")
+def test_a_folder_is_one_study_s(capsys):
+    """Two at once would train every run twice, and write two records of it and two tables."""
+    with claimed(Path("out")):
+        study("ablate", "--only", "w/o L_dis", expect=2)
+        assert capsys.readouterr().err == "mea-graph: error: out: another process is at work in out; wait for it, or give another --out\n"
+    assert not Path("out").exists()  # who is refused leaves nothing behind, and neither does who wrote nothing
+    study("ablate", "--only", "w/o L_dis")
+    study("ablate", "--only", "w/o L_dis")  # it is free again
+    assert len(records()) == 2
+
+
+def test_a_file_is_no_folder_of_a_study(capsys):
+    Path("out").touch()
+    study("ablate", "--only", "w/o L_dis", expect=2)
+    assert capsys.readouterr().err == "mea-graph: error: out: expected a folder, got the file out\n"
+
+
 def test_processes_find_what_one_finds():
     only = ["--only", "late fusion GRU"]
     study("compare", *only)
@@ -298,11 +319,7 @@ def test_a_closed_pipe_is_no_mistake_of_the_user(monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_told_in_one_line(words, message, capsys):
-    assert main(["study", *words]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("mea-graph: error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert message in error_of(capsys, "study", *words)
 
 
 @pytest.mark.parametrize(
@@ -317,8 +334,6 @@ def test_mistakes_are_told_in_one_line(words, message, capsys):
     ],
 )
 def test_words_that_do_not_exist(words, message, capsys):
-    assert main(["study", *words]) == 2
-    error = capsys.readouterr().err
+    error = error_of(capsys, "study", *words)
     assert error.startswith("mea-graph: error: study: ")
-    assert error.count("\n") == 1
     assert message in error

@@ -1,5 +1,7 @@
 import signal
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.image
 import pytest
@@ -8,6 +10,7 @@ from mea_graph.__main__ import main
 from mea_graph.studies import demo
 from mea_graph.studies.recipe import read_recipe
 from mea_graph.train import MEAModule, TaskModule
+from mea_graph.train.run_folder import claimed
 
 
 @pytest.fixture
@@ -47,6 +50,19 @@ def test_a_missing_extra_is_told_before_the_training(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "mea_graph.viz" in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing claims a folder there")
+@pytest.mark.usefixtures("small")
+def test_a_folder_is_one_demonstration_s(capsys):
+    with claimed(Path("out")):
+        assert main(["demo", "--out", "out"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "mea-graph: error: out: another process is at work in out; wait for it, or give another --out\n"
+    assert captured.out == ""
+    Path("out").touch()
+    assert main(["demo", "--out", "out"]) == 2
+    assert capsys.readouterr().err == "mea-graph: error: out: expected a folder, got the file out\n"
 
 
 @pytest.mark.usefixtures("small")
