@@ -63,9 +63,9 @@ def prefix_mask(lengths: Sequence[int], longest: int, device: str) -> Tensor:
 
 
 def pointers_of(lengths: Sequence[int], device: str = "cpu") -> Pointers:
-    """Makes pointers of samples one after the other, as in a PyG batch."""
-    length = torch.tensor(lengths, dtype=torch.int64, device=device)
-    return Pointers(length.cumsum(0) - length, length, sum(lengths), packed=True)
+    """Makes pointers of samples one after the other, as in a PyG batch, whose longest length is known: no pass waits for it."""
+    ptr = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(device)
+    return Pointers.from_ptr(ptr, sum(lengths), max(lengths, default=0))
 
 
 def predictive(

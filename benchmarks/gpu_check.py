@@ -37,6 +37,7 @@ import torch
 
 from benchmarks.cpu_check import show
 from benchmarks.gpu_check_run import Job, Record, Settings, append, read, run_all, start_server
+from benchmarks.report_device import why
 
 ENDING = 5.0  # seconds for what is written after the last job
 ROOM = 64 * 2**20  # bytes on the disk that a run must find; it writes some hundred thousand
@@ -94,19 +95,13 @@ def gathered(records: Sequence[Record]) -> dict[str, Any]:
 
 def faults(found: dict[str, Any]) -> list[str]:
     """What did not go as it should, a line each. That time was over is none; it is told in `left_out`."""
-    lines = [f"check failed: {c['case']}{_why(c)}" for c in found["checks"] if not c["passed"]]
-    lines += [f"failed: {c['case']}{_why(c)}" for c in found["manners"] if not c.get("passed", "skipped" in c)]
+    lines = [f"check failed: {c.get('what', c['case'])}, {c.get('dtype', '')}: {why(c)}" for c in found["checks"] if not c["passed"]]
+    lines += [f"failed: {c['case']}: {why(c)}" for c in found["manners"] if not c.get("passed", "skipped" in c)]
     lines += [f"not timed: {c['case']}: {c['not_timed'].strip().splitlines()[-1]}" for c in found["cases"] if "not_timed" in c]
-    lines += [f"no profile: {c['case']}{_why(c)}" for c in found["kernels"] if "raised" in c]
+    lines += [f"no profile: {c['case']}: {why(c)}" for c in found["kernels"] if "raised" in c]
     if "device" not in found:
         lines.append("the device has no name here: see environment_raised")
     return lines + [f"{j['stage']}, {j['job']}: {j['how']}" for j in found["jobs"] if j["how"] not in ("done", "begun anew")]
-
-
-def _why(record: Record) -> str:
-    return (
-        f": {record['raised'].strip().splitlines()[-1]}" if "raised" in record else f": {record.get('what', '')} {record.get('errors', '')}"
-    )
 
 
 def write(path: Path, found: dict[str, Any], command: str) -> None:
@@ -165,8 +160,7 @@ def check_place(folder: Path) -> None:
 def tell(job: Job, records: Sequence[Record]) -> None:
     for r in records:
         if r["kind"] == "check":
-            errors = ", ".join(f"{n} {e:.1e}" for n, e in r.get("errors", {}).items())
-            print(f"{'ok  ' if r['passed'] else 'FAIL'} {r.get('what', r['case'])}, {r.get('dtype', '')}: {errors}{r.get('raised', '')}")
+            print(f"{'ok  ' if r['passed'] else 'FAIL'} {r.get('what', r['case'])}, {r.get('dtype', '')}: {why(r)}{r.get('raised', '')}")
         elif r["kind"] == "kernels" and "kernels" in r:
             print(f"{r['case']}: {r['launches']} launches a pass")
             for k in r["kernels"][:12]:

@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import measure
 from benchmarks.gpu_check_run import spoil
 from benchmarks.measure import Pass
+from mea_graph.ops import record_calls
 
 _REPEATS, _LONG_ENOUGH = (3, 20), 0.3  # passes between two events, and the seconds for which more than three are worth while
 
@@ -113,6 +114,13 @@ def kernels(run: Callable[[], Any], device: str, passes: int = 3) -> list[dict[s
 def launches(run: Callable[[], Any], device: str) -> float | None:
     """Kernels, copies and fills that a pass starts on a GPU."""
     return round(sum(k["launches"] for k in kernels(run, device)), 1) if device == "cuda" else None
+
+
+def backends(run: Pass) -> dict[str, list[str]]:
+    """By op, which backends a pass runs: a time says little where a kernel was expected and the formula ran."""
+    with record_calls() as calls:
+        run()
+    return {op: sorted(name for known, name in calls if known == op) for op, _ in calls}
 
 
 def first_line(raised: BaseException) -> str:

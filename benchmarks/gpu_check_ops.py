@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks import cases, measure, roofline
-from benchmarks.gpu_check_clock import clocks, kernels
+from benchmarks.gpu_check_clock import backends, clocks, kernels
 from benchmarks.gpu_check_run import Record, Run
 from mea_graph.ops import IntervalEdges, Pointers, edge_attention, interval_attention, predictive_attention, record_calls
 from mea_graph.ops.grouped import grouped_linear
@@ -208,12 +209,8 @@ def good(errors: Mapping[str, float], dtype: torch.dtype) -> bool:
 
 def check_all(run: Run, op: str, every: Sequence[Build], small: Sequence[int]) -> None:
     """All of them in every dtype; on little input those with the numbers in `small`."""
-    builds = [every[i] for i in small] if run.small else every
-    found = {}
-    for i, build in enumerate(builds):
-        for dtype in DTYPES:
-            found[f"{op} {i}, {dtype_name(dtype)}"] = lambda build=build, dtype=dtype: check(op, build, dtype, run.device)
-    run.each("check", found)
+    builds = [(i, build, dtype) for i, build in enumerate([every[i] for i in small] if run.small else every) for dtype in DTYPES]
+    run.each("check", {f"{op} {i}, {dtype_name(dtype)}": partial(check, op, build, dtype, run.device) for i, build, dtype in builds})
 
 
 def check_predictive(run: Run) -> None:
@@ -232,7 +229,7 @@ def check_grouped(run: Run) -> None:
     check_all(run, "grouped_linear", CHECKS["grouped_linear"], SMALL["grouped_linear"])
 
 
-def _true_formula(case: cases.Case, device: str) -> measure.Pass:
+def _true_formula(case: cases.Case, device: str, compiled: bool = False) -> measure.Pass:
     """The printed formula with every map in the dtype of the case, as a user would write it: `reference` takes float32 at least."""
     draw, pointers = draws(device), cases.pointers_of(case.about["attention"]["lengths"], device)
     shape = (pointers.num_rows, cases.HEADS, cases.WIDTH)
@@ -244,7 +241,9 @@ def _true_formula(case: cases.Case, device: str) -> measure.Pass:
         out = reference.predictive_attention(q, k, v, q_prior, k_prior, weight, bias, cases.MU, mask)
         return pointers.unpad(out.transpose(1, 2))
 
-    return cases.step(attend, [t.to(case.dtype).requires_grad_() for t in inputs], draw(*shape).to(case.dtype))
+    return cases.step(
+        torch.compile(attend) if compiled else attend, [t.to(case.dtype).requires_grad_() for t in inputs], draw(*shape).to(case.dtype)
+    )
 
 
 def predictive_times(batch: int, length: int, lengths: Sequence[int] | None, dtype: torch.dtype, device: str) -> cases.Case:
@@ -260,7 +259,7 @@ def predictive_compiled(batch: int, length: int, lengths: Sequence[int] | None, 
     case = cases.predictive(batch, length, lengths, dtype, device, dtype == FLOAT32)
     contenders = {name: run for name, run in case.contenders.items() if name != "eager formula"}
     if dtype != FLOAT32:
-        contenders[f"torch.compile of the formula in {dtype_name(dtype)}"] = torch.compile(_true_formula(case, device))
+        contenders[f"torch.compile of the formula in {dtype_name(dtype)}"] = _true_formula(case, device, True)
     return case._replace(contenders=contenders, checked=[name for name in case.checked if name in contenders])
 
 
@@ -269,7 +268,12 @@ def time_case(build: Callable[[], cases.Case], seconds: float, device: str) -> R
     case = build()
     with exact():
         errors = case.errors()
-    found: Record = {"case": case.name, "dtype": dtype_name(case.dtype), "contenders": {}}
+    found: Record = {
+        "case": case.name,
+        "dtype": dtype_name(case.dtype),
+        "contenders": {},
+        "backends": backends(case.contenders["mea_graph"]),
+    }
     if not good(errors, case.dtype):
         return {**found, "not_timed": f"error {errors['mea_graph']:.1e}"}
     found["contenders"] = clocks(case.contenders, seconds, device)

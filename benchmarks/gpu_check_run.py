@@ -28,7 +28,7 @@ import torch
 
 Record = dict[str, Any]
 GRACE = 10.0  # seconds that a job may take beyond one and a half of its share: a compiler does not look at the clock
-MOST_PROCESSES = 8  # of a job, where the ones before have died
+MOST_PROCESSES = 24  # of a job, where the ones before have died
 RENEW = 75  # exit code of a process that a new one is to replace, for no fault of its own
 _CONTEXT = get_context("forkserver")  # children are forked from a process that has imported everything and has never used the device
 _spoilt: list[str] = []

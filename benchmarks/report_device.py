@@ -34,14 +34,15 @@ def _checks(run: Record) -> list[str]:
     checks, manners = run.get("checks", []), run.get("manners", [])
     passed = sum(bool(c.get("passed")) for c in checks)
     lines = [f"{passed} of {len(checks)} checks against float64 passed.\n"]
-    lines += [f"- failed: {c.get('what', c['case'])}, {c.get('dtype', '')}: {_why(c)}" for c in checks if not c.get("passed")]
+    lines += [f"- failed: {c.get('what', c['case'])}, {c.get('dtype', '')}: {why(c)}" for c in checks if not c.get("passed")]
     for one in manners:
-        said = f"skipped: {one['skipped']}" if "skipped" in one else "passed" if one.get("passed") else f"failed: {_why(one)}"
+        said = f"skipped: {one['skipped']}" if "skipped" in one else "passed" if one.get("passed") else f"failed: {why(one)}"
         lines.append(f"- {one['case']}: {said}")
     return [*lines, ""]
 
 
-def _why(record: Record) -> str:
+def why(record: Record) -> str:
+    """Why a check failed, in one line."""
     if record.get("raised"):
         return _cell(str(record["raised"]).strip().splitlines()[-1])
     ran = f"; ran on {record['backend']}, expected {record['expected_backend']}" if "expected_backend" in record else ""

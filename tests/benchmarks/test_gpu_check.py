@@ -143,7 +143,11 @@ def test_a_rehearsal_with_stubs_for_the_kernels_passes(tmp_path: Path) -> None:
     assert {b for c in found["checks"] for b in c.get("backend", [])} == {"triton", "cuda", "joined", "reference", "cpu"}
     ops = [c for c in found["cases"] if c["stage"] in ("times", "layers")]
     assert all({"events", "graph", "median", "peak_bytes"} <= set(of) for c in ops for of in c["contenders"].values())
-    assert {m["case"] for m in found["manners"] if m.get("passed")} >= {f"second stream, {op}" for op in gpu_check_ops.EXPECTED}
+    step = next(c for c in found["cases"] if c["case"] == "MEA, training step, MOSI, B 2, true lengths")
+    assert all(step["backends"][op] == ["triton"] for op in ("bilstm", "predictive_attention", "interval_attention"))
+    manners = {m["case"] for m in found["manners"] if m.get("passed")}
+    assert manners == {*(f"second stream, {op}" for op in gpu_check_ops.EXPECTED), "memory", "prediction captured for a size"}
+    assert "MEA, recommended form" in {c["case"] for c in found["checks"]}
     captured = next(c for c in found["cases"] if c["case"] == "MEA, training step, MOSI, B 2, true lengths, padded")
     assert "MEA, captured" in captured["contenders"]
     bounds = [k["share"] for one in found["kernels"] for k in one["kernels"] if "share" in k]
