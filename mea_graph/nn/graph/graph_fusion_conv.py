@@ -270,8 +270,7 @@ class GraphFusionConv(MessagePassing):
     def _transform(self, x: OptTensor, role: int, name: str) -> Tensor:
         width = self.in_channels if isinstance(self.in_channels, int) else self.in_channels[role]
         if not isinstance(x, Tensor) or x.dim() != 2 or (width != -1 and width != x.size(1)):  # `in` is False of a symbolic size
-            got = tuple(x.shape) if isinstance(x, Tensor) else x
-            raise ValueError(f"{name}: expected (N, {'C' if width == -1 else width}), got {got}")
+            raise ValueError(f"{name}: expected (N, {'C' if width == -1 else width}), got {tuple(x.shape) if isinstance(x, Tensor) else x}")
         linear = self.lin if self.lin is not None else (self.lin_src, self.lin_dst)[role]
         return self._by_head(cast(nn.Module, linear)(x))
 
