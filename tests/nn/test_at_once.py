@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mea_graph.nn import MEA, CrossModalEncoder, GraphFusionConv, PredictiveEncoder
-from mea_graph.nn._side_by_side import Groups
+from mea_graph.nn._side_by_side import Groups, weights_of
 from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention
 from mea_graph.nn.graph.graph_fusion_conv import pass_side_by_side
 from mea_graph.ops import Pointers, record_calls, use_backend
@@ -385,3 +385,11 @@ def test_convolutions_with_a_bias_of_their_own_are_not_joined() -> None:
         convs = [GraphFusionConv(4, 4, bias=bias).eval() for _ in "ab"]
         with torch.no_grad():
             assert (pass_side_by_side(convs, [torch.randn(3, 4)] * 2, edges) is None) == bias
+
+
+def test_layers_that_differ_in_more_than_weights_are_not_joined() -> None:
+    assert weights_of([nn.LayerNorm(4), nn.LayerNorm(4)], nn.LayerNorm) is not None
+    assert weights_of([nn.LayerNorm(4), nn.LayerNorm(4, eps=1e-3)], nn.LayerNorm) is None
+    convs = [GraphFusionConv(4, 4, activation=name).eval() for name in ("relu", "none")]
+    with torch.no_grad():
+        assert pass_side_by_side(convs, [torch.randn(3, 4)] * 2, torch.tensor([[0, 1], [1, 2]])) is None
