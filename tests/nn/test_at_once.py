@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mea_graph.nn import MEA, CrossModalEncoder, PredictiveEncoder
+from mea_graph.nn import MEA, CrossModalEncoder, GraphFusionConv, PredictiveEncoder
+from mea_graph.nn._side_by_side import Groups, weights_of
+from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention
+from mea_graph.nn.graph.graph_fusion_conv import pass_side_by_side
 from mea_graph.ops import Pointers, record_calls, use_backend
 from mea_graph.ops.grouped import Blocks, blocks_at_once, grouped_layer_norm, grouped_linear, norm_and_linear
 from mea_graph.ops.native import library
@@ -354,3 +357,39 @@ def test_pointers_with_gaps_go_at_once() -> None:
             wanted = model(x, dict.fromkeys("ab", gaps)).x
     assert "grouped_blocks_forward" in called
     assert all(torch.equal(found[m][gaps.real], wanted[m][gaps.real]) for m in "ab")
+
+
+@pytest.mark.parametrize("change", ["nothing", "hook", "subclass", "dropout", "inner dropout"])
+def test_the_end_of_attention_goes_layer_by_layer_where_a_layer_does_more(change: str) -> None:
+    class Twice(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    outs, each = [nn.Linear(6, 8) for _ in "ab"], [FeedForward(8) for _ in "ab"]
+    dropout = nn.Dropout(0.5 if change == "dropout" else 0.0)
+    for block in each:
+        if change == "hook":
+            block.activation.register_forward_hook(lambda module, given, out: 2 * out)
+        elif change == "subclass":
+            block.activation = Twice()
+        elif change == "inner dropout":
+            block.dropout = nn.Dropout(0.5)
+    with torch.no_grad(), calls_of_blocks() as called:
+        end_of_attention(torch.randn(5, 8), dropout, outs, each, torch.randn(5, 6), Groups([0, 2], [2, 3]))
+    assert ("grouped_blocks_forward" in called) == (change == "nothing")
+
+
+def test_convolutions_with_a_bias_of_their_own_are_not_joined() -> None:
+    edges = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    for bias in (False, True):
+        convs = [GraphFusionConv(4, 4, bias=bias).eval() for _ in "ab"]
+        with torch.no_grad():
+            assert (pass_side_by_side(convs, [torch.randn(3, 4)] * 2, edges) is None) == bias
+
+
+def test_layers_that_differ_in_more_than_weights_are_not_joined() -> None:
+    assert weights_of([nn.LayerNorm(4), nn.LayerNorm(4)], nn.LayerNorm) is not None
+    assert weights_of([nn.LayerNorm(4), nn.LayerNorm(4, eps=1e-3)], nn.LayerNorm) is None
+    convs = [GraphFusionConv(4, 4, activation=name).eval() for name in ("relu", "none")]
+    with torch.no_grad():
+        assert pass_side_by_side(convs, [torch.randn(3, 4)] * 2, torch.tensor([[0, 1], [1, 2]])) is None
