@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mea_graph
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Shape, draw
 from mea_graph.nn import MEA, MEALoss
-from mea_graph.ops import Pointers
+from mea_graph.ops import Pointers, interval_edges, pointers
 from mea_graph.ops.backends import Op
 from mea_graph.ops.grouped import layer_norm, linear
 from mea_graph.ops.interval import triton
@@ -159,6 +159,8 @@ def kernels_accept_meta() -> Iterator[None]:
     """The kernels take the pretended device for theirs."""
     with ExitStack() as stack:
         stack.enter_context(patch.object(triton, "refuse_tensors", lambda tensors: None))
+        for module in (pointers, interval_edges):  # they ask the device for a number, which these tensors do not refuse
+            stack.enter_context(patch.object(module, "number", lambda value, name: int(value)))
         first, cuda = Op._first, torch.device("cuda")
         stack.enter_context(patch.object(Op, "_first", lambda op, device, arguments: first(op, cuda, arguments)))
         yield
