@@ -1,4 +1,4 @@
-"""What every test runs under: one thread, a fixed seed, no display, Triton interpreted, C++ only where a test asks for it."""
+"""What every test runs under: one thread, a fixed seed, no display, Triton interpreted."""
 
 import errno
 import importlib.util
@@ -16,12 +16,15 @@ from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["TRITON_INTERPRET"] = "1"  # before the first import of triton: kernels run in its interpreter, on the CPU
-os.environ.setdefault("MEA_GRAPH_NATIVE", "0")  # what "auto" takes must not depend on a compiler; tests/ops/test_native.py asks by name
 
 import pytest
 import torch
 
+from mea_graph.ops.native import library
+
 torch.set_num_threads(1)
+
+ASK_FOR_NATIVE = {"ops", "nn", "benchmarks"}  # folders of tests that name the backends they mean, or count what torch alone is asked for
 
 
 # What a child does first. Its text is run by `exec`, so that the child needs to import nothing of the tests.
@@ -71,6 +74,17 @@ def _ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it, too
     yield
     signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _native(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most tests run on the backends that a user has, C++ where there is a compiler; it is built before a test looks at stderr."""
+    with pytest.MonkeyPatch.context() as patch:
+        if ASK_FOR_NATIVE & set(request.path.parts):
+            patch.setenv("MEA_GRAPH_NATIVE", "0")
+        else:
+            library.refuse()
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -161,8 +161,7 @@ def run_blocks(document: Path) -> None:
 )
 def test_blocks_run(document, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # without MEA_GRAPH_NATIVE=0 of the other tests, a reader's blocks run on the backends that a reader has
-    for name in ("MEA_GRAPH_NATIVE", "MEA_GRAPH_RUN_DIR", "LOCAL_RANK", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+    for name in ("MEA_GRAPH_RUN_DIR", "LOCAL_RANK", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "path", [*sys.path, str(REPOSITORY)])
     run_blocks(document)
