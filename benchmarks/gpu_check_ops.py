@@ -287,7 +287,7 @@ def share(case: cases.Case, seconds: float, device: str) -> Record:
     """What predictive attention achieves of the bound on paper, on a GPU whose figures are known."""
     if "attention" not in case.about or device != "cuda":
         return {}
-    found = roofline.achieved(roofline.work(**case.about["attention"], dtype=case.dtype), measure.device_name(), case.dtype, seconds)
+    found = roofline.achieved(roofline.work(**case.about["attention"], dtype=case.dtype), measure.device_name(), seconds)
     return {} if found is None else {"roofline": found}
 
 
@@ -354,6 +354,7 @@ _BOUNDS = {
     "predictive_attention_bwd_query_kernel": ("query loop",),
     "predictive_attention_bwd_key_kernel": ("key loop",),
     "predictive_attention_bwd_fold_kernel": ("unfold",),
+    "predictive_attention_power_kernel": ("powers", "powers, backward"),
 }
 
 
@@ -361,7 +362,7 @@ def with_bounds(found: Sequence[Record], case: cases.Case, device: roofline.Devi
     """Each kernel that has a bound on paper with it, and the share of it that the kernel achieves."""
     if device is None or "attention" not in case.about:
         return list(found)
-    bound = {k.kernel: max(k.seconds(device, case.dtype).values()) for k in roofline.work(**case.about["attention"], dtype=case.dtype)}
+    bound = {k.kernel: max(k.seconds(device).values()) for k in roofline.work(**case.about["attention"], dtype=case.dtype)}
     told = []
     for one in found:
         least = 1e6 * sum(bound[n] for n in _BOUNDS.get(one["kernel"], ()))

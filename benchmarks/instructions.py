@@ -32,15 +32,17 @@ def compiled(capability: int, shape: str, dtypes: Iterable[str], only: str = "pr
 
 def tile_loops(record: dict[str, Any]) -> list[tuple[int, int]]:
     """Instructions and special functions that a warp issues for a tile, by loop over tiles."""
-    depth = DEPTH[record["kernel"]]
-    chunks = record["folded"] // record["tiles"][2]  # the loop inside, over channels of the folded width
+    depth = min(DEPTH[record["kernel"]], max(loop["depth"] for loop in record["loops"] if loop["MUFU"]))  # not in each form there is one
+    rows, columns, *chunk = record["tiles"]
+    chunks = record["folded"] // chunk[0] if chunk else 1  # the loop inside, over channels of the folded width
     found: list[tuple[int, int]] = []
     for loop in record["loops"]:
         if loop["depth"] == depth:
             found.append((loop["instructions"], loop["MUFU"]))
         elif loop["depth"] == depth + 1:
             found[-1] = (found[-1][0] + chunks * loop["instructions"], found[-1][1] + chunks * loop["MUFU"])
-    found = [loop for loop in found if loop[1]]  # without those that look for the longest row
+    # Without those that look for the longest row, and jumps back from what seldom runs: at least an exponential for each pair.
+    found = [loop for loop in found if loop[1] >= rows * columns / (32 * record["warps"])]
     if record["kernel"] != "predictive_fwd" or len(found) < 4:
         return found
     if len(found) == 5:

@@ -34,8 +34,8 @@ META = torch.device("meta")
 _PACKAGE = f"{Path(mea_graph.__file__).parent}{os.sep}"
 # What our operators launch, where that is not one kernel.
 _LAUNCHES = {
-    "predictive_attention_triton": 2,
-    "predictive_attention_triton_backward": 4 + 2,  # and the sums over parts
+    "predictive_attention_triton": 3,  # in float32 on heads of up to 5 channels; otherwise one less, and in the backward pass too
+    "predictive_attention_triton_backward": 5 + 2,  # and the sums over parts
     "interval_attention_triton_backward": 2,
     "bilstm_triton": 2,  # and the transposed weights
     "bilstm_triton_backward": 1 + 3,  # and a product for the weights, after two copies

@@ -1,10 +1,11 @@
 """What the Triton kernels of predictive attention must compute and move, and the least time that takes: `python -m benchmarks.roofline`.
 
 Counted by kernel, for every pair of a query and a key of a head, as `triton_kernels.py` is written: heads of D channels run as max(16, D)
-rounded up to a power of two, the folded width 3 K D likewise, lengths as whole tiles, and a product in float32 as three in TF32. Issue
-slots are those of the machine code for sm_90, which `benchmarks.instructions` reads, of 8 heads of 5 channels; other shapes are taken to
-need as many. A kernel takes no less than its busiest unit does, and the kernels run one after the other. What goes through the L2 cache is
-counted, not bounded: its maker states no rate for it.
+rounded up to a power of two, the folded width 3 K D likewise, lengths as whole tiles, and a product in float32 as three: of halves for
+heads of up to 5 channels, as `triton_halves.py` is written, and in TF32 for others. Issue slots are those of the machine code for sm_90,
+which `benchmarks.instructions` reads, of 8 heads of 5 channels; other shapes are taken to need as many. A kernel takes no less than its
+busiest unit does, and the kernels run one after the other. What goes through the L2 cache is counted, not bounded: its maker states no rate
+for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mea_graph.ops.predictive.triton import _BLOCK as BLOCK
 from mea_graph.ops.predictive.triton import _FOLD_ROWS as FOLD_ROWS
 from mea_graph.ops.predictive.triton import _GROUPS as GROUPS
 from mea_graph.ops.predictive.triton import _UNFOLD_ROWS as UNFOLD_ROWS
-from mea_graph.ops.predictive.triton import HOPPER, Tiles, cut, warps
+from mea_graph.ops.predictive.triton import HALF_WIDTH, HOPPER, Tiles, cut, halves, warps
 
 
 class Device(NamedTuple):
@@ -67,9 +68,24 @@ LOOPS = {
     "query": Loop(4, 4, 4, 2, 3, 4, 26.2, 121.2),
     "key": Loop(4, 4, 4, 2, 3, 4, 29.0, 124.2),
 }
+
+
+class Halves(NamedTuple):
+    """Products in half precision that a loop of float32 takes for a pair: over four groups of channels, over three parts of a head (16
+    channels), and over the folded width; exponentials and issue slots."""
+
+    four: int
+    parts: int
+    folded: int
+    exponentials: int
+    slots: float
+
+
+HALVES = {"forward": Halves(2, 3, 3, 4, 37.8), "query": Halves(2, 6, 6, 4, 77.9), "key": Halves(2, 6, 6, 4, 81.9)}
 TWO_PASSES = LOOPS["forward"]._replace(half_products=3, half_exponentials=3, half_slots=20.1)  # where the folded width is cut
 # Instructions of a thread of the kernels around them, once through, in bfloat16 and in float32; the forward pass folds with a little less.
 FOLDS = {"fold": (1913, 1740), "unfold": (13183, 11478)}
+HALVES_FOLD, HALVES_POWERS = 2151, 224  # the fold that writes halves; the loop over steps that finds their powers of two
 
 
 class Work(NamedTuple):
@@ -82,10 +98,11 @@ class Work(NamedTuple):
     slots: float
     bytes: float
     l2: float
+    tf32: bool = False  # what the tensor cores execute; otherwise half precision
 
-    def seconds(self, device: Device, dtype: torch.dtype) -> dict[str, float]:
+    def seconds(self, device: Device) -> dict[str, float]:
         """The least seconds of each unit."""
-        flops = device.tf32 if dtype == torch.float32 else device.half
+        flops = device.tf32 if self.tf32 else device.half
         times = (self.executed / flops, self.exponentials / device.special, self.slots / device.issue, self.bytes / device.memory)
         return dict(zip(("tensor cores", "exponentials", "issue slots", "memory"), times, strict=True))
 
@@ -102,28 +119,39 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
     steps = heads * sum(lengths)
     copied = heads * sum(_up(n, BLOCK) for n in lengths)  # rows of the aligned copies
     tensor = steps * width * size
+    cut_up = halves(dtype, width, folded)
     copies = copied * (3 * wide + folded) * size + copied // heads * folded * size
     copies_grad = copies + copied * wide * size
+    if cut_up:  # rows of 64 bytes, and of 32 for values; backward, 32 more for each of query, key and gradient
+        copies, copies_grad = copies - copied * 32, copies_grad + copied * 96
     row = 4 * steps  # a float32 a row
     spare = dtype != torch.float16 and wide - width > 2
-    tiles = {name: cut(HOPPER, name, exact, wide, folded, spare) for name in LOOPS}
-    groups = min(heads, GROUPS)
+    tiles = {name: cut(HOPPER, name, exact, HALF_WIDTH if cut_up else wide, folded, spare) for name in LOOPS}
+    groups = heads if cut_up else min(heads, GROUPS)
     query_grad, key_grad = copied * folded * folded_size, copied // heads * groups * folded * 4
     parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // UNFOLD_ROWS)
-    fold_slots = FOLDS["fold"][exact] * 32 * warps(max(folded, wide)) * (heads + 1) * copied // heads // FOLD_ROWS
+    fold_slots = (
+        (HALVES_FOLD if cut_up else FOLDS["fold"][exact]) * 32 * warps(max(folded, wide)) * (heads + 1) * copied // heads // FOLD_ROWS
+    )
     unfold_slots = FOLDS["unfold"][exact] * heads / 8 * 32 * warps(_padded(heads * width)) * sum(-(-n // UNFOLD_ROWS) for n in lengths)
     folded_grads = query_grad + key_grad  # each row is read three times: for its own step and for those beside it
     taps = 3 * (heads + 1) * tensor  # every program of a head reads three steps of all heads
+    numbers = 3 if cut_up else 2  # statistics of a row, read or written
     moved = {
         "forward": copies + tensor + 2 * row,
-        "query": copies_grad + 2 * row + query_grad + tensor,
-        "key": copies_grad + 2 * row + 2 * tensor + key_grad,
+        "query": copies_grad + numbers * row + query_grad + tensor,
+        "key": copies_grad + numbers * row + 2 * tensor + key_grad,
     }
     loops = {name: _loop(name, pairs, lengths, heads, width, (wide, folded), tiles[name], exact, moved[name]) for name in LOOPS}
+    power_slots = HALVES_POWERS * 128 * heads * sum(-(-n // FOLD_ROWS) for n in lengths)
+    powers = [Work(name, 0, 0, 0, power_slots, n * tensor, n * tensor) for name, n in (("powers", 5), ("powers, backward", 6)) if cut_up]
+    rows = 4 * row if cut_up else row  # two statistics are copied, or one is read
     return [
+        *powers[:1],
         Work("fold", 0, 0, 0, fold_slots, 5 * tensor + copies, 3 * tensor + taps + copies),
         loops["forward"],
-        Work("fold, backward", 0, 0, 0, fold_slots, 7 * tensor + row + copies_grad, 5 * tensor + row + taps + copies_grad),
+        *powers[1:],
+        Work("fold, backward", 0, 0, 0, fold_slots, 7 * tensor + rows + copies_grad, 5 * tensor + rows + taps + copies_grad),
         loops["query"],
         loops["key"],
         Work("unfold", 0, 0, 0, unfold_slots, 3 * tensor + folded_grads + 2 * parts, 5 * tensor + 3 * folded_grads + 2 * parts),
@@ -154,13 +182,18 @@ def _loop(
     exponentials, slots = (loop.float_exponentials, loop.float_slots) if exact else (loop.half_exponentials, loop.half_slots)
     read = (3 if twice else 2) * wide + folded  # channels, for each key of a tile of queries; the key loop has them swapped
     tiles_read = computed / (tiles.columns if name == "key" else tiles.rows)
-    l2 = moved + tiles_read * (read * (4 if exact else 2) + (8 if name == "key" else 0))
-    return Work(f"{name} loop", useful, executed, computed * exponentials, computed * slots, moved, l2)
+    in_halves = exact and halves(torch.float32, width, folded)
+    if in_halves:
+        form = HALVES[name]
+        executed = 2 * computed * (form.four * 4 * HALF_WIDTH + form.parts * 16 + form.folded * folded)
+        exponentials, slots = form.exponentials, form.slots
+    l2 = moved + tiles_read * (read * (4 if exact else 2) + (4 * (3 if in_halves else 2) if name == "key" else 0))
+    return Work(f"{name} loop", useful, executed, computed * exponentials, computed * slots, moved, l2, exact and not in_halves)
 
 
-def bound(kernels: Sequence[Work], device: Device, dtype: torch.dtype) -> float:
+def bound(kernels: Sequence[Work], device: Device) -> float:
     """The least seconds, forward and backward."""
-    return sum(max(kernel.seconds(device, dtype).values()) for kernel in kernels)
+    return sum(max(kernel.seconds(device).values()) for kernel in kernels)
 
 
 def known(name: str) -> Device | None:
@@ -168,12 +201,12 @@ def known(name: str) -> Device | None:
     return next((device for part, device in DEVICES.items() if part in name), None)
 
 
-def achieved(kernels: Sequence[Work], name: str, dtype: torch.dtype, seconds: float) -> dict[str, float] | None:
+def achieved(kernels: Sequence[Work], name: str, seconds: float) -> dict[str, float] | None:
     """What goes into a result: the bound, and its share of the time taken."""
     device = known(name)
     if device is None:
         return None
-    least = bound(kernels, device, dtype)
+    least = bound(kernels, device)
     return {"bound": least, "share": least / seconds}
 
 
@@ -186,12 +219,12 @@ def table(name: str = "H200", batch: int = 32, longest: int = 500, heads: int = 
     for dtype, label in ((torch.bfloat16, "bfloat16"), (torch.float32, "float32")):
         kernels = work([longest] * batch, longest, heads, width, dtype)
         for k in kernels:
-            times = k.seconds(DEVICES[name], dtype)
+            times = k.seconds(DEVICES[name])
             unit = max(times, key=lambda u: times[u])
             numbers = f"{k.useful / 1e9:.1f} | {k.executed / 1e9:.1f} | {k.exponentials / 1e6:.0f} | {k.slots / 1e9:.2f}"
             numbers += f" | {k.bytes / 1e6:.0f} | {k.l2 / 1e6:.0f}"
             lines.append(f"| {k.kernel} | {label} | {numbers} | {1e6 * times[unit]:.0f} | {unit} |")
-        whole = 1e6 * bound(kernels, DEVICES[name], dtype)
+        whole = 1e6 * bound(kernels, DEVICES[name])
         numbers = f"{sum(k.useful for k in kernels) / 1e9:.1f} | {sum(k.executed for k in kernels) / 1e9:.1f}"
         numbers += f" | {sum(k.exponentials for k in kernels) / 1e6:.0f} | {sum(k.slots for k in kernels) / 1e9:.2f}"
         numbers += f" | {sum(k.bytes for k in kernels) / 1e6:.0f} | {sum(k.l2 for k in kernels) / 1e6:.0f}"

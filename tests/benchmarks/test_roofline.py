@@ -9,9 +9,10 @@ import torch
 from benchmarks import cases, gpu_check_ops, measure, report, roofline
 from mea_graph.ops.predictive import triton as launcher
 
-KERNELS = [
-    ast.parse((Path(launcher.__file__).parent / f"triton_{name}.py").read_text(encoding="utf-8")) for name in ("kernels", "once", "gelu")
-]
+KERNELS, HALVES = (
+    [ast.parse((Path(launcher.__file__).parent / f"triton_{name}.py").read_text(encoding="utf-8")) for name in (file, "once", "gelu")]
+    for file in ("kernels", "halves")
+)
 NAMES = {  # the loops that bounded logits take; in half precision, `attend_once` forward
     "forward": "_attend_bounded",
     "query": "predictive_attention_bwd_query_kernel",
@@ -37,8 +38,8 @@ def _calls(statements: list[ast.stmt], exact: bool) -> list[ast.Call]:
     return found
 
 
-def _function(name: str) -> ast.FunctionDef:
-    return next(n for tree in KERNELS for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name)
+def _function(name: str, kernels: list[ast.Module] = KERNELS) -> ast.FunctionDef:
+    return next(n for tree in kernels for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name)
 
 
 def _exponentials(calls: list[ast.Call], exact: bool) -> int:
@@ -63,6 +64,21 @@ def test_products_and_exponentials_are_those_of_the_kernel(loop, exact):
     counted = roofline.LOOPS[loop]
     assert (len(products) - len(folded), len(folded)) == (counted.float_products if exact else counted.half_products, counted.folded)
     assert _exponentials(calls, exact) == (counted.float_exponentials if exact else counted.half_exponentials)
+
+
+@pytest.mark.parametrize("loop", roofline.LOOPS)
+def test_products_and_exponentials_of_halves_are_those_of_the_kernel(loop):
+    calls = [c for body in _innermost(_function(NAMES[loop], HALVES)) for c in _calls(body.body, True)]
+
+    def products(*names):
+        called = [ast.unparse(c.func) for c in calls if ast.unparse(c.func) in names]
+        return sum(ast.unparse(_function(name, HALVES)).count("tl.dot(") for name in called)
+
+    counted = roofline.HALVES[loop]
+    assert [ast.unparse(c.func) for c in calls].count("tl.dot") == counted.four
+    assert products("_add_parts") == counted.parts
+    assert products("_folded_dot", "_add_folded") == counted.folded
+    assert _exponentials(calls, True) == counted.exponentials
 
 
 def test_work_by_hand():
@@ -93,20 +109,28 @@ def test_a_key_loop_in_two_parts_computes_its_maps_twice():
     assert wide["query loop"].executed == pairs * 2 * (4 * 16 + 2 * 256)
 
 
+def _forward_loop(heads, width, dtype):
+    return next(k for k in roofline.work([64, 10], 64, heads, width, dtype) if k.kernel == "forward loop")
+
+
 def test_float32_executes_three_products_and_padding_nothing():
-    half, exact = (roofline.work([64, 10], 64, 8, 5, dtype)[1] for dtype in (torch.bfloat16, torch.float32))
+    half, exact = (_forward_loop(8, 5, dtype) for dtype in (torch.bfloat16, torch.float32))
     assert half.useful == exact.useful == 8 * (64**2 + 10**2) * 260
-    assert exact.executed == 3 * 8 * (64 * 64 + 64 * 32) * 352
+    assert exact.executed == 8 * 2 * 64 * 64 * 2 * (2 * 32 + 3 * 16 + 3 * 128)
     assert half.executed == 8 * 2 * 64 * 64 * 416
+    assert not exact.tf32
+    wider = _forward_loop(4, 10, torch.float32)  # for whose channels a copy of halves has no room
+    assert wider.executed == 3 * 4 * (64 * 64 + 64 * 32) * 352
+    assert wider.tf32
 
 
 def test_no_unit_is_faster_than_the_bound():
     device, kernels = roofline.DEVICES["H200"], roofline.work([500] * 32, 500, 8, 5, torch.bfloat16)
-    least = roofline.bound(kernels, device, torch.bfloat16)
-    times = [k.seconds(device, torch.bfloat16) for k in kernels]
+    least = roofline.bound(kernels, device)
+    times = [k.seconds(device) for k in kernels]
     assert all(least >= sum(t[unit] for t in times) for unit in times[0])
-    assert roofline.achieved(kernels, "NVIDIA H200", torch.bfloat16, 2 * least) == {"bound": least, "share": 0.5}
-    assert roofline.achieved(kernels, "some other GPU", torch.bfloat16, 1.0) is None
+    assert roofline.achieved(kernels, "NVIDIA H200", 2 * least) == {"bound": least, "share": 0.5}
+    assert roofline.achieved(kernels, "some other GPU", 1.0) is None
 
 
 def test_the_gpu_check_stores_the_share_and_the_report_shows_it(monkeypatch):

@@ -21,6 +21,7 @@ _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
 _BLOCK = 128  # copies are padded to multiples of it, and every tile divides it
 _FOLD_ROWS, _UNFOLD_ROWS = 32, 16
 _CHANNELS = 32  # of a warp that folds or unfolds: a thread has 32 or 16 numbers of a tile, over which the cost of addresses is spread
+HALF_WIDTH = 8  # channels of a group in the narrow copies of halves
 _GROUPS = 4  # the loop over queries takes the heads in so many groups: whatever the batch, so that no sum is cut by its company
 
 
@@ -37,28 +38,33 @@ class Tiles(NamedTuple):
 
 
 # By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "spare", such heads with
-# spare channels; "folded", narrow heads with a wider prior; "wide", all else. Chosen so that nothing spills, with Triton 3.6 and 3.9, and
-# so that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89): see
-# tests/ops/triton/test_compiled.py.
+# spare channels; "folded", narrow heads with a wider prior; "halves", float32 cut into halves (see `halves`); "wide", all else. Chosen so
+# that nothing spills, with Triton 3.6 (all but "halves") and 3.9, and so that shared memory stays below 99 KiB, what a block may have on
+# the smallest GPUs (sm_86, sm_89): see tests/ops/triton/test_compiled.py.
 HOPPER = {
     ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2, registers=168),
     ("forward", "half", "folded"): Tiles(64, 32, 256, 4, 2),
     ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
+    ("forward", "float", "halves"): Tiles(64, 64, 128, 4, 1),
     ("forward", "float", "narrow"): Tiles(64, 32, 32, 4, 2),
     ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1),
     ("query", "half", "narrow"): Tiles(128, 32, 128, 8, 2),
     ("query", "half", "spare"): Tiles(128, 64, 128, 8, 2),
     ("query", "half", "folded"): Tiles(64, 16, 32, 4, 1),
     ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1),
+    ("query", "float", "halves"): Tiles(64, 16, 128, 4, 1),
     ("query", "float", "narrow"): Tiles(64, 16, 32, 4, 1),
     ("query", "float", "wide"): Tiles(16, 16, 32, 4, 1),
     ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
     ("key", "half", "folded"): Tiles(32, 64, 64, 4, 1, parts=2),
     ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1),
+    ("key", "float", "halves"): Tiles(16, 64, 128, 4, 1),
     ("key", "float", "narrow"): Tiles(16, 64, 32, 4, 1),
     ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1),
 }
 AMPERE = HOPPER | {
+    ("forward", "float", "halves"): Tiles(64, 32, 128, 4, 1),
+    ("query", "float", "halves"): Tiles(32, 32, 128, 4, 1),
     ("query", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
     ("query", "half", "spare"): Tiles(32, 32, 128, 4, 2),
     ("query", "half", "folded"): Tiles(32, 16, 64, 4, 1),
@@ -72,10 +78,17 @@ AMPERE = HOPPER | {
 def cut(table: dict[tuple[str, str, str], Tiles], loop: str, exact: bool, width: int, folded: int, spare: bool) -> Tiles:
     """The tiles of a loop, for heads and a folded width of so many channels, padding included."""
     kind = "float" if exact else "half"
+    if exact and width <= HALF_WIDTH:
+        return table[loop, kind, "halves"]
     if width > 16:
         return table[loop, kind, "wide"]
     size, other = ("folded", "wide") if folded > 128 else ("spare" if spare else "narrow", "narrow")
     return table.get((loop, kind, size), table[loop, kind, other])
+
+
+def halves(dtype: torch.dtype, width: int, folded: int) -> bool:
+    """Whether float32 is computed as halves in float16 (see triton_halves_fold.py): for narrow heads, whose three parts fit 15 channels."""
+    return dtype == torch.float32 and width <= 5 and folded <= 128
 
 
 def refuse(
@@ -110,7 +123,7 @@ def refuse(
     return None
 
 
-class _Call:
+class Call:
     """What forward and backward share: sizes, where the rows are, and the aligned copies that the loops read."""
 
     def __init__(self, tensors: tuple[Tensor, ...], bias: Tensor | None, start: Tensor, length: Tensor, steps: int, mu: float) -> None:
@@ -129,9 +142,13 @@ class _Call:
         self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
         self.tiles = {"WIDTH": gpu.power_of_2(self.width), "VALUE_WIDTH": gpu.power_of_2(self.value_width)}
         self.tiles["FOLDED"] = gpu.power_of_2(3 * self.heads * self.prior_width)
+        self.fold_warps = warps(max(self.tiles.values()))
         # Channels for what saves the loops work (see triton_fold.py). float16 cannot hold what goes there.
         room = min(self.tiles["WIDTH"] - self.width - 1, self.tiles["VALUE_WIDTH"] - self.value_width)
         self.exact, self.spare = self.dtype == torch.float32, room >= 2 and self.dtype != torch.float16
+        self.halves = halves(self.dtype, max(self.width, self.value_width), self.tiles["FOLDED"])
+        if self.halves:
+            self.tiles |= {"WIDTH": HALF_WIDTH, "VALUE_WIDTH": HALF_WIDTH}
 
     def copies(self, inner: Tensor | None = None, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
         """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
@@ -157,7 +174,7 @@ class _Call:
             *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.scale, self.prior_scale,
             HEADS=self.heads, PRIOR_WIDTH=self.prior_width, BACKWARD=backward, HAS_BIAS=self.has_bias, SPARE=self.spare,
             **self.tiles, ROWS=_FOLD_ROWS, BLOCK=_BLOCK,
-            num_warps=warps(max(self.tiles.values())),
+            num_warps=self.fold_warps,
         )  # fmt: skip
         return copies if backward else copies | {"norms": norms}
 
@@ -166,9 +183,11 @@ class _Call:
         table = HOPPER if gpu.capability(self.query) >= (9, 0) else AMPERE
         width = max(self.tiles["WIDTH"], self.tiles["VALUE_WIDTH"])
         tiles = cut(table, name, self.exact, width, self.tiles["FOLDED"], self.spare)
-        sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns, "CHUNK": min(tiles.chunk, self.tiles["FOLDED"])}
+        sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns}
         options = {"num_warps": tiles.warps, "num_stages": tiles.stages} | ({"maxnreg": tiles.registers} if tiles.registers else {})
-        return tiles, {"EXACT": self.exact} | self.tiles | sizes | options
+        if self.halves:
+            return tiles, self.tiles | sizes | options
+        return tiles, {"EXACT": self.exact, "CHUNK": min(tiles.chunk, self.tiles["FOLDED"])} | self.tiles | sizes | options
 
     def empty(self, width: str, per_head: bool = True) -> Tensor:
         heads = self.heads if per_head else 1
@@ -199,7 +218,12 @@ def _forward(
     from mea_graph.ops.predictive.triton_kernels import predictive_attention_fwd_kernel
 
     with gpu.on_device_of(query):
-        call = _Call((query, key, value, prior_query, prior_key, weight), bias, start, length, steps, mu)
+        call = Call((query, key, value, prior_query, prior_key, weight), bias, start, length, steps, mu)
+        if call.halves:
+            from mea_graph.ops.predictive import triton_halves_call
+
+            triton_halves_call.forward(call, out, statistics[0], statistics[1])
+            return out, statistics
         *copies, _, _, norms = call.copies().values()
         tiles, constants = call.loop("forward")
         predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
@@ -218,44 +242,23 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
     d_query, d_key, d_value, d_prior_query, d_prior_key = (gpu.rows_like(g, packed and not nothing) for g in grads)
     if nothing:
         return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight.zero_(), d_bias.zero_()
-    from mea_graph.ops.predictive import triton_fold, triton_kernels
+    from mea_graph.ops.predictive import triton_fold
 
     with gpu.on_device_of(query):
-        call = _Call(tuple(tensors), bias, start, length, steps, mu)
-        *copies, delta = call.copies(statistics[0], out, grad).values()
-        shared = (*copies, call.start, call.length, statistics[0], statistics[1], delta)
-        empty = functools.partial(torch.empty, dtype=torch.float32, device=query.device)
-
-        tiles, constants = call.loop("query")
-        blocks = call.steps_padded // tiles.rows
-        # The largest tensor of all. In bfloat16 it is rounded, as the folded queries are; in float16 it would underflow.
-        folded_query_grad = empty(copies[3].shape, dtype=torch.bfloat16 if call.dtype == torch.bfloat16 else torch.float32)
-        bias_parts = empty((call.batch, call.heads, blocks))
-        inner_delta = call.rows()
-        triton_kernels.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
-            *shared, d_query, folded_query_grad, bias_parts, inner_delta,
-            call.heads, call.steps_padded, call.width, call.scale, call.mu, call.shift,
-            SPARE=call.spare, **constants,
-        )  # fmt: skip
-
-        tiles, constants = call.loop("key")
-        blocks = call.steps_padded // tiles.columns
-        groups = min(call.heads, _GROUPS)
-        folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
-        for part in range(tiles.parts):
-            triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
-                *shared, inner_delta, d_key, d_value, folded_key_grad,
-                call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, call.shift,
-                PART=part, PARTS=tiles.parts, SPARE=call.spare, **constants,
-            )  # fmt: skip
+        call = Call(tuple(tensors), bias, start, length, steps, mu)
+        if call.halves:
+            from mea_graph.ops.predictive.triton_halves_call import backward as loops
+        else:
+            loops = _backward_loops
+        folded_query_grad, folded_key_grad, bias_parts = loops(call, out, grad, statistics, (d_query, d_key, d_value))
 
         channels = gpu.power_of_2(call.heads * call.prior_width)
         blocks = call.steps_padded // _UNFOLD_ROWS
-        weight_parts = empty((call.batch * blocks, call.heads, 3, 3, channels))
+        weight_parts = query.new_empty(call.batch * blocks, call.heads, 3, 3, channels, dtype=torch.float32)
         triton_fold.predictive_attention_bwd_fold_kernel[(call.batch * blocks,)](
             call.prior_query, *call.prior_query.stride()[:2], call.weight, call.start, call.length,
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
-            call.heads, groups, call.steps_padded, call.prior_scale,
+            call.heads, folded_key_grad.size(1), call.steps_padded, call.prior_scale,
             PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
             num_warps=warps(channels),
         )  # fmt: skip
@@ -263,6 +266,41 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
         d_weight = used.movedim(4, 2).sum((0, 5)).to(d_weight.dtype)
         d_bias = bias_parts.sum((0, 2)).to(d_bias.dtype)
     return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight, d_bias
+
+
+def _backward_loops(
+    call: Call, out: Tensor, grad: Tensor, statistics: Tensor, gradients: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fills the gradients of query, key and value; returns the folded query's, the folded key's by group and the bias's in parts."""
+    from mea_graph.ops.predictive import triton_kernels
+
+    *copies, delta = call.copies(statistics[0], out, grad).values()
+    shared = (*copies, call.start, call.length, statistics[0], statistics[1], delta)
+    empty = functools.partial(torch.empty, dtype=torch.float32, device=call.query.device)
+
+    tiles, constants = call.loop("query")
+    blocks = call.steps_padded // tiles.rows
+    # The largest tensor of all. In bfloat16 it is rounded, as the folded queries are; in float16 it would underflow.
+    folded_query_grad = empty(copies[3].shape, dtype=torch.bfloat16 if call.dtype == torch.bfloat16 else torch.float32)
+    bias_parts = empty((call.batch, call.heads, blocks))
+    inner_delta = call.rows()
+    triton_kernels.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
+        *shared, gradients[0], folded_query_grad, bias_parts, inner_delta,
+        call.heads, call.steps_padded, call.width, call.scale, call.mu, call.shift,
+        SPARE=call.spare, **constants,
+    )  # fmt: skip
+
+    tiles, constants = call.loop("key")
+    blocks = call.steps_padded // tiles.columns
+    groups = min(call.heads, _GROUPS)
+    folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
+    for part in range(tiles.parts):
+        triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
+            *shared, inner_delta, *gradients[1:], folded_key_grad,
+            call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, call.shift,
+            PART=part, PARTS=tiles.parts, SPARE=call.spare, **constants,
+        )  # fmt: skip
+    return folded_query_grad, folded_key_grad, bias_parts
 
 
 def warps(channels: int) -> int:

@@ -40,7 +40,7 @@ def _folded_dot(left, left_rows, right, right_rows, FOLDED: tl.constexpr, CHUNK:
 
 
 @triton.jit
-def _store_tile(target, stride, count, tile, width, WIDTH: tl.constexpr):
+def store_tile(target, stride, count, tile, width, WIDTH: tl.constexpr):
     """The first `count` rows into the caller's tensor, one head of a block of steps. Offsets from its first row fit int32."""
     rows = tl.arange(0, tile.shape[0])[:, None]
     columns = tl.arange(0, WIDTH)[None, :]
@@ -57,7 +57,7 @@ def _largest(norms, blocks):
 
 
 @triton.jit
-def _bounds(norms, pair, first_pair, pairs, stride, blocks, scale, mu):
+def bounds(norms, pair, first_pair, pairs, stride, blocks, scale, mu):
     """What the inner and the outer logits of a head cannot pass: no product is longer than both of its factors."""
     norms += pair * stride
     squares = _largest(norms, blocks) * _largest(norms + pairs * stride, blocks)
@@ -184,7 +184,7 @@ def predictive_attention_fwd_kernel(
     once = False
     short = False
     if SPARE:
-        inner_bound, outer_bound = _bounds(
+        inner_bound, outer_bound = bounds(
             norms, pair, sample * heads, tl.num_programs(0) // (steps_padded // ROWS), steps_padded // NORM_ROWS,
             tl.cdiv(length, NORM_ROWS), scale, mu,
         )  # fmt: skip
@@ -210,7 +210,7 @@ def predictive_attention_fwd_kernel(
         )  # fmt: skip
     sums = sums / total[:, None]
     at_first = ((tl.load(starts + sample) + block * ROWS) * heads + head) * value_width
-    _store_tile(out + at_first, heads * value_width, length - block * ROWS, sums, value_width, VALUE_WIDTH)
+    store_tile(out + at_first, heads * value_width, length - block * ROWS, sums, value_width, VALUE_WIDTH)
     tl.store(inner + rows, inner_rows)
     tl.store(outer + rows, outer_rows)
 
@@ -299,7 +299,7 @@ def predictive_attention_bwd_query_kernel(
     inner_deltas *= tl.exp2(-shift)
     query_grads = (weighted - inner_deltas[:, None] * mean_keys) * (scale * LN_2 * LN_2 / gain)
     at_first = ((tl.load(starts + sample) + block * ROWS) * heads + head) * width
-    _store_tile(query_grad + at_first, heads * width, length - block * ROWS, query_grads, width, WIDTH)
+    store_tile(query_grad + at_first, heads * width, length - block * ROWS, query_grads, width, WIDTH)
     tl.store(inner_delta + pair * steps_padded + rows, inner_deltas)  # with the gain, which the other loop has too
     folded_query_grad += pair * steps_padded * FOLDED + rows[:, None] * FOLDED + tl.arange(0, FOLDED)[None, :]
     tl.store(folded_query_grad, (folded_grads * (mu / gain)).to(folded_query_grad.dtype.element_ty))
@@ -383,9 +383,9 @@ def predictive_attention_bwd_key_kernel(
         at_first = (tl.load(starts + sample) + block * COLUMNS) * heads + head
         count = length - block * COLUMNS
         if PART == 0:
-            _store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, VALUE_WIDTH)
+            store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, VALUE_WIDTH)
         if PART == PARTS - 1:
             key_grads *= scale * LN_2 * LN_2 / gain
-            _store_tile(key_grad + at_first * width, heads * width, count, key_grads, width, WIDTH)
+            store_tile(key_grad + at_first * width, heads * width, count, key_grads, width, WIDTH)
     folded_key_grad += line.to(tl.int64) * steps_padded * FOLDED
     tl.store(folded_key_grad + columns[:, None] * FOLDED + part_channels, folded_grads * (mu / gain))

@@ -46,7 +46,8 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
     with capsys.disabled():
         print(f"\nsm_{capability}, heads x width {shape}", table(rows), sep="\n")
     # Once each: none is compiled again for other numbers of samples and of steps, or for gaps.
-    assert sorted((row["dtype"], row["kernel"]) for row in rows) == sorted((d, k) for d in KERNELS for k in KERNELS[d])
+    expected = KERNELS | ({"float32": KERNELS["float32"] | {"predictive_power (backward)"}} if shape == "8x5" else {})
+    assert sorted((row["dtype"], row["kernel"]) for row in rows) == sorted((d, k) for d in expected for k in expected[d])
     for row in rows:
         assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
         assert row["shared"] <= SHARED, f"too much shared memory: {row}"
@@ -55,12 +56,13 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
             if (shape, capability) == ("8x5", 90):
                 assert row["HGMMA"] > 0, f"not on Hopper's own tensor core instructions: {row}"
         if (shape, capability) == ("8x5", 90) and row["kernel"] in PREDICTIVE:
-            counted = roofline.LOOPS[row["kernel"].replace("fwd", "forward").split("_")[-1]]
-            slots, special = instructions.slots(row)
+            loop = row["kernel"].replace("fwd", "forward").split("_")[-1]
+            half, halves = roofline.LOOPS[loop], roofline.HALVES[loop]
             exact = row["dtype"] == "float32"
-            expected = counted.float_slots if exact else counted.half_slots
-            assert abs(slots / expected - 1) < 0.1, f"the bounds on paper count {expected} issue slots a pair: {slots}, {row}"
-            assert special < (counted.float_exponentials if exact else counted.half_exponentials) + 0.5, row
+            counted, exponentials = (halves.slots, halves.exponentials) if exact else (half.half_slots, half.half_exponentials)
+            slots, special = instructions.slots(row)
+            assert abs(slots / counted - 1) < 0.1, f"the bounds on paper count {counted} issue slots a pair: {slots}, {row}"
+            assert special < exponentials + 0.5, row
 
 
 @pytest.mark.parametrize(("shape", "dtypes"), [("8x5", ["float16"]), ("8x8", ["bfloat16", "float16"])], ids=["masked", "folded"])

@@ -161,16 +161,16 @@ def test_logits_whose_powers_of_two_no_float32_holds(prior: bool, query: float, 
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which forward loop each program takes."""
-    from mea_graph.ops.predictive import triton_kernels
+    from mea_graph.ops.predictive import triton_halves, triton_kernels
 
     taken: list[str] = []
 
-    def spy(name: str) -> Callable[..., Any]:
-        loop = getattr(triton_kernels, name).fn
+    def spy(loop: Callable[..., Any], name: str) -> Callable[..., Any]:
         return lambda *args: (taken.append(name), loop(*args))[1]
 
     for name in ("attend_once", "_attend_bounded", "_attend"):
-        monkeypatch.setattr(triton_kernels, name, spy(name))
+        for module in (triton_kernels, triton_halves)[: 1 if name == "attend_once" else 2]:
+            monkeypatch.setattr(module, name, spy(getattr(module, name).fn, name))
     return taken
 
 
@@ -238,7 +238,8 @@ def test_groups_of_heads_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(InterpretedFunction, "__getitem__", launch)
     for lengths in ((3,), (3,) * 600, (500,) * 40):
-        attend(Case(8, (5, 5, 5), ()).tensors(sum(lengths)), lay_out("packed", lengths), 0.25, torch.zeros(sum(lengths), 8, 5))
+        tensors = Case(8, (6, 6, 5), ()).tensors(sum(lengths))  # too wide for the kernels that take each head for itself
+        attend(tensors, lay_out("packed", lengths), 0.25, torch.zeros(sum(lengths), 8, 6))
     assert groups == [4, 4, 4]
 
 
@@ -377,7 +378,7 @@ def test_programs_lie_on_the_first_axis_of_a_grid(monkeypatch: pytest.MonkeyPatc
     grids: list[tuple[int, ...]] = []
     monkeypatch.setattr(InterpretedFunction, "__getitem__", lambda self, grid: lambda *args, **kwargs: grids.append(grid))
     attend(Case(2, (4, 4, 4), ()).tensors(3), STEPS, 0.25, torch.zeros(3, 2, 4))
-    assert [len(grid) for grid in grids] == [1] * 6  # fold and loop; fold, two loops and unfold
+    assert [len(grid) for grid in grids] == [1] * 8  # powers, fold and loop; powers, fold, two loops and unfold
 
 
 def test_needs_no_triton_to_be_imported() -> None:
