@@ -162,6 +162,10 @@ class Pointers:
                 starts.append(part.start + rows if rows else part.start)
                 rows += part.num_rows
             start = torch.cat(starts)
+        return cls._joined(start, parts, rows)
+
+    @classmethod
+    def _joined(cls, start: Tensor, parts: Sequence["Pointers"], rows: int) -> "Pointers":
         joined = cls(start, torch.cat([p.length for p in parts]), rows, packed=all(p.packed for p in parts))
         joined._made["parts"] = joined._made["widths"] = list(parts)
         return joined
@@ -180,9 +184,15 @@ class Pointers:
         [4, 4]
         """
         most, samples = max(part.num_rows for part in parts), parts[0].num_samples
-        later = torch.arange(0, samples * between, between, device=parts[0].start.device) if between and samples else 0
-        longer = [cls(part.start + later if between else part.start, part.length, most + samples * between) for part in parts]
-        whole = cls.join(longer)
+        size, device = most + samples * between, parts[0].start.device
+        if between and samples:  # all at once, which takes fewer calls than `join` of each
+            starts = torch.stack([part.start for part in parts]) + torch.arange(0, samples * between, between, device=device)
+            longer = [cls(start, part.length, size) for start, part in zip(starts.unbind(), parts, strict=True)]
+            first = torch.arange(0, size * len(parts), size, device=device).unsqueeze(1)
+            whole = cls._joined((starts + first).flatten(), longer, size * len(parts))
+        else:
+            longer = [cls(part.start, part.length, size) for part in parts]
+            whole = cls.join(longer)
         for place, part in enumerate(parts):
             longer[place]._made |= {"widths": [part], "whole": whole, "place": place}
         del whole._made["parts"]  # the parts hold this; a reference back would keep all of them alive

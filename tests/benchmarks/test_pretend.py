@@ -64,7 +64,7 @@ def test_what_does_not_wait_is_counted() -> None:
     assert {"t", "view", "empty"}.isdisjoint(seen.launches)
 
 
-@pytest.mark.parametrize(("layout", "most"), [("padded", 1010), ("rows", 998)])
+@pytest.mark.parametrize(("layout", "most"), [("padded", 1000), ("rows", 988)])
 def test_a_training_step_waits_for_nothing(layout: str, most: int) -> None:
     """Launches as they are; one more is a step back."""
     seen = pretend.training_step(layout)
@@ -91,7 +91,7 @@ def test_a_training_step_by_the_module_waits_for_nothing() -> None:
     with pretend.kernels_accept_meta(), Pretended() as seen:
         module.training_step(batch, 0).backward()
     assert not seen.reads
-    assert seen.launches.total() < 1012
+    assert seen.launches.total() < 1000
     batch["text"].x = batch["text"].x[:-1]  # other rows than the batch was made of: what it kept says nothing of them
     assert known_layout(batch, tuple(pretend.CHANNELS)) is None
 
@@ -113,7 +113,7 @@ def test_inference_on_padded_batches_can_be_captured() -> None:
     """A CUDA graph replays what was launched: nothing may be read, or sent by the host; sizes follow from those of the batch alone."""
     seen = pretend.inference({"text": 16, "audio": 64, "vision": 64})
     assert not seen.reads
-    assert 300 < seen.launches.total() <= 414
+    assert 300 < seen.launches.total() <= 406
 
 
 def test_the_fusion_graph_of_samples_that_lack_a_modality_reads_nothing() -> None:

@@ -75,6 +75,7 @@ class Arrows:
         level = not (packed or self.edges or is_traced()) and all(size == sizes[0] for size in sizes)  # a traced graph must fit any sizes
         self.level = sizes[0] if level else 0  # rows that each modality has: see `level`
         self._targets: dict[tuple[str, ...], Pointers] = {}
+        self._block_starts: dict[tuple[str, ...], Tensor] = {}
         self._sorted: tuple[Tensor, Tensor] | None = None
         self._by_sample_order: Tensor | None = None
         self._heard: Tensor | None = None
@@ -162,8 +163,7 @@ class Arrows:
             parts = [Part(u, rows * names.index(stage[u][1][0]), rows) for u in order]
             blocks = [stage[u][1][0] for u in order]
             heard = [order.index(u) for u in range(len(stage))]
-        start = torch.stack([self.pointers[m].start for m in blocks])
-        start = start + torch.arange(0, rows * len(blocks), rows, device=start.device).unsqueeze(1)  # (blocks, B)
+        start = self._starts(blocks)
         ends = torch.stack([*(start[i] for i in heard), *(self.pointers[blocks[i]].length for i in heard)])
         starts, lengths = ends.view(2, len(stage), -1, ends.size(1)).mT.flatten(1, 2).unbind()  # (arrows B, S)
         targets = tuple(t for t, _ in stage)
@@ -171,6 +171,15 @@ class Arrows:
             self._targets[targets] = Pointers.join([self.pointers[t] for t in targets])
         known = [self.pointers[m] for m in blocks]
         return _Stage(False, parts, IntervalEdges.of_runs(starts, lengths, rows * len(blocks), self._targets[targets], known=known))
+
+    def _starts(self, blocks: list[str]) -> Tensor:
+        """Where each sample begins in blocks of rows that stand one below the other, (blocks, B); mixed and coarse arrows have the same."""
+        found = self._block_starts.get(tuple(blocks))
+        if found is None:
+            own = torch.stack([self.pointers[m].start for m in blocks])
+            found = own + torch.arange(0, self.level * len(blocks), self.level, device=own.device).unsqueeze(1)
+            self._block_starts[tuple(blocks)] = found
+        return found
 
     def _by_sample(self, stage: Sequence[tuple[str, list[str]]]) -> "_Stage":
         """Sorts the rows by sample; every arrow reads all of them, and neighbouring sources form one run."""

@@ -230,6 +230,7 @@ class DecoupledGraphFusion(nn.Module):
     ) -> dict[str, _Graph]:
         graphs: dict[str, _Graph] = {}
         last: _Graph | None = None
+        nothing: Tensor | None = None  # a row of zeros, where edges of absent nodes lead
         for space in self.convs:
             names = [name for name, own in space_of.items() if own == space]
             types = [t for t in edge_index_dict if t[0] in names and t[2] in names]
@@ -239,7 +240,9 @@ class DecoupledGraphFusion(nn.Module):
             parts = [_Part(edge_index_dict[t], start[t[0]], start[t[2]], present.get(t)) for t in types]
             x = [nodes[name] for name in names]
             if any(part.present is not None for part in parts):
-                x.append(x[0].new_zeros(1, x[0].size(1)))
+                if nothing is None or (nothing.size(1), nothing.dtype) != (x[0].size(1), x[0].dtype):
+                    nothing = x[0].new_zeros(1, x[0].size(1))
+                x.append(nothing)
             if last is not None and not is_traced() and _same(parts, rows, last.parts, last.rows):  # as spaces mostly have
                 edge_index = last.edge_index
             else:

@@ -191,9 +191,8 @@ def _joined(there: Tensor, self_loops: bool) -> Tensor:
     joined = there.unsqueeze(1) & there
     if self_loops:
         return joined
-    lonely = there & (there.sum(0) == 1)  # the only modality of its sample
     different = ~torch.eye(there.size(0), dtype=torch.bool, device=there.device).unsqueeze(2)
-    return joined & (different | lonely)
+    return joined & (different | (there.sum(0) == 1))  # a loop where it is the only modality of its sample
 
 
 def _all_edges(modalities: list[str], every: Tensor, loops: bool) -> dict[tuple[str, str], Tensor]:

@@ -151,7 +151,8 @@ class MEALoss(nn.Module):
             exclusive = exclusive_adversarial(seen.exclusive, present)
         elif seen.importance is not None:
             importance = exclusive_adversarial(seen.importance, present)
-        total = task + self.alpha * disparity + self.beta * (agnostic + exclusive + importance + confusion)
+        adversarial = [term for term in (agnostic, exclusive, importance, confusion) if term is not zero]
+        total = task.add(disparity, alpha=self.alpha).add(sum(adversarial[1:], adversarial[0]) if adversarial else zero, alpha=self.beta)
         return LossTerms(total, task, disparity, agnostic, exclusive, importance, confusion)
 
 
