@@ -67,6 +67,7 @@ ELSEWHERE = {
     "TransformerConv": "torch_geometric.nn.TransformerConv",
     "TypeError": "builtins.TypeError",
     "ValueError": "builtins.ValueError",
+    "StochasticWeightAveraging": "lightning.pytorch.callbacks.StochasticWeightAveraging",
 }
 NAME = re.compile(r"`(?P<name>mea_graph(?:\.\w+)+)`")
 

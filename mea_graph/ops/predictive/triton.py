@@ -38,9 +38,9 @@ class Tiles(NamedTuple):
 
 
 # By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "spare", such heads with
-# spare channels; "folded", narrow heads with a wider prior; "halves", float32 cut into halves (see `halves`); "wide", all else. Chosen so
-# that nothing spills, with Triton 3.6 (all but "halves") and 3.9, and so that shared memory stays below 99 KiB, what a block may have on
-# the smallest GPUs (sm_86, sm_89): see tests/ops/triton/test_compiled.py.
+# spare channels; "folded", narrow heads with a wider prior; "halves", float32 cut into halves (see `halves`); "wide", all else, and
+# "widest", of these the heads of more than 32 channels. Chosen so that nothing spills, with Triton 3.6 (all but "halves") and 3.9, and so
+# that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89): see tests/ops/triton/test_compiled.py.
 HOPPER = {
     ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2, registers=168),
     ("forward", "half", "folded"): Tiles(64, 32, 256, 4, 2),
@@ -58,6 +58,7 @@ HOPPER = {
     ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
     ("key", "half", "folded"): Tiles(32, 64, 64, 4, 1, parts=2),
     ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1),
+    ("key", "half", "widest"): Tiles(16, 32, 16, 4, 1),
     ("key", "float", "halves"): Tiles(16, 64, 128, 4, 1),
     ("key", "float", "narrow"): Tiles(16, 64, 32, 4, 1),
     ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1),
@@ -71,6 +72,7 @@ AMPERE = HOPPER | {
     ("query", "float", "narrow"): Tiles(32, 16, 32, 4, 1),
     ("key", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
     ("key", "half", "folded"): HOPPER["key", "half", "wide"],  # in two parts it would need more
+    ("key", "half", "widest"): HOPPER["key", "half", "wide"],
     ("key", "float", "narrow"): Tiles(16, 32, 32, 4, 1),
 }
 
@@ -81,7 +83,7 @@ def cut(table: dict[tuple[str, str, str], Tiles], loop: str, exact: bool, width:
     if exact and width <= HALF_WIDTH:
         return table[loop, kind, "halves"]
     if width > 16:
-        return table[loop, kind, "wide"]
+        return table.get((loop, kind, "widest" if width > 32 else "wide"), table[loop, kind, "wide"])
     size, other = ("folded", "wide") if folded > 128 else ("spare" if spare else "narrow", "narrow")
     return table.get((loop, kind, size), table[loop, kind, other])
 
@@ -260,7 +262,7 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
             call.heads, folded_key_grad.size(1), call.steps_padded, call.prior_scale,
             PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
-            num_warps=warps(channels),
+            num_warps=warps(channels), maxnreg=255 if channels > 64 else None,  # of its own the compiler takes 168 there, and spills
         )  # fmt: skip
         used = weight_parts[..., : call.heads * call.prior_width].unflatten(4, (call.heads, call.prior_width))
         d_weight = used.movedim(4, 2).sum((0, 5)).to(d_weight.dtype)

@@ -75,3 +75,10 @@ def test_the_loops_spill_in_no_other_size_of_narrow_heads(shape: str, dtypes: li
         assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
         assert row["shared"] <= SHARED, f"too much shared memory: {row}"
         assert row["HGMMA"] > 0, f"not on Hopper's own tensor core instructions: {row}"
+
+
+@pytest.mark.parametrize("shape", ["16x5", "2x42"])
+def test_the_backward_pass_spills_in_no_size_near_the_widest(shape: str) -> None:
+    """Where the prior's channels fill a tile of 128, and heads one of 64."""
+    for row in compiled(90, shape, "bfloat16", "--only=predictive_bwd"):
+        assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
