@@ -1,12 +1,14 @@
 """What several equation tests share: the usual formulas in plain numpy, and layers whose parameters are all different."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
+from mea_graph.ops.native import library
 
 
 class Formulas:
@@ -55,3 +57,13 @@ def randomised() -> Callable[[nn.Module], nn.Module]:
         return module
 
     return randomise
+
+
+@pytest.fixture(scope="module", params=["torch", "C++"])
+def torch_and_native(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On torch alone, and on C++ where there is a compiler."""
+    if request.param == "C++" and (reason := library.refuse()):
+        pytest.skip(reason)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEA_GRAPH_NATIVE", str(int(request.param == "C++")))
+        yield

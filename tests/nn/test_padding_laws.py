@@ -1,6 +1,6 @@
 """The law of DESIGN.md, for every layer and the whole model: padded = one by one = permuted, whatever stands in the padding."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -10,20 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mea_graph import nn as mea
-from mea_graph.ops.native import library
 
 MODALITIES = {"text": 7, "audio": 3, "vision": 5}
 LENGTHS = {"text": [4, 1, 6, 2], "audio": [9, 5, 0, 3], "vision": [1, 8, 2, 0]}  # vision and audio are missing once each
 D, HEADS, B = 8, 2, 4
 
-
-@pytest.fixture(scope="module", autouse=True, params=["torch", "C++"])
-def _backends(request: pytest.FixtureRequest) -> Iterator[None]:
-    if request.param == "C++" and (reason := library.refuse()):
-        pytest.skip(reason)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEA_GRAPH_NATIVE", str(int(request.param == "C++")))
-        yield
+pytestmark = pytest.mark.usefixtures("torch_and_native")
 
 
 class Case(NamedTuple):
