@@ -108,7 +108,8 @@ def test_a_rehearsal_on_the_cpu_passes(tmp_path: Path) -> None:
     assert not found["left_out"]
     assert {c["dtype"] for c in found["checks"]} >= {"float32", "bfloat16", "float16", "bfloat16 by autocast"}
     assert all(c["passed"] for c in found["checks"])
-    assert {c["backend"][0] for c in found["checks"] if "backend" in c} == {"cpu", "joined", "torch"}
+    # Its processes have the environment of the server that forks them; a test may have started it where "auto" takes C++.
+    assert {c["backend"][0] for c in found["checks"] if "backend" in c} in ({"cpu", "joined", "torch"}, {"native", "joined"})
     timed = {c["case"]: c for c in found["cases"]}
     step = timed["MEA, training step, MOSI, B 2, true lengths"]["contenders"]
     assert {"mea_graph", "Transformer over the concatenation"} <= set(step)
