@@ -45,10 +45,24 @@ def known_layout(batch: HeteroData, modalities: tuple[str, ...]) -> dict[str, Po
     layout = {}
     for m in modalities:
         node: Any = batch[m] if m in batch.node_types else {}
-        if "x" not in node or "ptr" not in node or node.ptr.numel() != getattr(batch, "num_graphs", 1) + 1 or _longest(batch, m) is None:
+        if "x" not in node or "ptr" not in node or node.ptr.numel() != getattr(batch, "num_graphs", 1) + 1:
             return None
-        layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), _longest(batch, m))
+        longest = _longest(batch, m)
+        if longest is None:
+            return None
+        layout[m] = Pointers.from_ptr(node.ptr, node.x.size(0), longest)
     return layout
+
+
+def of_vectors(layout: Mapping[str, Layout], modalities: tuple[str, ...], samples: int) -> dict[str, Pointers]:
+    """The pointers of batch vectors (N,) of so many samples; pointers stay what they are."""
+    found = {}
+    for m in modalities:
+        own: Any = layout[m]
+        found[m] = own if isinstance(own, Pointers) else Pointers.from_batch(own, samples)
+        if found[m].num_samples != samples:
+            raise ValueError(f"batch_dict[{m!r}]: expected Pointers of batch_size = {samples} samples, got {found[m].num_samples}")
+    return found
 
 
 def given_times(

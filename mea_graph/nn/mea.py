@@ -10,7 +10,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.nn.inits import reset
 from torch_geometric.typing import EdgeType
 
-from mea_graph.nn._batches import first_of_strides, given_times, of_batch, read_times, strided_time
+from mea_graph.nn._batches import first_of_strides, given_times, of_batch, of_vectors, read_times, strided_time
 from mea_graph.nn._parts import Part, check_needed, fusion_options, make_part
 from mea_graph.nn._sequences import Entered, Layout, check_keys, check_sizes, check_widths, enter_all
 from mea_graph.nn._side_by_side import level
@@ -313,8 +313,7 @@ class MEA(nn.Module):
         elif batch_size is not None:
             check_keys(x, self.modalities, "x_dict")
             check_keys(layout or {}, self.modalities, "batch_dict")
-            of_rows = {m: cast(Tensor | Pointers, layout[m]) for m in self.modalities} if layout else {}
-            layout = {m: of if isinstance(of, Pointers) else Pointers.from_batch(of, batch_size) for m, of in of_rows.items()}
+            layout = of_vectors(layout or {}, self.modalities, batch_size)
         floating = [m for m in self.modalities if isinstance(self.extractors[m], UnimodalExtractor)]  # others may read token ids
         entered = enter_all(x, layout, self.modalities, self.in_channels, edges, floating)
         pointers = {m: e.pointers for m, e in entered.items()}

@@ -10,6 +10,7 @@ from torch_geometric.loader import DataLoader
 
 from mea_graph.nn import MEA, MEALoss, fusion_graph
 from mea_graph.nn.model_options import merged
+from mea_graph.ops import Pointers
 
 WIDTHS = {"text": 5, "audio": 3, "vision": 4}
 LENGTHS = {"text": [3, 2, 4, 3], "audio": [5, 0, 2, 6], "vision": [2, 3, 0, 4]}  # audio and vision are missing once each
@@ -177,6 +178,10 @@ def test_batch_size_tells_of_last_samples_without_any_modality() -> None:
     assert model(x, batch, 3).prediction.shape == (3, 2)
     ptr = dict.fromkeys(WIDTHS, torch.tensor([0, 2, 2, 2]))
     assert model(x, ptr).prediction.shape == (3, 2)
+    pointers = {m: Pointers.from_ptr(p) for m, p in ptr.items()}
+    assert model(x, pointers, 3).prediction.shape == (3, 2)
+    with pytest.raises(ValueError, match=r"batch_dict\['text'\]: expected Pointers of batch_size = 4 samples, got 3"):
+        model(x, pointers, 4)
 
 
 @pytest.mark.parametrize("fusion", [{}, "multiplication"])

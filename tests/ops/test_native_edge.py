@@ -181,10 +181,13 @@ def test_edges_sorted_by_hand_are_looked_at_once(monkeypatch: pytest.MonkeyPatch
     by_hand.order.fill_(0)
     with pytest.raises(ValueError, match=r"edge_index\.order: expected each number in \[0, E\) once"):
         run(by_hand)
-    with torch.inference_mode():  # tensors that count no changes
+    with torch.inference_mode():  # tensors that count no changes are looked at each time
         made = InEdges(*(t.clone() for t in sort))
         assert [edge_attention(*inputs, made, backend="native")[0].shape for _ in range(2)] == [(5, 2, 3)] * 2
-        assert [bool(foreign) for foreign in looked[-2:]] == [True, False]
+        assert [bool(foreign) for foreign in looked[-2:]] == [True, True]
+        made.order.fill_(0)
+        with pytest.raises(ValueError, match=r"edge_index\.order: expected each number in \[0, E\) once"):
+            edge_attention(*inputs, made, backend="native")
 
 
 def test_sorted_edges_of_32_bits_are_taken() -> None:

@@ -97,10 +97,13 @@ _vouched: dict[int, tuple[list[weakref.ref[Tensor]], list[int]]] = {}
 
 def vouch_for(*fields: Tensor) -> None:
     """Remembers that these fields of an `InEdges` hold a sort; it forgets them when they are gone or changed."""
+    changes = _changes(fields)
+    if changes is None:
+        return
     key = id(fields[_ORDER])
     refs = [weakref.ref(field) for field in fields]
     refs[_ORDER] = weakref.ref(fields[_ORDER], lambda gone: _forget(key, gone))
-    _vouched[key] = refs, _changes(fields)
+    _vouched[key] = refs, changes
 
 
 def _forget(key: int, gone: "weakref.ref[Tensor]") -> None:
@@ -113,11 +116,9 @@ def is_vouched_for(*fields: Tensor) -> bool:
     return known is not None and all(map(operator.is_, (ref() for ref in known[0]), fields)) and known[1] == _changes(fields)
 
 
-def _changes(fields: Sequence[Tensor]) -> list[int]:
-    try:
-        return [field._version for field in fields]
-    except RuntimeError:  # tensors of inference mode count no changes
-        return []
+def _changes(fields: Sequence[Tensor]) -> list[int] | None:
+    """How often each was changed; None for tensors of inference mode, which do not count that and are checked at every call."""
+    return None if any(field.is_inference() for field in fields) else [field._version for field in fields]
 
 
 def check_edge_index(edge_index: Tensor) -> None:
