@@ -21,6 +21,7 @@ _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
 _BLOCK = 128  # copies are padded to multiples of it, and every tile divides it
 _FOLD_ROWS, _UNFOLD_ROWS = 32, 16
 _CHANNELS = 32  # of a warp that folds or unfolds: a thread has 32 or 16 numbers of a tile, over which the cost of addresses is spread
+_ALL = 255  # registers of a thread; of its own the compiler takes 168 for some sizes, and spills
 HALF_WIDTH = 8  # channels of a group in the narrow copies of halves
 _GROUPS = 4  # the loop over queries takes the heads in so many groups: whatever the batch, so that no sum is cut by its company
 
@@ -34,7 +35,7 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
     parts: int = 1  # launches, each with so many of the folded channels in its gradient (key loop)
-    registers: int | None = None  # of a thread at most, so that more blocks fit on a multiprocessor; None: as many as the compiler likes
+    registers: int | None = None  # of a thread at most; None: as many as the compiler likes
 
 
 # By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "spare", such heads with
@@ -57,8 +58,8 @@ HOPPER = {
     ("query", "float", "wide"): Tiles(16, 16, 32, 4, 1),
     ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
     ("key", "half", "folded"): Tiles(32, 64, 64, 4, 1, parts=2),
-    ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1),
-    ("key", "half", "widest"): Tiles(16, 32, 16, 4, 1),
+    ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1, registers=_ALL),
+    ("key", "half", "widest"): Tiles(16, 32, 16, 4, 1, registers=_ALL),
     ("key", "float", "halves"): Tiles(16, 64, 128, 4, 1),
     ("key", "float", "narrow"): Tiles(16, 64, 32, 4, 1),
     ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1),
@@ -74,6 +75,7 @@ AMPERE = HOPPER | {
     ("key", "half", "folded"): HOPPER["key", "half", "wide"],  # in two parts it would need more
     ("key", "half", "widest"): HOPPER["key", "half", "wide"],
     ("key", "float", "narrow"): Tiles(16, 32, 32, 4, 1),
+    ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1, registers=_ALL),
 }
 
 
@@ -176,7 +178,7 @@ class Call:
             *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.scale, self.prior_scale,
             HEADS=self.heads, PRIOR_WIDTH=self.prior_width, BACKWARD=backward, HAS_BIAS=self.has_bias, SPARE=self.spare,
             **self.tiles, ROWS=_FOLD_ROWS, BLOCK=_BLOCK,
-            num_warps=self.fold_warps,
+            num_warps=self.fold_warps, maxnreg=_ALL if self.prior_width > 16 else None,
         )  # fmt: skip
         return copies if backward else copies | {"norms": norms}
 
@@ -262,7 +264,7 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
             call.heads, folded_key_grad.size(1), call.steps_padded, call.prior_scale,
             PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
-            num_warps=warps(channels), maxnreg=255 if channels > 64 else None,  # of its own the compiler takes 168 there, and spills
+            num_warps=warps(channels), maxnreg=_ALL if channels > 64 or call.prior_width > 16 else None,
         )  # fmt: skip
         used = weight_parts[..., : call.heads * call.prior_width].unflatten(4, (call.heads, call.prior_width))
         d_weight = used.movedim(4, 2).sum((0, 5)).to(d_weight.dtype)

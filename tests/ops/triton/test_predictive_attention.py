@@ -107,7 +107,7 @@ def test_equals_float64_in_the_tiles_that_ship(
     case: Case, table: str, monkeypatch: pytest.MonkeyPatch, lay_out: Layout, errors: Errors
 ) -> None:
     if case is SHIPPED["wide"] and table == "AMPERE":
-        assert all(backend.AMPERE[n] == backend.HOPPER[n] for n in backend.HOPPER if n[2] == "wide")
+        assert all(backend.AMPERE[n][:6] == backend.HOPPER[n][:6] for n in backend.HOPPER if n[2] == "wide")  # all but the registers
         return
     monkeypatch.setattr(gpu, "capability", lambda x: (9, 0) if table == "HOPPER" else (8, 0))
     check_float32(case, lay_out, errors)
