@@ -19,7 +19,8 @@ from mea_graph.ops.predictive.triton import _BLOCK as BLOCK
 from mea_graph.ops.predictive.triton import _FOLD_ROWS as FOLD_ROWS
 from mea_graph.ops.predictive.triton import _GROUPS as GROUPS
 from mea_graph.ops.predictive.triton import _UNFOLD_ROWS as UNFOLD_ROWS
-from mea_graph.ops.predictive.triton import HALF_WIDTH, HOPPER, Tiles, cut, halves, warps
+from mea_graph.ops.predictive.triton import warps
+from mea_graph.ops.predictive.triton_tiles import HALF_WIDTH, Tiles, cut, halves
 
 
 class Device(NamedTuple):
@@ -126,7 +127,7 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
         copies, copies_grad = copies - copied * 32, copies_grad + copied * 96
     row = 4 * steps  # a float32 a row
     spare = dtype != torch.float16 and wide - width > 2
-    tiles = {name: cut(HOPPER, name, exact, HALF_WIDTH if cut_up else wide, folded, spare) for name in LOOPS}
+    tiles = {name: cut((9, 0), name, dtype, HALF_WIDTH if cut_up else wide, folded, spare) for name in LOOPS}
     groups = heads if cut_up else min(heads, GROUPS)
     query_grad, key_grad = copied * folded * folded_size, copied // heads * groups * folded * 4
     parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // UNFOLD_ROWS)

@@ -6,7 +6,7 @@ T, the longest. Triton itself is imported at the first call.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,84 +15,14 @@ from mea_graph.ops.interval import triton as gpu
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.pointers import Pointers
-from mea_graph.ops.predictive import padded
+from mea_graph.ops.predictive import padded, triton_tiles
+from mea_graph.ops.predictive.triton_tiles import ALL_REGISTERS, HALF_WIDTH, Tiles
 
 _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
 _BLOCK = 128  # copies are padded to multiples of it, and every tile divides it
 _FOLD_ROWS, _UNFOLD_ROWS = 32, 16
 _CHANNELS = 32  # of a warp that folds or unfolds: a thread has 32 or 16 numbers of a tile, over which the cost of addresses is spread
-_ALL = 255  # registers of a thread; of its own the compiler takes 168 for some sizes, and spills
-HALF_WIDTH = 8  # channels of a group in the narrow copies of halves
 _GROUPS = 4  # the loop over queries takes the heads in so many groups: whatever the batch, so that no sum is cut by its company
-
-
-class Tiles(NamedTuple):
-    """How a loop is cut."""
-
-    rows: int  # queries
-    columns: int  # keys
-    chunk: int  # channels of the folded width that are multiplied at once
-    warps: int
-    stages: int
-    parts: int = 1  # launches, each with so many of the folded channels in its gradient (key loop)
-    registers: int | None = None  # of a thread at most; None: as many as the compiler likes
-
-
-# By loop, precision and size: "narrow", heads of at most 16 channels and a folded width 3 K D of at most 128; "spare", such heads with
-# spare channels; "folded", narrow heads with a wider prior; "halves", float32 cut into halves (see `halves`); "wide", all else, and
-# "widest", of these the heads of more than 32 channels. Chosen so that nothing spills, with Triton 3.6 (all but "halves") and 3.9, and so
-# that shared memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89): see tests/ops/triton/test_compiled.py.
-HOPPER = {
-    ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2, registers=168),
-    ("forward", "half", "folded"): Tiles(64, 32, 256, 4, 2),
-    ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
-    ("forward", "float", "halves"): Tiles(64, 64, 128, 4, 1),
-    ("forward", "float", "narrow"): Tiles(64, 32, 32, 4, 2),
-    ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1),
-    ("query", "half", "narrow"): Tiles(128, 32, 128, 8, 2),
-    ("query", "half", "spare"): Tiles(128, 64, 128, 8, 2),
-    ("query", "half", "folded"): Tiles(64, 16, 32, 4, 1),
-    ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1),
-    ("query", "float", "halves"): Tiles(64, 16, 128, 4, 1),
-    ("query", "float", "narrow"): Tiles(64, 16, 32, 4, 1),
-    ("query", "float", "wide"): Tiles(16, 16, 32, 4, 1),
-    ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
-    ("key", "half", "folded"): Tiles(32, 64, 64, 4, 1, parts=2),
-    ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1, registers=_ALL),
-    ("key", "half", "widest"): Tiles(16, 32, 16, 4, 1, registers=_ALL),
-    ("key", "float", "halves"): Tiles(16, 64, 128, 4, 1),
-    ("key", "float", "narrow"): Tiles(16, 64, 32, 4, 1),
-    ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1),
-}
-AMPERE = HOPPER | {
-    ("forward", "float", "halves"): Tiles(64, 32, 128, 4, 1),
-    ("query", "float", "halves"): Tiles(32, 32, 128, 4, 1),
-    ("query", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
-    ("query", "half", "spare"): Tiles(32, 32, 128, 4, 2),
-    ("query", "half", "folded"): Tiles(32, 16, 64, 4, 1),
-    ("query", "float", "narrow"): Tiles(32, 16, 32, 4, 1),
-    ("key", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
-    ("key", "half", "folded"): HOPPER["key", "half", "wide"],  # in two parts it would need more
-    ("key", "half", "widest"): HOPPER["key", "half", "wide"],
-    ("key", "float", "narrow"): Tiles(16, 32, 32, 4, 1),
-    ("key", "float", "wide"): Tiles(16, 16, 32, 4, 1, registers=_ALL),
-}
-
-
-def cut(table: dict[tuple[str, str, str], Tiles], loop: str, exact: bool, width: int, folded: int, spare: bool) -> Tiles:
-    """The tiles of a loop, for heads and a folded width of so many channels, padding included."""
-    kind = "float" if exact else "half"
-    if exact and width <= HALF_WIDTH:
-        return table[loop, kind, "halves"]
-    if width > 16:
-        return table.get((loop, kind, "widest" if width > 32 else "wide"), table[loop, kind, "wide"])
-    size, other = ("folded", "wide") if folded > 128 else ("spare" if spare else "narrow", "narrow")
-    return table.get((loop, kind, size), table[loop, kind, other])
-
-
-def halves(dtype: torch.dtype, width: int, folded: int) -> bool:
-    """Whether float32 is computed as halves in float16 (see triton_halves_fold.py): for narrow heads, whose three parts fit 15 channels."""
-    return dtype == torch.float32 and width <= 5 and folded <= 128
 
 
 def refuse(
@@ -145,14 +75,17 @@ class Call:
         dtypes = {t.dtype for t in tensors[:5]}
         self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
         self.tiles = {"WIDTH": gpu.power_of_2(self.width), "VALUE_WIDTH": gpu.power_of_2(self.value_width)}
-        self.tiles["FOLDED"] = gpu.power_of_2(3 * self.heads * self.prior_width)
-        self.fold_warps = warps(max(self.tiles.values()))
         # Channels for what saves the loops work (see triton_fold.py). float16 cannot hold what goes there.
         room = min(self.tiles["WIDTH"] - self.width - 1, self.tiles["VALUE_WIDTH"] - self.value_width)
         self.exact, self.spare = self.dtype == torch.float32, room >= 2 and self.dtype != torch.float16
-        self.halves = halves(self.dtype, max(self.width, self.value_width), self.tiles["FOLDED"])
+        folded = gpu.power_of_2(3 * self.heads * self.prior_width)
+        self.halves = triton_tiles.halves(self.dtype, max(self.width, self.value_width), folded)
+        if not self.halves:  # at least as wide as the prior of one such head: the loops are cut for these sizes, and in others they spill
+            folded = max(folded, 2 * max(self.tiles.values()))
+        self.fold_warps = warps(max(folded, *self.tiles.values()))
         if self.halves:
-            self.tiles |= {"WIDTH": HALF_WIDTH, "VALUE_WIDTH": HALF_WIDTH}
+            self.tiles = {"WIDTH": HALF_WIDTH, "VALUE_WIDTH": HALF_WIDTH}
+        self.tiles["FOLDED"] = folded
 
     def copies(self, inner: Tensor | None = None, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
         """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
@@ -178,20 +111,19 @@ class Call:
             *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.scale, self.prior_scale,
             HEADS=self.heads, PRIOR_WIDTH=self.prior_width, BACKWARD=backward, HAS_BIAS=self.has_bias, SPARE=self.spare,
             **self.tiles, ROWS=_FOLD_ROWS, BLOCK=_BLOCK,
-            num_warps=self.fold_warps, maxnreg=_ALL if self.prior_width > 16 else None,
+            num_warps=self.fold_warps, maxnreg=ALL_REGISTERS if self.prior_width > 16 else None,
         )  # fmt: skip
         return copies if backward else copies | {"norms": norms}
 
     def loop(self, name: str) -> tuple[Tiles, dict[str, Any]]:
         """How a loop is cut, and its compile-time arguments."""
-        table = HOPPER if gpu.capability(self.query) >= (9, 0) else AMPERE
         width = max(self.tiles["WIDTH"], self.tiles["VALUE_WIDTH"])
-        tiles = cut(table, name, self.exact, width, self.tiles["FOLDED"], self.spare)
+        tiles = triton_tiles.cut(gpu.capability(self.query), name, self.dtype, width, self.tiles["FOLDED"], self.spare)
         sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns}
         options = {"num_warps": tiles.warps, "num_stages": tiles.stages} | ({"maxnreg": tiles.registers} if tiles.registers else {})
         if self.halves:
             return tiles, self.tiles | sizes | options
-        return tiles, {"EXACT": self.exact, "CHUNK": min(tiles.chunk, self.tiles["FOLDED"])} | self.tiles | sizes | options
+        return tiles, {"EXACT": self.exact, "CHUNK": tiles.chunk} | self.tiles | sizes | options
 
     def empty(self, width: str, per_head: bool = True) -> Tensor:
         heads = self.heads if per_head else 1
@@ -264,7 +196,7 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
             call.heads, folded_key_grad.size(1), call.steps_padded, call.prior_scale,
             PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
-            num_warps=warps(channels), maxnreg=_ALL if channels > 64 or call.prior_width > 16 else None,
+            num_warps=warps(channels), maxnreg=ALL_REGISTERS if channels > 64 or call.prior_width > 16 else None,
         )  # fmt: skip
         used = weight_parts[..., : call.heads * call.prior_width].unflatten(4, (call.heads, call.prior_width))
         d_weight = used.movedim(4, 2).sum((0, 5)).to(d_weight.dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops import Pointers, predictive_attention
-from mea_graph.ops.predictive import triton as backend
+from mea_graph.ops.predictive import triton_tiles
 
 NAMES = ("query", "key", "value", "prior_query", "prior_key")
 Errors = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, float]]
@@ -29,7 +29,7 @@ def attend(tensors: dict[str, Tensor], grad: Tensor, name: str) -> dict[str, Ten
 @pytest.fixture(autouse=True)
 def coarse_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter's time goes with the number of tiles."""
-    monkeypatch.setattr(backend, "HOPPER", dict.fromkeys(backend.HOPPER, backend.Tiles(64, 64, 256, 4, 1)))
+    monkeypatch.setattr(triton_tiles, "HOPPER", dict.fromkeys(triton_tiles.HOPPER, triton_tiles.Tiles(64, 64, 256, 4, 1)))
 
 
 @pytest.mark.parametrize("large", ["value", "grad"])
