@@ -13,7 +13,7 @@ from torch_geometric import EdgeIndex
 from mea_graph.nn import DecoupledGraphFusion, GraphFusionConv, fusion_graph
 from mea_graph.nn.graph import graph_fusion_conv
 from mea_graph.ops import InEdges, edge_attention, explain, record_calls, sort_edges, use_backend
-from mea_graph.ops.edge import counting_sort, native
+from mea_graph.ops.edge import counting_sort, edges, native
 from mea_graph.ops.native import library
 
 from .test_edge_attention import EDGES, random_case, results, wide
@@ -188,6 +188,27 @@ def test_edges_sorted_by_hand_are_looked_at_once(monkeypatch: pytest.MonkeyPatch
         made.order.fill_(0)
         with pytest.raises(ValueError, match=r"edge_index\.order: expected each number in \[0, E\) once"):
             edge_attention(*inputs, made, backend="native")
+
+
+def test_what_is_known_of_sorted_edges_is_forgotten_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEA_GRAPH_NATIVE")
+    before, made = len(edges._vouched), [sort_edges(EDGES, 4, 5) for _ in range(3)]
+    edges.vouch_for(*made[0])  # again: it is known once
+    assert len(edges._vouched) == before + 3
+    del made
+    assert len(edges._vouched) == before
+
+
+def test_edges_of_which_one_field_counts_no_changes_are_looked_at() -> None:
+    """In inference mode that is any field which was made there."""
+    with torch.inference_mode():
+        start = GOOD.start.clone()
+    mixed = GOOD._replace(start=start)
+    edges.vouch_for(*mixed)
+    assert not edges.is_vouched_for(*mixed)
+    inputs = (torch.randn(4, 2, 3), torch.randn(5, 2), torch.randn(4, 2))
+    for found, expected in zip(*(edge_attention(*inputs, e, backend="native") for e in (mixed, GOOD)), strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_sorted_edges_of_32_bits_are_taken() -> None:

@@ -88,3 +88,29 @@ def test_one_pass_where_one_key_has_all_of_the_inner_softmax(loops: list[str], l
     assert set(loops) == {"attend_once"}
     expected = predictive_attention(**{n: t.double() for n, t in tensors.items()}, pointers=pointers, mu=0.0, backend="reference")
     assert errors({"": found}, {"": expected})[""] < 4e-3
+
+
+@pytest.mark.parametrize("width", [5, 6], ids=["in halves", "in TF32"])
+@pytest.mark.parametrize("bias", [300.0, -300.0])
+@pytest.mark.usefixtures("coarse_tiles")
+def test_a_large_bias_is_a_part_of_the_bound(width: int, bias: float, loops: list[str], lay_out: Layout, errors: Errors) -> None:
+    """Powers of two of logits near 390 would be infinite. Those near -390 leave the GELU as zeros: the softmax is that of the shares."""
+    pointers, tensors = lay_out("packed", (11,)), Case(1, (width,) * 3, ()).tensors(11)
+    tensors["bias"] = torch.tensor([bias])
+    found = predictive_attention(**tensors, pointers=pointers, mu=0.9, backend="triton")
+    assert set(loops) == {"_attend"}
+    expected = predictive_attention(**{n: t.double() for n, t in tensors.items()}, pointers=pointers, mu=0.9, backend="reference")
+    assert errors({"": found}, {"": expected})[""] < 1e-4  # roundings of numbers of that size
+
+
+@pytest.mark.parametrize("width", [5, 6], ids=["in halves", "in TF32"])
+@pytest.mark.parametrize("size", [1.0, 9.0], ids=["bounded", "of any size"])
+@pytest.mark.usefixtures("coarse_tiles", "checked_memory")
+def test_no_loop_reads_a_tile_behind_the_last_key(width: int, size: float, loops: list[str], lay_out: Layout, errors: Errors) -> None:
+    """Of a sample whose steps fill whole tiles, and end with the memory."""
+    pointers, tensors = lay_out("packed", (128,)), Case(1, (width,) * 3, ()).tensors(128)
+    tensors |= {name: tensors[name] * size for name in ("query", "key")}
+    found = predictive_attention(**tensors, pointers=pointers, backend="triton")
+    assert set(loops) == {"_attend_bounded" if size == 1 else "_attend"}
+    expected = predictive_attention(**{n: t.double() for n, t in tensors.items()}, pointers=pointers, backend="reference")
+    assert errors({"": found}, {"": expected})[""] < (2e-6 if size == 1 else 1e-4)
