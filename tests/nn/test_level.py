@@ -60,6 +60,30 @@ def test_the_model_is_the_same(lengths: dict[str, list[int]]) -> None:
     same(run, [*x.values(), *(p for p in network.parameters() if p.requires_grad)])
 
 
+@every_case
+@pytest.mark.parametrize("stride", [1, 2])
+def test_maps_and_graphs_count_the_steps_of_the_extractors_alone(lengths: dict[str, list[int]], stride: int) -> None:
+    """Where rows are added for a device, somebody who looks at maps or at the graph sees none of them."""
+    network = MEA(CHANNELS, 1, channels=8, hidden_channels=6, heads=2, extractor={"stride": stride, "kernel_size": 3}).double().eval()
+    x, ptr = rows(lengths, CHANNELS)
+    seen = []
+    for levels in (False, True):
+        with patch.object(_side_by_side, "_levels", lambda device, added, levels=levels: levels and added > 0), torch.no_grad():
+            output, graph = network(x, ptr, return_attention_weights=True), network.embed(x, ptr)
+        steps = {m: [-(-n // stride) for n in own] for m, own in lengths.items()}
+        assert {m: n.tolist() for m, n in output.lengths.items()} == steps
+        assert {m: graph[m].sample.bincount(minlength=3).tolist() for m in CHANNELS} == steps
+        maps = [*output.predictive_attention.values(), *(list(layer.values()) for layer in output.cross_modal_attention)]
+        seen.append([output.prediction, *(a for own in maps for a in own), *(graph[m].x for m in CHANNELS)])
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-9, atol=1e-11)
+    for m, own in output.predictive_attention.items():
+        assert all(a.shape[-2:] == (max(steps[m]),) * 2 for a in own), m
+        for b, n in enumerate(steps[m]):
+            for a in own:
+                torch.testing.assert_close(a[b, :, :n, :n].sum(-1), a.new_ones(2, n), rtol=1e-9, atol=1e-12)
+                assert not a[b, :, :n, n:].any()
+
+
 @pytest.mark.parametrize("make", [ExclusiveBranch, AgnosticBranch])
 @pytest.mark.parametrize(("residual", "modalities", "case"), [("input", 2, "some missing"), ("normalized", 3, "one empty")])
 def test_a_branch_is_the_same(make: type, residual: str, modalities: int, case: str) -> None:
