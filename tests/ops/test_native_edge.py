@@ -226,13 +226,17 @@ def shapes_of_edges() -> dict[str, Tensor]:
         "none": drawn[:, :0],
         "of PyG": EdgeIndex(drawn, sparse_size=(50, 60)),
         "of PyG, sorted": EdgeIndex(drawn, sparse_size=(50, 60)).sort_by("col").values,
+        "of PyG, sorted by source": EdgeIndex(drawn, sparse_size=(50, 60)).sort_by("row").values,
     }
 
 
 @pytest.mark.parametrize("shape", shapes_of_edges())
 def test_the_sort_is_that_of_torch(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = shapes_of_edges()[shape]
-    expected = sort_edges(given, 50, 60)
+    expected, plain = sort_edges(given, 50, 60), torch.stack([row.as_subclass(Tensor) for row in given]).long()
+    order, by_source = (torch.sort(plain[1], stable=True).indices, torch.sort(plain[0][expected.order], stable=True).indices)
+    starts = [torch.cat([torch.zeros(1).long(), plain[i].bincount(minlength=nodes).cumsum(0)]) for i, nodes in ((1, 60), (0, 50))]
+    assert all(map(torch.equal, expected, (*plain[:, order], order, starts[0], by_source, starts[1])))
     monkeypatch.delenv("MEA_GRAPH_NATIVE")
     with monkeypatch.context() as patch:
         patch.setattr(torch, "sort", None)  # it would be an error to call it
