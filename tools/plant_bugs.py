@@ -28,7 +28,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("planted_bugs.toml")
-KINDS = ("layout", "edges", "time", "pooling", "readers", "splits", "metrics", "resume", "graph", "losses")
+KINDS = ("layout", "edges", "time", "pooling", "readers", "splits", "metrics", "resume", "graph", "losses", "kernels")
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.mea-cache", "_build", ".*_cache", "runs", "results")
 _SAID = {0: "MISSED", 1: "caught"}  # by pytest's exit code; others are no verdict: nothing was collected, say
 _CPP = Path("mea_graph", "ops", "native")
