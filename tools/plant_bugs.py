@@ -14,6 +14,7 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,9 +28,10 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(__file__).with_name("planted_bugs.toml")
-KINDS = ("layout", "edges", "time", "pooling", "readers", "splits", "metrics", "resume", "graph", "losses")
+KINDS = ("layout", "edges", "time", "pooling", "readers", "splits", "metrics", "resume", "graph", "losses", "kernels")
 _LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "__pycache__", "*.mea-cache", "_build", ".*_cache", "runs", "results")
 _SAID = {0: "MISSED", 1: "caught"}  # by pytest's exit code; others are no verdict: nothing was collected, say
+_CPP = Path("mea_graph", "ops", "native")
 _PATIENCE = 600.0  # seconds after which tests that never end count as having found it
 
 
@@ -75,36 +77,26 @@ def finder(output: Path) -> str:
 
 
 def _exit_code(tests: tuple[str, ...], tree: Path, output: Path | None) -> int:
-    """What pytest ends with, in a process that has imported everything but the package; 1 also where it crashes or never ends."""
-    child = os.fork()
-    if not child:
-        _run(tests, tree, output)
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
-        time.sleep(0.1)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return 1
+    """What pytest ends with, in a fresh process: a test may ask what has been imported. 1 also where it crashes or never ends."""
+    # Of C++ that is built from the tree, nothing stays. Elsewhere the kernels of the sound sources are there already.
+    kernels = {"XDG_CACHE_HOME": str(tree / ".cache")} if _is_changed(tree / _CPP) else {}
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **kernels, "PYTHONPATH": str(tree)}
+    command = [sys.executable, "-m", "pytest", *tests, "-x", "-q", "-p", "no:cacheprovider", "--no-header"]
+    with open(output or os.devnull, "w", encoding="utf-8") as file:
+        told = None if output is None else file
+        process = subprocess.Popen(command, cwd=tree, env=environment, stdout=told, stderr=told, start_new_session=True)
+        try:
+            code = process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what the tests started
+            process.wait()
+            return 1
+    return code if code >= 0 else 1
 
 
-def _run(tests: tuple[str, ...], tree: Path, output: Path | None) -> None:
-    import pytest
-
-    os.chdir(tree)
-    os.environ["PYTHONPATH"] = str(tree)  # for processes that tests start
-    sys.path.insert(0, str(tree))
-    if output is not None:
-        sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(sink, 1)
-        os.dup2(sink, 2)
-    code = 1
-    try:
-        code = int(pytest.main([*tests, "-x", "-q", "-p", "no:cacheprovider", "--no-header"]))
-    finally:
-        os._exit(code)
+def _is_changed(folder: Path) -> bool:
+    """Whether a source in the folder of the tree differs from the one here."""
+    return any(path.read_bytes() != (ROOT / _CPP / path.name).read_bytes() for path in folder.glob("*.[ch]*"))
 
 
 def main() -> int:
@@ -114,11 +106,6 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="begin with this number")
     parser.add_argument("--sound", action="store_true", help="run the tests without any mistake first")
     arguments = parser.parse_args()
-    import lightning  # noqa: F401 (imported once, for every process forked from here)
-    import torch
-    import torch_geometric  # noqa: F401
-
-    torch.set_num_threads(1)  # threads do not survive a fork
     chosen = [
         (i, bug)
         for i, bug in enumerate(bugs())

@@ -69,7 +69,7 @@ class MEA(nn.Module):
 
     Args:
         in_channels: Width of the features by modality; one modality needs `agnostic=None, discriminator=None`.
-        out_channels: Number of predicted values: 1 for regression, else classes or labels.
+        out_channels: Number of predicted values: regression targets, classes or labels.
         channels: Width d that every modality has after its extractor. A larger one fits more and costs more.
         hidden_channels: Width d_h of the representations that are fused. A larger one fits more and costs more.
         heads: Attention heads K, a divisor of `channels`.

@@ -86,7 +86,7 @@ class MEAModule(TaskModule):
     3
     """
 
-    @takes_arguments_of(MEA, MEALoss, TaskModule, skip=("network",), unset=BY_FORM)
+    @takes_arguments_of(MEA, TaskModule, MEALoss, skip=("network",), unset=BY_FORM)  # `class_weights` as the second one takes them
     def __init__(
         self,
         in_channels: dict[str, int],
@@ -101,7 +101,7 @@ class MEAModule(TaskModule):
         super().__init__(MEA(in_channels, out_channels, **network), task=task, out_channels=out_channels, **training)
         # not save_hyperparameters: that looks every visible argument up among the local variables of this function
         self.hparams.update(in_channels=in_channels, task=task, out_channels=out_channels, **options)
-        self.loss = MEALoss(task, **loss)
+        self.loss = MEALoss(task, **{**loss, "class_weights": None})  # `setup` knows them: they may be counted
 
     def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
         """Returns the whole objective as `loss` and each of its terms, unweighted, by name."""

@@ -46,7 +46,7 @@ class TaskMetrics(Metric):
         - compute: dict of scalars.
 
     Raises:
-        ValueError: If a prediction does not have the shape above, or nothing was collected.
+        ValueError: If a prediction does not have the shape above, a regression has several targets, or nothing was collected.
 
     >>> metrics = TaskMetrics("regression", 1, sentiment=True)
     >>> metrics.update(
@@ -68,6 +68,8 @@ class TaskMetrics(Metric):
         super().__init__()
         if task not in TASKS:
             raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
+        if task == "regression" and out_channels != 1:
+            raise ValueError(f"out_channels: expected 1 for the metrics of a regression, which have one target, got {out_channels}")
         label_names = plain_value(label_names)
         if label_names is not None and task == "multilabel" and len(label_names) != out_channels:
             raise ValueError(f"label_names: expected {out_channels} names (one per output), got {len(label_names)}: {list(label_names)}")

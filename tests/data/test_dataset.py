@@ -180,6 +180,33 @@ def test_describe_says_what_is_there(dataset):
     assert "no samples" in dataset.subset([]).describe()
 
 
+@pytest.mark.parametrize(
+    ("y", "names", "line"),
+    [
+        (None, None, "label none"),
+        ([0.5, -1.0, 2.0, 0.5], None, "label real numbers, min -1, mean 0.5, std 1.06, max 2"),
+        ([[1, 0], [1, 0], [1, 1], [0, 0]], None, "label 2 binary labels, share of ones: 0 75.0%, 1 25.0%"),
+        ([[1, 0], [1, 0], [1, 1], [0, 0]], ["happy", "sad"], "label 2 binary labels, share of ones: happy 75.0%, sad 25.0%"),
+        ([0, 3, 3, 1], None, "label 4 classes, samples of each: 0 1, 1 1, 2 0, 3 2"),
+        ([*range(10), 9], None, f"label 10 classes, samples of each: {', '.join(f'{k} 1' for k in range(9))}, 9 2"),
+        (
+            [*range(11), 10, 10],
+            None,
+            f"label 11 classes, samples of each: {', '.join(f'{k} 1' for k in range(10))}, ... (largest 3, smallest 1)",
+        ),
+    ],
+)
+def test_describe_says_what_the_labels_are(y, names, line):
+    sequences = [np.ones((2, 1))] * (2 if y is None else len(y))
+    described = MultimodalDataset.from_arrays({"a": sequences}, y=y, label_names=names).describe()
+    assert [text for text in described.splitlines() if text.startswith("label")] == [line]
+
+
+def test_describe_of_a_modality_that_nobody_has():
+    described = MultimodalDataset.from_arrays({"a": [np.ones((2, 1))] * 3, "b": [np.ones((0, 4))] * 3}).describe()
+    assert [line.split() for line in described.splitlines() if line.startswith("b ")] == [["b", "4", "-", "-", "-", "-", "100.0%", "no"]]
+
+
 def test_samples_and_views_survive_pickling(dataset):
     view = dataset.select("train").standardize()
     copy = pickle.loads(pickle.dumps(view))

@@ -282,6 +282,30 @@ def test_spaces_of_ones_own_among_other_nodes_and_edges() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("spaces", [["x"], ["x", "y"], ["x", "y", "z"]], ids=len)
+def test_edges_inside_a_type_and_lists_that_types_share(randomised, spaces: list[str]) -> None:
+    """One list of edges serves a to a, a to b and b to a, in every space; three spaces in one pass are each by itself."""
+    layer, ring = randomised(DecoupledGraphFusion(D_H, spaces=spaces)), torch.tensor([[0, 1, 2, 0], [1, 2, 0, 2]])
+    h = {f"{m}_{space}": torch.randn(3, D_H, dtype=torch.float64) for space in spaces for m in "ab"}
+    edges = {(f"{s}_{space}", "to", f"{t}_{space}"): ring for space in spaces for s, t in ("aa", "ab", "ba")}
+    joined = torch.cat([ring + torch.tensor(ends).view(2, 1) for ends in ((0, 0), (0, 3), (3, 0))], 1)
+    fused = layer(h, edges, dict.fromkeys(h, torch.arange(3))).x
+    for space in spaces:
+        nodes = layer.convs[space](torch.cat([h[f"a_{space}"], h[f"b_{space}"]]), joined)
+        torch.testing.assert_close(fused[space], nodes[:3] + nodes[3:], rtol=1e-12, atol=1e-14)
+
+
+def test_a_space_with_the_same_edges_and_more_nodes(randomised) -> None:
+    """Its absent edges lead behind its own nodes."""
+    layer, pair = randomised(DecoupledGraphFusion(D_H, spaces=["x", "y"])), torch.tensor([[0, 1], [0, 1]])
+    h = {name: torch.randn(2, D_H, dtype=torch.float64) for name in ("a_x", "b_x", "a_y", "b_y", "c_y")}
+    edges, marks = {(f"a_{space}", "to", f"b_{space}"): pair for space in "xy"}, torch.tensor([True, False])
+    fused = layer(h, edges, dict.fromkeys(h, torch.arange(2)), 2, dict.fromkeys(edges, marks)).x
+    for space, names in (("x", ["a_x", "b_x"]), ("y", ["a_y", "b_y", "c_y"])):
+        nodes = layer.convs[space](torch.cat([h[name] for name in names]), torch.tensor([[0], [2]]))
+        torch.testing.assert_close(fused[space], nodes.view(-1, 2, D_H).sum(0), rtol=1e-12, atol=1e-14)
+
+
 def test_widths_of_ones_own() -> None:
     widths = {"a_exclusive": 3, "b_exclusive": 5, "a_agnostic": 3, "b_agnostic": -1}
     layer = DecoupledGraphFusion(widths, D_OUT)

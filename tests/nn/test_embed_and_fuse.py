@@ -79,6 +79,28 @@ def test_strides_thin_steps_and_their_times(batch: Batch) -> None:
     assert graph["vision"].sample.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_the_graph_of_padded_sequences_is_that_of_rows(batch: Batch, stride: int, gaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step in a gap is no node: every node has its own sample, its time and its edges."""
+    model = make(extractor={"stride": stride, "kernel_size": 3})
+    wanted, pointers = model.embed(batch), {m: Pointers.from_ptr(batch[m].ptr) for m in WIDTHS}
+    mask = {m: p.mask for m, p in pointers.items()}
+    x = {m: p.pad(batch[m].x).masked_fill(~mask[m][..., None], torch.nan) for m, p in pointers.items()}
+    time = {m: p.pad(batch[m].time).masked_fill(~mask[m], torch.nan) for m, p in pointers.items()}
+    if gaps:
+        monkeypatch.setattr("mea_graph.nn._sequences.is_traced", lambda: True)  # the rows keep their gaps, as on a device
+    found = model.embed(x, mask, time=time)
+    assert set(found.node_types) == set(wanted.node_types)
+    for name in found.node_types:
+        assert torch.equal(found[name].sample, wanted[name].sample), name
+        torch.testing.assert_close(found[name].x, wanted[name].x, rtol=1e-9, atol=1e-12)
+    for m in WIDTHS:
+        torch.testing.assert_close(found[m].time, wanted[m].time)
+    for edge_type in (e for e in wanted.edge_types if "interval" in wanted[e]):
+        assert torch.equal(found.interval_edges(edge_type).edge_index(), wanted.interval_edges(edge_type).edge_index()), edge_type
+
+
 def test_windows_stand_in_the_graph(batch: Batch) -> None:
     pointers = {m: Pointers.from_ptr(batch[m].ptr) for m in WIDTHS}
     edges = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mea_graph.nn import MEA, AgnosticBranch, DoubleDiscriminator, ExclusiveBranch, MEALoss, UnimodalExtractor, _side_by_side
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.unimodal_extractor import extract_level
-from mea_graph.ops import Pointers, record_calls, use_backend
+from mea_graph.ops import IntervalEdges, Pointers, record_calls, use_backend
 
 CHANNELS = {"text": 5, "audio": 3, "vision": 4}
 LENGTHS = {
@@ -58,6 +58,47 @@ def test_the_model_is_the_same(lengths: dict[str, list[int]]) -> None:
         return [output.prediction, *output.exclusive.values(), *output.agnostic.values(), *output.modality_weights]
 
     same(run, [*x.values(), *(p for p in network.parameters() if p.requires_grad)])
+
+
+@every_case
+@pytest.mark.parametrize("stride", [1, 2])
+def test_maps_and_graphs_count_the_steps_of_the_extractors_alone(lengths: dict[str, list[int]], stride: int) -> None:
+    """Where rows are added for a device, somebody who looks at maps or at the graph sees none of them."""
+    network = MEA(CHANNELS, 1, channels=8, hidden_channels=6, heads=2, extractor={"stride": stride, "kernel_size": 3}).double().eval()
+    x, ptr = rows(lengths, CHANNELS)
+    seen = []
+    for levels in (False, True):
+        with patch.object(_side_by_side, "_levels", lambda device, added, levels=levels: levels and added > 0), torch.no_grad():
+            output, graph = network(x, ptr, return_attention_weights=True), network.embed(x, ptr)
+        steps = {m: [-(-n // stride) for n in own] for m, own in lengths.items()}
+        assert {m: n.tolist() for m, n in output.lengths.items()} == steps
+        assert {m: graph[m].sample.bincount(minlength=3).tolist() for m in CHANNELS} == steps
+        maps = [*output.predictive_attention.values(), *(list(layer.values()) for layer in output.cross_modal_attention)]
+        seen.append([output.prediction, *(a for own in maps for a in own), *(graph[m].x for m in CHANNELS)])
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-9, atol=1e-11)
+    for m, own in output.predictive_attention.items():
+        assert all(a.shape[-2:] == (max(steps[m]),) * 2 for a in own), m
+        for b, n in enumerate(steps[m]):
+            for a in own:
+                torch.testing.assert_close(a[b, :, :n, :n].sum(-1), a.new_ones(2, n), rtol=1e-9, atol=1e-12)
+                assert not a[b, :, :n, n:].any()
+
+
+@every_case
+@pytest.mark.parametrize("given", [False, True], ids=["window of the model", "edges of the call"])
+def test_edges_count_the_rows_that_were_given(lengths: dict[str, list[int]], given: bool) -> None:
+    """No row is added where edges number them."""
+    window = None if given else {"steps": 1}
+    network = MEA(CHANNELS, 1, channels=8, hidden_channels=6, heads=2, dropout=0.0, window=window).double()
+    x, ptr = rows(lengths, CHANNELS)
+    at = {m: Pointers.from_ptr(p) for m, p in ptr.items()}
+    edges = {(s, t): IntervalEdges.window(at[s], at[t], steps=1) for s in at for t in at} if given else None
+    results = []
+    for levels in (False, True):
+        with patch.object(_side_by_side, "_levels", lambda device, added, levels=levels: levels and added > 0):
+            prediction = network(x, ptr, edges=edges).prediction
+        results.append([prediction, *torch.autograd.grad(prediction.sin().sum(), list(x.values()))])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("make", [ExclusiveBranch, AgnosticBranch])

@@ -147,6 +147,19 @@ def test_no_parameter_is_idle(x: dict[str, Tensor], name: str, task: Any) -> Non
         assert parameter.grad.any(), n
 
 
+def test_several_regression_targets_train_the_whole_model(x: dict[str, Tensor]) -> None:
+    """Each target gives its row of the head a third of the gradient that it gives alone."""
+    model, target = make({}, 3).double().eval(), torch.randn(4, 3, dtype=torch.float64)
+    output, weight = model(x, MASK), model.head[-1].weight
+    (together,) = torch.autograd.grad(MEALoss()(output, target).task, weight, retain_graph=True)
+    for column in range(3):
+        alone = output._replace(prediction=output.prediction[:, column : column + 1])
+        (own,) = torch.autograd.grad(MEALoss()(alone, target[:, column]).task, weight, retain_graph=True)
+        torch.testing.assert_close(together[column], own[column] / 3, rtol=1e-10, atol=1e-12)
+    MEALoss()(output, target).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"beta": 0.0}, {"disparity": "orthogonality"}])
 def test_the_ablations_of_the_loss_leave_no_parameter_without_a_gradient(x: dict[str, Tensor], options: dict[str, Any]) -> None:
     model = make({}, 1).double()

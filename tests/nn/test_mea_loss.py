@@ -1,6 +1,7 @@
 """Eq. 20: each term from its printed form, and their weighted sum."""
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -139,6 +140,85 @@ def test_the_importance_loss_changes_the_importance_discriminator_alone() -> Non
     assert torch.autograd.grad(terms.agnostic, own, allow_unused=True) == (None,)
 
 
+@pytest.mark.parametrize("columns", [2, B])
+def test_a_regression_of_several_targets_is_the_mean_of_theirs(columns: int) -> None:
+    """Also where there are as many targets as samples, which would hide a sum over the wrong dimension."""
+    output, target = make_output(columns), torch.randn(B, columns, dtype=torch.float64) * torch.arange(1, columns + 1)
+    terms, own = (
+        MEALoss(alpha=0.5, beta=0.5)(output, target),
+        [MEALoss().task_loss(output.prediction[:, c : c + 1], target[:, c]) for c in range(columns)],
+    )
+    same(terms.task, sum((output.prediction[b, c] - target[b, c]) ** 2 for b in range(B) for c in range(columns)) / (B * columns))
+    same(terms.task, sum(own) / columns)
+    (gradient,) = torch.autograd.grad(terms.total, output.prediction)
+    same(gradient, 2 * (output.prediction - target) / (B * columns))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64])
+def test_class_weights_of_the_constructor_are_those_of_the_attribute(dtype: torch.dtype) -> None:
+    weights = torch.tensor([1, 4, 0], dtype=dtype)
+    for task in ("classification", "multilabel"):
+        prediction, later = leaf(B, 3), MEALoss(task, label_smoothing=0.1)
+        later.class_weights = weights
+        same(
+            MEALoss(task, label_smoothing=0.1, class_weights=weights).task_loss(prediction, TARGETS[task]),
+            later.task_loss(prediction, TARGETS[task]),
+        )
+    terms, target = (
+        MEALoss("classification", class_weights=weights)(output := make_output(3), TARGETS["classification"]),
+        TARGETS["classification"],
+    )
+    each = -output.prediction.log_softmax(1).gather(1, target[:, None]).squeeze(1) * weights[target]
+    same(terms.task, each.mean())
+
+
+def test_class_weights_move_with_the_loss_and_stay_out_of_its_state() -> None:
+    loss = MEALoss("classification", class_weights=torch.tensor([1.0, 2.0]))
+    assert not loss.state_dict()
+    assert loss.to("meta").class_weights.is_meta
+    assert loss.double().class_weights.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("task", "weights", "message"),
+    [
+        ("regression", torch.ones(1), "class_weights: expected None for regression, which has no classes, got weights"),
+        (
+            "classification",
+            [1.0, 2.0, 3.0],
+            r"class_weights: expected a tensor \(C,\) of finite numbers of at least 0, .* got \[1.0, 2.0, 3.0\]",
+        ),
+        ("classification", torch.ones(3, 1), r"class_weights: expected a tensor \(C,\) .* got torch.float32 \(3, 1\)"),
+        ("classification", torch.tensor(1.0), r"got torch.float32 \(\)"),
+        ("classification", torch.ones(3).bool(), r"got torch.bool \(3,\)"),
+        ("classification", torch.ones(3).cfloat(), r"got torch.complex64 \(3,\)"),
+        ("multilabel", torch.tensor([1.0, -1.0, 1.0]), r"got \[1.0, -1.0, 1.0\]"),
+        ("classification", torch.tensor([1.0, math.nan, 1.0]), r"got \[1.0, nan, 1.0\]"),
+        ("classification", torch.tensor([1.0, math.inf, 1.0]), r"got \[1.0, inf, 1.0\]"),
+        ("classification", torch.zeros(3), r"some above 0, got \[0.0, 0.0, 0.0\]"),
+        ("classification", torch.ones(0), r"some above 0, got \[\]"),
+    ],
+)
+def test_bad_class_weights_are_named(task: Any, weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MEALoss(task, class_weights=weights)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_class_weights_must_be_as_many_as_the_prediction_has_columns(task: Any, count: int) -> None:
+    """One weight would be that of every label."""
+    with pytest.raises(ValueError, match=rf"class_weights: expected \(3,\), as the prediction has it, got \({count},\)"):
+        MEALoss(task, class_weights=torch.ones(count)).task_loss(torch.zeros(B, 3), TARGETS[task])
+
+
+def test_class_weights_set_on_a_regression_are_refused() -> None:
+    loss = MEALoss()
+    loss.class_weights = torch.ones(1)
+    with pytest.raises(ValueError, match=r"class_weights: expected None for regression, got \(1,\)"):
+        loss.task_loss(torch.zeros(B, 1), torch.zeros(B))
+
+
 def test_label_smoothing() -> None:
     output, s = make_output(3), 0.2
     log_p = output.prediction.log_softmax(1)
@@ -204,7 +284,14 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("task", "channels", "target", "message"),
     [
-        ("regression", 2, torch.zeros(B), r"prediction: expected \(B, 1\) for regression, got \(5, 2\)"),
+        ("regression", 2, torch.zeros(B), r"target: expected \(5, 2\) for regression, got \(5,\)"),
+        ("regression", 5, torch.zeros(B), r"target: expected \(5, 5\) for regression, got \(5,\)"),
+        ("regression", 2, torch.zeros(B, 1), r"target: expected \(5, 2\) for regression, got \(5, 1\)"),
+        ("regression", 2, torch.zeros(1, 2), r"target: expected \(5, 2\) for regression, got \(1, 2\)"),
+        ("regression", 2, torch.zeros(2, B), r"target: expected \(5, 2\) for regression, got \(2, 5\)"),
+        ("regression", 1, torch.zeros(B, 2), r"target: expected \(5,\) for regression, got \(5, 2\)"),
+        ("regression", 1, torch.zeros(1), r"target: expected \(5,\) for regression, got \(1,\)"),
+        ("multilabel", 3, torch.zeros(B, 1), r"target: expected \(5, 3\) for multilabel, got \(5, 1\)"),
         ("regression", 1, torch.zeros(B, 1), r"target: expected \(5,\) for regression, got \(5, 1\)"),
         ("regression", 1, torch.zeros(B, dtype=torch.int64), "target: expected floats for regression, got torch.int64"),
         ("classification", 3, torch.zeros(B + 1).long(), r"target: expected \(5,\) for classification, got \(6,\)"),
@@ -251,9 +338,10 @@ def test_an_output_put_together_by_hand_is_refused_by_name(changed: dict[str, di
         MEALoss()(output, torch.zeros(B))
 
 
-def test_a_prediction_of_one_dimension_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"prediction: expected \(B, C\), got \(5,\)"):
-        MEALoss().task_loss(torch.zeros(B), torch.zeros(B))
+@pytest.mark.parametrize("shape", [(B,), (B, 0), (B, 1, 1)])
+def test_a_prediction_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=rf"prediction: expected \(B, C\), got {re.escape(str(shape))}"):
+        MEALoss().task_loss(torch.zeros(shape), torch.zeros(B))
 
 
 def test_a_random_guess_costs_the_entropy() -> None:

@@ -266,6 +266,23 @@ def test_gradients_of_gradients(backend: str, inputs: dict[str, Tensor], outputs
     assert torch.autograd.gradgradcheck(lambda t: edge_attention(**fixed, score_src=t, edge_index=EDGES, backend=backend)[outputs], only)
 
 
+@every_backend
+@pytest.mark.parametrize("kept", [(0, 1), (0,), (1,)], ids=["both", "y", "weights"])
+@pytest.mark.parametrize("form", ["plain", "of 32 bits", "sorted"])
+@pytest.mark.parametrize("wanted", [("x", "score_dst", "score_src"), ("score_src",), ("x", "score_src"), ("score_dst",)], ids="+".join)
+def test_gradients_that_can_be_differentiated_are_the_same(
+    backend: str, inputs: dict[str, Tensor], kept: tuple[int, ...], form: str, wanted: tuple[str, ...]
+) -> None:
+    """They are computed in another way, and a check of second derivatives asks only whether these are derivatives of what is computed."""
+    leaves = [inputs[name].requires_grad_() for name in wanted]
+    edges = {"plain": EDGES, "of 32 bits": EDGES.int(), "sorted": sort_edges(EDGES, N_SRC, N_DST)}[form]
+    outputs, expected = (edge_attention(**inputs, edge_index=e, backend=b) for e, b in ((edges, backend), (EDGES, "reference")))
+    grads = [torch.randn_like(outputs[i]) for i in kept]
+    found = torch.autograd.grad([outputs[i] for i in kept], leaves, grads, create_graph=True, materialize_grads=True)
+    true = torch.autograd.grad([expected[i] for i in kept], leaves, grads, materialize_grads=True)
+    torch.testing.assert_close(found, true, rtol=1e-10, atol=1e-12)
+
+
 def test_transforms_take_the_reference(inputs: dict[str, Tensor]) -> None:
     rest = {n: t for n, t in inputs.items() if n != "x"}
     chosen = []

@@ -87,6 +87,17 @@ def test_interval_attention_rounds_no_more_than_the_dtype_does(
         assert (found.double() - expected).norm() <= (gradient_budget if i else value_budget) * expected.norm()
 
 
+@WINDOWS
+@pytest.mark.parametrize("case", ["one short length", "empty sources", "values wider"])
+def test_operators_of_interval_attention_keep_the_rules_of_torch_library(case: str, windows: bool) -> None:
+    inputs = interval.draw(case, dtype=torch.float32, windows=windows)
+    edges, tensors = interval.operator_arguments(inputs), [t.requires_grad_() for t in inputs.tensors]
+    torch.library.opcheck(torch.ops.mea_graph.interval_attention_native.default, (*tensors, *edges))
+    out, sums = (t.detach() for t in torch.ops.mea_graph.interval_attention_native(*tensors, *edges))
+    backward = (torch.randn_like(out), out, sums, *(t.detach() for t in tensors), *edges)
+    torch.library.opcheck(torch.ops.mea_graph.interval_attention_native_backward.default, backward)
+
+
 @every_form
 @pytest.mark.parametrize("heads", [1, 2, 3, 8, 10])
 def test_predictive_attention_equals_the_reference(heads: int, form: str) -> None:

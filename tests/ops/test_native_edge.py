@@ -13,7 +13,7 @@ from torch_geometric import EdgeIndex
 from mea_graph.nn import DecoupledGraphFusion, GraphFusionConv, fusion_graph
 from mea_graph.nn.graph import graph_fusion_conv
 from mea_graph.ops import InEdges, edge_attention, explain, record_calls, sort_edges, use_backend
-from mea_graph.ops.edge import counting_sort, native
+from mea_graph.ops.edge import counting_sort, edges, native
 from mea_graph.ops.native import library
 
 from .test_edge_attention import EDGES, random_case, results, wide
@@ -190,6 +190,27 @@ def test_edges_sorted_by_hand_are_looked_at_once(monkeypatch: pytest.MonkeyPatch
             edge_attention(*inputs, made, backend="native")
 
 
+def test_what_is_known_of_sorted_edges_is_forgotten_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEA_GRAPH_NATIVE")
+    before, made = len(edges._vouched), [sort_edges(EDGES, 4, 5) for _ in range(3)]
+    edges.vouch_for(*made[0])  # again: it is known once
+    assert len(edges._vouched) == before + 3
+    del made
+    assert len(edges._vouched) == before
+
+
+def test_edges_of_which_one_field_counts_no_changes_are_looked_at() -> None:
+    """In inference mode that is any field which was made there."""
+    with torch.inference_mode():
+        start = GOOD.start.clone()
+    mixed = GOOD._replace(start=start)
+    edges.vouch_for(*mixed)
+    assert not edges.is_vouched_for(*mixed)
+    inputs = (torch.randn(4, 2, 3), torch.randn(5, 2), torch.randn(4, 2))
+    for found, expected in zip(*(edge_attention(*inputs, e, backend="native") for e in (mixed, GOOD)), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_sorted_edges_of_32_bits_are_taken() -> None:
     case = random_case(2, 5, torch.float32)
     narrow = InEdges(*(t.int() for t in sort_edges(case["edge_index"], 40, 30)))
@@ -205,13 +226,17 @@ def shapes_of_edges() -> dict[str, Tensor]:
         "none": drawn[:, :0],
         "of PyG": EdgeIndex(drawn, sparse_size=(50, 60)),
         "of PyG, sorted": EdgeIndex(drawn, sparse_size=(50, 60)).sort_by("col").values,
+        "of PyG, sorted by source": EdgeIndex(drawn, sparse_size=(50, 60)).sort_by("row").values,
     }
 
 
 @pytest.mark.parametrize("shape", shapes_of_edges())
 def test_the_sort_is_that_of_torch(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given = shapes_of_edges()[shape]
-    expected = sort_edges(given, 50, 60)
+    expected, plain = sort_edges(given, 50, 60), torch.stack([row.as_subclass(Tensor) for row in given]).long()
+    order, by_source = (torch.sort(plain[1], stable=True).indices, torch.sort(plain[0][expected.order], stable=True).indices)
+    starts = [torch.cat([torch.zeros(1).long(), plain[i].bincount(minlength=nodes).cumsum(0)]) for i, nodes in ((1, 60), (0, 50))]
+    assert all(map(torch.equal, expected, (*plain[:, order], order, starts[0], by_source, starts[1])))
     monkeypatch.delenv("MEA_GRAPH_NATIVE")
     with monkeypatch.context() as patch:
         patch.setattr(torch, "sort", None)  # it would be an error to call it

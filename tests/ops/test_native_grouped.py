@@ -96,3 +96,19 @@ def test_refuses_what_it_cannot_read() -> None:
     turned = torch.randn(300, 6).t()
     with pytest.raises(ValueError, match="cannot run on 'native' here: a parameter is not in one piece of memory"):
         grouped_linear(x[:, :200], [turned[:, :200]], [], [0], [4], backend="native")
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_view_of_negative_rows_in_one_piece_is_negative(norm: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory holds the numbers with the other sign, and it has the strides that the loops read."""
+    monkeypatch.delenv("MEA_GRAPH_NATIVE")
+    x, ((weight,), _, (scale,), (shift,)) = torch.randn(5, 4), [[torch.randn(*s)] for s in ((3, 4), (3,), (4,), (4,))]
+    view = torch._neg_view(-x)
+    assert view.is_neg()
+    assert view.is_contiguous()
+    with torch.no_grad():
+        if norm:
+            found, expected = (grouped_layer_norm(rows, [scale], [shift], [0], [5]) for rows in (view, x))
+        else:
+            found, expected = (grouped_linear(rows, [weight], [], [0], [5], [scale], [shift]) for rows in (view, x))
+    torch.testing.assert_close(found, expected)

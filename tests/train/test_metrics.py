@@ -6,7 +6,7 @@ import torch
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, roc_auc_score
 
-from mea_graph.train import TaskMetrics
+from mea_graph.train import MEAModule, TaskMetrics
 
 
 def scored(prediction, target, task, out_channels=1, batches=1, **options):
@@ -158,6 +158,8 @@ def test_macro_f1_of_a_constant_counts_the_class_never_predicted():
         (lambda: TaskMetrics("regression", 1).update(torch.zeros(2), torch.zeros(2)), r"expected \(2, 1\).*got \(2,\)"),
         (lambda: TaskMetrics("regression", 1).update(torch.zeros(3, 1), torch.zeros(2)), r"expected \(2, 1\).*got \(3, 1\)"),
         (lambda: TaskMetrics("regression", 1).compute(), "no sample was added"),
+        (lambda: TaskMetrics("regression", 2), "out_channels: expected 1 for the metrics of a regression, which have one target, got 2"),
+        (lambda: MEAModule({"a": 3, "b": 3}, "regression", 2, channels=8, heads=2), "out_channels: expected 1 .* got 2"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*compute.*before the ``update``")

@@ -1,13 +1,16 @@
 """The state of an optimiser that belongs to it is restored, whatever its class keeps; one that does not is refused."""
 
 import math
+from contextlib import nullcontext
 
+import lightning as L
 import pytest
 import torch
 from torch import nn, optim
+from torch.utils.data import DataLoader
 
 from mea_graph.data import DataError
-from mea_graph.train.restoring import check_optimizer
+from mea_graph.train.restoring import Restoring, check_optimizer
 
 
 class CountsInIntegers(optim.Optimizer):
@@ -82,12 +85,51 @@ def test_steps_that_nobody_counted_have_no_limit():
         check_optimizer(optimizer, steps=2)
 
 
+class StepsItself(L.LightningModule):
+    """Its optimiser steps more often than Lightning knows."""
+
+    def __init__(self, automatic):
+        super().__init__()
+        self.automatic_optimization = automatic
+        self.layer = nn.Linear(3, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch).square().sum()
+        if not self.automatic_optimization:
+            loss.backward()
+            self.optimizers().optimizer.step()  # past the wrapper that counts
+        return loss
+
+    def configure_optimizers(self):
+        return optim.Adam(self.parameters())
+
+
+@pytest.mark.parametrize("automatic", [True, False])
+def test_steps_of_manual_optimisation_have_no_limit_either(automatic, tmp_path):
+    """A checkpoint of automatic optimisation whose optimiser claims more steps than the training made is refused."""
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    data = DataLoader(torch.ones(4, 3))
+    trainer = L.Trainer(max_epochs=1, **options)
+    trainer.fit(StepsItself(automatic), data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    for again in (False, True):
+        for state in checkpoint["optimizer_states"][0]["state"].values():
+            state["step"] += 1.0 * again
+        torch.save(checkpoint, tmp_path / "a.ckpt")
+        trainer = L.Trainer(max_epochs=2, callbacks=[Restoring()], **options)
+        with pytest.raises(DataError, match="expected step from 1 to 4, got 5") if automatic and again else nullcontext():
+            trainer.fit(StepsItself(automatic), data, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
         ("max_exp_avg_sq", None, "expected max_exp_avg_sq for every parameter"),
         ("exp_avg", torch.zeros(9), r"expected exp_avg of shape \(2, 4\), got \(9,\)"),
         ("step", torch.tensor(math.nan), "expected step from 1 to 3, got nan"),
+        ("step", torch.tensor(0.0), "expected step from 1 to 3, got 0"),
+        ("step", torch.tensor(4.0), "expected step from 1 to 3, got 4"),
     ],
 )
 def test_a_changed_state_is_refused(name, value, says):

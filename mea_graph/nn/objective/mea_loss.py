@@ -40,10 +40,10 @@ class MEALoss(nn.Module):
 
     .. math:: L = L_{task} + \alpha L_{dis} + \beta \, (L_{agn} + L_{exc} + L_{imp})
 
-    :math:`L_{task}` is the mean squared error (regression), cross-entropy (classification) or binary cross-entropy (multilabel).
-    :math:`L_{dis}` is the mean over modalities of `hsic` between exclusive and agnostic representations. :math:`L_{imp}` trains the
-    importance discriminator, on detached representations (R6): it changes nothing else. A model with `adversary="confusion"` adds
-    :math:`\beta L_{con}` (`modality_confusion`); its :math:`L_{agn}` trains the modality discriminator alone.
+    :math:`L_{task}` is the mean squared error (regression, of one target or the mean over several), cross-entropy (classification) or
+    binary cross-entropy (multilabel). :math:`L_{dis}` is the mean over modalities of `hsic` between exclusive and agnostic representations.
+    :math:`L_{imp}` trains the importance discriminator, on detached representations (R6): it changes nothing else. A model with
+    `adversary="confusion"` adds :math:`\beta L_{con}` (`modality_confusion`); its :math:`L_{agn}` trains the modality discriminator alone.
 
     Args:
         task: Kind of target.
@@ -53,18 +53,22 @@ class MEALoss(nn.Module):
         disparity: What keeps the two spaces apart: "hsic", or "orthogonality" (Table V, "L_sep"). The latter is a sum over the batch and
             needs a far smaller alpha.
         label_smoothing: Label smoothing of the cross-entropy, in [0, 1].
+        class_weights: One finite weight of at least 0 for each class, which multiplies its cross-entropy, or for each label, which
+            multiplies that of the samples which have it. None: all count alike. The attribute `class_weights` holds them: `to()` moves
+            them, and `state_dict` leaves them out.
 
-    The attribute `class_weights`, None or :math:`(C,)`, multiplies the cross-entropy of each class, or that of the samples which have a
-    label. The task term stays a mean over samples, so that batches of any size add up; of no sample every term is 0.
+    The task term is a mean over samples, weighted or not, so that batches of any size add up: `torch.nn.CrossEntropyLoss` divides by the
+    sum of the weights instead. Of no sample every term is 0.
 
     Shape:
-        - output: `MEAOutput` with prediction :math:`(B, C)`; target: :math:`(B,)` float with C = 1 (regression), :math:`(B,)` int64 in
-          [0, C) (classification), :math:`(B, C)` of zeros and ones (multilabel)
+        - output: `MEAOutput` with prediction :math:`(B, C)`; target: :math:`(B,)` float with C = 1 or :math:`(B, C)` float with C > 1
+          (regression), :math:`(B,)` int64 in [0, C) (classification), :math:`(B, C)` of zeros and ones (multilabel)
+        - class_weights: :math:`(C,)`
         - result: `LossTerms` of scalars
 
     Raises:
-        ValueError: If representations differ in shape, the target does not fit the task or the prediction (only the CPU checks for classes
-            out of range: elsewhere the check would wait for the device), or an option is out of its range.
+        ValueError: If representations differ in shape, the target or the weights do not fit the task or the prediction (only the CPU
+            checks for classes out of range: elsewhere the check would wait for the device), or an option is out of its range.
 
     >>> import torch
     >>> from mea_graph.nn import MEA
@@ -73,6 +77,10 @@ class MEALoss(nn.Module):
     ... )
     >>> terms = MEALoss("regression")(output, torch.randn(4))
     >>> terms.total.backward()
+    >>> loss = MEALoss("classification", class_weights=torch.tensor([1.0, 3.0]))
+    >>> logits = torch.zeros(2, 2)
+    >>> [round(loss.task_loss(logits, torch.full((2,), c)).item(), 3) for c in (0, 1)]
+    [0.693, 2.079]
     """
 
     class_weights: Tensor | None
@@ -84,6 +92,7 @@ class MEALoss(nn.Module):
         beta: float = 0.001,
         disparity: Literal["hsic", "orthogonality"] = "hsic",
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         if task not in ("regression", "classification", "multilabel"):
@@ -94,28 +103,32 @@ class MEALoss(nn.Module):
             raise ValueError(f"alpha, beta: expected finite numbers of at least 0, got {alpha}, {beta}")
         if not 0 <= label_smoothing <= 1:
             raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+        _check_class_weights(class_weights, task)
         self.task, self.alpha, self.beta, self.label_smoothing = task, alpha, beta, label_smoothing
         self.disparity = disparity
-        self.register_buffer("class_weights", None, persistent=False)
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Returns L_task alone, for networks that have no other term."""
-        expected = prediction.shape if self.task == "multilabel" else prediction.shape[:1]
-        if prediction.dim() != 2:
+        if prediction.dim() != 2 or prediction.size(1) == 0:
             raise ValueError(f"prediction: expected (B, C), got {tuple(prediction.shape)}")
-        if self.task == "regression" and prediction.size(1) != 1:
-            raise ValueError(f"prediction: expected (B, 1) for regression, got {tuple(prediction.shape)}")
+        by_column = self.task == "multilabel" or (self.task == "regression" and prediction.size(1) != 1)
+        expected = prediction.shape if by_column else prediction.shape[:1]
         if target.shape != expected:
             raise ValueError(f"target: expected {tuple(expected)} for {self.task}, got {tuple(target.shape)}")
         if not (target.dtype == torch.int64 if self.task == "classification" else target.is_floating_point()):
             kind = "int64" if self.task == "classification" else "floats"
             raise ValueError(f"target: expected {kind} for {self.task}, got {target.dtype}")
+        weights = self.class_weights
+        if weights is not None and (self.task == "regression" or weights.shape != prediction.shape[1:]):
+            wanted = "None for regression" if self.task == "regression" else f"({prediction.size(1)},), as the prediction has it"
+            raise ValueError(f"class_weights: expected {wanted}, got {tuple(weights.shape)}")
         prediction = at_least_float32(prediction)
         if prediction.size(0) == 0:
             return prediction.sum()  # 0, as every other term is then; torch's mean of no sample is NaN
-        weights = None if self.class_weights is None else self.class_weights.to(prediction)
         if self.task == "regression":
-            return F.mse_loss(prediction.squeeze(1), target.to(prediction.dtype))
+            return F.mse_loss(prediction if by_column else prediction.squeeze(1), target.to(prediction.dtype))
+        weights = None if weights is None else weights.to(prediction)
         if self.task == "classification":
             _check_classes(target, prediction.size(1))
             if weights is None:
@@ -172,3 +185,17 @@ def _check_classes(target: Tensor, classes: int) -> None:
     """Refuses classes out of range, -100 too, which cross_entropy ignores. CPU only: elsewhere the check would wait for the device."""
     if target.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((target < 0) | (target >= classes)).any()):
         raise ValueError(f"target: expected classes in [0, {classes}), got {int(target.min())} to {int(target.max())}")
+
+
+def _check_class_weights(weights: object, task: str) -> None:
+    if weights is None:
+        return
+    if task == "regression":
+        raise ValueError("class_weights: expected None for regression, which has no classes, got weights")
+    expected = "a tensor (C,) of finite numbers of at least 0, some above 0"
+    if not isinstance(weights, Tensor):
+        raise ValueError(f"class_weights: expected {expected}, got {weights!r}"[:300])
+    if weights.dim() != 1 or weights.dtype == torch.bool or weights.is_complex():
+        raise ValueError(f"class_weights: expected {expected}, got {weights.dtype} {tuple(weights.shape)}")
+    if not bool((weights.isfinite() & (weights >= 0)).all() & (weights > 0).any()):
+        raise ValueError(f"class_weights: expected {expected}, got {weights.tolist()}"[:300])

@@ -48,7 +48,7 @@ def _backward(grad: Tensor, result: Tensor, statistics: Tensor, *given: Any) -> 
     others, runs = (weight, bias, statistics, of_parameters), (start, length, begin, end)
     _call("predictive_backward", tensors, (result, grad, *grads), others, runs, mu, dtype)
     d_weight, d_bias = of_parameters.sum(0).split([weight.numel(), heads])
-    d_bias = d_bias.to((weight if bias is None else bias).dtype)
+    d_bias = d_bias.to((weight if bias is None else bias).dtype, copy=True)  # results of an operator must not share memory
     return *(d.to(t.dtype) for d, t in zip(grads, tensors, strict=True)), d_weight.view(weight.shape).to(weight.dtype), d_bias
 
 

@@ -19,6 +19,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorHandle
 
 from mea_graph.ops import Pointers
+from mea_graph.ops.predictive import triton_tiles
 
 
 class MemoryFault(AssertionError):
@@ -189,3 +190,9 @@ def _errors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
 @pytest.fixture
 def errors() -> Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], dict[str, float]]:
     return _errors
+
+
+@pytest.fixture
+def coarse_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of predictive attention. The interpreter's time goes with the number of tiles."""
+    monkeypatch.setattr(triton_tiles, "HOPPER", dict.fromkeys(triton_tiles.HOPPER, triton_tiles.Tiles(64, 64, 256, 4, 1)))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops import Pointers, predictive_attention
-from mea_graph.ops.predictive import triton_tiles
 
 NAMES = ("query", "key", "value", "prior_query", "prior_key")
+pytestmark = pytest.mark.usefixtures("coarse_tiles")
 Errors = Callable[[dict[str, Tensor], dict[str, Tensor]], dict[str, float]]
 STEPS = 40
 POINTERS = Pointers.from_ptr(torch.tensor([0, STEPS]))
@@ -24,12 +24,6 @@ def attend(tensors: dict[str, Tensor], grad: Tensor, name: str) -> dict[str, Ten
     leaves = {n: t.detach().to(grad.dtype).requires_grad_() for n, t in tensors.items()}
     out = predictive_attention(**leaves, pointers=POINTERS, mu=0.25, backend=name)
     return {"result": out.detach()} | dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), grad), strict=True))
-
-
-@pytest.fixture(autouse=True)
-def coarse_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's time goes with the number of tiles."""
-    monkeypatch.setattr(triton_tiles, "HOPPER", dict.fromkeys(triton_tiles.HOPPER, triton_tiles.Tiles(64, 64, 256, 4, 1)))
 
 
 @pytest.mark.parametrize("large", ["value", "grad"])

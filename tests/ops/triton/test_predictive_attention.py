@@ -13,7 +13,6 @@ from mea_graph.ops import IntervalEdges, Pointers, explain, predictive_attention
 from mea_graph.ops.interval import triton as gpu
 from mea_graph.ops.predictive import _OP
 from mea_graph.ops.predictive import triton as backend
-from mea_graph.ops.predictive import triton_tiles
 
 NAMES = ("query", "key", "value", "prior_query", "prior_key", "weight", "bias")
 ROWS = NAMES[:5]
@@ -63,12 +62,6 @@ SHIPPED = {
     "a narrow prior of wide heads": Case(1, (40, 40, 3), (18,)),
 }
 HALF = {n: SHIPPED[n] for n in ("narrow", "folded", "widest folded")}
-
-
-@pytest.fixture
-def coarse_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's time goes with the number of tiles."""
-    monkeypatch.setattr(triton_tiles, "HOPPER", dict.fromkeys(triton_tiles.HOPPER, triton_tiles.Tiles(64, 64, 256, 4, 1)))
 
 
 def attend(tensors: dict[str, Tensor | None], pointers: Pointers, mu: float, grad: Tensor, name: str = "triton") -> dict[str, Tensor]:
@@ -162,72 +155,6 @@ def test_logits_whose_powers_of_two_no_float32_holds(prior: bool, query: float, 
     tail = {n: (f[11:], expected[n][11:]) for n, f in found.items() if n in ("result", *ROWS)}
     assert not {n: e for n, e in errors({n: t[0] for n, t in tail.items()}, {n: t[1] for n, t in tail.items()}).items() if not e < 2e-6}
     assert not {n: e for n, e in errors(found, expected).items() if not e < 1e-3}
-
-
-@pytest.fixture
-def loops(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which forward loop each program takes."""
-    from mea_graph.ops.predictive import triton_halves, triton_kernels
-
-    taken: list[str] = []
-
-    def spy(loop: Callable[..., Any], name: str) -> Callable[..., Any]:
-        return lambda *args: (taken.append(name), loop(*args))[1]
-
-    for name in ("attend_once", "_attend_bounded", "_attend"):
-        for module in (triton_kernels, triton_halves)[: 1 if name == "attend_once" else 2]:
-            monkeypatch.setattr(module, name, spy(getattr(module, name).fn, name))
-    return taken
-
-
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [
-        (torch.float32, ["_attend_bounded", "_attend", "_attend_bounded", "_attend_bounded"]),
-        (torch.bfloat16, ["attend_once", "_attend", "_attend_bounded", "attend_once"]),
-        (torch.float16, ["_attend"] * 4),  # no channel can hold what masks a key
-    ],
-    ids=str,
-)
-@pytest.mark.usefixtures("coarse_tiles")
-def test_only_bounded_logits_do_without_a_running_maximum(
-    dtype: torch.dtype, expected: list[str], loops: list[str], lay_out: Layout
-) -> None:
-    """Each head of each sample for itself."""
-    pointers, tensors = lay_out("packed", (3, 2)), Case(2, (4, 5, 4), ()).tensors(5)
-    for name in ("query", "key"):
-        tensors[name] = tensors[name].clone()
-        tensors[name][:3, 1] += 1000
-        tensors[name][3:, 0] = 5  # logits of 72
-    predictive_attention(**{n: t if n not in ROWS else t.to(dtype) for n, t in tensors.items()}, pointers=pointers, backend="triton")
-    assert loops == expected
-
-
-@pytest.mark.parametrize(("size", "loop"), [(0.01, "attend_once"), (1.2, "attend_once"), (3.0, "_attend_bounded"), (8.0, "_attend")])
-@pytest.mark.parametrize("mu", [0.0, 0.5])
-@pytest.mark.usefixtures("coarse_tiles")
-def test_every_forward_loop_in_bfloat16(size: float, loop: str, mu: float, loops: list[str], lay_out: Layout, errors: Errors) -> None:
-    """Inner softmaxes from flat to one key alone. One pass is as exact as two."""
-    pointers, tensors = lay_out("packed", (66, 1)), Case(1, (5, 5, 5), ()).tensors(67)
-    tensors |= {name: tensors[name] * size for name in ("query", "key")}
-    tensors = {n: t if n not in ROWS else t.bfloat16() for n, t in tensors.items()}
-    found = predictive_attention(**tensors, pointers=pointers, mu=mu, backend="triton")
-    assert set(loops[:2]) == {loop}
-    expected = predictive_attention(**{n: t.double() for n, t in tensors.items()}, pointers=pointers, mu=mu, backend="reference")
-    assert errors({"": found}, {"": expected})[""] < 4e-3
-
-
-@pytest.mark.parametrize("sign", [1.0, -1.0], ids=["high", "low"])
-@pytest.mark.usefixtures("coarse_tiles")
-def test_one_pass_at_the_end_of_its_range(sign: float, loops: list[str], lay_out: Layout, errors: Errors) -> None:
-    """All inner logits are near 25 or -25, in units of ln 2: the third power of their exponentials is 2^75 or 2^-75."""
-    pointers, tensors = lay_out("packed", (40,)), Case(1, (5, 5, 5), ()).tensors(40)
-    tensors |= {"query": 0.1 * tensors["query"] + 2.8, "key": sign * (0.1 * tensors["key"] + 2.8)}
-    tensors = {n: t if n not in ROWS else t.bfloat16() for n, t in tensors.items()}
-    found = predictive_attention(**tensors, pointers=pointers, mu=0.5, backend="triton")
-    assert set(loops) == {"attend_once"}
-    expected = predictive_attention(**{n: t.double() for n, t in tensors.items()}, pointers=pointers, mu=0.5, backend="reference")
-    assert errors({"": found}, {"": expected})[""] < 1e-2
 
 
 def test_groups_of_heads_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPatch, lay_out: Layout) -> None:

@@ -1,5 +1,6 @@
 """What a study is going to run: recipes, rows, runs."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 
 from mea_graph.configurations import packaged_configs
 from mea_graph.data import DataError
+from mea_graph.studies import schedule
 from mea_graph.studies.recipe import open_data, read_recipe
+from mea_graph.studies.records import append_record
 from mea_graph.studies.rows import FULL, TABLE_V, ablated, chosen, compared, with_dropout
 from mea_graph.studies.run import MODULES, UNTRAINED, Run, build, check_runs, make_run
 
@@ -160,6 +163,17 @@ def test_an_option_that_a_later_version_adds_leaves_finished_runs_as_they_are():
     assert replace(run, options=run.options | {"exclusive": inner | {"mu": 0.5}}).id != run.id
 
 
+def test_a_record_is_of_the_run_whose_options_it_would_hold_as_a_file():
+    """JSON knows no tuples; and options alone make no run: data and seed are in the id."""
+    run = replace(runs_of({"MEA": ("MEAModule", SMALL)})[0], options={"modalities": ("audio", "text"), "inner": {"sizes": (3, 5)}})
+    record = json.loads(json.dumps({"id": run.id, "config": run.config}))
+    assert run.is_recorded_by(record)
+    assert not replace(run, seed=1).is_recorded_by(record)
+    assert not run.is_recorded_by(record | {"id": replace(run, seed=1).id})
+    for changed in ({"modalities": ["audio"]}, {"inner": {"sizes": [5, 3]}}, {"inner": None}, {"modalities": None}):
+        assert not run.is_recorded_by(record | {"config": record["config"] | {"options": record["config"]["options"] | changed}})
+
+
 def test_a_record_under_another_default_is_of_another_run():
     run = runs_of({"MEA": ("MEAModule", SMALL)})[0]
     record = {
@@ -174,3 +188,26 @@ def test_a_mistake_in_an_option_is_told_before_any_training():
     for options, message in (({"muu": 1}, "MEA: MEAModule: unknown option muu"), ({"heads": 3}, "MEA: heads: expected a divisor")):
         with pytest.raises(DataError, match=message):
             check_runs(runs_of({"MEA": ("MEAModule", SMALL | options)}))
+
+
+def test_finished_runs_stay_and_one_under_another_default_is_carried_out_again(monkeypatch, tmp_path):
+    """Its new record follows the old one in the file, and is the one that counts."""
+    runs = [replace(run, seed=seed) for run in runs_of({"MEA": ("MEAModule", SMALL)}) for seed in (0, 1, 2)]
+    done = [{"id": run.id, "config": run.config, "test": {"r2": 0.5}, "seconds": 1.0, "again": False} for run in runs]
+    done[1]["config"] = runs[1].config | {"options": runs[1].options | {"exclusive": {"mu": 0.1}}}
+    for record in done[:2]:
+        append_record(tmp_path / "runs.jsonl", record)
+    begun = []
+
+    def carry_out(run, *_):
+        begun.append(run.id)
+        return {**done[runs.index(run)], "config": run.config, "again": True}
+
+    monkeypatch.setattr(schedule, "carry_out", carry_out)
+    records, errors = schedule.finish([*runs, runs[2]], tmp_path, 1, "cpu", "r2")
+    assert begun == [runs[1].id, runs[2].id]
+    assert not errors
+    assert [(id, record["again"]) for id, record in records.items()] == [(runs[0].id, False), (runs[1].id, True), (runs[2].id, True)]
+    assert all(run.is_recorded_by(records[run.id]) for run in runs)
+    assert schedule.finish(runs, tmp_path, 1, "cpu", "r2")[0] == records
+    assert len(begun) == 2
