@@ -24,7 +24,7 @@ from mea_graph.data.ragged import Ragged
 from mea_graph.data.rows import make_rows
 from mea_graph.data.store import Store
 
-FORMAT_VERSION = 5  # raise it whenever what is written, or what readers make of a file, changes
+FORMAT_VERSION = 6  # raise it whenever what is written, or what readers make of a file, changes
 _SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # what a disk says that syncs no folders
 _TEMPORARY = ".writing-"

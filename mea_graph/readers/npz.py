@@ -60,7 +60,7 @@ def read_npz(
         if FORMAT in arrays:
             if label or id or split or labels is not None or columns is not None or label_names or static or non_finite != "error":
                 raise DataError("options: expected none for a saved data set, which knows its labels, names and splits")
-            return MultimodalDataset.from_arrays(**saved_arrays(arrays))
+            return dataset_of(**saved_arrays(arrays), labels=FORMAT, units_known=True)  # nothing in it is to be guessed
         parts = _padded(arrays, label, id, split, label_names, static)
         repair(parts["x"], parts["time"], non_finite, parts["notes"])
         if parts["y"] is not None:

@@ -48,8 +48,9 @@ def predict(words: argparse.Namespace) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         found = predictor.predict(words.data, embeddings=words.embeddings is not None, cache_dir=words.cache_dir)
-    for message in (*(w.message for w in caught if issubclass(w.category, UserWarning)), *found.notes):
-        if not str(message).startswith("no labels"):
+    warned = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    for message in dict.fromkeys([*warned, *found.notes]):  # some notes are warnings too
+        if not message.startswith("no labels"):
             print(f"note: {message}")
     if found.part is not None:
         print(f"note: {found.part.count('train')} of these {len(found)} samples trained the model; the column `part` says which")
