@@ -106,7 +106,7 @@ def test_weights_that_say_nothing_of_features_are_not_asked() -> None:
 
     encoder = mea.ExclusiveEncoder(4, 2)
     encoder.hidden.weight = nn.Parameter(torch.zeros(2, 4, dtype=torch.int8), requires_grad=False)
-    encoder.hidden.forward = lambda x: torch.zeros(x.size(0), 2)  # type: ignore[method-assign]
+    encoder.hidden.forward = lambda x: torch.zeros(x.size(0), 2)  # type: ignore[method-assign,assignment]
     encoder(steps(torch.float64))
 
 
