@@ -155,7 +155,7 @@ def _checked_column(what: str, values: Any, samples: int, kinds: str = "biufU") 
         raise DataError(f"{what}: expected one value a sample, shape ({samples},), got {array.shape}")
     if array.dtype.kind not in kinds and array.size:
         raise DataError(f"{what}: expected {'strings' if kinds == 'U' else 'numbers or strings'}, got {array.dtype}")
-    return array
+    return array.copy() if array is values else array  # what the caller does to theirs later is no matter of the data set
 
 
 def _checked_label_names(names: Sequence[str] | None, y: np.ndarray | None) -> tuple[str, ...] | None:
