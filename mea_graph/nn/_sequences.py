@@ -196,10 +196,11 @@ def enter_all(
         entered[m] = enter(x[m], None if layout is None else layout[m], width, m, floating is None or m in floating)
         check_edges(edges, entered[m])
     check_same_samples({m: e.pointers.start for m, e in entered.items()}, "x")
-    common = None if dtype is None else dtype(modalities[0])
-    for m in () if dtype is None else modalities:
-        if x[m].dtype != common:
-            check_dtype(x[m], dtype(m), m)
+    if dtype is not None:
+        common = dtype(modalities[0])
+        for m in modalities:
+            if x[m].dtype != common:
+                check_dtype(x[m], dtype(m), m)
     return entered
 
 
