@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCE = REPOSITORY / "mea_graph"
 OPTIONAL = ["torch_scatter", "lightning", "torchmetrics", "jsonargparse", "rich", "matplotlib", "sklearn", "scipy", "h5py", "pandas"]
 CORE = {"torch", "torch_geometric", "einops", "numpy", "typing_extensions", "mea_graph"}
-EVERYWHERE = {"__version__", "configurations", "option_types", "suggestions"}  # import nothing of the package
+EVERYWHERE = {"__version__", "configurations", "option_types", "suggestions", "whole_files"}  # import nothing of the package
 PUBLIC_PARTS = ["nn", "ops", "data", "train", "baselines", "viz"]
 MAY_IMPORT = {
     "ops": {"ops"},

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,9 +17,9 @@ import numpy as np
 
 from mea_graph.data.dataset import MultimodalDataset
 from mea_graph.data.errors import DataError, no_memory
-from mea_graph.data.lock import only_one
 from mea_graph.data.progress import showing
 from mea_graph.data.store_files import FORMAT_VERSION, open_store, sum_of, write_made
+from mea_graph.whole_files import only_one, replacing
 
 _SUFFIX = ".mea-cache"
 _RECORD = "source.json"
@@ -166,14 +165,10 @@ def _is_digest(value: Any) -> bool:
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
     """Best effort: without the record the next call hashes again, and a cache in a read-only folder still serves."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(json.dumps(record, indent=1).encode())
 
 
 def _fingerprint(value: Any, name: str = "option") -> Any:

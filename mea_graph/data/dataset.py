@@ -20,6 +20,7 @@ from mea_graph.data.samples import arrays_of, changed_arrays
 from mea_graph.data.saved import save, taken
 from mea_graph.data.scaling import Scaling, scaling_of
 from mea_graph.data.store import Store, build_store
+from mea_graph.data.times import warn_of_units
 from mea_graph.data.views import Index, ViewedDataset, positions
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class MultimodalDataset(ViewedDataset):
             x: For each modality a list with one `(T, d)` array for each sample, at its true length; None or zero rows if it is missing.
             y: `(N,)` floats for regression, `(N,)` integers >= 0 or strings for classes, or `(N, K)` zeros and ones for K binary labels.
             ids: Unique names of the samples; their numbers if None.
-            time: For some of the modalities one `(T,)` array for each sample, in seconds.
+            time: For some modalities one `(T,)` array for each sample, in seconds, or with a unit: `timedelta64`, or `datetime64`, which
+                counts from the sample's first date. Numbers that can hardly be seconds give a warning.
             split: The name of each sample's split: "train", "valid" ("val" and "dev" mean the same), "test", or names of your own.
             fields: Further values by name, one number or string for each sample, such as the speaker.
             label_names: Names of the classes or of the K binary labels; of strings in `y`, in alphabetical order if None.
@@ -102,7 +104,8 @@ class MultimodalDataset(ViewedDataset):
         y, label_names, split, notes = read_names(y, label_names, split, notes)
         store = build_store(x, y, ids, time, split, fields, label_names, notes)
         if pre_transform is not None or pre_filter is not None:
-            store = build_store(**changed_arrays(MultimodalDataset(store), pre_transform, pre_filter))
+            store = build_store(**changed_arrays(MultimodalDataset(store), pre_transform, pre_filter), units_known=True)
+        warn_of_units(store.notes, stacklevel=2)
         dataset = cls(store)  # a subclass may have a constructor without `transform`
         dataset.transform = transform
         return dataset
@@ -148,8 +151,7 @@ class MultimodalDataset(ViewedDataset):
 
     def get(self, idx: int) -> HeteroData:
         """Returns the stored sample number `idx`, whatever the view shows, without `transform`. Use `dataset[i]` instead."""
-        row = int(idx)
-        store, sample = self._store, HeteroData()
+        row, store, sample = int(idx), self._store, HeteroData()
         for name in self._modalities:
             ragged = store.sequences[name]
             first, last = int(ragged.ptr[row]), int(ragged.ptr[row + 1])
@@ -379,15 +381,15 @@ class MultimodalDataset(ViewedDataset):
         return self._view(_scaling=scaling_of(self, by, fit_on, statistics))
 
     def describe(self) -> str:
-        """Returns a readable table: samples per split, widths, true lengths, share missing, labels, and the reader's notes.
+        """Returns a readable table: samples per split, widths, true lengths, share missing, time, labels, and the reader's notes.
 
-        Lengths are those of the samples that have the modality.
+        Lengths are those of the samples that have the modality; `time` is the median step between its time stamps, and the rate.
 
-        >>> x = {"a": [np.ones((2, 3)), None]}
-        >>> print(MultimodalDataset.from_arrays(x, y=[0.5, 1.5]).describe())
+        >>> x, time = {"a": [np.ones((2, 3)), None]}, {"a": [[0, 0.04], []]}
+        >>> print(MultimodalDataset.from_arrays(x, [0.5, 1.5], time=time).describe())
         samples 2
-        modality  width  min  median  mean  max  missing  time
-        a             3    2       2   2.0    2    50.0%    no
+        modality  width  min  median  mean  max  missing           time
+        a             3    2       2   2.0    2    50.0%  0.04 s, 25 Hz
         label real numbers, min 0.5, mean 1, std 0.5, max 1.5
         """
         return describe(self)

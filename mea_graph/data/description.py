@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mea_graph.data.times import median_step
+
 if TYPE_CHECKING:
     from mea_graph.data.dataset import MultimodalDataset
 
 
 def describe(dataset: MultimodalDataset) -> str:
-    """Samples per split, widths and true lengths per modality, labels, and the notes of the reader."""
+    """Samples per split, widths, true lengths and the median step in time per modality, labels, and the notes of the reader."""
     lines = [f"samples {len(dataset)}"]
     if dataset.split is not None:
         names, counts = np.unique(dataset.split, return_counts=True)
@@ -34,7 +36,16 @@ def _modality_row(dataset: MultimodalDataset, name: str) -> tuple[str, ...]:
     present = lengths[lengths > 0]  # how long it is where it is; how often it is not has a column of its own
     share = 1 - len(present) / max(len(lengths), 1)
     stats = ("-",) * 4 if not len(present) else (f"{present.min()}", f"{np.median(present):g}", f"{present.mean():.1f}", f"{present.max()}")
-    return (name, str(dataset.channels[name]), *stats, f"{share:.1%}", "yes" if dataset.has_time(name) else "no")
+    return (name, str(dataset.channels[name]), *stats, f"{share:.1%}", _time(dataset, name))
+
+
+def _time(dataset: MultimodalDataset, name: str) -> str:
+    """The median step in seconds and its rate, by which a wrong unit is seen."""
+    stored = dataset._store.sequences[name]
+    if stored.time is None:
+        return "no"
+    step = median_step(stored.time, stored.ptr, dataset._rows)
+    return f"{step:.3g} s, {1 / step:.3g} Hz" if step else "yes"
 
 
 def _labels(dataset: MultimodalDataset) -> str:

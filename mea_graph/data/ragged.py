@@ -15,7 +15,6 @@ from mea_graph.data.progress import advance, start
 from mea_graph.data.rows import make_rows
 
 _KEPT_MAPPED = 8 << 20  # bytes read of a mapped file after which its pages are handed back; the system may map several times as many
-_INSTANT = 1e-6  # seconds between two times that count as different
 _PIECE = 1 << 20  # bytes packed in one go: they stay in the processor's cache while they are checked and written
 
 
@@ -197,7 +196,7 @@ def _pack_time(name: str, time: Sequence[Any], ptr: np.ndarray, ids: Sequence[st
     parts = [as_numbers(f"{name}: time of sample {sample!r}", () if t is None else t) for sample, t in zip(ids, time, strict=True)]
     for i, (sample, part) in enumerate(zip(ids, parts, strict=True)):
         if part.shape != (ptr[i + 1] - ptr[i],) or (part.size and part.dtype.kind not in "biuf"):
-            hint = "; (t - start) / np.timedelta64(1, 's') has seconds from the start of the sample" if part.dtype.kind in "mM" else ""
+            hint = "; np.asarray(t, 'datetime64[us]') has dates, and 'timedelta64[us]' durations" if part.dtype.kind == "O" else ""
             raise DataError(
                 f"{name}: sample {sample!r}: expected {ptr[i + 1] - ptr[i]} times in seconds, one a step, "
                 f"got {part.dtype} of shape {part.shape}{hint}"
@@ -207,21 +206,6 @@ def _pack_time(name: str, time: Sequence[Any], ptr: np.ndarray, ids: Sequence[st
     if not np.isfinite(out).all():
         _refuse(name, out, 0, ptr, ids, parts)
     return out
-
-
-def time_notes(name: str, time: Sequence[Any], stored: Ragged) -> list[str]:
-    """Notes on times that are no use as they are: `time` as given, `stored` what was made of them."""
-    falling = equal = 0
-    for i, part in enumerate(time):
-        given = np.diff(as_numbers(name, () if part is None else part).astype(np.float64))
-        kept = np.diff(stored.time[stored.ptr[i] : stored.ptr[i + 1]])  # type: ignore[index]
-        falling += bool((given < 0).any())
-        equal += bool(((given > _INSTANT) & (kept == 0)).any())
-    notes = [f"{name}: the times of {falling} samples fall somewhere; a window in seconds needs them in order"] if falling else []
-    if equal:
-        remedy = "let them begin near 0, at one moment for all modalities of a sample"
-        notes.append(f"{name}: different times of {equal} samples are the same in float32; {remedy}")
-    return notes
 
 
 def _refuse(name: str, values: np.ndarray, first: int, ptr: np.ndarray, ids: Sequence[str], parts: Sequence[Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 
 from mea_graph.data.errors import DataError
 from mea_graph.data.store import Store
+from mea_graph.whole_files import replacing
 
 if TYPE_CHECKING:
     from mea_graph.data.dataset import MultimodalDataset
@@ -50,15 +49,11 @@ def save(dataset: MultimodalDataset, path: Path) -> None:
     texts = {"label_names": store.label_names, "notes": store.notes or None}
     arrays |= {name: np.array(text, dtype=np.str_) for name, text in texts.items() if text is not None}
     arrays |= {name: array for name, array in (("y", store.y), ("split", store.split)) if array is not None}
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def saved_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

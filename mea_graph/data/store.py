@@ -13,8 +13,9 @@ import numpy as np
 from mea_graph.data.arrays import as_names, as_numbers
 from mea_graph.data.errors import DataError, printable
 from mea_graph.data.labels import text
-from mea_graph.data.ragged import Ragged, pack, time_notes
+from mea_graph.data.ragged import Ragged, pack
 from mea_graph.data.texts import text_array
+from mea_graph.data.times import in_seconds, time_notes
 
 _RESERVED = {"y", "id"}  # names a sample uses beside its modalities
 _MOST_CLASSES = 1 << 16  # counting classes takes memory for every one up to the largest
@@ -65,8 +66,9 @@ def build_store(
     fields: Mapping[str, Any] | None = None,
     label_names: Sequence[str] | None = None,
     notes: Sequence[str] = (),
+    units_known: bool = False,
 ) -> Store:
-    """Checks everything a user or a reader gave and packs it."""
+    """Checks everything a user or a reader gave and packs it; with `units_known` times are seconds, however slow."""
     if not x:
         raise DataError("x: expected at least one modality, got none")
     for name in x:
@@ -75,8 +77,9 @@ def build_store(
     names = _checked_ids(ids, samples)
     if unknown := set(time or {}) - set(x):
         raise DataError(f"time: expected modalities among {list(x)}, got {sorted(unknown)}")
-    sequences = {name: pack(name, arrays, names, (time or {}).get(name)) for name, arrays in x.items()}
-    timed = [note for name, ragged in sequences.items() if ragged.time is not None for note in time_notes(name, (time or {})[name], ragged)]
+    seconds, known = in_seconds({name: time[name] for name in x if time.get(name) is not None} if time else {}, names)
+    sequences = {name: pack(name, arrays, names, seconds.get(name)) for name, arrays in x.items()}
+    timed = time_notes(seconds, sequences, set(seconds) if units_known else known)
     labels = None if y is None else _checked_y(y, names)
     return Store(
         sequences=sequences,
@@ -152,7 +155,7 @@ def _checked_column(what: str, values: Any, samples: int, kinds: str = "biufU") 
         raise DataError(f"{what}: expected one value a sample, shape ({samples},), got {array.shape}")
     if array.dtype.kind not in kinds and array.size:
         raise DataError(f"{what}: expected {'strings' if kinds == 'U' else 'numbers or strings'}, got {array.dtype}")
-    return array
+    return array.copy() if array is values else array  # what the caller does to theirs later is no matter of the data set
 
 
 def _checked_label_names(names: Sequence[str] | None, y: np.ndarray | None) -> tuple[str, ...] | None:

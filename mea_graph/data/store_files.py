@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import json
 import os
@@ -23,10 +22,10 @@ from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
 from mea_graph.data.rows import make_rows
 from mea_graph.data.store import Store
+from mea_graph.whole_files import sync_folder
 
-FORMAT_VERSION = 5  # raise it whenever what is written, or what readers make of a file, changes
+FORMAT_VERSION = 6  # raise it whenever what is written, or what readers make of a file, changes
 _SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
-_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # what a disk says that syncs no folders
 _TEMPORARY = ".writing-"
 _ABANDONED = 24 * 3600.0  # seconds after which any temporary folder counts as left by a process that was killed
 
@@ -242,21 +241,6 @@ def _sum_of_file(path: Path) -> int:
 def _sync(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on the disk, after the files themselves; Windows and some network disks have no such thing."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folder
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not isinstance(error, PermissionError) and error.errno not in _NO_SYNC:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _remove_abandoned(parent: Path, own: str | None) -> None:

@@ -1,6 +1,6 @@
 """The door of every layer: turns the caller's input into rows and pointers, and the result back into the caller's form."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.pointers import put_rows, take_rows
 
 Layout = Tensor | Pointers | None  # mask, ptr or Pointers
+
+_OF_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Entered(NamedTuple):
@@ -78,16 +80,41 @@ def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, na
         raise ValueError(f"{name}: expected edges between steps of one sample, got one from {got}")
 
 
-def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x", floating: bool = True) -> Entered:
+def weight_dtype(part: Any, name: str) -> torch.dtype | None:
+    """The dtype of the weight of a layer inside of another; None where somebody has put something else in its place.
+
+    A weight that is computed when it is asked for, or that holds integers, says nothing of the dtype of features.
+    """
+    weight = getattr(getattr(part, name, None), "_parameters", {}).get("weight")
+    return None if weight is None or weight.dtype not in _OF_WEIGHTS else weight.dtype
+
+
+def check_dtype(x: Tensor, dtype: torch.dtype | None, name: str) -> None:
+    """Refuses features in another dtype than the weights that multiply them; autocast brings all but float64 together."""
+    if dtype is None or x.dtype == dtype:
+        return
+    kind = x.device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if not on or torch.float64 in (x.dtype, dtype):
+        remedy = f"{name}.to({dtype}) converts the features, and model.to({x.dtype}) the weights"
+        raise TypeError(f"{name}: expected {dtype}, the dtype of the weights, got {x.dtype}; {remedy}")
+
+
+def enter(
+    x: Tensor, layout: Layout, channels: int | None, name: str = "x", floating: bool = True, dtype: torch.dtype | None = None
+) -> Entered:
     """Takes rows (N, d) with ptr or `Pointers`, a padded batch (B, T, d) with a mask (B, T), a jagged nested tensor, or one sequence.
 
     Junk in padding, NaN included, reaches no value and no gradient. On a CPU the real steps are copied out of the padding. Elsewhere, and
     while a graph is recorded, the host must not read how many there are: the padded batch becomes rows with gaps of zeros.
+    `dtype` is that of the weights.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if floating and not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
+    if x.dtype != dtype:
+        check_dtype(x, dtype, name)
     if x.is_nested:
         return _enter_nested(x, layout, channels, name)
     if x.dim() == 2:
@@ -154,8 +181,12 @@ def enter_all(
     channels: int | Mapping[str, int],
     edges: object = None,
     floating: Collection[str] | None = None,
+    dtype: Callable[[str], torch.dtype | None] | None = None,
 ) -> dict[str, Entered]:
-    """`enter` for every modality, in the order of `modalities`; with edges they must be rows. Those in `floating` take no integers."""
+    """`enter` for every modality, in the order of `modalities`; with edges they must be rows.
+
+    Those in `floating` take no integers. `dtype` gives the dtype of the weights that read a modality, which are mostly all the same.
+    """
     check_keys(x, modalities, "x")
     if layout is not None:
         check_keys(layout, modalities, "layout")
@@ -165,6 +196,11 @@ def enter_all(
         entered[m] = enter(x[m], None if layout is None else layout[m], width, m, floating is None or m in floating)
         check_edges(edges, entered[m])
     check_same_samples({m: e.pointers.start for m, e in entered.items()}, "x")
+    if dtype is not None:
+        common = dtype(modalities[0])
+        for m in modalities:
+            if x[m].dtype != common:
+                check_dtype(x[m], dtype(m), m)
     return entered
 
 

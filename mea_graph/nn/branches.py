@@ -15,7 +15,7 @@ from mea_graph.nn.attention.arrows import Edges
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, CrossModalEncoder
 from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder
 from mea_graph.nn.objective.modality_centering import ModalityCentering
-from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling, encode_all
+from mea_graph.nn.sequence_encoder import AgnosticEncoder, ExclusiveEncoder, Pooling, dtype_of, encode_all
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
 
@@ -113,7 +113,8 @@ class ExclusiveBranch(nn.Module):
         return_attention_weights: bool = False,
     ) -> ExclusiveOutput:
         """Returns a representation of each modality."""
-        entered = enter_all(x, layout, self.modalities, self.channels, edges)
+        dtype = None if self.attention is not None else lambda m: dtype_of(self.encoders[m])
+        entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=dtype)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
         if edges is None and not return_attention_weights:  # edges number rows, which `level` moves
             z, pointers = level(z, pointers)
@@ -219,7 +220,8 @@ class AgnosticBranch(nn.Module):
         return_attention_weights: bool = False,
     ) -> AgnosticOutput:
         """Returns a representation of each modality."""
-        entered = enter_all(x, layout, self.modalities, self.channels, edges)
+        dtype = None if self.attention is not None else lambda m: dtype_of(self.encoder)
+        entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=dtype)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
         if edges is None and not return_attention_weights:  # edges number rows, which `level` moves
             z, pointers = level(z, pointers)

@@ -12,7 +12,7 @@ from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._batches import first_of_strides, given_times, of_batch, of_vectors, read_times, strided_time
 from mea_graph.nn._parts import Part, check_needed, fusion_options, make_part
-from mea_graph.nn._sequences import Entered, Layout, check_keys, check_sizes, check_widths, enter_all
+from mea_graph.nn._sequences import Entered, Layout, check_keys, check_sizes, check_widths, enter_all, weight_dtype
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
@@ -315,7 +315,8 @@ class MEA(nn.Module):
             check_keys(layout or {}, self.modalities, "batch_dict")
             layout = of_vectors(layout or {}, self.modalities, batch_size)
         floating = [m for m in self.modalities if isinstance(self.extractors[m], UnimodalExtractor)]  # others may read token ids
-        entered = enter_all(x, layout, self.modalities, self.in_channels, edges, floating)
+        dtype = lambda m: weight_dtype(self.extractors[m], "conv") if m in floating else None  # noqa: E731
+        entered = enter_all(x, layout, self.modalities, self.in_channels, edges, floating, dtype)
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)

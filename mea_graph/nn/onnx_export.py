@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from os import PathLike, fspath
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from mea_graph.nn.mea import MEA
 from mea_graph.ops.recurrent.layers import GRU_OPERATOR, LSTM_OPERATOR
+from mea_graph.whole_files import replacing
 
 _PATIENCE = 5.0  # seconds that a stage may take in silence
 
@@ -39,7 +42,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
 
     Args:
         model: The model; it is exported in evaluation mode, without dropout, and stays unchanged.
-        file: Where to write.
+        file: Where to write, in an existing folder; it replaces a file of that name once all of it is on the disk.
 
     Shape:
         - <modality>: :math:`(B, T_m, d_m)`, :math:`T_m \ge 1`, of the parameters' type; <modality>_mask: :math:`(B, T_m)`, bool, real steps
@@ -47,6 +50,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
 
     Raises:
         ImportError: If the extra is not installed, or torch is too old.
+        OSError: If the file cannot be written; nothing is left of it then, and what was there before is still there.
 
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
@@ -58,6 +62,7 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
     True
     """
     _need_extra("export_onnx")
+    place = _checked(Path(file))
     if torch.__version__ < "2.13":
         raise ImportError(f"export_onnx: expected torch 2.13 or newer, got {torch.__version__}, which limits how long sequences may be")
     from onnxscript import optimizer
@@ -92,8 +97,8 @@ def export_onnx(model: MEA, file: str | PathLike[str]) -> None:
         with _stage("folding constants"):
             optimizer.fold_constants(program.model)
             optimizer.remove_unused_nodes(program.model)
-        with _stage(f"writing {fspath(file)}"):
-            program.save(fspath(file), external_data=False)
+        with _stage(f"writing {place}"):
+            _write(program.model_proto.SerializeToString(), place)
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -126,6 +131,25 @@ def onnx_translations() -> dict[Callable[..., Any], Any]:
     """
     _need_extra("onnx_translations")
     return {LSTM_OPERATOR: _lstm, GRU_OPERATOR: _gru}
+
+
+def _checked(place: Path) -> Path:
+    """Refuses a place that cannot be written before the minute that an export takes."""
+    if place.is_dir():
+        raise OSError(f"file: expected a file to write, got the folder {place}")
+    if not place.parent.is_dir():
+        raise OSError(f"file: expected a file in an existing folder, got {place}; there is no folder {place.parent}")
+    if not os.access(place.parent, os.W_OK):
+        raise OSError(f"file: expected a file in a folder that may be written, got {place}")
+    return place
+
+
+def _write(content: bytes, place: Path) -> None:
+    try:
+        with replacing(place) as file:
+            file.write(content)
+    except OSError as error:
+        raise OSError(f"file: {place} could not be written ({error.strerror or error}); make room and export again") from error
 
 
 def _need_extra(name: str) -> None:

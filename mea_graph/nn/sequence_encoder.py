@@ -12,7 +12,7 @@ from torch_geometric.nn.resolver import aggregation_resolver
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._recurrent import GRU, op_of_both
-from mea_graph.nn._sequences import Layout, check_sizes, enter
+from mea_graph.nn._sequences import Layout, check_sizes, enter, weight_dtype
 from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers
 from mea_graph.ops.pooling import max_rows, mean_rows, segment_means, sum_steps
@@ -79,7 +79,7 @@ class ExclusiveEncoder(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout = None) -> Tensor:
         """Returns one vector per sample; `layout` is the ptr of rows or the mask of a padded batch."""
-        x, pointers, *_ = enter(x, layout, self.channels)
+        x, pointers, *_ = enter(x, layout, self.channels, dtype=dtype_of(self))
         h = self.out(self.dropout(self.activation(self.hidden(self._pool(x, pointers)))))
         return h.masked_fill(pointers.absent.unsqueeze(1), 0)
 
@@ -108,6 +108,11 @@ class ExclusiveEncoder(nn.Module):
             return x.new_zeros(padded.size(0), self.hidden.in_features)
         states = both_ways(self.forward_gru, self.backward_gru, padded, pointers.length)
         return sum_steps(states, pointers) / pointers.length.clamp(min=1).unsqueeze(1).to(x.dtype)
+
+
+def dtype_of(encoder: Any) -> torch.dtype | None:
+    """The dtype of the weights that read what was pooled; an aggregation of the user's may change that of the sequence."""
+    return weight_dtype(encoder, "hidden") if getattr(encoder, "aggregation", None) is None else None
 
 
 def encode_all(encoders: nn.ModuleDict, x: Mapping[str, Tensor], pointers: Mapping[str, Pointers]) -> dict[str, Tensor]:

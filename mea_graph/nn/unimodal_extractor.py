@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mea_graph.nn._batches import read_time
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._recurrent import LSTM, op_of_both
-from mea_graph.nn._sequences import Entered, Layout, check_sizes, enter
+from mea_graph.nn._sequences import Entered, Layout, check_sizes, enter, weight_dtype
 from mea_graph.nn._side_by_side import is_watched, levels
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
@@ -139,7 +139,7 @@ class UnimodalExtractor(nn.Module):
 
     def _read(self, x: Tensor, layout: Layout, time: Tensor | None) -> "_Read":
         """What the Bi-LSTM is given."""
-        entered = enter(x, layout, self.in_channels)
+        entered = enter(x, layout, self.in_channels, dtype=weight_dtype(self, "conv"))
         pointers = entered.pointers
         if self.positions == "seconds":
             time = read_time(time, entered, "time", self.time_scale)

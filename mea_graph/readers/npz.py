@@ -60,7 +60,7 @@ def read_npz(
         if FORMAT in arrays:
             if label or id or split or labels is not None or columns is not None or label_names or static or non_finite != "error":
                 raise DataError("options: expected none for a saved data set, which knows its labels, names and splits")
-            return MultimodalDataset.from_arrays(**saved_arrays(arrays))
+            return dataset_of(**saved_arrays(arrays), labels=FORMAT, units_known=True)  # nothing in it is to be guessed
         parts = _padded(arrays, label, id, split, label_names, static)
         repair(parts["x"], parts["time"], non_finite, parts["notes"])
         if parts["y"] is not None:
@@ -121,6 +121,8 @@ def _padded(
     for name in names:
         lengths = _lengths(name, arrays)
         x[name] = [row[:n] for row, n in zip(arrays[name], lengths, strict=True)]
+        if f"{name}_len" not in arrays:
+            notes += _padding_notes(name, arrays)
         if (times := arrays.get(f"{name}_time")) is not None:
             if times.shape != arrays[name].shape[:2]:
                 raise DataError(f"{name}_time: expected shape {arrays[name].shape[:2]}, got {times.shape}")
@@ -208,6 +210,22 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
             raise DataError(f"{member.filename}: expected {count * dtype.itemsize} bytes for {dtype} of shape {shape}, got {there}")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _padding_notes(name: str, arrays: dict[str, np.ndarray]) -> list[str]:
+    """What hints at padding in a modality without true lengths: it would be read as steps like any other."""
+    sequences = arrays[name]
+    samples, steps = sequences.shape[:2]
+    notes = []
+    for other, array in arrays.items():
+        rest = other.lower().replace(name.lower(), "", 1).strip("_-. ")
+        if rest in ("len", "lens", "length", "lengths") and other != f"{name}_len" and _are_lengths(array, samples, steps):
+            notes.append(f"{name}: every sample has {steps} steps, since {other!r} is a field; true lengths are called '{name}_len'")
+    padded = int((sequences[:, -1] == 0).all(axis=1).sum()) if steps and sequences.dtype.kind in "biuf" else 0
+    if padded:
+        remedy = f"if it is padding, give the true lengths as '{name}_len'"
+        notes.append(f"{name}: {padded} samples end in a step of zeros only, which is read as a step like any other; {remedy}")
+    return notes
 
 
 def _lengths(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:

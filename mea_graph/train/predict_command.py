@@ -48,8 +48,9 @@ def predict(words: argparse.Namespace) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         found = predictor.predict(words.data, embeddings=words.embeddings is not None, cache_dir=words.cache_dir)
-    for message in (*(w.message for w in caught if issubclass(w.category, UserWarning)), *found.notes):
-        if not str(message).startswith("no labels"):
+    warned = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
+    for message in dict.fromkeys([*warned, *found.notes]):  # some notes are warnings too
+        if not message.startswith("no labels"):
             print(f"note: {message}")
     if found.part is not None:
         print(f"note: {found.part.count('train')} of these {len(found)} samples trained the model; the column `part` says which")
@@ -61,14 +62,11 @@ def predict(words: argparse.Namespace) -> None:
 
 
 def _loaded(words: argparse.Namespace, module: type[TaskModule] | None) -> Predictor:
-    """The predictor, or an error that names the option of this command where Python and the other commands have another name for it."""
+    """The predictor, or an error that names the option of this command, and the checkpoint that there is."""
     folder = RunFolder(words.ckpt)
     if not folder.checkpoint("best").is_file() and folder.checkpoint("last").is_file():
         raise DataError(f"ckpt: there is no checkpoint {folder.checkpoint('best')}; there is --ckpt {folder.checkpoint('last')}")
-    try:
-        return Predictor.load(words.ckpt, module=module, batch_size=words.batch_size, device=words.device)
-    except DataError as error:
-        raise DataError(str(error).replace("ckpt_path: ", "ckpt: ", 1)) from error
+    return Predictor._load("ckpt", words.ckpt, module=module, batch_size=words.batch_size, device=words.device)
 
 
 def _parser() -> argparse.ArgumentParser:

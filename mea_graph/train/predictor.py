@@ -120,10 +120,24 @@ class Predictor:
 
         >>> Predictor.load("runs/none")
         Traceback (most recent call last):
-        mea_graph.data.errors.DataError: ckpt_path: there is no checkpoint runs/none
+        mea_graph.data.errors.DataError: path: there is no checkpoint runs/none
         """
-        place = _find(Path(path), checkpoint)
-        saved = read_checkpoint(place)
+        return cls._load("path", path, checkpoint, module, statistics, batch_size, device)
+
+    @classmethod
+    def _load(
+        cls,
+        option: str,
+        path: str | os.PathLike[str],
+        checkpoint: str = "best",
+        module: type[TaskModule] | TaskModule | None = None,
+        statistics: Mapping[str, tuple[Any, Any]] | None = None,
+        batch_size: int = 32,
+        device: str | torch.device = "cpu",
+    ) -> Predictor:
+        """`load`, whose errors call `path` by the name that the caller's user knows it by."""
+        place = _find(option, Path(path), checkpoint)
+        saved = read_checkpoint(place, option)
         states = [value for value in saved.values() if isinstance(value, dict) and {"data_hash", "standardize"} <= value.keys()]
         if states and statistics is not None:
             raise DataError(f"statistics: expected none, since {place} has those of its training, got some")
@@ -269,15 +283,16 @@ class _Scaled(nn.Module):
         return self.network(x, mask, time=time)
 
 
-def _find(path: Path, checkpoint: str) -> Path:
+def _find(option: str, path: Path, checkpoint: str) -> Path:
     if checkpoint not in ("best", "last"):
         raise DataError(f"checkpoint: expected 'best' or 'last', got {checkpoint!r}")
     folder = RunFolder(path)
-    if path.is_dir() and not folder.checkpoint(checkpoint).is_file():
+    place = folder.checkpoint(checkpoint) if path.is_dir() else path
+    if not place.is_file():
         there = [name for name in ("best", "last") if folder.checkpoint(name).is_file()]
-        hint = f"; there is checkpoint={there[0]!r}" if there else "; the folder of a run is such as runs/mine/0"
-        raise DataError(f"ckpt_path: there is no checkpoint {folder.checkpoint(checkpoint)}{hint}")
-    return folder.checkpoint(checkpoint) if path.is_dir() else folder.find_checkpoint(str(path))
+        hint = f"; there is checkpoint={there[0]!r}" if there else "; the folder of a run is such as runs/mine/0" if path.is_dir() else ""
+        raise DataError(f"{option}: there is no checkpoint {place}{hint}")
+    return place
 
 
 def _restored(saved: Mapping[str, Any], module: type[TaskModule] | TaskModule | None) -> TaskModule:

@@ -49,11 +49,12 @@ class WholeCheckpoints(TorchCheckpointIO):
             Path(path).unlink(missing_ok=True)  # of a folder this is an error
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, option: str = "ckpt_path") -> dict[str, Any]:
     """Returns what a checkpoint holds, after its check sums were found right: torch itself does not look at them.
 
     Args:
         path: File that `WholeCheckpoints` or Lightning wrote.
+        option: The user's option that gave the file, for an error.
 
     Raises:
         DataError: If the file is damaged, is no checkpoint, or holds more than tensors and plain containers.
@@ -69,7 +70,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
             raise TypeError(f"it holds {what_it_holds(checkpoint)}")
     except Exception as error:  # a damaged archive raises nearly anything
-        raise DataError(f"ckpt_path: expected a checkpoint of plain tensors and containers, got {path}: {one_line(error)[:300]}") from error
+        raise DataError(f"{option}: expected a checkpoint of plain tensors and containers, got {path}: {one_line(error)[:300]}") from error
     return checkpoint
 
 

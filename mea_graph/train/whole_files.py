@@ -1,16 +1,11 @@
-"""Files that are whole or not there, whenever the process ends and however full the disk is."""
+"""Files of a run: whole or not there, and in one line what keeps them from being written."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mea_graph.data import DataError
-from mea_graph.data.lock import only_one
-from mea_graph.data.store_files import sync_folder
-
-_LOCK = ".lock"
-_TEMPORARY = ".writing"  # after the name: nothing that looks for *.ckpt or *.csv finds it
+from mea_graph.whole_files import replacing
 
 
 def write_whole(path: str | Path, content: bytes | memoryview | str, what: str = "file", hint: str = "make room and do it again") -> None:
@@ -28,18 +23,9 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
     place = Path(path)
     if place.is_dir():
         raise DataError(f"{place}: expected a {what} to write, got a folder; give the name of a file in it")
-    temporary = place.with_name(place.name + _TEMPORARY)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with only_one(place.with_name(place.name + _LOCK)):  # two processes that write it at once would write into one file
-            try:
-                with open(temporary, "wb") as file:
-                    file.write(content.encode() if isinstance(content, str) else content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, place)
-            finally:
-                temporary.unlink(missing_ok=True)
-        sync_folder(place.parent)
+        with replacing(place) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise DataError(f"{place}: the {what} could not be written ({error}); {hint}") from error

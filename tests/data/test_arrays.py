@@ -155,3 +155,19 @@ def test_samples_are_a_list_of_graphs():
             MultimodalDataset.from_samples(batch)
     with pytest.raises(DataError, match="samples: expected HeteroData, got a Data"):
         MultimodalDataset.from_samples([sample, Data(x=torch.ones(3, 2))])
+
+
+def test_what_is_done_to_the_arrays_later_changes_nothing():
+    """Fields were the caller's own array."""
+    given = {"y": np.array([0.5, 1.5], np.float32), "split": np.array(["train", "test"])}
+    x, time = np.zeros((2, 3, 1), np.float32), np.arange(6, dtype=np.float32).reshape(2, 3)
+    fields = {"age": np.array([31, 45]), "name": np.array(["ann", "bob"]), "part": np.arange(4)[::2]}
+    dataset = MultimodalDataset.from_arrays({"a": x}, time={"a": time}, fields=fields, **given)
+    for array in (x, time, *fields.values(), *given.values()):
+        array[:] = array[::-1].copy()
+    x += 1
+    assert dataset.y.tolist() == [0.5, 1.5]
+    assert dataset.split.tolist() == ["train", "test"]
+    assert {name: values.tolist() for name, values in dataset.fields.items()} == {"age": [31, 45], "name": ["ann", "bob"], "part": [0, 2]}
+    assert dataset[0]["a"].x.ravel().tolist() == [0, 0, 0]
+    assert dataset[0]["a"].time.tolist() == [0, 1, 2]

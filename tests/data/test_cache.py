@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch_geometric.loader import DataLoader
 
-from mea_graph.data import DataError, MultimodalDataset, lock, open_dataset, store_files
+from mea_graph import whole_files
+from mea_graph.data import DataError, MultimodalDataset, open_dataset, store_files
 from mea_graph.data import open as open_module
 from mea_graph.data.store_files import open_store
 
@@ -244,7 +245,7 @@ def test_data_loader_workers_read_the_mapped_files(source, start):
 def test_a_folder_that_goes_while_a_process_waits_is_made_again(tmp_path, monkeypatch):
     """A conversion that failed took its lock and its empty folder with it; who had waited for it then worked on without a lock, and a
     third process took that one's unfinished files for those of a killed one and removed them."""
-    path, wait, went = tmp_path / "cache" / "converting.lock", lock._wait, []
+    path, wait, went = tmp_path / "cache" / "converting.lock", whole_files._wait, []
     path.parent.mkdir()
 
     def and_goes(file):
@@ -253,12 +254,12 @@ def test_a_folder_that_goes_while_a_process_waits_is_made_again(tmp_path, monkey
             went.append(path.unlink())
             path.parent.rmdir()
 
-    monkeypatch.setattr(lock, "_wait", and_goes)
-    with lock.only_one(path) as alone:
+    monkeypatch.setattr(whole_files, "_wait", and_goes)
+    with whole_files.only_one(path) as alone:
         assert alone
         assert path.exists()
     assert len(went) == 2
-    monkeypatch.setattr(lock.Path, "mkdir", lambda *a, **k: None)
+    monkeypatch.setattr(whole_files.Path, "mkdir", lambda *a, **k: None)
     path.parent.rmdir()
-    with lock.only_one(path) as alone:  # nobody lets it be made: then nobody waits
+    with whole_files.only_one(path) as alone:  # nobody lets it be made: then nobody waits
         assert not alone

@@ -132,7 +132,7 @@ GOOD = [np.ones((2, 3)), np.ones((1, 3))]
         ({"x": {"a": GOOD}, "time": {"a": [[0, 1], [0, 1]]}}, "a: sample '1': expected 1 times"),
         (
             {"x": {"a": GOOD}, "time": {"a": [np.zeros(2, "M8[ms]"), [0]]}},
-            r"expected 2 times in seconds, .*; \(t - start\) / np.timedelta64",
+            r"a: expected dates in all times of all modalities, or in none, got others beside those of 'a'; \(t - start\) / np.timedelta64",
         ),
         ({"x": {"a": GOOD}, "time": {"a": [[0, np.nan], [0]]}}, "a: sample '0': .*nan in time of step 1"),
         ({"x": {"a": GOOD}, "y": [0, 2], "label_names": ["p", "q"]}, "label_names: expected 3 names"),
@@ -173,7 +173,7 @@ def test_describe_says_what_is_there(dataset):
     text = dataset.describe()
     assert "samples 6 (test 2, train 3, valid 1)" in text
     assert [line.split() for line in text.splitlines() if line.startswith("audio")] == [
-        ["audio", "3", "2", "4", "4.2", "7", "16.7%", "yes"]
+        ["audio", "3", "2", "4", "4.2", "7", "16.7%", "0.1", "s,", "10", "Hz"]
     ]
     assert "3 classes, samples of each: low 2, middle 2, high 2" in text
     assert "fields subject, room" in text

@@ -1,5 +1,7 @@
 """The model, and a model of a user's own, in ONNX Runtime: the same predictions, at sizes other than those they were exported with."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -84,6 +86,62 @@ def test_a_missing_extra_is_named(model: MEA, monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(ImportError, match="onnx_translations needs the extra"):
         onnx_translations()
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("none/mea.onnx", "expected a file in an existing folder, got .*; there is no folder"),
+        ("file.txt/mea.onnx", "expected a file in an existing folder"),
+        (".", "expected a file to write, got the folder"),
+        ("mea.onnx", "expected a file in a folder that may be written"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_at_once(
+    model: MEA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str, says: str
+) -> None:
+    (tmp_path / "file.txt").write_text("")
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: pytest.fail("traced for a minute before"))
+    if place == "mea.onnx":  # whoever runs the tests may be allowed to write everywhere
+        monkeypatch.setattr(os, "access", lambda path, mode: (Path(path), mode) != (tmp_path, os.W_OK))
+    with pytest.raises(OSError, match=f"^file: {says}"):
+        export_onnx(model, tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("moment", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_file_that_was_there(
+    model: MEA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moment: str
+) -> None:
+    pytest.importorskip("onnxscript")
+    from onnxscript import optimizer
+
+    place, seen = tmp_path / "mea.onnx", []
+    place.write_bytes(b"before")
+
+    def fails(*_: object) -> None:
+        seen.append(sorted(path.name for path in tmp_path.iterdir()))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Program:
+        model = None
+
+        class model_proto:
+            @staticmethod
+            def SerializeToString() -> bytes:
+                return b"after"
+
+    for name in ("fold_constants", "remove_unused_nodes"):
+        monkeypatch.setattr(optimizer, name, lambda model: None)
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: Program)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, moment, fails)
+        with pytest.raises(OSError, match=r"^file: .*mea\.onnx could not be written \(No space left on device\); make room"):
+            export_onnx(model, place)
+    assert seen == [["mea.onnx", "mea.onnx.lock", "mea.onnx.writing"]]
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("mea.onnx", b"before")]
+    export_onnx(model, place)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("mea.onnx", b"after")]
 
 
 class Own(nn.Module):

@@ -50,7 +50,8 @@ KILLERS = {
 PROLOGUE = """
 import io, os, signal, types
 import lightning as L
-from mea_graph.train import whole_checkpoints, whole_files
+from mea_graph import whole_files
+from mea_graph.train import whole_checkpoints
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mea_graph import whole_files
 from mea_graph.data import DataError
 from mea_graph.studies.records import read_records
-from mea_graph.train import whole_files
 from mea_graph.train.reports import write_json
 from mea_graph.train.whole_checkpoints import WholeCheckpoints
 from mea_graph.train.whole_files import write_whole

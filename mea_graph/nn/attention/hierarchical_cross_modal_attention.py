@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 from typing_extensions import Unpack
 
-from mea_graph.nn._sequences import Layout, check_modalities, enter_all
+from mea_graph.nn._sequences import Layout, check_modalities, enter_all, weight_dtype
 from mea_graph.nn._side_by_side import can_join, is_watched
 from mea_graph.nn.attention.arrows import Arrows, Edges
 from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce, remember
@@ -111,10 +111,15 @@ class HierarchicalCrossModalAttention(nn.Module):
         return_attention_weights: bool = False,
     ) -> CrossModalOutput:
         """Returns the reinforced sequences."""
-        entered = enter_all(x, layout, self.modalities, self.channels, edges)
+        entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=self._dtype)
         arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
         rows, maps = self.reinforced({m: e.x for m, e in entered.items()}, arrows, return_attention_weights)
         return CrossModalOutput({m: e.leave(rows[m]) for m, e in entered.items()}, maps)
+
+    def _dtype(self, modality: str) -> torch.dtype | None:
+        first = next(units for units in (self.mixed, self.coarse, self.fine) if units is not None)
+        unit = first[modality]
+        return weight_dtype(next(iter(unit.values())) if isinstance(unit, nn.ModuleDict) else unit, "query")
 
     def reinforced(self, x: Mapping[str, Tensor], arrows: Arrows, maps: bool = False) -> tuple[dict[str, Tensor], dict[Arrow, Tensor]]:
         """Computes `forward` on rows (N_m, d)."""
@@ -252,7 +257,8 @@ class CrossModalEncoder(nn.Module):
         return_attention_weights: bool = False,
     ) -> tuple[dict[str, Tensor], list[dict[Arrow, Tensor]]]:
         """Returns the sequences after the last layer and each layer's maps."""
-        entered = enter_all(x, layout, self.modalities, self.channels, edges)
+        dtype = getattr(self.layers[0], "_dtype", None)
+        entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=dtype)
         arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
         current, maps = {m: e.x for m, e in entered.items()}, []
         for layer in self.layers:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
-from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter
+from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter, weight_dtype
 from mea_graph.nn._side_by_side import Groups, linear, norm_then_linear, of_all, weights_together
 from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, probability
@@ -138,7 +138,7 @@ class ModalityReinforcementUnit(nn.Module):
         The layouts are the ptr of rows or the mask of a padded batch, one for each source. `edges` say which target rows hear which
         stacked source rows; None: all of their sample.
         """
-        entered = enter(target, layout, self.channels, "target")
+        entered = enter(target, layout, self.channels, "target", dtype=weight_dtype(self, "query"))
         sources = [source] if isinstance(source, Tensor) else list(source)
         if not sources:
             raise ValueError("source: expected at least one, got none")
@@ -147,7 +147,9 @@ class ModalityReinforcementUnit(nn.Module):
         if len(layouts) != len(sources) or (not several and source_layout is not None and len(sources) > 1):
             got = len(layouts) if several else 1
             raise ValueError(f"source_layout: expected one for each of the {len(sources)} sources, got {got}")
-        parts = [enter(s, p, self.source_channels, f"source[{i}]") for i, (s, p) in enumerate(zip(sources, layouts, strict=True))]
+        dtype = weight_dtype(self, "key_value")
+        given = enumerate(zip(sources, layouts, strict=True))
+        parts = [enter(s, p, self.source_channels, f"source[{i}]", dtype=dtype) for i, (s, p) in given]
         for part in (entered, *parts):
             check_edges(edges, part)
         pointers = [part.pointers for part in parts]

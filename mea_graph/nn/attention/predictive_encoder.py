@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 from typing_extensions import Unpack
 
-from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all
+from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all, weight_dtype
 from mea_graph.nn._side_by_side import can_join, weights_together
 from mea_graph.nn.attention.options import AttentionOptions, check_layers
 from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend, parts_of
@@ -103,7 +103,7 @@ class PredictiveEncoder(nn.Module):
         return_attention_weights: bool = False,
     ) -> PredictiveEncoderOutput:
         """Returns the sequences after the last layer."""
-        entered = enter_all(x, layout, self.modalities, self.channels, edges)
+        entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=self._dtype)
         pointers = [e.pointers for e in entered.values()]
         given = {} if edges is None else edges
         for m, own in given.items():
@@ -121,6 +121,9 @@ class PredictiveEncoder(nn.Module):
             parts, weights = self._in_turn([e.x for e in entered.values()], pointers, heard, maps)
         left = {m: e.leave(z) for (m, e), z in zip(entered.items(), parts, strict=True)}
         return PredictiveEncoderOutput(left, weights, maps)
+
+    def _dtype(self, modality: str) -> torch.dtype | None:
+        return weight_dtype(cast(nn.ModuleList, self.attention[modality])[0], "query_key_value")
 
     def _joined(
         self,

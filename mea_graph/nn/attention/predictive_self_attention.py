@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
-from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter
+from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter, weight_dtype
 from mea_graph.nn._side_by_side import Groups, norm_then_linear, of_all
 from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention, feed_forward_parts
 from mea_graph.nn.attention.options import inner_channels, probability
@@ -160,7 +160,7 @@ class PredictiveSelfAttention(nn.Module):
         """
         if prior is not None and self.predictor is None:
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
-        entered = enter(x, layout, self.channels)
+        entered = enter(x, layout, self.channels, dtype=weight_dtype(self, "query_key_value"))
         check_edges(edges, entered)
         if edges is not None:
             check_heard(edges, [entered.pointers], entered.pointers)

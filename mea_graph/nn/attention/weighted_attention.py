@@ -1,12 +1,13 @@
 """How much each modality counts for a sample, [MEA] Eq. 5-6."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
+from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all, weight_dtype
 from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers, masked_softmax
 from mea_graph.ops.masking import softmax_without
@@ -57,7 +58,7 @@ class WeightedAttention(nn.Module):
 
     def forward(self, x: Mapping[str, Tensor], layout: Mapping[str, Layout] | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the scaled sequences and the weights."""
-        entered = enter_all(x, layout, self.modalities, self.channels)
+        entered = enter_all(x, layout, self.modalities, self.channels, dtype=partial(weight_dtype, self.transform))
         pointers = [e.pointers for e in entered.values()]
         if self.can_join():
             rows, weights = self.joined(torch.cat([e.x for e in entered.values()]), pointers, Pointers.join(pointers))

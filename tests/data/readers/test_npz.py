@@ -316,3 +316,19 @@ def test_values_that_a_field_cannot_hold_are_left_out_and_noted(tmp_path):
     dataset = open_dataset(tmp_path / "x.npz")
     assert dataset.notes == ("array 'when' of shape (2,) left out: its values are neither numbers nor text, but datetime64[D]",)
     assert not dataset.fields
+
+
+@pytest.mark.parametrize("called", ["audio_length", "len_audio", "Audio_Lens"])
+def test_lengths_of_another_name_are_told(tmp_path, called):
+    """They became a field, and the padding became steps."""
+    lengths = np.array([3, 5])
+    x = np.ones((2, 5, 2)) * (np.arange(5) < lengths[:, None])[:, :, None]
+    np.savez(tmp_path / "a.npz", audio=x, **{called: lengths}, lips=np.ones((2, 4, 1)), label=np.array([0, 1]))
+    dataset = open_dataset(tmp_path / "a.npz")
+    assert dataset.notes == (
+        f"audio: every sample has 5 steps, since {called!r} is a field; true lengths are called 'audio_len'",
+        "audio: 1 samples end in a step of zeros only, which is read as a step like any other; if it is padding, give the true lengths as "
+        "'audio_len'",
+    )
+    np.savez(tmp_path / "a.npz", audio=x, audio_len=lengths, lips=np.ones((2, 4, 1)), label=np.array([0, 1]))
+    assert open_dataset(tmp_path / "a.npz").notes == ()

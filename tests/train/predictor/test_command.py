@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from mea_graph.data import DataError
+from mea_graph.train import Predictor
+
 from ..commands import error_of, read_csv, run
 
 
@@ -54,3 +57,19 @@ def test_a_run_without_a_best_epoch_names_the_checkpoint_that_it_has(capsys):
     message = f"ckpt: there is no checkpoint other/checkpoints/best.ckpt; there is --ckpt {last}"
     assert error_of(capsys, "predict", "--ckpt", "other", "--data", "new.npz", "--output", "out.csv") == f"mea-graph: error: {message}\n"
     run("predict", "--ckpt", last, "--data", "new.npz", "--output", "out.csv")
+
+
+@pytest.mark.usefixtures("run")
+def test_only_the_name_of_the_option_differs_from_python(capsys):
+    """A name of a folder with the words of another option in it stays what it is, in the command and in Python."""
+    place = Path("ckpt_path: old") / "best"
+    place.parent.mkdir()
+    np.savez("new.npz", audio=np.ones((3, 4, 4)))
+    for content, message in ((None, f"there is no checkpoint {place}"), (b"no checkpoint", f"got {place}: ")):
+        if content is not None:
+            place.write_bytes(content)
+        said = error_of(capsys, "predict", "--ckpt", str(place), "--data", "new.npz", "--output", "out.csv")
+        assert said.startswith("mea-graph: error: ckpt: ")
+        assert message in said
+        with pytest.raises(DataError, match=rf"^path: .*{message}"):
+            Predictor.load(place)

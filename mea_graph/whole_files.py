@@ -1,4 +1,4 @@
-"""A lock between processes that ends with the process that holds it."""
+"""Files that are whole or not there, whenever the process ends and however full the disk is; a lock that ends with its process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,56 @@ from pathlib import Path
 from typing import IO
 
 _ATTEMPTS = 1000  # each fails because another process has just been inside
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)  # what a disk says that syncs no folders
+_LOCK = ".lock"
+_TEMPORARY = ".writing"  # after the name: nothing that looks for *.ckpt or *.csv finds it
+
+
+@contextlib.contextmanager
+def replacing(place: Path) -> Iterator[IO[bytes]]:
+    """Opens a file beside its place, and gives it its name only when all of it is on the disk.
+
+    Args:
+        place: File to write, or to replace, in an existing folder.
+
+    Raises:
+        OSError: If the folder or the disk does not take the file; what was there before is still there.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     with replacing(Path(folder, "note.txt")) as file:
+    ...         wrote = file.write(b"all of it")
+    ...     print(Path(folder, "note.txt").read_text())
+    all of it
+    """
+    temporary = place.with_name(place.name + _TEMPORARY)
+    if not place.parent.is_dir():  # a lock would make it
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place.parent))
+    with only_one(place.with_name(place.name + _LOCK)):  # two processes that write it at once would write into one file
+        try:
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, place)
+        finally:
+            temporary.unlink(missing_ok=True)
+    sync_folder(place.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk, after the files themselves; Windows and some network disks have no such thing."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folder
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
