@@ -1,6 +1,6 @@
 """The door of every layer: turns the caller's input into rows and pointers, and the result back into the caller's form."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, na
         if edges.num_source_rows != rows or edges.target.num_rows != target.num_rows:
             got = f"{edges.target.num_rows} and {edges.num_source_rows}"
             raise ValueError(f"{name}: expected {target.num_rows} target and {rows} source rows, got {got}")
+        _check_samples(edges, sources, target, name)
         return
     if not isinstance(edges, Tensor) or edges.dim() != 2 or edges.size(0) != 2 or edges.dtype != torch.int64:
         got = f"{edges.dtype} {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
@@ -78,16 +79,47 @@ def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, na
         raise ValueError(f"{name}: expected edges between steps of one sample, got one from {got}")
 
 
-def enter(x: Tensor, layout: Layout, channels: int | None, name: str = "x", floating: bool = True) -> Entered:
+def _check_samples(edges: IntervalEdges, sources: Sequence[Pointers], target: Pointers, name: str) -> None:
+    """Refuses edges that were made of pointers to other samples: steps would hear those of another sample. Only a CPU checks."""
+    if edges.target.start.device.type != "cpu" or target.start.device.type != "cpu" or is_traced() or is_transformed():
+        return
+    pairs = [(edges.target, target), *(zip(edges.sources, sources, strict=True) if len(edges.sources) == len(sources) else ())]
+    for made_of, given in pairs:
+        if made_of is not given and not _same_samples(made_of, given):
+            got = f"those of {made_of.num_samples} samples of lengths {made_of.length.tolist()[:8]}"
+            raise ValueError(f"{name}: expected edges between samples of lengths {given.length.tolist()[:8]}, got {got}")
+
+
+def _same_samples(one: Pointers, other: Pointers) -> bool:
+    if one.num_samples != other.num_samples or not torch.equal(one.length, other.length):
+        return False
+    return bool(((one.start == other.start) | (one.length == 0)).all())
+
+
+def check_double(reader: nn.Module, name: str) -> None:
+    """Refuses float64 for a module whose parameters have another type: torch's own error would not say which tensor has it."""
+    own = next((p.dtype for p in reader.parameters() if p.is_floating_point()), torch.float64)
+    if own != torch.float64:
+        raise TypeError(f"{name}: expected {own}, as the parameters are, got torch.float64; .float() converts it")
+
+
+def enter(
+    x: Tensor, layout: Layout, channels: int | None, name: str = "x", floating: bool = True, reader: nn.Module | None = None
+) -> Entered:
     """Takes rows (N, d) with ptr or `Pointers`, a padded batch (B, T, d) with a mask (B, T), a jagged nested tensor, or one sequence.
 
     Junk in padding, NaN included, reaches no value and no gradient. On a CPU the real steps are copied out of the padding. Elsewhere, and
     while a graph is recorded, the host must not read how many there are: the padded batch becomes rows with gaps of zeros.
+    `reader` is the module whose parameters meet the numbers.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if floating and not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
+    if layout is not None and not isinstance(layout, (Tensor, Pointers)):
+        raise TypeError(f"{name}: expected the ptr of rows or a mask of padding as a Tensor, or Pointers, got {type(layout).__name__}")
+    if reader is not None and x.dtype == torch.float64:  # what NumPy makes
+        check_double(reader, name)
     if x.is_nested:
         return _enter_nested(x, layout, channels, name)
     if x.dim() == 2:
@@ -153,16 +185,17 @@ def enter_all(
     modalities: tuple[str, ...],
     channels: int | Mapping[str, int],
     edges: object = None,
-    floating: Collection[str] | None = None,
+    readers: Mapping[str, nn.Module] | None = None,
 ) -> dict[str, Entered]:
-    """`enter` for every modality, in the order of `modalities`; with edges they must be rows. Those in `floating` take no integers."""
+    """`enter` for every modality, in the order of `modalities`; with edges they must be rows. Those with a reader take no integers."""
     check_keys(x, modalities, "x")
     if layout is not None:
         check_keys(layout, modalities, "layout")
     entered = {}
     for m in modalities:
         width = channels[m] if isinstance(channels, Mapping) else channels
-        entered[m] = enter(x[m], None if layout is None else layout[m], width, m, floating is None or m in floating)
+        floating, reader = readers is None or m in readers, None if readers is None else readers.get(m)
+        entered[m] = enter(x[m], None if layout is None else layout[m], width, m, floating, reader)
         check_edges(edges, entered[m])
     check_same_samples({m: e.pointers.start for m, e in entered.items()}, "x")
     return entered
@@ -198,6 +231,9 @@ def check_widths(in_channels: object) -> tuple[str, ...]:
 
 
 def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: str) -> None:
+    if not hasattr(values, "keys"):
+        got = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name}: expected a dict of one entry a modality, got {got}")
     if set(values) != set(modalities):
         raise ValueError(f"{name}: expected the modalities {list(modalities)}, got {list(values)}")
 
@@ -218,5 +254,5 @@ def check_sizes(**sizes: int) -> None:
 
 def check_heads(channels: int, heads: int) -> None:
     check_sizes(channels=channels)
-    if heads < 1 or channels % heads:
+    if not isinstance(heads, Integral) or heads < 1 or channels % heads:
         raise ValueError(f"heads: expected a divisor of channels = {channels}, got {heads}")

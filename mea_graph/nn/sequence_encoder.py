@@ -79,7 +79,7 @@ class ExclusiveEncoder(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout = None) -> Tensor:
         """Returns one vector per sample; `layout` is the ptr of rows or the mask of a padded batch."""
-        x, pointers, *_ = enter(x, layout, self.channels)
+        x, pointers, *_ = enter(x, layout, self.channels, reader=self)
         h = self.out(self.dropout(self.activation(self.hidden(self._pool(x, pointers)))))
         return h.masked_fill(pointers.absent.unsqueeze(1), 0)
 

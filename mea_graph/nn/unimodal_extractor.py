@@ -139,7 +139,7 @@ class UnimodalExtractor(nn.Module):
 
     def _read(self, x: Tensor, layout: Layout, time: Tensor | None) -> "_Read":
         """What the Bi-LSTM is given."""
-        entered = enter(x, layout, self.in_channels)
+        entered = enter(x, layout, self.in_channels, reader=self)
         pointers = entered.pointers
         if self.positions == "seconds":
             time = read_time(time, entered, "time", self.time_scale)

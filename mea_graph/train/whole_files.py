@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mea_graph.data import DataError
 from mea_graph.data.lock import only_one
 from mea_graph.data.store_files import sync_folder
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCK = ".lock"
 _TEMPORARY = ".writing"  # after the name: nothing that looks for *.ckpt or *.csv finds it
 
@@ -20,7 +22,7 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
         path: File to write, or to replace.
         content: All of it; text is written as UTF-8, as it is.
         what: The file's name in an error.
-        hint: What to do after one.
+        hint: What to do where the disk is full.
 
     Raises:
         DataError: If the folder or the disk does not take the file; what was there before is still there.
@@ -42,4 +44,5 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
                 temporary.unlink(missing_ok=True)
         sync_folder(place.parent)
     except OSError as error:
-        raise DataError(f"{place}: the {what} could not be written ({error}); {hint}") from error
+        remedy = f"; {hint}" if error.errno in _FULL else ""
+        raise DataError(f"{place}: the {what} could not be written ({error}){remedy}") from error

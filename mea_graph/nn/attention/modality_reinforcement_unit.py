@@ -138,7 +138,7 @@ class ModalityReinforcementUnit(nn.Module):
         The layouts are the ptr of rows or the mask of a padded batch, one for each source. `edges` say which target rows hear which
         stacked source rows; None: all of their sample.
         """
-        entered = enter(target, layout, self.channels, "target")
+        entered = enter(target, layout, self.channels, "target", reader=self)
         sources = [source] if isinstance(source, Tensor) else list(source)
         if not sources:
             raise ValueError("source: expected at least one, got none")
@@ -147,7 +147,9 @@ class ModalityReinforcementUnit(nn.Module):
         if len(layouts) != len(sources) or (not several and source_layout is not None and len(sources) > 1):
             got = len(layouts) if several else 1
             raise ValueError(f"source_layout: expected one for each of the {len(sources)} sources, got {got}")
-        parts = [enter(s, p, self.source_channels, f"source[{i}]") for i, (s, p) in enumerate(zip(sources, layouts, strict=True))]
+        parts = [
+            enter(s, p, self.source_channels, f"source[{i}]", reader=self) for i, (s, p) in enumerate(zip(sources, layouts, strict=True))
+        ]
         for part in (entered, *parts):
             check_edges(edges, part)
         pointers = [part.pointers for part in parts]

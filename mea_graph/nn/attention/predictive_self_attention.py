@@ -160,7 +160,9 @@ class PredictiveSelfAttention(nn.Module):
         """
         if prior is not None and self.predictor is None:
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
-        entered = enter(x, layout, self.channels)
+        if prior is not None and not isinstance(prior, Prior):
+            raise TypeError(f"prior: expected the Prior that the layer before returned, got {type(prior).__name__}")
+        entered = enter(x, layout, self.channels, reader=self)
         check_edges(edges, entered)
         if edges is not None:
             check_heard(edges, [entered.pointers], entered.pointers)
