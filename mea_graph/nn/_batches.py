@@ -16,7 +16,9 @@ def of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, 
     """Returns the rows and the pointers of each modality; data without a `ptr` count as one sample."""
     remedy = "mea_graph.data.AddMissingModalities gives samples the node types that they lack"
     for m in modalities:
-        if m not in batch.node_types or "x" not in batch[m]:
+        if m in batch.node_types and "x" not in batch[m]:
+            raise ValueError(f"batch[{m!r}]: expected x, the rows of its steps, got {list(batch[m].keys())}")
+        if m not in batch.node_types:
             raise ValueError(f"batch: expected the node types {list(modalities)} with x, got {batch.node_types}; {remedy}")
     samples = getattr(batch, "num_graphs", 1)
     layout: dict[str, Layout] = {}
@@ -73,6 +75,10 @@ def given_times(
         if time is not None:
             raise ValueError(f"time: expected None beside a PyG batch, which has times of its own, got those of {list(time)}")
         return {m: (x[m].get("time") if m in x.node_types else None, f"batch[{m!r}].time") for m in modalities}
+    if not isinstance(x, Mapping):
+        got = f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        remedy = "; Batch.from_data_list makes a batch of samples" if isinstance(x, list | tuple) else ""
+        raise TypeError(f"x: expected a PyG batch, or a dict of tensors by modality, got {got}{remedy}")
     time = time or {}
     unknown = [m for m in time if m not in modalities]
     if unknown:
@@ -84,7 +90,7 @@ def enter_time(time: Tensor | None, entered: Entered, name: str) -> Tensor:
     """Turns times in the caller's form into the times of rows (N,); those of gaps are arbitrary."""
     shape = tuple(entered.shape or (entered.pointers.num_rows,))
     if time is None:
-        raise ValueError(f"{name}: expected seconds {shape}, one a step, which positions='seconds' reads, got None")
+        raise ValueError(f"{name}: expected seconds {shape}, one a step, which a window or positions in seconds need, got None")
     if not isinstance(time, Tensor) or time.is_nested or time.shape != shape or not time.is_floating_point():
         got = f"{time.dtype} {tuple(time.shape)}" if isinstance(time, Tensor) and not time.is_nested else type(time).__name__
         raise ValueError(f"{name}: expected floating seconds {shape}, one a step, got {got}")

@@ -62,6 +62,7 @@ def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, na
         if edges.num_source_rows != rows or edges.target.num_rows != target.num_rows:
             got = f"{edges.target.num_rows} and {edges.num_source_rows}"
             raise ValueError(f"{name}: expected {target.num_rows} target and {rows} source rows, got {got}")
+        _check_samples(edges, sources, target, name)
         return
     if not isinstance(edges, Tensor) or edges.dim() != 2 or edges.size(0) != 2 or edges.dtype != torch.int64:
         got = f"{edges.dtype} {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
@@ -78,6 +79,23 @@ def check_heard(edges: object, sources: Sequence[Pointers], target: Pointers, na
         edge = int(wrong.nonzero()[0])
         got = f"row {int(edges[0, edge])} to row {int(edges[1, edge])}"
         raise ValueError(f"{name}: expected edges between steps of one sample, got one from {got}")
+
+
+def _check_samples(edges: IntervalEdges, sources: Sequence[Pointers], target: Pointers, name: str) -> None:
+    """Refuses edges that were made of pointers to other samples: steps would hear those of another sample. Only a CPU checks."""
+    if edges.target.start.device.type != "cpu" or target.start.device.type != "cpu" or is_traced() or is_transformed():
+        return
+    pairs = [(edges.target, target), *(zip(edges.sources, sources, strict=True) if len(edges.sources) == len(sources) else ())]
+    for made_of, given in pairs:
+        if made_of is not given and not _same_samples(made_of, given):
+            got = f"those of {made_of.num_samples} samples of lengths {made_of.length.tolist()[:8]}"
+            raise ValueError(f"{name}: expected edges between samples of lengths {given.length.tolist()[:8]}, got {got}")
+
+
+def _same_samples(one: Pointers, other: Pointers) -> bool:
+    if one.num_samples != other.num_samples or not torch.equal(one.length, other.length):
+        return False
+    return bool(((one.start == other.start) | (one.length == 0)).all())
 
 
 def weight_dtype(part: Any, name: str) -> torch.dtype | None:
@@ -113,6 +131,8 @@ def enter(
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if floating and not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
+    if layout is not None and not isinstance(layout, (Tensor, Pointers)):
+        raise TypeError(f"{name}: expected the ptr of rows or a mask of padding as a Tensor, or Pointers, got {type(layout).__name__}")
     if x.dtype != dtype:
         check_dtype(x, dtype, name)
     if x.is_nested:
@@ -234,6 +254,9 @@ def check_widths(in_channels: object) -> tuple[str, ...]:
 
 
 def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: str) -> None:
+    if not hasattr(values, "keys"):
+        got = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name}: expected a dict of one entry a modality, got {got}")
     if set(values) != set(modalities):
         raise ValueError(f"{name}: expected the modalities {list(modalities)}, got {list(values)}")
 
@@ -254,5 +277,5 @@ def check_sizes(**sizes: int) -> None:
 
 def check_heads(channels: int, heads: int) -> None:
     check_sizes(channels=channels)
-    if heads < 1 or channels % heads:
+    if not isinstance(heads, Integral) or heads < 1 or channels % heads:
         raise ValueError(f"heads: expected a divisor of channels = {channels}, got {heads}")

@@ -130,7 +130,7 @@ def onnx_translations() -> dict[Callable[..., Any], Any]:
     2
     """
     _need_extra("onnx_translations")
-    return {LSTM_OPERATOR: _lstm, GRU_OPERATOR: _gru}
+    return {LSTM_OPERATOR: _lstm, GRU_OPERATOR: _gru, torch.ops.aten.searchsorted.Tensor: _searchsorted}
 
 
 def _checked(place: Path) -> Path:
@@ -196,6 +196,21 @@ def _lstm(x: Any, *weights: Any) -> Any:
 def _gru(x: Any, *weights: Any) -> Any:
     """torch holds the gates in the order reset, update, candidate; ONNX as update, reset, candidate, with a choice of where reset acts."""
     return _recurrent("GRU", (1, 0, 2), x, *weights, linear_before_reset=1)
+
+
+def _searchsorted(
+    times: Any, wanted: Any, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Any = None
+) -> Any:
+    """How many of the sorted times (..., T) come before each wanted one, which ONNX finds by comparing all of them. Windows need it."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    if sorter is not None:
+        raise NotImplementedError("searchsorted: expected sorter=None, got a tensor")
+    last, one_before = op.Constant(value_ints=[-1]), op.Constant(value_ints=[-2])
+    each, at = op.Unsqueeze(times, one_before), op.Unsqueeze(wanted, last)
+    before = op.LessOrEqual(each, at) if right or side == "right" else op.Less(each, at)
+    return op.ReduceSum(op.Cast(before, to=6 if out_int32 else 7), last, keepdims=0)  # 6: int32, 7: int64
 
 
 def _recurrent(name: str, order: tuple[int, ...], x: Any, *weights: Any, **options: int) -> Any:

@@ -44,6 +44,10 @@ class IntervalEdges:
         self.sources, self.target, self._begin, self._end = tuple(sources), target, begin, end
         if not self.sources:
             raise ValueError("sources: expected at least one, got none")
+        for i, source in enumerate((*self.sources, target)):
+            if not isinstance(source, Pointers):
+                name = f"sources[{i}]" if i < len(self.sources) else "target"
+                raise TypeError(f"{name}: expected Pointers, which Pointers.from_ptr makes, got {type(source).__name__}")
         for i, source in enumerate(self.sources):
             if source.num_samples != target.num_samples:
                 raise ValueError(f"sources[{i}]: expected {target.num_samples} samples as the target has, got {source.num_samples}")
@@ -114,7 +118,7 @@ class IntervalEdges:
         >>> IntervalEdges.complete(steps, steps).num_edges
         4
         """
-        return cls([source] if isinstance(source, Pointers) else source, target)
+        return cls(source if isinstance(source, (list, tuple)) else [source], target)
 
     @classmethod
     def window(
@@ -155,6 +159,11 @@ class IntervalEdges:
         for name, width in (("steps", steps), ("seconds", seconds)):
             if width is not None and not width >= 0:
                 raise ValueError(f"{name}: expected at least 0, got {width}")
+        if isinstance(steps, float):
+            raise TypeError(f"steps: expected an integer, got {steps}")
+        for name, pointers in (("source", source), ("target", target)):
+            if not isinstance(pointers, Pointers):
+                raise TypeError(f"{name}: expected Pointers, which Pointers.from_ptr makes, got {type(pointers).__name__}")
         if seconds is not None and not timed:
             raise ValueError("source_time, target_time: expected both with seconds, got None")
         start = source.start.index_select(0, target.sample)

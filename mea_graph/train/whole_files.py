@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from mea_graph.data import DataError
 from mea_graph.whole_files import replacing
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_whole(path: str | Path, content: bytes | memoryview | str, what: str = "file", hint: str = "make room and do it again") -> None:
@@ -15,7 +18,7 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
         path: File to write, or to replace.
         content: All of it; text is written as UTF-8, as it is.
         what: The file's name in an error.
-        hint: What to do after one.
+        hint: What to do where the disk is full.
 
     Raises:
         DataError: If the folder or the disk does not take the file; what was there before is still there.
@@ -28,4 +31,5 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
         with replacing(place) as file:
             file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise DataError(f"{place}: the {what} could not be written ({error}); {hint}") from error
+        remedy = f"; {hint}" if error.errno in _FULL else ""
+        raise DataError(f"{place}: the {what} could not be written ({error}){remedy}") from error

@@ -205,3 +205,23 @@ def test_an_old_torch_is_named(model: MEA, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ImportError, match=r"export_onnx: expected torch 2\.13 or newer, got 2\.9\.1\+cpu"):
         export_onnx(model, tmp_path / "mea.onnx")
     assert not (tmp_path / "mea.onnx").exists()
+
+
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="export_onnx needs torch 2.13")
+@pytest.mark.slow
+def test_a_window_in_seconds_is_translated(tmp_path: Path) -> None:
+    """ONNX has no searchsorted, by which a step finds the others that are near in time."""
+    import onnxruntime
+
+    torch.manual_seed(0)
+    exclusive = MEA(WIDTHS, 1, channels=4, heads=2, agnostic=None, discriminator=None, window={"seconds": 0.3})
+    export_onnx(exclusive, tmp_path / "window.onnx")
+    x, mask = batch({"audio": [9, 4, 0], "vision": [3, 12, 5]})
+    time = {m: torch.rand(v.shape).cumsum(1) for m, v in mask.items()}
+    with torch.no_grad():
+        expected = exclusive.eval()(x, mask, time=time).prediction
+    given = {m: v.numpy() for m, v in x.items()}
+    given |= {f"{m}_mask": v.numpy() for m, v in mask.items()} | {f"{m}_time": v.numpy() for m, v in time.items()}
+    session = onnxruntime.InferenceSession(tmp_path / "window.onnx")
+    (found,) = session.run(["prediction"], {i.name: given[i.name] for i in session.get_inputs()})
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)

@@ -160,6 +160,8 @@ class PredictiveSelfAttention(nn.Module):
         """
         if prior is not None and self.predictor is None:
             raise ValueError("prior: expected None, since the layer was built with prediction=False, got a Prior")
+        if prior is not None and not isinstance(prior, Prior):
+            raise TypeError(f"prior: expected the Prior that the layer before returned, got {type(prior).__name__}")
         entered = enter(x, layout, self.channels, dtype=weight_dtype(self, "query_key_value"))
         check_edges(edges, entered)
         if edges is not None:

@@ -17,6 +17,7 @@ from mea_graph.nn.objective.losses import (
     modality_confusion,
     orthogonality,
 )
+from mea_graph.ops.eager import is_traced, is_transformed
 
 
 class LossTerms(NamedTuple):
@@ -68,7 +69,9 @@ class MEALoss(nn.Module):
 
     Raises:
         ValueError: If representations differ in shape, the target or the weights do not fit the task or the prediction (only the CPU
-            checks for classes out of range: elsewhere the check would wait for the device), or an option is out of its range.
+            checks for classes out of range and numbers that are not finite: elsewhere the check would wait for the device), or an option
+            is out of its range.
+        TypeError: If the output is not that of a model, or the target no tensor.
 
     >>> import torch
     >>> from mea_graph.nn import MEA
@@ -110,6 +113,8 @@ class MEALoss(nn.Module):
 
     def task_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Returns L_task alone, for networks that have no other term."""
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target: expected a Tensor, got {type(target).__name__}")
         if prediction.dim() != 2 or prediction.size(1) == 0:
             raise ValueError(f"prediction: expected (B, C), got {tuple(prediction.shape)}")
         by_column = self.task == "multilabel" or (self.task == "regression" and prediction.size(1) != 1)
@@ -123,6 +128,7 @@ class MEALoss(nn.Module):
         if weights is not None and (self.task == "regression" or weights.shape != prediction.shape[1:]):
             wanted = "None for regression" if self.task == "regression" else f"({prediction.size(1)},), as the prediction has it"
             raise ValueError(f"class_weights: expected {wanted}, got {tuple(weights.shape)}")
+        _check_numbers(target, self.task)
         prediction = at_least_float32(prediction)
         if prediction.size(0) == 0:
             return prediction.sum()  # 0, as every other term is then; torch's mean of no sample is NaN
@@ -139,6 +145,8 @@ class MEALoss(nn.Module):
 
     def forward(self, output: MEAOutput, target: Tensor) -> LossTerms:
         """Returns the objective and its terms."""
+        if not isinstance(output, MEAOutput):
+            raise TypeError(f"output: expected the MEAOutput of a model, got {type(output).__name__}; task_loss takes a prediction alone")
         task = self.task_loss(output.prediction, target)
         zero = task.new_zeros(())
         there = _stacked("present", output.present, output.present, output.prediction.size(0), 1)  # (M, B)
@@ -179,6 +187,17 @@ def _stacked(name: str, given: Mapping[str, Tensor], modalities: Iterable[str], 
         if given[modality].shape != expected:
             raise ValueError(f"{name}[{modality!r}]: expected {expected}, as every modality has, got {tuple(given[modality].shape)}")
     return torch.stack([given[modality] for modality in names])
+
+
+def _check_numbers(target: Tensor, task: str) -> None:
+    """Refuses NaN, infinity and labels outside [0, 1]. CPU only: elsewhere the check would wait for the device."""
+    if not target.is_floating_point() or target.device.type != "cpu" or is_traced() or is_transformed():
+        return
+    wrong = ~target.isfinite() if task == "regression" else ~((target >= 0) & (target <= 1))
+    if bool(wrong.any()):
+        kind = "finite numbers" if task == "regression" else "labels in [0, 1]"
+        place = wrong.nonzero()[0].tolist()
+        raise ValueError(f"target: expected {kind}, got {float(target[tuple(place)]):g} in sample {place[0]} of the batch")
 
 
 def _check_classes(target: Tensor, classes: int) -> None:
