@@ -114,7 +114,7 @@ def _forward(
         x,
         num_targets * heads,
         [_aligned(x), _scores(score_dst), _scores(score_src), source, order, start, y, weights],
-        (num_sources, num_targets),
+        (num_sources, num_targets, source.size(0)),
     )
     return y, weights
 
@@ -144,26 +144,28 @@ def _backward(
     dst, src, weights = _scores(score_dst), _scores(score_src), weights.contiguous()
     grad_x = x.new_empty(x.shape)
     grad_logit, grad_dst, grad_src = torch.empty_like(weights), torch.empty_like(dst), torch.empty_like(src)
-    nodes = (num_sources, num_targets)
+    sizes = (num_sources, num_targets, source.size(0))
     _launch(
         "edge_attention_bwd_target_kernel",
         x,
         num_targets * heads,
         [grad_y, grad_weights, _aligned(x), dst, src, weights, source, order, start, grad_logit, grad_dst],
-        nodes,
+        sizes,
     )
     _launch(
         "edge_attention_bwd_source_kernel",
         x,
         num_sources * heads,
         [grad_y, weights, grad_logit, target, order, by_source, source_start, grad_x, grad_src],
-        nodes,
+        sizes,
     )
     return grad_x, grad_dst.to(score_dst.dtype), grad_src.to(score_src.dtype)
 
 
 def _checked(fields: Sequence[Tensor | None], x: Tensor, num_targets: int) -> list[Any]:
     """The edges as the kernels take them. Those that this call did not sort itself, which come with the last two fields, are checked."""
+    if fields[0].size(0) and not (x.size(0) and num_targets):  # type: ignore[union-attr]
+        raise ValueError(f"edge_index: expected no edges between {x.size(0)} sources and {num_targets} destinations, got {len(fields[0])}")  # type: ignore[arg-type]
     if fields[-1] is None:
         return [None if field is None else field.contiguous() for field in fields]
     edges = InEdges(*cast(Sequence[Tensor], fields))
@@ -172,14 +174,14 @@ def _checked(fields: Sequence[Tensor | None], x: Tensor, num_targets: int) -> li
     return [field.long().contiguous() for field in edges]
 
 
-def _launch(name: str, x: Tensor, rows: int, tensors: list[Tensor | None], nodes: tuple[int, int]) -> None:
-    """`rows` and `x` fix the grid; every kernel takes tensors, the numbers of nodes, heads and channels, in this order."""
+def _launch(name: str, x: Tensor, rows: int, tensors: list[Tensor | None], counts: tuple[int, int, int]) -> None:
+    """`rows` and `x` fix the grid; every kernel takes tensors, the numbers of sources, destinations, edges, heads and channels."""
     if not rows:
         return
     heads, channels = x.shape[1:]
     variant = variant_for(x.dtype, max(channels, 1))
     tiles = max(1, -(-channels // (variant.vector * variant.lanes))) if name != "edge_attention_bwd_target_kernel" else 1
-    sizes: list[Argument] = [ctypes.c_int64(nodes[0]), ctypes.c_int64(nodes[1]), ctypes.c_int(heads), ctypes.c_int(channels)]
+    sizes: list[Argument] = [*map(ctypes.c_int64, counts), ctypes.c_int(heads), ctypes.c_int(channels)]
     kernels(variant, x.device).launch(name, (-(-rows // WARPS), tiles), [*tensors, *sizes])
 
 

@@ -12,6 +12,7 @@ import collections
 import functools
 import inspect
 import json
+import math
 import os
 import pathlib
 import re
@@ -123,7 +124,8 @@ def loops(code: list[Instruction]) -> list[dict[str, Any]]:
     Spans between a jump back and its target would not do: compilers put what seldom runs behind everything else.
 
     How deep it lies; its instructions without those of the loops inside it; the functions of the source that more than half of them come
-    from, after inlining; and what is added to the counters that it compares, so that one that was unrolled is told.
+    from, after inlining; and what tells whether it was unrolled: how much a warp multiplies on tensor cores, and what is added to the
+    counters that the loop compares.
     """
     after = [successors(at, code) for at in range(len(code))]
     before: dict[int, list[int]] = {at: [] for at in range(len(code))}
@@ -183,11 +185,20 @@ def loops(code: list[Instruction]) -> list[dict[str, Any]]:
                 "depth": sum(first in other for start, other in bodies.items() if start != first),
                 "instructions": len(own),
                 "MUFU": sum(i.name.startswith("MUFU") for i in own),
+                "products": sum(products(i.name) for i in own),
                 "functions": sorted(name for name, n in count.items() if 2 * n > len(own)),
                 "steps": steps(own),
             }
         )
     return found
+
+
+def products(name: str) -> int:
+    """Multiplications of numbers of an instruction for tensor cores, by warp."""
+    if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", name):  # of four warps together
+        return math.prod(map(int, found.groups())) // 4
+    found = re.match(r"HMMA\.16(8)(\d+)\b", name)
+    return 16 * math.prod(map(int, found.groups())) if found else 0
 
 
 def steps(own: list[Instruction]) -> list[int]:

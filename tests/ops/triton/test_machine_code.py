@@ -1,5 +1,6 @@
 """Loops in machine code: told apart by the source that they come from, whatever the compiler put between them."""
 
+import re
 import textwrap
 from typing import Any
 
@@ -55,9 +56,9 @@ def code(monkeypatch: pytest.MonkeyPatch) -> list[compile_kernels.Instruction]:
 def test_loops_are_told_apart(code: list[compile_kernels.Instruction]) -> None:
     """Threads that part are put behind the end and jump back: no loop ends there, though two begin before it."""
     assert compile_kernels.loops(code) == [
-        {"depth": 0, "instructions": 6, "MUFU": 1, "functions": ["first", "kernel"], "steps": [0x20]},
-        {"depth": 0, "instructions": 6, "MUFU": 2, "functions": ["kernel", "second"], "steps": [0x20]},
-        {"depth": 1, "instructions": 4, "MUFU": 0, "functions": ["kernel", "second"], "steps": [0x10]},
+        {"depth": 0, "instructions": 6, "MUFU": 1, "products": 0, "functions": ["first", "kernel"], "steps": [0x20]},
+        {"depth": 0, "instructions": 6, "MUFU": 2, "products": 0, "functions": ["kernel", "second"], "steps": [0x20]},
+        {"depth": 1, "instructions": 4, "MUFU": 0, "products": 2048, "functions": ["kernel", "second"], "steps": [0x10]},
     ]
 
 
@@ -77,11 +78,11 @@ def test_lines_of_the_package_are_known_by_their_function() -> None:
     assert compile_kernels.functions("/elsewhere/triton/language/standard.py") == {}
 
 
-def record(*loops: tuple[int, int, int, list[str], list[int]], **other: Any) -> dict[str, Any]:
+def record(*loops: Any) -> dict[str, Any]:
     """A forward loop with a tile of 64 queries and 32 keys, of which a warp of four holds 16 exponentials a thread."""
-    names = ("depth", "instructions", "MUFU", "functions", "steps")
-    kernel = {"kernel": "predictive_fwd", "tiles": [64, 32, 16], "folded": 256, "warps": 4}
-    return kernel | {"loops": [dict(zip(names, loop, strict=True)) for loop in loops]} | other
+    names = ("depth", "instructions", "MUFU", "functions", "steps", "products")
+    kernel = {"kernel": "predictive_fwd", "dtype": "float32", "tiles": [64, 32, 16], "folded": 256, "warps": 4, "registers": 0}
+    return kernel | {"stack": 0, "LDL": 0, "STL": 0, "loops": [dict(zip(names, (*loop, 0), strict=False)) for loop in loops]}
 
 
 BOUNDED = [(0, 100, 16, ["_attend_bounded"], [32]), (0, 600, 48, ["_attend_bounded"], [32])]
@@ -95,7 +96,8 @@ ONCE = (0, 400, 32, ["attend_once"], [32])
         pytest.param([(0, 37, 0, ["_largest"], [512]), *BOUNDED, *ANY], [(100, 16), (600, 48)], id="bounded"),
         pytest.param([*ANY, *BOUNDED, ONCE], [(400, 32)], id="once"),
         pytest.param(ANY, [(50, 20), (80, 50)], id="any"),
-        pytest.param([ANY[0], ANY[1], (1, 10, 0, ["_attend"], [16])], [(50, 20), (240, 50)], id="channels"),
+        pytest.param([*ANY, (1, 10, 0, ["_attend"], [16])], [(50, 20), (240, 50)], id="channels"),
+        pytest.param([*ANY, (1, 10, 0, ["_attend"], [1], 64 * 32 * 16 * 3 // 4)], [(50, 20), (240, 50)], id="channels-by-products"),
     ],
 )
 def test_the_pass_of_bounded_logits_counts(loops: list[Any], expected: list[tuple[int, int]]) -> None:
@@ -108,13 +110,14 @@ def test_the_pass_of_bounded_logits_counts(loops: list[Any], expected: list[tupl
     [
         pytest.param([BOUNDED[0], *ANY], "_attend_bounded has 2 loops over tiles, and the machine code 1", id="one-is-missing"),
         pytest.param([(0, 100, 32, ["_attend"], [64]), ANY[1]], r"does not step by 32, its tile, but by \[64\]", id="unrolled"),
-        pytest.param([*ANY, (1, 10, 0, ["_attend"], [32])], r"steps by \[32\], not by its \[16\] channels", id="unrolled-channels"),
+        pytest.param([*ANY, (1, 10, 0, ["_attend"], [32])], r"does not step by \[16\] channels", id="unrolled-channels"),
         pytest.param([(0, 37, 0, ["_largest"], [512])], "no loop over tiles comes from attend_once or", id="none"),
     ],
 )
 def test_loops_that_are_not_those_of_the_source_are_refused(loops: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         instructions.slots(record(*loops))
+    assert re.search(rf"\| not counted: predictive_fwd: .*{message}", instructions.table([record(*loops)]))
 
 
 def test_float32_forward_on_ampere() -> None:
