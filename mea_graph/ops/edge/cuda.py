@@ -164,12 +164,13 @@ def _backward(
 
 def _checked(fields: Sequence[Tensor | None], x: Tensor, num_targets: int) -> list[Any]:
     """The edges as the kernels take them. Those that this call did not sort itself, which come with the last two fields, are checked."""
-    if fields[0].size(0) and not (x.size(0) and num_targets):  # type: ignore[union-attr]
-        raise ValueError(f"edge_index: expected no edges between {x.size(0)} sources and {num_targets} destinations, got {len(fields[0])}")  # type: ignore[arg-type]
+    num_sources, num_edges = x.size(0), cast(Tensor, fields[0]).size(0)
+    if num_edges and not (num_sources and num_targets):
+        raise ValueError(f"edge_index: expected no edges between {num_sources} sources and {num_targets} destinations, got {num_edges}")
     if fields[-1] is None:
         return [None if field is None else field.contiguous() for field in fields]
     edges = InEdges(*cast(Sequence[Tensor], fields))
-    checks.check_fields(edges, x.size(0), num_targets, x.device)
+    checks.check_fields(edges, num_sources, num_targets, x.device)
     checks.check_on_device(edges)
     return [field.long().contiguous() for field in edges]
 
