@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 SCRIPT = Path(__file__).parents[1] / "tests/ops/triton/compile_kernels.py"
-DEPTH = {
-    "predictive_fwd": 0,
-    "predictive_bwd_query": 0,
-    "predictive_bwd_key": 1,
-}  # of the loops over tiles; the third's lies in one over heads
+# By kernel: the functions that hold its loops over tiles, with the number of loops of each. The first that was compiled counts, in the
+# forward pass that of bounded logits. And what such a loop steps over: keys (the columns of a tile) or queries (its rows).
+PASSES = {
+    "predictive_fwd": ({"attend_once": 1, "_attend_bounded": 2, "_attend": 2}, "columns"),
+    "predictive_bwd_query": ({"predictive_attention_bwd_query_kernel": 1}, "columns"),
+    "predictive_bwd_key": ({"predictive_attention_bwd_key_kernel": 1}, "rows"),
+}
 
 
 def compiled(capability: int, shape: str, dtypes: Iterable[str], only: str = "predictive") -> list[dict[str, Any]]:
@@ -31,27 +33,49 @@ def compiled(capability: int, shape: str, dtypes: Iterable[str], only: str = "pr
 
 
 def tile_loops(record: dict[str, Any]) -> list[tuple[int, int]]:
-    """Instructions and special functions that a warp issues for a tile, by loop over tiles."""
-    depth = min(DEPTH[record["kernel"]], max(loop["depth"] for loop in record["loops"] if loop["MUFU"]))  # not in each form there is one
+    """Instructions and special functions that a warp issues for a tile, by loop over tiles.
+
+    Loops are told apart by the function of the source that they come from, and by how far they step. A loop of two turns has no counter to
+    tell: what it multiplies does.
+
+    Raises:
+        ValueError: If the loops are not those of the source, as where the compiler unrolled one or made one of two.
+    """
+    passes, over = PASSES[record["kernel"]]
     rows, columns, *chunk = record["tiles"]
-    chunks = record["folded"] // chunk[0] if chunk else 1  # the loop inside, over channels of the folded width
-    found: list[tuple[int, int]] = []
-    for loop in record["loops"]:
-        if loop["depth"] == depth:
-            found.append((loop["instructions"], loop["MUFU"]))
-        elif loop["depth"] == depth + 1:
-            found[-1] = (found[-1][0] + chunks * loop["instructions"], found[-1][1] + chunks * loop["MUFU"])
-    # Without those that look for the longest row, and jumps back from what seldom runs: at least an exponential for each pair.
-    found = [loop for loop in found if loop[1] >= rows * columns / (32 * record["warps"])]
-    if record["kernel"] != "predictive_fwd" or len(found) < 4:
+    step = columns if over == "columns" else rows
+    for name, expected in passes.items():
+        within = [loop for loop in record["loops"] if name in loop["functions"] and loop["MUFU"]]
+        if not within:
+            continue
+        found = []
+        for i, loop in enumerate(record["loops"]):
+            if loop in within:
+                if step not in loop["steps"]:
+                    raise ValueError(f"{record['kernel']}: a loop of {name} does not step by {step}, its tile, but by {loop['steps']}")
+                found.append((loop["instructions"], loop["MUFU"]))
+                for inner in record["loops"][i + 1 :]:  # over channels of the folded width
+                    if inner["depth"] <= loop["depth"]:
+                        break
+                    if not chunk or (chunk[0] not in inner["steps"] and _channels(record, inner) != chunk[0]):
+                        raise ValueError(f"{record['kernel']}: a loop inside one of {name} does not step by {chunk} channels")
+                    instructions, special = found[-1]
+                    times = record["folded"] // chunk[0]
+                    found[-1] = (instructions + times * inner["instructions"], special + times * inner["MUFU"])
+        if len(found) != expected:
+            raise ValueError(f"{record['kernel']}: {name} has {expected} loops over tiles, and the machine code {len(found)}")
         return found
-    if len(found) == 5:
-        return found[:1]  # in one pass, for bounded logits; then its two loops for larger ones, and for those of any size
-    return min(found[:2], found[2:])  # it has both its loops twice; the shorter ones are those of bounded logits
+    raise ValueError(f"{record['kernel']}: no loop over tiles comes from {' or '.join(passes)}")
+
+
+def _channels(record: dict[str, Any], loop: dict[str, Any]) -> float:
+    """How many channels a loop multiplies in a turn, where each warp multiplies numbers of its own. Float32 takes three products."""
+    rows, columns, _ = record["tiles"]
+    return loop["products"] * record["warps"] / (rows * columns * (3 if record["dtype"] == "float32" else 1))
 
 
 def slots(record: dict[str, Any]) -> tuple[float, float]:
-    """Instructions and special functions of a thread for one pair."""
+    """Instructions and special functions of a thread for one pair. Raises a ValueError where `tile_loops` does."""
     threads = 32 * record["warps"] / (record["tiles"][0] * record["tiles"][1])
     instructions, special = (threads * sum(n) for n in zip(*tile_loops(record), strict=True))
     return instructions, special
@@ -65,8 +89,12 @@ def table(records: Iterable[dict[str, Any]]) -> str:
     for r in records:
         head = f"| {r['kernel'].removeprefix('predictive_')} | {r['dtype']}"
         tail = f"{r['registers']} | {'none' if r['stack'] == r['LDL'] == r['STL'] == 0 else r['stack']} |"
-        if r["kernel"] in DEPTH:
-            each, (issued, special) = " + ".join(str(n) for n, _ in tile_loops(r)), slots(r)
+        if r["kernel"] in PASSES:
+            try:
+                each, (issued, special) = " + ".join(str(n) for n, _ in tile_loops(r)), slots(r)
+            except ValueError as reason:
+                lines.append(f"{head} | {' x '.join(map(str, r['tiles']))}, {r['warps']} | not counted: {reason} | | | {tail}")
+                continue
             lines.append(f"{head} | {' x '.join(map(str, r['tiles']))}, {r['warps']} | {each} | {issued:.1f} | {special:.1f} | {tail}")
         else:
             inside = ", ".join(f"{loop['instructions']} in a loop" for loop in r["loops"])

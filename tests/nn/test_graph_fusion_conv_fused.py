@@ -126,6 +126,26 @@ def test_a_bipartite_graph_with_a_map_for_each_side(randomised, fused, heads: in
         assert f.abs().max() > 1e-8
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("pair", [False, True], ids=["one-tensor", "pair"])
+def test_the_fused_form_maps_no_destination(randomised, fused, monkeypatch: pytest.MonkeyPatch, heads: int, pair: bool) -> None:
+    """The products with rows: W h of the sources, and (q^T W) h of both sides for the scores."""
+    conv = randomised(GraphFusionConv((3, 5) if pair else (3, 3), C_OUT, heads))
+    x_src = torch.randn(4, 3, dtype=torch.float64)
+    given = (x_src, torch.randn(5, 5, dtype=torch.float64)) if pair else x_src
+    edges = torch.tensor([[0, 3, 1, 1, 2], [1, 1, 0, 3, 1]])
+    products, linear = [], torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, w, b=None: products.append((*x.shape, len(w))) or linear(x, w, b))
+    conv(given, edges)
+    assert len(fused) == 1
+    assert products == [(4, 3, heads * C_OUT), (4, 3, heads), (5, 5, heads) if pair else (4, 3, heads)]
+
+    calls = []
+    conv.lin_dst.register_forward_hook(lambda *_: calls.append("lin_dst"))  # whoever looks at the map is shown it
+    conv(given, edges)
+    assert calls == ["lin_dst"]
+
+
 @pytest.mark.parametrize("order", [None, "col", "row"])
 @pytest.mark.parametrize("flow", ["source_to_target", "target_to_source"])
 def test_the_fused_form_takes_edges_of_pyg(randomised, fused, monkeypatch: pytest.MonkeyPatch, order: str | None, flow: str) -> None:

@@ -189,11 +189,14 @@ class GraphFusionConv(MessagePassing):
         return_attention_weights: bool | None = None,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, SparseTensor]:
         """Returns the new features of the destination nodes."""
-        x_src, x_dst = self._values(x)
+        of_src, of_dst = self._checked(x)
+        x_src = self._transform(of_src, 0)
+        x_dst = x_src if of_dst is of_src and self.lin is not None else None
         edges, edge_attr, edge_weight, size = self._edges(edge_index, edge_attr, edge_weight, size)
         fuses = self._fuses(edges, edge_attr, edge_weight)
-        scores = self._scores_at_once(x, x_src, x_dst) if fuses else None
+        scores = self._scores_at_once(of_src, of_dst, x_src.dtype) if fuses else None
         if scores is None:
+            x_dst = self._transform(of_dst, 1) if x_dst is None and of_dst is not None else x_dst  # fused, nothing else reads it
             score_dst = None if x_dst is None else self._score(x_dst, self.score_dst)
             scores = self._score(x_src, self.score_src) + self.score_bias, score_dst
         if fuses:
@@ -254,23 +257,21 @@ class GraphFusionConv(MessagePassing):
             return messages  # `GraphMaskExplainer` reads heads, `to_hetero_with_bases` a matrix
         return rearrange(messages, "e heads c -> e (heads c)")
 
-    def _values(self, x: Tensor | OptPairTensor) -> tuple[Tensor, OptTensor]:
-        """W h of sources and destinations."""
+    def _checked(self, x: Tensor | OptPairTensor) -> tuple[Tensor, OptTensor]:
+        """h of sources and destinations."""
         if isinstance(x, Tensor):
-            x_src = self._transform(x, 0, "x")
-            return x_src, x_src if self.lin is not None else self._transform(x, 1, "x")
+            return self._check_width(x, 0, "x"), self._check_width(x, 1, "x")
         if self.flow == "target_to_source":  # PyG reads such a pair by role, but sizes the result by row
             raise ValueError('x: expected one tensor with flow="target_to_source", got a pair; turn edge_index and the pair round instead')
-        x_src, x_dst = x
-        values = self._transform(x_src, 0, "x[0]")
-        if x_dst is None:
-            return values, None
-        return values, values if x_dst is x_src and self.lin is not None else self._transform(x_dst, 1, "x[1]")
+        return self._check_width(x[0], 0, "x[0]"), None if x[1] is None else self._check_width(x[1], 1, "x[1]")
 
-    def _transform(self, x: OptTensor, role: int, name: str) -> Tensor:
+    def _check_width(self, x: OptTensor, role: int, name: str) -> Tensor:
         width = self.in_channels if isinstance(self.in_channels, int) else self.in_channels[role]
         if not isinstance(x, Tensor) or x.dim() != 2 or (width != -1 and width != x.size(1)):  # `in` is False of a symbolic size
             raise ValueError(f"{name}: expected (N, {'C' if width == -1 else width}), got {tuple(x.shape) if isinstance(x, Tensor) else x}")
+        return x
+
+    def _transform(self, x: Tensor, role: int) -> Tensor:
         linear = self.lin if self.lin is not None else (self.lin_src, self.lin_dst)[role]
         return self._by_head(cast(nn.Module, linear)(x))
 
@@ -280,18 +281,17 @@ class GraphFusionConv(MessagePassing):
     def _score(self, x: Tensor, score: Tensor) -> Tensor:
         return (x * score).sum(-1, keepdim=self.heads == 1)  # (N, H)
 
-    def _scores_at_once(self, x: Tensor | OptPairTensor, x_src: Tensor, x_dst: OptTensor) -> OptPairTensor | None:
+    def _scores_at_once(self, of_src: Tensor, of_dst: OptTensor, dtype: torch.dtype) -> OptPairTensor | None:
         """The scores q^T (W h) of sources and destinations as (q^T W) h, which needs nothing of the size of W h, forward or backward.
 
-        None where calling a linear layer may do more than multiply by its weights, or where autocast has it round.
+        None where calling a linear layer may do more than multiply by its weights, or where autocast has it round: `dtype` is that of W h.
         """
         linears = cast(list[nn.Linear], [self.lin] * 2 if self.lin is not None else [self.lin_src, self.lin_dst])
         for linear in linears:
-            if type(linear) is not nn.Linear or linear.bias is not None or linear.weight.dtype != x_src.dtype or is_watched(linear):
+            if type(linear) is not nn.Linear or linear.bias is not None or linear.weight.dtype != dtype or is_watched(linear):
                 return None
         weights = [linear.weight.view(self.heads, self.out_channels, -1) for linear in linears]
-        of_src, of_dst = (x, x) if isinstance(x, Tensor) else x
-        if x_dst is x_src:
+        if of_dst is of_src and self.lin is not None:
             halves = torch.stack([self.score_src, self.score_dst], 1) @ weights[0]  # (H, 2, C_in)
             score_src, score_dst = F.linear(of_src, halves.flatten(0, 1)).unflatten(1, (self.heads, 2)).unbind(2)
             return score_src + self.score_bias, score_dst

@@ -4,12 +4,12 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from importlib import resources
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from mea_graph.ops.edge import driver, nvrtc
+from mea_graph.ops.edge import checks, driver, nvrtc
 from mea_graph.ops.edge.driver import Argument
 from mea_graph.ops.edge.edges import InEdges, sort_by_source
 from mea_graph.ops.edge.operator import define, refuse_transforms
@@ -104,14 +104,17 @@ def _forward(
     source_start: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     (num_sources, heads, channels), num_targets = x.shape, score_dst.size(0)
+    source, target, order, start, by_source, source_start = _checked(
+        (source, target, order, start, by_source, source_start), x, num_targets
+    )
     y = x.new_empty(num_targets, heads, channels)
     weights = x.new_empty(source.size(0), heads, dtype=torch.float32)
     _launch(
         "edge_attention_fwd_kernel",
         x,
         num_targets * heads,
-        [_aligned(x), _scores(score_dst), _scores(score_src), source.contiguous(), order.contiguous(), start.contiguous(), y, weights],
-        (num_sources, num_targets),
+        [_aligned(x), _scores(score_dst), _scores(score_src), source, order, start, y, weights],
+        (num_sources, num_targets, source.size(0)),
     )
     return y, weights
 
@@ -131,40 +134,55 @@ def _backward(
     source_start: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (num_sources, heads, channels), num_targets = x.shape, score_dst.size(0)
+    source, target, order, start, by_source, source_start = _checked(
+        (source, target, order, start, by_source, source_start), x, num_targets
+    )
     if by_source is None or source_start is None:
         by_source, source_start = sort_by_source(source, num_sources)
-    source, target, order, start = source.contiguous(), target.contiguous(), order.contiguous(), start.contiguous()
     grad_y = x.new_zeros(num_targets, heads, channels) if grad_y is None else _aligned(grad_y)
     grad_weights = None if grad_weights is None else _scores(grad_weights)
     dst, src, weights = _scores(score_dst), _scores(score_src), weights.contiguous()
     grad_x = x.new_empty(x.shape)
     grad_logit, grad_dst, grad_src = torch.empty_like(weights), torch.empty_like(dst), torch.empty_like(src)
-    nodes = (num_sources, num_targets)
+    sizes = (num_sources, num_targets, source.size(0))
     _launch(
         "edge_attention_bwd_target_kernel",
         x,
         num_targets * heads,
         [grad_y, grad_weights, _aligned(x), dst, src, weights, source, order, start, grad_logit, grad_dst],
-        nodes,
+        sizes,
     )
     _launch(
         "edge_attention_bwd_source_kernel",
         x,
         num_sources * heads,
-        [grad_y, weights, grad_logit, target, order, by_source.contiguous(), source_start.contiguous(), grad_x, grad_src],
-        nodes,
+        [grad_y, weights, grad_logit, target, order, by_source, source_start, grad_x, grad_src],
+        sizes,
     )
     return grad_x, grad_dst.to(score_dst.dtype), grad_src.to(score_src.dtype)
 
 
-def _launch(name: str, x: Tensor, rows: int, tensors: list[Tensor | None], nodes: tuple[int, int]) -> None:
-    """`rows` and `x` fix the grid; every kernel takes tensors, the numbers of nodes, heads and channels, in this order."""
+def _checked(fields: Sequence[Tensor | None], x: Tensor, num_targets: int) -> list[Any]:
+    """The edges as the kernels take them. Those that this call did not sort itself, which come with the last two fields, are checked."""
+    num_sources, num_edges = x.size(0), cast(Tensor, fields[0]).size(0)
+    if num_edges and not (num_sources and num_targets):
+        raise ValueError(f"edge_index: expected no edges between {num_sources} sources and {num_targets} destinations, got {num_edges}")
+    if fields[-1] is None:
+        return [None if field is None else field.contiguous() for field in fields]
+    edges = InEdges(*cast(Sequence[Tensor], fields))
+    checks.check_fields(edges, num_sources, num_targets, x.device)
+    checks.check_on_device(edges)
+    return [field.long().contiguous() for field in edges]
+
+
+def _launch(name: str, x: Tensor, rows: int, tensors: list[Tensor | None], counts: tuple[int, int, int]) -> None:
+    """`rows` and `x` fix the grid; every kernel takes tensors, the numbers of sources, destinations, edges, heads and channels."""
     if not rows:
         return
     heads, channels = x.shape[1:]
     variant = variant_for(x.dtype, max(channels, 1))
     tiles = max(1, -(-channels // (variant.vector * variant.lanes))) if name != "edge_attention_bwd_target_kernel" else 1
-    sizes: list[Argument] = [ctypes.c_int64(nodes[0]), ctypes.c_int64(nodes[1]), ctypes.c_int(heads), ctypes.c_int(channels)]
+    sizes: list[Argument] = [*map(ctypes.c_int64, counts), ctypes.c_int(heads), ctypes.c_int(channels)]
     kernels(variant, x.device).launch(name, (-(-rows // WARPS), tiles), [*tensors, *sizes])
 
 

@@ -79,12 +79,19 @@ def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdge
     for name, number in (("num_sources", num_sources), ("num_targets", num_targets)):
         if number < 0:
             raise ValueError(f"{name}: expected at least 0, got {number}")
+    if is_traced() or is_transformed():
+        return _sorted(edge_index, num_sources, num_targets)
+    with torch.inference_mode(False):  # whose tensors would not count their changes, and could not be vouched for
+        edges = _sorted(edge_index, num_sources, num_targets)
+    vouch_for(*edges)
+    return edges
+
+
+def _sorted(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdges:
     plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
     if library.hold() is None and counting_sort.takes(plain):
         source, target, order, start = counting_sort.by_target(plain, num_sources, num_targets, torch.int64)
-        edges = InEdges(source, target, order, start, *counting_sort.by_source(source, num_sources))
-        vouch_for(*edges)
-        return edges
+        return InEdges(source, target, order, start, *counting_sort.by_source(source, num_sources))
     if plain.is_cpu and not is_traced() and not is_transformed():  # elsewhere the look would wait for the device
         counting_sort.check_ends(plain, num_sources, num_targets)
     source, target, order, start = sort_by_target(edge_index, num_targets)

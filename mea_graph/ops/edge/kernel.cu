@@ -215,8 +215,8 @@ DEVICE float score_of(const float* score_src, float score_dst, const int64* sour
 // Launch: grid (ceil(N_dst * H / WARPS), ceil(C / TILE)), block WARP * WARPS.
 KERNEL edge_attention_fwd_kernel(const value* __restrict__ x, const float* __restrict__ score_dst, const float* __restrict__ score_src,
                                  const int64* __restrict__ source, const int64* __restrict__ order, const int64* __restrict__ start,
-                                 value* __restrict__ y, float* __restrict__ weights, int64 num_sources, int64 num_targets, int heads,
-                                 int channels) {
+                                 value* __restrict__ y, float* __restrict__ weights, int64 num_sources, int64 num_targets, int64 num_edges,
+                                 int heads, int channels) {
   __shared__ float scratch[WARPS * TILE];
   __shared__ float scratch_parts[WARPS];
   for_each_row(num_targets * heads, heads, start, [&](const Row& row, int part, int parts) {
@@ -260,6 +260,10 @@ KERNEL edge_attention_fwd_kernel(const value* __restrict__ x, const float* __res
       const float score = score_of(score_src, own, source, k, num_sources, row.head, heads, node);
       weights[order[k] * heads + row.head] = expf(score - highest) * inverse;
     }
+    // Edges to nodes that are not there come before the first row's or after the last one's.
+    const int64 before = row.node == 0 ? row.begin : 0, after = row.node == num_targets - 1 ? num_edges : row.end;
+    for (int64 k = (int64)part * WARP + lane_id(); k < before; k += step) weights[order[k] * heads + row.head] = not_a_number();
+    for (int64 k = row.end + (int64)part * WARP + lane_id(); k < after; k += step) weights[order[k] * heads + row.head] = not_a_number();
   });
 }
 
@@ -270,7 +274,7 @@ KERNEL edge_attention_bwd_target_kernel(const value* __restrict__ grad_y, const 
                                         const float* __restrict__ score_src, const float* __restrict__ weights,
                                         const int64* __restrict__ source, const int64* __restrict__ order,
                                         const int64* __restrict__ start, float* __restrict__ grad_logit, float* __restrict__ grad_dst,
-                                        int64 num_sources, int64 num_targets, int heads, int channels) {
+                                        int64 num_sources, int64 num_targets, int64 num_edges, int heads, int channels) {
   __shared__ float scratch_parts[WARPS];
   for_each_row(num_targets * heads, heads, start, [&](const Row& row, int part, int parts) {
     const float own = score_dst[row.node * heads + row.head];
@@ -340,7 +344,7 @@ KERNEL edge_attention_bwd_source_kernel(const value* __restrict__ grad_y, const 
                                         const float* __restrict__ grad_logit, const int64* __restrict__ target,
                                         const int64* __restrict__ order, const int64* __restrict__ by_source,
                                         const int64* __restrict__ source_start, value* __restrict__ grad_x, float* __restrict__ grad_src,
-                                        int64 num_sources, int64 num_targets, int heads, int channels) {
+                                        int64 num_sources, int64 num_targets, int64 num_edges, int heads, int channels) {
   __shared__ float scratch[WARPS * TILE];
   __shared__ float scratch_parts[WARPS];
   for_each_row(num_sources * heads, heads, source_start, [&](const Row& row, int part, int parts) {
@@ -357,9 +361,9 @@ KERNEL edge_attention_bwd_source_kernel(const value* __restrict__ grad_y, const 
         node = target[edge];
         weight = weights[order[edge] * heads + row.head];
         grad += grad_logit[edge * heads + row.head];
-        if ((uint64)node >= (uint64)num_targets) {
+        if ((uint64)node >= (uint64)num_targets) {  // nothing has written the gradient of its logit
           node = 0;
-          weight = not_a_number();
+          weight = grad = not_a_number();
         }
       }
       add_rows(sum, grad_y, node, weight, count, row.head, heads, channels);

@@ -12,21 +12,13 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 
 from mea_graph.ops.dtypes import wide_dtype
-from mea_graph.ops.edge import counting_sort
+from mea_graph.ops.edge import checks, counting_sort
 from mea_graph.ops.edge.edges import InEdges, is_vouched_for, sort_by_target, vouch_for
 from mea_graph.ops.edge.operator import define, refuse_transforms
 from mea_graph.ops.native import library
 
 _NARROW = 2**31  # below it, 32 bits number nodes and edges in what a call makes for itself
 _FEW = 1024  # edges that are looked at in less time than it takes to find out whether they must be
-_EXPECTED = {
-    "source": "sources in [0, N_src)",
-    "target": "destinations that rise, as `start` counts them",
-    "order": "each number in [0, E) once",
-    "start": "numbers that rise from 0 to E",
-    "by_source": "each number in [0, E) once, that of an edge whose `source` is as `source_start` counts them",
-    "source_start": "numbers that rise from 0 to E",
-}
 
 
 def refuse(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> str | None:
@@ -96,13 +88,8 @@ def _call(name: str, x: Tensor, grad_y: Tensor | None, tensors: Sequence[Any], e
 
     Edges that this call did not sort itself (`own`) are looked at; where they are many, only once, and never where `sort_edges` made them.
     """
-    (sources, heads, channels), targets, (kind, edge_count) = x.shape, tensors[0].size(0), (edges[0].dtype, edges[0].size(0))
-    sizes = (edge_count, edge_count, edge_count, targets + 1, edge_count, sources + 1)
-    kind = kind if kind in (torch.int32, torch.int64) else torch.int64
-    for field, tensor, size in zip(InEdges._fields, edges, sizes, strict=True):
-        if not (tensor is None or (tensor.is_cpu and tensor.dtype == kind and tensor.shape == (size,))):
-            got = f"{tensor.dtype} {tuple(tensor.shape)} on {tensor.device.type}"
-            raise ValueError(f"edge_index.{field}: expected {kind} ({size},) on cpu, as sort_edges gives it, got {got}")
+    (sources, heads, channels), targets, edge_count = x.shape, tensors[0].size(0), edges[0].size(0)
+    kind = checks.check_fields(edges, sources, targets, x.device)
     foreign = not own and (edge_count < _FEW or not is_vouched_for(*edges))
     rows = [t if t is None else t.to(dtype) for t in (x, grad_y)]
     rows = [t if t is None or t.stride(2) == 1 else t.contiguous() for t in rows]
@@ -113,8 +100,7 @@ def _call(name: str, x: Tensor, grad_y: Tensor | None, tensors: Sequence[Any], e
     fields += [kind == torch.int64, grad_y is not None, foreign, edge_count, sources, targets, heads, channels, torch.get_num_threads()]
     library.call_addresses(name, dtype, [*fields, ctypes.addressof(fault)])
     if fault.value:
-        field = InEdges._fields[fault.value - 1]
-        raise ValueError(f"edge_index.{field}: expected {_EXPECTED[field]}, as sort_edges gives them, got others")
+        checks.refuse(InEdges._fields[fault.value - 1])
     if foreign and edge_count >= _FEW:
         vouch_for(*edges)
 

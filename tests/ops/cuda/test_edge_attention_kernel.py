@@ -147,3 +147,26 @@ def test_an_overrun_would_be_seen(planted_overrun) -> None:
     tensors = inputs(1, 5, torch.float32)
     with pytest.raises(RuntimeError, match=r"AddressSanitizer: heap-buffer-overflow(?s:.*)in edge_attention_fwd_kernel"):
         cuda.run(**tensors, edge_index=graph(FEW))
+
+
+@pytest.mark.parametrize("node", [-1, len(DEGREES), 2**40])
+def test_an_edge_to_nowhere_gives_nan_and_reads_nothing(sanitized_kernels, node: int) -> None:
+    """Whatever memory was before: nothing is summed for such an edge, and yet it has a weight and its source a gradient."""
+    edge_index = torch.tensor([[0, 3, 1], [0, node, 2]])
+    tensors = {name: t.requires_grad_() for name, t in inputs(2, 8, torch.float32).items()}
+    y, weights = cuda.run(**tensors, edge_index=edge_index)
+    assert y.isfinite().all()
+    assert weights.isnan().all(1).tolist() == [False, True, False]
+    torch.use_deterministic_algorithms(False)  # memory with numbers in it, not with NaN
+    grad_x, grad_dst, grad_src = torch.autograd.grad(y.sum() + weights.sum(), list(tensors.values()))
+    speaks = torch.arange(SOURCES) == 3
+    assert grad_dst.isfinite().all()
+    assert grad_x.isnan().flatten(1).all(1).equal(speaks)
+    assert grad_src.isnan().all(1).equal(speaks)
+
+
+@pytest.mark.parametrize(("sources", "targets"), [(0, 3), (3, 0), (0, 0)])
+def test_edges_between_no_nodes_are_refused(host_kernels, sources: int, targets: int) -> None:
+    with pytest.raises(ValueError, match=rf"edge_index: expected no edges between {sources} sources and {targets} destinations, got 1"):
+        cuda.run(torch.randn(sources, 1, 4), torch.randn(targets, 1), torch.randn(sources, 1), torch.zeros(2, 1, dtype=torch.long))
+    assert not host_kernels

@@ -7,18 +7,23 @@ the compiler, so that the compile-time arguments cannot differ from those that s
     python compile_kernels.py 90 8x5 bfloat16 --only=predictive_fwd    # kernels whose names have that in them
 """
 
+import ast
+import collections
+import functools
 import inspect
 import json
+import math
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # not where pytest looks for examples: there, what comes after is interpreted
     os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.pop("TRITON_DISABLE_LINE_INFO", None)  # by the lines of the source loops are told apart
     os.environ["TRITON_DEFAULT_FP_FUSION"] = "1"  # the default until Triton 3.9, which warns where it is unset
 
 import torch
@@ -27,6 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import JITFunction
 
+import mea_graph
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.interval import triton as interval
 from mea_graph.ops.predictive import triton as predictive
@@ -34,9 +40,20 @@ from mea_graph.ops.recurrent import triton as recurrent
 
 POINTERS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int64: "i64"}
 LENGTHS = ([100, 40], [1], [16, 16, 16])  # the kernels are those of the first, whatever the number of samples and of steps
-CUOBJDUMP = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TOOLS = pathlib.Path(triton.__file__).parent / "backends/nvidia/bin"
 INSTRUCTIONS = ("LDL", "STL", "HGMMA", "HMMA", "MUFU")
-_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/ +(?:@!?U?P\w+ +)?([A-Z][\w.]*)([^;]*);")
+_LINE = re.compile(r"/\*[0-9a-f]{4,}\*/ +(@!?U?P\w+ +)?([A-Z][\w.]*)([^;]*);")
+_LABEL, _TARGET = re.compile(r"(\.L_x_\d+):"), re.compile(r"`\((\.L_x_\d+)\)")
+_SOURCE = re.compile(r'//## File "([^"]+)", line (\d+)')
+_ADDED = re.compile(r"(U?R\d+), (?:U?P\d, )?\1, 0x([0-9a-f]+)(?:, U?RZ)?")
+
+
+class Instruction(NamedTuple):
+    guard: str  # "" where every thread runs it
+    name: str
+    operands: str
+    functions: frozenset[str]  # of the source: that of its line, and those that it was inlined into
+    target: int | None = None  # of a jump
 
 
 def specialize(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -57,34 +74,152 @@ def specialize(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any
     return {"signature": signature, "constexprs": constants, "attrs": attributes}
 
 
-def loops(code: list[tuple[int, str, str]]) -> list[dict[str, Any]]:
-    """Every loop in machine code: how deep it lies, and its instructions without those of the loops inside it."""
-    spans = []
-    for address, name, rest in code:
-        target = re.search(r"0x([0-9a-f]+)", rest) if name == "BRA" else None
-        if target and int(target[1], 16) < address:
-            spans.append((int(target[1], 16), address))
-    found = []
-    for first, last in sorted(set(spans), key=lambda s: (s[0], -s[1])):
-        inside = [s for s in spans if s != (first, last) and first <= s[0] and s[1] <= last]
-        own = [n for a, n, _ in code if first <= a <= last and not any(s[0] <= a <= s[1] for s in inside)]
-        depth = sum(s != (first, last) and s[0] <= first and last <= s[1] for s in set(spans))
-        found.append({"depth": depth, "instructions": len(own), "MUFU": sum(n.startswith("MUFU") for n in own)})
+@functools.cache
+def functions(path: str) -> dict[int, str]:
+    """The function that each line of a file of the package is in. Triton's cache may have compiled another copy of the file."""
+    _, name, inside = path.rpartition("mea_graph/")
+    if not name:
+        return {}
+    found = {}
+    for node in ast.walk(ast.parse((pathlib.Path(mea_graph.__file__).parent / inside).read_text())):
+        if isinstance(node, ast.FunctionDef):
+            found |= dict.fromkeys(range(node.lineno, (node.end_lineno or node.lineno) + 1), node.name)
     return found
+
+
+def read(listing: str) -> list[Instruction]:
+    """The instructions of a listing of `nvdisasm -gi`, in which lines of the source come before those that they were compiled to."""
+    code: list[Instruction] = []
+    labels: dict[str, int] = {}
+    within, fresh = frozenset[str](), True
+    for line in listing.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(code)
+        elif source := _SOURCE.search(line):
+            name = functions(source[1]).get(int(source[2]))
+            within = (frozenset() if fresh else within) | ({name} if name else set())
+            fresh = False
+        elif found := _LINE.search(line):
+            code.append(Instruction(found[1] or "", found[2], found[3], within))
+            fresh = True
+    return [i._replace(target=labels[label[1]]) if (label := _TARGET.search(i.operands)) else i for i in code]
+
+
+def successors(at: int, code: list[Instruction]) -> list[int]:
+    """The instructions that may come after one. A jump of threads that have parted is left out: what it leads to seldom runs."""
+    guard, name, operands, _, target = code[at]
+    kind, following = name.split(".")[0], [at + 1] if at + 1 < len(code) else []
+    if kind in ("EXIT", "RET"):
+        return following if guard else []
+    if kind in ("BRX", "JMX", "JMP"):
+        raise ValueError(f"{name}: no loop can be told where jumps are computed")
+    if target is None or kind not in ("BRA", "CALL") or name.startswith("BRA.DIV"):
+        return following
+    return [target, *(following if guard or re.match(r" *!?U?P\d", operands) else [])]  # the compiler's far jumps are named CALL
+
+
+def loops(code: list[Instruction]) -> list[dict[str, Any]]:
+    """Every natural loop: what is reached by its first instruction only, and from which that one is reached again.
+
+    Spans between a jump back and its target would not do: compilers put what seldom runs behind everything else.
+
+    How deep it lies; its instructions without those of the loops inside it; the functions of the source that more than half of them come
+    from, after inlining; and what tells whether it was unrolled: how much a warp multiplies on tensor cores, and what is added to the
+    counters that the loop compares.
+    """
+    after = [successors(at, code) for at in range(len(code))]
+    before: dict[int, list[int]] = {at: [] for at in range(len(code))}
+    order, seen, stack = [], {0}, [(0, iter(after[0]))]
+    while stack:  # depth first
+        at, rest = stack[-1]
+        follower = next((n for n in rest if n not in seen), None)
+        if follower is None:
+            order.append(at)
+            stack.pop()
+        else:
+            seen.add(follower)
+            stack.append((follower, iter(after[follower])))
+    order.reverse()
+    for at in order:
+        for n in after[at]:
+            before[n].append(at)
+    place, parent = {at: i for i, at in enumerate(order)}, {0: 0}  # parent: what every path to an instruction comes through last
+    changed = True
+    while changed:
+        changed = False
+        for at in order[1:]:
+            known = [n for n in before[at] if n in parent]
+            common = known[0]
+            for other in known[1:]:
+                while common != other:
+                    if place[common] > place[other]:
+                        common = parent[common]
+                    else:
+                        other = parent[other]
+            changed |= parent.get(at) != common
+            parent[at] = common
+
+    bodies: dict[int, set[int]] = {}
+    for at in order:
+        for first in after[at]:
+            if place[first] > place[at]:
+                continue
+            over = at
+            while place[over] > place[first]:
+                over = parent[over]
+            if over != first:
+                raise ValueError("a loop is entered in two places: no pass can be told from another")
+            body, waiting = bodies.setdefault(first, {first}), [at]
+            while waiting:
+                if (one := waiting.pop()) not in body:
+                    body.add(one)
+                    waiting += before[one]
+
+    found = []
+    for first, body in sorted(bodies.items()):
+        inside = set().union(*(other for start, other in bodies.items() if start != first and start in body))
+        own = [code[at] for at in sorted(body - inside) if code[at].name != "NOP"]
+        count = collections.Counter(name for i in own for name in i.functions)
+        found.append(
+            {
+                "depth": sum(first in other for start, other in bodies.items() if start != first),
+                "instructions": len(own),
+                "MUFU": sum(i.name.startswith("MUFU") for i in own),
+                "products": sum(products(i.name) for i in own),
+                "functions": sorted(name for name, n in count.items() if 2 * n > len(own)),
+                "steps": steps(own),
+            }
+        )
+    return found
+
+
+def products(name: str) -> int:
+    """Multiplications of numbers of an instruction for tensor cores, by warp."""
+    if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", name):  # of four warps together
+        return math.prod(map(int, found.groups())) // 4
+    found = re.match(r"HMMA\.16(8)(\d+)\b", name)
+    return 16 * math.prod(map(int, found.groups())) if found else 0
+
+
+def steps(own: list[Instruction]) -> list[int]:
+    """What a loop adds to registers that it compares."""
+    compared = {r for i in own if "ISETP" in i.name for r in re.findall(r"\bU?R\d+", i.operands)}
+    added = (_ADDED.fullmatch(i.operands.replace(".reuse", "").strip()) for i in own if re.match("U?IADD3?$|VIADD$|U?VIADD$", i.name))
+    return sorted({int(a[2], 16) for a in added if a and a[1] in compared})
 
 
 def resources(compiled: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage, code = (
-            subprocess.run([CUOBJDUMP, flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("--dump-resource-usage", "--dump-sass")
+        usage, listing = (
+            subprocess.run([TOOLS / tool, *flags, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, *flags in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "--print-line-info-inline", "--print-code"))
         )
     registers, stack = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    counts: dict[str, Any] = {name: len(re.findall(rf"\b{name}\b", code)) for name in INSTRUCTIONS}
-    lines = [(int(a, 16), n, rest) for a, n, rest in _LINE.findall(code) if n != "NOP"]
-    counts |= {"instructions": len(lines), "loops": loops(lines)}
+    counts: dict[str, Any] = {name: len(re.findall(rf"\b{name}\b", listing)) for name in INSTRUCTIONS}
+    code = read(listing)
+    counts |= {"instructions": sum(i.name != "NOP" for i in code), "loops": loops(code)}
     return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared} | counts
 
 
