@@ -22,6 +22,7 @@ from mea_graph.ops.pointers import Pointers
 INSTALLED = importlib.util.find_spec("triton") is not None
 HALF = (torch.bfloat16, torch.float16)
 WIDEST = 64  # channels that a head may have
+_MOST_HEADS = 2**16 - 1  # what the second axis of a launch holds
 _MOST_ROWS = 2**31 - 2**10  # row numbers are int32, the end of the last tile included
 
 
@@ -70,6 +71,8 @@ def refuse_tensors(tensors: Mapping[str, Tensor]) -> str | None:
     elif not (first.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"the tensors are on {first.device.type}, not on cuda"
     for name, tensor in tensors.items():
+        if tensor.device != first.device:  # a kernel is given addresses, which mean nothing on another device
+            return f"{name} is on {tensor.device}, and the first of the tensors on {first.device}"
         if tensor.dtype not in (torch.float32, *HALF):
             return f"{name} is {str(tensor.dtype).removeprefix('torch.')}; expected float32, bfloat16 or float16"
     return None
@@ -82,6 +85,8 @@ def refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return f"a head is {width} wide, and the kernels hold at most {WIDEST}"
     if min(query.size(1), query.size(2), value.size(2)) == 0:
         return "there are no heads, or heads without channels"
+    if query.size(1) > _MOST_HEADS:
+        return f"there are {query.size(1)} heads, and a launch counts at most {_MOST_HEADS}"
     rows = max(query.size(0), key.size(0))
     if rows > _MOST_ROWS:
         return f"there are {rows} rows, and the kernels count at most {_MOST_ROWS}"

@@ -19,6 +19,7 @@ from mea_graph.ops.predictive import padded, triton_tiles
 from mea_graph.ops.predictive.triton_tiles import ALL_REGISTERS, HALF_WIDTH, Tiles
 
 _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
+_MOST_STEPS = 2**22  # of a sample: addresses within its folded rows are int32
 _BLOCK = 128  # copies are padded to multiples of it, and every tile divides it
 _FOLD_ROWS, _UNFOLD_ROWS = 32, 16
 _CHANNELS = 32  # of a warp that folds or unfolds: a thread has 32 or 16 numbers of a tile, over which the cost of addresses is spread
@@ -54,6 +55,8 @@ def refuse(
         return f"the prior's {heads} heads of {width} channels fold into 3 K D = {folded}, and the kernels hold at most {_WIDEST_FOLDED}"
     if width == 0:
         return "the prior's heads have no channels"
+    if pointers.max_length > _MOST_STEPS:
+        return f"a sample has {pointers.max_length} steps, and the kernels count at most {_MOST_STEPS}"
     return None
 
 

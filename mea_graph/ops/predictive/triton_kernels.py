@@ -222,7 +222,7 @@ def _gain(copy):
     return 256.0 if copy.dtype.element_ty == tl.float16 else 1.0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])  # of 16 or 32, known to be multiples of 16, 16 bytes would spill in float32
 def predictive_attention_bwd_query_kernel(
     query, key, value, folded_query, folded_key, grad, starts, lengths, inner, outer, delta,
     query_grad, folded_query_grad, bias_parts, inner_delta,

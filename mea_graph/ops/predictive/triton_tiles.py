@@ -36,7 +36,8 @@ HOPPER = {
     ("query", "half", "spare"): Tiles(128, 64, 128, 8, 2),
     ("query", "half", "folded"): Tiles(64, 16, 256, 4, 1),
     ("query", "float16", "folded"): Tiles(64, 16, 32, 4, 1),
-    ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1),
+    ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1, registers=ALL_REGISTERS),
+    ("query", "half", "widest"): Tiles(32, 16, 64, 4, 1),
     ("query", "float", "halves"): Tiles(64, 16, 128, 4, 1),
     ("query", "float", "narrow"): Tiles(64, 16, 32, 4, 1),
     ("query", "float", "wide"): Tiles(32, 16, 32, 4, 1, registers=ALL_REGISTERS),
@@ -61,7 +62,7 @@ AMPERE = HOPPER | {
     ("key", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
     ("key", "half", "folded"): HOPPER["key", "half", "wide"],  # in two parts it would need more
     ("key", "half", "widest"): HOPPER["key", "half", "wide"],
-    ("key", "float", "narrow"): Tiles(16, 32, 32, 4, 1),
+    ("key", "float", "narrow"): Tiles(32, 16, 32, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "wide folded"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "widest folded"): Tiles(32, 16, 32, 8, 1, registers=ALL_REGISTERS),
 }

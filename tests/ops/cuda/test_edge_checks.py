@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.pretend import META, HostRead, Pretended
 from mea_graph.ops import InEdges, sort_edges
@@ -99,3 +100,13 @@ def test_sorted_edges_of_32_bits_are_taken(host_kernels) -> None:
     given = inputs()
     narrow = InEdges(*(field.int() for field in GOOD))
     assert all(map(torch.equal, cuda.run(*given, GOOD), cuda.run(*given, narrow)))
+
+
+def test_tensors_of_other_devices_are_refused() -> None:
+    """A kernel would read their addresses as those of its own device."""
+    with FakeTensorMode():
+        x, score_dst, score_src = inputs("cuda")
+        given = {"score_dst": score_dst, "score_src": score_src, "edge_index": torch.empty(2, 7, dtype=torch.long, device="cuda")}
+        for name, tensor in given.items():
+            elsewhere = torch.empty(tensor.shape, dtype=tensor.dtype)
+            assert cuda.refuse(x, **given | {name: elsewhere}) == f"{name} is on cpu, and x on cuda:0"

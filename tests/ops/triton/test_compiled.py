@@ -77,8 +77,23 @@ def test_the_loops_spill_in_no_other_size_of_narrow_heads(shape: str, dtypes: li
         assert row["HGMMA"] > 0, f"not on Hopper's own tensor core instructions: {row}"
 
 
-@pytest.mark.parametrize("shape", ["16x5", "2x20", "2x42"])
-def test_the_backward_pass_spills_in_no_size_that_leaves_channels_empty(shape: str) -> None:
-    """Where the prior's channels fill a tile of 128, and heads a part of one of 32 and of 64."""
-    for row in compiled(90, shape, "bfloat16", "--only=predictive_bwd"):
+# Sizes whose tiles, or forms of a kernel, are in no test above: without spare channels, and with each folded width of wide heads.
+SIZES = [
+    (90, "16x5", "bfloat16"),
+    (90, "6x14", "bfloat16"),
+    (90, "5x16", "float32"),
+    (90, "1x32", "bfloat16"),
+    (90, "2x20", "float32"),
+    (90, "2x42", "bfloat16"),
+    (90, "1x40", "float32"),
+    (80, "5x8", "float32"),
+    (80, "4x20", "float32"),
+    (80, "1x40", "float32"),
+]
+
+
+@pytest.mark.parametrize(("capability", "shape", "dtype"), SIZES)
+def test_the_backward_pass_spills_in_no_other_size(capability: int, shape: str, dtype: str) -> None:
+    for row in compiled(capability, shape, dtype, "--only=predictive_bwd"):
         assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
+        assert row["shared"] <= SHARED, f"too much shared memory: {row}"

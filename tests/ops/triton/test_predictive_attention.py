@@ -255,6 +255,9 @@ STEPS = Pointers.from_ptr(torch.tensor([0, 3]))
         ({"prior_query": torch.zeros(3, 2, 43)}, "2 heads of 43 channels fold into 3 K D = 258, and the kernels hold at most 256"),
         ({"prior_query": torch.zeros(3, 2, 0)}, "no channels"),
         ({"query": torch.zeros(3, 2, 4, device="meta")}, "the tensors are on meta, not on cuda"),
+        ({"value": torch.zeros(3, 2, 4, device="meta")}, "value is on meta, and the first of the tensors on cpu"),
+        ({"query": torch.zeros(3, 2**16, 4)}, "there are 65536 heads, and a launch counts at most 65535"),
+        ({"pointers": Pointers.from_ptr(torch.tensor([0, 2**22 + 1]))}, "a sample has 4194305 steps, and the kernels count at most"),
     ],
 )
 def test_says_why_it_cannot_run(change: dict[str, Any], reason: str | None) -> None:
