@@ -118,7 +118,7 @@ class IntervalEdges:
         >>> IntervalEdges.complete(steps, steps).num_edges
         4
         """
-        return cls(source if isinstance(source, (list, tuple)) else [source], target)
+        return cls([source] if isinstance(source, Pointers) else source, target)
 
     @classmethod
     def window(

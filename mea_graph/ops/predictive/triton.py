@@ -114,7 +114,7 @@ class Call:
             *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.scale, self.prior_scale,
             HEADS=self.heads, PRIOR_WIDTH=self.prior_width, BACKWARD=backward, HAS_BIAS=self.has_bias, SPARE=self.spare,
             **self.tiles, ROWS=_FOLD_ROWS, BLOCK=_BLOCK,
-            num_warps=self.fold_warps, maxnreg=ALL_REGISTERS if self.prior_width > 16 else None,
+            num_warps=self.fold_warps, maxnreg=ALL_REGISTERS if self.prior_width > 16 or self.dtype == torch.float16 else None,
         )  # fmt: skip
         return copies if backward else copies | {"norms": norms}
 
@@ -199,7 +199,7 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
             call.heads, folded_key_grad.size(1), call.steps_padded, call.prior_scale,
             PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
-            num_warps=warps(channels), maxnreg=ALL_REGISTERS if channels > 64 or call.prior_width > 16 else None,
+            num_warps=warps(channels), maxnreg=ALL_REGISTERS,
         )  # fmt: skip
         used = weight_parts[..., : call.heads * call.prior_width].unflatten(4, (call.heads, call.prior_width))
         d_weight = used.movedim(4, 2).sum((0, 5)).to(d_weight.dtype)
