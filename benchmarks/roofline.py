@@ -85,7 +85,7 @@ class Halves(NamedTuple):
 HALVES = {"forward": Halves(2, 3, 3, 4, 37.8), "query": Halves(2, 6, 6, 4, 77.9), "key": Halves(2, 6, 6, 4, 81.9)}
 TWO_PASSES = LOOPS["forward"]._replace(half_products=3, half_exponentials=3, half_slots=20.1)  # where the folded width is cut
 # Instructions of a thread of the kernels around them, once through, in bfloat16 and in float32; the forward pass folds with a little less.
-FOLDS = {"fold": (1913, 1740), "unfold": (13183, 11478)}
+FOLDS = {"fold": (1913, 1740), "unfold": (12550, 10905)}
 HALVES_FOLD, HALVES_POWERS = 2151, 224  # the fold that writes halves; the loop over steps that finds their powers of two
 
 
