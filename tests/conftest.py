@@ -33,6 +33,7 @@ import os, runpy, sys
 os.setsid()  # what is sent to its group does not reach the tests
 os.chdir(folder)
 os.environ.pop("MEA_GRAPH_RUN_DIR", None)  # of a run in the process of the tests
+os.environ.pop("MEA_GRAPH_NATIVE", None)  # of the test that started the server, which may ask for other backends
 os.environ.update(environment)
 for number in (1, 2):
     os.dup2(os.open(f"child-{name}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -150,9 +151,10 @@ def child(warm_server, tmp_path) -> Callable[..., Child]:
 
     def start(script: str | Path, *arguments: object, environment: dict[str, str] | None = None) -> Child:
         name = str(len(started))
+        backends = {"MEA_GRAPH_NATIVE": os.environ["MEA_GRAPH_NATIVE"]} if "MEA_GRAPH_NATIVE" in os.environ else {}
         known = {
             "folder": str(tmp_path),
-            "environment": {"CUDA_VISIBLE_DEVICES": "", **(environment or {})},
+            "environment": {"CUDA_VISIBLE_DEVICES": "", **backends, **(environment or {})},
             "name": name,
             "script": str(script),
             "arguments": [str(argument) for argument in arguments],

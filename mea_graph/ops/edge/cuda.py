@@ -69,13 +69,13 @@ def refuse(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor |
         return f"the tensors are on {x.device.type}, not on CUDA"
     if x.dtype not in _VALUES:
         return f"the kernels take values in {_names(_VALUES)}, got {x.dtype}"
+    for score in (score_dst, score_src):
+        if score.dtype not in _SCORES:
+            return f"the kernels take scores in {_names(_SCORES)}, got {score.dtype}"
     edges = edge_index if isinstance(edge_index, Tensor) else edge_index.source
     for name, tensor in (("score_dst", score_dst), ("score_src", score_src), ("edge_index", edges)):
         if tensor.device != x.device:  # a kernel is given addresses, which mean nothing on another device
             return f"{name} is on {tensor.device}, and x on {x.device}"
-    for score in (score_dst, score_src):
-        if score.dtype not in _SCORES:
-            return f"the kernels take scores in {_names(_SCORES)}, got {score.dtype}"
     return refuse_transforms() or _what_is_missing(x.device)
 
 

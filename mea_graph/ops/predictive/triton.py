@@ -55,8 +55,6 @@ def refuse(
         return f"the prior's {heads} heads of {width} channels fold into 3 K D = {folded}, and the kernels hold at most {_WIDEST_FOLDED}"
     if width == 0:
         return "the prior's heads have no channels"
-    if pointers.max_length > _MOST_STEPS:
-        return f"a sample has {pointers.max_length} steps, and the kernels count at most {_MOST_STEPS}"
     return None
 
 
@@ -326,5 +324,7 @@ def run(
     edges: IntervalEdges | None,
 ) -> Tensor:
     """See `mea_graph.ops.predictive_attention`."""
+    if pointers.max_length > _MOST_STEPS:
+        raise ValueError(f"layout: expected samples of at most {_MOST_STEPS} steps on a GPU, got one of {pointers.max_length}")
     where = (pointers.start, pointers.length, pointers.max_length, pointers.packed)
     return _FORWARD(query, key, value, prior_query, prior_key, weight, bias, *where, mu)[0]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mea_graph.ops import edge_attention, explain
+from mea_graph.ops import InEdges, edge_attention, explain
 from mea_graph.ops.edge import cuda, driver, nvrtc
 
 VARIANTS = [  # the widths that matter, the narrowest and the widest reads, rows of few lanes and of several tiles
@@ -135,11 +135,11 @@ def on_cuda(dtype: torch.dtype = torch.float32) -> SimpleNamespace:
 def test_it_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def reason(x: object, score: object) -> str | None:
         cuda._what_is_missing.cache_clear()
-        return cuda.refuse(x, score, score, torch.empty(2, 0, dtype=torch.long))
+        return cuda.refuse(x, score, score, InEdges(*[on_cuda(torch.long)] * 6))
 
-    score = torch.zeros(1)
+    score = on_cuda()
     assert reason(on_cuda(torch.float64), score) == "the kernels take values in torch.float32, torch.bfloat16, got torch.float64"
-    assert reason(on_cuda(), score.double()).startswith("the kernels take scores in")
+    assert reason(on_cuda(), on_cuda(torch.float64)).startswith("the kernels take scores in")
     monkeypatch.setattr(nvrtc, "load", lambda: None)
     assert reason(on_cuda(), score).startswith("NVRTC is not installed")
     monkeypatch.setattr(nvrtc, "load", lambda: object())
