@@ -15,7 +15,7 @@ ANSWERS = {
     "resume": "training",
     "GPU": "training",
     "class weights": "training",
-    "time stamps": "concepts",
+    "time stamps": "data",
     "long signals": "settings",
     "single modality": "data",
     "install": "start",

@@ -75,9 +75,10 @@ class Call:
         self.steps_padded = _pad(steps)
         dtypes = {t.dtype for t in tensors[:5]}
         self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
-        self.tiles = {"WIDTH": gpu.power_of_2(self.width), "VALUE_WIDTH": gpu.power_of_2(self.value_width)}
+        # One width for both: each pair of them would be a form of the loops, with tiles of its own.
+        self.tiles = dict.fromkeys(("WIDTH", "VALUE_WIDTH"), gpu.power_of_2(max(self.width, self.value_width)))
         # Channels for what saves the loops work (see triton_fold.py). float16 cannot hold what goes there.
-        room = min(self.tiles["WIDTH"] - self.width - 1, self.tiles["VALUE_WIDTH"] - self.value_width)
+        room = self.tiles["WIDTH"] - max(self.width + 1, self.value_width)
         self.exact, self.spare = self.dtype == torch.float32, room >= 2 and self.dtype != torch.float16
         folded = gpu.power_of_2(3 * self.heads * self.prior_width)
         self.halves = triton_tiles.halves(self.dtype, max(self.width, self.value_width), folded)
