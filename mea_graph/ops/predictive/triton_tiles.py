@@ -23,7 +23,7 @@ class Tiles(NamedTuple):
 # By loop, precision and size. Sizes of heads of at most 16 channels: "narrow", with a folded width 3 K D of at most 128; "spare", such
 # heads with spare channels; "folded", with a wider prior; "halves", float32 cut into halves (see `halves`). Of other heads: "wide", with at
 # most 32 channels, and "widest"; with a folded width above 128 also "wide folded" and "widest folded". A size that is not there is cut as
-# the next wider kind, "float16" as "half". Chosen so that nothing spills, with Triton 3.6 (all but "halves") and 3.9, and so that shared
+# the next wider kind, "float16" as "half". Chosen so that nothing spills with Triton 3.9, and so that shared
 # memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89, sm_120): see tests/ops/triton/test_compiled.py.
 HOPPER = {
     ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2, registers=168),
