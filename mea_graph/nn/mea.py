@@ -315,8 +315,8 @@ class MEA(nn.Module):
             check_keys(layout or {}, self.modalities, "batch_dict")
             layout = of_vectors(layout or {}, self.modalities, batch_size)
         floating = [m for m in self.modalities if isinstance(self.extractors[m], UnimodalExtractor)]  # others may read token ids
-        dtype = lambda m: weight_dtype(self.extractors[m], "conv") if m in floating else None  # noqa: E731
-        entered = enter_all(x, layout, self.modalities, self.in_channels, edges, floating, dtype)
+        dtypes = {m: weight_dtype(self.extractors[m], "conv") for m in floating}
+        entered = enter_all(x, layout, self.modalities, self.in_channels, edges, floating, dtypes.get)
         pointers = {m: e.pointers for m, e in entered.items()}
         if not any(p.num_rows for p in pointers.values()) and pointers[self.modalities[0]].num_samples and not is_traced():
             warnings.warn("no sample has a step in any modality (all masks are False, or all rows are missing)", stacklevel=4)

@@ -1,6 +1,7 @@
 """The model as a file for other runtimes."""
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -149,7 +150,8 @@ def _write(content: bytes, place: Path) -> None:
         with replacing(place) as file:
             file.write(content)
     except OSError as error:
-        raise OSError(f"file: {place} could not be written ({error.strerror or error}); make room and export again") from error
+        remedy = "; make room and export again" if error.errno == errno.ENOSPC else ""
+        raise OSError(f"file: {place} could not be written ({error.strerror or error}){remedy}") from error
 
 
 def _need_extra(name: str) -> None:

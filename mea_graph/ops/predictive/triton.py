@@ -75,19 +75,18 @@ class Call:
         self.steps_padded = _pad(steps)
         dtypes = {t.dtype for t in tensors[:5]}
         self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
-        # One width for both: each pair of them would be a form of the loops, with tiles of its own.
-        self.tiles = dict.fromkeys(("WIDTH", "VALUE_WIDTH"), gpu.power_of_2(max(self.width, self.value_width)))
+        # One width for queries and values: each pair of widths would be a form of the loops, with tiles of its own.
+        width = gpu.power_of_2(max(self.width, self.value_width))
         # Channels for what saves the loops work (see triton_fold.py). float16 cannot hold what goes there.
-        room = self.tiles["WIDTH"] - max(self.width + 1, self.value_width)
+        room = width - max(self.width + 1, self.value_width)
         self.exact, self.spare = self.dtype == torch.float32, room >= 2 and self.dtype != torch.float16
         folded = gpu.power_of_2(3 * self.heads * self.prior_width)
         self.halves = triton_tiles.halves(self.dtype, max(self.width, self.value_width), folded)
         if not self.halves:  # at least as wide as the prior of one such head: the loops are cut for these sizes, and in others they spill
-            folded = max(folded, 2 * max(self.tiles.values()))
-        self.fold_warps = warps(max(folded, *self.tiles.values()))
-        if self.halves:
-            self.tiles = {"WIDTH": HALF_WIDTH, "VALUE_WIDTH": HALF_WIDTH}
-        self.tiles["FOLDED"] = folded
+            folded = max(folded, 2 * width)
+        self.fold_warps = warps(max(folded, width))
+        width = HALF_WIDTH if self.halves else width
+        self.tiles = {"WIDTH": width, "VALUE_WIDTH": width, "FOLDED": folded}
 
     def copies(self, inner: Tensor | None = None, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
         """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
@@ -119,8 +118,7 @@ class Call:
 
     def loop(self, name: str) -> tuple[Tiles, dict[str, Any]]:
         """How a loop is cut, and its compile-time arguments."""
-        width = max(self.tiles["WIDTH"], self.tiles["VALUE_WIDTH"])
-        tiles = triton_tiles.cut(gpu.capability(self.query), name, self.dtype, width, self.tiles["FOLDED"], self.spare)
+        tiles = triton_tiles.cut(gpu.capability(self.query), name, self.dtype, self.tiles["WIDTH"], self.tiles["FOLDED"], self.spare)
         sizes = {"ROWS": tiles.rows, "COLUMNS": tiles.columns}
         options = {"num_warps": tiles.warps, "num_stages": tiles.stages} | ({"maxnreg": tiles.registers} if tiles.registers else {})
         if self.halves:
