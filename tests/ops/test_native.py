@@ -365,6 +365,7 @@ def test_the_sanitizer_sees_no_bad_access(tmp_path: Path) -> None:
         "from tests.ops.recurrent_cases import CASES, GRUS, outcome\n"
         "from tests.ops import test_native_edge as edge\n"
         "from tests.ops import test_native_grouped as grouped\n"
+        "torch.manual_seed(0)\n"
         "for shape in edge.WIDTHS:\n"
         "    edge.test_equals_the_reference_at_any_width(*shape)\n"
         "edge.test_nodes_of_many_edges(torch.float32)\n"
