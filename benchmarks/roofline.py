@@ -16,11 +16,10 @@ from typing import NamedTuple
 import torch
 
 from mea_graph.ops.predictive.triton import _BLOCK as BLOCK
-from mea_graph.ops.predictive.triton import _FOLD_ROWS as FOLD_ROWS
 from mea_graph.ops.predictive.triton import _GROUPS as GROUPS
 from mea_graph.ops.predictive.triton import _UNFOLD_ROWS as UNFOLD_ROWS
 from mea_graph.ops.predictive.triton import warps
-from mea_graph.ops.predictive.triton_tiles import HALF_WIDTH, Tiles, cut, halves
+from mea_graph.ops.predictive.triton_tiles import FOLD_HEADS, HALF_WIDTH, POWER_ROWS, Tiles, cut, fold_rows, halves
 
 
 class Device(NamedTuple):
@@ -84,9 +83,23 @@ class Halves(NamedTuple):
 
 HALVES = {"forward": Halves(2, 3, 3, 4, 37.8), "query": Halves(2, 6, 6, 4, 77.9), "key": Halves(2, 6, 6, 4, 81.9)}
 TWO_PASSES = LOOPS["forward"]._replace(half_products=3, half_exponentials=3, half_slots=20.1)  # where the folded width is cut
-# Instructions of a thread of the kernels around them, once through, in bfloat16 and in float32; the forward pass folds with a little less.
-FOLDS = {"fold": (1913, 1740), "unfold": (12550, 10905)}
-HALVES_FOLD, HALVES_POWERS = 2151, 224  # the fold that writes halves; the loop over steps that finds their powers of two
+
+
+class Fold(NamedTuple):
+    """Instructions of a thread that folds: a program of the folded keys, one of a group of heads, and each head more."""
+
+    key: int
+    group: int
+    head: int
+
+    def slots(self, programs: int, heads: int) -> int:
+        """For so many blocks of steps."""
+        return programs * (self.key + -(-heads // FOLD_HEADS) * self.group + heads * self.head)
+
+
+# Backward; the forward pass folds with a little less.
+FOLDS = {"half": Fold(569, 1175, 413), "float": Fold(299, 618, 228), "halves": Fold(543, 787, 398)}
+UNFOLDS, POWERS = (12550, 10905), 224  # in bfloat16 and in float32; the loop over steps that finds the powers of two of halves
 
 
 class Work(NamedTuple):
@@ -131,12 +144,11 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
     groups = heads if cut_up else min(heads, GROUPS)
     query_grad, key_grad = copied * folded * folded_size, copied // heads * groups * folded * 4
     parts = 4 * 9 * heads * _padded(heads * width) * len(lengths) * -(-longest // UNFOLD_ROWS)
-    fold_slots = (
-        (HALVES_FOLD if cut_up else FOLDS["fold"][exact]) * 32 * warps(max(folded, wide)) * (heads + 1) * copied // heads // FOLD_ROWS
-    )
-    unfold_slots = FOLDS["unfold"][exact] * heads / 8 * 32 * warps(_padded(heads * width)) * sum(-(-n // UNFOLD_ROWS) for n in lengths)
+    fold = FOLDS["halves" if cut_up else "float" if exact else "half"]
+    fold_slots = 32 * warps(max(folded, wide)) * fold.slots(copied // heads // fold_rows(dtype, wide, folded), heads)
+    unfold_slots = UNFOLDS[exact] * heads / 8 * 32 * warps(_padded(heads * width)) * sum(-(-n // UNFOLD_ROWS) for n in lengths)
     folded_grads = query_grad + key_grad  # each row is read three times: for its own step and for those beside it
-    taps = 3 * (heads + 1) * tensor  # every program of a head reads three steps of all heads
+    taps = 3 * (-(-heads // FOLD_HEADS) + 1) * tensor  # every program reads three steps of all heads
     numbers = 3 if cut_up else 2  # statistics of a row, read or written
     moved = {
         "forward": copies + tensor + 2 * row,
@@ -144,7 +156,7 @@ def work(lengths: Sequence[int], longest: int, heads: int, width: int, dtype: to
         "key": copies_grad + numbers * row + 2 * tensor + key_grad,
     }
     loops = {name: _loop(name, pairs, lengths, heads, width, (wide, folded), tiles[name], exact, moved[name]) for name in LOOPS}
-    power_slots = HALVES_POWERS * 128 * heads * sum(-(-n // FOLD_ROWS) for n in lengths)
+    power_slots = POWERS * 128 * heads * sum(-(-n // POWER_ROWS) for n in lengths)
     powers = [Work(name, 0, 0, 0, power_slots, n * tensor, n * tensor) for name, n in (("powers", 5), ("powers, backward", 6)) if cut_up]
     rows = 4 * row if cut_up else row  # two statistics are copied, or one is read
     return [

@@ -96,8 +96,9 @@ def test_work_by_hand():
     assert kernels["query loop"].bytes == copies + 8 * 128 * (16 * 2 + 5 * 2 + 2 * 4 + 128 * 2)  # dO, dq, two numbers a row
     assert kernels["query loop"].l2 == kernels["query loop"].bytes + 8 * 128 * (2 * 16 + 128) * 2  # one tile
     assert kernels["key loop"].l2 == kernels["key loop"].bytes + 2 * 8 * 128 * ((2 * 16 + 128) * 2 + 8)  # two numbers a row
-    assert kernels["fold"].slots == roofline.FOLDS["fold"][0] * 128 * 9 * 4  # 128 threads; 8 heads and the folded keys, 4 blocks
-    assert kernels["unfold"].slots == roofline.FOLDS["unfold"][0] * 64 * 8  # 64 threads, 8 blocks
+    fold = roofline.FOLDS["half"]
+    assert kernels["fold"].slots == (fold.key + 2 * fold.group + 8 * fold.head) * 128 * 4  # 128 threads; 4 blocks, 2 groups of 4 heads
+    assert kernels["unfold"].slots == roofline.UNFOLDS[0] * 64 * 8  # 64 threads, 8 blocks
 
 
 def test_a_key_loop_in_two_parts_computes_its_maps_twice():

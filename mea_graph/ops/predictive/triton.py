@@ -16,12 +16,12 @@ from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive import padded, triton_tiles
-from mea_graph.ops.predictive.triton_tiles import ALL_REGISTERS, HALF_WIDTH, Tiles
+from mea_graph.ops.predictive.triton_tiles import ALL_REGISTERS, FOLD_HEADS, HALF_WIDTH, Tiles
 
 _WIDEST_FOLDED = 256  # columns that a tile of folded queries may have
 _MOST_STEPS = 2**22  # of a sample: addresses within its folded rows are int32
 _BLOCK = 128  # copies are padded to multiples of it, and every tile divides it
-_FOLD_ROWS, _UNFOLD_ROWS = 32, 16
+_UNFOLD_ROWS = 16
 _CHANNELS = 32  # of a warp that folds or unfolds: a thread has 32 or 16 numbers of a tile, over which the cost of addresses is spread
 _GROUPS = 4  # the loop over queries takes the heads in so many groups: whatever the batch, so that no sum is cut by its company
 
@@ -84,7 +84,8 @@ class Call:
         self.halves = triton_tiles.halves(self.dtype, max(self.width, self.value_width), folded)
         if not self.halves:  # at least as wide as the prior of one such head: the loops are cut for these sizes, and in others they spill
             folded = max(folded, 2 * width)
-        self.fold_warps = warps(max(folded, width))
+        self.fold_warps, self.fold_rows = warps(max(folded, width)), triton_tiles.fold_rows(self.dtype, width, folded)
+        self.fold_grid = (self.batch * (gpu.cdiv(self.heads, FOLD_HEADS) + 1) * (self.steps_padded // self.fold_rows),)
         width = HALF_WIDTH if self.halves else width
         self.tiles = {"WIDTH": width, "VALUE_WIDTH": width, "FOLDED": folded}
 
@@ -102,17 +103,17 @@ class Call:
             "delta": self.rows() if grad is not None else self.query,
         }
         backward = out is not None and grad is not None
-        norms = self.query.new_empty(0 if backward else 4, self.batch, self.heads, self.steps_padded // _FOLD_ROWS, dtype=torch.float32)
+        norms = self.query.new_empty(0 if backward else 4, self.batch, self.heads, self.steps_padded // self.fold_rows, dtype=torch.float32)
         grad = gpu.dense_rows(self.value if grad is None else grad)
         sources = [self.query, self.key, self.value, self.prior_query, self.prior_key]
         strided = [a for t in sources for a in (t, *t.stride()[:2])]
-        predictive_attention_fold_kernel[(self.batch * (self.heads + 1) * (self.steps_padded // _FOLD_ROWS),)](
+        predictive_attention_fold_kernel[self.fold_grid](
             *strided, self.weight, self.bias, self.start, self.length,
             norms if inner is None else inner, self.value if out is None else out, grad, *grad.stride()[:2],
             *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.scale, self.prior_scale,
             HEADS=self.heads, PRIOR_WIDTH=self.prior_width, BACKWARD=backward, HAS_BIAS=self.has_bias, SPARE=self.spare,
-            **self.tiles, ROWS=_FOLD_ROWS, BLOCK=_BLOCK,
-            num_warps=self.fold_warps, maxnreg=ALL_REGISTERS if self.prior_width > 16 or self.dtype == torch.float16 else None,
+            **self.tiles, TOGETHER=FOLD_HEADS, ROWS=self.fold_rows, BLOCK=_BLOCK,
+            num_warps=self.fold_warps, maxnreg=ALL_REGISTERS,
         )  # fmt: skip
         return copies if backward else copies | {"norms": norms}
 
@@ -165,7 +166,7 @@ def _forward(
         predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
             *copies, norms, call.start, call.length, out, statistics[0], statistics[1],
             call.heads, call.steps_padded, call.value_width, call.scale, call.mu, call.shift,
-            SPARE=call.spare, NORM_ROWS=_FOLD_ROWS, **constants,
+            SPARE=call.spare, NORM_ROWS=call.fold_rows, **constants,
         )  # fmt: skip
     return out, statistics
 

@@ -66,6 +66,22 @@ def _norm(tile):
 
 
 @triton.jit
+def taken(at, stride, steps, used, length):
+    """Steps of a prior in the columns that use them, as they are stored; zero where no step exists."""
+    inside = ((steps >= 0) & (steps < length))[:, None] & used
+    return tl.load(at + steps[:, None].to(tl.int64) * stride, mask=inside, other=0.0)
+
+
+@triton.jit
+def shares(at, used, scale):
+    """What the taps x = 0, 1, 2 of a head give each column."""
+    first = tl.load(at, mask=used, other=0.0).to(tl.float32) * scale
+    middle = tl.load(at + 3, mask=used, other=0.0).to(tl.float32) * scale
+    last = tl.load(at + 6, mask=used, other=0.0).to(tl.float32) * scale
+    return first, middle, last
+
+
+@triton.jit
 def predictive_attention_fold_kernel(
     query, query_t, query_h,  # a tensor, then its strides over rows and heads; the last dimension is dense
     key, key_t, key_h,
@@ -78,15 +94,17 @@ def predictive_attention_fold_kernel(
     norms,  # (4, B, K, blocks): of the longest query, key, folded query and folded key of a block, squared; written for the forward pass
     steps_padded, width, value_width, scale, prior_scale,
     HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr, HAS_BIAS: tl.constexpr, SPARE: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    TOGETHER: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Block t of line b (HEADS + 1) + o: steps of head o; o = HEADS: of the folded keys, which all heads share.
+    """Block t of line b (groups + 1) + g: steps of the heads of group g, TOGETHER at most; the last g: of the folded keys.
 
-    The number of heads and the prior's width are known at compile time: of run-time numbers, the divisions below are most of the work.
+    All heads share the folded keys. The heads of a group share what the taps read, which is most of the work. The number of heads and the
+    prior's width are known at compile time, so that the divisions below cost nothing.
     """
     block, line = place(steps_padded, ROWS)
-    sample = (line // (HEADS + 1)).to(tl.int64)
-    head = (line % (HEADS + 1)).to(tl.int64)
+    LINES: tl.constexpr = (HEADS + TOGETHER - 1) // TOGETHER + 1
+    sample = (line // LINES).to(tl.int64)
+    group = line % LINES
     length = tl.load(lengths + sample).to(tl.int32)
     if block * ROWS >= tl.cdiv(length, BLOCK) * BLOCK:
         return
@@ -99,76 +117,68 @@ def predictive_attention_fold_kernel(
     channel = columns % PRIOR_WIDTH
     used = columns < 3 * ALL_HEADS
     blocks = steps_padded // ROWS
-    lines = tl.num_programs(0) // (HEADS + 1) * HEADS  # B K blocks
-    norms += (sample * HEADS + head % HEADS) * blocks + block
-    exists = (rows < length).to(tl.float32)
+    lines = tl.num_programs(0) // LINES * HEADS  # B K blocks
+    norms += sample * HEADS * blocks + block
+    real = rows < length
+    exists = real.to(tl.float32)
 
-    if head == HEADS:
+    if group == LINES - 1:
         steps = rows[:, None] + shift[None, :] - 1
-        real = (steps >= 0) & (steps < length) & used[None, :] & (rows < length)[:, None]
+        inside = (steps >= 0) & (steps < length) & used[None, :] & real[:, None]
         at = (first + steps) * prior_key_t + (other.to(tl.int64) * prior_key_h + channel)[None, :]
-        tile = tl.load(prior_key + at, mask=real, other=0.0).to(tl.float32)
+        tile = tl.load(prior_key + at, mask=inside, other=0.0).to(tl.float32)
         tile = _mark(tile, 3 * ALL_HEADS, exists, FOLDED)
         _put(folded_key + sample * steps_padded * FOLDED, rows, tile, FOLDED)
         if not BACKWARD:
             tl.store(norms + 3 * lines, _norm(tile))
         return
 
-    tile = tl.zeros([ROWS, FOLDED], tl.float32)
-    prior_query += (other.to(tl.int64) * prior_query_h + channel)[None, :]
-    for x in tl.static_range(3):
-        steps = rows + x - 1
-        real = ((steps >= 0) & (steps < length))[:, None] & used[None, :]
-        share = tl.load(weight + ((head * HEADS + other) * 3 + x) * 3 + shift, mask=used, other=0.0).to(tl.float32)
-        taken = tl.load(prior_query + (first + steps)[:, None] * prior_query_t, mask=real, other=0.0)
-        tile += share[None, :] * taken.to(tl.float32)
-    at = (sample * HEADS + head) * steps_padded
-    real = rows < length
-    tile *= prior_scale
-    if HAS_BIAS:
-        tile = _mark(tile, 3 * ALL_HEADS, exists * tl.load(bias + head).to(tl.float32), FOLDED)
-    tile = tl.where(real[:, None], tile, 0.0)
-    _put(folded_query + at * FOLDED, rows, tile, FOLDED)
-    # One copy after the other: a store between the loads keeps the compiler from holding all tiles in registers at once.
-    queries = _take(query + first * query_t + head * query_h, query_t, rows, real, width, WIDTH)
-    if not BACKWARD:
-        tl.store(norms + 2 * lines, _norm(tile))
-        tl.store(norms, _norm(queries))
-    if SPARE:
-        queries = _mark(queries, width, exists * FAR, WIDTH)
-        if BACKWARD:
-            queries = _mark_parts(queries, width + 1, tl.load(inner + at + rows, mask=real, other=0.0) / -scale, WIDTH)
-    _put(query_copy + at * WIDTH, rows, queries, WIDTH)
-    keys = _take(key + first * key_t + head * key_h, key_t, rows, real, width, WIDTH)
-    if not BACKWARD:
-        tl.store(norms + lines, _norm(keys))
-    if SPARE:
-        keys = _mark(keys, width, (exists - 1.0) * FAR, WIDTH)
-        keys = _mark(_mark(keys, width + 1, exists, WIDTH), width + 2, exists, WIDTH)
-    _put(key_copy + at * WIDTH, rows, keys, WIDTH)
-    values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
-    if SPARE:
-        values = _mark(_mark(values, value_width, exists, VALUE_WIDTH), value_width + 1, exists, VALUE_WIDTH)
-    _put(value_copy + at * VALUE_WIDTH, rows, values, VALUE_WIDTH)
-    if BACKWARD:
-        grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, VALUE_WIDTH)
-        wide = tl.arange(0, VALUE_WIDTH)[None, :]
-        inside = real[:, None] & (wide < value_width)
-        out += ((first + rows) * HEADS + head)[:, None] * value_width
-        outs = tl.load(out + wide, mask=inside, other=0.0).to(tl.float32)
-        deltas = tl.sum(grads * outs, 1)
+    source = prior_query + first * prior_query_t + (other.to(tl.int64) * prior_query_h + channel)[None, :]
+    used_by = used[None, :] & real[:, None]
+    before = taken(source, prior_query_t, rows - 1, used_by, length)
+    here = taken(source, prior_query_t, rows, used_by, length)
+    after = taken(source, prior_query_t, rows + 1, used_by, length)
+    for head in range(group * TOGETHER, min(group * TOGETHER + TOGETHER, HEADS)):
+        by_first, by_middle, by_last = shares(weight + (head * HEADS + other) * 9 + shift, used, prior_scale)
+        tile = by_first[None, :] * before.to(tl.float32)
+        tile += by_middle[None, :] * here.to(tl.float32)
+        tile += by_last[None, :] * after.to(tl.float32)
+        if HAS_BIAS:
+            tile = _mark(tile, 3 * ALL_HEADS, exists * tl.load(bias + head).to(tl.float32), FOLDED)
+        at = (sample * HEADS + head) * steps_padded
+        _put(folded_query + at * FOLDED, rows, tile, FOLDED)
+        # One copy after the other: a store between the loads keeps the compiler from holding all tiles in registers at once.
+        queries = _take(query + first * query_t + head * query_h, query_t, rows, real, width, WIDTH)
+        if not BACKWARD:
+            tl.store(norms + 2 * lines + head * blocks, _norm(tile))
+            tl.store(norms + head * blocks, _norm(queries))
         if SPARE:
-            grads = _mark_parts(grads, value_width, -deltas, VALUE_WIDTH)
-        else:
-            tl.store(delta + at + rows, deltas)
-        _put(grad_copy + at * VALUE_WIDTH, rows, grads, VALUE_WIDTH)
-
-
-@triton.jit
-def _gather(at, stride, steps, used, length):
-    """Steps of a prior, all heads side by side; zero where no step exists."""
-    inside = ((steps >= 0) & (steps < length))[:, None] & used[None, :]
-    return tl.load(at + steps[:, None].to(tl.int64) * stride, mask=inside, other=0.0).to(tl.float32)
+            queries = _mark(queries, width, exists * FAR, WIDTH)
+            if BACKWARD:
+                queries = _mark_parts(queries, width + 1, tl.load(inner + at + rows, mask=real, other=0.0) / -scale, WIDTH)
+        _put(query_copy + at * WIDTH, rows, queries, WIDTH)
+        keys = _take(key + first * key_t + head * key_h, key_t, rows, real, width, WIDTH)
+        if not BACKWARD:
+            tl.store(norms + lines + head * blocks, _norm(keys))
+        if SPARE:
+            keys = _mark(keys, width, (exists - 1.0) * FAR, WIDTH)
+            keys = _mark(_mark(keys, width + 1, exists, WIDTH), width + 2, exists, WIDTH)
+        _put(key_copy + at * WIDTH, rows, keys, WIDTH)
+        values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
+        if SPARE:
+            values = _mark(_mark(values, value_width, exists, VALUE_WIDTH), value_width + 1, exists, VALUE_WIDTH)
+        _put(value_copy + at * VALUE_WIDTH, rows, values, VALUE_WIDTH)
+        if BACKWARD:
+            grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, VALUE_WIDTH)
+            wide = tl.arange(0, VALUE_WIDTH)[None, :]
+            inside = real[:, None] & (wide < value_width)
+            outs = tl.load(out + ((first + rows) * HEADS + head)[:, None] * value_width + wide, mask=inside, other=0.0).to(tl.float32)
+            deltas = tl.sum(grads * outs, 1)
+            if SPARE:
+                grads = _mark_parts(grads, value_width, -deltas, VALUE_WIDTH)
+            else:
+                tl.store(delta + at + rows, deltas)
+            _put(grad_copy + at * VALUE_WIDTH, rows, grads, VALUE_WIDTH)
 
 
 @triton.jit
@@ -202,10 +212,10 @@ def predictive_attention_bwd_fold_kernel(
     # The queries that row i of qhat took with the taps x = 0, 1, 2: q'(i - 1), q'(i), q'(i + 1).
     first = tl.load(starts + sample)
     rows = block * ROWS + tl.arange(0, ROWS)
-    at = prior_query + first * prior_query_t + (other.to(tl.int64) * prior_query_h + channel)[None, :]
-    before = _gather(at, prior_query_t, rows - 1, used, length)
-    here = _gather(at, prior_query_t, rows, used, length)
-    after = _gather(at, prior_query_t, rows + 1, used, length)
+    source = prior_query + first * prior_query_t + (other.to(tl.int64) * prior_query_h + channel)[None, :]
+    before = taken(source, prior_query_t, rows - 1, used[None, :], length).to(tl.float32)
+    here = taken(source, prior_query_t, rows, used[None, :], length).to(tl.float32)
+    after = taken(source, prior_query_t, rows + 1, used[None, :], length).to(tl.float32)
     query_grads = tl.zeros([ROWS, CHANNELS], tl.float32)
     for head in range(heads):
         for y in range(3):  # not unrolled, which would keep all loads in registers at once

@@ -9,12 +9,11 @@ from torch import Tensor
 from mea_graph.ops.interval import triton as gpu
 from mea_graph.ops.predictive import triton_halves as loops
 from mea_graph.ops.predictive import triton_halves_fold as folds
+from mea_graph.ops.predictive.triton_tiles import ALL_REGISTERS, FOLD_HEADS, POWER_ROWS
 
 if TYPE_CHECKING:
     from mea_graph.ops.predictive.triton import Call
 
-_POWER_ROWS = 32
-_FOLD_ROWS = 32
 _BLOCK = 128  # as the other copies, a multiple of it is what tiles divide
 
 
@@ -47,7 +46,7 @@ def _copies(call: "Call", inner: Tensor | None, outer: Tensor | None, out: Tenso
         folded_query=empty(*heads, steps, 2 * folded, dtype=torch.float16),
         folded_key=empty(call.batch, steps, 2 * folded, dtype=torch.float16),
         statistics=empty(*heads, steps, 4) if backward else nothing,
-        norms=empty(0 if backward else 4, *heads, steps // _FOLD_ROWS),
+        norms=empty(0 if backward else 4, *heads, steps // call.fold_rows),
         powers=empty(*heads, folds.POWERS.value),
     )
     grad = gpu.dense_rows(call.value if grad is None else grad)
@@ -56,13 +55,13 @@ def _copies(call: "Call", inner: Tensor | None, outer: Tensor | None, out: Tenso
     constants = {"BACKWARD": backward, "WIDTH": width, "VALUE_WIDTH": call.tiles["VALUE_WIDTH"]}
     folds.predictive_attention_power_kernel[(call.batch * call.heads,)](
         *strided, call.start, call.length, copies.powers, call.heads, call.width, call.value_width, call.prior_width,
-        PRIOR_WIDTH=max(8, gpu.power_of_2(call.prior_width)), ROWS=_POWER_ROWS, **constants,
+        PRIOR_WIDTH=max(8, gpu.power_of_2(call.prior_width)), ROWS=POWER_ROWS, **constants,
     )  # fmt: skip
-    folds.predictive_attention_fold_kernel[(call.batch * (call.heads + 1) * (steps // _FOLD_ROWS),)](
+    folds.predictive_attention_fold_kernel[call.fold_grid](
         *strided, *(nothing if t is None else t for t in (inner, outer, out)), call.weight, call.start, call.length, copies.powers,
         *copies[:8], steps, call.width, call.value_width, call.prior_scale,
-        HEADS=call.heads, PRIOR_WIDTH=call.prior_width, FOLDED=folded, ROWS=_FOLD_ROWS, BLOCK=_BLOCK, **constants,
-        num_warps=call.fold_warps,
+        HEADS=call.heads, PRIOR_WIDTH=call.prior_width, FOLDED=folded, TOGETHER=FOLD_HEADS, ROWS=call.fold_rows, BLOCK=_BLOCK, **constants,
+        num_warps=call.fold_warps, maxnreg=ALL_REGISTERS,
     )  # fmt: skip
     return copies
 
@@ -75,7 +74,7 @@ def forward(call: "Call", out: Tensor, inner: Tensor, outer: Tensor) -> None:
         copies.query, copies.key, copies.key_parts, copies.folded_query, copies.folded_key, copies.norms, copies.powers,
         call.bias, call.start, call.length, out, inner, outer,
         call.heads, call.steps_padded, call.value_width, call.scale, call.mu,
-        HAS_BIAS=call.has_bias, NORM_ROWS=_FOLD_ROWS, **constants,
+        HAS_BIAS=call.has_bias, NORM_ROWS=call.fold_rows, **constants,
     )  # fmt: skip
 
 

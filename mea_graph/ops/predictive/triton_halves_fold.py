@@ -28,7 +28,7 @@ The folded operands are those of `triton_fold.py`, without the bias. Names are a
 import triton
 import triton.language as tl
 
-from mea_graph.ops.predictive.triton_fold import _take, place
+from mea_graph.ops.predictive.triton_fold import _take, place, shares, taken
 
 LARGE = tl.constexpr(2048.0)  # 2^11: how much smaller the second half is than the first
 SMALL = tl.constexpr(1.0 / 2048)
@@ -167,16 +167,17 @@ def predictive_attention_fold_kernel(
     norms,  # (4, B, K, blocks): of the longest query, key, folded query and folded key of a block, squared; written for the forward pass
     steps_padded, width, value_width, prior_scale,
     HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    TOGETHER: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Block t of line b (HEADS + 1) + o: steps of head o; o = HEADS: of the folded keys, which all heads share.
+    """Block t of line b (groups + 1) + g: steps of the heads of group g, TOGETHER at most; the last g: of the folded keys.
 
     In the backward pass rows of queries and gradients lie side by side, and so do keys and values. `key_parts` are the keys' parts there,
     and the values' in the forward pass.
     """
     block, line = place(steps_padded, ROWS)
-    sample = (line // (HEADS + 1)).to(tl.int64)
-    head = (line % (HEADS + 1)).to(tl.int64)
+    LINES: tl.constexpr = (HEADS + TOGETHER - 1) // TOGETHER + 1
+    sample = (line // LINES).to(tl.int64)
+    group = line % LINES
     length = tl.load(lengths + sample).to(tl.int32)
     if block * ROWS >= tl.cdiv(length, BLOCK) * BLOCK:
         return
@@ -189,83 +190,82 @@ def predictive_attention_fold_kernel(
     channel = columns % PRIOR_WIDTH
     used = columns < 3 * ALL_HEADS
     blocks = steps_padded // ROWS
-    lines = tl.num_programs(0) // (HEADS + 1) * HEADS  # B K blocks
-    norms += (sample * HEADS + head % HEADS) * blocks + block
-    exists = (rows < length).to(tl.float32)
+    lines = tl.num_programs(0) // LINES * HEADS  # B K blocks
+    norms += sample * HEADS * blocks + block
+    real = rows < length
+    exists = real.to(tl.float32)
     of_priors = powers + (sample * HEADS + other) * POWERS
     of_folded_key = tl.max(tl.load(of_priors + 7, mask=used, other=0.0), 0) * (1.0 / UNIT)  # below 2^14 then
 
-    if head == HEADS:
+    if group == LINES - 1:
         steps = rows[:, None] + shift[None, :] - 1
-        real = (steps >= 0) & (steps < length) & used[None, :] & (rows < length)[:, None]
+        inside = (steps >= 0) & (steps < length) & used[None, :] & real[:, None]
         at = (first + steps) * prior_key_t + (other.to(tl.int64) * prior_key_h + channel)[None, :]
-        tile = tl.load(prior_key + at, mask=real, other=0.0).to(tl.float32)
+        tile = tl.load(prior_key + at, mask=inside, other=0.0).to(tl.float32)
         if not BACKWARD:
             tl.store(norms + 3 * lines, _norm(tile))
         tile = tl.where((columns == 3 * ALL_HEADS)[None, :], exists[:, None], tile * _inverse(of_folded_key))
         _put_halves(folded_key, sample * steps_padded + rows, tile, FOLDED)
         return
 
-    tile = tl.zeros([ROWS, FOLDED], tl.float32)
-    bound = tl.zeros([FOLDED], tl.float32)
-    prior_query += (other.to(tl.int64) * prior_query_h + channel)[None, :]
-    for x in tl.static_range(3):
-        steps = rows + x - 1
-        real = ((steps >= 0) & (steps < length))[:, None] & used[None, :]
-        share = tl.load(weight + ((head * HEADS + other) * 3 + x) * 3 + shift, mask=used, other=0.0).to(tl.float32) * prior_scale
-        taken = tl.load(prior_query + (first + steps)[:, None] * prior_query_t, mask=real, other=0.0)
-        tile += share[None, :] * taken.to(tl.float32)
-        bound += tl.abs(share)
-    real = rows < length
-    tile = tl.where(real[:, None], tile, 0.0)
-    bound = tl.max(bound * tl.load(of_priors + 6, mask=used, other=0.0), 0)
-    of_folded_query = _below(bound) * (4.0 / (2.0 * UNIT))
-    pair = sample * HEADS + head
-    powers += pair * POWERS
-    if block == 0:
-        tl.store(powers + 4, of_folded_query)
-        tl.store(powers + 5, of_folded_key)
-    at = pair * steps_padded + rows
-    _put_halves(folded_query, at, tile * _inverse(of_folded_query), FOLDED)
-
-    # One copy after the other: a store between the loads keeps the compiler from holding all tiles in registers at once.
+    source = prior_query + first * prior_query_t + (other.to(tl.int64) * prior_query_h + channel)[None, :]
+    used_by = used[None, :] & real[:, None]
+    before = taken(source, prior_query_t, rows - 1, used_by, length)
+    here = taken(source, prior_query_t, rows, used_by, length)
+    after = taken(source, prior_query_t, rows + 1, used_by, length)
+    sizes = tl.load(of_priors + 6, mask=used, other=0.0)
     STRIDE: tl.constexpr = 4 * WIDTH + 4 * VALUE_WIDTH if BACKWARD else 4 * WIDTH
     narrow = tl.arange(0, WIDTH)[None, :]
     wide = tl.arange(0, VALUE_WIDTH)[None, :]
-    query_copy += at[:, None] * STRIDE
-    key_copy += at[:, None] * STRIDE
-    queries = _take(query + first * query_t + head * query_h, query_t, rows, real, width, WIDTH)
-    if BACKWARD:
-        _put_parts(query_parts, at, 2 * PARTS, queries, width, exists, WIDTH)
-    else:
-        tl.store(norms + 2 * lines, _norm(tile))
-        tl.store(norms, _norm(queries))
-    far = tl.where(narrow == width, exists[:, None] * FAR, 0.0)
-    _put_groups(query_copy + narrow, queries * _inverse(tl.load(powers)), far, False, WIDTH)
-    keys = _take(key + first * key_t + head * key_h, key_t, rows, real, width, WIDTH)
-    if BACKWARD:
-        _put_parts(key_parts, at, PARTS, keys, width, exists, WIDTH)
-    else:
-        tl.store(norms + lines, _norm(keys))
-    far = tl.where(narrow == width, (exists - 1.0)[:, None] * FAR, 0.0)
-    _put_groups(key_copy + narrow, keys * _inverse(tl.load(powers + 1)), far, True, WIDTH)
-    values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
-    if not BACKWARD:
-        _put_parts(key_parts, at, PARTS, values, value_width, exists, VALUE_WIDTH)
-    else:
-        nothing = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
-        in_units = _inverse(tl.load(powers + 2))
-        values = tl.where(wide == value_width, exists[:, None] * UNIT, values * in_units)
-        _put_groups(key_copy + 4 * WIDTH + wide, values, nothing, True, VALUE_WIDTH)
-        grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, VALUE_WIDTH)
-        _put_parts(query_parts + PARTS, at, 2 * PARTS, grads, value_width, exists, VALUE_WIDTH)
-        grads *= _inverse(tl.load(powers + 3))
-        inside = real[:, None] & (wide < value_width)
-        out += ((first + rows) * HEADS + head)[:, None] * value_width
-        outs = tl.load(out + wide, mask=inside, other=0.0).to(tl.float32) * in_units
-        grads = tl.where(wide == value_width, tl.sum(grads * outs, 1)[:, None] * (-1.0 / UNIT), grads)
-        _put_groups(query_copy + 4 * WIDTH + wide, grads, nothing, False, VALUE_WIDTH)
-        statistics += pair * steps_padded * 4
-        tl.store(at_statistics(statistics, rows, 0), tl.load(inner + at, mask=real, other=0.0))
-        # Where there is no query, a statistic for which every weight is zero, and none infinite.
-        tl.store(at_statistics(statistics, rows, 1), tl.load(outer + at, mask=real, other=1e30))
+    for head in range(group * TOGETHER, min(group * TOGETHER + TOGETHER, HEADS)):
+        by_first, by_middle, by_last = shares(weight + (head * HEADS + other) * 9 + shift, used, prior_scale)
+        bound = tl.max((tl.abs(by_first) + tl.abs(by_middle) + tl.abs(by_last)) * sizes, 0)
+        of_folded_query = _below(bound) * (4.0 / (2.0 * UNIT))
+        unit = _inverse(of_folded_query)
+        tile = (by_first * unit)[None, :] * before.to(tl.float32)
+        tile += (by_middle * unit)[None, :] * here.to(tl.float32)
+        tile += (by_last * unit)[None, :] * after.to(tl.float32)
+        pair = sample * HEADS + head
+        of_head = powers + pair * POWERS
+        if block == 0:
+            tl.store(of_head + 4, of_folded_query)
+            tl.store(of_head + 5, of_folded_key)
+        at = pair * steps_padded + rows
+        _put_halves(folded_query, at, tile, FOLDED)
+
+        # One copy after the other: a store between the loads keeps the compiler from holding all tiles in registers at once.
+        queries = _take(query + first * query_t + head * query_h, query_t, rows, real, width, WIDTH)
+        if BACKWARD:
+            _put_parts(query_parts, at, 2 * PARTS, queries, width, exists, WIDTH)
+        else:
+            tl.store(norms + 2 * lines + head * blocks, _norm(tile) * of_folded_query * of_folded_query)
+            tl.store(norms + head * blocks, _norm(queries))
+        far = tl.where(narrow == width, exists[:, None] * FAR, 0.0)
+        _put_groups(query_copy + at[:, None] * STRIDE + narrow, queries * _inverse(tl.load(of_head)), far, False, WIDTH)
+        keys = _take(key + first * key_t + head * key_h, key_t, rows, real, width, WIDTH)
+        if BACKWARD:
+            _put_parts(key_parts, at, PARTS, keys, width, exists, WIDTH)
+        else:
+            tl.store(norms + lines + head * blocks, _norm(keys))
+        far = tl.where(narrow == width, (exists - 1.0)[:, None] * FAR, 0.0)
+        _put_groups(key_copy + at[:, None] * STRIDE + narrow, keys * _inverse(tl.load(of_head + 1)), far, True, WIDTH)
+        values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
+        if not BACKWARD:
+            _put_parts(key_parts, at, PARTS, values, value_width, exists, VALUE_WIDTH)
+        else:
+            nothing = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+            in_units = _inverse(tl.load(of_head + 2))
+            values = tl.where(wide == value_width, exists[:, None] * UNIT, values * in_units)
+            _put_groups(key_copy + at[:, None] * STRIDE + 4 * WIDTH + wide, values, nothing, True, VALUE_WIDTH)
+            grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, VALUE_WIDTH)
+            _put_parts(query_parts + PARTS, at, 2 * PARTS, grads, value_width, exists, VALUE_WIDTH)
+            grads *= _inverse(tl.load(of_head + 3))
+            inside = real[:, None] & (wide < value_width)
+            outs = tl.load(out + ((first + rows) * HEADS + head)[:, None] * value_width + wide, mask=inside, other=0.0)
+            deltas = tl.sum(grads * (outs.to(tl.float32) * in_units), 1)
+            grads = tl.where(wide == value_width, deltas[:, None] * (-1.0 / UNIT), grads)
+            _put_groups(query_copy + at[:, None] * STRIDE + 4 * WIDTH + wide, grads, nothing, False, VALUE_WIDTH)
+            of_pair = statistics + pair * steps_padded * 4
+            tl.store(at_statistics(of_pair, rows, 0), tl.load(inner + at, mask=real, other=0.0))
+            # Where there is no query, a statistic for which every weight is zero, and none infinite.
+            tl.store(at_statistics(of_pair, rows, 1), tl.load(outer + at, mask=real, other=1e30))

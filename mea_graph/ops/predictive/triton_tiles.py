@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 
 HALF_WIDTH = 8  # channels of a group in the narrow copies of halves
+POWER_ROWS = 32  # steps of a turn of the loop that finds the powers of two of halves
+FOLD_HEADS = 4  # of a program that folds: they share what the taps read. With all heads in one, a single sample would have few programs
 ALL_REGISTERS = 255  # of a thread; of its own the compiler takes 168 or fewer for some sizes, and spills
 
 
@@ -91,3 +93,8 @@ def _sizes(exact: bool, width: int, folded: int, spare: bool) -> tuple[str, ...]
 def halves(dtype: torch.dtype, width: int, folded: int) -> bool:
     """Whether float32 is computed as halves in float16 (see triton_halves_fold.py): for narrow heads, whose three parts fit 15 channels."""
     return dtype == torch.float32 and width <= 5 and folded <= 128
+
+
+def fold_rows(dtype: torch.dtype, width: int, folded: int) -> int:
+    """Steps of a program that folds. What the taps read stays in registers: float32 takes twice as many, and wide copies take more."""
+    return 16 if dtype == torch.float32 or folded < 4 * width else 32
