@@ -48,6 +48,7 @@ CASES = {
     "127, ragged": Case(1, (16, 24, 40), (127, 0, 65)),
     "scattered": Case(2, (5, 7, 5), (66, 2, 0, 5), layout="scattered"),
     "ten heads": Case(10, (4, 4, 4), (6,)),
+    "five heads": Case(5, (6, 7, 6), (18,)),  # more than one program folds, as with ten heads, and too wide for halves in float32
     "wide": Case(4, (20, 20, 20), (20,)),  # 3 K D = 240
     "mu 0": Case(2, (5, 5, 5), (20,), mu=0.0),
     "mu 1": Case(2, (5, 5, 5), (20,), mu=1.0, bias=False),
@@ -61,7 +62,7 @@ SHIPPED = {
     "widest folded": Case(1, (64, 64, 64), (34,)),
     "a narrow prior of wide heads": Case(1, (40, 40, 3), (18,)),
 }
-HALF = {n: SHIPPED[n] for n in ("narrow", "folded", "widest folded")}
+HALF = {n: (CASES | SHIPPED)[n] for n in ("narrow", "folded", "widest folded", "five heads")}
 
 
 def attend(tensors: dict[str, Tensor | None], pointers: Pointers, mu: float, grad: Tensor, name: str = "triton") -> dict[str, Tensor]:
