@@ -118,7 +118,7 @@ def step(**times: float) -> dict:
 def test_the_first_screen_says_who_is_ahead_whoever_that_is(monkeypatch):
     monkeypatch.setattr(figures, "captions", lambda run: [])
     ahead, behind = {"cases": [step(mea_graph=1.0, MulT=27.86, LinMulT=1.1)]}, {"cases": [step(mea_graph=2.0, MulT=1.0)]}
-    assert "is 27.9 times as fast as MulT and level with LinMulT" in "".join(summary({"quick": ahead}))
+    assert "is 27.9 times as fast as MulT and level with LinMulT (1.1 times as fast)" in "".join(summary({"quick": ahead}))
     assert "is 2 times slower than MulT" in "".join(summary({"quick": behind}))
     assert summary({"quick": {"cases": []}}) == [""]
 
