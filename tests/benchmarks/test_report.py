@@ -78,6 +78,11 @@ def test_every_number_of_the_committed_tables_has_three_digits_at_most():
     assert not long
 
 
+def test_a_run_from_before_the_cpp_says_so(tmp_path):
+    old, new = run(mea_graph=0.1), run(mea_graph=0.1) | {"date": "2026-12-01 00:00"}
+    assert report.page([written(tmp_path, "cpu-2026-12-01", old, new)]).count(report.OLDER) == 1
+
+
 def test_no_heading_stands_twice(tmp_path):
     one = run(**{"mea_graph": 0.1, "eager formula": 0.5})
     for text in (report.PAGE.read_text(encoding="utf-8"), report.page([written(tmp_path, "cpu-2026-01-02", one, one)])):
