@@ -10,6 +10,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 _JOINT = re.compile(r"(?<=[/_])(?=\w)|(?<=::)|(?<=\.)(?=(?!py\b)[A-Za-z])|(?<=[a-z])(?=[A-Z])")
 UNBROKEN = 18  # characters of code that stay in one piece
+TITLE = 12  # characters of a title, which a phone has room for
 NARROW, BROAD = 14, 40  # characters of the longest cell of a column
 _NUMBERS = re.compile(r"(?:[\de.,()%<>+±-]+|s|ms|µs|MB|GB|to| )*")  # with their units and intervals, which stay on one line
 NUMERIC = 26  # characters of the longest such cell of a column
@@ -18,17 +19,17 @@ MANY = 6  # columns, from which on letters are smaller
 PHONE = 50  # characters that a phone has room for, counting 30 at most for a column
 
 
-def pieces(code: str) -> list[str]:
+def pieces(code: str, unbroken: int = UNBROKEN) -> list[str]:
     """A long name in pieces, between which a line may end.
 
     >>> pieces("mea_graph/ops/predictive/cpu.py")
     ['mea_', 'graph/', 'ops/', 'predictive/', 'cpu.py']
     """
-    return _JOINT.split(code) if len(code) > UNBROKEN else [code]
+    return _JOINT.split(code) if len(code) > unbroken else [code]
 
 
 def _break(name: nodes.TextElement) -> None:
-    parts = pieces(name.astext())
+    parts = pieces(name.astext(), TITLE if isinstance(name, nodes.title) else UNBROKEN)
     if len(parts) > 1:
         name.children = []
         for i, part in enumerate(parts):

@@ -242,6 +242,8 @@ _TAKEN = nn.ModuleDict()  # a submodule must not have the name of an attribute
 
 
 def check_modalities(modalities: Iterable[str], at_least: int = 1) -> tuple[str, ...]:
+    if isinstance(modalities, str) or not isinstance(modalities, Iterable):
+        raise TypeError(f"modalities: expected a list of names, got {modalities!r}")
     names = tuple(modalities)
     for name in names:
         if not isinstance(name, str) or not name or "." in name or hasattr(_TAKEN, name):

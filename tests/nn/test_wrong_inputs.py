@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch_geometric.data import Batch, HeteroData
 
-from mea_graph.nn import MEA, MEALoss, ModalityReinforcementUnit, PredictiveSelfAttention, UnimodalExtractor
+from mea_graph.nn import (
+    MEA,
+    CrossModalEncoder,
+    MEALoss,
+    ModalityReinforcementUnit,
+    PredictiveEncoder,
+    PredictiveSelfAttention,
+    UnimodalExtractor,
+)
 from mea_graph.ops import IntervalEdges, Pointers
 
 PTR = torch.tensor([0, 6, 10])
@@ -47,6 +55,8 @@ LAYERS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: IntervalEdges.window(PTR, TWO, steps=1), TypeError, "source: expected Pointers, which Pointers.from_ptr makes, got Tensor"),
     (lambda: IntervalEdges.complete(PTR, TWO), TypeError, r"sources\[0\]: expected Pointers"),
     (lambda: IntervalEdges.complete(TWO, PTR), TypeError, "target: expected Pointers"),
+    (lambda: PredictiveEncoder(["text", "audio"], 8), TypeError, "modalities: expected a list of names, got 8"),
+    (lambda: CrossModalEncoder(8, "text"), TypeError, "modalities: expected a list of names, got 'text'"),
 ]
 
 MODEL: list[tuple[Callable[[], object], type[Exception], str]] = [
