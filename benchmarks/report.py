@@ -137,7 +137,10 @@ def _heading(made: _Page, run: dict[str, Any], command: str, what: str, more: st
 
 
 def _folded(command: str) -> str:
-    """A command in lines that fit the page, which a shell reads as one."""
+    """A command in lines that fit the page, which a shell reads as one; several, which "and" joins, one below the other."""
+    first, *others = re.split(" and (?=python )", command)
+    if others:
+        return "\n".join(map(_folded, [first, *others]))
     lines = [""]
     for word in shlex.split(command, posix=False):
         if len(lines[-1]) + len(word) > WIDTH:

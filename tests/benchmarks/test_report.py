@@ -114,6 +114,8 @@ def test_a_long_command_is_folded_where_a_shell_reads_on():
     assert max(map(len, folded.splitlines())) <= 90
     assert shlex.split(folded.replace("\\\n", "")) == shlex.split(command)
     assert report._folded("make bench") == "make bench"
+    assert report._folded("python a.py --rounds 1 and python a.py --rounds 2") == "python a.py --rounds 1\npython a.py --rounds 2"
+    assert report._folded("python -m pytest -k 'growth and window'") == "python -m pytest -k 'growth and window'"
 
 
 def step(**times: float) -> dict:
