@@ -28,10 +28,19 @@ def captions(run: Run) -> list[tuple[str, str]]:
         if any("peak_bytes" in c for case in _bars(run) for c in case["contenders"].values()):
             found.append(("memory", "Peak memory of the same training steps, on a logarithmic axis; shorter is better."))
     for curve in _curves(run):
-        found.append((curve, f"Growth: {curve}. Both axes are logarithmic; a line twice as steep as the grid's diagonal is quadratic."))
+        found.append((curve, f"Growth: {_told(curve)}. {_how_to_read(_points(run, curve)[0]['curve'][1])}"))
         if any("peak_bytes" in c for case in _points(run, curve) for c in case["contenders"].values()):
-            found.append((f"{curve}, memory", f"Peak memory: {curve}."))
+            found.append((f"{curve}, memory", f"Peak memory: {_told(curve)}."))
     return found
+
+
+def _told(curve: str) -> str:
+    """What a figure shows. Those of windows have a line of the whole sequence beside them."""
+    return re.sub(r" over a window of .+", ' over windows, and over whole sequences ("complete")', curve)
+
+
+def _how_to_read(x: str) -> str:
+    return f"Both axes are logarithmic: where {x} double, linear growth doubles the time, and quadratic growth makes it four times as long."
 
 
 def captions_by_name(newest: dict[str, Any]) -> dict[str, list[list[tuple[str, str]]]]:

@@ -41,6 +41,8 @@ No figure: no kernel of the library has run on a GPU yet. Without one, Triton's 
 numbers, and compilation for sm_80 and sm_90 checks the resources. On a machine with a GPU, `python -m benchmarks.gpu_check` checks every
 kernel against float64, times it beside its baselines and writes the file that this page is made of.
 """
+NATIVE = "2026-11-28 19:00"  # when the C++ for CPUs joined the package, in the form of a run's date
+OLDER = ' **This run is older than the backend "native"**: the library computed in plain PyTorch, so do not compare it with newer runs.'
 CLOCKS = {
     "processor time": "processor time of the one thread; other programs on the machine slow it less than the clock on the wall",
     "wall time": "wall-clock time",
@@ -123,6 +125,8 @@ def _heading(made: _Page, run: dict[str, Any], command: str, what: str, more: st
     commit, when = "", "end"
     if "format" in run:
         commit, when = f" Commit {run['revision']}." if run.get("revision") else f" Sources {run.get('sources')}.", "start"
+    if "cuda" not in run and run["date"] < NATIVE:
+        more += OLDER
     made.heading(2, f"{what}: {run['device']}{threads}", run["date"])
     made.add(
         [
@@ -133,7 +137,10 @@ def _heading(made: _Page, run: dict[str, Any], command: str, what: str, more: st
 
 
 def _folded(command: str) -> str:
-    """A command in lines that fit the page, which a shell reads as one."""
+    """A command in lines that fit the page, which a shell reads as one; several, which "and" joins, one below the other."""
+    first, *others = re.split(" and (?=python )", command)
+    if others:
+        return "\n".join(map(_folded, [first, *others]))
     lines = [""]
     for word in shlex.split(command, posix=False):
         if len(lines[-1]) + len(word) > WIDTH:

@@ -41,13 +41,15 @@ def _case(runs: Mapping[str, Mapping[str, Any]], begin: str, contender: str = "m
 
 
 def _beside(found: Contenders, name: str, called: str = "") -> str:
-    """How fast ours is beside a contender, whoever is ahead; nothing where it did not run."""
+    """How fast ours is beside a contender, whoever is ahead, with the ratio; nothing where it did not run."""
     if "mea_graph" not in found or name not in found:
         return ""
     times, called = found[name]["median"] / found["mea_graph"]["median"], called or name
     if times >= _LEVEL:
         return f"{number(times)} times as fast as {called}"
-    return f"{number(1 / times)} times slower than {called}" if times <= 1 / _LEVEL else f"level with {called}"
+    if times <= 1 / _LEVEL:
+        return f"{number(1 / times)} times slower than {called}"
+    return f"level with {called} ({number(times)} times as fast)"
 
 
 def _joined(parts: list[str]) -> str:
@@ -108,8 +110,8 @@ def _layers(runs: Mapping[str, Mapping[str, Any]]) -> str:
         said.append(f"On 20,000 nodes and 400,000 edges `GraphFusionConv` is {beside}")
         if "peak_bytes" in large["mea_graph"] and "peak_bytes" in large["GATConv"]:
             said[0] += f", with {memory(large['mea_graph']['peak_bytes'])} of memory in place of {memory(large['GATConv']['peak_bytes'])}"
-        if small := _beside(_case(runs, _SMALL, "GATConv"), "GATConv", "it"):
-            said[0] += f"; on 32 graphs of 6 nodes it is {small}"
+        if small := _beside(_case(runs, _SMALL, "GATConv"), "GATConv"):
+            said.append(f"On 32 graphs of 6 nodes it is {small}")
     if short := _beside(_case(runs, _SHORT, "eager formula"), "eager formula", "the plain formula in torch"):
         said.append(f"On 32 sequences of 50 steps, predictive attention is {short}")
     return f"**Single layers.** {'. '.join(said)}." if said else ""

@@ -10,24 +10,26 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 _JOINT = re.compile(r"(?<=[/_])(?=\w)|(?<=::)|(?<=\.)(?=(?!py\b)[A-Za-z])|(?<=[a-z])(?=[A-Z])")
 UNBROKEN = 18  # characters of code that stay in one piece
+TITLE = 12  # characters of a title, which a phone has room for
 NARROW, BROAD = 14, 40  # characters of the longest cell of a column
 _NUMBERS = re.compile(r"(?:[\de.,()%<>+±-]+|s|ms|µs|MB|GB|to| )*")  # with their units and intervals, which stay on one line
 NUMERIC = 26  # characters of the longest such cell of a column
+FEW = 6  # rows
 MANY = 6  # columns, from which on letters are smaller
 PHONE = 50  # characters that a phone has room for, counting 30 at most for a column
 
 
-def pieces(code: str) -> list[str]:
+def pieces(code: str, unbroken: int = UNBROKEN) -> list[str]:
     """A long name in pieces, between which a line may end.
 
     >>> pieces("mea_graph/ops/predictive/cpu.py")
     ['mea_', 'graph/', 'ops/', 'predictive/', 'cpu.py']
     """
-    return _JOINT.split(code) if len(code) > UNBROKEN else [code]
+    return _JOINT.split(code) if len(code) > unbroken else [code]
 
 
 def _break(name: nodes.TextElement) -> None:
-    parts = pieces(name.astext())
+    parts = pieces(name.astext(), TITLE if isinstance(name, nodes.title) else UNBROKEN)
     if len(parts) > 1:
         name.children = []
         for i, part in enumerate(parts):
@@ -36,6 +38,11 @@ def _break(name: nodes.TextElement) -> None:
 
 def _rows(table: nodes.table, part: type[nodes.Element]) -> list[list[nodes.entry]]:
     return [list(row.findall(nodes.entry)) for body in table.findall(part) for row in body.findall(nodes.row)]
+
+
+def _verdicts(rows: list[list[nodes.entry]]) -> bool:
+    """Whether a few rows end in words, which a reader of a phone would not see behind the numbers."""
+    return len(rows) <= FEW and all(row[0].astext() for row in rows) and not all(_NUMBERS.fullmatch(row[-1].astext()) for row in rows)
 
 
 def _fit(table: nodes.table) -> None:
@@ -52,7 +59,8 @@ def _fit(table: nodes.table) -> None:
             entry["classes"] += ["narrow"] if whole else ["broad"] if length >= BROAD else []
     if len(longest) >= MANY:
         table["classes"].append("many")
-    if heads and max(longest[1:], default=0) >= BROAD and sum(min(length, 30) for length in longest) > PHONE and len(longest) > 2:
+    wide = len(longest) > 2 and sum(min(length, 30) for length in longest) > PHONE
+    if heads and wide and (max(longest[1:], default=0) >= BROAD or _verdicts(rows)):
         table["classes"].append("cards")
         for row in rows:
             for entry, head in zip(row, heads[0], strict=True):

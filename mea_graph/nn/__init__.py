@@ -1,7 +1,12 @@
 """Layers, losses and the model, each a standalone module on rows `(N, d)` with `ptr`, or on `(B, T, d)` with a mask."""
 
 from mea_graph.nn.attention.feed_forward import FeedForward
-from mea_graph.nn.attention.hierarchical_cross_modal_attention import CrossModalEncoder, CrossModalOutput, HierarchicalCrossModalAttention
+from mea_graph.nn.attention.hierarchical_cross_modal_attention import (
+    CrossModalEncoder,
+    CrossModalEncoderOutput,
+    CrossModalOutput,
+    HierarchicalCrossModalAttention,
+)
 from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit
 from mea_graph.nn.attention.predictive_encoder import PredictiveEncoder, PredictiveEncoderOutput
 from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior
@@ -30,6 +35,7 @@ __all__ = [
     "AgnosticOutput",
     "Combination",
     "CrossModalEncoder",
+    "CrossModalEncoderOutput",
     "CrossModalOutput",
     "DecoupledGraphFusion",
     "Discrimination",

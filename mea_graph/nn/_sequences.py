@@ -14,6 +14,11 @@ from mea_graph.ops.pointers import put_rows, take_rows
 
 Layout = Tensor | Pointers | None  # mask, ptr or Pointers
 
+# What somebody who gives this in place of a sequence may have meant.
+_REMEDIES = {
+    tuple: "; a layer that returns several values returns the sequence first",
+    type(None): "; a sequence without steps is a tensor (0, d), or (B, 0, d)",
+}
 _OF_WEIGHTS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -128,7 +133,7 @@ def enter(
     `dtype` is that of the weights.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
+        raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}{_REMEDIES.get(type(x), '')}")
     if floating and not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
     if layout is not None and not isinstance(layout, (Tensor, Pointers)):
@@ -207,7 +212,7 @@ def enter_all(
 
     Those in `floating` take no integers. `dtype` gives the dtype of the weights that read a modality, which are mostly all the same.
     """
-    check_keys(x, modalities, "x")
+    check_keys(x, modalities, "x", remedy="; a modality that no sample has is a tensor without steps, (B, 0, d), or (0, d) with its ptr")
     if layout is not None:
         check_keys(layout, modalities, "layout")
     entered = {}
@@ -237,6 +242,8 @@ _TAKEN = nn.ModuleDict()  # a submodule must not have the name of an attribute
 
 
 def check_modalities(modalities: Iterable[str], at_least: int = 1) -> tuple[str, ...]:
+    if isinstance(modalities, str) or not isinstance(modalities, Iterable):
+        raise TypeError(f"modalities: expected a list of names, got {modalities!r}")
     names = tuple(modalities)
     for name in names:
         if not isinstance(name, str) or not name or "." in name or hasattr(_TAKEN, name):
@@ -253,12 +260,14 @@ def check_widths(in_channels: object) -> tuple[str, ...]:
     return check_modalities(in_channels)
 
 
-def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: str) -> None:
+def check_keys(values: Mapping[str, object], modalities: tuple[str, ...], name: str, remedy: str = "") -> None:
+    """Refuses other keys than the modalities; `remedy` says what to give where one is absent."""
     if not hasattr(values, "keys"):
         got = f"a tensor {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise TypeError(f"{name}: expected a dict of one entry a modality, got {got}")
     if set(values) != set(modalities):
-        raise ValueError(f"{name}: expected the modalities {list(modalities)}, got {list(values)}")
+        remedy = remedy if set(values) < set(modalities) else ""
+        raise ValueError(f"{name}: expected the modalities {list(modalities)}, got {list(values)}{remedy}")
 
 
 def check_same_samples(values: Mapping[str, Tensor], name: str) -> None:

@@ -78,6 +78,11 @@ def test_every_number_of_the_committed_tables_has_three_digits_at_most():
     assert not long
 
 
+def test_a_run_from_before_the_cpp_says_so(tmp_path):
+    old, new = run(mea_graph=0.1), run(mea_graph=0.1) | {"date": "2026-12-01 00:00"}
+    assert report.page([written(tmp_path, "cpu-2026-12-01", old, new)]).count(report.OLDER) == 1
+
+
 def test_no_heading_stands_twice(tmp_path):
     one = run(**{"mea_graph": 0.1, "eager formula": 0.5})
     for text in (report.PAGE.read_text(encoding="utf-8"), report.page([written(tmp_path, "cpu-2026-01-02", one, one)])):
@@ -109,6 +114,8 @@ def test_a_long_command_is_folded_where_a_shell_reads_on():
     assert max(map(len, folded.splitlines())) <= 90
     assert shlex.split(folded.replace("\\\n", "")) == shlex.split(command)
     assert report._folded("make bench") == "make bench"
+    assert report._folded("python a.py --rounds 1 and python a.py --rounds 2") == "python a.py --rounds 1\npython a.py --rounds 2"
+    assert report._folded("python -m pytest -k 'growth and window'") == "python -m pytest -k 'growth and window'"
 
 
 def step(**times: float) -> dict:
@@ -118,7 +125,7 @@ def step(**times: float) -> dict:
 def test_the_first_screen_says_who_is_ahead_whoever_that_is(monkeypatch):
     monkeypatch.setattr(figures, "captions", lambda run: [])
     ahead, behind = {"cases": [step(mea_graph=1.0, MulT=27.86, LinMulT=1.1)]}, {"cases": [step(mea_graph=2.0, MulT=1.0)]}
-    assert "is 27.9 times as fast as MulT and level with LinMulT" in "".join(summary({"quick": ahead}))
+    assert "is 27.9 times as fast as MulT and level with LinMulT (1.1 times as fast)" in "".join(summary({"quick": ahead}))
     assert "is 2 times slower than MulT" in "".join(summary({"quick": behind}))
     assert summary({"quick": {"cases": []}}) == [""]
 

@@ -126,6 +126,10 @@ def test_bad_input_is_named() -> None:
         fusion_graph(h, h, there | {"a": there["a"].long()})
     with pytest.raises(ValueError, match=r"present: expected bool \(B,\), got .*\(2, 1\)"):
         fusion_graph(h, h, there | {"a": there["a"][:, None]})
+    with pytest.raises(TypeError, match=r"present: expected tensors, got \['list', 'Tensor'\]"):
+        fusion_graph(h, h, there | {"a": [True, False]})
+    with pytest.raises(TypeError, match=r"exclusive: expected tensors, got \['ndarray', 'ndarray'\]"):
+        fusion_graph({m: x.numpy() for m, x in h.items()}, None)
     with pytest.raises(ValueError, match=r"agnostic: expected \(B, d_m\), got \[\(2, 3\), \(2, 4, 1\)\]"):
         fusion_graph(h, {"a": h["a"], "b": torch.randn(2, 4, 1)})
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch_geometric.data import Batch, HeteroData
 
-from mea_graph.nn import MEA, MEALoss, ModalityReinforcementUnit, PredictiveSelfAttention, UnimodalExtractor
+from mea_graph.nn import (
+    MEA,
+    CrossModalEncoder,
+    MEALoss,
+    ModalityReinforcementUnit,
+    PredictiveEncoder,
+    PredictiveSelfAttention,
+    UnimodalExtractor,
+)
 from mea_graph.ops import IntervalEdges, Pointers
 
 PTR = torch.tensor([0, 6, 10])
@@ -33,6 +41,11 @@ def without_x() -> Batch:
 
 LAYERS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: ATTENTION(X, [0, 6, 10]), TypeError, "x: expected the ptr of rows or a mask of padding as a Tensor, or Pointers, got list"),
+    (
+        lambda: torch.nn.Sequential(ATTENTION, ATTENTION)(X),
+        TypeError,
+        "x: expected a Tensor, got tuple; a layer that returns several values returns the sequence first",
+    ),
     (lambda: ATTENTION(X.double(), PTR), TypeError, "x: expected torch.float32, the dtype of the weights, got torch.float64"),
     (lambda: UNIT(X, PTR, source=X.double(), source_layout=PTR), TypeError, r"source\[0\]: expected torch.float32"),
     (lambda: UnimodalExtractor(8, 4)(X.double(), PTR), TypeError, "x: expected torch.float32"),
@@ -42,6 +55,8 @@ LAYERS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: IntervalEdges.window(PTR, TWO, steps=1), TypeError, "source: expected Pointers, which Pointers.from_ptr makes, got Tensor"),
     (lambda: IntervalEdges.complete(PTR, TWO), TypeError, r"sources\[0\]: expected Pointers"),
     (lambda: IntervalEdges.complete(TWO, PTR), TypeError, "target: expected Pointers"),
+    (lambda: PredictiveEncoder(["text", "audio"], 8), TypeError, "modalities: expected a list of names, got 8"),
+    (lambda: CrossModalEncoder(8, "text"), TypeError, "modalities: expected a list of names, got 'text'"),
 ]
 
 MODEL: list[tuple[Callable[[], object], type[Exception], str]] = [
@@ -49,6 +64,9 @@ MODEL: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: model()([sample()]), TypeError, "x: expected a PyG batch, .* got list; Batch.from_data_list makes a batch"),
     (lambda: model()(torch.randn(2, 4, 3)), TypeError, r"x: expected a PyG batch, .* got a tensor \(2, 4, 3\)"),
     (lambda: model()(without_x()), ValueError, r"batch\['audio'\]: expected x, the rows of its steps"),
+    (lambda: model()({"text": X[:, :3], "audio": None}), TypeError, r"audio: expected a Tensor, got NoneType; a sequence without steps is"),
+    (lambda: model()({"text": X[:, :3]}), ValueError, r"x: expected the modalities .* got \['text'\]; a modality that no sample has is"),
+    (lambda: model()({"text": X, "audio": X, "gaze": X}), ValueError, r"x: expected the modalities .* got .*'gaze'\]$"),
     (lambda: model()({"text": X, "audio": X}, PTR), TypeError, r"layout: expected a dict of one entry a modality, got a tensor \(3,\)"),
     (
         lambda: model(window={"seconds": 1.0})(Batch.from_data_list([sample()])),

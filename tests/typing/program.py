@@ -27,9 +27,9 @@ class Network(nn.Module):
         z = {m: extractor(x[m], ptr[m]) for m, extractor in self.extractors.items()}
         predicted = self.encoder.forward(z, ptr)
         assert_type(predicted, layers.PredictiveEncoderOutput)
-        heard, _ = self.cross.forward(predicted.x, ptr)
-        assert_type(heard, dict[str, Tensor])
-        pooled = {m: self.pool.forward(v, ptr[m]) for m, v in heard.items()}
+        heard = self.cross.forward(predicted.x, ptr)
+        assert_type(heard, layers.CrossModalEncoderOutput)
+        pooled = {m: self.pool.forward(v, ptr[m]) for m, v in heard.x.items()}
         graph = layers.fusion_graph(pooled, None)
         assert_type(graph, layers.FusionGraph)
         fused = self.fuse.forward(graph.x_dict, graph.edge_index_dict, graph.sample_dict, graph.num_samples)

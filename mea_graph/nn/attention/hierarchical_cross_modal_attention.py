@@ -199,6 +199,23 @@ class HierarchicalCrossModalAttention(nn.Module):
         return torch.where(present.any(0), total, instead)
 
 
+class CrossModalEncoderOutput(NamedTuple):
+    """Sequences, and each layer's attention maps, as in `CrossModalOutput` (empty unless requested).
+
+    >>> import torch
+    >>> encoder = CrossModalEncoder(8, ["a", "b"], heads=2, num_layers=3)
+    >>> output = encoder(
+    ...     {"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)},
+    ...     return_attention_weights=True,
+    ... )
+    >>> len(output.attention), output.attention[0]["fine", "b", "a"].shape
+    (3, torch.Size([1, 2, 3, 4]))
+    """
+
+    x: dict[str, Tensor]  # as the input: (N_m, d) or (B, T_m, d)
+    attention: list[dict[Arrow, Tensor]]  # (stage, source or "all" or "others", target) -> (B, K, T_target, T_source), a layer
+
+
 class CrossModalEncoder(nn.Module):
     r"""Stacks layers of `HierarchicalCrossModalAttention`; each takes sources and targets from the one before (R4).
 
@@ -211,15 +228,14 @@ class CrossModalEncoder(nn.Module):
 
     Shape:
         - x, layout, edges: as for `HierarchicalCrossModalAttention`
-        - result: the sequences, as `x`; and the maps of each layer, as of `HierarchicalCrossModalAttention`, none unless requested
+        - result: `CrossModalEncoderOutput`
 
     Raises:
         ValueError: If there is no layer or only one modality, a shape is wrong, or the modalities are not those named.
 
     >>> import torch
     >>> encoder = CrossModalEncoder(8, ["a", "b"], heads=2)
-    >>> x, maps = encoder({"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)})
-    >>> x["a"].shape
+    >>> encoder({"a": torch.randn(1, 3, 8), "b": torch.randn(1, 4, 8)}).x["a"].shape
     torch.Size([1, 3, 8])
     """
 
@@ -255,7 +271,7 @@ class CrossModalEncoder(nn.Module):
         layout: Mapping[str, Layout] | None = None,
         edges: Mapping[tuple[str, str], Edges] | None = None,
         return_attention_weights: bool = False,
-    ) -> tuple[dict[str, Tensor], list[dict[Arrow, Tensor]]]:
+    ) -> CrossModalEncoderOutput:
         """Returns the sequences after the last layer and each layer's maps."""
         dtype = getattr(self.layers[0], "_dtype", None)
         entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=dtype)
@@ -268,4 +284,4 @@ class CrossModalEncoder(nn.Module):
                 current, drawn = layer(current, arrows.pointers, arrows.edges, return_attention_weights)
             if return_attention_weights:
                 maps.append(drawn)
-        return {m: e.leave(current[m]) for m, e in entered.items()}, maps
+        return CrossModalEncoderOutput({m: e.leave(current[m]) for m, e in entered.items()}, maps)

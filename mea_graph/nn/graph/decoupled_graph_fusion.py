@@ -202,7 +202,8 @@ class DecoupledGraphFusion(nn.Module):
                 space_of[name] = max(fitting, key=len)
         for space in self.spaces:
             if space not in space_of.values():
-                raise ValueError(f"x_dict: expected node types ending in '_{space}', got {list(x_dict)}")
+                remedy = f"; spaces={list(dict.fromkeys(space_of.values()))} leaves out the others" if space_of else ""
+                raise ValueError(f"x_dict: expected node types ending in '_{space}', got {list(x_dict)}{remedy}")
         for edge_type in edge_index_dict:
             ends = {space_of.get(edge_type[0]), space_of.get(edge_type[2])} - {None}
             if len(ends) == 2:

@@ -102,6 +102,7 @@ def fusion_graph(
         - `present` of a node type and of an edge type: :math:`(B,)`, bool
 
     Raises:
+        TypeError: If a representation, or who is present, is no tensor.
         ValueError: If there is no space, or the arguments differ in their modalities or sizes.
 
     >>> import torch
@@ -169,9 +170,13 @@ def _check(spaces: Mapping[str, Mapping[str, Tensor]], present: Mapping[str, Ten
         raise ValueError("exclusive, agnostic: expected at least one of them, got None twice")
     first = next(iter(spaces.values()))
     modalities = tuple(first)
-    samples = first[modalities[0]].size(0)
-    for name, h in {**spaces, **({} if present is None else {"present": present})}.items():
+    given = {**spaces, **({} if present is None else {"present": present})}
+    for name, h in given.items():
         check_keys(h, modalities, name)
+        if not all(isinstance(h[m], Tensor) for m in modalities):
+            raise TypeError(f"{name}: expected tensors, got {[type(h[m]).__name__ for m in modalities]}")
+    samples = first[modalities[0]].size(0)
+    for name, h in given.items():
         if any(h[m].size(0) != samples for m in modalities):
             raise ValueError(f"{name}: expected {samples} samples of each modality, got {[h[m].size(0) for m in modalities]}")
         if name == "present":
