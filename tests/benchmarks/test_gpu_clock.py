@@ -1,0 +1,170 @@
+"""What the clocks, streams and profiles of `gpu_check` keep and leave out, on a device that stands in for CUDA."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import cases, gpu_check_clock, gpu_check_compile, gpu_check_manners, gpu_check_models, gpu_check_run
+from benchmarks.gpu_check_run import Job, Run, Settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+import pretended_cuda
+
+ON_CUDA = Settings("cuda", True, 0.0)
+
+
+@pytest.fixture
+def device() -> Iterator[None]:
+    with pretended_cuda.device():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_check_run, "_spoilt", [])
+
+
+def counted(calls: list[str], name: str) -> Callable[[], list[Tensor]]:
+    return lambda: calls.append(name) or [torch.zeros(1)]
+
+
+@pytest.mark.usefixtures("device")
+def test_a_capture_that_fails_costs_no_time_and_ends_the_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    @contextlib.contextmanager
+    def refused(*_: object) -> Iterator[None]:
+        yield
+        monkeypatch.setattr(torch.cuda, "synchronize", spoilt)
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    def spoilt(*_: object) -> None:
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    found = gpu_check_clock.clocks({n: counted(calls, n) for n in ("mea_graph", "eager formula")}, 0.0, "cuda")
+    assert gpu_check_run.is_spoilt()
+    assert all({"median", "events", "peak_bytes"} <= set(one) for one in found.values())
+    assert found["mea_graph"]["graph_refused"].startswith("RuntimeError: CUDA error: operation not permitted")
+    assert found["eager formula"]["graph_refused"] == "not tried, since mea_graph could not be captured"
+
+
+@pytest.mark.usefixtures("device")
+def test_a_cuda_graph_has_no_peak_of_memory() -> None:
+    """It has its memory since it was captured: what a replay takes beyond it is nothing, and says nothing."""
+    names = ("mea_graph", *gpu_check_clock.GRAPHS)
+    assert set(gpu_check_clock.GRAPHS) <= {"MEA, captured", *gpu_check_models.models.COMPILERS}
+    found = gpu_check_clock.clocks({n: counted([], n) for n in names}, 0.0, "cuda", graphs=False)
+    assert ["peak_bytes" in found[n] for n in names] == [True, False, False]
+
+
+def test_a_profiler_that_sees_nothing_is_no_pass_without_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blind:
+        def __init__(self, **_: object) -> None: ...
+
+        def __enter__(self) -> "Blind":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def events(self) -> list[object]:
+            return []
+
+    monkeypatch.setattr(gpu_check_clock, "profile", Blind)
+    with pytest.raises(RuntimeError, match="the profiler saw nothing"):
+        gpu_check_clock.kernels(counted([], "x"), "cuda")
+    assert gpu_check_clock.launches(counted([], "x"), "cuda") is None
+    assert os.environ["TEARDOWN_CUPTI"] == "0"
+
+
+@pytest.mark.usefixtures("device")
+def test_a_layer_is_profiled_after_it_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    for name in ("clocks", "launches"):
+        own = getattr(gpu_check_models, name)
+        monkeypatch.setattr(gpu_check_models, name, lambda *a, own=own, name=name, **k: order.append(name) or own(*a, **k))
+    gpu_check_models.layers_of_mea(Run(Job("layers", "x", "m:f", 1.0), ON_CUDA, tmp_path / "lines", 60.0))
+    assert order == ["clocks", "launches"] * 3
+    order.clear()
+    monkeypatch.setattr(gpu_check_models, "_batches", lambda run: [("true lengths", 2, "predict")])
+    gpu_check_models.model_eager(Run(Job("whole model", "x", "m:f", 1.0), ON_CUDA, tmp_path / "lines", 60.0))
+    assert order == ["clocks", "launches"]
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("forgets", [False, True])
+def test_an_op_that_forgets_the_stream_reads_what_is_not_there_yet(forgets: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, early = torch.ones(4), []
+
+    @contextlib.contextmanager
+    def stream(*_: object) -> Iterator[None]:
+        early.append(x.clone())  # what a kernel on the other stream finds
+        yield
+        early.clear()
+
+    case = cases.Case("", {"mea_graph": lambda: [2 * (early[0] if forgets and early else x)]}, [], list, torch.float32, {}, {"reads": [x]})
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setitem(gpu_check_manners.EVERY, "edge_attention", [lambda *_: case] * 2)
+    run = SimpleNamespace(on_cuda=True, small=True, device="cpu")
+    assert gpu_check_manners.other_stream(run, "edge_attention") == {"passed": not forgets}
+
+
+@pytest.mark.parametrize("op", gpu_check_manners.EVERY)
+def test_a_second_pass_of_a_check_reads_only_what_it_tells(op: str) -> None:
+    """Not even the gradient is drawn again: to send it to the device would wait for the stream."""
+    case = gpu_check_manners.EVERY[op][0](torch.float32, "cpu")
+    case.contenders["mea_graph"]()
+    read = case.about["reads"]
+    assert len(read) > 2
+    with torch.no_grad():
+        for t in read:
+            t.zero_()
+    generator = torch.random.get_rng_state()
+    assert not any(bool(t.any()) for t in case.contenders["mea_graph"]()[1:])
+    assert torch.equal(torch.random.get_rng_state(), generator)
+
+
+def test_the_model_repeats_by_deterministic_algorithms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sums over edges and of picked rows torch promises no order on a GPU otherwise."""
+    seen: list[bool] = []
+
+    def outputs(*_: object) -> list[Tensor]:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return [torch.zeros(1)]
+
+    monkeypatch.setattr(gpu_check_models.models, "outputs", outputs)
+    run = Run(Job("checks", "model", "m:f", 1.0), Settings("cpu", True, 0.0), tmp_path / "lines", 60.0)
+    gpu_check_models.check_model(run)
+    of = {r["key"]: r for r in gpu_check_run.read(tmp_path / "lines") if r["kind"] == "check"}
+    assert of["MEA twice, by deterministic algorithms"]["passed"]
+    assert seen.count(True) == 2
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_compiler_that_never_ends_does_not_cost_what_another_made(tmp_path: Path) -> None:
+    """Each is a case of its own, which is on the disk before the next one begins."""
+    run = Run(Job("whole model", "compiled", "m:f", 1.0), Settings("cpu", False, 0.0), tmp_path / "lines", -1.0)
+    gpu_check_models.model_compiled(run)
+    (plan,) = (r["cases"] for r in gpu_check_run.read(tmp_path / "lines") if r["kind"] == "plan")
+    assert plan[:2] == [f"MEA, training step, MOSI, B 32, true lengths, {how}" for how in ("torch.compile", "CUDA graphs")]
+    assert len(plan) == len(set(plan)) == 16
+
+
+def test_no_more_compile_at_once_than_the_container_has_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(224)), raising=False)
+    monkeypatch.setattr(gpu_check_compile, "CPU_MAX", tmp_path / "cpu.max")
+    assert gpu_check_compile.cores() == 224
+    for told, number in (("1600000 100000", 16), ("max 100000", 224), ("50000 100000", 1)):
+        gpu_check_compile.CPU_MAX.write_text(told)
+        assert gpu_check_compile.cores() == number
+    asked: list[int] = []
+    monkeypatch.setattr(gpu_check_compile, "cores", lambda: asked.append(1) or 1)
+    gpu_check_compile.compile_all(Run(Job("device", "x", "m:f", 1.0), Settings("cpu", False, 0.0), tmp_path / "lines", -1.0))
+    assert asked
