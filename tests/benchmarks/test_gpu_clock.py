@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases, gpu_check_clock, gpu_check_compile, gpu_check_manners, gpu_check_models, gpu_check_run
+from benchmarks import (
+    cases,
+    gpu_check_clock,
+    gpu_check_compile,
+    gpu_check_manners,
+    gpu_check_models,
+    gpu_check_ops,
+    gpu_check_run,
+    roofline,
+)
 from benchmarks.gpu_check_run import Job, Run, Settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -168,3 +177,56 @@ def test_no_more_compile_at_once_than_the_container_has_cores(tmp_path: Path, mo
     monkeypatch.setattr(gpu_check_compile, "cores", lambda: asked.append(1) or 1)
     gpu_check_compile.compile_all(Run(Job("device", "x", "m:f", 1.0), Settings("cpu", False, 0.0), tmp_path / "lines", -1.0))
     assert asked
+
+
+@pytest.mark.usefixtures("device")
+def test_time_is_read_from_events_that_have_come_to_pass() -> None:
+    calls: list[str] = []
+    assert 0 < gpu_check_clock.between_events(counted(calls, "x"), 1.0) < 1
+    assert len(calls) == 1 + 3  # it warms up, and a long pass is not repeated more often
+
+
+def test_a_capture_warms_up_on_a_stream_of_its_own_behind_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            told.append(f"{self.name} waits for {other.name}")
+
+    @contextlib.contextmanager
+    def within(name: str) -> Iterator[None]:
+        told.append(f"{name} begins")
+        yield
+        told.append(f"{name} ends")
+
+    stand_ins = {"Stream": Stream, "current_stream": lambda: Stream("own"), "stream": lambda stream: within(stream.name)}
+    for name, stand_in in (stand_ins | {"CUDAGraph": lambda: SimpleNamespace(replay=list), "graph": lambda _: within("capture")}).items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    gpu_check_clock.captured(counted(told, "pass"))
+    warm = ["side waits for own", "side begins", *["pass"] * 3, "side ends", "own waits for side"]
+    assert told == [*warm, "capture begins", "pass", "capture ends"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_bounds_of_the_kernels_add_up_to_that_of_the_pass(dtype: torch.dtype) -> None:
+    case, device = cases.predictive(2, 9, None, dtype), roofline.DEVICES["H200"]
+    work = roofline.work(**case.about["attention"], dtype=dtype)
+    launched = [name for name, parts in gpu_check_ops._BOUNDS.items() if {w.kernel for w in work} >= set(parts)]
+    found = gpu_check_ops.with_bounds([{"kernel": name, "launches": 1.0, "us": 100.0} for name in launched], case, device)
+    whole = 1e6 * roofline.bound(work, device)
+    assert sum(k.get("bound_us", 0.0) for k in found) == pytest.approx(whole, abs=0.03)  # each is rounded
+    assert all(k["share"] == pytest.approx(k["bound_us"] / 100, abs=1e-3) for k in found if "share" in k)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_device_is_lost_if_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_check_run.device_lost() is None
+
+    def fails() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    assert gpu_check_run.device_lost() == "CUDA error: an illegal memory access was encountered"
