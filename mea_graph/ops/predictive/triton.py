@@ -86,7 +86,7 @@ class Call:
             folded = max(folded, 2 * width)
         self.fold_warps = warps(max(folded, width))
         width = HALF_WIDTH if self.halves else width
-        self.tiles = {"WIDTH": width, "VALUE_WIDTH": width, "FOLDED": folded}
+        self.tiles = {"WIDTH": width, "FOLDED": folded}
 
     def copies(self, inner: Tensor | None = None, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
         """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
@@ -95,10 +95,10 @@ class Call:
         copies = {
             "query_copy": self.empty("WIDTH"),
             "key_copy": self.empty("WIDTH"),
-            "value_copy": self.empty("VALUE_WIDTH"),
+            "value_copy": self.empty("WIDTH"),
             "folded_query": self.empty("FOLDED"),
             "folded_key": self.empty("FOLDED", per_head=False),
-            "grad_copy": self.empty("VALUE_WIDTH") if grad is not None else self.query,
+            "grad_copy": self.empty("WIDTH") if grad is not None else self.query,
             "delta": self.rows() if grad is not None else self.query,
         }
         backward = out is not None and grad is not None
