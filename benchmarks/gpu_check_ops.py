@@ -219,20 +219,11 @@ def check_all(run: Run, op: str, every: Sequence[Build], small: Sequence[int]) -
     run.each("check", {f"{op} {i}, {dtype_name(dtype)}": partial(check, op, build, dtype, run.device) for i, build, dtype in builds})
 
 
-def check_predictive(run: Run) -> None:
-    check_all(run, "predictive_attention", CHECKS["predictive_attention"], SMALL["predictive_attention"])
+def _check_op(op: str, run: Run) -> None:
+    check_all(run, op, CHECKS[op], SMALL[op])
 
 
-def check_interval(run: Run) -> None:
-    check_all(run, "interval_attention", CHECKS["interval_attention"], SMALL["interval_attention"])
-
-
-def check_edge(run: Run) -> None:
-    check_all(run, "edge_attention", CHECKS["edge_attention"], SMALL["edge_attention"])
-
-
-def check_grouped(run: Run) -> None:
-    check_all(run, "grouped_linear", CHECKS["grouped_linear"], SMALL["grouped_linear"])
+check_predictive, check_interval, check_edge, check_grouped = (partial(_check_op, op) for op in CHECKS)
 
 
 def _true_formula(case: cases.Case, device: str, compiled: bool = False) -> measure.Pass:
@@ -282,6 +273,8 @@ def time_case(build: Callable[[], cases.Case], seconds: float, device: str) -> R
     }
     if not good(errors, case.dtype):
         return {**found, "not_timed": f"error {errors['mea_graph']:.1e}"}
+    if case.dtype == FLOAT32:
+        errors = case.errors()  # as it is timed: with TF32 in cuDNN, if torch allows it
     found["contenders"] = clocks(case.contenders, seconds, device)
     for name, contender in found["contenders"].items():
         contender["error"] = errors.get(name)

@@ -230,3 +230,18 @@ def test_a_device_is_lost_if_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(torch.cuda, "synchronize", fails)
     assert gpu_check_run.device_lost() == "CUDA error: an illegal memory access was encountered"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_error_beside_a_time_is_that_of_the_pass_as_it_is_timed(allowed: bool) -> None:
+    """What is checked must not round to TF32; what is timed does, where torch lets it."""
+    ours, truth = torch.ones(4), torch.ones(4, dtype=torch.float64)
+
+    def rival() -> list[Tensor]:
+        return [ours * (1 + 2**-10 * torch.backends.cudnn.allow_tf32)]
+
+    case = cases.Case("", {"mea_graph": lambda: [ours], "cuDNN's": rival}, ["mea_graph", "cuDNN's"], lambda: [truth], torch.float32)
+    with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=allowed):
+        found = gpu_check_ops.time_case(lambda: case, 0.0, "cpu")["contenders"]
+    assert found["mea_graph"]["error"] == 0
+    assert found["cuDNN's"]["error"] == (2**-10 if allowed else 0)
