@@ -47,7 +47,7 @@ QUIET = 40.0  # seconds in which a check or a timing of an op has ended: its ker
 
 # In the order of what has to be known first. The seconds are shares of the whole time: what a job leaves goes to those after it.
 JOBS = [
-    Job("device", "device", "benchmarks.gpu_check_device:device", 12),
+    Job("device", "device", "benchmarks.gpu_check_device:device", 17),  # the first to load CUDA from the disk
     Job("device", "kernels compiled", "benchmarks.gpu_check_compile:compile_all", 45),
     Job("checks", "predictive attention", f"{_OPS}:check_predictive", 35, QUIET),
     Job("checks", "interval attention", f"{_OPS}:check_interval", 20, QUIET),
@@ -65,9 +65,9 @@ JOBS = [
     Job("whole model", "eager", f"{_MODELS}:model_eager", 85),
     Job("whole model", "kernels", f"{_MODELS}:model_kernels", 8),
     Job("whole model", "captured", f"{_MODELS}:model_captured", 25),
-    Job("whole model", "compiled", f"{_MODELS}:model_compiled", 65),
     Job("manners", "streams, memory, sanitizer", "benchmarks.gpu_check_manners:manners", 25),
     Job("compilers", "predictive attention", f"{_OPS}:time_compiled", 40),
+    Job("whole model", "compiled", f"{_MODELS}:model_compiled", 65),  # last: it may take as long as there is, and says nothing for long
 ]
 
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,13 +35,16 @@ FORMS: dict[str, Build] = {
 }
 
 
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+
+
 def compile_all(run: Run) -> None:
     """How long each form took, with others beside it."""
     builds = {f"{name}, {dtype_name(dtype)}": partial(_once, build, dtype, run.device) for name, build in FORMS.items() for dtype in DTYPES}
     if run.small:
         builds = {name: build for name, build in builds.items() if name.endswith("x 5, float32") or name.startswith("edge")}
     context = multiprocessing.get_context("fork")  # of this process, which has not used the device; it leads the group that ends with it
-    most = 2 if run.small else os.cpu_count() or 1
+    most = 2 if run.small else cores()
     waiting, going = dict(builds), dict[str, tuple[Any, float]]()
     run.emit("plan", cases=list(builds))
     while going or (waiting and run.left() > 0):
@@ -60,6 +64,16 @@ def compile_all(run: Run) -> None:
                 del going[name]
     for name in waiting:
         run.emit("left_out", key=name, case=name, why="the time of this job was over")
+
+
+def cores() -> int:
+    """How many processes run at once: a container may have fewer than the machine. More would all end late, and then none in time."""
+    most = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        return max(1, min(most, int(quota) // int(period)))
+    except (OSError, ValueError):  # there is no limit, or none is told
+        return most
 
 
 def _once(build: Build, dtype: torch.dtype, device: str) -> None:

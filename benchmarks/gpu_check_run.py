@@ -92,7 +92,7 @@ class Run:
                     raise SystemExit(f"{name}: the device is lost to this process: {lost}") from raised
                 continue
             self.emit(kind, key=name, **{"case": name, "took": round(time.monotonic() - start, 2), **found})
-            if _spoilt:
+            if is_spoilt():
                 sys.exit(RENEW)
 
 
@@ -110,6 +110,11 @@ def spoil(why: str) -> None:
     """Says that this process should find out nothing more, once it has written down the case at work."""
     print(f"a new process is needed: {why}", flush=True)
     _spoilt.append(why)
+
+
+def is_spoilt() -> bool:
+    """Whether a new process has been asked for."""
+    return bool(_spoilt)
 
 
 def append(lines: Path, record: Record, spare: int | None = None) -> None:

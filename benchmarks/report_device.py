@@ -12,7 +12,9 @@ Record = dict[str, Any]
 _TITLES = {"times": "Ops", "compilers": "Ops beside a compiler", "layers": "Layers", "whole model": "Whole models"}
 READING = """A time is that of one forward and backward pass, unless the row says otherwise. "device" is the GPU's own clock around passes
 that are queued one behind the other; "graph" is the same for a CUDA graph, in which the host does nothing; "wall" has the host in it and is
-a median. "times as long" compares the times of the device: above 1, the library is faster.
+a median. "times as long" compares the times of the device: above 1, the library is faster. "peak" is the memory that a pass takes; a CUDA
+graph holds its memory for good, and has none here. "error" is that of the pass as it is timed: in float32 cuDNN rounds to TF32, unless
+PyTorch is told otherwise.
 """
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.ops.places import check_device
 from mea_graph.ops.pointers import put_rows, take_rows
 
 Layout = Tensor | Pointers | None  # mask, ptr or Pointers
@@ -138,6 +139,9 @@ def enter(
         raise TypeError(f"{name}: expected a floating type, got {x.dtype}")
     if layout is not None and not isinstance(layout, (Tensor, Pointers)):
         raise TypeError(f"{name}: expected the ptr of rows or a mask of padding as a Tensor, or Pointers, got {type(layout).__name__}")
+    if layout is not None:
+        kind = "its layout" if isinstance(layout, Pointers) else "its mask" if layout.dtype == torch.bool else "its ptr"
+        check_device(f"{kind} of {name}", layout.start if isinstance(layout, Pointers) else layout, x.device, name)
     if x.dtype != dtype:
         check_dtype(x, dtype, name)
     if x.is_nested:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.eager import is_traced
+from mea_graph.ops.places import check_device
 from mea_graph.ops.pointers import Pointers, kept, number
 
 __all__ = ["IntervalEdges"]
@@ -51,12 +52,15 @@ class IntervalEdges:
         for i, source in enumerate(self.sources):
             if source.num_samples != target.num_samples:
                 raise ValueError(f"sources[{i}]: expected {target.num_samples} samples as the target has, got {source.num_samples}")
+            check_device(f"sources[{i}]", source.start, target.start.device, "the target")
         if (begin is None) != (end is None):
             raise ValueError("begin, end: expected both or neither")
         for name, value in (("begin", begin), ("end", end)):
             if value is not None and (value.shape != (target.num_rows, len(self.sources)) or value.dtype != torch.int64):
                 expected = (target.num_rows, len(self.sources))
                 raise ValueError(f"{name}: expected int64 {expected}, got {value.dtype} {tuple(value.shape)}")
+            if value is not None:
+                check_device(name, value, target.start.device, "the target")
         self.num_source_rows = sum(source.num_rows for source in self.sources)
         self._made: dict[str, Tensor] = {}
         self._known: Sequence[Pointers] = self.sources  # whose widths bound those of the runs
@@ -104,6 +108,10 @@ class IntervalEdges:
         ... ).edge_index().tolist()
         [[0, 1, 5], [0, 0, 0]]
         """
+        given = {"source_start": source_start, "source_length": source_length, "begin": begin, "end": end}
+        for name, value in given.items():
+            if value is not None:
+                check_device(name, value, target.start.device, "the target")
         edges = cls.__new__(cls)
         edges.sources, edges.target, edges._begin, edges._end, edges.num_source_rows = (), target, begin, end, num_source_rows
         edges._made = {"source_start": source_start, "source_length": source_length}

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from mea_graph.ops.eager import is_traced
+from mea_graph.ops.places import check_device
 
 __all__ = ["Pointers"]
 
@@ -58,6 +59,7 @@ class Pointers:
     """
 
     def __init__(self, start: Tensor, length: Tensor, num_rows: int, steps: int | None = None, packed: bool = False) -> None:
+        check_device("length", length, start.device, "start")
         self.start, self.length, self.num_rows, self.steps, self.packed = start, length, num_rows, steps, packed
         self._made: dict[str, Any] = {}  # derived tensors, made once
 

@@ -35,14 +35,17 @@ def _cpu(value: Any) -> Any:
 
 class _Event:
     def __init__(self, enable_timing: bool) -> None:
-        self.at = 0.0
+        self.at, self.waited_for = 0.0, False
 
     def record(self) -> None:
         self.at = time.perf_counter()
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        self.waited_for = True
 
     def elapsed_time(self, other: _Event) -> float:
+        if not other.waited_for:
+            raise RuntimeError("Both events must be completed before calculating elapsed time.")
         return 1e3 * (other.at - self.at)
 
 

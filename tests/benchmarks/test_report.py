@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import figures, report
+from benchmarks import figures, report, report_device
 from benchmarks.report_numbers import memory, number, span, time
 from benchmarks.report_summary import summary
 from benchmarks.results import load
@@ -155,3 +155,17 @@ def test_a_kernel_that_was_not_timed_is_named(tmp_path):
     text = report.page([written(tmp_path, "nvidia-x-2026-01-02", found)])
     assert "| broken | not timed: RuntimeError: launch failed |" in text
     assert "no kernel of the library has run" not in text
+
+
+def test_each_clock_of_a_device_has_its_column_and_ratios_are_of_one_clock():
+    ours = {"median": 4e-3, "events": 2e-3, "graph": 1e-3, "peak_bytes": 3e6, "error": 2e-7}
+    rival = {"median": 6e-3, "events": 5e-3, "graph_refused": "it waits", "peak_bytes": 7e6, "error": None}
+    case = {"stage": "times", "case": "x", "dtype": "float32", "contenders": {"mea_graph": ours, "GATConv": rival}}
+    (_, (title, lines)) = report_device.sections({"cases": [case]}, lambda case, common: case["case"], lambda cases: [])
+    assert title == "Ops"
+    assert lines[1:5] == [
+        "| Case | what runs | device | graph | wall | times as long | peak | error |",
+        "|---|---|---|---|---|---|---|---|",
+        "| x | this library | 2 ms | 1 ms | 4 ms | 1 | 3 MB | 2e-07 |",
+        "|  | GATConv | 5 ms | none | 6 ms | 2.5 | 7 MB |  |",
+    ]

@@ -7,6 +7,7 @@ from mea_graph.ops.edge import cpu, cuda, native, reference
 from mea_graph.ops.edge.edges import InEdges, check_edges, sort_edges
 from mea_graph.ops.edge.operator import refuse_transforms
 from mea_graph.ops.native import library
+from mea_graph.ops.places import check_device
 
 __all__ = ["InEdges", "edge_attention", "sort_edges"]
 
@@ -59,6 +60,7 @@ def _check(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor |
     if score_dst.dim() != 2 or score_dst.size(1) != x.size(1):
         raise ValueError(f"score_dst: expected (N, {x.size(1)}), got {tuple(score_dst.shape)}")
     check_edges(edge_index, x.size(0), score_dst.size(0))
+    check_device("edge_index", edge_index if isinstance(edge_index, Tensor) else edge_index.source, x.device, "x")
 
 
 def _run_reference(x: Tensor, score_dst: Tensor, score_src: Tensor, edge_index: Tensor | InEdges) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch_geometric import EdgeIndex
 
 from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.edge import counting_sort
+from mea_graph.ops.library import register
 from mea_graph.ops.native import library
 
 __all__ = ["InEdges", "sort_edges"]
@@ -79,8 +80,14 @@ def sort_edges(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdge
     for name, number in (("num_sources", num_sources), ("num_targets", num_targets)):
         if number < 0:
             raise ValueError(f"{name}: expected at least 0, got {number}")
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and _is_far(edge_index):
+        return InEdges(*_OPERATOR(edge_index, num_sources, num_targets))
     if is_traced() or is_transformed():
         return _sorted(edge_index, num_sources, num_targets)
+    return _vouched_sort(edge_index, num_sources, num_targets)
+
+
+def _vouched_sort(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdges:
     with torch.inference_mode(False):  # whose tensors would not count their changes, and could not be vouched for
         edges = _sorted(edge_index, num_sources, num_targets)
     vouch_for(*edges)
@@ -96,6 +103,25 @@ def _sorted(edge_index: Tensor, num_sources: int, num_targets: int) -> InEdges:
         counting_sort.check_ends(plain, num_sources, num_targets)
     source, target, order, start = sort_by_target(edge_index, num_targets)
     return InEdges(source, target, order, start, *sort_by_source(source, num_sources))
+
+
+def _is_far(edge_index: Tensor) -> bool:
+    """Whether a look at the numbers would wait for a device; not for PyG's own edges, whose operators a graph is made of."""
+    return edge_index.device.type != "cpu" and not isinstance(edge_index, EdgeIndex)
+
+
+def _fake_sort(edge_index: Tensor, num_sources: int, num_targets: int) -> tuple[Tensor, ...]:
+    sizes = (edge_index.size(1),) * 3 + (num_targets + 1, edge_index.size(1), num_sources + 1)
+    return tuple(edge_index.new_empty(size, dtype=torch.int64) for size in sizes)
+
+
+# In a graph of `torch.compile` the sort is one operator, which vouches for its results whenever the graph runs.
+_OPERATOR = register(
+    "sort_edges",
+    "(Tensor edge_index, SymInt num_sources, SymInt num_targets) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _vouched_sort,
+    _fake_sort,
+)
 
 
 # By the identity of `order`: all fields, and how often each had been changed. They hold a sort, which need not be checked again.

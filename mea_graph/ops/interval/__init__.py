@@ -11,6 +11,7 @@ from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.interval import cpu, listed, native, padded, reference, triton
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.native import library
+from mea_graph.ops.places import check_device
 
 __all__ = ["interval_attention", "interval_attention_map"]
 
@@ -29,9 +30,12 @@ def _check(query: Tensor, key: Tensor, value: Tensor | None, edges: Any, dropout
         if edges.target.num_rows != query.size(0) or edges.num_source_rows != key.size(0):
             expected = f"{query.size(0)} target and {key.size(0)} source rows"
             raise ValueError(f"edges: expected {expected}, got {edges.target.num_rows} and {edges.num_source_rows}")
+        check_device("edges", edges.target.start, query.device, "query")
     elif not isinstance(edges, Tensor) or edges.dim() != 2 or edges.size(0) != 2 or edges.dtype != torch.int64:
         got = f"{edges.dtype} {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
         raise ValueError(f"edges: expected IntervalEdges or an int64 edge_index (2, E), got {got}")
+    else:
+        check_device("edges", edges, query.device, "query")
 
 
 def interval_attention(

@@ -10,6 +10,7 @@ from mea_graph.ops.backends import Backend, Op, accept
 from mea_graph.ops.interval import interval_attention, refuse_kept, refuse_plain, refuse_unlisted
 from mea_graph.ops.interval_edges import IntervalEdges
 from mea_graph.ops.native import library
+from mea_graph.ops.places import check_device
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive import cpu, listed, native, padded, reference, triton
 
@@ -34,6 +35,7 @@ def _check(
     if not isinstance(pointers, Pointers) or pointers.num_rows != rows:
         got = f"those of {pointers.num_rows}" if isinstance(pointers, Pointers) else type(pointers).__name__
         raise ValueError(f"pointers: expected Pointers of {rows} rows, got {got}")
+    check_device("pointers", pointers.start, query.device, "query")
     if key.shape != query.shape:
         raise ValueError(f"key: expected {tuple(query.shape)} as query, got {tuple(key.shape)}")
     if value is not None and (value.dim() != 3 or value.shape[:2] != query.shape[:2]):
@@ -46,6 +48,8 @@ def _check(
     elif edges is not None and (not isinstance(edges, Tensor) or edges.dim() != 2 or edges.size(0) != 2 or edges.dtype != torch.int64):
         got = f"{edges.dtype} {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
         raise ValueError(f"edges: expected IntervalEdges, an int64 edge_index (2, E) or None, got {got}")
+    if edges is not None:
+        check_device("edges", edges if isinstance(edges, Tensor) else edges.target.start, query.device, "query")
     given = [prior_query is not None, prior_key is not None, weight is not None]
     if any(given) and not all(given):
         raise ValueError("prior_query, prior_key and weight: expected all of them or none")

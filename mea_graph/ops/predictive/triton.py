@@ -87,7 +87,7 @@ class Call:
         self.fold_warps, self.fold_rows = warps(max(folded, width)), triton_tiles.fold_rows(self.dtype, width, folded)
         self.fold_grid = (self.batch * (gpu.cdiv(self.heads, FOLD_HEADS) + 1) * (self.steps_padded // self.fold_rows),)
         width = HALF_WIDTH if self.halves else width
-        self.tiles = {"WIDTH": width, "VALUE_WIDTH": width, "FOLDED": folded}
+        self.tiles = {"WIDTH": width, "FOLDED": folded}
 
     def copies(self, inner: Tensor | None = None, out: Tensor | None = None, grad: Tensor | None = None) -> dict[str, Tensor]:
         """Query, key, value, the folded query and key (and the result's gradient): aligned, zero where no step exists."""
@@ -96,10 +96,10 @@ class Call:
         copies = {
             "query_copy": self.empty("WIDTH"),
             "key_copy": self.empty("WIDTH"),
-            "value_copy": self.empty("VALUE_WIDTH"),
+            "value_copy": self.empty("WIDTH"),
             "folded_query": self.empty("FOLDED"),
             "folded_key": self.empty("FOLDED", per_head=False),
-            "grad_copy": self.empty("VALUE_WIDTH") if grad is not None else self.query,
+            "grad_copy": self.empty("WIDTH") if grad is not None else self.query,
             "delta": self.rows() if grad is not None else self.query,
         }
         backward = out is not None and grad is not None

@@ -94,7 +94,7 @@ def predictive_attention_fold_kernel(
     norms,  # (4, B, K, blocks): of the longest query, key, folded query and folded key of a block, squared; written for the forward pass
     steps_padded, width, value_width, scale, prior_scale,
     HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr, HAS_BIAS: tl.constexpr, SPARE: tl.constexpr,
-    TOGETHER: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    TOGETHER: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b (groups + 1) + g: steps of the heads of group g, TOGETHER at most; the last g: of the folded keys.
 
@@ -164,21 +164,21 @@ def predictive_attention_fold_kernel(
             keys = _mark(keys, width, (exists - 1.0) * FAR, WIDTH)
             keys = _mark(_mark(keys, width + 1, exists, WIDTH), width + 2, exists, WIDTH)
         _put(key_copy + at * WIDTH, rows, keys, WIDTH)
-        values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
+        values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, WIDTH)
         if SPARE:
-            values = _mark(_mark(values, value_width, exists, VALUE_WIDTH), value_width + 1, exists, VALUE_WIDTH)
-        _put(value_copy + at * VALUE_WIDTH, rows, values, VALUE_WIDTH)
+            values = _mark(_mark(values, value_width, exists, WIDTH), value_width + 1, exists, WIDTH)
+        _put(value_copy + at * WIDTH, rows, values, WIDTH)
         if BACKWARD:
-            grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, VALUE_WIDTH)
-            wide = tl.arange(0, VALUE_WIDTH)[None, :]
+            grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, WIDTH)
+            wide = tl.arange(0, WIDTH)[None, :]
             inside = real[:, None] & (wide < value_width)
             outs = tl.load(out + ((first + rows) * HEADS + head)[:, None] * value_width + wide, mask=inside, other=0.0).to(tl.float32)
             deltas = tl.sum(grads * outs, 1)
             if SPARE:
-                grads = _mark_parts(grads, value_width, -deltas, VALUE_WIDTH)
+                grads = _mark_parts(grads, value_width, -deltas, WIDTH)
             else:
                 tl.store(delta + at + rows, deltas)
-            _put(grad_copy + at * VALUE_WIDTH, rows, grads, VALUE_WIDTH)
+            _put(grad_copy + at * WIDTH, rows, grads, WIDTH)
 
 
 @triton.jit

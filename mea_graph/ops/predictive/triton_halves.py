@@ -215,7 +215,7 @@ def predictive_attention_bwd_query_kernel(
     query, key, query_parts, key_parts, folded_query, folded_key, statistics, powers, bias, starts, lengths,
     query_grad, folded_query_grad, bias_parts,
     heads, steps_padded, width, folded_width, scale, mu,
-    HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b heads + o: gradients of queries and folded queries, and g = rowsum(p o dz), a statistic for the other loop.
 
@@ -231,7 +231,7 @@ def predictive_attention_bwd_query_kernel(
         tl.store(bias_parts + tl.program_id(0), 0.0)
         return
 
-    STRIDE: tl.constexpr = 4 * WIDTH + 4 * VALUE_WIDTH
+    STRIDE: tl.constexpr = 8 * WIDTH
     rows = block * ROWS + tl.arange(0, ROWS)
     tl.assume(length > 0)
     query += pair * steps_padded * STRIDE
@@ -246,7 +246,7 @@ def predictive_attention_bwd_query_kernel(
     folded_scale = tl.load(powers + 4) * of_folded_key
     bias_of_head = tl.load(bias + head).to(tl.float32) if HAS_BIAS else 0.0
     queries = _row(query, rows, STRIDE, WIDTH)
-    grads = _row(query + 4 * WIDTH, rows, STRIDE, VALUE_WIDTH)
+    grads = _row(query + 4 * WIDTH, rows, STRIDE, WIDTH)
     folded_queries = _half(folded_query, rows, 0, FOLDED)
     folded_low = _half(folded_query, rows, 1, FOLDED)
     inner_rows = tl.load(at_statistics(statistics, rows, 0))[:, None]
@@ -257,7 +257,7 @@ def predictive_attention_bwd_query_kernel(
     folded_grads = tl.zeros([ROWS, FOLDED], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        products = tl.dot(grads, tl.trans(_row(key + 4 * WIDTH, columns, STRIDE, VALUE_WIDTH))) * PRODUCTS
+        products = tl.dot(grads, tl.trans(_row(key + 4 * WIDTH, columns, STRIDE, WIDTH))) * PRODUCTS
         share = tl.exp2(tl.dot(queries, tl.trans(_row(key, columns, STRIDE, WIDTH))) * inner_scale - inner_rows)
         folded = _folded_dot(folded_queries, folded_low, folded_key, columns, FOLDED)
         activated, slope = gelu_and_slope(folded * folded_scale + bias_of_head, True, False)
@@ -286,7 +286,7 @@ def predictive_attention_bwd_key_kernel(
     query, key, query_parts, key_parts, folded_query, folded_key, statistics, powers, bias, starts, lengths,
     key_grad, value_grad, folded_key_grad,
     heads, steps_padded, width, value_width, scale, mu,
-    HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b heads + o: gradients of keys and values, and what the head gives to the gradient of the folded keys.
 
@@ -303,7 +303,7 @@ def predictive_attention_bwd_key_kernel(
     if block * COLUMNS >= length:
         return
 
-    STRIDE: tl.constexpr = 4 * WIDTH + 4 * VALUE_WIDTH
+    STRIDE: tl.constexpr = 8 * WIDTH
     columns = block * COLUMNS + tl.arange(0, COLUMNS)
     tl.assume(length > 0)
     query += pair * steps_padded * STRIDE
@@ -318,7 +318,7 @@ def predictive_attention_bwd_key_kernel(
     folded_scale = of_folded_query * tl.load(powers + 5)
     bias_of_head = tl.load(bias + head).to(tl.float32) if HAS_BIAS else 0.0
     keys = _row(key, columns, STRIDE, WIDTH)
-    values = _row(key + 4 * WIDTH, columns, STRIDE, VALUE_WIDTH)
+    values = _row(key + 4 * WIDTH, columns, STRIDE, WIDTH)
     folded_keys = _half(folded_key, columns, 0, FOLDED)
     folded_low = _half(folded_key, columns, 1, FOLDED)
 
@@ -333,7 +333,7 @@ def predictive_attention_bwd_key_kernel(
         activated, slope = gelu_and_slope(folded * folded_scale + bias_of_head, True, False)
         outer_rows = tl.load(at_statistics(statistics, rows, 1))[None, :]
         weights = tl.exp2(activated * (mu * LOG2_E) + (share * ((1.0 - mu) * LOG2_E) - outer_rows))
-        products = tl.dot(values, tl.trans(_row(query + 4 * WIDTH, rows, STRIDE, VALUE_WIDTH))) * PRODUCTS
+        products = tl.dot(values, tl.trans(_row(query + 4 * WIDTH, rows, STRIDE, WIDTH))) * PRODUCTS
         mixed_grads = weights * products
         folded_grads = _add_folded(folded_grads, mixed_grads * slope, folded_query, rows, FOLDED)
         logit_grads = share * (mixed_grads - tl.load(at_statistics(statistics, rows, 2))[None, :])

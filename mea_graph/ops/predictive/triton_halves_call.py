@@ -37,7 +37,7 @@ def _copies(call: "Call", inner: Tensor | None, outer: Tensor | None, out: Tenso
     steps, width, folded = call.steps_padded, call.tiles["WIDTH"], call.tiles["FOLDED"]
     heads = (call.batch, call.heads)
     nothing = empty(0)
-    row = 4 * width + 4 * call.tiles["VALUE_WIDTH"] if backward else 4 * width
+    row = (8 if backward else 4) * width
     copies = Copies(
         query=empty(*heads, steps, row, dtype=torch.float16),
         key=empty(*heads, steps, row, dtype=torch.float16),
@@ -52,7 +52,7 @@ def _copies(call: "Call", inner: Tensor | None, outer: Tensor | None, out: Tenso
     grad = gpu.dense_rows(call.value if grad is None else grad)
     sources = (call.query, call.key, call.value, call.prior_query, call.prior_key, grad)
     strided = [a for t in sources for a in (t, *t.stride()[:2])]
-    constants = {"BACKWARD": backward, "WIDTH": width, "VALUE_WIDTH": call.tiles["VALUE_WIDTH"]}
+    constants = {"BACKWARD": backward, "WIDTH": width}
     folds.predictive_attention_power_kernel[(call.batch * call.heads,)](
         *strided, call.start, call.length, copies.powers, call.heads, call.width, call.value_width, call.prior_width,
         PRIOR_WIDTH=max(8, gpu.power_of_2(call.prior_width)), ROWS=POWER_ROWS, **constants,
@@ -69,7 +69,6 @@ def _copies(call: "Call", inner: Tensor | None, outer: Tensor | None, out: Tenso
 def forward(call: "Call", out: Tensor, inner: Tensor, outer: Tensor) -> None:
     copies = _copies(call, None, None, None, None)
     tiles, constants = call.loop("forward")
-    del constants["VALUE_WIDTH"]
     loops.predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
         copies.query, copies.key, copies.key_parts, copies.folded_query, copies.folded_key, copies.norms, copies.powers,
         call.bias, call.start, call.length, out, inner, outer,

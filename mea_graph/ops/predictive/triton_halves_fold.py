@@ -78,7 +78,7 @@ def predictive_attention_power_kernel(
     prior_key, prior_key_t, prior_key_h,
     grad, grad_t, grad_h,  # read by the backward pass only
     starts, lengths, powers, heads, width, value_width, prior_width,
-    BACKWARD: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, PRIOR_WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    BACKWARD: tl.constexpr, WIDTH: tl.constexpr, PRIOR_WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Head o of sample b: its powers of two, and the sizes of its prior's query and key."""
     sample = (tl.program_id(0) // heads).to(tl.int64)
@@ -93,8 +93,8 @@ def predictive_attention_power_kernel(
     grad += first * grad_t + head * grad_h
     of_query = tl.zeros([ROWS, WIDTH], tl.float32)
     of_key = tl.zeros([ROWS, WIDTH], tl.float32)
-    of_value = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
-    of_grad = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+    of_value = tl.zeros([ROWS, WIDTH], tl.float32)
+    of_grad = tl.zeros([ROWS, WIDTH], tl.float32)
     of_prior_query = tl.zeros([ROWS, PRIOR_WIDTH], tl.float32)
     of_prior_key = tl.zeros([ROWS, PRIOR_WIDTH], tl.float32)
     for start in range(0, length, ROWS):
@@ -102,11 +102,11 @@ def predictive_attention_power_kernel(
         real = rows < length
         of_query = _larger(of_query, query, query_t, rows, real, width, WIDTH)
         of_key = _larger(of_key, key, key_t, rows, real, width, WIDTH)
-        of_value = _larger(of_value, value, value_t, rows, real, value_width, VALUE_WIDTH)
+        of_value = _larger(of_value, value, value_t, rows, real, value_width, WIDTH)
         of_prior_query = _larger(of_prior_query, prior_query, prior_query_t, rows, real, prior_width, PRIOR_WIDTH)
         of_prior_key = _larger(of_prior_key, prior_key, prior_key_t, rows, real, prior_width, PRIOR_WIDTH)
         if BACKWARD:
-            of_grad = _larger(of_grad, grad, grad_t, rows, real, value_width, VALUE_WIDTH)
+            of_grad = _larger(of_grad, grad, grad_t, rows, real, value_width, WIDTH)
     powers += tl.program_id(0).to(tl.int64) * POWERS
     tl.store(powers, _largest(of_query) * (2.0 / UNIT))
     tl.store(powers + 1, _largest(of_key) * (2.0 / UNIT))
@@ -167,7 +167,7 @@ def predictive_attention_fold_kernel(
     norms,  # (4, B, K, blocks): of the longest query, key, folded query and folded key of a block, squared; written for the forward pass
     steps_padded, width, value_width, prior_scale,
     HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr,
-    TOGETHER: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    TOGETHER: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b (groups + 1) + g: steps of the heads of group g, TOGETHER at most; the last g: of the folded keys.
 
@@ -214,9 +214,8 @@ def predictive_attention_fold_kernel(
     here = taken(source, prior_query_t, rows, used_by, length)
     after = taken(source, prior_query_t, rows + 1, used_by, length)
     sizes = tl.load(of_priors + 6, mask=used, other=0.0)
-    STRIDE: tl.constexpr = 4 * WIDTH + 4 * VALUE_WIDTH if BACKWARD else 4 * WIDTH
+    STRIDE: tl.constexpr = 8 * WIDTH if BACKWARD else 4 * WIDTH
     narrow = tl.arange(0, WIDTH)[None, :]
-    wide = tl.arange(0, VALUE_WIDTH)[None, :]
     for head in range(group * TOGETHER, min(group * TOGETHER + TOGETHER, HEADS)):
         by_first, by_middle, by_last = shares(weight + (head * HEADS + other) * 9 + shift, used, prior_scale)
         bound = tl.max((tl.abs(by_first) + tl.abs(by_middle) + tl.abs(by_last)) * sizes, 0)
@@ -249,22 +248,22 @@ def predictive_attention_fold_kernel(
             tl.store(norms + lines + head * blocks, _norm(keys))
         far = tl.where(narrow == width, (exists - 1.0)[:, None] * FAR, 0.0)
         _put_groups(key_copy + at[:, None] * STRIDE + narrow, keys * _inverse(tl.load(of_head + 1)), far, True, WIDTH)
-        values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, VALUE_WIDTH)
+        values = _take(value + first * value_t + head * value_h, value_t, rows, real, value_width, WIDTH)
         if not BACKWARD:
-            _put_parts(key_parts, at, PARTS, values, value_width, exists, VALUE_WIDTH)
+            _put_parts(key_parts, at, PARTS, values, value_width, exists, WIDTH)
         else:
-            nothing = tl.zeros([ROWS, VALUE_WIDTH], tl.float32)
+            nothing = tl.zeros([ROWS, WIDTH], tl.float32)
             in_units = _inverse(tl.load(of_head + 2))
-            values = tl.where(wide == value_width, exists[:, None] * UNIT, values * in_units)
-            _put_groups(key_copy + at[:, None] * STRIDE + 4 * WIDTH + wide, values, nothing, True, VALUE_WIDTH)
-            grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, VALUE_WIDTH)
-            _put_parts(query_parts + PARTS, at, 2 * PARTS, grads, value_width, exists, VALUE_WIDTH)
+            values = tl.where(narrow == value_width, exists[:, None] * UNIT, values * in_units)
+            _put_groups(key_copy + at[:, None] * STRIDE + 4 * WIDTH + narrow, values, nothing, True, WIDTH)
+            grads = _take(grad + first * grad_t + head * grad_h, grad_t, rows, real, value_width, WIDTH)
+            _put_parts(query_parts + PARTS, at, 2 * PARTS, grads, value_width, exists, WIDTH)
             grads *= _inverse(tl.load(of_head + 3))
-            inside = real[:, None] & (wide < value_width)
-            outs = tl.load(out + ((first + rows) * HEADS + head)[:, None] * value_width + wide, mask=inside, other=0.0)
+            inside = real[:, None] & (narrow < value_width)
+            outs = tl.load(out + ((first + rows) * HEADS + head)[:, None] * value_width + narrow, mask=inside, other=0.0)
             deltas = tl.sum(grads * (outs.to(tl.float32) * in_units), 1)
-            grads = tl.where(wide == value_width, deltas[:, None] * (-1.0 / UNIT), grads)
-            _put_groups(query_copy + at[:, None] * STRIDE + 4 * WIDTH + wide, grads, nothing, False, VALUE_WIDTH)
+            grads = tl.where(narrow == value_width, deltas[:, None] * (-1.0 / UNIT), grads)
+            _put_groups(query_copy + at[:, None] * STRIDE + 4 * WIDTH + narrow, grads, nothing, False, WIDTH)
             of_pair = statistics + pair * steps_padded * 4
             tl.store(at_statistics(of_pair, rows, 0), tl.load(inner + at, mask=real, other=0.0))
             # Where there is no query, a statistic for which every weight is zero, and none infinite.

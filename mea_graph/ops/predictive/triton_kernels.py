@@ -68,7 +68,7 @@ def bounds(norms, pair, first_pair, pairs, stride, blocks, scale, mu):
 @triton.jit
 def _attend_bounded(
     queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+    WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """No maximum runs along, no key is masked (spare channels do that), and the sums of the outer softmax are a column of the result."""
     totals = tl.zeros([queries.shape[0], 8], tl.float32)
@@ -78,7 +78,7 @@ def _attend_bounded(
     inner_rows = tl.log2(tl.sum(totals, 1))
 
     shifts = (shift - inner_rows)[:, None]
-    sums = tl.zeros([queries.shape[0], VALUE_WIDTH], tl.float32)
+    sums = tl.zeros([queries.shape[0], WIDTH], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         share = tl.exp2(dot(queries, tl.trans(_tile(key, columns, WIDTH)), EXACT) * scale + shifts)
@@ -87,15 +87,15 @@ def _attend_bounded(
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT)
         weights = tl.exp2(gelu(folded, EXACT, key.dtype.element_ty == tl.bfloat16) * (mu * LOG2_E) + share)
-        sums = add_dot(sums, weights, _tile(value, columns, VALUE_WIDTH), EXACT)
-    total = tl.sum(tl.where((tl.arange(0, VALUE_WIDTH) == value_width)[None, :], sums, 0.0), 1)
+        sums = add_dot(sums, weights, _tile(value, columns, WIDTH), EXACT)
+    total = tl.sum(tl.where((tl.arange(0, WIDTH) == value_width)[None, :], sums, 0.0), 1)
     return sums, total, inner_rows, tl.log2(total)
 
 
 @triton.jit
 def _attend(
     queries, folded_queries, key, value, folded_query, folded_key, length, rows, scale, mu,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+    WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """For logits of any size."""
     top = tl.full([queries.shape[0]], LOWEST, tl.float32)
@@ -112,7 +112,7 @@ def _attend(
 
     top = tl.full([queries.shape[0]], LOWEST, tl.float32)
     total = tl.zeros([queries.shape[0]], tl.float32)
-    sums = tl.zeros([queries.shape[0], VALUE_WIDTH], tl.float32)
+    sums = tl.zeros([queries.shape[0], WIDTH], tl.float32)
     for start in range(0, length, COLUMNS):  # the outer softmax, its maximum found on the way, times V
         columns = start + tl.arange(0, COLUMNS)
         real = columns < length
@@ -128,7 +128,7 @@ def _attend(
         shrink = tl.exp2(top - higher)
         weights = tl.exp2(mixed - higher[:, None])
         total = total * shrink + tl.sum(weights, 1)
-        values = _tile(value, columns, VALUE_WIDTH)
+        values = _tile(value, columns, WIDTH)
         sums = add_dot(sums * shrink[:, None], weights, values, EXACT)
         top = higher
     return sums, total, inner_rows, top + tl.log2(total)
@@ -137,17 +137,17 @@ def _attend(
 @triton.jit
 def _attend_twice(
     short, queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
+    WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     if short:
         sums, total, inner_rows, outer_rows = _attend_bounded(
             queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
-            WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
+            WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
         )  # fmt: skip
     else:
         sums, total, inner_rows, outer_rows = _attend(
             queries, folded_queries, key, value, folded_query, folded_key, length, rows, scale, mu,
-            WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
+            WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
         )  # fmt: skip
     return sums, total, inner_rows, outer_rows
 
@@ -157,7 +157,7 @@ def predictive_attention_fwd_kernel(
     query, key, value, folded_query, folded_key, norms, starts, lengths,
     out, inner, outer,
     heads, steps_padded, value_width, scale, mu, shift,
-    SPARE: tl.constexpr, NORM_ROWS: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    SPARE: tl.constexpr, NORM_ROWS: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b heads + o: rows of one head of one sample. `scale` has log2(e) in it."""
@@ -176,7 +176,7 @@ def predictive_attention_fwd_kernel(
 
     tl.assume(length > 0)
     key += pair * steps_padded * WIDTH
-    value += pair * steps_padded * VALUE_WIDTH
+    value += pair * steps_padded * WIDTH
     folded_key += sample * steps_padded * FOLDED
     queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
     folded_query += pair * steps_padded * FOLDED
@@ -196,21 +196,21 @@ def predictive_attention_fwd_kernel(
     if ONCE:
         if once:
             sums, total, inner_rows, outer_rows = attend_once(
-                queries, folded_queries, key, value, folded_key, length, value_width, scale, mu, WIDTH, VALUE_WIDTH, FOLDED, COLUMNS
+                queries, folded_queries, key, value, folded_key, length, value_width, scale, mu, WIDTH, FOLDED, COLUMNS
             )
         else:
             sums, total, inner_rows, outer_rows = _attend_twice(
                 short, queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
-                WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
+                WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
             )  # fmt: skip
     else:
         sums, total, inner_rows, outer_rows = _attend_twice(
             short, queries, folded_queries, key, value, folded_query, folded_key, length, rows, value_width, scale, mu, shift,
-            WIDTH, VALUE_WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
+            WIDTH, FOLDED, CHUNK, COLUMNS, EXACT,
         )  # fmt: skip
     sums = sums / total[:, None]
     at_first = ((tl.load(starts + sample) + block * ROWS) * heads + head) * value_width
-    store_tile(out + at_first, heads * value_width, length - block * ROWS, sums, value_width, VALUE_WIDTH)
+    store_tile(out + at_first, heads * value_width, length - block * ROWS, sums, value_width, WIDTH)
     tl.store(inner + rows, inner_rows)
     tl.store(outer + rows, outer_rows)
 
@@ -227,7 +227,7 @@ def predictive_attention_bwd_query_kernel(
     query, key, value, folded_query, folded_key, grad, starts, lengths, inner, outer, delta,
     query_grad, folded_query_grad, bias_parts, inner_delta,
     heads, steps_padded, width, scale, mu, shift,
-    SPARE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
+    SPARE: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHUNK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b heads + o: gradients of queries and folded queries, and g = rowsum(p o dz) for the other loop.
@@ -247,13 +247,13 @@ def predictive_attention_bwd_query_kernel(
     rows = block * ROWS + tl.arange(0, ROWS)
     tl.assume(length > 0)
     key += pair * steps_padded * WIDTH
-    value += pair * steps_padded * VALUE_WIDTH
+    value += pair * steps_padded * WIDTH
     folded_key += sample.to(tl.int64) * steps_padded * FOLDED
     queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
     folded_query += pair * steps_padded * FOLDED
     if CHUNK == FOLDED:
         folded_queries = _tile(folded_query, rows, FOLDED)
-    grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
+    grads = _tile(grad + pair * steps_padded * WIDTH, rows, WIDTH)
     outer_rows = tl.load(outer + pair * steps_padded + rows)
     if not SPARE:  # with it, the products subtract them
         inner_rows = tl.load(inner + pair * steps_padded + rows)[:, None]
@@ -267,7 +267,7 @@ def predictive_attention_bwd_query_kernel(
     folded_grads = tl.zeros([ROWS, FOLDED], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        products = dot(grads, tl.trans(_tile(value, columns, VALUE_WIDTH)), EXACT)
+        products = dot(grads, tl.trans(_tile(value, columns, WIDTH)), EXACT)
         if not SPARE:
             products = tl.where((columns < length)[None, :], products - delta_rows, 0.0)
         keys = _tile(key, columns, WIDTH)
@@ -311,7 +311,7 @@ def predictive_attention_bwd_key_kernel(
     query, key, value, folded_query, folded_key, grad, starts, lengths, inner, outer, delta, inner_delta,
     key_grad, value_grad, folded_key_grad,
     heads, groups, steps_padded, width, value_width, scale, mu, shift,
-    PART: tl.constexpr, PARTS: tl.constexpr, SPARE: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr,
+    PART: tl.constexpr, PARTS: tl.constexpr, SPARE: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr,
     CHUNK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b groups + g: gradients of keys and values for a group of heads, one head after the other.
@@ -346,12 +346,12 @@ def predictive_attention_bwd_key_kernel(
     for head in range(low, high):
         pair = (sample * heads + head).to(tl.int64)
         keys = _tile(key + pair * steps_padded * WIDTH, columns, WIDTH)
-        values = _tile(value + pair * steps_padded * VALUE_WIDTH, columns, VALUE_WIDTH)
+        values = _tile(value + pair * steps_padded * WIDTH, columns, WIDTH)
         key_grads = tl.zeros([COLUMNS, WIDTH], tl.float32)
-        value_grads = tl.zeros([COLUMNS, VALUE_WIDTH], tl.float32)
+        value_grads = tl.zeros([COLUMNS, WIDTH], tl.float32)
         for start in range(0, length, ROWS):
             rows = start + tl.arange(0, ROWS)
-            grads = _tile(grad + pair * steps_padded * VALUE_WIDTH, rows, VALUE_WIDTH)
+            grads = _tile(grad + pair * steps_padded * WIDTH, rows, WIDTH)
             products = dot(values, tl.trans(grads), EXACT)
             if not SPARE:
                 products -= tl.load(delta + pair * steps_padded + rows)[None, :]
@@ -383,7 +383,7 @@ def predictive_attention_bwd_key_kernel(
         at_first = (tl.load(starts + sample) + block * COLUMNS) * heads + head
         count = length - block * COLUMNS
         if PART == 0:
-            store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, VALUE_WIDTH)
+            store_tile(value_grad + at_first * value_width, heads * value_width, count, value_grads, value_width, WIDTH)
         if PART == PARTS - 1:
             key_grads *= scale * LN_2 * LN_2 / gain
             store_tile(key_grad + at_first * width, heads * width, count, key_grads, width, WIDTH)

@@ -38,20 +38,20 @@ def _times(left, right):
 @triton.jit
 def attend_once(
     queries, folded_queries, key, value, folded_key, length, value_width, scale, mu,
-    WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, FOLDED: tl.constexpr, COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr, FOLDED: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """For logits whose largest, w e^3, float32 holds. Spare channels mask keys and sum the outer softmax."""
     totals = tl.zeros([queries.shape[0], 8], tl.float32)
-    sums = tl.zeros([queries.shape[0], VALUE_WIDTH], tl.float32)
-    linear = tl.zeros([queries.shape[0], VALUE_WIDTH], tl.float32)
-    square = tl.zeros([queries.shape[0], VALUE_WIDTH], tl.float32)
-    cubic = tl.zeros([queries.shape[0], VALUE_WIDTH], tl.float32)
+    sums = tl.zeros([queries.shape[0], WIDTH], tl.float32)
+    linear = tl.zeros([queries.shape[0], WIDTH], tl.float32)
+    square = tl.zeros([queries.shape[0], WIDTH], tl.float32)
+    cubic = tl.zeros([queries.shape[0], WIDTH], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         inner = tl.exp2(dot(queries, tl.trans(tile(key, columns, WIDTH)), False) * scale)
         totals += fold_columns(inner)
         folded = dot(folded_queries, tl.trans(tile(folded_key, columns, FOLDED)), False)
-        values = tile(value, columns, VALUE_WIDTH)
+        values = tile(value, columns, WIDTH)
         factors = inner.to(values.dtype)
         weights = tl.exp2(gelu(folded, False, key.dtype.element_ty == tl.bfloat16) * (mu * LOG2_E)).to(values.dtype)
         sums = add_dot(sums, weights, values, False)
@@ -66,5 +66,5 @@ def attend_once(
     inner_total = tl.sum(totals, 1)
     share = ((1.0 - mu) / inner_total)[:, None]
     sums += share * (1.008917948933713 * linear + share * (0.4415851767391343 * square + share * (0.2667840182797011 * cubic)))
-    total = tl.sum(tl.where((tl.arange(0, VALUE_WIDTH) == value_width)[None, :], sums, 0.0), 1)
+    total = tl.sum(tl.where((tl.arange(0, WIDTH) == value_width)[None, :], sums, 0.0), 1)
     return sums, total, tl.log2(inner_total), tl.log2(total)

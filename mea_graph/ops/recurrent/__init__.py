@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op, accept
 from mea_graph.ops.native import library
+from mea_graph.ops.places import check_device
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.recurrent import layers, native, reference, steps, triton
 
@@ -96,6 +97,7 @@ def _check(gates: int, x: Sequence[Tensor], weights: Sequence[Sequence[Tensor]],
     for m, (rows, own, where) in enumerate(zip(x, weights, pointers, strict=True)):
         if rows.dim() != 2 or rows.size(0) != where.num_rows:
             raise ValueError(f"x[{m}]: expected ({where.num_rows}, C), got {tuple(rows.shape)}")
+        check_device(f"pointers[{m}]", where.start, rows.device, f"x[{m}]")
         if len(own) != 8:
             raise ValueError(f"weights[{m}]: expected eight tensors, four of each direction, got {len(own)}")
         hidden = own[1].size(-1)

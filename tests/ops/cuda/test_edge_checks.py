@@ -7,7 +7,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.pretend import META, HostRead, Pretended
 from mea_graph.ops import InEdges, sort_edges
-from mea_graph.ops.edge import checks, cuda
+from mea_graph.ops.edge import checks, cuda, edges
 
 from ..test_native_edge import EDGES, GOOD, OTHER, WRONG
 
@@ -58,6 +58,30 @@ def test_edges_sorted_by_hand_are_looked_at_once(host_kernels, monkeypatch: pyte
     made.order.fill_(0)
     with pytest.raises(ValueError, match=r"edge_index\.order"):
         looks(made)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_edges_sorted_inside_a_compiled_function_are_not_looked_at(host_kernels, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked, soundness = [], checks._soundness
+    monkeypatch.setattr(checks, "_soundness", lambda *fields: (looked.append(1), soundness(*fields))[1])
+    monkeypatch.setattr(edges, "_is_far", lambda edge_index: True)  # as on a device
+    leaves = [t.requires_grad_() for t in inputs()]
+
+    def attend(*tensors: Tensor) -> Tensor:
+        x, score_dst, score_src, edge_index = tensors
+        return cuda.run(x + 1, score_dst, score_src, sort_edges(edge_index, 4, 5))[0]
+
+    compiled = torch.compile(attend, backend=compiler, fullgraph=True)
+    for edge_index in (EDGES, EDGES.flip(1)):
+        expected = attend(*leaves, edge_index)
+        found = compiled(*leaves, edge_index)
+        pairs = zip(*(torch.autograd.grad(out.square().sum(), leaves) for out in (found, expected)), strict=True)
+        for a, b in ((found, expected), *pairs):
+            torch.testing.assert_close(a, b)
+        with torch.inference_mode():
+            torch.testing.assert_close(compiled(*leaves, edge_index), expected)
+    assert not looked
+    torch.library.opcheck(torch.ops.mea_graph.sort_edges.default, (EDGES, 4, 5))
 
 
 @pytest.fixture

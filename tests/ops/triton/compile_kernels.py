@@ -208,6 +208,16 @@ def steps(own: list[Instruction]) -> list[int]:
     return sorted({int(a[2], 16) for a in added if a and a[1] in compared})
 
 
+def read_back(code: list[Instruction]) -> int:
+    """Loads from memory that follow a store with no barrier between: another thread of the block may not have written yet."""
+    written, found = False, 0
+    for i in code:
+        kind = i.name.split(".")[0]
+        written = kind == "STG" or (written and kind not in ("BAR", "EXIT"))
+        found += written and kind == "LDG"
+    return found
+
+
 def resources(compiled: Any) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -219,7 +229,7 @@ def resources(compiled: Any) -> dict[str, Any]:
     registers, stack = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
     counts: dict[str, Any] = {name: len(re.findall(rf"\b{name}\b", listing)) for name in INSTRUCTIONS}
     code = read(listing)
-    counts |= {"instructions": sum(i.name != "NOP" for i in code), "loops": loops(code)}
+    counts |= {"instructions": sum(i.name != "NOP" for i in code), "loops": loops(code), "read_back": read_back(code)}
     return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared} | counts
 
 

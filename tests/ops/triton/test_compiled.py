@@ -51,6 +51,8 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
     for row in rows:
         assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
         assert row["shared"] <= SHARED, f"too much shared memory: {row}"
+        if row["kernel"] == "predictive_bwd_query":  # in float32 it reads back a column that other threads wrote
+            assert row["read_back"] == 0, f"no barrier between a write and a read: {row}"
         if row["kernel"] in LOOPS:
             assert row["HGMMA"] + row["HMMA"] > 0, f"not on the tensor cores: {row}"
             if (shape, capability) == ("8x5", 90):
