@@ -81,7 +81,7 @@ class CommandLine(LightningCLI):
 
     def __init__(self, arguments: Sequence[str], closing: ExitStack) -> None:
         self.closing = closing
-        plain_errors = {"exit_on_error": False}
+        plain_errors = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             TaskModule,
             SequenceDataModule,
