@@ -260,9 +260,11 @@ class CommandLine(LightningCLI):
         resumed = epoch is None or values[epoch] != best  # then the best one was before
         if resumed:
             epoch, which = last, "the last"
-        if epoch in self.confusion.valid:
-            self._announce(confusion_text(self.confusion.valid[epoch], self.datamodule.label_names, f"valid, epoch {epoch} ({which})"))
-        if not stopped and not resumed and (why := self.watched.unfinished()) is not None:
+        matrix = self.confusion.valid.get(epoch)
+        if matrix is not None:
+            self._announce(confusion_text(matrix, self.datamodule.label_names, f"valid, epoch {epoch} ({which})"))
+        flawless = matrix is not None and matrix.trace() == matrix.sum()  # the loss falls on for ever, with nothing to gain
+        if not stopped and not resumed and not flawless and (why := self.watched.unfinished()) is not None:
             command = f"mea-graph fit --config {self.folder.path / 'config.yaml'}"
             if self.model.cosine_decay:  # going on would be with a rate of 0
                 how = f"train anew and longer: {command} --run_dir {self.folder.path}-longer"
