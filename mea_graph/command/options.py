@@ -168,15 +168,15 @@ def with_suggestion(message: str, words: Sequence[str]) -> str:
         return f"trainer.logger: expected a class with its options, got {found[1]!r}; --logger takes a word: csv, tensorboard or wandb"
     found = re.search(r"does not accept option '([\w.]+)'|[Oo]ption '(\w+)' is not accepted", message)
     no_model = _NO_MODEL.match(message)
-    if found is None and no_model is None:
-        return message
     try:
-        if found is None:
+        if no_model is not None:
             return _of_no_model(no_model, words)
-        option = found[1] or f"model.{found[2]}"
-        return message + known_options(words).suggestion(option).replace("'--", "'")
-    except (LookupError, OSError):
-        return message
+        if found is not None:
+            option = found[1] or f"model.{found[2]}"
+            return message + known_options(words).suggestion(option).replace("'--", "'")
+    except (LookupError, OSError):  # without sources
+        pass
+    return message
 
 
 def _of_no_model(found: re.Match[str], words: Sequence[str]) -> str:

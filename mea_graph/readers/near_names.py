@@ -69,7 +69,7 @@ def _meant(name: str, modalities: Collection[str]) -> Iterator[tuple[str, str, b
 def _inside(array: np.ndarray, x: np.ndarray, kind: str) -> np.ndarray | None:
     """The steps `(N, T)` that an array says are there, if it is lengths or a mask that leave out some; None where it can be neither."""
     samples, steps = x.shape[:2]
-    if array.dtype.kind not in "biuf" or array.shape != ((samples, steps) if kind == "mask" else (samples,)):
+    if not x.size or array.dtype.kind not in "biuf" or array.shape != ((samples, steps) if kind == "mask" else (samples,)):
         return None
     most = 1 if kind == "mask" else steps
     whole = (array >= 0) & (array <= most) & (array == np.floor(array.astype(np.float64)))

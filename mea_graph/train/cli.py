@@ -260,7 +260,7 @@ class CommandLine(LightningCLI):
         resumed = epoch is None or values[epoch] != best  # then the best one was before
         if resumed:
             epoch, which = last, "the last"
-        matrix = self.confusion.valid.get(epoch)
+        matrix = None if epoch is None else self.confusion.valid.get(epoch)
         if matrix is not None:
             self._announce(confusion_text(matrix, self.datamodule.label_names, f"valid, epoch {epoch} ({which})"))
         flawless = matrix is not None and matrix.trace() == matrix.sum()  # the loss falls on for ever, with nothing to gain

@@ -217,7 +217,7 @@ def find_checkpoint(option: str, path: str | os.PathLike[str], checkpoint: str =
     """
     if checkpoint not in ("best", "last"):
         raise DataError(f"checkpoint: expected 'best' or 'last', got {checkpoint!r}")
-    folder = RunFolder(path)
+    folder = RunFolder(Path(path))
     place = folder.checkpoint(checkpoint) if folder.path.is_dir() else folder.path
     if not place.is_file():
         there = [name for name in ("best", "last") if folder.checkpoint(name).is_file()]

@@ -125,21 +125,11 @@ class TestConvergence:
     def test_a_run_that_takes_every_validation_sample_for_what_it_is_is_not_told_to_go_on(self, classes_source, capsys):
         """Its loss falls on for ever, a little in each epoch, so that the last one is always the best."""
         arrays = dict(np.load(classes_source["source"]))
-        arrays["audio"] += (
-            9 * arrays["label"][:, None, None] * (np.arange(arrays["audio"].shape[1]) < arrays["audio_len"][:, None])[:, :, None]
-        )
+        there = np.arange(arrays["audio"].shape[1]) < arrays["audio_len"][:, None]
+        arrays["audio"] += 9 * (arrays["label"][:, None] * there)[:, :, None]
         np.savez("easy.npz", **arrays)
-        run(
-            "fit",
-            *data_of({"source": "easy.npz"}),
-            *SMALL_GRU,
-            "--trainer.max_epochs",
-            4,
-            "--model.learning_rate",
-            0.02,
-            "--run_dir",
-            "run",
-        )
+        words = [*data_of({"source": "easy.npz"}), *SMALL_GRU, "--trainer.max_epochs", 4, "--model.learning_rate", 0.02]
+        run("fit", *words, "--run_dir", "run")
         printed = capsys.readouterr().out
         best = torch.load("run/checkpoints/best.ckpt", weights_only=True)["epoch"]
         assert best == 3  # the last one

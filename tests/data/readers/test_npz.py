@@ -391,3 +391,10 @@ def test_names_that_only_look_like_lengths_are_fields(tmp_path):
     dataset = open_dataset(tmp_path / "a.npz")
     assert set(dataset.fields) == fields.keys() - {"audio_time"}
     assert dataset.notes == ()
+
+
+def test_lengths_of_steps_without_channels_take_no_memory(tmp_path):
+    """Nothing is stored of such steps, however many a file claims."""
+    np.savez(tmp_path / "a.npz", audio=np.zeros((2, 2**40, 0), np.float32), audio_lens=LENGTHS, lips=np.ones((2, 4, 1)))
+    with pytest.raises(DataError, match="audio: expected a width of at least 1, got width 0"):
+        open_dataset(tmp_path / "a.npz")
