@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from mea_graph.command.signatures import PACKAGE, Option, class_options, lightning_file, part_options
+from mea_graph.command.signatures import PACKAGE, Option, class_options, lightning_file, model_classes, part_options
 from mea_graph.configurations import packaged_configs
 from mea_graph.suggestions import did_you_mean
 
@@ -33,6 +32,11 @@ SINGLE = {
     "print_config": "shows the configuration that comes out of it all, and ends",
     "help": "shows this",
 }
+_NO_MODEL = re.compile(  # what jsonargparse says of a class
+    r"model: (?:Expected a dot import path string: (\S+)"
+    r"|Problem with given class_path '([\w.]+)': (No module named .*|module .* has no attribute .*)"
+    r"|(Import path (?:\S+ )?does not correspond to a subclass of TaskModule))$"
+)
 _MORE = {"help", "class_path", "init_args", "dict_kwargs"}  # what the parser itself puts below an option
 
 
@@ -64,13 +68,13 @@ class Options:
             return None
         section, *inner = option.split(".")
         if section not in self.sections or not inner:
-            return None if any(name.startswith(option) for name in self.names()) or section in SINGLE else option
+            return None if option in self.names() or section in SINGLE else option
         if section == "model":
             inner = inner[1:] if inner[0] == "init_args" else inner
             if self.model is None or not inner:
                 return None
-        if inner[0] in self.sections[section] or inner[0] in _MORE or any(name.startswith(inner[0]) for name in self.sections[section]):
-            known = self.sections[section]
+        known = self.sections[section]
+        if inner[0] in known or inner[0] in _MORE:
             inside = len(inner) > 1 and any(name.startswith(f"{inner[0]}.") for name in known) and inner[1] not in _MORE
             return f"{section}.{inner[0]}.{inner[1]}" if inside and f"{inner[0]}.{inner[1]}" not in known else None
         return option
@@ -163,23 +167,40 @@ def with_suggestion(message: str, words: Sequence[str]) -> str:
     if found := re.match(r"trainer\.logger: .*Expected a dot import path string: (\w+);", message):
         return f"trainer.logger: expected a class with its options, got {found[1]!r}; --logger takes a word: csv, tensorboard or wandb"
     found = re.search(r"does not accept option '([\w.]+)'|[Oo]ption '(\w+)' is not accepted", message)
-    if found is None:
-        return message
+    no_model = _NO_MODEL.match(message)
     try:
-        option = found[1] or f"model.{found[2]}"
-        return message + known_options(words).suggestion(option).replace("'--", "'")
-    except (LookupError, OSError):
-        return message
+        if no_model is not None:
+            return _of_no_model(no_model, words)
+        if found is not None:
+            option = found[1] or f"model.{found[2]}"
+            return message + known_options(words).suggestion(option).replace("'--", "'")
+    except (LookupError, OSError):  # without sources
+        pass
+    return message
 
 
-def _model_class(words: Sequence[str]) -> str | None:
-    """The name of the model's class, as the words and the configurations say; None where it is none of ours."""
-    name: Any = MODEL
+def _of_no_model(found: re.Match[str], words: Sequence[str]) -> str:
+    """What the parser says of a class that is not there, or that is no model, with those that are."""
+    name, why = found[1] or found[2] or _model_name(words), found[3] or found[4]
+    known = model_classes()
+    expected = f"expected one of {', '.join(known)}, or a class of your own as my_file.MyModule"
+    reason = "" if why is None else " (it is no TaskModule)" if found[4] else f" ({why})"
+    return f"model: {expected}, got {name!r}{reason}{did_you_mean(name.rpartition('.')[2], known)}"
+
+
+def _model_name(words: Sequence[str]) -> str:
+    """The model's class as the words and the configurations say it."""
+    name = MODEL
     for path in values_of(words, "config", "-c"):
         name = _configured(packaged_configs().get(path, Path(path))) or name
     for value in values_of(words, "model") + values_of(words, "model.class_path"):
         name = value
-    module, _, last = str(name).rpartition(".")
+    return name
+
+
+def _model_class(words: Sequence[str]) -> str | None:
+    """The name of the model's class without its module; None where it is none of ours."""
+    module, _, last = _model_name(words).rpartition(".")
     if module and not module.startswith(PACKAGE.name):
         return None
     try:

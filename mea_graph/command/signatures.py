@@ -123,6 +123,22 @@ def part_options() -> dict[str, Option]:
     return options
 
 
+def model_classes() -> list[str]:
+    """Returns the names of the package's classes that `--model` takes.
+
+    Raises:
+        LookupError: If sources are not there to be read.
+
+    >>> "LateFusionGRUModule" in model_classes(), "TaskModule" in model_classes()
+    (True, False)
+    """
+    bases = {name: [ast.unparse(base) for base in _class(name, None).bases] for name in _classes() if name.endswith("Module")}
+    trained = {"TaskModule"}
+    while more := {name for name in bases.keys() - trained if trained.intersection(bases[name])}:
+        trained |= more
+    return sorted(trained - {base for of_class in bases.values() for base in of_class})
+
+
 def _written(part: ast.expr | None) -> str | None:
     """As it stands in the source; the recommended value in place of its name."""
     if isinstance(part, ast.Subscript) and ast.unparse(part.value) == "RECOMMENDED":

@@ -1,4 +1,4 @@
-"""Reading the words of `mea-graph study` and `demo`: a mistake is one line, with what was meant."""
+"""Reading the words of `mea-graph predict`, `study` and `demo`: a mistake is one line, with what was meant."""
 
 from __future__ import annotations
 
@@ -40,12 +40,20 @@ class MistypedError(Exception):
 class Words(argparse.ArgumentParser):
     """argparse's parser, whose mistakes are errors to be told in one line, with the option or command that was meant.
 
+    An option is written out in full: one cut short could become another one, as soon as a later version has more of them.
+
+    Args:
+        options: Those of argparse's parser.
+
     >>> words = Words(prog="mea-graph demo")
     >>> _ = words.add_argument("--out")
     >>> words.read(["--uot", "x"])
     Traceback (most recent call last):
     mea_graph.command.words.MistypedError: there is no option --uot (did you mean '--out'?); see mea-graph demo --help
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Returns what the words say.
@@ -56,11 +64,15 @@ class Words(argparse.ArgumentParser):
         Raises:
             MistypedError: If they are not as the parser has them.
         """
-        found, unknown = self.parse_known_args(list(arguments))
+        chosen = self._chosen(arguments)
+        known = [name for action in chosen._actions for name in action.option_strings]
+        said = list(arguments)[: [*arguments, "--"].index("--")]
+        # before argparse, which would say of a mistyped option that another one is missing
+        unknown = [word for word in said if word.startswith("--") and word.partition("=")[0] not in known]
+        if not unknown:
+            found, unknown = self.parse_known_args(list(arguments))
         if unknown:
-            chosen = self._chosen(arguments)
             first = next((word for word in unknown if word.startswith("-")), unknown[0])
-            known = [name for action in chosen._actions for name in action.option_strings]
             what = "option" if first.startswith("-") else "word"
             hint = did_you_mean(first.partition("=")[0], known)
             raise MistypedError(f"there is no {what} {first.partition('=')[0]}{hint}; see {chosen.prog} --help")

@@ -14,13 +14,13 @@ import torch
 from torch_geometric.data import HeteroData
 
 from mea_graph.data.description import describe
+from mea_graph.data.doubts import warn_of_doubts
 from mea_graph.data.errors import DataError
 from mea_graph.data.labels import read_names, split_meant
 from mea_graph.data.samples import arrays_of, changed_arrays
 from mea_graph.data.saved import save, taken
 from mea_graph.data.scaling import Scaling, scaling_of
 from mea_graph.data.store import Store, build_store
-from mea_graph.data.times import warn_of_units
 from mea_graph.data.views import Index, ViewedDataset, positions
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class MultimodalDataset(ViewedDataset):
             ids: Unique names of the samples; their numbers if None.
             time: For some modalities one `(T,)` array for each sample, in seconds, or with a unit: `timedelta64`, or `datetime64`, which
                 counts from the sample's first date. Numbers that can hardly be seconds give a warning.
-            split: The name of each sample's split: "train", "valid" ("val" and "dev" mean the same), "test", or names of your own.
+            split: The name of each sample's split: "train", "valid" ("val" and "dev" mean the same), "test", or names of your own. One that
+                looks like a misspelt usual name gives a warning.
             fields: Further values by name, one number or string for each sample, such as the speaker.
             label_names: Names of the classes or of the K binary labels; of strings in `y`, in alphabetical order if None.
             notes: Remarks that `describe` repeats.
@@ -105,7 +106,7 @@ class MultimodalDataset(ViewedDataset):
         store = build_store(x, y, ids, time, split, fields, label_names, notes)
         if pre_transform is not None or pre_filter is not None:
             store = build_store(**changed_arrays(MultimodalDataset(store), pre_transform, pre_filter), units_known=True)
-        warn_of_units(store.notes, stacklevel=2)
+        warn_of_doubts(store.notes, stacklevel=2)
         dataset = cls(store)  # a subclass may have a constructor without `transform`
         dataset.transform = transform
         return dataset
@@ -273,7 +274,7 @@ class MultimodalDataset(ViewedDataset):
         """Writes the samples to an `.npz` file for `open_dataset` and the command `mea-graph`.
 
         Opening it returns equal sequences, times, labels, names, splits, fields and notes. A standardised data set is written with its
-        z-scores. `transform` is not written.
+        z-scores, and opened it is one that cannot be standardised again. `transform` is not written.
 
         Args:
             path: The file, in an existing folder; it replaces a file of that name.
@@ -370,14 +371,13 @@ class MultimodalDataset(ViewedDataset):
             statistics: Those to use instead of taking any, by modality: `statistics` of the data set that a model was trained on.
 
         Raises:
-            DataError: If the data set is standardized already, a value of `by` has no sample in `fit_on`, or `statistics` do not fit.
+            DataError: If the data set is standardized already, or was when it was saved, a value of `by` has no sample in `fit_on`, or
+                `statistics` do not fit.
 
         >>> x = {"a": [np.array([[1.0], [3.0]]), np.array([[5.0]])]}
         >>> MultimodalDataset.from_arrays(x).standardize(fit_on=[0])[1]["a"].x
         tensor([[3.]])
         """
-        if self._scaling is not None:
-            raise DataError("standardize: this data set is standardized already; start from the raw one")
         return self._view(_scaling=scaling_of(self, by, fit_on, statistics))
 
     def describe(self) -> str:

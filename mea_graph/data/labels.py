@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.arrays import as_names, as_numbers
+from mea_graph.data.doubts import OF_SPLIT
 from mea_graph.data.errors import DataError
+from mea_graph.suggestions import did_you_mean
 
 _SPLITS = {"train": ("train", "training"), "valid": ("valid", "val", "dev", "validation"), "test": ("test", "testing")}
 _MEANT = {name: meant for meant, names in _SPLITS.items() for name in names}
@@ -89,9 +91,30 @@ def read_split(split: Any) -> tuple[Any, list[str]]:
     return [new[word] for word in words], [f"split: {', '.join(renamed)}"] if renamed else []
 
 
+def split_notes(split: np.ndarray, ids: Sequence[str]) -> list[str]:
+    """Notes on names of splits that are nearly one of the usual ones: whoever looks for that one does not find their samples."""
+    notes = []
+    for name in sorted(set(split.tolist())):
+        if hint := _nearly(name):
+            first, count = ids[int(np.argmax(split == name))], int((split == name).sum())
+            more = f", as of {count} samples," if count > 1 else ""
+            notes.append(f"split: {name!r} of sample {first!r}{more} {OF_SPLIT}{hint}")
+    return notes
+
+
+def _nearly(name: str) -> str:
+    """The usual name of a split that one is nearly, as the end of a message; nothing for one of those, or for what only begins so."""
+    low = name.strip().lower()
+    if any(low.startswith(known) for known in _MEANT):  # "test2" is no mistake
+        return ""
+    return did_you_mean(low, [known for known in _MEANT if known[:1] == low[:1]])
+
+
 def is_split(array: np.ndarray, samples: int) -> bool:
-    """Whether an array names a split for every sample, each of them train, valid or test."""
-    return array.shape == (samples,) and array.dtype.kind == "U" and {*map(split_meant, array.tolist())} <= {*_SPLITS}
+    """Whether an array names a split for every sample, each of them train, valid or test, or nearly so."""
+    if array.shape != (samples,) or array.dtype.kind != "U":
+        return False
+    return all(split_meant(name) in _SPLITS or _nearly(name) for name in set(array.tolist()))
 
 
 def _is_number(name: str) -> bool:

@@ -13,9 +13,9 @@ import numpy as np
 from mea_graph.data.arrays import as_numbers
 from mea_graph.data.cache import cached
 from mea_graph.data.dataset import MultimodalDataset
+from mea_graph.data.doubts import warn_of_doubts
 from mea_graph.data.errors import DataError, brief, no_memory
 from mea_graph.data.kinds import check_kind, kind_of
-from mea_graph.data.times import warn_of_units
 from mea_graph.option_types import mismatch, plain_value
 from mea_graph.readers.any_pickle import read_any_pickle
 from mea_graph.readers.csd import read_csd
@@ -118,7 +118,7 @@ def open_dataset(
         {"files": names, **options},
         lambda: reader(origin if files is None else files, **options),
     )
-    warn_of_units(dataset.notes, stacklevel=2)
+    warn_of_doubts(dataset.notes, stacklevel=2)
     return dataset if modalities is None else dataset.with_modalities(modalities)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mea_graph.data.dataset import MultimodalDataset
 
 FORMAT = "mea_graph_dataset"  # the array by which such a file is known
+STANDARDIZED = "standardized"  # the array of a file that holds z-scores
 _VERSION = 1
 
 
@@ -31,6 +32,7 @@ def taken(dataset: MultimodalDataset, change: Callable[[str, int, np.ndarray], n
         fields={name: values.copy() for name, values in dataset.fields.items()},
         label_names=dataset.label_names,
         notes=dataset.notes,
+        standardized=dataset._store.standardized,
     )
 
 
@@ -49,6 +51,8 @@ def save(dataset: MultimodalDataset, path: Path) -> None:
     texts = {"label_names": store.label_names, "notes": store.notes or None}
     arrays |= {name: np.array(text, dtype=np.str_) for name, text in texts.items() if text is not None}
     arrays |= {name: array for name, array in (("y", store.y), ("split", store.split)) if array is not None}
+    if scaling is not None or store.standardized:
+        arrays[STANDARDIZED] = np.array(True)
     try:
         with replacing(path) as file:
             np.savez(file, **arrays)
@@ -85,4 +89,5 @@ def saved_arrays(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "fields": parts["fields"],
         "label_names": arrays["label_names"].reshape(-1).tolist() if "label_names" in arrays else None,
         "notes": arrays["notes"].reshape(-1).tolist() if "notes" in arrays else (),
+        "standardized": bool(arrays.get(STANDARDIZED, np.array(False)).any()),
     }

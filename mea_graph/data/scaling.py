@@ -45,6 +45,10 @@ def scaling_of(
     statistics: Mapping[str, tuple[Any, Any]] | None,
 ) -> Scaling:
     """The scaling that `MultimodalDataset.standardize` promises."""
+    if dataset._scaling is not None:
+        raise DataError("standardize: this data set is standardized already; start from the raw one")
+    if dataset._store.standardized:
+        raise DataError("standardize: this data set holds z-scores: it was standardized when it was saved; start from the raw one")
     sequences = {name: dataset._store.sequences[name] for name in dataset.modalities}
     if statistics is not None:
         if by is not None or fit_on is not None:

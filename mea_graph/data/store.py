@@ -12,7 +12,7 @@ import numpy as np
 
 from mea_graph.data.arrays import as_names, as_numbers
 from mea_graph.data.errors import DataError, printable
-from mea_graph.data.labels import text
+from mea_graph.data.labels import split_notes, text
 from mea_graph.data.ragged import Ragged, pack
 from mea_graph.data.texts import text_array
 from mea_graph.data.times import in_seconds, time_notes
@@ -33,6 +33,7 @@ class Store:
     label_names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
     source_hash: str | None = None
+    standardized: bool = False  # a standardised data set was saved: these are z-scores
 
     @cached_property
     def hash(self) -> str:
@@ -67,6 +68,7 @@ def build_store(
     label_names: Sequence[str] | None = None,
     notes: Sequence[str] = (),
     units_known: bool = False,
+    standardized: bool = False,
 ) -> Store:
     """Checks everything a user or a reader gave and packs it; with `units_known` times are seconds, however slow."""
     if not x:
@@ -81,14 +83,17 @@ def build_store(
     sequences = {name: pack(name, arrays, names, seconds.get(name)) for name, arrays in x.items()}
     timed = time_notes(seconds, sequences, set(seconds) if units_known else known)
     labels = None if y is None else _checked_y(y, names)
+    parts = None if split is None else _checked_column("split", split, samples, kinds="U")
+    doubted = [] if parts is None else split_notes(parts, names)
     return Store(
         sequences=sequences,
         ids=names,
         y=labels,
-        split=None if split is None else _checked_column("split", split, samples, kinds="U"),
+        split=parts,
         fields={name: _checked_column(f"field {name!r}", values, samples) for name, values in (fields or {}).items()},
         label_names=_checked_label_names(label_names, labels),
-        notes=tuple(dict.fromkeys(map(printable, [*notes, *timed]))),
+        notes=tuple(dict.fromkeys(map(printable, [*notes, *timed, *doubted]))),
+        standardized=standardized,
     )
 
 

@@ -24,7 +24,7 @@ from mea_graph.data.rows import make_rows
 from mea_graph.data.store import Store
 from mea_graph.whole_files import sync_folder
 
-FORMAT_VERSION = 6  # raise it whenever what is written, or what readers make of a file, changes
+FORMAT_VERSION = 7  # raise it whenever what is written, or what readers make of a file, changes
 _SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
 _TEMPORARY = ".writing-"
 _ABANDONED = 24 * 3600.0  # seconds after which any temporary folder counts as left by a process that was killed
@@ -137,6 +137,7 @@ def open_store(folder: Path) -> Store:
             label_names=None if meta["label_names"] is None else tuple(meta["label_names"]),
             notes=tuple(meta["notes"]),
             source_hash=meta["source_hash"],
+            standardized=meta["standardized"],
         )
         _check_outline(store)
     except MemoryError as error:
@@ -195,6 +196,7 @@ def _write_files(make: Callable[[], Store], folder: Path) -> Store:
         "fields": list(store.fields),
         "label_names": None if store.label_names is None else list(store.label_names),
         "notes": list(store.notes),
+        "standardized": store.standardized,
         "files": files,
     }
     with open(folder / "meta.json", "w", encoding="utf-8") as file:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.arrays import as_numbers
+from mea_graph.data.doubts import OF_UNIT
 from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
 
@@ -19,7 +19,6 @@ _UNITS = {"milliseconds": "1e3", "microseconds": "1e6", "nanoseconds": "1e9"}
 _SLOW = 10.0  # seconds: speech, faces and text have a step every few milliseconds to every few seconds
 _LONGER = 300.0  # times as long: what a wrong unit makes of a modality is 1000 times as long as the others, or nearly so
 _INSTANT = 1e-6  # seconds between two times that count as different
-_DOUBT = "the times are taken as seconds"  # in every note that is a warning too
 
 
 def in_seconds(time: Mapping[str, Sequence[Any]], ids: Sequence[str]) -> tuple[dict[str, list[np.ndarray]], set[str]]:
@@ -115,13 +114,6 @@ def time_notes(given: Mapping[str, Sequence[np.ndarray]], stored: Mapping[str, R
     return notes
 
 
-def warn_of_units(notes: Sequence[str], stacklevel: int) -> None:
-    """Warns of the notes on times that can hardly be seconds: a model that reads such times learns nothing from them, and says nothing."""
-    for note in notes:
-        if _DOUBT in note:
-            warnings.warn(note, stacklevel=stacklevel + 1)
-
-
 def median_step(time: np.ndarray, ptr: np.ndarray, rows: np.ndarray | None = None) -> float:
     """The median of the differences above 0 between neighbours in time of one sample; 0 where there are none."""
     steps = np.diff(time)
@@ -151,7 +143,7 @@ def _useless(name: str, time: np.ndarray, stored: Ragged) -> list[str]:
 def _of_unit(name: str, step: float) -> str:
     unit, divisor = next(((u, d) for u, d in _UNITS.items() if step / float(d) < _SLOW), ("nanoseconds", "1e9"))
     return (
-        f"{name}: {_DOUBT}, and their steps are {step:g} s apart (median), slow for speech, faces or text; if they are {unit}, give "
+        f"{name}: {OF_UNIT}, and their steps are {step:g} s apart (median), slow for speech, faces or text; if they are {unit}, give "
         f"t / {divisor}; if they are seconds, say so by a unit: (1000 * t).astype('timedelta64[ms]')"
     )
 
@@ -180,7 +172,7 @@ def _apart(
         ratio = float(np.median(long[wide] / short[wide]))
         if not 1 / _LONGER < ratio < _LONGER:
             longer, shorter, ratio = (one, other, ratio) if ratio > 1 else (other, one, 1 / ratio)
-            return [f"{longer}: {_DOUBT}, and last {ratio:.3g} times as long as those of {shorter!r}; give both in seconds"]
+            return [f"{longer}: {OF_UNIT}, and last {ratio:.3g} times as long as those of {shorter!r}; give both in seconds"]
     apart = int(((first > end) | (begin > last)).sum())
     if apart and 2 * apart > both.sum():
         remedy = "count the times of a sample from one moment for all modalities"

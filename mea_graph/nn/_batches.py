@@ -1,5 +1,6 @@
 """From a PyG batch to rows, pointers and times by modality."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch_geometric.data import HeteroData
 from mea_graph.nn._sequences import Entered, Layout
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced, is_transformed
+
+_SLOW = 10.0  # seconds, as `mea_graph.data` has it: speech, faces and text have a step every few milliseconds to every few seconds
 
 
 def of_batch(batch: HeteroData, modalities: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Layout]]:
@@ -131,6 +134,25 @@ def read_time(time: Tensor | None, entered: Entered, name: str, scale: float | N
     return time
 
 
+def _warn_of_unit(time: Tensor, pointers: Pointers, name: str, scale: float | None, width: float | None) -> None:
+    """Warns where most neighbouring steps are as far apart as those of milliseconds, and further than a window or a scale reaches.
+
+    Only a CPU looks, and no graph that is recorded.
+    """
+    reach = width or scale
+    if reach is None or time.device.type != "cpu" or is_traced() or is_transformed():
+        return
+    gap = time[1:] - time[:-1]
+    inside = (gap > 0) & (pointers.sample[1:] == pointers.sample[:-1])
+    inside = inside if pointers.packed else inside & pointers.real[1:] & pointers.real[:-1]
+    if 2 * int((inside & (gap >= max(_SLOW, reach))).sum()) > int(inside.sum()):
+        warnings.warn(
+            f"{name}: the times are taken as seconds, and most steps are {_SLOW:g} s or more apart, slow for speech, faces or text and "
+            f"beyond the {'window' if width else 'time_scale'} of {reach:g} s; if they are milliseconds, give t / 1e3",
+            stacklevel=2,
+        )
+
+
 def read_times(
     timed: Iterable[str],
     given: Mapping[str, tuple[Tensor | None, str]],
@@ -138,12 +160,16 @@ def read_times(
     extractors: nn.ModuleDict,
     width: float | None,
 ) -> dict[str, Tensor]:
-    """`read_time` for the modalities whose extractor places its steps in time, or all in a window of `width` seconds."""
+    """`read_time` for the modalities whose extractor places its steps in time, or all in a window of `width` seconds.
+
+    It warns of times that can hardly be seconds.
+    """
     found = {}
     for m in timed:
         placed = getattr(extractors[m], "positions", "steps") == "seconds"
         scale = getattr(extractors[m], "time_scale", None) if placed else None
         found[m] = read_time(given[m][0], entered[m], given[m][1], scale, width)
+        _warn_of_unit(found[m], entered[m].pointers, given[m][1], scale, width)
     return found
 
 

@@ -1,10 +1,10 @@
 """From the fused vector to the prediction."""
 
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
 from mea_graph.nn._dropout import make_dropout
-from mea_graph.nn._sequences import check_sizes
+from mea_graph.nn._sequences import check_dtype, check_sizes, weight_dtype
 
 
 class PredictionHead(nn.Sequential):
@@ -25,6 +25,7 @@ class PredictionHead(nn.Sequential):
 
     Raises:
         ValueError: If a size is below 1.
+        TypeError: If the fused vector has another dtype than the weights.
 
     >>> import torch
     >>> PredictionHead(128, 64, 3, norm=True)(torch.randn(5, 128)).shape
@@ -45,3 +46,10 @@ class PredictionHead(nn.Sequential):
         """Draws new weights."""
         for part in self:
             reset(part)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns the prediction."""
+        if isinstance(input, Tensor):
+            check_dtype(input, weight_dtype(self, "1"), "input")
+        prediction: Tensor = super().forward(input)
+        return prediction

@@ -16,6 +16,7 @@ from mea_graph.data.labels import is_split, text
 from mea_graph.data.saved import FORMAT, saved_arrays
 from mea_graph.readers.checks import check_claimed_size, check_lengths, check_non_finite, check_samples, dataset_of, refused, repair
 from mea_graph.readers.label_options import Columns, Labels, Names, as_labels, check_labels
+from mea_graph.readers.near_names import near_names
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -127,6 +128,7 @@ def _padded(
             if times.shape != arrays[name].shape[:2]:
                 raise DataError(f"{name}_time: expected shape {arrays[name].shape[:2]}, got {times.shape}")
             time[name] = [row[:n] for row, n in zip(times, lengths, strict=True)]
+    notes += near_names(arrays, names, taken)
     rest = {name: array for name, array in arrays.items() if name not in taken}
     fields = {name: array for name, array in rest.items() if array.shape == (samples,) and array.dtype.kind in "biufU"}
     notes += [_left_out(name, array, samples) for name, array in rest.items() if name not in fields]
@@ -215,12 +217,8 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
 def _padding_notes(name: str, arrays: dict[str, np.ndarray]) -> list[str]:
     """What hints at padding in a modality without true lengths: it would be read as steps like any other."""
     sequences = arrays[name]
-    samples, steps = sequences.shape[:2]
+    steps = sequences.shape[1]
     notes = []
-    for other, array in arrays.items():
-        rest = other.lower().replace(name.lower(), "", 1).strip("_-. ")
-        if rest in ("len", "lens", "length", "lengths") and other != f"{name}_len" and _are_lengths(array, samples, steps):
-            notes.append(f"{name}: every sample has {steps} steps, since {other!r} is a field; true lengths are called '{name}_len'")
     padded = int((sequences[:, -1] == 0).all(axis=1).sum()) if steps and sequences.dtype.kind in "biuf" else 0
     if padded:
         remedy = f"if it is padding, give the true lengths as '{name}_len'"

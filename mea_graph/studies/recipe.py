@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import callbacks
 
 from mea_graph.data import DataError
 from mea_graph.nn.model_options import merged
 from mea_graph.option_types import parameters_of
-from mea_graph.train.config_files import find_config
+from mea_graph.train.config_files import find_config, read_sections
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.monitors import watching_mode
@@ -154,12 +153,7 @@ def open_data(options: Mapping[str, Any]) -> SequenceDataModule:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"config: expected sections {', '.join(SECTIONS)} in {path}, got {type(found).__name__}")
+    found = read_sections(path)
     if unknown := sorted(set(found) - set(SECTIONS)):
         raise DataError(f"config: expected sections {', '.join(SECTIONS)} in {path}, got {', '.join(unknown)}")
     return found

@@ -81,7 +81,7 @@ class CommandLine(LightningCLI):
 
     def __init__(self, arguments: Sequence[str], closing: ExitStack) -> None:
         self.closing = closing
-        plain_errors = {"exit_on_error": False}
+        plain_errors = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             TaskModule,
             SequenceDataModule,
@@ -260,9 +260,11 @@ class CommandLine(LightningCLI):
         resumed = epoch is None or values[epoch] != best  # then the best one was before
         if resumed:
             epoch, which = last, "the last"
-        if epoch in self.confusion.valid:
-            self._announce(confusion_text(self.confusion.valid[epoch], self.datamodule.label_names, f"valid, epoch {epoch} ({which})"))
-        if not stopped and not resumed and (why := self.watched.unfinished()) is not None:
+        matrix = None if epoch is None else self.confusion.valid.get(epoch)
+        if matrix is not None:
+            self._announce(confusion_text(matrix, self.datamodule.label_names, f"valid, epoch {epoch} ({which})"))
+        flawless = matrix is not None and matrix.trace() == matrix.sum()  # the loss falls on for ever, with nothing to gain
+        if not stopped and not resumed and not flawless and (why := self.watched.unfinished()) is not None:
             command = f"mea-graph fit --config {self.folder.path / 'config.yaml'}"
             if self.model.cosine_decay:  # going on would be with a rate of 0
                 how = f"train anew and longer: {command} --run_dir {self.folder.path}-longer"

@@ -37,22 +37,36 @@ def find_config(name: str) -> Path:
     if name in packaged:
         return packaged[name]
     if Path(name).is_file():
-        _check_sections(Path(name))
+        read_sections(Path(name))
         return Path(name)
     raise DataError(f"config: expected a file or one of {', '.join(packaged)}, got {name!r}{did_you_mean(name, packaged)}")
 
 
-def _check_sections(path: Path) -> None:
-    """Refuses a file of another kind, such as one of data; a mistake inside a configuration is told where its options are read."""
+def read_sections(path: Path) -> dict[str, Any]:
+    """Returns what a configuration holds by section; a mistake inside a section is told where its options are read.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: If it is no YAML, or of another kind, such as a file of data; the error names the file and the line.
+
+    >>> read_sections(packaged_configs()["events"])["data"]["batch_size"]
+    32
+    """
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         found = b""
-    except yaml.YAMLError:
-        return
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
+        raise DataError(f"config: {path} is not YAML: {where}{what}") from error
     if found is not None and not isinstance(found, dict):
         got = "no text" if isinstance(found, bytes) else type(found).__name__
         raise DataError(f"config: expected sections data, model, trainer or others in {path}, got {got}")
+    return found or {}
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:
@@ -86,9 +100,9 @@ def check_followers(paths: Iterable[str]) -> None:
         DataError: If a file sets such an option; the error names it, and what it follows from.
     """
     for path in paths:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = read_sections(Path(path))
         for option, source in FOLLOWERS.items():
-            value = found
+            value: Any = found
             for name in option.split("."):
                 value = value.get(name) if isinstance(value, dict) else None
             if value is not None:

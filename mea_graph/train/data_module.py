@@ -29,11 +29,10 @@ from mea_graph.data import (
 from mea_graph.option_types import plain_value
 from mea_graph.train.metrics import Task
 from mea_graph.train.sampling import Sampling
-from mea_graph.train.splits import SplitPolicy
+from mea_graph.train.splits import PARTS, SplitPolicy
 from mea_graph.train.targets import check_targets
 
 OWN_SPLITS, ONE_PASS = SplitPolicy(), Sampling()
-PARTS = ("train", "valid", "test")
 PRESETS = {"MOSI": MOSI, "MOSEI": MOSEI, "IEMOCAP": IEMOCAP}
 
 
@@ -170,7 +169,8 @@ class SequenceDataModule(L.LightningDataModule):
     @cached_property
     def parts(self) -> dict[str, np.ndarray]:
         """Sample numbers of each part, `train`, `valid` and `test` where they exist."""
-        return self.split.apply(len(self.dataset), self.dataset.split, self.dataset.fields, self.dataset.y)
+        data = self.dataset
+        return self.split.apply(len(data), data.split, data.fields, data.y, data.ids)
 
     def check_parts(self, *names: str) -> None:
         """Raises an error if a part has no sample, before anything is written.
@@ -303,6 +303,9 @@ class SequenceDataModule(L.LightningDataModule):
         if self.standardize not in (None, "train", *self.dataset.fields):
             fields = ", ".join(self.dataset.fields) or "it has none"
             raise DataError(f"data.standardize: expected train, a field of the data ({fields}) or None, got {self.standardize!r}")
+        if self.standardize is not None and self.dataset._store.standardized:
+            why = "since the data holds z-scores: it was standardized when it was saved"
+            raise DataError(f"data.standardize: expected None, {why}; got {self.standardize!r}")
 
     @property
     def _drawing(self) -> dict[str, Any]:

@@ -89,6 +89,9 @@ def one_line(error: BaseException) -> str:
 
 def _of_the_parser(message: str) -> str | None:
     """What jsonargparse says of a value of the wrong type or word, which it spreads over many lines; None of anything else."""
+    if found := re.match(r'Parser key "(.*?)":\nUnable to load config (.*)\n', message):
+        why = [line.strip() for line in message.splitlines() if line.strip() and not line.strip().startswith(("in ", "- "))]
+        return f"{found[1]}: expected YAML, got {found[2]}: {why[-1]}"
     keys = re.findall(r'Parser key "(.*?)":', message)
     expected: list[str] = []
     choices: list[str] = []

@@ -71,8 +71,9 @@ class TaskMetrics(Metric):
         if task == "regression" and out_channels != 1:
             raise ValueError(f"out_channels: expected 1 for the metrics of a regression, which have one target, got {out_channels}")
         label_names = plain_value(label_names)
-        if label_names is not None and task == "multilabel" and len(label_names) != out_channels:
-            raise ValueError(f"label_names: expected {out_channels} names (one per output), got {len(label_names)}: {list(label_names)}")
+        if label_names is not None and (isinstance(label_names, str) or len(label_names) != out_channels):
+            got = repr(label_names) if isinstance(label_names, str) else f"{len(label_names)}: {list(label_names)}"
+            raise ValueError(f"label_names: expected {out_channels} names (one per output), got {got}"[:300])
         self.task = task
         self.out_channels = out_channels
         self.sentiment = sentiment

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pkgutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from mea_graph.command.mistake import mistake
-from mea_graph.command.words import add_threads
+from mea_graph.command.words import MistypedError, Words, add_threads
 from mea_graph.data import DataError
 from mea_graph.train.error_message import one_line
 from mea_graph.train.predictor import Predictor
 from mea_graph.train.quieten import quieten
-from mea_graph.train.run_folder import RunFolder
+from mea_graph.train.run_folder import RunFolder, find_checkpoint
 from mea_graph.train.task_module import TaskModule
 from mea_graph.train.threads import computing_on
+from mea_graph.train.whole_checkpoints import read_checkpoint
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,9 +27,15 @@ def main(arguments: Sequence[str]) -> int:
     Args:
         arguments: The words after `predict`.
     """
-    words = _parser().parse_args(list(arguments))
+    try:
+        words = _parser().read(arguments)
+    except MistypedError as error:
+        return mistake(f"predict: {error}")
     quieten()
     try:
+        check_output("output", words.output, ".csv")
+        if words.embeddings is not None:
+            check_output("embeddings", words.embeddings, ".npz", words.data)
         with computing_on(words.threads) as note:
             if note:
                 print(f"note: {note}", flush=True)
@@ -66,14 +74,42 @@ def _loaded(words: argparse.Namespace, module: type[TaskModule] | None) -> Predi
     folder = RunFolder(words.ckpt)
     if not folder.checkpoint("best").is_file() and folder.checkpoint("last").is_file():
         raise DataError(f"ckpt: there is no checkpoint {folder.checkpoint('best')}; there is --ckpt {folder.checkpoint('last')}")
-    return Predictor._load("ckpt", words.ckpt, module=module, batch_size=words.batch_size, device=words.device)
+    place = find_checkpoint("ckpt", words.ckpt)
+    return Predictor._of(place, read_checkpoint(place, "ckpt"), module, None, words.batch_size, words.device)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mea-graph predict", description="Predicts samples with a trained model.", exit_on_error=True)
+def check_output(option: str, path: Path, suffix: str, read: Path | None = None) -> None:
+    """Refuses a file that could not be written, or would not be what its name says, before anything is computed for it.
+
+    Args:
+        option: The option that names it, for an error.
+        path: The file.
+        suffix: The end of its name, by which its form is known.
+        read: A file that must stay as it is.
+
+    Raises:
+        DataError: If the file cannot be the one that is written.
+
+    >>> check_output("output", Path("predictions.xlsx"), ".csv")
+    Traceback (most recent call last):
+    mea_graph.data.errors.DataError: output: expected a name that ends in .csv, the form that is written, got predictions.xlsx
+    """
+    if path.is_dir():
+        raise DataError(f"{option}: expected a file to write, got the folder {path}; give the name of a file in it")
+    if path.suffix.lower() != suffix:
+        raise DataError(f"{option}: expected a name that ends in {suffix}, the form that is written, got {path}")
+    if read is not None and path.exists() and read.exists() and path.samefile(read):
+        raise DataError(f"{option}: expected another file than --data, which it would replace, got {path}")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise DataError(f"{option}: expected a file in a folder that can be written, got {path}")
+
+
+def _parser() -> Words:
+    parser = Words(prog="mea-graph predict", description="Predicts samples with a trained model.")
     parser.add_argument("--ckpt", required=True, type=Path, help="a checkpoint, or the folder of a run (its best one)")
     parser.add_argument("--data", required=True, type=Path, help="the samples: a file or folder; labels are not needed")
-    parser.add_argument("--output", required=True, type=Path, help="the CSV to write, one row a sample; replaced where there is one")
+    parser.add_argument("--output", required=True, type=Path, help="the .csv to write, one row a sample; replaced where there is one")
     parser.add_argument("--embeddings", type=Path, help="an .npz to write the vectors behind the predictions to")
     parser.add_argument("--module", help="the class that was trained, such as my_file.MyModule; not needed for those of mea-graph")
     parser.add_argument("--batch_size", type=int, default=32, help="samples that are computed at a time (default: 32)")

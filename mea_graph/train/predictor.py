@@ -24,7 +24,7 @@ from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.error_message import one_line
 from mea_graph.train.prediction_data import TrainingData, as_dataset, scaled, whole_sample
 from mea_graph.train.predictions import Embeddings, Predictions
-from mea_graph.train.run_folder import RunFolder
+from mea_graph.train.run_folder import find_checkpoint
 from mea_graph.train.task_module import TaskModule, prediction_of, public_name
 from mea_graph.train.whole_checkpoints import read_checkpoint
 
@@ -122,22 +122,20 @@ class Predictor:
         Traceback (most recent call last):
         mea_graph.data.errors.DataError: path: there is no checkpoint runs/none
         """
-        return cls._load("path", path, checkpoint, module, statistics, batch_size, device)
+        place = find_checkpoint("path", path, checkpoint)
+        return cls._of(place, read_checkpoint(place, "path"), module, statistics, batch_size, device)
 
     @classmethod
-    def _load(
+    def _of(
         cls,
-        option: str,
-        path: str | os.PathLike[str],
-        checkpoint: str = "best",
-        module: type[TaskModule] | TaskModule | None = None,
-        statistics: Mapping[str, tuple[Any, Any]] | None = None,
-        batch_size: int = 32,
-        device: str | torch.device = "cpu",
+        place: Path,
+        saved: Mapping[str, Any],
+        module: type[TaskModule] | TaskModule | None,
+        statistics: Mapping[str, tuple[Any, Any]] | None,
+        batch_size: int,
+        device: str | torch.device,
     ) -> Predictor:
-        """`load`, whose errors call `path` by the name that the caller's user knows it by."""
-        place = _find(option, Path(path), checkpoint)
-        saved = read_checkpoint(place, option)
+        """The predictor of a checkpoint that was found and read."""
         states = [value for value in saved.values() if isinstance(value, dict) and {"data_hash", "standardize"} <= value.keys()]
         if states and statistics is not None:
             raise DataError(f"statistics: expected none, since {place} has those of its training, got some")
@@ -281,18 +279,6 @@ class _Scaled(nn.Module):
         if self.places:
             x = {m: (v - getattr(self, f"mean_{self.places[m]}")) / getattr(self, f"std_{self.places[m]}") for m, v in x.items()}
         return self.network(x, mask, time=time)
-
-
-def _find(option: str, path: Path, checkpoint: str) -> Path:
-    if checkpoint not in ("best", "last"):
-        raise DataError(f"checkpoint: expected 'best' or 'last', got {checkpoint!r}")
-    folder = RunFolder(path)
-    place = folder.checkpoint(checkpoint) if path.is_dir() else path
-    if not place.is_file():
-        there = [name for name in ("best", "last") if folder.checkpoint(name).is_file()]
-        hint = f"; there is checkpoint={there[0]!r}" if there else "; the folder of a run is such as runs/mine/0" if path.is_dir() else ""
-        raise DataError(f"{option}: there is no checkpoint {place}{hint}")
-    return place
 
 
 def _restored(saved: Mapping[str, Any], module: type[TaskModule] | TaskModule | None) -> TaskModule:

@@ -99,17 +99,26 @@ class RunFolder:
 
         Returns:
             Whether the folder is ours now.
+
+        Raises:
+            DataError: If the folder cannot be made or written.
         """
-        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()][::-1]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        missing = [folder for folder in (self.path, *self.path.parents) if not os.path.exists(folder)][::-1]
         try:
-            self.path.mkdir()
+            self.path.mkdir(parents=True)
         except FileExistsError:
             if not self.path.is_dir():
                 raise DataError(f"{option}: expected a folder, got the file {self.path}") from None
             if new:
                 return False
+        except OSError as error:
+            self._made = [folder for folder in missing if os.path.exists(folder)]
+            self.release()
+            raise DataError(f"{option}: expected a folder that can be made, got {self.path} ({error.strerror})") from error
         self._made = missing
+        if not os.access(self.path, os.W_OK | os.X_OK):
+            self.release()
+            raise DataError(f"{option}: expected a folder that can be written, got {self.path}")
         if fcntl is None:
             return True
         self._claim = os.open(self.path, os.O_RDONLY)
@@ -189,6 +198,33 @@ class RunFolder:
         stem, suffix = os.path.splitext(name)
         other = [] if digest is None else [re.sub(r"[^\w.]+", "-", Path(source or "events").stem), digest[:8]]
         return self.path / ("_".join([stem, *other, *([] if part == "test" else [part])]) + suffix)
+
+
+def find_checkpoint(option: str, path: str | os.PathLike[str], checkpoint: str = "best") -> Path:
+    """Returns the file of a checkpoint.
+
+    Args:
+        option: The name that the user knows `path` by, for an error.
+        path: The file, or the folder of a run.
+        checkpoint: Of a folder, `best` or `last`.
+
+    Raises:
+        DataError: If there is none.
+
+    >>> find_checkpoint("ckpt", "runs/none")
+    Traceback (most recent call last):
+    mea_graph.data.errors.DataError: ckpt: there is no checkpoint runs/none
+    """
+    if checkpoint not in ("best", "last"):
+        raise DataError(f"checkpoint: expected 'best' or 'last', got {checkpoint!r}")
+    folder = RunFolder(Path(path))
+    place = folder.checkpoint(checkpoint) if folder.path.is_dir() else folder.path
+    if not place.is_file():
+        there = [name for name in ("best", "last") if folder.checkpoint(name).is_file()]
+        example = "; the folder of a run is such as runs/mine/0" if folder.path.is_dir() else ""
+        hint = f"; there is checkpoint={there[0]!r}" if there else example
+        raise DataError(f"{option}: there is no checkpoint {place}{hint}")
+    return place
 
 
 @contextlib.contextmanager

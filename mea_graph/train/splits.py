@@ -9,8 +9,10 @@ import numpy as np
 
 from mea_graph.data import DataError
 from mea_graph.option_types import check_types, plain_value
+from mea_graph.suggestions import did_you_mean
 
 Value = int | str
+PARTS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class SplitPolicy:
     Validation samples come from the file's own split, from explicit values, or from the training samples (`valid_fraction`).
 
     Args:
-        by: Field to split by, such as `speaker`; without it, the file's own splits.
+        by: Field to split by, such as `speaker`; without it, the file's own splits `train`, `valid` and `test`. The field `split` is the
+            file's splits under any names, if the file has no field of that name.
         train: Values of the field for training.
         valid: Values of the field for validation.
         test: Values of the field for the test.
@@ -86,24 +89,26 @@ class SplitPolicy:
         split: Sequence[str] | np.ndarray | None = None,
         fields: Mapping[str, np.ndarray] | None = None,
         y: np.ndarray | None = None,
+        ids: Sequence[str] | None = None,
     ) -> dict[str, np.ndarray]:
         """Returns the sample numbers of each part; a part without samples is left out.
 
         Args:
             num_samples: Number of samples.
-            split: The file's own split name per sample.
+            split: The file's own split name per sample; an empty text leaves a sample out.
             fields: Per-sample values of each field.
             y: Targets, for stratified validation samples.
+            ids: Names of the samples, for errors; their numbers if None.
 
         Shape:
             - `split`, each field and `y` have `num_samples` rows; the result is sorted int64 arrays that share no sample.
 
         Raises:
-            DataError: If a field or value does not exist, or a part contradicts another.
+            DataError: If a field or value does not exist, a part contradicts another, or a split of the file has an unknown name.
         """
-        fields = fields or {}
+        fields = ({} if split is None else {"split": np.asarray(split)}) | dict(fields or {})
         if self.by is None:
-            parts = _own_splits(num_samples, split)
+            parts = _own_splits(num_samples, split, ids)
         else:
             values = _field(fields, self.by, "split.by")
             parts = _folds(values, self.folds, self.fold) if self.folds is not None else self._by_values(values)
@@ -130,13 +135,19 @@ class SplitPolicy:
         return {name: part for name, part in parts.items() if len(part)}
 
 
-def _own_splits(num_samples: int, split: Sequence[str] | np.ndarray | None) -> dict[str, np.ndarray]:
+def _own_splits(num_samples: int, split: Sequence[str] | np.ndarray | None, ids: Sequence[str] | None) -> dict[str, np.ndarray]:
     if split is None:
         raise DataError("split: the data has no splits of its own; give split.by with split.train and split.test, or with split.folds")
     names = np.asarray(split).astype(str)
     if len(names) != num_samples:
         raise DataError(f"split: expected one name per sample ({num_samples}), got {len(names)}")
-    return {str(name): np.flatnonzero(names == name) for name in np.unique(names)}
+    if len(strange := np.flatnonzero(~np.isin(names, [*PARTS, ""]))):
+        first, name = int(strange[0]), str(names[strange[0]])
+        which = f"sample {first if ids is None else repr(ids[first])}"
+        more = f" (one of {len(strange)} samples in no part)" if len(strange) > 1 else ""
+        remedy = "split.by='split' with split.train and split.test takes other names"
+        raise DataError(f"split: {which}: expected train, valid or test, got {name!r}{did_you_mean(name, PARTS)}{more}; {remedy}")
+    return {name: np.flatnonzero(names == name) for name in PARTS if name in names}
 
 
 def _field(fields: Mapping[str, np.ndarray], name: str, option: str) -> np.ndarray:

@@ -284,7 +284,7 @@ class TaskModule(L.LightningModule):
         self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()
         output = self.run(batch)
         terms = self.loss_terms(output, batch.y)
-        self._watch.see(terms, batch.get("id"), stage)
+        self._watch.see(terms, batch.get("id"), stage, batch)
         if self.training:  # on the joint batch, so each process logs the same value
             joint = batch.num_graphs if self.gather.counts is None else sum(self.gather.counts)
             logged = {f"{stage}/{name}": value.detach() for name, value in terms.items()}

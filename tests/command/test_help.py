@@ -119,6 +119,11 @@ def test_the_options_of_each_model_are_those_it_takes():
         (["--data.format", "npz"], "--data.format ('--data.reader.format' now)"),
         (["--data.label_names=[a, b]"], "--data.label_names ('--data.classes' now)"),
         (["--data.sampling.balancd", "true"], "--data.sampling.balancd (did you mean '--data.sampling.balanced'?)"),
+        (["--trainer.max_epoch", "3"], "--trainer.max_epoch (did you mean '--trainer.max_epochs'?)"),  # none may be cut short
+        (["--run_di", "x"], "--run_di (did you mean '--run_dir'?)"),
+        (["--data.sourc=x"], "--data.sourc (did you mean '--data.source'?)"),
+        (["--dat", "x"], "--dat (did you mean '--data'?)"),
+        (["--model.exclusive.pool", "gru"], "--model.exclusive.pool (did you mean '--model.exclusive.pooling'?)"),
     ],
 )
 def test_what_was_meant(words, meant):
@@ -141,7 +146,6 @@ def test_what_was_meant(words, meant):
         ],
         ["--model", "my_model.Mine", "--model.anything", "3"],
         ["--model.class_path=my_model.Mine", "--model.init_args.anything", "3"],
-        ["--trainer.max_epoch", "3"],  # what is left out of a name is no mistake, as with every parser of the kind
         ["--", "--anything"],
     ],
 )

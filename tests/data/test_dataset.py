@@ -4,6 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from torch_geometric.data import HeteroData
 from torch_geometric.loader import DataLoader
 
 from mea_graph.data import DataError, MultimodalDataset
@@ -300,3 +301,32 @@ def test_one_modality_and_one_step_are_a_data_set():
         DataError, match=r"about: sample '0': expected numbers of shape \(T, d\).*got float64 of shape \(2,\); .*\[:, None\]"
     ):
         MultimodalDataset.from_arrays({"about": about})
+
+
+class TestNamesOfSplits:
+    def made(self, split):
+        ids = [f"clip {n}" for n in range(len(split))]
+        return MultimodalDataset.from_arrays({"a": [np.ones((1, 1))] * len(split)}, ids=ids, split=split)
+
+    @pytest.mark.parametrize(("name", "meant"), [("trian", "train"), ("tset", "test"), ("vaild", "valid"), ("Trani", "train")])
+    def test_one_that_is_nearly_a_usual_one_is_told_with_its_sample(self, name, meant):
+        said = f"split: {name!r} of sample 'clip 1' is taken as a name of its own (did you mean {meant!r}?)"
+        with pytest.warns(UserWarning, match="did you mean") as caught:
+            data = self.made(["train", name, "test"])
+        assert [str(warning.message) for warning in caught] == [said]
+        assert data.notes == (said,)
+        assert data.select(name).ids == ["clip 1"]
+
+    def test_of_several_samples_the_first_is_named(self):
+        with pytest.warns(UserWarning, match=r"'tset' of sample 'clip 0', as of 2 samples, is taken"):
+            self.made(["tset", "train", "tset"])
+
+    def test_samples_of_pyg_are_told_too(self):
+        samples = [HeteroData(a={"x": torch.ones(1, 1)}, split=name, id=name) for name in ("train", "trian")]
+        with pytest.warns(UserWarning, match="'trian' of sample 'trian' is taken as a name of its own"):
+            MultimodalDataset.from_samples(samples)
+
+    @pytest.mark.filterwarnings("error")
+    def test_names_of_ones_own_are_none(self):
+        names = ["train", "val", "dev", "Test", "test2", "testA", "train_noisy", "rest", "fold 1", "extra", "", "unlabelled"]
+        assert not [note for note in self.made(names).notes if "name of its own" in note]

@@ -87,6 +87,19 @@ def test_a_modality_that_no_sample_has_comes_back(dataset, tmp_path):
     assert_equal(open_dataset(tmp_path / "a.npz"), dataset[[1]])
 
 
+@pytest.mark.parametrize("arguments", [{}, {"by": "subject"}])
+def test_what_was_standardized_is_not_standardized_again(dataset, tmp_path, arguments):
+    """Its file did not say so: z-scores were taken of z-scores."""
+    dataset.save(tmp_path / "raw.npz")
+    dataset.standardize(**arguments).save(tmp_path / "a.npz")
+    again = open_dataset(tmp_path / "a.npz")
+    again[:3].copy().save(tmp_path / "b.npz")
+    for scaled in (again, again[1:], again.copy(), open_dataset(tmp_path / "b.npz"), open_dataset(tmp_path / "a.npz")):  # from the cache
+        with pytest.raises(DataError, match="standardize: this data set holds z-scores: it was standardized when it was saved"):
+            scaled.standardize()
+    assert open_dataset(tmp_path / "raw.npz").standardize().statistics is not None
+
+
 def changed(path, **changes):
     with np.load(path) as file:
         arrays = {**file, **changes}

@@ -13,6 +13,7 @@ from mea_graph import nn as mea
 
 NAMES = ["audio", "text"]
 WIDTHS = {"audio": 3, "text": 4}
+EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
@@ -22,6 +23,18 @@ def steps(dtype: torch.dtype) -> Tensor:
 
 def all_steps(dtype: torch.dtype) -> dict[str, Tensor]:
     return {m: steps(dtype) for m in NAMES}
+
+
+def nodes(dtype: torch.dtype) -> Tensor:
+    return torch.ones(5, 4, dtype=dtype)
+
+
+def by_type(dtype: torch.dtype) -> dict[str, Tensor]:
+    return {f"{m}_{space}": nodes(dtype) for m in "ab" for space in ("exclusive", "agnostic")}
+
+
+def representations(dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return {m: nodes(dtype) for m in NAMES}, {m: nodes(dtype) for m in NAMES}
 
 
 def batch(dtype: torch.dtype) -> Batch:
@@ -42,12 +55,32 @@ MAKERS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.dtype], Any], s
     "AgnosticBranch": (lambda: mea.AgnosticBranch(4, 4, NAMES, 2), all_steps, "audio"),
     "exclusive, no attention": (lambda: mea.ExclusiveBranch(4, 4, NAMES, num_layers=0), all_steps, "audio"),
     "agnostic, no attention": (lambda: mea.AgnosticBranch(4, 4, NAMES, num_layers=0), all_steps, "audio"),
+    "GraphFusionConv": (lambda: mea.GraphFusionConv(4, 3, heads=2), nodes, "x"),
+    "GraphFusionConv, a pair": (lambda: mea.GraphFusionConv((4, 4), 3), lambda dtype: (nodes(dtype), nodes(dtype)), r"x\[0\]"),
+    "GraphFusionConv, lazy": (lambda: mea.GraphFusionConv(-1, 3), nodes, "x"),
+    "DecoupledGraphFusion": (lambda: mea.DecoupledGraphFusion(4, 3), by_type, r"x_dict\['a_exclusive'\]"),
+    "PredictionHead": (lambda: mea.PredictionHead(4, 3, 2), nodes, "input"),
+    "PredictionHead, norm": (lambda: mea.PredictionHead(4, 3, 2, norm=True), nodes, "input"),
+    "DoubleDiscriminator": (lambda: mea.DoubleDiscriminator(4, NAMES), representations, r"exclusive\['audio'\]"),
+    "DoubleDiscriminator, confusion": (
+        lambda: mea.DoubleDiscriminator(4, NAMES, adversary="confusion"),
+        lambda dtype: (None, representations(dtype)[1]),
+        r"agnostic\['audio'\]",
+    ),
     "MEA": (lambda: mea.MEA(WIDTHS, 1, channels=4, heads=2), batch, "audio"),
 }
 
 
 def run(layer: nn.Module, x: Any) -> Any:
-    return layer(x, source=x) if isinstance(layer, mea.ModalityReinforcementUnit) else layer(x)
+    if isinstance(layer, mea.ModalityReinforcementUnit):
+        return layer(x, source=x)
+    if isinstance(layer, mea.GraphFusionConv):
+        return layer(x, EDGES)
+    if isinstance(layer, mea.DecoupledGraphFusion):
+        types = [(f"a_{space}", "to", f"b_{space}") for space in ("exclusive", "agnostic")]
+        of_sample = {name: torch.arange(5) for name in x}
+        return layer(x, dict.fromkeys(types, EDGES), of_sample, num_samples=5)
+    return layer(*x) if isinstance(layer, mea.DoubleDiscriminator) else layer(x)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -1,6 +1,7 @@
 """Positions from seconds: their formula, the laws of every layer, the ways in which times come, and what is refused."""
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -289,6 +290,43 @@ def test_times_that_their_type_cannot_hold_apart_are_refused(options: dict[str, 
     batch["audio"].time = batch["audio"].time.float()
     with pytest.raises(ValueError, match=r"batch\['audio'\].time: expected times that float32 holds to 0.[15] s, got 17000000.*near 0"):
         net(batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"extractor": {"positions": "seconds"}}, "time_scale of 0.1 s"), ({"window": {"seconds": 0.5}}, "window of 0.5 s")],
+)
+@pytest.mark.parametrize("form", ["batch", "padded", "compiled"])
+def test_times_that_can_hardly_be_seconds_are_told(options: dict[str, Any], what: str, form: str, batch: Batch) -> None:
+    """A data set warns of them when it is made; samples of PyG came to the model without a word."""
+    net = MEA(WIDTHS, 2, **SMALL, **options).double().eval()
+
+    def told() -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if form == "batch":
+                net(batch)
+            else:
+                x, mask, time = padded(batch)
+                whole = torch.compile(net, backend="eager", fullgraph=True) if form == "compiled" else net
+                whole(x, mask, time=time)
+        return [str(warning.message) for warning in caught if "taken as seconds" in str(warning.message)]
+
+    assert told() == []
+    for m in WIDTHS:
+        batch[m].time = batch[m].time * 1000
+    end = f"the times are taken as seconds, and most steps are 10 s or more apart, slow for speech, faces or text and beyond the {what}; "
+    names = ["batch['{}'].time" if form == "batch" else "time['{}']"] * 2
+    expected = [f"{name.format(m)}: {end}if they are milliseconds, give t / 1e3" for name, m in zip(names, WIDTHS, strict=True)]
+    assert told() == ([] if form == "compiled" else expected)  # which must not look at numbers
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [{"extractor": {"positions": "seconds", "time_scale": 1e5}}, {"window": {"seconds": 2e5}}])
+def test_a_diary_is_no_mistake(options: dict[str, Any], batch: Batch) -> None:
+    for m in WIDTHS:
+        batch[m].time = batch[m].time.double() * 86400
+    MEA(WIDTHS, 2, **SMALL, **options).double()(batch)
 
 
 def test_times_that_fall_in_a_window_are_named(batch: Batch) -> None:

@@ -61,7 +61,7 @@ FAULTS = {
     "no validation sample": (
         lambda a: at("part", a["part"] == "valid", "test")(a),
         [],
-        "no sample is in part 'valid'; there are test, train",
+        "no sample is in part 'valid'; there are train, test",
     ),
     "label out of range": (at("label", 7, 5), ["--data.classes", 2], "y: expected classes in [0, 2), got 0 to 5"),
     "negative label": (at("label", 7, -1), [], "y: sample '7': expected a class number >= 0"),

@@ -1,5 +1,6 @@
 """Mistakes in a command of training: each is told in one line, with exit code 2."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,44 @@ def test_in_the_command(capsys):
     check(capsys, "there is no option --modle (did you mean '--model'?)", "fit", "--modle", 3)
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["fit", "--run_di", "x"], "--run_di (did you mean '--run_dir'?)"),
+        (["fit", "--model", "my_file.Mine", "--trainer.max_step", 1], "--trainer.max_step (did you mean '--trainer.max_steps'?)"),
+        (["predict", "--ckpt", "run", "--dat", "x.npz", "--output", "x.csv"], "--dat (did you mean '--data'?)"),
+        (["predict", "--ckp=run"], "--ckp (did you mean '--ckpt'?)"),
+        (["study", "compare", "--seed", 3], "--seed (did you mean '--seeds'?)"),
+        (["demo", "--ou", "x"], "--ou (did you mean '--out'?)"),
+    ],
+)
+def test_no_option_may_be_cut_short(capsys, words, meant):
+    check(capsys, f"there is no option {meant}", *words)
+
+
+def test_the_parser_itself_takes_no_option_cut_short():
+    """Options are not always looked up before: without sources they cannot be."""
+    from mea_graph.train.cli import CommandLine
+
+    with ExitStack() as closing, pytest.raises(Exception, match=r"--run_di"):
+        CommandLine(["fit", "--data.events", "{num_samples: 40}", "--run_di", "x"], closing)
+    assert not Path("x").exists()
+
+
 def test_in_the_configuration(capsys, classes_source):
     check(capsys, "config: expected a file or one of avletters, avletters_speakers, events, events_three", "fit", "--config", "mosy")
     check(capsys, "got 'mosy' (did you mean 'mosi'?)", "fit", "--config", "mosy")
-    Path("broken.yaml").write_text("model: [")
-    check(capsys, "config", "fit", "--config", "broken.yaml")
+    Path("broken.yaml").write_text("data: {source: x.npz}\nmodel: [\n")
+    for command in (["fit"], ["test"], ["study", "compare"]):
+        check(capsys, "config: broken.yaml is not YAML: line 3, column 1: ", *command, "--config", "broken.yaml")
+    Path("tab.yaml").write_text("data:\n\tsource: x.npz\n")
+    check(capsys, "config: tab.yaml is not YAML: line 2, column 1: found character '\\t'", "fit", "--config=tab.yaml")
+    Path("nul.yaml").write_text("data: \0")
+    check(capsys, "config: nul.yaml is not YAML: special characters are not allowed", "fit", "-c", "nul.yaml")
+    mapping = ["--data.split", "{by: subject"]
+    check(
+        capsys, "data.split: expected YAML, got '{by: subject': did not find expected ',' or '}'", "fit", *data_of(classes_source), *mapping
+    )
     sections = "config: expected sections data, model, trainer or others in"
     check(capsys, f"{sections} classes.npz, got no text", "fit", "--config", "classes.npz")
     Path("words.txt").write_text("some words")
@@ -47,7 +81,41 @@ def test_in_the_model(capsys, classes_source):
     check(capsys, "there is no option --model.muu", "fit", *source, "--model.muu", 3)
     check(capsys, "exclusive.mu: expected float, got 'x'", "fit", *source, "--model.exclusive.mu", "x")
     check(capsys, "heads: expected a divisor of channels = 40, got 7", "fit", *source, "--model.heads", 7)
-    check(capsys, "Nope", "fit", *source, "--model", "Nope")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("MEAModul", "got 'MEAModul' (did you mean 'MEAModule'?)"),
+        (
+            "mea_graph.train.MEAModul",
+            "got 'mea_graph.train.MEAModul' (module 'mea_graph.train' has no attribute 'MEAModul') (did you mean 'MEAModule'?)",
+        ),
+        ("LateFusionModule", "got 'LateFusionModule' (did you mean 'LateFusionGRUModule'?)"),
+        ("nix.Mine", "got 'nix.Mine' (No module named 'nix')"),
+        ("torch.nn.Linear", "got 'torch.nn.Linear' (it is no TaskModule)"),
+        ("Nope", "got 'Nope'"),
+    ],
+)
+def test_in_the_class_of_the_model(capsys, classes_source, name, end):
+    Path("mine.yaml").write_text(f"model: {{class_path: {name}, init_args: {{learning_rate: 0.1}}}}")
+    known = "ConcatenationTransformerModule, EarlyFusionGRUModule, LateFusionGRUModule, MEAModule, PairwiseTransformerModule, "
+    expected = f"model: expected one of {known}SharedPrivateEncodersModule, or a class of your own as my_file.MyModule, {end}"
+    for words in (["--model", name], ["--model.class_path", name], ["--config", "mine.yaml"]):
+        assert error_of(capsys, "fit", *data_of(classes_source), *words) == f"mea-graph: error: {expected}\n"
+
+
+def test_in_the_folder_of_the_run(capsys, classes_source, monkeypatch):
+    """Told before training, in one line that names the option; nothing is left behind."""
+    Path("note").write_text("a file")
+    words = ["fit", *data_of(classes_source), *SMALL_MEA, "--run_dir"]
+    check(capsys, "run_dir: expected a folder, got the file note", *words, "note")
+    check(capsys, "run_dir: expected a folder that can be made, got note/a/b (Not a directory)", *words, "note/a/b")
+    check(capsys, f"run_dir: expected a folder that can be made, got new/{'x' * 300} (File name too long)", *words, f"new/{'x' * 300}")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    check(capsys, "run_dir: expected a folder that can be written, got other/run", *words, "other/run")
+    assert not Path("new").exists()
+    assert not Path("other").exists()
 
 
 def test_in_the_data(capsys, classes_source):

@@ -388,6 +388,23 @@ class TestDataSetsInMemory:
         ):
             SequenceDataModule(MultimodalDataset.from_samples(samples)).train_dataloader()
 
+    @pytest.mark.filterwarnings("ignore:split")
+    def test_a_misspelt_split_is_told_by_its_sample(self):
+        names = ["train", "train", "trian", "test"]
+        samples = [HeteroData(audio={"x": torch.ones(2, 3)}, y=n % 2, split=name, id=f"clip {n}") for n, name in enumerate(names)]
+        data = SequenceDataModule(MultimodalDataset.from_samples(samples))
+        with pytest.raises(
+            DataError, match=r"split: sample 'clip 2': expected train, valid or test, got 'trian' \(did you mean 'train'\?\)"
+        ):
+            data.check_parts("train")
+
+    def test_z_scores_that_were_saved_are_not_scaled_again(self, dataset, tmp_path):
+        dataset.standardize(by="subject").save(tmp_path / "scaled.npz")
+        SequenceDataModule(tmp_path / "scaled.npz").check_training()
+        for standardize in ("train", "subject"):
+            with pytest.raises(DataError, match=f"data.standardize: expected None, since the data holds z-scores: .*; got '{standardize}'"):
+                SequenceDataModule(tmp_path / "scaled.npz", standardize=standardize).check_training()
+
     def test_what_is_about_files_is_refused(self, dataset):
         with pytest.raises(DataError, match=r"data.reader: expected options with a file only"):
             SequenceDataModule(dataset, reader={"label": "y"})

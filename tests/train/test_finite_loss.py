@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch_geometric.data import Batch, HeteroData
 
 from benchmarks.pretend import META, HostRead, Pretended
 from mea_graph.train import NonFiniteLossError
@@ -39,6 +40,80 @@ def test_steps_that_were_put_off_name_their_own_samples(monkeypatch):
     with pytest.raises(NonFiniteLossError, match=r"got loss nan, task 2; samples of the batch: b, c$"):
         watch.end()
     watch.end()
+
+
+def samples(**changes):
+    """Three samples, whose second has no audio; `changes` are made to the third."""
+    made = []
+    for steps, name in ((5, "a"), (0, "b"), (3, "c")):
+        audio = {"x": torch.ones(steps, 2), "time": torch.arange(float(steps))}
+        made.append(HeteroData(audio=audio, text={"x": torch.ones(4, 3)}, y=torch.ones(1), id=name))
+    for name, (place, value) in changes.items():
+        field = made[2].y if name == "y" else made[2][name.partition("_")[0]][name.partition("_")[2]]
+        field[place] = value
+    return made
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["cpu", "device"])
+@pytest.mark.parametrize(
+    ("changes", "told", "channel"),
+    [
+        ({"audio_x": ((1, 1), float("nan"))}, "audio.x: sample 'c': expected finite numbers, got nan in step 1", ", channel 1"),
+        ({"text_x": ((3, 0), float("inf"))}, "text.x: sample 'c': expected finite numbers, got inf in step 3", ", channel 0"),
+        ({"audio_time": (2, float("nan"))}, "audio.time: sample 'c': expected finite numbers, got nan in step 2", ""),
+        ({"y": (0, float("nan"))}, "y: sample 'c': expected finite numbers, got nan", ""),
+    ],
+)
+def test_the_value_that_is_not_finite_is_named(changes, told, channel, at_once, monkeypatch):
+    """All samples of the batch were named, of which one had it."""
+    monkeypatch.setattr(FiniteLoss, "_looks_at_once", staticmethod(lambda values: at_once))
+    watch = FiniteLoss(steps=2)
+    batch = Batch.from_data_list(samples(**changes))
+    if not at_once:
+        watch.see(FINE, ["x"], "train", Batch.from_data_list(samples()))
+    with pytest.raises(NonFiniteLossError) as caught:
+        watch.see(NAN, batch.id, "train", batch)
+    assert str(caught.value) == f"train loss: expected a finite number, got loss nan, task 2; {told}{channel if at_once else ''}"
+
+
+def test_without_such_a_value_the_batch_is_named_whatever_its_names_are():
+    batch = Batch.from_data_list(samples())
+    with pytest.raises(NonFiniteLossError, match=r"samples of the batch: a, b, c$"):
+        FiniteLoss().see(NAN, batch.id, "train", batch)
+    with pytest.raises(NonFiniteLossError, match=r"samples of the batch: 7, 8$"):
+        FiniteLoss().see(NAN, torch.tensor([7, 8]), "train")
+    unnamed = samples(audio_x=((0, 0), float("nan")))
+    for sample in unnamed:
+        del sample.id
+    with pytest.raises(NonFiniteLossError, match=r"audio\.x: sample 2 of the batch: .* in step 0, channel 0"):
+        FiniteLoss().see(NAN, None, "train", Batch.from_data_list(unnamed))
+
+
+def test_what_a_device_keeps_is_a_number_a_row_and_reads_none():
+    batch = Batch.from_data_list(samples()).to(META)
+    watch = FiniteLoss(steps=3)
+    with Pretended() as seen:
+        watch.see({"loss": torch.zeros((), device=META)}, batch.id, "train", batch)
+    assert not seen.reads
+    assert {name: tuple(values.shape) for name, (values, _) in watch._seen[0].given.items()} == {
+        "audio.x": (8,),
+        "audio.time": (8,),
+        "text.x": (12,),
+        "y": (3,),
+    }
+
+
+def test_training_names_the_sample_of_pyg():
+    from lightning import Trainer
+    from torch_geometric.loader import DataLoader
+
+    from mea_graph.train import MEAModule
+
+    loader = DataLoader(samples(audio_x=((2, 0), float("nan"))), batch_size=3)
+    module = MEAModule({"audio": 2, "text": 3}, "regression", 1, channels=8, heads=2, learning_rate=1e-3, warmup=0.0, cosine_decay=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    with pytest.raises(NonFiniteLossError, match=r"audio\.x: sample 'c': expected finite numbers, got nan in step 2, channel 0"):
+        Trainer(max_epochs=1, accelerator="cpu", **quiet).fit(module, loader)
 
 
 @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_validation_epoch_end", "on_test_epoch_end", "on_save_checkpoint"])

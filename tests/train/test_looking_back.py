@@ -122,6 +122,21 @@ class TestConvergence:
         told = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("not converged: valid/task"))
         assert "train anew and longer: mea-graph fit --config cosine/config.yaml --run_dir cosine-longer --trainer.max_epochs 4" in told
 
+    def test_a_run_that_takes_every_validation_sample_for_what_it_is_is_not_told_to_go_on(self, classes_source, capsys):
+        """Its loss falls on for ever, a little in each epoch, so that the last one is always the best."""
+        arrays = dict(np.load(classes_source["source"]))
+        there = np.arange(arrays["audio"].shape[1]) < arrays["audio_len"][:, None]
+        arrays["audio"] += 9 * (arrays["label"][:, None] * there)[:, :, None]
+        np.savez("easy.npz", **arrays)
+        words = [*data_of({"source": "easy.npz"}), *SMALL_GRU, "--trainer.max_epochs", 4, "--model.learning_rate", 0.02]
+        run("fit", *words, "--run_dir", "run")
+        printed = capsys.readouterr().out
+        best = torch.load("run/checkpoints/best.ckpt", weights_only=True)["epoch"]
+        assert best == 3  # the last one
+        matrix = confusion_text(torch.tensor(np.diag(np.bincount(arrays["label"][arrays["split"] == "valid"]))), None, "")
+        assert matrix.partition("\n")[2] in printed
+        assert "not converged" not in printed
+
     def test_a_run_that_was_stopped_early_is_not_told_to_go_on(self, scores_source, capsys):
         words = [*data_of(scores_source), *SMALL_GRU, "--trainer.max_epochs", 9]
         run("fit", *words, "--run_dir", "run", "--model.learning_rate", 10.0, "--early_stopping.patience", 1)

@@ -6,7 +6,10 @@ import torch
 from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, roc_auc_score
 
+from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.train import MEAModule, TaskMetrics
+
+SIZES = {"a": 3, "b": 3}
 
 
 def scored(prediction, target, task, out_channels=1, batches=1, **options):
@@ -155,11 +158,16 @@ def test_macro_f1_of_a_constant_counts_the_class_never_predicted():
     [
         (lambda: TaskMetrics("ranking", 1), "task: expected one of regression, classification, multilabel, got 'ranking'"),
         (lambda: TaskMetrics("multilabel", 3, label_names=["a"]), "label_names: expected 3 names"),
+        (lambda: TaskMetrics("classification", 3, label_names=["a"]), r"label_names: expected 3 names \(one per output\), got 1: \['a'\]"),
+        (lambda: TaskMetrics("classification", 3, label_names="abc"), r"label_names: expected 3 names \(one per output\), got 'abc'"),
+        (lambda: MEAModule(SIZES, "classification", 3, label_names=["a"]), "label_names: expected 3 names .* got 1"),
+        (lambda: MEAModule(SIZES, "regression", 1, label_names=["a", "b"]), "label_names: expected 1 names .* got 2"),
+        (lambda: LateFusionGRUModule(SIZES, "classification", 3, label_names=list("abcd")), "label_names: expected 3 names .* got 4"),
         (lambda: TaskMetrics("regression", 1).update(torch.zeros(2), torch.zeros(2)), r"expected \(2, 1\).*got \(2,\)"),
         (lambda: TaskMetrics("regression", 1).update(torch.zeros(3, 1), torch.zeros(2)), r"expected \(2, 1\).*got \(3, 1\)"),
         (lambda: TaskMetrics("regression", 1).compute(), "no sample was added"),
         (lambda: TaskMetrics("regression", 2), "out_channels: expected 1 for the metrics of a regression, which have one target, got 2"),
-        (lambda: MEAModule({"a": 3, "b": 3}, "regression", 2, channels=8, heads=2), "out_channels: expected 1 .* got 2"),
+        (lambda: MEAModule(SIZES, "regression", 2, channels=8, heads=2), "out_channels: expected 1 .* got 2"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*compute.*before the ``update``")

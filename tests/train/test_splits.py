@@ -21,6 +21,40 @@ def test_own_splits():
     assert {name: part.tolist() for name, part in parts.items()} == {"train": [0, 3], "valid": [2], "test": [1]}
 
 
+@pytest.mark.parametrize(
+    ("names", "ids", "message"),
+    [
+        (
+            ["train", "trian", "test"],
+            None,
+            r"split: sample 1: expected train, valid or test, got 'trian' \(did you mean 'train'\?\); split.by=",
+        ),
+        (
+            ["train", "test", "tset", "x"],
+            list("abcd"),
+            r"split: sample 'c': .* got 'tset' \(did you mean 'test'\?\) \(one of 2 samples in no part\)",
+        ),
+        (["train", "Train"], None, "split: sample 1: expected train, valid or test, got 'Train'"),
+        (["fold 1", "fold 2"], None, "split: sample 0: expected train, valid or test, got 'fold 1'"),
+    ],
+)
+def test_a_name_that_is_none_puts_no_sample_in_no_part(names, ids, message):
+    with pytest.raises(DataError, match=message):
+        SplitPolicy().apply(len(names), names, ids=ids)
+
+
+def test_names_of_ones_own_are_divided_as_a_field_is():
+    names = ["first", "second", "extra", "second"]
+    parts = SplitPolicy(by="split", train=["second"], test=["first"]).apply(4, names)
+    assert {name: part.tolist() for name, part in parts.items()} == {"train": [1, 3], "test": [0]}
+    parts = SplitPolicy(by="split", folds=3, fold=0).apply(4, names)
+    assert parts["test"].tolist() == [1, 3]
+    field = {"split": np.array(list("xyxy"))}  # a field of that name counts
+    assert SplitPolicy(by="split", train=["x"], test=["y"]).apply(4, names, field)["train"].tolist() == [0, 2]
+    left_out = SplitPolicy().apply(4, ["train", "", "test", "train"])
+    assert {name: part.tolist() for name, part in left_out.items()} == {"train": [0, 3], "test": [2]}
+
+
 def test_values_of_a_field_are_compared_as_text():
     for values in (FIELDS["rep"], FIELDS["rep"].astype(str)):
         parts = SplitPolicy(by="rep", train=[1, "2"], test=[3]).apply(len(values), fields={"rep": values})

@@ -13,7 +13,7 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.typing import EdgeType, NodeType
 
-from mea_graph.nn._sequences import check_modalities, check_sizes
+from mea_graph.nn._sequences import check_dtype, check_modalities, check_sizes, weight_dtype
 from mea_graph.nn._side_by_side import is_watched
 from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
@@ -164,7 +164,7 @@ class DecoupledGraphFusion(nn.Module):
         present = {} if present_dict is None else present_dict
         space_of = self._spaces_of(x_dict, edge_index_dict)
         nodes = {name: x_dict[name] for name in space_of}
-        self._check_widths(nodes)
+        self._check_features(nodes, space_of)
         if self.align is not None:
             nodes = self.align(nodes)
         if self.aggr is not None:
@@ -210,7 +210,7 @@ class DecoupledGraphFusion(nn.Module):
                 raise ValueError(f"edge_index_dict: expected edges inside one space, got {edge_type}")
         return space_of
 
-    def _check_widths(self, nodes: Mapping[NodeType, Tensor]) -> None:
+    def _check_features(self, nodes: Mapping[NodeType, Tensor], space_of: Mapping[NodeType, str]) -> None:
         if isinstance(self.channels, int):
             width = self.channels if self.channels != -1 else next(iter(nodes.values())).size(-1)
             expected = dict.fromkeys(nodes, width)
@@ -221,6 +221,8 @@ class DecoupledGraphFusion(nn.Module):
                 raise ValueError(f"x_dict: expected the node types {list(expected)} that channels names, got {name!r}")
             if x.dim() != 2 or x.size(1) != expected[name]:
                 raise ValueError(f"x_dict[{name!r}]: expected (N, {expected[name]}), got {tuple(x.shape)}")
+            if self.align is None:
+                check_dtype(x, weight_dtype(self.convs[space_of[name]], "lin"), f"x_dict[{name!r}]")
 
     def _graphs(
         self,

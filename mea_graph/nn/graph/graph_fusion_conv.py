@@ -16,7 +16,7 @@ from torch_geometric.utils import is_sparse, is_torch_sparse_tensor, to_edge_ind
 from torch_geometric.utils.sparse import set_sparse_value
 
 from mea_graph.nn._dropout import probability_below_1
-from mea_graph.nn._sequences import check_sizes
+from mea_graph.nn._sequences import check_dtype, check_sizes, weight_dtype
 from mea_graph.nn._side_by_side import Groups, can_join, is_watched
 from mea_graph.nn._side_by_side import linear as side_by_side
 from mea_graph.ops import edge_attention, segment_softmax, segment_sum
@@ -73,8 +73,8 @@ class GraphFusionConv(MessagePassing):
           :math:`(edge\_index, \xi)`, :math:`\xi` being :math:`(E, H)`
 
     Raises:
-        ValueError: If a shape is wrong, a size is below 1, the activation is unknown, a weight is negative (checked on the CPU only), or
-            `edge_attr` comes without `edge_dim`.
+        ValueError: If a shape, a size, a weight (below 0; checked on a CPU) or the activation is wrong, or `edge_attr` lacks `edge_dim`.
+        TypeError: If features have another dtype than the weights.
 
     >>> import torch
     >>> conv = GraphFusionConv(16, 32)
@@ -269,11 +269,11 @@ class GraphFusionConv(MessagePassing):
         width = self.in_channels if isinstance(self.in_channels, int) else self.in_channels[role]
         if not isinstance(x, Tensor) or x.dim() != 2 or (width != -1 and width != x.size(1)):  # `in` is False of a symbolic size
             raise ValueError(f"{name}: expected (N, {'C' if width == -1 else width}), got {tuple(x.shape) if isinstance(x, Tensor) else x}")
+        check_dtype(x, weight_dtype(self, "lin" if self.lin is not None else ("lin_src", "lin_dst")[role]), name)
         return x
 
     def _transform(self, x: Tensor, role: int) -> Tensor:
-        linear = self.lin if self.lin is not None else (self.lin_src, self.lin_dst)[role]
-        return self._by_head(cast(nn.Module, linear)(x))
+        return self._by_head(cast(nn.Module, self.lin if self.lin is not None else (self.lin_src, self.lin_dst)[role])(x))
 
     def _by_head(self, x: Tensor) -> Tensor:
         return x if self.heads == 1 else rearrange(x, "n (heads c) -> n heads c", heads=self.heads)

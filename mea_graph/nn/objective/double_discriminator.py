@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import check_keys, check_modalities, check_same_samples, check_sizes
+from mea_graph.nn._sequences import check_dtype, check_keys, check_modalities, check_same_samples, check_sizes, weight_dtype
 from mea_graph.nn._side_by_side import is_watched, saves_launches
 from mea_graph.nn.objective.gradient_reversal import GradientReversal
 
@@ -58,6 +58,7 @@ class DoubleDiscriminator(nn.Module):
 
     Raises:
         ValueError: If the modalities are not those named, they differ in their number of samples, or `adversary` is unknown.
+        TypeError: If a representation has another dtype than the weights.
 
     >>> import torch
     >>> layer = DoubleDiscriminator(64, ["text", "audio", "vision"])
@@ -112,11 +113,13 @@ class DoubleDiscriminator(nn.Module):
 
     def forward(self, exclusive: Mapping[str, Tensor] | None, agnostic: Mapping[str, Tensor] | None) -> Discrimination:
         """Returns the logits of both discriminators."""
-        stacked = []
+        stacked, dtype = [], weight_dtype(self, "hidden")
         for name, space in (("exclusive", exclusive), ("agnostic", agnostic)):
             if space is not None:
                 check_keys(space, self.modalities, name)
                 check_same_samples(space, name)
+                for m in self.modalities:
+                    check_dtype(space[m], dtype, f"{name}[{m!r}]")
             stacked.append(None if space is None else torch.stack([space[m] for m in self.modalities], 1))  # (B, M, d_h)
         h_e, h_a = stacked
         importance = omega = confusion = None

@@ -132,6 +132,13 @@ def test_an_array_called_split_is_the_split(tmp_path):
     assert "kept apart" in note(apart, "split: ")
 
 
+def test_a_misspelt_name_in_an_array_called_split_is_told(tmp_path):
+    """The array became a field, and training said that there was no split."""
+    path = write(tmp_path / "a.npz", split=np.array(["train", "trian", "valid", "test"]))
+    with pytest.warns(UserWarning, match=r"split: 'trian' of sample '1' is taken as a name of its own \(did you mean 'train'\?\)"):
+        assert open_dataset(path).split.tolist() == ["train", "trian", "valid", "test"]
+
+
 def test_an_array_called_split_that_holds_something_else_is_a_field(tmp_path):
     path = write(tmp_path / "a.npz", split=np.array([0, 1, 2, 2]))
     assert open_dataset(path).split is None
@@ -318,17 +325,76 @@ def test_values_that_a_field_cannot_hold_are_left_out_and_noted(tmp_path):
     assert not dataset.fields
 
 
-@pytest.mark.parametrize("called", ["audio_length", "len_audio", "Audio_Lens"])
-def test_lengths_of_another_name_are_told(tmp_path, called):
+LENGTHS = np.array([3, 5])
+THERE = np.arange(5) < LENGTHS[:, None]
+
+
+@pytest.mark.parametrize("pad", [0.0, np.nan])
+@pytest.mark.parametrize("called", ["audio_length", "len_audio", "Audio_Lens", "audio-len", "audiolens", "audio_lenghts", "adio_len"])
+def test_lengths_of_another_name_are_refused_where_padding_follows(tmp_path, called, pad):
     """They became a field, and the padding became steps."""
-    lengths = np.array([3, 5])
-    x = np.ones((2, 5, 2)) * (np.arange(5) < lengths[:, None])[:, :, None]
-    np.savez(tmp_path / "a.npz", audio=x, **{called: lengths}, lips=np.ones((2, 4, 1)), label=np.array([0, 1]))
+    x = np.where(THERE[:, :, None], np.ones((2, 5, 2)), pad)
+    for lengths in (LENGTHS, LENGTHS.astype(float)):
+        np.savez(tmp_path / "a.npz", audio=x, **{called: lengths}, lips=np.ones((2, 4, 1)), label=np.array([0, 1]))
+        why = "as 'audio' holds nothing but zeros or NaN beyond them"
+        expected = rf"a\.npz: {called}: expected true lengths \(N,\) to be called 'audio_len', {why}; got '{called}'"
+        with pytest.raises(DataError, match=expected):
+            open_dataset(tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", audio=x, audio_len=LENGTHS, lips=np.ones((2, 4, 1)), label=np.array([0, 1]), **{called: LENGTHS})
+    assert open_dataset(tmp_path / "a.npz").notes == ()  # it is a field, since the lengths are there
+
+
+@pytest.mark.parametrize("called", ["audio_length", "Audio_Lens", "audio_lenghts", "adio_len"])
+def test_what_may_be_lengths_is_a_field_with_a_warning(tmp_path, called):
+    """Padding may be anything; and a camera may have lenses."""
+    np.savez(tmp_path / "a.npz", audio=np.ones((2, 5, 2)), **{called: LENGTHS}, label=np.array([0, 1]))
+    said = f"audio: every sample has 5 steps, since {called!r} is a field; true lengths are called 'audio_len'"
+    for _ in "converted", "from the cache":
+        with pytest.warns(UserWarning, match="true lengths are called") as caught:
+            dataset = open_dataset(tmp_path / "a.npz")
+        assert [str(warning.message) for warning in caught] == [said]
+        assert dataset.notes == (said,)
+        assert dataset.fields[called].tolist() == LENGTHS.tolist()
+
+
+def test_a_mask_or_times_of_another_name_are_told(tmp_path):
+    """They were left out, with a note alone: the padding became steps."""
+    x = np.ones((2, 5, 2)) * THERE[:, :, None]
+    for mask in (THERE, ~THERE, THERE.astype(np.float32)):
+        np.savez(tmp_path / "a.npz", audio=x, audio_mask=mask, label=np.array([0, 1]))
+        with pytest.raises(DataError, match=r"audio_mask: expected true lengths \(N,\) in place of a mask to be called 'audio_len'"):
+            open_dataset(tmp_path / "a.npz")
+    np.savez(tmp_path / "b.npz", audio=np.ones((2, 5, 2)), audio_mask=THERE, audio_times=np.ones((2, 5)), label=np.array([0, 1]))
+    with pytest.warns(UserWarning, match="are called") as caught:
+        open_dataset(tmp_path / "b.npz")
+    assert [str(warning.message) for warning in caught] == [
+        "audio: every sample has 5 steps, since 'audio_mask' is left out; true lengths are called 'audio_len'",
+        "audio: array 'audio_times' is left out; times are called 'audio_time'",
+    ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_that_only_look_like_lengths_are_fields(tmp_path):
+    """By their values, or by a word that is another one."""
+    fields = {
+        "audio_length": np.array([3.52, 4.1]),  # seconds
+        "lips_length": np.array([120, 95]),  # more than there are steps
+        "audio_level": np.array([1, 2]),
+        "audio_line": np.array([1, 2]),
+        "lips_lens": np.array([5, 5]),  # as if there were none
+        "length": np.array([3, 5]),
+        "masks": np.array([0, 1]),
+        "audio_mask": np.array([0, 1]),
+        "audio_time": np.ones((2, 5)),
+    }
+    np.savez(tmp_path / "a.npz", audio=np.ones((2, 5, 2)), lips=np.ones((2, 5, 1)), label=np.array([0, 1]), **fields)
     dataset = open_dataset(tmp_path / "a.npz")
-    assert dataset.notes == (
-        f"audio: every sample has 5 steps, since {called!r} is a field; true lengths are called 'audio_len'",
-        "audio: 1 samples end in a step of zeros only, which is read as a step like any other; if it is padding, give the true lengths as "
-        "'audio_len'",
-    )
-    np.savez(tmp_path / "a.npz", audio=x, audio_len=lengths, lips=np.ones((2, 4, 1)), label=np.array([0, 1]))
-    assert open_dataset(tmp_path / "a.npz").notes == ()
+    assert set(dataset.fields) == fields.keys() - {"audio_time"}
+    assert dataset.notes == ()
+
+
+def test_lengths_of_steps_without_channels_take_no_memory(tmp_path):
+    """Nothing is stored of such steps, however many a file claims."""
+    np.savez(tmp_path / "a.npz", audio=np.zeros((2, 2**40, 0), np.float32), audio_lens=LENGTHS, lips=np.ones((2, 4, 1)))
+    with pytest.raises(DataError, match="audio: expected a width of at least 1, got width 0"):
+        open_dataset(tmp_path / "a.npz")

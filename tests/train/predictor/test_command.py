@@ -49,6 +49,31 @@ def test_mistakes_are_told_in_one_line(capsys):
 
 
 @pytest.mark.usefixtures("run")
+def test_what_is_to_be_written_is_checked_before_anything_is_computed(capsys, monkeypatch):
+    """A table in `out.txt` was CSV, and vectors could take the place of the data, without a word."""
+    monkeypatch.setattr(Predictor, "load", lambda *_, **__: pytest.fail("the checkpoint was opened"))
+    monkeypatch.setattr(Predictor, "_of", lambda *_, **__: pytest.fail("the checkpoint was opened"))
+    np.savez("new.npz", audio=np.ones((3, 4, 4)))
+    before = Path("new.npz").read_bytes()
+    Path("folder.csv").mkdir()
+    for words, message in (
+        (["out.txt"], "output: expected a name that ends in .csv, the form that is written, got out.txt"),
+        (["predictions"], "output: expected a name that ends in .csv, the form that is written, got predictions"),
+        (["new.npz"], "output: expected a name that ends in .csv, the form that is written, got new.npz"),
+        (["folder.csv"], "output: expected a file to write, got the folder folder.csv"),
+        (["new.npz/out.csv"], "output: expected a file in a folder that can be written, got new.npz/out.csv"),
+        (["out.csv", "--embeddings", "out.npy"], "embeddings: expected a name that ends in .npz, the form that is written, got out.npy"),
+        (["out.csv", "--embeddings", "./new.npz"], "embeddings: expected another file than --data, which it would replace, got new.npz"),
+    ):
+        assert message in error_of(capsys, "predict", "--ckpt", "run", "--data", "new.npz", "--output", *words)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    refused = ["predict", "--ckpt", "run", "--data", "new.npz", "--output", "deep/down/out.csv"]
+    assert "output: expected a file in a folder that can be written, got deep/down/out.csv" in error_of(capsys, *refused)
+    assert Path("new.npz").read_bytes() == before
+    assert not Path("deep").exists()
+
+
+@pytest.mark.usefixtures("run")
 def test_a_run_without_a_best_epoch_names_the_checkpoint_that_it_has(capsys):
     Path("other/checkpoints").mkdir(parents=True)
     Path("other/checkpoints/last.ckpt").write_bytes(Path("run/checkpoints/best.ckpt").read_bytes())
