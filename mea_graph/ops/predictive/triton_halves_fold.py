@@ -28,7 +28,7 @@ The folded operands are those of `triton_fold.py`, without the bias. Names are a
 import triton
 import triton.language as tl
 
-from mea_graph.ops.predictive.triton_fold import _take, place, shares, taken
+from mea_graph.ops.predictive.triton_fold import _norm, _take, place, shares, taken
 
 LARGE = tl.constexpr(2048.0)  # 2^11: how much smaller the second half is than the first
 SMALL = tl.constexpr(1.0 / 2048)
@@ -146,12 +146,6 @@ def _put_parts(target, at, stride, tile, width, exists, WIDTH: tl.constexpr):
         rounded = tile.to(tl.bfloat16)
         tl.store(target + part * width + columns, rounded, mask=columns < width)
         tile -= rounded.to(tl.float32)
-
-
-@triton.jit
-def _norm(tile):
-    """Of the longest row, squared."""
-    return tl.max(tl.sum(tile * tile, 1), 0)
 
 
 @triton.jit
