@@ -34,6 +34,7 @@ from mea_graph.train.targets import check_targets
 
 OWN_SPLITS, ONE_PASS = SplitPolicy(), Sampling()
 PARTS = ("train", "valid", "test")
+STEPS = ("lengths", "non_finite")  # options of readers that decide which steps of a file a sequence has, and what stands there
 PRESETS = {"MOSI": MOSI, "MOSEI": MOSEI, "IEMOCAP": IEMOCAP}
 
 
@@ -268,6 +269,7 @@ class SequenceDataModule(L.LightningDataModule):
             "channels": self.in_channels,
             "unused": sorted(set(self.dataset._store.sequences) - set(self.dataset.modalities)),
             "static": list(self.reader.get("static", ())),
+            "reader": {name: str(self.reader[name]) for name in STEPS if name in self.reader},
             "label_names": self.label_names,
             "transform": None if self.dataset.transform is None else repr(self.dataset.transform),
             "standardize": self.standardize,
