@@ -52,6 +52,16 @@ def test_a_device_that_is_not_there_leaves_the_module_where_it_was():
     assert Predictor(module)({"audio": [AUDIO], "text": [TEXT]}).values.shape == (1,)
 
 
+def test_the_parts_are_told_of_the_very_samples_of_training_alone():
+    x = {"audio": [AUDIO + n for n in range(4)], "text": [TEXT] * 4}
+    parts, y = ["train", "train", "valid", "test"], np.arange(4.0)
+    dataset = MultimodalDataset.from_arrays(x, y=y, split=parts)
+    predictor = Predictor(MEAModule({"audio": 2, "text": 3}, "regression", 1, **SMALL), SequenceDataModule(dataset))
+    assert predictor(dataset).part == parts
+    for other in (dataset[[1, 0, 2, 3]], dataset[:3], MultimodalDataset.from_arrays(x | {"text": [TEXT + 1] * 4}, y=y, split=parts)):
+        assert predictor(other).part is None
+
+
 class TestFilesAreReadAsInTraining:
     """The model would get sequences of other lengths than those it was trained on, or none, without a word."""
 

@@ -97,6 +97,20 @@ def test_means_of_modalities_are_measured_without_dropout_before_validation(clas
         assert torch.equal(centering.mean[i], look.mean[i])
 
 
+def test_the_loss_of_an_epoch_of_training_is_the_mean_over_samples(scores_source):
+    data = SequenceDataModule(**scores_source, batch_size=5)
+    module = LateFusionGRUModule(data.in_channels, data.task, data.out_channels, hidden_channels=4, dropout=0.0, learning_rate=1e-12)
+    trainer = fit(module, data, limit_val_batches=0)
+    losses, sizes = [], []
+    with torch.no_grad():
+        for batch in data.train_dataloader():
+            losses.append(module.loss_terms(module.run(batch), batch.y)["loss"].item())
+            sizes.append(batch.num_graphs)
+    expected = np.average(losses, weights=sizes)
+    assert abs(np.mean(losses) - expected) > 1e-4 * expected  # batches of different sizes
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("source", ["classes_source", "labels_source", "scores_source"])
 def test_validation_loss_and_metrics_are_those_of_all_samples_at_once(source, request):
     data = SequenceDataModule(**request.getfixturevalue(source), batch_size=5)
