@@ -34,7 +34,6 @@ from mea_graph.train.targets import check_targets
 
 OWN_SPLITS, ONE_PASS = SplitPolicy(), Sampling()
 PARTS = ("train", "valid", "test")
-STEPS = ("lengths", "non_finite")  # options of readers that decide which steps of a file a sequence has, and what stands there
 PRESETS = {"MOSI": MOSI, "MOSEI": MOSEI, "IEMOCAP": IEMOCAP}
 
 
@@ -269,7 +268,7 @@ class SequenceDataModule(L.LightningDataModule):
             "channels": self.in_channels,
             "unused": sorted(set(self.dataset._store.sequences) - set(self.dataset.modalities)),
             "static": list(self.reader.get("static", ())),
-            "reader": {name: str(self.reader[name]) for name in STEPS if name in self.reader},
+            "reader": self._reading,
             "label_names": self.label_names,
             "transform": None if self.dataset.transform is None else repr(self.dataset.transform),
             "standardize": self.standardize,
@@ -305,6 +304,11 @@ class SequenceDataModule(L.LightningDataModule):
         if self.standardize not in (None, "train", *self.dataset.fields):
             fields = ", ".join(self.dataset.fields) or "it has none"
             raise DataError(f"data.standardize: expected train, a field of the data ({fields}) or None, got {self.standardize!r}")
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """What decides how a file is read, by name; where its cache and its embedding lie is left out."""
+        return {name: plain_value(self.reader[name]) for name in sorted(self.reader) if name not in ("cache_dir", "embedding")}
 
     @property
     def _drawing(self) -> dict[str, Any]:
@@ -365,6 +369,9 @@ def check_same_data(state: dict[str, Any], data: SequenceDataModule, stage: str 
     if stage == TrainerFn.FITTING and not (same_source and np.array_equal(trained, data.parts.get("train", np.arange(0)))):
         raise DataError("ckpt_path: expected the data and split that the checkpoint was trained on; resume with the run's config.yaml")
     if stage == TrainerFn.FITTING:
+        if (used := state.get("reader", data._reading)) != data._reading:
+            told = f"the checkpoint was trained with {used}, this run has {data._reading}"
+            raise DataError(f"data.reader: {told}; resume with the run's config.yaml")
         for name, asked in data._drawing.items():
             if (used := state.get(name, asked)) != asked:
                 unit = " of all processes together" if name == "batch_size" else ""

@@ -34,7 +34,7 @@ class TrainingData:
         statistics: Mean and standard deviation of each modality, where `standardize` is `train`.
         unused: Modalities of the source that training left out.
         static: Arrays of an `.npz` that are modalities of one step.
-        reader: The options `lengths` and `non_finite` of the source's reader, where they were given.
+        reader: Options of the source's reader that were given.
         transform: What changed the samples on access, as text.
         data_hash: Hash of the samples.
         samples: How many there were.
@@ -46,7 +46,7 @@ class TrainingData:
     statistics: Mapping[str, tuple[Any, Any]] | None = None
     unused: Sequence[str] = ()
     static: Sequence[str] = ()
-    reader: Mapping[str, str] = field(default_factory=dict)
+    reader: Mapping[str, Any] = field(default_factory=dict)
     transform: str | None = None
     data_hash: str | None = None
     samples: int = 0

@@ -24,6 +24,7 @@ from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.error_message import one_line
 from mea_graph.train.prediction_data import TrainingData, as_dataset, scaled, whole_sample
 from mea_graph.train.predictions import Embeddings, Predictions
+from mea_graph.train.restoring import check_order
 from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.task_module import TaskModule, prediction_of, public_name
 from mea_graph.train.whole_checkpoints import read_checkpoint
@@ -308,6 +309,7 @@ def _restored(saved: Mapping[str, Any], module: type[TaskModule] | TaskModule | 
             ) from error
     if any(value.dtype == torch.float64 for value in saved["state_dict"].values() if value.is_floating_point()):
         module = module.double()  # trained in 64-true
+    check_order(saved, module.hparams)
     module.load_state_dict(saved["state_dict"])
     return module
 

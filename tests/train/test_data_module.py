@@ -208,6 +208,21 @@ class TestResuming:
         older = {name: kept for name, kept in state.items() if name != f"sampling.{option}"}
         attach(SequenceDataModule(**classes_source)).load_state_dict(older)
 
+    @pytest.mark.parametrize("now", [{"non_finite": "drop"}, {"label": "mood"}, {}], ids=str)
+    def test_with_a_file_that_is_read_another_way_is_refused(self, classes_source, now):
+        """The hash of the file is the same, its targets and steps are not."""
+        arrays = dict(np.load(classes_source["source"]))
+        np.savez("moods.npz", **arrays, mood=arrays["label"][::-1])
+
+        def data(**reader):
+            return attach(SequenceDataModule(**classes_source | {"source": "moods.npz", "reader": classes_source["reader"] | reader}))
+
+        state = data(non_finite="zero", cache_dir="one").state_dict()
+        with pytest.raises(DataError, match=r"data.reader: the checkpoint was trained with {'non_finite': 'zero', .*}, this run has {"):
+            data(**now).load_state_dict(state)
+        data(cache_dir="two", non_finite="zero").load_state_dict(state)
+        data(**now).load_state_dict({name: kept for name, kept in state.items() if name != "reader"})  # as before there were such
+
     def test_on_other_data_is_refused(self, classes_source, scores_source):
         state = SequenceDataModule(**classes_source).state_dict()
         attach(SequenceDataModule(**classes_source)).load_state_dict(state)

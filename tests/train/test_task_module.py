@@ -11,7 +11,7 @@ from torch_geometric.data import Batch, HeteroData
 from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import AsynchronousEvents, DataError
 from mea_graph.nn import MEALoss
-from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, Sampling, SequenceDataModule, TaskModule
+from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, Predictor, Sampling, SequenceDataModule, TaskModule
 from mea_graph.train.mea_module import BY_FORM
 from mea_graph.train.same_options import check_same_options
 
@@ -176,6 +176,23 @@ def test_weights_of_16_bits_are_refused_with_the_choices(scores_source, precisio
     choices = "trainer.precision: expected one of 32-true, 64-true, bf16-mixed, 16-mixed, got"
     with pytest.raises(DataError, match=f"{choices} '{precision}'"):
         fit(TaskModule(MeanOfAudio(), "regression", 1), SequenceDataModule(**scores_source), precision=precision)
+
+
+def test_weights_go_by_the_order_of_the_modalities():
+    """Those of a model of the same modalities in another order fit it, and mean something else."""
+    widths = {"audio": 4, "lips": 3}
+    module, same, other = (LateFusionGRUModule(w, "regression", 1, hidden_channels=4) for w in (widths, widths, {"lips": 3, "audio": 4}))
+    saved = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    message = "in_channels: expected the modalities in the order of the checkpoint, audio, lips, got lips, audio"
+    for load in (same.on_load_checkpoint, lambda saved: check_same_options("a.ckpt", saved, same)):
+        load(saved)
+    for load in (other.on_load_checkpoint, lambda saved: check_same_options("a.ckpt", saved, other)):
+        with pytest.raises(DataError, match=message):
+            load(saved)
+    torch.save(saved, "a.ckpt")
+    Predictor.load("a.ckpt", module=same, statistics={})
+    with pytest.raises(DataError, match=message):
+        Predictor.load("a.ckpt", module=other, statistics={})
 
 
 @pytest.mark.parametrize("module_class", [MEAModule, LateFusionGRUModule])
