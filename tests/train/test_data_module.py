@@ -230,6 +230,36 @@ class TestResuming:
             with pytest.raises(DataError, match="expected the data and split that the checkpoint was trained on"):
                 attach(SequenceDataModule(**other)).load_state_dict(state)
 
+    def test_with_other_samples_to_validate_on_is_refused(self, classes_source):
+        """The best epoch would be chosen among numbers of other samples."""
+
+        def data(valid):
+            split = SplitPolicy(by="subject", train=[0, 1, 2], valid=valid, test=[8, 9])
+            return attach(SequenceDataModule(**classes_source, split=split))
+
+        state = data([3, 4]).state_dict()
+        data([4, 3]).load_state_dict(state)
+        for valid in ([3], [3, 5], None):
+            with pytest.raises(DataError, match="expected the data and split that the checkpoint was trained on"):
+                data(valid).load_state_dict(state)
+
+    @pytest.mark.parametrize("fn", [TrainerFn.TESTING, TrainerFn.VALIDATING])
+    def test_classes_of_other_data_have_the_numbers_of_training(self, fn):
+        """Strings are numbered in their alphabetical order, which is another one where a class is not there."""
+
+        def data(*names):
+            x = {"audio": [np.ones((2, 2))] * 6}
+            dataset = MultimodalDataset.from_arrays(x, y=[names[i % len(names)] for i in range(6)], split=["train", "valid", "test"] * 2)
+            return attach(SequenceDataModule(dataset), fn=fn)
+
+        state = data("calm", "sad").state_dict()
+        data("sad", "calm").load_state_dict(state)
+        with pytest.raises(
+            DataError, match=r"label_names: the checkpoint was trained with calm, sad, this data has angry, sad; label_names="
+        ):
+            data("angry", "sad").load_state_dict(state)
+        attach(data("angry", "sad"), fn=TrainerFn.PREDICTING).load_state_dict(state)
+
     def test_testing_on_what_was_trained_is_refused(self, classes_source):
         def fold(number, fn):
             return attach(SequenceDataModule(**classes_source, split=SplitPolicy(by="subject", folds=5, fold=number)), fn=fn)
