@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mea_graph.nn import MEA, CrossModalEncoder, GraphFusionConv, PredictiveEncoder
-from mea_graph.nn._side_by_side import Groups, linear, weights_of
+from mea_graph.nn._side_by_side import Groups, weights_of
 from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention
 from mea_graph.nn.graph.graph_fusion_conv import pass_side_by_side
 from mea_graph.ops import Pointers, record_calls, use_backend
@@ -196,16 +196,6 @@ def test_a_norm_and_a_map_in_one_call_equal_the_formula(eps: float, steps_last: 
     mapped = [nn.functional.linear(n, *of) for n, *of in zip(normal, weights, biases, strict=True)]
     torch.testing.assert_close(both, (torch.cat(normal), torch.cat(mapped)), rtol=1e-11, atol=1e-11)
     assert both[1].stride() == ((1, 15) if steps_last else (6, 1))
-
-
-@pytest.mark.parametrize("grad", [False, True])
-def test_maps_after_norms_have_the_eps_of_the_norms(grad: bool) -> None:
-    norms, layers = [nn.LayerNorm(4, eps=0.5).double() for _ in range(2)], [nn.Linear(4, 3).double() for _ in range(2)]
-    x = torch.randn(5, 4, dtype=torch.float64)
-    with torch.set_grad_enabled(grad):
-        found = linear(layers, x, Groups([0, 2], [2, 3]), norms)
-        expected = torch.cat([layer(norm(rows)) for layer, norm, rows in zip(layers, norms, x.split([2, 3]), strict=True)])
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)
 
 
 def negative(x: Tensor) -> Tensor:

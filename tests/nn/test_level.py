@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.nn import MEA, AgnosticBranch, DoubleDiscriminator, ExclusiveBranch, MEALoss, UnimodalExtractor, _side_by_side
-from mea_graph.nn._side_by_side import level
+from mea_graph.nn._side_by_side import Groups, level, linear
 from mea_graph.nn.unimodal_extractor import extract_level
 from mea_graph.ops import IntervalEdges, Pointers, record_calls, use_backend
 
@@ -220,3 +220,13 @@ def test_discriminators_of_both_spaces_are_the_same() -> None:
         layer(*h)
     assert shapes == [3, 3]  # somebody looks: one space after the other
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_maps_after_norms_have_the_eps_of_the_norms(grad: bool) -> None:
+    norms, layers = [nn.LayerNorm(4, eps=0.5).double() for _ in range(2)], [nn.Linear(4, 3).double() for _ in range(2)]
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        found = linear(layers, x, Groups([0, 2], [2, 3]), norms)
+        expected = torch.cat([layer(norm(rows)) for layer, norm, rows in zip(layers, norms, x.split([2, 3]), strict=True)])
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)

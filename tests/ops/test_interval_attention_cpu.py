@@ -208,19 +208,6 @@ def test_same_bits_twice(case: str, windows: bool) -> None:
     torch.testing.assert_close(outcome(inputs, "cpu", grad), outcome(inputs, "cpu", grad), rtol=0, atol=0)
 
 
-def test_an_input_may_be_computed_from_another() -> None:
-    """What flows through the other one counts once, in second derivatives too."""
-    x = torch.randn(6, 2, 3, dtype=torch.float64).requires_grad_()
-    pointers = Pointers.from_ptr(torch.tensor([0, 4, 6]))
-    found = []
-    for backend in ("cpu", "reference"):
-        key = x.sin()
-        out = interval_attention(x, key, key.square(), IntervalEdges.complete(pointers, pointers), backend=backend)
-        (first,) = torch.autograd.grad(out.sin().sum(), x, create_graph=True)
-        found.append([out, first, *torch.autograd.grad(first.square().sum(), x)])
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
-
-
 @pytest.mark.parametrize("needed", [0, 1, 2])
 def test_gradients_may_be_wanted_of_some_only(needed: int) -> None:
     inputs = draw("ragged")
