@@ -29,6 +29,11 @@ def read_any_pickle(source: Path, **options: Any) -> MultimodalDataset:
         raise DataError(f"{source}: looks like format {form!r}, whose reader has another set of options ({error})") from error
 
 
+def form_of(source: Path) -> str:
+    """ "mult", "mmsa" or "misa", by the contents of a pickle."""
+    return _form(source, mapped_pickle(source))
+
+
 def _form(source: Path, payload: Any) -> str:
     if isinstance(payload, list):
         return "misa"

@@ -268,6 +268,7 @@ class SequenceDataModule(L.LightningDataModule):
             "channels": self.in_channels,
             "unused": sorted(set(self.dataset._store.sequences) - set(self.dataset.modalities)),
             "static": list(self.reader.get("static", ())),
+            "reader": self._reading,
             "label_names": self.label_names,
             "transform": None if self.dataset.transform is None else repr(self.dataset.transform),
             "standardize": self.standardize,
@@ -306,6 +307,11 @@ class SequenceDataModule(L.LightningDataModule):
         if self.standardize is not None and self.dataset._store.standardized:
             why = "since the data holds z-scores: it was standardized when it was saved"
             raise DataError(f"data.standardize: expected None, {why}; got {self.standardize!r}")
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """What decides how a file is read, by name; where its cache and its embedding lie is left out."""
+        return {name: plain_value(self.reader[name]) for name in sorted(self.reader) if name not in ("cache_dir", "embedding")}
 
     @property
     def _drawing(self) -> dict[str, Any]:
@@ -363,15 +369,23 @@ def check_same_data(state: dict[str, Any], data: SequenceDataModule, stage: str 
     """Refuses to resume on other data, and to test on samples that the checkpoint was trained on."""
     same_source = state["data_hash"] == data_hash(data.dataset)
     trained = state["train"].numpy()
-    if stage == TrainerFn.FITTING and not (same_source and np.array_equal(trained, data.parts.get("train", np.arange(0)))):
+    same_parts = all(np.array_equal(state[name].numpy(), data.parts.get(name, np.arange(0))) for name in ("train", "valid"))
+    if stage == TrainerFn.FITTING and not (same_source and same_parts):
         raise DataError("ckpt_path: expected the data and split that the checkpoint was trained on; resume with the run's config.yaml")
     if stage == TrainerFn.FITTING:
+        if (used := state.get("reader", data._reading)) != data._reading:
+            told = f"the checkpoint was trained with {used}, this run has {data._reading}"
+            raise DataError(f"data.reader: {told}; resume with the run's config.yaml")
         for name, asked in data._drawing.items():
             if (used := state.get(name, asked)) != asked:
                 unit = " of all processes together" if name == "batch_size" else ""
                 raise DataError(
                     f"data.{name}: the checkpoint was trained with {used}{unit}, this run has {asked}; resume with the run's config.yaml"
                 )
+    used, own = state.get("label_names"), data.label_names
+    if stage != TrainerFn.PREDICTING and used is not None and own is not None and used != own:
+        told = f"the checkpoint was trained with {', '.join(used)}, this data has {', '.join(own)}"
+        raise DataError(f"label_names: {told}; label_names= of the data's reader, or of from_arrays, gives classes their numbers")
     if (used := state.get("standardize", data.standardize)) != data.standardize:
         raise DataError(f"data.standardize: the checkpoint was trained with {used!r}, the configuration has {data.standardize!r}")
     if not same_source and data.standardize == "train" and state.get("statistics") is None:

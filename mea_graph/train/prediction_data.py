@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mea_graph.data import DataError, MultimodalDataset, check_batch, open_datas
 from mea_graph.data.arrays import as_numbers
 from mea_graph.data.kinds import kind_of
 from mea_graph.data.saved import FORMAT
+from mea_graph.readers.any_pickle import form_of
 from mea_graph.train.data_module import PARTS, data_hash
 
 FORMS = "arrays by modality, a data file, HeteroData or a list of them, or a MultimodalDataset"
@@ -33,6 +34,7 @@ class TrainingData:
         statistics: Mean and standard deviation of each modality, where `standardize` is `train`.
         unused: Modalities of the source that training left out.
         static: Arrays of an `.npz` that are modalities of one step.
+        reader: Options of the source's reader that were given.
         transform: What changed the samples on access, as text.
         data_hash: Hash of the samples.
         samples: How many there were.
@@ -44,6 +46,7 @@ class TrainingData:
     statistics: Mapping[str, tuple[Any, Any]] | None = None
     unused: Sequence[str] = ()
     static: Sequence[str] = ()
+    reader: Mapping[str, Any] = field(default_factory=dict)
     transform: str | None = None
     data_hash: str | None = None
     samples: int = 0
@@ -70,6 +73,7 @@ class TrainingData:
             state.get("statistics"),
             state.get("unused", ()),
             state.get("static", ()),
+            dict(state.get("reader", {})),
             state.get("transform"),
             state["data_hash"],
             state.get("samples", 0),
@@ -105,7 +109,7 @@ def as_dataset(data: Any, known: TrainingData, cache_dir: str | os.PathLike[str]
     if isinstance(data, MultimodalDataset):
         dataset = data
     elif isinstance(data, str | os.PathLike):
-        dataset = open_dataset(data, cache_dir=cache_dir, **_static(Path(data), known.static))
+        dataset = open_dataset(data, cache_dir=cache_dir, **_reader_options(Path(data), known))
     elif isinstance(data, HeteroData):
         check_batch(data)
         batched = hasattr(data, "num_graphs")
@@ -190,7 +194,7 @@ def _check_names(names: set[str], known: TrainingData) -> None:
 
 
 def _check_not_left_out(dataset: MultimodalDataset, known: TrainingData) -> None:
-    """A modality that the file has in another shape than a modality's is no missing one."""
+    """A modality that the file has in another shape than a modality's, or as words without vectors, is no missing one."""
     for m, width in known.channels.items():
         if m in dataset.modalities:
             continue
@@ -198,21 +202,32 @@ def _check_not_left_out(dataset: MultimodalDataset, known: TrainingData) -> None
         if m in dataset.fields:
             raise DataError(f"{expected}, got one value a sample")
         for note in dataset.notes:
-            if note.startswith(f"array {m!r} "):
+            if note.startswith((f"array {m!r} ", f"{m} left out: the file holds ")):
                 raise DataError(f"{expected}, got none: {note}")
 
 
-def _static(path: Path, static: Sequence[str]) -> dict[str, Any]:
-    """The reader's option `static` where the file has such arrays; a saved data set and other formats have no such option."""
-    if not static or not path.is_file() or kind_of(path) != "npz":
-        return {}
+def _reader_options(path: Path, known: TrainingData) -> dict[str, Any]:
+    """The options that decide what a sequence holds, as in training, where the reader of this file has them."""
+    kind = kind_of(path) if path.is_file() else ""
+    names = _arrays_in(path) if kind == "npz" else set()
+    if FORMAT in names:
+        return {}  # a saved data set holds what its own reader made
+    options: dict[str, Any] = {}
+    if found := [name for name in known.static if name in names]:
+        options["static"] = found
+    if "non_finite" in known.reader:
+        options["non_finite"] = known.reader["non_finite"]
+    if "lengths" in known.reader and kind == "pickle" and form_of(path) == "mmsa":
+        options["lengths"] = known.reader["lengths"]
+    return options
+
+
+def _arrays_in(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            return {name.removesuffix(".npy") for name in archive.namelist()}
     except zipfile.BadZipFile:
-        return {}  # which the reader is going to say
-    found = [name for name in static if name in names]
-    return {"static": found} if found and FORMAT not in names else {}
+        return set()  # which the reader is going to say
 
 
 def _of_arrays(data: Mapping[str, Any], known: TrainingData) -> MultimodalDataset:

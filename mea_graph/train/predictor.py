@@ -24,6 +24,7 @@ from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.error_message import one_line
 from mea_graph.train.prediction_data import TrainingData, as_dataset, scaled, whole_sample
 from mea_graph.train.predictions import Embeddings, Predictions
+from mea_graph.train.restoring import check_order
 from mea_graph.train.run_folder import find_checkpoint
 from mea_graph.train.task_module import TaskModule, prediction_of, public_name
 from mea_graph.train.whole_checkpoints import read_checkpoint
@@ -171,8 +172,8 @@ class Predictor:
 
         Args:
             data: A dict with a list of arrays or tensors `(T, d)` by modality, one a sample and None where it is missing (or one array
-                `(N, T, d)`); the path of a file that `open_dataset` reads; a `HeteroData`, a list or a batch of them; or a
-                `MultimodalDataset`.
+                `(N, T, d)`); the path of a file that `open_dataset` reads, here with the options `lengths` and `non_finite` of training;
+                a `HeteroData`, a list or a batch of them; or a `MultimodalDataset`.
             embeddings: Whether to return the embeddings too, the vectors behind the predictions.
             attention: Whether to return every attention map too (`MEA` only). Samples are then computed one by one, which is slower.
             cache_dir: Folder for the cache of a file, as for `open_dataset`.
@@ -294,6 +295,7 @@ def _restored(saved: Mapping[str, Any], module: type[TaskModule] | TaskModule | 
             ) from error
     if any(value.dtype == torch.float64 for value in saved["state_dict"].values() if value.is_floating_point()):
         module = module.double()  # trained in 64-true
+    check_order(saved, module.hparams)
     module.load_state_dict(saved["state_dict"])
     return module
 

@@ -102,6 +102,27 @@ def count_moments(checkpoint: Mapping[str, Any]) -> int:
     return sum(len(state["state"]) for state in checkpoint.get("optimizer_states", ()))
 
 
+def check_order(checkpoint: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Refuses weights of a model whose modalities stand in another order: where it joins them, weights go by their place.
+
+    Args:
+        checkpoint: What it holds.
+        options: Those of the model that takes the weights.
+
+    Raises:
+        DataError: If the modalities are the same in another order.
+
+    >>> saved = {"hyper_parameters": {"in_channels": {"audio": 5, "text": 3}}}
+    >>> check_order(saved, {"in_channels": {"text": 3, "audio": 5}})
+    Traceback (most recent call last):
+    mea_graph.data.errors.DataError: in_channels: expected the modalities in the order of the checkpoint, audio, text, got text, audio
+    """
+    of_weights, own = ((of or {}).get("in_channels") for of in (checkpoint.get("hyper_parameters"), options))
+    if isinstance(of_weights, Mapping) and isinstance(own, Mapping) and of_weights == own and list(of_weights) != list(own):
+        expected = ", ".join(map(str, of_weights))
+        raise DataError(f"in_channels: expected the modalities in the order of the checkpoint, {expected}, got {', '.join(own)}")
+
+
 def check_counters(progress: Any, name: str) -> None:
     """Refuses counts of batches and epochs that no training can have: Lightning would stop at once, or fail batches later.
 

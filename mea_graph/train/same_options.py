@@ -6,6 +6,7 @@ from typing import Any
 
 from mea_graph import __version__
 from mea_graph.data import DataError
+from mea_graph.train.restoring import check_order
 from mea_graph.train.task_module import TaskModule
 
 FORMER_WEIGHTS = ("network.exclusive_encoders.", "network.agnostic_encoder.", "network.graph_fusion.")
@@ -31,6 +32,7 @@ def check_same_options(path: str, saved: dict[str, Any], model: TaskModule) -> N
     for name, value in model.hparams.items():
         if name in options and options[name] != value:
             raise DataError(f"model.{name}: the checkpoint {path} has {options[name]!r}, the configuration {value!r}; {hint}")
+    check_order(saved, model.hparams)
     if unknown := sorted(options.keys() - model.hparams.keys()):
         raise DataError(f"model: the checkpoint {path} has an option {unknown[0]!r}, {type(model).__name__} has none; {hint}")
     shapes, found = ({name: tuple(value.shape) for name, value in state.items()} for state in (model.state_dict(), weights))

@@ -24,7 +24,7 @@ from mea_graph.train.finite_loss import FiniteLoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
-from mea_graph.train.restoring import count_moments
+from mea_graph.train.restoring import check_order, count_moments
 from mea_graph.train.row_gatherer import RowGatherer
 from mea_graph.train.term_means import TermMeans
 from mea_graph.train.trainer_options import check_same_trainer, trainer_options
@@ -226,6 +226,7 @@ class TaskModule(L.LightningModule):
             checkpoint[part] = plain_value(checkpoint[part])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_order(checkpoint, self.hparams)
         self._seed = checkpoint.get("random_seed", self._seed)
         if self.class_weights is not None and "class_weights" in checkpoint:
             self.loss.class_weights = checkpoint["class_weights"]

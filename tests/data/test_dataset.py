@@ -87,6 +87,11 @@ def test_hash_follows_the_contents(sequences):
     first = MultimodalDataset.from_arrays(sequences, y=[0.0] * 6)
     assert first.hash == MultimodalDataset.from_arrays(sequences, y=[0.0] * 6).hash
     assert first.hash != MultimodalDataset.from_arrays(sequences, y=[1.0] + [0.0] * 5).hash
+    times = [np.arange(float(len(x))) for x in sequences["audio"]]
+    others = [{"ids": list("abcdef")}, {"split": ["train"] * 6}, {"split": ["train"] * 5 + ["test"]}, {"fields": {"room": list("xyxyxy")}}]
+    others += [{"fields": {"room": list("xyxyxx")}}, {"time": {"audio": times}}, {"time": {"audio": [t + 0.5 for t in times]}}]
+    hashes = [first.hash, *(MultimodalDataset.from_arrays(sequences, y=[0.0] * 6, **other).hash for other in others)]
+    assert len(set(hashes)) == len(hashes)
     sequences["audio"][0] = sequences["audio"][0] + 1
     assert first.hash != MultimodalDataset.from_arrays(sequences, y=[0.0] * 6).hash
 

@@ -143,18 +143,20 @@ def test_epochs_of_any_number_of_batches_are_pieces_of_passes_in_a_row(batches, 
 def test_balanced_passes_have_as_many_of_each_class_and_come_round_to_every_sample():
     classes = np.array([0] * 30 + [1] * 7 + [2] * 4)
     sampler = LengthBucketBatchSampler(lengths(41), 4, classes=classes)
-    seen = []
+    seen, fewest = [], set()
     for epoch in range(12):
         sampler.set_epoch(epoch)
         drawn = [i for batch in sampler for i in batch]
         assert len(drawn) == 41
         assert sorted(np.bincount(classes[drawn])) == [13, 14, 14]
+        fewest.add(int(np.bincount(classes[drawn]).argmin()))
         times = np.bincount(drawn, minlength=41)
         assert times[classes == 0].max() == 1
         assert {1, 2} >= set(times[classes == 1])
         assert {3, 4} >= set(times[classes == 2])
         seen.append(tuple(drawn))
     assert len(set(seen)) == 12
+    assert fewest == {0, 1, 2}  # what is left over goes to no class more often than to others
     assert {i for drawn in seen for i in drawn} == set(range(41))
 
 

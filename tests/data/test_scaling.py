@@ -51,6 +51,15 @@ def test_a_view_standardizes_on_itself_and_keeps_its_scale_when_cut(dataset):
     np.testing.assert_array_equal(train.subset([2])[0]["audio"].x.numpy(), train[2]["audio"].x.numpy())
 
 
+def test_samples_to_fit_on_are_counted_in_the_view(dataset):
+    view = dataset[[5, 2, 0]]
+    for name in dataset.modalities:
+        steps = all_steps(dataset, name, [2, 0]).astype(np.float64)
+        expected = (all_steps(view, name) - steps.mean(axis=0)) / steps.std(axis=0)
+        for fit_on in ([1, 2], np.array([False, True, True])):
+            np.testing.assert_allclose(all_steps(view.standardize(fit_on=fit_on), name), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_constant_channels_and_large_means_stay_finite():
     rng = np.random.default_rng(0)
     x = np.stack([np.full(1000, 0.1), 1e6 + rng.normal(size=1000), np.zeros(1000)], axis=1).astype(np.float32)

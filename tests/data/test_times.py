@@ -63,12 +63,15 @@ def test_durations_are_exact_whatever_their_unit(unit):
 
 
 @pytest.mark.filterwarnings("error")
-def test_dates_count_from_the_first_of_their_sample_in_any_modality():
+@pytest.mark.parametrize("order", [("audio", "video"), ("video", "audio")])
+def test_dates_count_from_the_first_of_their_sample_in_any_modality(order):
     start = np.datetime64("2024-03-31T01:59:59.9995", "ns")  # in float32 the seconds of a date are two minutes apart
     video = start + np.arange(50) * np.timedelta64(40, "ms")
     audio = (start + np.timedelta64(250, "us") + np.arange(200) * np.timedelta64(10, "ms")).astype("datetime64[us]")
     x = {"audio": [np.ones((200, 1)), None, np.ones((200, 1))], "video": [np.ones((50, 1)), np.ones((50, 1)), None]}
-    dataset = MultimodalDataset.from_arrays(x, time={"audio": [audio, None, audio], "video": [video, video, None]})
+    dataset = MultimodalDataset.from_arrays(
+        {name: x[name] for name in order}, time={"audio": [audio, None, audio], "video": [video, video, None]}
+    )
     steps = np.arange(200) / 100
     assert torch.equal(dataset[0]["audio"].time, torch.from_numpy(np.float32(0.00025 + steps)))
     assert torch.equal(dataset[2]["audio"].time, torch.from_numpy(np.float32(steps)))  # no video in it

@@ -148,9 +148,11 @@ def test_pre_transform_and_pre_filter_are_applied_once(sequences):
         split=["train"] * 5 + ["test"],
         fields={"room": list("xyxyxy")},
         label_names=["low", "middle", "high"],
+        notes=["recorded in one room"],
         pre_filter=has_audio,
         pre_transform=half,
     )
+    assert data.notes == ("recorded in one room",)
     assert (asked, changed) == (list("abcdef"), list("acdef"))
     assert (data.ids, data.label_names) == (list("acdef"), ("low", "middle", "high"))
     assert data.lengths["audio"].tolist() == [2, 4, 1, 3, 2]

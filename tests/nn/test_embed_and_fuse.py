@@ -55,6 +55,16 @@ def test_fuse_of_embed_is_the_model(batch: Batch, options: dict[str, Any]) -> No
     torch.testing.assert_close(actual, wanted, rtol=1e-9, atol=1e-12)
 
 
+def test_a_batch_whose_rows_were_changed_is_what_it_holds(batch: Batch) -> None:
+    """PyG keeps the lengths that the samples had when they were collated."""
+    model, longer = make(), batch.clone()
+    for m in WIDTHS:
+        longer[m].x, longer[m].ptr = batch[m].x.repeat_interleave(3, 0), 3 * batch[m].ptr
+        longer[m].batch = batch[m].batch.repeat_interleave(3)
+    expected = model(longer.x_dict, {m: longer[m].ptr for m in WIDTHS})
+    torch.testing.assert_close(model(longer).prediction, expected.prediction, rtol=1e-12, atol=1e-14)
+
+
 def test_the_graph_holds_steps_representations_and_edges(batch: Batch) -> None:
     graph = make().embed(batch)
     assert set(graph.node_types) == {*WIDTHS, *(f"{m}_{space}" for m in WIDTHS for space in ("exclusive", "agnostic"))}

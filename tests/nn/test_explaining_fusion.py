@@ -71,8 +71,8 @@ def tells(masks: Any) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", CONVS)
-@pytest.mark.parametrize("keep_absent", [False, True])
-def test_masks_by_type_are_the_mask_of_the_joined_graph(randomised, name: str, keep_absent: bool) -> None:
+@pytest.mark.parametrize(("keep_absent", "sigmoid"), [(False, True), (True, True), (False, False)])
+def test_masks_by_type_are_the_mask_of_the_joined_graph(randomised, name: str, keep_absent: bool, sigmoid: bool) -> None:
     """Values, and gradients for the masks; a type without a mask is left as it is, and so is a lone sample's loop."""
     layer = randomised(DecoupledGraphFusion(4, conv=CONVS[name], aggr=None, spaces=["exclusive"]))
     present = {m: torch.tensor(row).bool() for m, row in zip(NAMES, ([1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 0]), strict=True)}
@@ -80,7 +80,7 @@ def test_masks_by_type_are_the_mask_of_the_joined_graph(randomised, name: str, k
     graph = fusion_graph(h, None, present, keep_absent=keep_absent)
     masks = {t: torch.randn(e.size(1)).double().requires_grad_() for t, e in graph.edge_index_dict.items() if t[0] != "c_exclusive"}
     marks = graph.collect("present", allow_empty=True)
-    set_hetero_masks(layer, masks, graph.edge_index_dict)
+    set_hetero_masks(layer, masks, graph.edge_index_dict, apply_sigmoid=sigmoid)
     out = layer(graph.x_dict, graph.edge_index_dict, present_dict=marks).x
     clear_masks(layer)
 
@@ -94,7 +94,8 @@ def test_masks_by_type_are_the_mask_of_the_joined_graph(randomised, name: str, k
         if keep_absent:
             edge_index = torch.stack([present[n[0]].cumsum(0)[e] - 1 for n, e in ((s, edge_index[0]), (t, edge_index[1]))])
         edges.append((edge_index + torch.tensor([[start[s]], [start[t]]]))[:, there])
-        joined.append(masks[s, "to", t].sigmoid()[there] if (s, "to", t) in masks else torch.ones(int(there.sum())).double())
+        own = masks.get((s, "to", t), torch.ones(edge_index.size(1)).double())
+        joined.append((own.sigmoid() if sigmoid and own.requires_grad else own)[there])
     conv, edge_index = layer.convs["exclusive"], torch.cat(edges, 1)
     set_masks(conv, torch.cat(joined), edge_index, apply_sigmoid=False)
     expected = conv(torch.cat(flat), edge_index)

@@ -45,10 +45,11 @@ def alone(x: dict[str, Tensor], b: int) -> dict[str, Tensor]:
     return {m: x[m][b : b + 1, : n[b]] for m, n in LENGTHS.items() if n[b]}
 
 
+@pytest.mark.parametrize("in_turn", [False, True], ids=["at once", "in turn"])
 @pytest.mark.parametrize("stages", STAGES)
-def test_equals_the_arrows_of_each_sample(randomised, x, mask, stages: tuple[bool, bool, bool]) -> None:
+def test_equals_the_arrows_of_each_sample(randomised, x, mask, stages: tuple[bool, bool, bool], in_turn: bool) -> None:
     layer = randomised(HierarchicalCrossModalAttention(D, LENGTHS, HEADS, *stages))
-    out = layer(x, mask).x
+    out = layer(x, mask, return_attention_weights=in_turn).x  # maps are drawn arrow by arrow
     for b in range(4):
         for m, expected in literal(layer, alone(x, b)).items():
             n = LENGTHS[m][b]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mea_graph.nn import MEA, AgnosticBranch, DoubleDiscriminator, ExclusiveBranch, MEALoss, UnimodalExtractor, _side_by_side
-from mea_graph.nn._side_by_side import level
+from mea_graph.nn._side_by_side import Groups, level, linear
 from mea_graph.nn.unimodal_extractor import extract_level
 from mea_graph.ops import IntervalEdges, Pointers, record_calls, use_backend
 
@@ -169,6 +169,25 @@ def test_the_extractors_are_the_same(kernel_size: int, skip: bool, layout: str) 
     torch.testing.assert_close(results[0], results[1], rtol=1e-9, atol=1e-11)
 
 
+def test_the_extractors_drop_in_training_alone() -> None:
+    """Without what a Bi-LSTM of zeros adds, a result with `skip` is what its dropout left."""
+    torch.manual_seed(0)
+    extractors = [UnimodalExtractor(width, 40, skip=True, dropout=0.25).double() for width in CHANNELS.values()]
+    for e in extractors:
+        for weight in [*e.forward_lstm.parameters(), *e.backward_lstm.parameters()]:
+            nn.init.zeros_(weight)
+    x, ptr = rows({m: [30, 20, 30] for m in CHANNELS}, CHANNELS)
+    pointers = [Pointers.from_ptr(p) for p in ptr.values()]
+    whole = torch.cat([e.eval()(own, p) for e, own, p in zip(extractors, x.values(), pointers, strict=True)])
+    for training in (False, True):
+        with patch.object(_side_by_side, "_levels", lambda device, added: True):
+            level = extract_level([e.train(training) for e in extractors], list(x.values()), pointers)
+        assert level is not None
+        found = torch.cat([z[p.real] for z, p in zip(*level, strict=True)])
+        torch.testing.assert_close(found, whole.masked_fill(found == 0, 0) / (0.75 if training else 1), rtol=1e-9, atol=1e-11)
+        assert float((found == 0).double().mean()) == pytest.approx(0.25 if training else 0, abs=0.02)
+
+
 @pytest.mark.parametrize("part", ["", "conv", "forward_lstm", "backward_lstm", "dropout"])
 def test_an_extractor_that_is_watched_or_replaced_runs_alone(part: str) -> None:
     pointers = [Pointers.from_ptr(torch.tensor([0, 3, 4])), Pointers.from_ptr(torch.tensor([0, 1, 6]))]
@@ -201,3 +220,13 @@ def test_discriminators_of_both_spaces_are_the_same() -> None:
         layer(*h)
     assert shapes == [3, 3]  # somebody looks: one space after the other
     torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_maps_after_norms_have_the_eps_of_the_norms(grad: bool) -> None:
+    norms, layers = [nn.LayerNorm(4, eps=0.5).double() for _ in range(2)], [nn.Linear(4, 3).double() for _ in range(2)]
+    x = torch.randn(5, 4, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        found = linear(layers, x, Groups([0, 2], [2, 3]), norms)
+        expected = torch.cat([layer(norm(rows)) for layer, norm, rows in zip(layers, norms, x.split([2, 3]), strict=True)])
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)

@@ -227,6 +227,15 @@ def test_label_smoothing() -> None:
     same(terms.task, -(1 - s) * own - s * log_p.mean())
 
 
+def test_label_smoothing_beside_class_weights() -> None:
+    """Each class counts by its weight, whichever share of the label it has."""
+    output, target, s, weights = make_output(3), TARGETS["classification"], 0.2, torch.tensor([1.0, 4.0, 0.5], dtype=torch.float64)
+    log_p = output.prediction.log_softmax(1) * weights
+    own = log_p.gather(1, target[:, None]).squeeze(1)
+    terms = MEALoss("classification", label_smoothing=s, class_weights=weights)(output, target)
+    same(terms.task, -((1 - s) * own + s * log_p.mean(1)).mean())
+
+
 @pytest.mark.parametrize("task", TARGETS)
 def test_half_precision_predictions_are_summed_in_float32(task: Any) -> None:
     prediction = torch.randn(B, 1 if task == "regression" else 3).bfloat16()

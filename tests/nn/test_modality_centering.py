@@ -119,6 +119,14 @@ def test_the_model_centres_agnostic_representations_alone() -> None:
     torch.testing.assert_close(after.discrimination.agnostic, model.discriminator(after.exclusive, after.agnostic).agnostic)
     assert MEA(widths, 1, agnostic=None).agnostic is None
 
+    model.agnostic.centering.reset_parameters()
+    mask = {m: torch.ones(5, 7, dtype=torch.bool) for m in widths}
+    mask["audio"][2] = False
+    there = mask["audio"].any(1)
+    before, after = plain(x, mask).agnostic["audio"], model(x, mask).agnostic["audio"]
+    torch.testing.assert_close(after[there], before[there] - before[there].mean(0))
+    assert not after[2].any()  # what is not there has no mean to lose
+
 
 @pytest.mark.parametrize("momentum", [0.0, -0.1, 1.5, float("nan")])
 def test_refuses_a_momentum_out_of_range(momentum: float) -> None:

@@ -41,8 +41,11 @@ def test_equals_the_formula(formulas, randomised, build: Any, pooling: str, segm
         np.testing.assert_allclose(h[b].detach().numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
-def test_gru_pooling_is_the_mean_of_the_states_of_torchs_own_bidirectional_gru(randomised) -> None:
+@pytest.mark.parametrize("watched", [False, True], ids=["at once", "each direction called"])
+def test_gru_pooling_is_the_mean_of_the_states_of_torchs_own_bidirectional_gru(randomised, watched: bool) -> None:
     encoder = randomised(ExclusiveEncoder(D, D_H, "gru"))
+    if watched:
+        encoder.backward_gru.register_forward_hook(lambda *_: None)
     torchs = torch.nn.GRU(D, D_H, batch_first=True, bidirectional=True, dtype=torch.float64)
     for suffix, part in ("", encoder.forward_gru), ("_reverse", encoder.backward_gru):
         for name, parameter in part.named_parameters():

@@ -191,3 +191,16 @@ def test_a_bad_value_is_named(shape: tuple[int, ...], got: str) -> None:
 def test_a_map_of_listed_edges_is_refused() -> None:
     with pytest.raises(ValueError, match="edges: expected IntervalEdges for a map, got an edge_index"):
         interval_attention_map(random(N, K, D), random(5, K, D), torch.zeros(2, 3, dtype=torch.int64))
+
+
+def test_an_input_may_be_computed_from_another() -> None:
+    """What flows through the other one counts once, in second derivatives too."""
+    x = torch.randn(6, 2, 3, dtype=torch.float64).requires_grad_()
+    pointers = Pointers.from_ptr(torch.tensor([0, 4, 6]))
+    found = []
+    for backend in ("cpu", "reference"):
+        key = x.sin()
+        out = interval_attention(x, key, key.square(), IntervalEdges.complete(pointers, pointers), backend=backend)
+        (first,) = torch.autograd.grad(out.sin().sum(), x, create_graph=True)
+        found.append([out, first, *torch.autograd.grad(first.square().sum(), x)])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)

@@ -112,3 +112,15 @@ def test_a_view_of_negative_rows_in_one_piece_is_negative(norm: bool, monkeypatc
         else:
             found, expected = (grouped_linear(rows, [weight], [], [0], [5], [scale], [shift]) for rows in (view, x))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("backend", ["joined", "native"])
+def test_second_derivatives_have_the_eps_that_was_given(backend: str) -> None:
+    x, (_, _, scales, shifts) = draw("apart", 4, 3)
+    starts, sizes, _ = GROUPS["apart"]
+    found = []
+    for own in (backend, "reference"):
+        out = grouped_layer_norm(x, scales, shifts, starts, sizes, eps=0.3, backend=own)
+        first = torch.autograd.grad(out.sin().sum(), [x, *scales, *shifts], create_graph=True)
+        found.append([out, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), [x, *scales, *shifts])])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-11)

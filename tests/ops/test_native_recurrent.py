@@ -79,6 +79,23 @@ def test_second_derivatives(case: Case) -> None:
 
 
 @LAYERS
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_second_derivatives_never_read_gaps(form: str, case: Case) -> None:
+    case = Case(3, (2,), ((4, 0, 2),), case.layer)
+    inputs, where = case.inputs(torch.float32), Layout(case.lengths[0], form)
+    op = bilstm if case.layer is torch.nn.LSTM else bigru
+    weights = [inputs[f"w0.{w}"].requires_grad_() for w in range(8)]
+    found = []
+    for gap in (0.0, 3e38):  # sums of such numbers are infinite
+        x = where.place(inputs["x0"], gap).requires_grad_()
+        (out,) = op([x], [weights], [where.pointers], backend="native")
+        first = torch.autograd.grad(out, [x, *weights], where.place(inputs["grad"], 0.0), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), [x, *weights])
+        found.append([*first[1:], *second[1:], *(where.collect(g) for g in (first[0], second[0]))])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+@LAYERS
 def test_nan_in_a_step_of_a_recurrent_layer_stays_in_its_sample(case: Case) -> None:
     call, leaves = recurrence(case, torch.float32)
     with torch.no_grad():

@@ -1,9 +1,11 @@
-"""Commands run inside this process, `run(command, *words)`, and what they say and write."""
+"""Commands run inside this process, `run(command, *words)`, and what they say and write; a trainer for data that nobody trains on."""
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 
 from mea_graph.__main__ import main
 
@@ -33,3 +35,10 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def read_csv(path: str | Path) -> list[dict[str, str]]:
     with Path(path).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def attach(data, rank=0, processes=1, fn=TrainerFn.FITTING):
+    """What the data module asks of a trainer."""
+    fit_loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, state=SimpleNamespace(fn=fn), fit_loop=fit_loop)
+    return data

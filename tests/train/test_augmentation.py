@@ -33,15 +33,14 @@ def test_pace_one_is_the_identity_and_others_stay_inside_the_sample():
         same, same_batch = at_pace(x[m], batch[m], torch.ones(4))
         torch.testing.assert_close(same, x[m])
         assert torch.equal(same_batch, batch[m])
-        slow, slow_batch = at_pace(x[m], batch[m], torch.tensor([1.5, 2.0, 0.1, 0.5]))
-        assert counts(slow_batch).tolist() == [
-            round(t * p) or int(t > 0) for t, p in zip(LENGTHS[m].tolist(), (1.5, 2, 0.1, 0.5), strict=True)
-        ]
-        for s in slow_batch.unique().tolist():
-            old, new = x[m][batch[m] == s, 0], slow[slow_batch == s, 0]
-            assert old.min() <= new.min()
-            assert new.max() <= old.max()
-            assert bool((new.diff() >= 0).all())  # in order
+        for pace in ((1.5, 2.0, 0.1, 0.5), (1.45, 1.95, 0.1, 0.43)):
+            slow, slow_batch = at_pace(x[m], batch[m], torch.tensor(pace))
+            assert counts(slow_batch).tolist() == [round(t * p) or int(t > 0) for t, p in zip(LENGTHS[m].tolist(), pace, strict=True)]
+            for s in slow_batch.unique().tolist():
+                old, new = x[m][batch[m] == s, 0], slow[slow_batch == s, 0]
+                assert old.min() <= new.min()
+                assert new.max() <= old.max()
+                assert bool((new.diff() >= 0).all())  # in order
 
 
 def test_modalities_of_a_sample_share_the_pace():
@@ -61,6 +60,19 @@ def test_a_hidden_span_is_one_piece_of_the_share_asked_for():
     assert hidden[batch["audio"] == 0].tolist() == [True] * 4 + [False] * 4
     assert hidden[batch["audio"] == 2].tolist() == [False, False, True]
     assert hidden[batch["audio"] == 3].tolist() == [False] * 5 + [True] * 10 + [False] * 5
+
+
+def test_where_a_span_lies_and_how_long_it_is_are_drawn_apart_for_each_modality():
+    torch.manual_seed(0)
+    steps, samples = 100, 800
+    batch = {m: torch.arange(samples).repeat_interleave(steps) for m in ("a", "b")}
+    x, _ = augment({m: torch.ones(samples * steps, 1) for m in batch}, batch, samples, time_mask=0.9)
+    hidden = {m: (v == 0).view(samples, steps) for m, v in x.items()}
+    share = {m: v.sum(1) / steps for m, v in hidden.items()}
+    place = {m: v.float().argmax(1) / (steps * (1 - share[m])) for m, v in hidden.items()}
+    drawn = torch.stack([share["a"], place["a"], share["b"], place["b"]])
+    assert drawn.mean(1).tolist() == pytest.approx([0.45, 0.5, 0.45, 0.5], abs=0.05)
+    assert torch.corrcoef(drawn).fill_diagonal_(0).abs().max() < 0.15
 
 
 def test_noise_has_the_spread_asked_for():

@@ -1,27 +1,19 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError, MultimodalDataset, open_dataset
 from mea_graph.train import Sampling, SequenceDataModule, SplitPolicy
 from mea_graph.train.targets import check_targets
 
+from .commands import attach
+
 LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 def ids_of(loader):
     return [id_ for batch in loader for id_ in batch.id]
-
-
-def attach(data, rank=0, processes=1, fn=TrainerFn.FITTING):
-    """What the data module asks of a trainer."""
-    fit_loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, state=SimpleNamespace(fn=fn), fit_loop=fit_loop)
-    return data
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
@@ -197,57 +189,6 @@ class TestSampling:
     def test_no_batches_are_refused(self):
         with pytest.raises(DataError, match=r"data.sampling.batches: expected an integer >= 1, .* got 0"):
             Sampling(batches=0)
-
-
-class TestResuming:
-    @pytest.mark.parametrize(("option", "value"), [("batches", 5), ("balanced", True)])
-    def test_with_samples_drawn_another_way_is_refused(self, classes_source, option, value):
-        state = SequenceDataModule(**classes_source).state_dict()
-        with pytest.raises(DataError, match=rf"data.sampling.{option}: the checkpoint was trained with (None|False), this run has {value}"):
-            attach(SequenceDataModule(**classes_source, sampling=Sampling(**{option: value}))).load_state_dict(state)
-        older = {name: kept for name, kept in state.items() if name != f"sampling.{option}"}
-        attach(SequenceDataModule(**classes_source)).load_state_dict(older)
-
-    def test_on_other_data_is_refused(self, classes_source, scores_source):
-        state = SequenceDataModule(**classes_source).state_dict()
-        attach(SequenceDataModule(**classes_source)).load_state_dict(state)
-        for other in (scores_source, {**classes_source, "split": SplitPolicy(by="subject", folds=2)}):
-            with pytest.raises(DataError, match="expected the data and split that the checkpoint was trained on"):
-                attach(SequenceDataModule(**other)).load_state_dict(state)
-
-    def test_testing_on_what_was_trained_is_refused(self, classes_source):
-        def fold(number, fn):
-            return attach(SequenceDataModule(**classes_source, split=SplitPolicy(by="subject", folds=5, fold=number)), fn=fn)
-
-        state = fold(0, TrainerFn.FITTING).state_dict()
-        fold(0, TrainerFn.TESTING).load_state_dict(state)
-        with pytest.raises(DataError, match="12 of 12 test samples trained this checkpoint"):
-            fold(1, TrainerFn.TESTING).load_state_dict(state)
-
-    def test_other_data_are_scaled_by_the_statistics_of_the_training_samples(self, classes_source, scores_source):
-        trained = SequenceDataModule(**classes_source, standardize="train")
-        state = trained.state_dict()
-        data = attach(SequenceDataModule(**scores_source, standardize="train", batch_size=100), fn=TrainerFn.PREDICTING)
-        next(iter(data.predict_dataloader()))  # scaled before the checkpoint is known: must not matter
-        data.load_state_dict(state)
-        (batch,) = data.predict_dataloader()
-        steps = np.concatenate([trained.dataset[i]["audio"].x.numpy() for i in trained.parts["train"]]).astype(np.float64)
-        place = {id_: i for i, id_ in enumerate(data.dataset.ids)}
-        raw = np.concatenate([data.dataset[place[id_]]["audio"].x.numpy() for id_ in batch.id])
-        assert np.allclose(batch["audio"].x.numpy(), (raw - steps.mean(0)) / steps.std(0), atol=1e-5)
-
-    def test_a_checkpoint_without_its_statistics_cannot_scale_other_data(self, classes_source, scores_source):
-        state = {**SequenceDataModule(**classes_source, standardize="train").state_dict(), "statistics": None}
-        data = attach(SequenceDataModule(**scores_source, standardize="train"), fn=TrainerFn.PREDICTING)
-        with pytest.raises(DataError, match="lacks the statistics of its training samples"):
-            data.load_state_dict(state)
-
-    @pytest.mark.parametrize(("trained", "now"), [("train", None), (None, "train"), ("subject", "train")])
-    def test_another_scaling_than_the_checkpoints_is_refused(self, classes_source, trained, now):
-        state = SequenceDataModule(**classes_source, standardize=trained).state_dict()
-        data = attach(SequenceDataModule(**classes_source, standardize=now), fn=TrainerFn.PREDICTING)
-        with pytest.raises(DataError, match=f"the checkpoint was trained with {trained!r}, the configuration has {now!r}"):
-            data.load_state_dict(state)
 
 
 @pytest.mark.parametrize(

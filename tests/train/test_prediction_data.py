@@ -1,11 +1,13 @@
 """Data and options that a `Predictor` is given and its model cannot take as they are."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
-from mea_graph.data import DataError, LengthBucketBatchSampler, MultimodalDataset
-from mea_graph.train import MEAModule, Predictor
+from mea_graph.data import DataError, LengthBucketBatchSampler, MultimodalDataset, open_dataset
+from mea_graph.train import MEAModule, Predictor, SequenceDataModule
 
 AUDIO, TEXT = np.random.default_rng(0).normal(size=(5, 2)), np.random.default_rng(1).normal(size=(4, 3))
 SMALL = {"channels": 8, "heads": 2, "hidden_channels": 8}
@@ -48,3 +50,88 @@ def test_a_device_that_is_not_there_leaves_the_module_where_it_was():
     with pytest.raises(DataError, match="device: expected one that is there, got 'cuda'"):
         Predictor(module, device="cuda")
     assert Predictor(module)({"audio": [AUDIO], "text": [TEXT]}).values.shape == (1,)
+
+
+def test_the_parts_are_told_of_the_very_samples_of_training_alone():
+    x = {"audio": [AUDIO + n for n in range(4)], "text": [TEXT] * 4}
+    parts, y = ["train", "train", "valid", "test"], np.arange(4.0)
+    dataset = MultimodalDataset.from_arrays(x, y=y, split=parts)
+    predictor = Predictor(MEAModule({"audio": 2, "text": 3}, "regression", 1, **SMALL), SequenceDataModule(dataset))
+    assert predictor(dataset).part == parts
+    for other in (dataset[[1, 0, 2, 3]], dataset[:3], MultimodalDataset.from_arrays(x | {"text": [TEXT + 1] * 4}, y=y, split=parts)):
+        assert predictor(other).part is None
+
+
+class TestFilesAreReadAsInTraining:
+    """The model would get sequences of other lengths than those it was trained on, or none, without a word."""
+
+    @pytest.fixture
+    def part(self):
+        """A split of a pickle: audio whose stored lengths count padding, with a step of -inf in the middle."""
+        rng = np.random.default_rng(0)
+        audio = rng.normal(size=(4, 6, 2)).astype(np.float32)
+        audio[:, 5] = 0
+        audio[1, 2] = -np.inf
+        return {"audio": audio, "text": rng.normal(size=(4, 3, 3)).astype(np.float32), "id": list("abcd")}
+
+    @pytest.fixture
+    def predictor(self):
+        def make(source, **reader):
+            data = SequenceDataModule(source, reader=reader)
+            return data.dataset, Predictor(MEAModule(data.in_channels, "regression", 1, **SMALL), data)
+
+        return make
+
+    @pytest.mark.parametrize("form", ["mult", "mmsa", "npz", "saved"])
+    @pytest.mark.parametrize("reader", [{"non_finite": "drop"}, {"lengths": "zeros"}, {"lengths": "zeros", "non_finite": "drop"}], ids=str)
+    def test_with_the_options_that_decide_which_steps_there_are(self, tmp_path, part, predictor, form, reader):
+        trained = tmp_path / "trained.pkl"
+        stored = {"audio_lengths": np.full(4, 6), "regression_labels": np.arange(4.0)}
+        parts = {name: {**part, **stored, "id": [name + sample for sample in part["id"]]} for name in ("train", "valid", "test")}
+        trained.write_bytes(pickle.dumps(parts))
+        dataset, made = predictor(trained, **reader)
+        assert dataset.lengths["audio"][:2].tolist() == ([5, 4] if len(reader) > 1 else [6, 5] if "non_finite" in reader else [5, 5])
+        source = tmp_path / ("new.npz" if form in ("npz", "saved") else "new.pkl")
+        if form == "mmsa":
+            expected, source = dataset, trained
+        elif form == "mult":
+            source.write_bytes(pickle.dumps({"test": {**part, "labels": np.arange(4.0)}}))
+            expected = open_dataset(source, **{name: value for name, value in reader.items() if name != "lengths"})
+        elif form == "npz":
+            np.savez(source, audio=part["audio"], audio_len=[6, 5, 5, 5], text=part["text"])
+            if "non_finite" not in reader:
+                with pytest.raises(DataError, match="non_finite="):
+                    made(source)
+                return
+            expected = open_dataset(source, non_finite="drop")
+        else:
+            dataset.save(source)
+            expected = dataset
+        found = made(source)
+        assert found.ids == expected.ids
+        np.testing.assert_array_equal(found.values, made(expected).values)
+
+    def test_with_a_folder_too(self, tmp_path, predictor):
+        samples = [((np.ones((5, 3)), np.ones((5, 2)), np.arange(10.0).reshape(5, 2)), np.ones(1), name) for name in "ab"]
+        samples[0][0][1][2] = np.nan
+        for name in ("train", "dev", "test"):
+            own = [(features, label, name + sample) for features, label, sample in samples]
+            (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(own))
+        dataset, made = predictor(tmp_path, non_finite="drop")
+        assert dataset.lengths["vision"][:2].tolist() == [4, 5]
+        np.testing.assert_array_equal(made(tmp_path).values, made(dataset).values)
+
+    def test_words_without_the_embedding_are_no_missing_text(self, tmp_path, predictor):
+        source = tmp_path / "misa.pkl"
+        own = {
+            name: [((np.arange(3), np.ones((3, 2)), np.ones((3, 2))), np.ones(1), f"{name}{i}") for i in range(3)]
+            for name in ("train", "dev", "test")
+        }
+        source.write_bytes(pickle.dumps(own))
+        embedding = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+        dataset, made = predictor(source, embedding=embedding)
+        with pytest.raises(
+            DataError, match="text: expected sequences of width 4, as in training, got none: text left out: the file holds word numbers"
+        ):
+            made(source)
+        assert made(dataset).ids == dataset.ids

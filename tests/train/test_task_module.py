@@ -11,7 +11,7 @@ from torch_geometric.data import Batch, HeteroData
 from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import AsynchronousEvents, DataError
 from mea_graph.nn import MEALoss
-from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, Sampling, SequenceDataModule, TaskModule
+from mea_graph.train import LearningRateSchedule, MEAModule, NonFiniteLossError, Predictor, Sampling, SequenceDataModule, TaskModule
 from mea_graph.train.mea_module import BY_FORM
 from mea_graph.train.same_options import check_same_options
 
@@ -97,6 +97,20 @@ def test_means_of_modalities_are_measured_without_dropout_before_validation(clas
         assert torch.equal(centering.mean[i], look.mean[i])
 
 
+def test_the_loss_of_an_epoch_of_training_is_the_mean_over_samples(scores_source):
+    data = SequenceDataModule(**scores_source, batch_size=5)
+    module = LateFusionGRUModule(data.in_channels, data.task, data.out_channels, hidden_channels=4, dropout=0.0, learning_rate=1e-12)
+    trainer = fit(module, data, limit_val_batches=0)
+    losses, sizes = [], []
+    with torch.no_grad():
+        for batch in data.train_dataloader():
+            losses.append(module.loss_terms(module.run(batch), batch.y)["loss"].item())
+            sizes.append(batch.num_graphs)
+    expected = np.average(losses, weights=sizes)
+    assert abs(np.mean(losses) - expected) > 1e-4 * expected  # batches of different sizes
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("source", ["classes_source", "labels_source", "scores_source"])
 def test_validation_loss_and_metrics_are_those_of_all_samples_at_once(source, request):
     data = SequenceDataModule(**request.getfixturevalue(source), batch_size=5)
@@ -162,6 +176,23 @@ def test_weights_of_16_bits_are_refused_with_the_choices(scores_source, precisio
     choices = "trainer.precision: expected one of 32-true, 64-true, bf16-mixed, 16-mixed, got"
     with pytest.raises(DataError, match=f"{choices} '{precision}'"):
         fit(TaskModule(MeanOfAudio(), "regression", 1), SequenceDataModule(**scores_source), precision=precision)
+
+
+def test_weights_go_by_the_order_of_the_modalities():
+    """Those of a model of the same modalities in another order fit it, and mean something else."""
+    widths = {"audio": 4, "lips": 3}
+    module, same, other = (LateFusionGRUModule(w, "regression", 1, hidden_channels=4) for w in (widths, widths, {"lips": 3, "audio": 4}))
+    saved = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    message = "in_channels: expected the modalities in the order of the checkpoint, audio, lips, got lips, audio"
+    for load in (same.on_load_checkpoint, lambda saved: check_same_options("a.ckpt", saved, same)):
+        load(saved)
+    for load in (other.on_load_checkpoint, lambda saved: check_same_options("a.ckpt", saved, other)):
+        with pytest.raises(DataError, match=message):
+            load(saved)
+    torch.save(saved, "a.ckpt")
+    Predictor.load("a.ckpt", module=same, statistics={})
+    with pytest.raises(DataError, match=message):
+        Predictor.load("a.ckpt", module=other, statistics={})
 
 
 @pytest.mark.parametrize("module_class", [MEAModule, LateFusionGRUModule])

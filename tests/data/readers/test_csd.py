@@ -57,6 +57,13 @@ def test_files_by_name_and_splits(folder):
     assert "split: 1 videos of the lists have no labels, such as 'vidC'" in dataset.notes
 
 
+def test_the_same_files_under_other_names_are_another_entry_of_the_cache(folder):
+    files = [folder / name for name in ("COVAREP.csd", "glove.csd", "Opinion_Labels.csd")]
+    for names in (("audio", "text", "label"), ("text", "audio", "label")):
+        dataset = open_dataset(dict(zip(names, files, strict=True)))
+        assert dataset.channels == {names[0]: 3, names[1]: 2}
+
+
 def test_files_already_aligned_to_segments(tmp_path):
     write(
         tmp_path / "audio.csd", "COVAREP", {"v[0]": (np.ones((2, 3)), [[5.0, 5.5], [5.5, 6.0]]), "v[1]": (np.zeros((1, 3)), [[7.0, 8.0]])}
