@@ -49,13 +49,16 @@ def read_sections(path: Path) -> dict[str, Any]:
         path: The file.
 
     Raises:
-        DataError: If it is no YAML, or of another kind, such as a file of data; the error names the file and the line.
+        DataError: If it is no YAML, holds an option twice, or is of another kind, such as a file of data; the error names the file and the
+            line.
 
     >>> read_sections(packaged_configs()["events"])["data"]["batch_size"]
     32
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
+        _check_given_once(yaml.compose(text, Loader=yaml.SafeLoader), path)
     except UnicodeDecodeError:
         found = b""
     except yaml.YAMLError as error:
@@ -67,6 +70,30 @@ def read_sections(path: Path) -> dict[str, Any]:
         got = "no text" if isinstance(found, bytes) else type(found).__name__
         raise DataError(f"config: expected sections data, model, trainer or others in {path}, got {got}")
     return found or {}
+
+
+def _check_given_once(root: yaml.Node | None, path: Path) -> None:
+    """Refuses an option that stands twice in a section: YAML would take the last one, and say nothing."""
+    waiting: list[yaml.Node] = [] if root is None else [root]
+    seen: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an anchor, which may stand in many places
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode):
+                    line = key.start_mark.line + 1
+                    if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
+                        raise DataError(
+                            f"config: {path} has {key.value!r} twice, in line {lines[key.value]} and in line {line}; expected it once"
+                        )
+                    lines[key.value] = line
+                waiting.append(value)
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:

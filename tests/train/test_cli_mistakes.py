@@ -60,6 +60,10 @@ def test_in_the_configuration(capsys, classes_source):
     check(capsys, "config: tab.yaml is not YAML: line 2, column 1: found character '\\t'", "fit", "--config=tab.yaml")
     Path("nul.yaml").write_text("data: \0")
     check(capsys, "config: nul.yaml is not YAML: special characters are not allowed", "fit", "-c", "nul.yaml")
+    Path("twice.yaml").write_text("data:\n  source: x.npz\n  seed: 1\n  split: {by: speaker}\n  seed: 2\n")
+    twice = "config: expected 'seed' once in its section of twice.yaml, got it twice, in line 3 and in line 5"
+    for command in (["fit"], ["study", "compare"]):
+        check(capsys, twice, *command, "--config", "twice.yaml")
     mapping = ["--data.split", "{by: subject"]
     check(
         capsys, "data.split: expected YAML, got '{by: subject': did not find expected ',' or '}'", "fit", *data_of(classes_source), *mapping
