@@ -89,9 +89,8 @@ def _check_given_once(root: yaml.Node | None, path: Path) -> None:
                 if isinstance(key, yaml.ScalarNode):
                     line = key.start_mark.line + 1
                     if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
-                        raise DataError(
-                            f"config: {path} has {key.value!r} twice, in line {lines[key.value]} and in line {line}; expected it once"
-                        )
+                        where = f"in line {lines[key.value]} and in line {line}"
+                        raise DataError(f"config: expected {key.value!r} once in its section of {path}, got it twice, {where}")
                     lines[key.value] = line
                 waiting.append(value)
 
