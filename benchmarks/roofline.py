@@ -81,7 +81,7 @@ class Halves(NamedTuple):
     slots: float
 
 
-HALVES = {"forward": Halves(2, 3, 3, 4, 37.8), "query": Halves(2, 6, 6, 4, 77.9), "key": Halves(2, 6, 6, 4, 81.9)}
+HALVES = {"forward": Halves(2, 3, 3, 4, 87.1), "query": Halves(2, 6, 6, 4, 77.9), "key": Halves(2, 6, 6, 4, 81.9)}
 TWO_PASSES = LOOPS["forward"]._replace(half_products=3, half_exponentials=3, half_slots=20.1)  # where the folded width is cut
 
 

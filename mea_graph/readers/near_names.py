@@ -23,7 +23,7 @@ _NEAR = 0.75  # "lenghts" and "lenth" are nearer to a word, "level" and "line" a
 def near_names(arrays: Mapping[str, np.ndarray], modalities: Collection[str], taken: Collection[str]) -> list[str]:
     """Notes on arrays that are hardly meant as fields, or to be left out; what is surely a mistake is refused.
 
-    It is sure where the modality holds nothing but zeros or NaN beyond such lengths, or outside such a mask.
+    It is sure where the modality holds nothing but zeros or NaN beyond such lengths, or outside a mask that lengths say as well.
 
     Args:
         arrays: All arrays by name, modalities `(N, T, d)`.
@@ -39,7 +39,8 @@ def near_names(arrays: Mapping[str, np.ndarray], modalities: Collection[str], ta
                     notes.append(f"{modality}: array {name!r} is left out; {OF_TIME} '{modality}_time'")
             elif f"{modality}_len" not in arrays and (inside := _inside(array, x, kind)) is not None:
                 what = "true lengths (N,)" if kind == "len" else "true lengths (N,) in place of a mask"
-                if ((kind == "len" or exact) and _is_padding(x, ~inside)) or (exact and kind == "mask" and _is_padding(x, inside)):
+                padding = [~inside] if kind == "len" else [~inside, inside] if exact else []
+                if any(_at_the_end(where) and _is_padding(x, where) for where in padding):
                     why = f"as {modality!r} holds nothing but zeros or NaN beyond them"
                     raise DataError(f"{name}: expected {what} to be called '{modality}_len', {why}; got {name!r}")
                 where = "is a field" if kind == "len" else "is left out"
@@ -77,6 +78,11 @@ def _inside(array: np.ndarray, x: np.ndarray, kind: str) -> np.ndarray | None:
         return None
     inside = array.astype(bool) if kind == "mask" else np.arange(steps) < array[:, None]
     return None if inside.all() else inside
+
+
+def _at_the_end(where: np.ndarray) -> bool:
+    """Whether these are the last steps of their samples: steps in between, such as those without a face, are no padding."""
+    return bool((where[:, 1:] >= where[:, :-1]).all())
 
 
 def _is_padding(x: np.ndarray, where: np.ndarray) -> bool:
