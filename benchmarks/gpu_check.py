@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None, jobs: Sequence[Job] = tuple(JOB
 
     with stoppable():
         try:
-            start_server()
+            start_server(args.device)
             for job, new in run_all(chosen, settings, lines, 60 * args.minutes - (time.monotonic() - start) - ENDING):
                 gather()
                 tell(job, new)

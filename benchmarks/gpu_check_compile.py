@@ -40,10 +40,11 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 def compile_all(run: Run) -> None:
     """How long each form took, with others beside it."""
-    builds = {f"{name}, {dtype_name(dtype)}": partial(_once, build, dtype, run.device) for name, build in FORMS.items() for dtype in DTYPES}
+    builds = {f"{name}, {dtype_name(dtype)}": partial(_once, name, dtype, run.device) for name in FORMS for dtype in DTYPES}
     if run.small:
         builds = {name: build for name, build in builds.items() if name.endswith("x 5, float32") or name.startswith("edge")}
-    context = multiprocessing.get_context("fork")  # of this process, which has not used the device; it leads the group that ends with it
+    # This process leads the group that ends with it. On a GPU it has used the device, since it has imported PyG: CUDA fails in its forks.
+    context = multiprocessing.get_context("fork" if run.device == "cpu" else "spawn")
     most = 2 if run.small else cores()
     waiting, going = dict(builds), dict[str, tuple[Any, float]]()
     run.emit("plan", cases=list(builds))
@@ -76,8 +77,8 @@ def cores() -> int:
         return most
 
 
-def _once(build: Build, dtype: torch.dtype, device: str) -> None:
+def _once(form: str, dtype: torch.dtype, device: str) -> None:
     with exact():
-        build(dtype, device).contenders["mea_graph"]()
+        FORMS[form](dtype, device).contenders["mea_graph"]()
         if device == "cuda":
             torch.cuda.synchronize()

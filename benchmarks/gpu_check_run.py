@@ -30,7 +30,7 @@ Record = dict[str, Any]
 GRACE = 10.0  # seconds that a job may take beyond one and a half of its share: a compiler does not look at the clock
 MOST_PROCESSES = 24  # of a job, where the ones before have died
 RENEW = 75  # exit code of a process that a new one is to replace, for no fault of its own
-_CONTEXT = get_context("forkserver")  # children are forked from a process that has imported everything and has never used the device
+_CONTEXT = get_context("forkserver")  # children are forked from a process that has never used the device
 _spoilt: list[str] = []
 
 
@@ -140,9 +140,12 @@ def read(lines: Path) -> list[Record]:
     return found
 
 
-def start_server() -> None:
-    """Imports everything once, so that this is on no job's account."""
-    _CONTEXT.set_forkserver_preload(["benchmarks.gpu_check_models"])
+def start_server(device: str) -> None:
+    """Imports what can be imported once, so that this is on no job's account.
+
+    PyG uses the device as it is imported, and CUDA does not work in what is forked after that: on a GPU each job imports PyG for itself.
+    """
+    _CONTEXT.set_forkserver_preload(["benchmarks.gpu_check_models"] if device == "cpu" else ["torch", "triton"])
     first = _CONTEXT.Process(target=time.sleep, args=(0,))
     first.start()
     first.join()
@@ -150,7 +153,7 @@ def start_server() -> None:
 
 def run_all(jobs: Sequence[Job], settings: Settings, lines: Path, seconds: float) -> Iterator[tuple[Job, list[Record]]]:
     """Runs the jobs in turn and gives what each has found. Time that one leaves goes to those after it; none ends after `seconds`."""
-    start_server()
+    start_server(settings.device)
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as logs:
         for i, job in enumerate(jobs):

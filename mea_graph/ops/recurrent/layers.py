@@ -39,11 +39,16 @@ def both_ways(ahead: Callable[[Tensor], Tensor], back: Callable[[Tensor], Tensor
 
 def _lstm(x: Tensor, *weights: Tensor) -> Tensor:
     state = x.new_zeros(1, x.size(0), weights[1].size(1))
-    return torch.lstm(x, (state, state), weights, True, 1, 0.0, False, False, True)[0]
+    return torch.lstm(x, (state, state), weights, True, 1, 0.0, _keeps(x), False, True)[0]
 
 
 def _gru(x: Tensor, *weights: Tensor) -> Tensor:
-    return torch.gru(x, x.new_zeros(1, x.size(0), weights[1].size(1)), weights, True, 1, 0.0, False, False, True)[0]
+    return torch.gru(x, x.new_zeros(1, x.size(0), weights[1].size(1)), weights, True, 1, 0.0, _keeps(x), False, True)[0]
+
+
+def _keeps(x: Tensor) -> bool:
+    """The flag `train`: without it cuDNN keeps nothing for its backward pass, which then raises. There is no dropout to turn on."""
+    return x.device.type != "cpu" and torch.is_grad_enabled()
 
 
 def _lstm_backward(grad: Tensor, x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> tuple[Tensor, ...]:
