@@ -24,6 +24,13 @@ _OTHERS = {  # first bytes: what such a file is, and what to do
 }
 
 
+def pickle_form(path: Path) -> str:
+    """ "mult", "mmsa" or "misa", by the contents of a pickle."""
+    from mea_graph.readers.any_pickle import form_of  # which imports this module
+
+    return form_of(path)
+
+
 def kind_of(path: Path) -> str:
     """ "csd", "npz" or "pickle" by the contents of a file, "" where that is not plain.
 

@@ -16,9 +16,8 @@ from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError, MultimodalDataset, check_batch, open_dataset
 from mea_graph.data.arrays import as_numbers
-from mea_graph.data.kinds import kind_of
+from mea_graph.data.kinds import kind_of, pickle_form
 from mea_graph.data.saved import FORMAT
-from mea_graph.readers.any_pickle import form_of
 from mea_graph.train.data_module import PARTS, data_hash
 
 FORMS = "arrays by modality, a data file, HeteroData or a list of them, or a MultimodalDataset"
@@ -217,7 +216,7 @@ def _reader_options(path: Path, known: TrainingData) -> dict[str, Any]:
         options["static"] = found
     if "non_finite" in known.reader:
         options["non_finite"] = known.reader["non_finite"]
-    if "lengths" in known.reader and kind == "pickle" and form_of(path) == "mmsa":
+    if "lengths" in known.reader and kind == "pickle" and pickle_form(path) == "mmsa":
         options["lengths"] = known.reader["lengths"]
     return options
 

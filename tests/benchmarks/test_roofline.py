@@ -117,11 +117,11 @@ def _forward_loop(heads, width, dtype):
 def test_float32_executes_three_products_and_padding_nothing():
     half, exact = (_forward_loop(8, 5, dtype) for dtype in (torch.bfloat16, torch.float32))
     assert half.useful == exact.useful == 8 * (64**2 + 10**2) * 260
-    assert exact.executed == 8 * 2 * 64 * 64 * 2 * (2 * 32 + 3 * 16 + 3 * 128)
+    assert exact.executed == 8 * (64 * 64 + 32 * 32) * 2 * (2 * 32 + 3 * 16 + 3 * 128)  # tiles of 32 x 32
     assert half.executed == 8 * 2 * 64 * 64 * 416
     assert not exact.tf32
     wider = _forward_loop(4, 10, torch.float32)  # for whose channels a copy of halves has no room
-    assert wider.executed == 3 * 4 * (64 * 64 + 64 * 32) * 352
+    assert wider.executed == 3 * 4 * (64 * 64 + 32 * 32) * 352
     assert wider.tf32
 
 

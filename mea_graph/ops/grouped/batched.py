@@ -91,7 +91,7 @@ def linear(
     x = x.view(plan.ranges, 1, plan.rows, -1).expand(-1, plan.shared, -1, -1).reshape(len(sizes), plan.rows, -1)
     shift = bias[0].unsqueeze(1) if bias else None
     if onto is not None and shift is not None and x.dtype == weight.dtype == onto.dtype:
-        return _Product.apply(x, weight, onto.view(len(sizes), plan.rows, -1) + shift).flatten(0, 1)
+        return _Product.apply(x, weight, onto.view(len(sizes), plan.rows, -1) + shift.to(onto.dtype)).flatten(0, 1)
     out = _Product.apply(x, weight, None)
     out = (out if shift is None else out + shift.to(out.dtype)).flatten(0, 1)
     return out if onto is None else onto + out

@@ -148,7 +148,7 @@ def predictive_attention_fold_kernel(
         at = (sample * HEADS + head) * steps_padded
         _put(folded_query + at * FOLDED, rows, tile, FOLDED)
         # One copy after the other: a store between the loads keeps the compiler from holding all tiles in registers at once.
-        queries = _take(query + first * query_t + head.to(tl.int64) * query_h, query_t, rows, real, width, WIDTH)
+        queries = _take(query + first * query_t + tl.cast(head, tl.int64) * query_h, query_t, rows, real, width, WIDTH)
         if not BACKWARD:
             tl.store(norms + 2 * lines + head * blocks, _norm(tile))
             tl.store(norms + head * blocks, _norm(queries))
@@ -157,19 +157,19 @@ def predictive_attention_fold_kernel(
             if BACKWARD:
                 queries = _mark_parts(queries, width + 1, tl.load(inner + at + rows, mask=real, other=0.0) / -scale, WIDTH)
         _put(query_copy + at * WIDTH, rows, queries, WIDTH)
-        keys = _take(key + first * key_t + head.to(tl.int64) * key_h, key_t, rows, real, width, WIDTH)
+        keys = _take(key + first * key_t + tl.cast(head, tl.int64) * key_h, key_t, rows, real, width, WIDTH)
         if not BACKWARD:
             tl.store(norms + lines + head * blocks, _norm(keys))
         if SPARE:
             keys = _mark(keys, width, (exists - 1.0) * FAR, WIDTH)
             keys = _mark(_mark(keys, width + 1, exists, WIDTH), width + 2, exists, WIDTH)
         _put(key_copy + at * WIDTH, rows, keys, WIDTH)
-        values = _take(value + first * value_t + head.to(tl.int64) * value_h, value_t, rows, real, value_width, WIDTH)
+        values = _take(value + first * value_t + tl.cast(head, tl.int64) * value_h, value_t, rows, real, value_width, WIDTH)
         if SPARE:
             values = _mark(_mark(values, value_width, exists, WIDTH), value_width + 1, exists, WIDTH)
         _put(value_copy + at * WIDTH, rows, values, WIDTH)
         if BACKWARD:
-            grads = _take(grad + first * grad_t + head.to(tl.int64) * grad_h, grad_t, rows, real, value_width, WIDTH)
+            grads = _take(grad + first * grad_t + tl.cast(head, tl.int64) * grad_h, grad_t, rows, real, value_width, WIDTH)
             wide = tl.arange(0, WIDTH)[None, :]
             inside = real[:, None] & (wide < value_width)
             outs = tl.load(out + ((first + rows) * HEADS + head)[:, None] * value_width + wide, mask=inside, other=0.0).to(tl.float32)

@@ -227,7 +227,7 @@ def predictive_attention_fold_kernel(
         _put_halves(folded_query, at, tile, FOLDED)
 
         # One copy after the other: a store between the loads keeps the compiler from holding all tiles in registers at once.
-        queries = _take(query + first * query_t + head.to(tl.int64) * query_h, query_t, rows, real, width, WIDTH)
+        queries = _take(query + first * query_t + tl.cast(head, tl.int64) * query_h, query_t, rows, real, width, WIDTH)
         if BACKWARD:
             _put_parts(query_parts, at, 2 * PARTS, queries, width, exists, WIDTH)
         else:
@@ -235,14 +235,14 @@ def predictive_attention_fold_kernel(
             tl.store(norms + head * blocks, _norm(queries))
         far = tl.where(narrow == width, exists[:, None] * FAR, 0.0)
         _put_groups(query_copy + at[:, None] * STRIDE + narrow, queries * _inverse(tl.load(of_head)), far, False, WIDTH)
-        keys = _take(key + first * key_t + head.to(tl.int64) * key_h, key_t, rows, real, width, WIDTH)
+        keys = _take(key + first * key_t + tl.cast(head, tl.int64) * key_h, key_t, rows, real, width, WIDTH)
         if BACKWARD:
             _put_parts(key_parts, at, PARTS, keys, width, exists, WIDTH)
         else:
             tl.store(norms + lines + head * blocks, _norm(keys))
         far = tl.where(narrow == width, (exists - 1.0)[:, None] * FAR, 0.0)
         _put_groups(key_copy + at[:, None] * STRIDE + narrow, keys * _inverse(tl.load(of_head + 1)), far, True, WIDTH)
-        values = _take(value + first * value_t + head.to(tl.int64) * value_h, value_t, rows, real, value_width, WIDTH)
+        values = _take(value + first * value_t + tl.cast(head, tl.int64) * value_h, value_t, rows, real, value_width, WIDTH)
         if not BACKWARD:
             _put_parts(key_parts, at, PARTS, values, value_width, exists, WIDTH)
         else:
@@ -250,7 +250,7 @@ def predictive_attention_fold_kernel(
             in_units = _inverse(tl.load(of_head + 2))
             values = tl.where(narrow == value_width, exists[:, None] * UNIT, values * in_units)
             _put_groups(key_copy + at[:, None] * STRIDE + 4 * WIDTH + narrow, values, nothing, True, WIDTH)
-            grads = _take(grad + first * grad_t + head.to(tl.int64) * grad_h, grad_t, rows, real, value_width, WIDTH)
+            grads = _take(grad + first * grad_t + tl.cast(head, tl.int64) * grad_h, grad_t, rows, real, value_width, WIDTH)
             _put_parts(query_parts + PARTS, at, 2 * PARTS, grads, value_width, exists, WIDTH)
             grads *= _inverse(tl.load(of_head + 3))
             inside = real[:, None] & (narrow < value_width)

@@ -53,9 +53,9 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
         assert row["shared"] <= SHARED, f"too much shared memory: {row}"
         if row["kernel"] == "predictive_bwd_query":  # in float32 it reads back a column that other threads wrote
             assert row["read_back"] == 0, f"no barrier between a write and a read: {row}"
+        wrong = row["kernel"] == "predictive_fwd" and row["dtype"] == "float32"  # with Hopper's own instructions: see triton_tiles.py
         if row["kernel"] in LOOPS:
             assert row["HGMMA"] + row["HMMA"] > 0, f"not on the tensor cores: {row}"
-            wrong = row["kernel"] == "predictive_fwd" and row["dtype"] == "float32"  # with these instructions: see triton_tiles.py
             if (shape, capability) == ("8x5", 90) and not wrong:
                 assert row["HGMMA"] > 0, f"not on Hopper's own tensor core instructions: {row}"
         if (shape, capability) == ("8x5", 90) and row["kernel"] in PREDICTIVE:
@@ -65,7 +65,8 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
             counted, exponentials = (halves.slots, halves.exponentials) if exact else (half.half_slots, half.half_exponentials)
             slots, special = instructions.slots(row)
             assert abs(slots / counted - 1) < 0.1, f"the bounds on paper count {counted} issue slots a pair: {slots}, {row}"
-            assert special < exponentials + 0.5, row
+            # Of 32 rows, pairs of warps compute the same exponentials in the forward loop of float32.
+            assert special < (7.5 if wrong else exponentials + 0.5), row
 
 
 @pytest.mark.parametrize(("shape", "dtypes"), [("8x5", ["float16"]), ("8x8", ["bfloat16", "float16"])], ids=["masked", "folded"])
