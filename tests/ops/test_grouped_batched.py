@@ -75,3 +75,14 @@ def test_pieces_that_no_group_reads_are_refused(starts: list[int], sizes: list[i
         grouped_layer_norm(
             x, [torch.ones(4, dtype=FLOAT64)] * len(starts), [torch.ones(4, dtype=FLOAT64)] * len(starts), starts, sizes, backend="batched"
         )
+
+
+def test_a_bias_takes_the_dtype_of_what_it_is_added_to_under_autocast() -> None:
+    """A residual in bfloat16 meets biases that autocast has left in float32."""
+    x, weights, biases = draw(torch.float32)
+    onto = torch.randn(9, 3).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = grouped_linear(x, weights, biases, STARTS, SIZES, onto=onto.clone(), backend="batched")
+    assert found.dtype == torch.bfloat16
+    expected = onto.double() + by_hand(x.double(), [w.double() for w in weights], [b.double() for b in biases])
+    assert (found.double() - expected).abs().max() <= 0.02 * expected.abs().max()

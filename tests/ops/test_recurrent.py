@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mea_graph.ops import Pointers, explain, record_calls
-from mea_graph.ops.recurrent import bigru, bilstm
+from mea_graph.ops.recurrent import bigru, bilstm, layers
 from mea_graph.ops.recurrent.layers import LSTM_OPERATOR
 
 from .layouts import FORMS, Layout
@@ -111,3 +111,18 @@ def test_a_gru_is_told_what_is_wrong_too() -> None:
     weights = [torch.zeros(8, 3), torch.zeros(8, 2), torch.zeros(8), torch.zeros(8)] * 2  # an LSTM's
     with pytest.raises(ValueError, match=r"weights\[0\]: expected tensors of the shapes \[\(6, 3\), \(6, 2\), .*got \[\(8, 3\)"):
         bigru([torch.zeros(3, 3)], [weights], [Pointers.full(1, 3, torch.device("cpu"))])
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("lstm", 4), ("gru", 3)])
+def test_a_device_keeps_what_the_backward_pass_needs(kind: str, gates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass of cuDNN raises where the forward pass was called without the flag `train`."""
+    told: list[bool] = []
+    layer = getattr(torch, kind)
+    monkeypatch.setattr(torch, kind, lambda *given: told.append(given[6]) or layer(*given))
+    for device in ("meta", "cpu"):
+        weights = [torch.randn(gates * 4, n, device=device) for n in (3, 4)] + [torch.randn(gates * 4, device=device)] * 2
+        x = torch.randn(2, 5, 3, device=device)
+        getattr(layers, f"_{kind}")(x, *weights)
+        with torch.no_grad():
+            getattr(layers, f"_{kind}")(x, *weights)
+    assert told == [True, False, False, False]
