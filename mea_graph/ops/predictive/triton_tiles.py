@@ -33,7 +33,7 @@ HOPPER = {
     ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2, registers=168),
     ("forward", "half", "folded"): Tiles(64, 32, 256, 4, 2),
     ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
-    ("forward", "float", "halves"): Tiles(32, 32, 128, 4, 1),
+    ("forward", "float", "halves"): Tiles(32, 32, 128, 4, 1, registers=ALL_REGISTERS),
     ("forward", "float", "narrow"): Tiles(32, 32, 32, 4, 2),
     ("forward", "float", "wide"): Tiles(32, 16, 32, 4, 1),
     ("query", "half", "narrow"): Tiles(128, 32, 128, 8, 2),
