@@ -340,10 +340,22 @@ def test_without_a_gpu_one_clear_sentence() -> None:
 
 
 def test_nothing_asks_for_the_device_when_it_is_imported() -> None:
-    """The jobs are forked from a process that has imported all: CUDA does not outlive a fork."""
+    """A process that has used the device can start no job by a fork."""
     code = "import torch; asked = []; torch.cuda.is_available = torch.cuda.device_count = lambda: asked.append(1);"
     code += "import benchmarks.gpu_check_compile, benchmarks.gpu_check_manners, benchmarks.gpu_check_models; assert not asked"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(gpu_check.__file__).parents[1])
+
+
+def test_on_a_gpu_no_job_is_forked_from_a_process_that_has_imported_pyg(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an H200 importing PyG used the device, and every job ended with "initialization error"."""
+    preloaded: list[str] = []
+    child = SimpleNamespace(start=lambda: None, join=lambda: None)
+    server = SimpleNamespace(set_forkserver_preload=preloaded.extend, Process=lambda **_: child)
+    monkeypatch.setattr(gpu_check_run, "_CONTEXT", server)
+    gpu_check_run.start_server("cuda")
+    assert "torch" in preloaded
+    code = f"import importlib, sys; [importlib.import_module(name) for name in {preloaded!r}]; assert 'torch_geometric' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_rehearsal_does_not_go_among_the_results() -> None:

@@ -36,3 +36,11 @@ def test_every_tile_is_used() -> None:
     for capability, table in (((8, 0), triton_tiles.AMPERE), ((9, 0), triton_tiles.HOPPER)):
         for (loop, kind, size), tiles in table.items():
             assert (capability, loop, tiles._replace(chunk=0)) in used, f"{capability}: no size of heads takes {loop}, {kind}, {size}"
+
+
+def test_no_loop_in_tf32_takes_the_warp_group_instructions_of_hopper() -> None:
+    """They take 64 rows of a product. On an H200 a forward loop with them read out of bounds."""
+    for spare, (width, folded) in itertools.product((True, False), WIDTHS):
+        tiles = {loop: cut((9, 0), loop, torch.float32, width, folded, spare) for loop in ("forward", "query", "key")}
+        for loop, t in tiles.items():
+            assert max(t.rows, t.columns) < 64, (loop, width, folded)
