@@ -319,12 +319,13 @@ def _norm(
 
     out, moments = _fake_norm(x, weights, biases, rows, shared, eps, dtype, learns)
     cut, x = _Cut.of(x, weights, rows, shared), gpu.dense_rows(x)
+    held = cut.held(True)
     with gpu.on_device_of(x):
         launch(
             grouped_layer_norm_fwd_kernel, (cut.tiles, cut.ranges),
             x, x.stride(0), _addresses((weights, biases), x.device), weights[0], out, moments,
             cut.rows, cut.shared, cut.groups, cut.channels, eps,
-            SAVES=learns, CHANNELS=cut.held(True), ROWS=_ROWS, num_warps=4,
+            SAVES=learns, CHANNELS=held, ROWS=_ROWS, **_loop(held),
         )  # fmt: skip
     return out, moments
 
@@ -342,14 +343,14 @@ def _norm_backward(
     from mea_graph.ops.grouped.triton_kernels import grouped_layer_norm_bwd_kernel
 
     cut, d_x = _Cut.of(x, weights, rows, shared), x.new_empty(x.shape)
-    x, grad = gpu.dense_rows(x), gpu.dense_rows(grad)
+    x, grad, held = gpu.dense_rows(x), gpu.dense_rows(grad), cut.held(True)
     parts = x.new_empty(cut.tiles, 2, cut.groups, cut.channels, dtype=torch.float32)
     with gpu.on_device_of(x):
         launch(
             grouped_layer_norm_bwd_kernel, (cut.tiles, cut.ranges),
             grad, grad.stride(0), _addresses((weights, biases), x.device), weights[0], x, x.stride(0), moments, d_x, parts,
             cut.rows, cut.shared, cut.groups, cut.channels,
-            CHANNELS=cut.held(True), ROWS=_ROWS, num_warps=4,
+            CHANNELS=held, ROWS=_ROWS, **_loop(held),
         )  # fmt: skip
     return [d_x, parts.sum(0, dtype=torch.float32).to(weights[0].dtype)]
 
