@@ -128,6 +128,7 @@ def __getattr__(name: str) -> Callable[[Any], None]:
         raise AttributeError(name)
 
     def run(job: Any) -> None:
+        job.forks = True  # nothing here has used a device; a process that is spawned would find none
         with device():
             getattr(importlib.import_module(f"benchmarks.{module}"), function)(job)
 
