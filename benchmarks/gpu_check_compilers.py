@@ -21,11 +21,13 @@ TIMING = 3.0  # seconds that the timing of one takes beyond those of its clock
 
 
 def model_compiled(run: Run) -> None:
-    """`torch.compile`, as it is and with CUDA graphs, each a case; a compiled pass that differs from the eager one is not timed."""
+    """`torch.compile`, as it is and with CUDA graphs, each a case; a compiled pass that differs from the eager one is not timed.
+
+    What is compiled reads the batch padded to its own longest, as docs/runtimes.md has it: of rows it would be several graphs."""
     batches = [(*b, how) for b in batches_to_time(run) for how in models.COMPILERS]
     seconds = run.clock / 2
     finds = {
-        case_title(*b[:3], f", {b[3].removeprefix('MEA, ')}"): partial(_model, run.device, model_shape(run), run.small, seconds, *b)
+        case_title(*b[:3], f", padded, {b[3].removeprefix('MEA, ')}"): partial(_model, run.device, model_shape(run), run.small, seconds, *b)
         for b in (batches[:1] if run.small else batches)
     }
     in_turns(run, "time", finds, TIMING + seconds)
@@ -39,7 +41,7 @@ def _model(
     network = models.mea().to(device)
     chosen = {n: options for n, options in models.COMPILERS.items() if n == how and not small}  # a rehearsal has no time for it
     with exact():
-        passes, refused = models.compiled(network, samples, mode, chosen)
+        passes, refused = models.compiled(network, samples, mode, chosen, padded=True)
     contenders = {"mea_graph": models.passes_of_mea(network, samples, mode), **passes}
     for one in contenders.values():
         one()  # as it is timed: with cuDNN's own rounding, for which it may compile again
