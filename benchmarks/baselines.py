@@ -108,7 +108,7 @@ def mmsa_module(name: str) -> ModuleType:
             package = ModuleType(ALONE + part)
             package.__path__ = [str(root.joinpath(*part.split(".")))]
             sys.modules[ALONE + part] = package
-        package.BertTextEncoder = StoredText  # type: ignore[attr-defined]  # of subNets; imported by name, not built
+        package.BertTextEncoder = StoredText  # of subNets; who imports it builds none
     return importlib.import_module(f"{ALONE}.{name}")
 
 

@@ -6,6 +6,7 @@ those that still compile are stopped, so that the others are timed.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 import traceback
@@ -29,13 +30,15 @@ class _Case:
     def __init__(self, context: Any, find: Find) -> None:
         self.pipe, other = context.Pipe()
         self.process: BaseProcess = context.Process(target=_work, args=(find, other))
-        self.start, self.ready, self.timed = time.monotonic(), False, False
+        self.start, self.timed = time.monotonic(), False
+        self.ready: float | None = None  # seconds after which it had compiled
         self.process.start()
         other.close()  # so that a process that dies closes the last end of it
 
     def begin_timing(self) -> None:
         self.timed = True
-        self.pipe.send("your turn")
+        with contextlib.suppress(OSError):  # it died meanwhile, which is heard next
+            self.pipe.send("your turn")
 
     def stop(self) -> None:
         self.process.kill()
@@ -64,8 +67,8 @@ def in_turns(run: Run, kind: str, cases: Mapping[str, Find], seconds: float) -> 
         if not going:
             for name in list(waiting)[: cores()] if run.left() > 0 else ():
                 going[name] = _Case(context, waiting.pop(name))
-        compiling = [name for name, case in going.items() if not case.ready]
-        ready = [name for name, case in going.items() if case.ready and not case.timed]
+        compiling = [name for name, case in going.items() if case.ready is None]
+        ready = [name for name, case in going.items() if case.ready is not None and not case.timed]
         timed = [name for name, case in going.items() if case.timed]
         if compiling and run.left() <= seconds * len(ready):
             for name in compiling:
@@ -83,7 +86,7 @@ def in_turns(run: Run, kind: str, cases: Mapping[str, Find], seconds: float) -> 
                 leave_out(name, OVER)
         of = {case.pipe: name for name, case in going.items()}
         for pipe in wait(list(of), 0.05) if of else ():
-            _hear(run, kind, of[pipe], going, leave_out)  # type: ignore[index]
+            _hear(run, kind, of[pipe], going, leave_out)
 
 
 def _hear(run: Run, kind: str, name: str, going: dict[str, _Case], leave_out: Callable[[str, str], None]) -> None:
@@ -95,10 +98,11 @@ def _hear(run: Run, kind: str, name: str, going: dict[str, _Case], leave_out: Ca
         leave_out(name, case.how())
         return
     if said is None:
-        case.ready = True
-        print(f"{name}: compiled after {time.monotonic() - case.start:.0f} s", flush=True)
+        case.ready = time.monotonic() - case.start
+        print(f"{name}: compiled after {case.ready:.0f} s", flush=True)
         return
-    run.emit(kind, key=name, **{"case": name, "took": round(time.monotonic() - case.start, 2), **said})
+    took = {"took": round(time.monotonic() - case.start, 2)} | ({} if case.ready is None else {"compiled_after": round(case.ready, 1)})
+    run.emit(kind, key=name, **{"case": name, **took, **said})
     going.pop(name).stop()
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +34,12 @@ def dies(turn: Turn) -> Record:
     return {}
 
 
+def dies_while_it_waits(turn: Turn) -> Record:
+    threading.Timer(0.3, os._exit, (3,)).start()
+    turn()
+    return {}
+
+
 def raises(turn: Turn) -> Record:
     raise RuntimeError("no such operator")
 
@@ -50,6 +57,7 @@ def test_cases_compile_side_by_side_and_none_is_timed_beside_another(tmp_path: P
     plan, *found = run_turns(tmp_path, 60.0, cases)
     assert plan["cases"] == list(cases)
     assert [(r["kind"], r["key"], r["case"]) for r in found] == [("time", n, n) for n in cases]
+    assert [round(r["compiled_after"] - compiles) for r, compiles in zip(found, (0.6, 0.8, 1.0, 0.1), strict=True)] == [0] * 4
     a, b, c, d = (r["at"] for r in found)
     assert max(x[0] for x in (a, b, c)) < min(x[1] for x in (a, b, c))  # they compile at once
     assert max(x[1] for x in (a, b, c)) < a[2]  # the clock starts when all are compiled
@@ -57,12 +65,13 @@ def test_cases_compile_side_by_side_and_none_is_timed_beside_another(tmp_path: P
 
 
 def test_a_case_that_dies_or_raises_costs_itself_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check_turns, "cores", lambda: 3)
-    _, *found = run_turns(tmp_path, 60.0, {"dies": dies, "raises": raises, "works": partial(timed, 0.1, 0.1)})
+    monkeypatch.setattr(gpu_check_turns, "cores", lambda: 4)
+    _, *found = run_turns(tmp_path, 60.0, {"dies": dies, "raises": raises, "works": partial(timed, 0.5, 0.1), "late": dies_while_it_waits})
     of = {r["key"]: r for r in found}
     assert (of["dies"]["kind"], of["dies"]["why"]) == ("left_out", "its process was killed by signal 9")
     assert "no such operator" in of["raises"]["raised"]
     assert of["works"]["kind"] == "time"
+    assert (of["late"]["kind"], of["late"]["why"]) == ("left_out", "its process ended with exit code 3")
     assert gpu_check.gathered(found)["cases"][0]["not_timed"].rstrip().endswith("no such operator")
 
 
