@@ -187,15 +187,17 @@ def start_server(device: str) -> None:
 
 
 @cache
-def forkable(program: str = sys.executable, seconds: float = 60.0) -> list[str]:
+def forkable(program: str = sys.executable, seconds: float = 40.0) -> list[str]:
     """Modules after whose import a fork can still use the device; a process of its own tries it."""
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that torch asks the driver's library whether there is a device
+    command, here = [program, "-c", _TRY, json.dumps(IMPORTS)], Path(__file__).parents[1]
     try:
-        command = [program, "-c", _TRY, json.dumps(IMPORTS)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=Path(__file__).parents[1])
-        steps = sum(line == "works" for line in done.stdout.splitlines())
-    except (OSError, subprocess.TimeoutExpired):
-        steps = 0
+        said = subprocess.run(command, capture_output=True, timeout=seconds, check=False, cwd=here).stdout
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout or b""
+    except OSError:
+        said = b""
+    steps = said.split().count(b"works")
     return [m for each in IMPORTS[: max(1, steps)] for m in each]
 
 

@@ -102,8 +102,8 @@ def test_a_fork_is_tried_before_the_jobs_rely_on_it(tmp_path: Path) -> None:
         program.write_text("#!/bin/sh\n" + "echo works\n" * works)
         program.chmod(0o755)
         assert gpu_check_run.forkable.__wrapped__(str(program)) == [m for each in steps[: max(1, works)] for m in each]
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    assert gpu_check_run.forkable.__wrapped__(str(program), 0.2) == steps[0]
+    program.write_text("#!/bin/sh\necho works\necho works\nexec sleep 60\n")
+    assert gpu_check_run.forkable.__wrapped__(str(program), 3.0) == steps[0] + steps[1]
     assert gpu_check_run.forkable.__wrapped__(str(tmp_path / "none")) == steps[0]
 
 
