@@ -1,16 +1,21 @@
 """Models that a user could train instead of MEA, each at its own default settings for MOSI unaligned.
 
 The field's models are imported from the packages `MMSA` and `linmult`; `make baselines` installs them. No code of theirs is copied here.
-`absent()` names each model that cannot be imported, with the reason. Nothing is downloaded: `StoredText`
-replaces MMSA's BERT by features of the same shape, so no model's time includes a text encoder.
+MulT's class is loaded without the rest of MMSA: it needs torch and easydict, LinMulT torch and PyYAML. `absent()` names each model that
+cannot be imported, with the reason. Nothing is downloaded: `StoredText` replaces MMSA's BERT by features of the same shape, so no model's
+time includes a text encoder.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import io
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -60,6 +65,7 @@ class StoredText(nn.Module):
 
 
 PACKAGES = ("MMSA", "linmult")
+ALONE = "mmsa_without_its_packages"  # MMSA's folder under a name of its own: who imports MMSA still gets the whole
 
 
 def build(name: str, samples: Samples) -> Baseline:
@@ -67,14 +73,14 @@ def build(name: str, samples: Samples) -> Baseline:
     return _BUILDERS[name](samples)
 
 
-def absent() -> dict[str, str]:
-    """The baselines that cannot run here, and why."""
+def absent(names: Iterable[str] = tuple(NOTES)) -> dict[str, str]:
+    """Those of the baselines that cannot run here, and why; no other's package is imported."""
     found = {}
-    for name in NOTES:
+    for name in names:
         package = "linmult" if name == "LinMulT" else "MMSA" if name.startswith(("MulT", "MMSA")) else "torch"
         try:
             with _silence():
-                importlib.import_module(package)
+                mmsa_module("models.singleTask.MULT") if name in _FROM_ONE_MODULE else importlib.import_module(package)
         except ImportError as error:
             found[name] = f"{package} is not installed here ({error}); `make baselines` installs it"
         except Exception as error:  # a package that does not go with another's version must not hide the other models
@@ -82,9 +88,28 @@ def absent() -> dict[str, str]:
     return found | NOT_PUBLISHED
 
 
-def available() -> list[str]:
-    missing = absent()
-    return [name for name in NOTES if name not in missing]
+def available(names: Iterable[str] = tuple(NOTES)) -> list[str]:
+    """Those of the baselines that can run here, in the order of `NOTES`."""
+    asked = set(names)
+    known = [name for name in NOTES if name in asked]
+    missing = absent(known)
+    return [name for name in known if name not in missing]
+
+
+def mmsa_module(name: str) -> ModuleType:
+    """A module of MMSA, without the `__init__.py` of the packages around it, which import what other models need: pandas, scikit-learn,
+    transformers. Only modules that read no text by BERT can be had so."""
+    if ALONE not in sys.modules:
+        found = importlib.util.find_spec("MMSA")
+        if found is None or not found.submodule_search_locations:
+            raise ModuleNotFoundError("No module named 'MMSA'", name="MMSA")
+        root = Path(found.submodule_search_locations[0])
+        for part in ("", ".models", ".models.singleTask", ".models.subNets"):
+            package = ModuleType(ALONE + part)
+            package.__path__ = [str(root.joinpath(*part.split(".")))]
+            sys.modules[ALONE + part] = package
+        package.BertTextEncoder = StoredText  # of subNets; who imports it builds none
+    return importlib.import_module(f"{ALONE}.{name}")
 
 
 def _silence() -> Any:
@@ -96,9 +121,7 @@ def _inputs(samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mmsa_settings(name: str, samples: Samples, **changes: Any) -> Any:
-    with _silence():
-        from MMSA import get_config_regression
-    settings = get_config_regression(name, "mosi")
+    settings = mmsa_module("config").get_config_regression(name, "mosi")
     settings.update(
         {
             "train_mode": "regression",
@@ -114,6 +137,8 @@ def _mmsa_settings(name: str, samples: Samples, **changes: Any) -> Any:
 @contextmanager
 def _stored_text(module: str, samples: Samples) -> Iterator[None]:
     """MMSA's BERT replaced while a model is built."""
+    with _silence():
+        importlib.import_module(module)
     with patch(f"{module}.BertTextEncoder", lambda *_, **__: StoredText(samples.padded["text"])):
         yield
 
@@ -126,13 +151,12 @@ def _bert_input(samples: Samples) -> Tensor:
 
 def _mult(samples: Samples, **changes: Any) -> Baseline:
     settings = _mmsa_settings("mult", samples, **changes)
-    from MMSA.models.singleTask import MULT
-
-    network = MULT(settings).to(samples.y.device)
+    network = mmsa_module("models.singleTask.MULT").MULT(settings).to(samples.y.device)
     predict = lambda: network(*_inputs(samples))["M"].squeeze(1)  # noqa: E731
     return Baseline(network, lambda: F.l1_loss(predict(), samples.y), predict)
 
 
+_FROM_ONE_MODULE = ("MulT", "MulT, trimmed", "MMSA MULT")
 # The settings of MulT's own repository; the class is the one that MMSA took from there.
 _MULT_OWN = {
     "dst_feature_dim_nheads": [30, 5],

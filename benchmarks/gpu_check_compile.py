@@ -43,8 +43,7 @@ def compile_all(run: Run) -> None:
     builds = {f"{name}, {dtype_name(dtype)}": partial(_once, name, dtype, run.device) for name in FORMS for dtype in DTYPES}
     if run.small:
         builds = {name: build for name, build in builds.items() if name.endswith("x 5, float32") or name.startswith("edge")}
-    # This process leads the group that ends with it. On a GPU it has used the device, since it has imported PyG: CUDA fails in its forks.
-    context = multiprocessing.get_context("fork" if run.device == "cpu" else "spawn")
+    context = multiprocessing.get_context("fork" if run.forks else "spawn")  # this process leads the group that ends with it
     most = 2 if run.small else cores()
     waiting, going = dict(builds), dict[str, tuple[Any, float]]()
     run.emit("plan", cases=list(builds))

@@ -1,4 +1,4 @@
-"""Layers and the whole model on a device: eager, compiled and captured, beside its baselines; autocast."""
+"""Layers and the whole model on a device: eager and captured, beside its baselines; autocast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECOMMENDED = "MEA, recommended form"
 MODEL_BUDGET = 1e-3  # of gradients through the whole model in float32, without TF32 in cuDNN
 
 
-def _shape(run: Run) -> Shape:
+def model_shape(run: Run) -> Shape:
     return LITTLE if run.small else SHAPES["MOSI"]
 
 
@@ -33,7 +33,7 @@ def layers_of_mea(run: Run) -> None:
     """Each layer against float64, its times, how many kernels it launches, and whether it can be captured (a layer that waits cannot)."""
     size = 3 if run.small else 32
     builds: dict[str, Callable[[], cases.Case]] = {
-        name: partial(layers.layer, name, _shape(run), "MOSI", size, "true lengths", run.device)
+        name: partial(layers.layer, name, model_shape(run), "MOSI", size, "true lengths", run.device)
         for name in (list(layers.LAYERS)[:3] if run.small else layers.LAYERS)
     }
     if not run.small:
@@ -58,7 +58,7 @@ def layers_of_mea(run: Run) -> None:
 
 def check_model(run: Run) -> None:
     """The model against float64 by the reference, exactly and under autocast, on a few samples of at most 250 steps."""
-    few = draw(_shape(run).at_most(250), 2, "true lengths", device=run.device)
+    few = draw(model_shape(run).at_most(250), 2, "true lengths", device=run.device)
     network = models.mea().to(run.device)
     recommended = MEA(CHANNELS, 1, dropout=0.0).to(run.device)
 
@@ -95,7 +95,7 @@ def check_model(run: Run) -> None:
     )
 
 
-def _batches(run: Run) -> list[tuple[Kind, int, models.Mode]]:
+def batches_to_time(run: Run) -> list[tuple[Kind, int, models.Mode]]:
     """The most telling first."""
     if run.small:
         return [("true lengths", 2, "train"), ("true lengths", 2, "predict")]
@@ -103,7 +103,7 @@ def _batches(run: Run) -> list[tuple[Kind, int, models.Mode]]:
     return [(kind, size, mode) for size, mode, kind in product((32, 16, 128), ("train", "predict"), kinds)]
 
 
-def _title(kind: Kind, size: int, mode: models.Mode, more: str = "") -> str:
+def case_title(kind: Kind, size: int, mode: models.Mode, more: str = "") -> str:
     return f"MEA, {'training step' if mode == 'train' else 'prediction'}, MOSI, B {size}, {kind}{more}"
 
 
@@ -127,13 +127,13 @@ def _baseline(name: str, samples: Samples, mode: models.Mode, wrap: Callable[[mo
 
 def model_eager(run: Run) -> None:
     """Training step and prediction beside the baselines, in float32 and, for all alike, under autocast."""
-    present = [name for name in baselines.available() if name in AGAINST]
-    for name, why in ({} if run.known else baselines.absent()).items():
-        if name in AGAINST:
+    present = baselines.available(AGAINST)
+    for name, why in ({} if run.known else baselines.absent(AGAINST)).items():
+        if name in AGAINST:  # what is published nowhere is told of elsewhere
             run.emit("absent", name=name, why=why)
 
     def find(kind: Kind, size: int, mode: models.Mode, autocast: bool) -> Record:
-        samples = draw(_shape(run), size, kind, device=run.device)
+        samples = draw(model_shape(run), size, kind, device=run.device)
         wrap = partial(_with_autocast, device=run.device) if autocast else (lambda forward: forward)
         contenders = {"mea_graph": models.passes_of_mea(models.mea().to(run.device), samples, mode, wrap)}
         if size == 32:  # the defaults of the model, whose GRUs no kernel of ours computes
@@ -146,33 +146,34 @@ def model_eager(run: Run) -> None:
             except Exception as raised:
                 contenders.pop(name, None)
                 refused[name] = first_line(raised)
-        title = _title(kind, size, mode, ", autocast" if autocast else "")
+        title = case_title(kind, size, mode, ", autocast" if autocast else "")
         found = clocks(contenders, run.clock / 2, run.device, graphs=False)
         started = launches(contenders["mea_graph"], run.device)
         about = {"launches": started, "backends": backends(contenders["mea_graph"]), "refused": refused, "samples": size}
         return {"case": title, "dtype": "bfloat16" if autocast else "float32", "contenders": found, **about}
 
-    batches = [(*batch, autocast) for batch in _batches(run) for autocast in (False, True) if not (autocast and batch[1] != 32)]
-    run.each("time", {_title(*b[:3], ", autocast" if b[3] else ""): lambda b=b: find(*b) for b in batches})
+    batches = batches_to_time(run)
+    batches = [(*b, False) for b in batches] + [(*b, True) for b in batches if b[1] == batches[0][1]]
+    run.each("time", {case_title(*b[:3], ", autocast" if b[3] else ""): lambda b=b: find(*b) for b in batches})
 
 
 def model_kernels(run: Run) -> None:
     """What a training step launches, kernel by kernel; on little input a prediction."""
-    kind, size, mode = _batches(run)[-1 if run.small else 0]
+    kind, size, mode = batches_to_time(run)[-1 if run.small else 0]
 
     def find() -> Record:
-        samples = draw(_shape(run), size, kind, device=run.device)
+        samples = draw(model_shape(run), size, kind, device=run.device)
         found = kernels(models.passes_of_mea(models.mea().to(run.device), samples, mode), run.device)
         return {"launches": round(sum(k["launches"] for k in found), 1), "kernels": found[:60]}
 
-    run.each("kernels", {_title(kind, size, mode): find})
+    run.each("kernels", {case_title(kind, size, mode): find})
 
 
 def model_captured(run: Run) -> None:
     """The padded batch, whose sizes no number decides, as one CUDA graph: result and gradients held to the eager pass, then timed."""
 
     def find(kind: Kind, size: int, mode: models.Mode) -> Record:
-        samples = draw(_shape(run), size, kind, device=run.device)
+        samples = draw(model_shape(run), size, kind, device=run.device)
         network = models.mea().to(run.device)
         objective = MEALoss("regression").to(samples.y)
         forward = lambda: network(samples.padded, samples.mask)  # noqa: E731
@@ -188,7 +189,7 @@ def model_captured(run: Run) -> None:
             return [*out, torch.cat(gradients)] if gradients else out
 
         expected = seen(eager)
-        found = {"case": _title(kind, size, mode, ", padded"), "dtype": "float32", "contenders": {}}
+        found = {"case": case_title(kind, size, mode, ", padded"), "dtype": "float32", "contenders": {}}
         if not run.on_cuda:
             return {**found, "skipped": "a CUDA graph needs CUDA"}
         why = waits(eager)
@@ -208,14 +209,14 @@ def model_captured(run: Run) -> None:
         timed = clocks({"mea_graph": eager, "MEA, captured": replay}, run.clock / 2, run.device, graphs=False)
         return {**found, "contenders": timed, "error": away}
 
-    run.each("time", {_title(*b, ", captured"): lambda b=b: find(*b) for b in _batches(run)})
+    run.each("time", {case_title(*b, ", captured"): lambda b=b: find(*b) for b in batches_to_time(run)})
 
 
 def bucket(run: Run) -> Record:
     """The prediction captured for a size, then replayed for batches of fewer samples and steps, as docs/runtimes.md has it."""
     if not run.on_cuda:
         return {"skipped": "a CUDA graph needs CUDA"}
-    shape, size = _shape(run), 4
+    shape, size = model_shape(run), 4
     network = models.mea().to(run.device).eval()
     x = {m: torch.zeros(size, n, CHANNELS[m], device=run.device) for m, n in shape.longest.items()}
     mask = {m: torch.ones(size, n, dtype=torch.bool, device=run.device) for m, n in shape.longest.items()}
@@ -235,24 +236,3 @@ def bucket(run: Run) -> Record:
             expected = network(samples.x_dict, samples.batch_dict, samples.size).prediction
         errors[f"{samples.size} samples"] = measure.error([replay()[0][: samples.size]], [expected])
     return {"errors": errors, "passed": all(e <= models.BUDGET for e in errors.values())}
-
-
-def model_compiled(run: Run) -> None:
-    """`torch.compile`, as it is and with CUDA graphs, each a case; a compiled pass that differs from the eager one is not timed."""
-
-    def find(kind: Kind, size: int, mode: models.Mode, how: str) -> Record:
-        samples = draw(_shape(run), size, kind, device=run.device)
-        network = models.mea().to(run.device)
-        chosen = {n: options for n, options in models.COMPILERS.items() if n == how and not run.small}  # a rehearsal has no time for it
-        with exact():
-            passes, refused = models.compiled(network, samples, mode, chosen)
-        contenders = {"mea_graph": models.passes_of_mea(network, samples, mode), **passes}
-        found = clocks(contenders, run.clock, run.device, graphs=False)
-        return {"case": _title(kind, size, mode, _by(how)), "dtype": "float32", "contenders": found, "refused": refused}
-
-    batches = [(*b, how) for b in _batches(run) if b[1] <= 32 for how in models.COMPILERS]
-    run.each("time", {_title(*b[:3], _by(b[3])): lambda b=b: find(*b) for b in (batches[:1] if run.small else batches)})
-
-
-def _by(compiler: str) -> str:
-    return f", {compiler.removeprefix('MEA, ')}"

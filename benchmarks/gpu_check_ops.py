@@ -227,7 +227,7 @@ def _check_op(op: str, run: Run) -> None:
 check_predictive, check_interval, check_edge, check_grouped = (partial(_check_op, op) for op in CHECKS)
 
 
-def _true_formula(case: cases.Case, device: str, compiled: bool = False) -> measure.Pass:
+def true_formula(case: cases.Case, device: str, compiled: bool = False) -> measure.Pass:
     """The printed formula with every map in the dtype of the case, as a user would write it: `reference` takes float32 at least."""
     draw, pointers = draws(device), cases.pointers_of(case.about["attention"]["lengths"], device)
     shape = (pointers.num_rows, cases.HEADS, cases.WIDTH)
@@ -249,20 +249,11 @@ def predictive_times(batch: int, length: int, lengths: Sequence[int] | None, dty
     case = cases.predictive(batch, length, lengths, dtype, device)
     if dtype == FLOAT32:
         return case
-    return case._replace(contenders={**case.contenders, f"eager formula in {dtype_name(dtype)}": _true_formula(case, device)})
+    return case._replace(contenders={**case.contenders, f"eager formula in {dtype_name(dtype)}": true_formula(case, device)})
 
 
-def predictive_compiled(batch: int, length: int, lengths: Sequence[int] | None, dtype: torch.dtype, device: str) -> cases.Case:
-    """Beside what `torch.compile` makes of the formula in the same precision, which takes it half a minute a size."""
-    case = cases.predictive(batch, length, lengths, dtype, device, dtype == FLOAT32)
-    contenders = {name: run for name, run in case.contenders.items() if name != "eager formula"}
-    if dtype != FLOAT32:
-        contenders[f"torch.compile of the formula in {dtype_name(dtype)}"] = _true_formula(case, device, True)
-    return case._replace(contenders=contenders, checked=[name for name in case.checked if name in contenders])
-
-
-def time_case(build: Callable[[], cases.Case], seconds: float, device: str) -> Record:
-    """Wall time, event time and CUDA-graph time of every contender. What is wrong is not timed."""
+def time_case(build: Callable[[], cases.Case], seconds: float, device: str, turn: Callable[[], None] = lambda: None) -> Record:
+    """Wall time, event time and CUDA-graph time of every contender. What is wrong is not timed; `turn` is called before a clock starts."""
     case = build()
     with exact():
         errors = case.errors()
@@ -276,6 +267,7 @@ def time_case(build: Callable[[], cases.Case], seconds: float, device: str) -> R
         return {**found, "not_timed": f"error {errors['mea_graph']:.1e}"}
     if case.dtype == FLOAT32:
         errors = case.errors()  # as it is timed: with TF32 in cuDNN, if torch allows it
+    turn()
     found["contenders"] = clocks(case.contenders, seconds, device)
     for name, contender in found["contenders"].items():
         contender["error"] = errors.get(name)
@@ -295,7 +287,7 @@ def time_all(run: Run, builds: Mapping[str, Callable[[], cases.Case]]) -> None:
     run.each("time", {n: lambda build=build: time_case(build, run.clock, run.device) for n, build in builds.items()})
 
 
-def _sizes(run: Run) -> dict[str, tuple[Any, ...]]:
+def predictive_sizes(run: Run) -> dict[str, tuple[Any, ...]]:
     """The most telling first."""
     if run.small:
         return {"small": (2, 9, [9, 4], BFLOAT16, run.device)}
@@ -307,16 +299,8 @@ def _sizes(run: Run) -> dict[str, tuple[Any, ...]]:
 
 
 def time_predictive(run: Run) -> None:
-    sizes = _sizes(run) | ({} if run.small else {"long, bfloat16": (4, 2000, None, BFLOAT16, run.device)})
+    sizes = predictive_sizes(run) | ({} if run.small else {"long, bfloat16": (4, 2000, None, BFLOAT16, run.device)})
     time_all(run, {f"predictive attention, {n}": lambda size=size: predictive_times(*size) for n, size in sizes.items()})
-
-
-def time_compiled(run: Run) -> None:
-    """A case each half minute, hence after all others; a rehearsal has no time for it."""
-    sizes = {} if run.small else _sizes(run)
-    time_all(
-        run, {f"predictive attention beside a compiler, {n}": lambda size=size: predictive_compiled(*size) for n, size in sizes.items()}
-    )
 
 
 def time_interval(run: Run) -> None:

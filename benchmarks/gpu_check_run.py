@@ -13,12 +13,14 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +34,30 @@ MOST_PROCESSES = 24  # of a job, where the ones before have died
 RENEW = 75  # exit code of a process that a new one is to replace, for no fault of its own
 _CONTEXT = get_context("forkserver")  # children are forked from a process that has never used the device
 _spoilt: list[str] = []
+# What the jobs import, in steps of what may be imported before they are forked.
+IMPORTS = (
+    ("torch", "triton"),
+    ("torch._dynamo",),
+    ("torch_geometric", "benchmarks.gpu_check_compilers", "benchmarks.gpu_check_manners", "benchmarks.gpu_check_device"),
+)
+_TRY = """
+import importlib, json, os, sys
+for modules in json.loads(sys.argv[1]):
+    for name in modules:
+        importlib.import_module(name)
+    child = os.fork()
+    if child == 0:
+        try:
+            import torch, triton
+            torch.ones(1, device="cuda").sum().item()
+            triton.runtime.driver.active.get_current_device()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitpid(child, 0)[1]:
+        break
+    print("works", flush=True)
+"""
 
 
 class Job(NamedTuple):
@@ -57,10 +83,18 @@ class Run:
     """What a job is given: where it runs, how much time is left, and where its findings go."""
 
     def __init__(
-        self, job: Job, settings: Settings, lines: Path, seconds: float, known: frozenset[str] = frozenset(), spare: int | None = None
+        self,
+        job: Job,
+        settings: Settings,
+        lines: Path,
+        seconds: float,
+        known: frozenset[str] = frozenset(),
+        spare: int | None = None,
+        forks: bool = False,
     ) -> None:
         self.job, self.device, self.small, self.clock = job, settings.device, settings.small, settings.clock
         self.known = known  # the cases that processes before this one have told of
+        self.forks = forks or self.device == "cpu"  # whether what this process forks can use the device, if it has not done so itself
         self._lines, self._end, self._spare = lines, time.monotonic() + seconds, spare
 
     @property
@@ -143,12 +177,28 @@ def read(lines: Path) -> list[Record]:
 def start_server(device: str) -> None:
     """Imports what can be imported once, so that this is on no job's account.
 
-    PyG uses the device as it is imported, and CUDA does not work in what is forked after that: on a GPU each job imports PyG for itself.
+    Importing PyG has been seen to use the device, and CUDA does not work in what is forked after that: what the jobs share on a GPU is
+    what has been tried there. The rest each job imports for itself.
     """
-    _CONTEXT.set_forkserver_preload(["benchmarks.gpu_check_models"] if device == "cpu" else ["torch", "triton"])
+    _CONTEXT.set_forkserver_preload([m for each in IMPORTS for m in each] if device == "cpu" else forkable())
     first = _CONTEXT.Process(target=time.sleep, args=(0,))
     first.start()
     first.join()
+
+
+@cache
+def forkable(program: str = sys.executable, seconds: float = 40.0) -> list[str]:
+    """Modules after whose import a fork can still use the device; a process of its own tries it."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that torch asks the driver's library whether there is a device
+    command, here = [program, "-c", _TRY, json.dumps(IMPORTS)], Path(__file__).parents[1]
+    try:
+        said = subprocess.run(command, capture_output=True, timeout=seconds, check=False, cwd=here).stdout
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout or b""
+    except OSError:
+        said = b""
+    steps = said.split().count(b"works")
+    return [m for each in IMPORTS[: max(1, steps)] for m in each]
 
 
 def run_all(jobs: Sequence[Job], settings: Settings, lines: Path, seconds: float) -> Iterator[tuple[Job, list[Record]]]:
@@ -232,7 +282,10 @@ def _work(job: Job, settings: Settings, lines: Path, log: Path, seconds: float, 
     if settings.device == "cpu":
         torch.set_num_threads(1)
     module, function = job.work.split(":")
-    getattr(importlib.import_module(module), function)(Run(job, settings, lines, seconds, known, spare))
+    forks, start = "torch_geometric" in sys.modules, time.monotonic()
+    work = getattr(importlib.import_module(module), function)
+    append(lines, {"kind": "imported", "stage": job.stage, "job": job.name, "took": round(time.monotonic() - start, 2)}, spare)
+    work(Run(job, settings, lines, seconds, known, spare, forks))
 
 
 def _end_with_parent() -> None:

@@ -151,7 +151,7 @@ def case(
         runtime, absent = in_onnx_runtime(network, samples)
         more, refused = more | runtime, refused | absent
     contenders |= more
-    for baseline in [name for name in baselines.available() if name in against]:  # those that are not there stand in the results as absent
+    for baseline in baselines.available(against):  # those that are not there stand in the results as absent
         contenders[baseline] = passes_of_baseline(baseline, samples, mode)
     # The truth stores every map, which at 2000 steps takes more memory than there is; the ops are checked at all lengths.
     few = draw(shape.at_most(250), min(size, 2), kind, device=device)

@@ -109,6 +109,7 @@ def device() -> Iterator[None]:
         stack.enter_context(patch("benchmarks.gpu_check_clock.kernels", _kernels))
         stack.enter_context(patch("benchmarks.gpu_check_ops.kernels", _kernels))
         stack.enter_context(patch("benchmarks.gpu_check_models.kernels", _kernels))
+        stack.enter_context(patch("benchmarks.gpu_check_recurrent.kernels", _kernels))
         stack.enter_context(patch("benchmarks.gpu_check_models.captured", lambda run: run))
         stack.enter_context(patch("benchmarks.gpu_check_device.ceilings", lambda: {"copy_bytes_per_second": 4e12}))
         stack.enter_context(_OnCpu())
@@ -128,6 +129,7 @@ def __getattr__(name: str) -> Callable[[Any], None]:
         raise AttributeError(name)
 
     def run(job: Any) -> None:
+        job.forks = True  # nothing here has used a device; a process that is spawned would find none
         with device():
             getattr(importlib.import_module(f"benchmarks.{module}"), function)(job)
 

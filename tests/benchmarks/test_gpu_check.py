@@ -346,16 +346,30 @@ def test_nothing_asks_for_the_device_when_it_is_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(gpu_check.__file__).parents[1])
 
 
-def test_on_a_gpu_no_job_is_forked_from_a_process_that_has_imported_pyg(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_no_job_is_forked_from_a_process_that_may_have_used_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """On an H200 importing PyG used the device, and every job ended with "initialization error"."""
     preloaded: list[str] = []
     child = SimpleNamespace(start=lambda: None, join=lambda: None)
     server = SimpleNamespace(set_forkserver_preload=preloaded.extend, Process=lambda **_: child)
     monkeypatch.setattr(gpu_check_run, "_CONTEXT", server)
-    gpu_check_run.start_server("cuda")
-    assert "torch" in preloaded
-    code = f"import importlib, sys; [importlib.import_module(name) for name in {preloaded!r}]; assert 'torch_geometric' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    for tried in (["torch", "triton"], ["torch", "triton", "torch_geometric"]):
+        monkeypatch.setattr(gpu_check_run, "forkable", lambda tried=tried: tried)
+        preloaded.clear()
+        gpu_check_run.start_server("cuda")
+        assert preloaded == tried
+
+
+def test_a_single_job_is_chosen_by_its_name(tmp_path: Path) -> None:
+    code, found, _ = check(tmp_path, "--stages", "checks: grouped linear", "times: interval attention")
+    assert code == 0, gpu_check.faults(found)
+    assert [j["job"] for j in found["jobs"]] == ["device", "kernels compiled", "grouped linear", "interval attention"]
+
+
+def test_the_whole_model_comes_before_the_ops_and_after_the_check_of_it() -> None:
+    order = [str(job) for job in gpu_check.JOBS]
+    whole = [order.index(f"whole model: {name}") for name in ("eager", "captured", "compiled")]
+    assert order.index("checks: model") < min(whole)
+    assert max(whole) < min(i for i, name in enumerate(order) if name.startswith(("times", "kernels", "layers", "manners", "compilers")))
 
 
 def test_a_rehearsal_does_not_go_among_the_results() -> None:

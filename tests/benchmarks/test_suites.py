@@ -5,7 +5,9 @@ import json
 import math
 import re
 import shlex
+import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -115,6 +117,40 @@ def test_a_baseline_that_is_not_there_is_named_with_the_reason(monkeypatch):
     assert list(models.case(samples.Shape({"text": 3, "audio": 3, "vision": 3}), "", 2, "full padding", "train", ("MulT",)).contenders) == [
         "mea_graph"
     ]
+
+
+def test_a_model_of_one_module_is_loaded_without_what_the_packages_around_it_import(monkeypatch, tmp_path):
+    files = {
+        "MMSA/__init__.py": "import no_such_package",
+        "MMSA/config.py": "from pathlib import Path\nfound = (Path(__file__).parent / 'config' / 'settings.txt').read_text()",
+        "MMSA/config/settings.txt": "d 30",
+        "MMSA/models/__init__.py": "import no_such_package",
+        "MMSA/models/singleTask/__init__.py": "import no_such_package",
+        "MMSA/models/singleTask/MULT.py": "from ..subNets import BertTextEncoder\nfrom ..subNets.transformers_encoder.one import one",
+        "MMSA/models/subNets/__init__.py": "import no_such_package",
+        "MMSA/models/subNets/transformers_encoder/__init__.py": "",
+        "MMSA/models/subNets/transformers_encoder/one.py": "one = 1",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with patch.dict(sys.modules):
+        for name in [n for n in sys.modules if n.split(".")[0] in ("MMSA", baselines.ALONE)]:
+            del sys.modules[name]
+        loaded = baselines.mmsa_module("models.singleTask.MULT")
+        assert (loaded.one, loaded.BertTextEncoder) == (1, baselines.StoredText)
+        assert baselines.mmsa_module("config").found == "d 30"
+        assert "MMSA" not in sys.modules
+        assert baselines.available(("MulT", "MMSA MULT", "MMSA MISA")) == ["MulT", "MMSA MULT"]
+        assert "no_such_package" in baselines.absent(["MMSA MISA"])["MMSA MISA"]
+
+
+def test_no_package_is_imported_for_baselines_that_were_not_asked_for(monkeypatch):
+    imported = []
+    monkeypatch.setattr(baselines.importlib, "import_module", imported.append)
+    assert baselines.available(("Transformer over the concatenation", "LinMulT")) == ["LinMulT", "Transformer over the concatenation"]
+    assert set(imported) == {"linmult", "torch"}
 
 
 def test_keys_are_told_apart_and_the_ten_minutes_cover_every_suite():
