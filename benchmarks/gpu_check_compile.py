@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_check_grouped import LINEAR, NORM
 from benchmarks.gpu_check_ops import CHECKS, DTYPES, Build, dtype_name, exact
 from benchmarks.gpu_check_recurrent import BILSTM
 from benchmarks.gpu_check_run import Run
@@ -29,6 +30,9 @@ FORMS: dict[str, Build] = {
     "interval attention, gaps": CHECKS["interval_attention"][8],
     "interval attention, windows": CHECKS["interval_attention"][9],
     "edge attention": CHECKS["edge_attention"][0],
+    "grouped linear": LINEAR[2],
+    "grouped linear, plain": LINEAR[4],
+    "grouped layer norm": NORM[0],
     "Bi-LSTM, 20": BILSTM[1],
     "Bi-LSTM, 33": BILSTM[8],
     "Bi-LSTM, 64": BILSTM[9],

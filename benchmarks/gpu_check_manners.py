@@ -10,15 +10,30 @@ from pathlib import Path
 import torch
 
 from benchmarks import cases, measure
+from benchmarks.gpu_check_grouped import LINEAR, NORM
 from benchmarks.gpu_check_models import bucket
 from benchmarks.gpu_check_ops import BFLOAT16, CHECKS, FLOAT32, Build, check
 from benchmarks.gpu_check_recurrent import BILSTM
 from benchmarks.gpu_check_run import Record, Run
 
-EVERY: dict[str, list[Build]] = {**CHECKS, "bilstm": BILSTM}
+EVERY: dict[str, list[Build]] = {**CHECKS, "grouped_linear": LINEAR, "grouped_layer_norm": NORM, "bilstm": BILSTM}
 # By op, one of its checks whose rows are uneven, for another stream and device; and one for a tool that slows all a hundredfold.
-UNEVEN = {"predictive_attention": 6, "interval_attention": 6, "edge_attention": 1, "grouped_linear": 2, "bilstm": 1}
-LITTLE = {"predictive_attention": 1, "interval_attention": 6, "edge_attention": 1, "bilstm": 1}
+UNEVEN = {
+    "predictive_attention": 6,
+    "interval_attention": 6,
+    "edge_attention": 1,
+    "grouped_linear": 3,
+    "grouped_layer_norm": 1,
+    "bilstm": 1,
+}
+LITTLE = {
+    "predictive_attention": 1,
+    "interval_attention": 6,
+    "edge_attention": 1,
+    "grouped_linear": 7,
+    "grouped_layer_norm": 2,
+    "bilstm": 1,
+}
 PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 
 

@@ -13,7 +13,6 @@ from benchmarks import cases, measure, roofline
 from benchmarks.gpu_check_clock import backends, clocks, kernels
 from benchmarks.gpu_check_run import Record, Run
 from mea_graph.ops import IntervalEdges, Pointers, edge_attention, interval_attention, predictive_attention, record_calls
-from mea_graph.ops.grouped import grouped_linear
 from mea_graph.ops.predictive import padded, reference
 
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -25,7 +24,8 @@ EXPECTED = {
     "predictive_attention": "triton",
     "interval_attention": "triton",
     "edge_attention": "cuda",
-    "grouped_linear": "batched",
+    "grouped_linear": "triton",
+    "grouped_layer_norm": "triton",
     "bilstm": "triton",
 }
 REPEATS = ("triton", "cuda", "batched", "joined")  # whose results repeat bit for bit; of cuDNN and of the formulas nobody promises that
@@ -131,20 +131,6 @@ def edge(edge_index: Callable[[str], tuple[Tensor, int]], name: str, heads: int,
     return build
 
 
-def grouped(rows: Sequence[int], width: int) -> Build:
-    def build(dtype: torch.dtype, device: str) -> cases.Case:
-        draw, starts = draws(device), [sum(rows[:i]) for i in range(len(rows))]
-
-        def run(x: Tensor, backend: str, **weights: Tensor) -> Tensor:
-            return grouped_linear(x, list(weights.values()), [], starts, list(rows), backend=backend)
-
-        inputs = {"x": draw(sum(rows), width), **{f"weight{i}": draw(width, width) / width**0.5 for i in range(len(rows))}}
-        held = None if len(set(rows)) == 1 else "joined"
-        return op_case(f"grouped linear, rows {list(rows)}, {width}", run, inputs, {}, dtype, runs=held)
-
-    return build
-
-
 def _named_graph(name: str) -> Callable[[str], tuple[Tensor, int]]:
     return lambda device: cases.graph(name, device)
 
@@ -189,9 +175,8 @@ CHECKS: dict[str, list[Build]] = {
         edge(_nothing, "no edge", 2, 8),
         *(edge(_named_graph(_LARGE), _LARGE, h, 64) for h in (1, 4)),
     ],
-    "grouped_linear": [grouped([1, 5, 3], 8), grouped([300, 0, 1000], 40), grouped([700] * 6, 40)],
 }
-SMALL = {"predictive_attention": (0, 7, 9, 16), "interval_attention": (1, 6, 9), "edge_attention": (2, 6), "grouped_linear": (0,)}
+SMALL = {"predictive_attention": (0, 7, 9, 16), "interval_attention": (1, 6, 9), "edge_attention": (2, 6)}
 
 
 def check(op: str, build: Build, dtype: torch.dtype, device: str) -> Record:
@@ -224,7 +209,7 @@ def _check_op(op: str, run: Run) -> None:
     check_all(run, op, CHECKS[op], SMALL[op])
 
 
-check_predictive, check_interval, check_edge, check_grouped = (partial(_check_op, op) for op in CHECKS)
+check_predictive, check_interval, check_edge = (partial(_check_op, op) for op in CHECKS)
 
 
 def true_formula(case: cases.Case, device: str, compiled: bool = False) -> measure.Pass:

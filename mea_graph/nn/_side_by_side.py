@@ -1,7 +1,6 @@
 """Runs the same kind of layer on several groups of rows at once, where that is the same as calling each layer in turn."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from torch_geometric.nn.aggr import SumAggregation
 
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
-from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, norm_and_linear, stacked_together
+from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear, norm_and_linear
 
 # The most rows of padding that make groups equal in size. A kernel over 65,536 rows of 40 channels moves 20 MB, which takes a GPU some
 # 5 microseconds: as long as launching one more kernel.
@@ -106,15 +105,6 @@ def norm_then_linear(
 def drops_nothing(dropout: nn.Module) -> bool:
     """Whether calling it returns what it is given."""
     return type(dropout) is nn.Dropout and not (dropout.training and dropout.p) and not is_watched(dropout)
-
-
-def weights_together(x: Tensor, *kinds: Sequence[Any]) -> AbstractContextManager[None]:
-    """Inside, `linear` and `norm` on a device take the weights of these layers from one copy of all, where each call would make its own."""
-    if not saves_launches(x):
-        return nullcontext()
-    each = [weights_of(kind, type(kind[0])) for kind in kinds if len(kind) > 1 and type(kind[0]) in (nn.Linear, nn.LayerNorm)]
-    weights = [kind for pair in each if pair is not None for kind in pair if kind]
-    return stacked_together([kind for kind in weights if all(type(t) is nn.Parameter for t in kind)])
 
 
 def saves_launches(x: Tensor) -> bool:

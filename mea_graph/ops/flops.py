@@ -102,6 +102,16 @@ def _grouped_native_backward(grad: Tensor, *inputs: Any) -> int:
     return 2 * _grouped(*inputs)
 
 
+def _grouped_triton(x: Tensor, weights: Sequence[Tensor], biases: Any, scales: Any, shifts: Any, onto: Any, rows: int, *_: Any) -> int:
+    return sum(2 * rows * weight.numel() for weight in weights)
+
+
+def _grouped_triton_backward(grad: Tensor, x: Tensor, moments: Any, weights: Sequence[Tensor], *rest: Any) -> int:
+    """The gradients of the rows and of the weights."""
+    _biases, _scales, _shifts, rows, *_ = rest
+    return 2 * _grouped_triton(x, weights, None, None, None, None, rows)
+
+
 def _one_way(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, *_: Any) -> int:
     """One direction of an LSTM or GRU, (B, T, C): every step meets both matrices."""
     return 2 * x.size(0) * x.size(1) * (weight_ih.numel() + weight_hh.numel())
@@ -149,6 +159,8 @@ register(_OURS.grouped_linear, _grouped)
 register(_OURS.grouped_linear_backward, _grouped_backward)
 register(_OURS.grouped_linear_native, _grouped)
 register(_OURS.grouped_linear_native_backward, _grouped_native_backward)
+register(_OURS.grouped_linear_triton, _grouped_triton)
+register(_OURS.grouped_linear_triton_backward, _grouped_triton_backward)
 for _name in ("lstm", "gru"):
     register(getattr(_OURS, _name), _one_way)
     register(getattr(_OURS, f"{_name}_backward"), _one_way_backward)

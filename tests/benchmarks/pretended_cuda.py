@@ -66,6 +66,7 @@ def device() -> Iterator[None]:
     """In this process, for good: the jobs are processes of their own."""
     from mea_graph.ops import edge, interval, predictive, recurrent
     from mea_graph.ops.backends import Op
+    from mea_graph.ops.grouped import layer_norm, linear
     from mea_graph.ops.native import library
 
     first, automatic = Op._first, Op._automatic
@@ -94,6 +95,7 @@ def device() -> Iterator[None]:
     values = [torch.float32, torch.bfloat16]
     refuse = lambda x, **_: None if x.dtype in values else "the kernels take no such values"  # noqa: E731
     computed = [(predictive._OP, "triton", "cpu"), (interval._OP, "triton", "cpu"), (recurrent._BILSTM, "triton", "torch")]
+    computed += [(linear._LINEAR, "triton", "batched"), (layer_norm._NORM, "triton", "batched")]
     with contextlib.ExitStack() as stack:
         for name, stand_in in stand_ins.items():
             stack.enter_context(patch.object(torch.cuda, name, stand_in))

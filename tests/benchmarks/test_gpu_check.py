@@ -49,8 +49,8 @@ def hangs(run):
 def raises(run):
     def launch_failed():
         raise RuntimeError("launch failed")
-    _break(run, "grouped_linear", launch_failed)
-    gpu_check_ops.check_grouped(run)
+    _break(run, "edge_attention", launch_failed)
+    gpu_check_ops.check_edge(run)
 
 def tears(run):
     run.emit("plan", cases=["a"])
@@ -60,7 +60,7 @@ def tears(run):
 
 def sound(run):
     print("not lost")
-    gpu_check_ops.check_grouped(run)
+    gpu_check_ops.check_edge(run)
 
 def slow(run):
     run.each("check", {str(i): lambda: time.sleep(0.2) or {"passed": True} for i in range(60)})
@@ -197,7 +197,7 @@ def test_an_op_that_kills_its_process_or_never_ends_costs_itself_alone(tmp_path:
     assert all(w.startswith("not begun: stopped after") for w in why[1:])
     assert "launch failed" in next(c["raised"] for c in found["checks"] if c["job"] == "raises" and not c["passed"])
     assert lost["tears"] == ["a"]
-    assert len(told["sound"]) == 3
+    assert len(told["sound"]) == 6
     assert [line["kind"] for line in lines].count("torn") == 1
     assert any(fault.startswith("checks, aborts: killed by SIGABRT") for fault in gpu_check.faults(found))
 
@@ -360,9 +360,9 @@ def test_on_a_gpu_no_job_is_forked_from_a_process_that_may_have_used_the_device(
 
 
 def test_a_single_job_is_chosen_by_its_name(tmp_path: Path) -> None:
-    code, found, _ = check(tmp_path, "--stages", "checks: grouped linear", "times: interval attention")
+    code, found, _ = check(tmp_path, "--stages", "checks: grouped ops", "times: interval attention")
     assert code == 0, gpu_check.faults(found)
-    assert [j["job"] for j in found["jobs"]] == ["device", "kernels compiled", "grouped linear", "interval attention"]
+    assert [j["job"] for j in found["jobs"]] == ["device", "kernels compiled", "grouped ops", "interval attention"]
 
 
 def test_the_whole_model_comes_before_the_ops_and_after_the_check_of_it() -> None:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mea_graph.ops import explain, record_calls, use_backend
-from mea_graph.ops.grouped import batched, grouped_layer_norm, grouped_linear, stacked_together
+from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear
 from mea_graph.ops.native import library
 
 N, C, WIDE = 9, 4, 3
@@ -127,22 +126,6 @@ def test_a_result_may_be_added_to_a_residual(backend: str, bias: bool) -> None:
     assert torch.autograd.gradgradcheck(call, every, fast_mode=True)
     with pytest.raises(ValueError, match=r"onto: expected \(18, 3\) as the result, got \(9, 4\)"):
         call(x, x, *weights, *biases)
-
-
-def test_one_copy_serves_all_calls_inside() -> None:
-    """Lists that it does not have, of other types for one, are copied by their own calls."""
-    starts, sizes = LEVEL["apart"]
-    (x, weights, biases), (_, scales, shifts) = leaves("grouped_linear", 3), leaves("grouped_layer_norm", 3)
-    results, copies = [], []
-    for kinds in ([], [weights, biases, scales, shifts, [t.float() for t in scales]], [weights, biases]):
-        with patch.object(batched._Stack, "apply", wraps=batched._Stack.apply) as stack, stacked_together(kinds):
-            out = grouped_linear(x, weights, biases, starts, sizes, scales, shifts, backend="batched")
-            out = out + grouped_linear(x, weights, biases, starts, sizes, backend="batched")
-        copies.append(stack.call_count)
-        results.append([out, *torch.autograd.grad(out.sin().sum(), [x, *weights, *biases, *scales, *shifts])])
-    assert copies == [3, 1, 2]
-    torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(results[2], results[0], rtol=1e-12, atol=1e-13)
 
 
 def test_batched_products_keep_to_autocast() -> None:

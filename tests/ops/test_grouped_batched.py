@@ -1,11 +1,11 @@
-"""Batched products over weights that are stacked once for several calls: which lists may share a copy, and for how long."""
+"""Batched products over stacked weights: what they refuse, and dtypes under autocast."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mea_graph.ops.grouped import batched, grouped_layer_norm, grouped_linear, stacked_together
+from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear
 
 STARTS, SIZES = [0, 3, 6], [3, 3, 3]
 FLOAT64 = torch.float64
@@ -18,50 +18,6 @@ def draw(dtype: torch.dtype = FLOAT64) -> tuple[Tensor, list[Tensor], list[Tenso
 
 def by_hand(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
     return torch.cat([F.linear(rows, w, b) for rows, w, b in zip(x.split(SIZES), weights, biases, strict=True)])
-
-
-def test_a_copy_ends_with_its_block() -> None:
-    """An optimiser changes weights in their place: a copy of before must serve no later call, in this block or after an error."""
-    x, weights, biases = draw()
-    for fails in (False, True):
-        try:
-            with stacked_together([weights, biases]):
-                found = grouped_linear(x, weights, biases, STARTS, SIZES, backend="batched")
-                torch.testing.assert_close(found, by_hand(x, weights, biases), rtol=1e-12, atol=1e-13)
-                if fails:
-                    raise KeyError
-        except KeyError:
-            pass
-        assert batched._TOGETHER.get() is None
-        for tensor in (*weights, *biases):
-            tensor.add_(1)
-        found = grouped_linear(x, weights, biases, STARTS, SIZES, backend="batched")
-        torch.testing.assert_close(found, by_hand(x, weights, biases), rtol=1e-12, atol=1e-13)
-
-
-def test_a_block_inside_a_block_gives_way_to_it_again() -> None:
-    x, weights, biases = draw()
-    with stacked_together([weights, biases]):
-        outer = batched._TOGETHER.get()
-        with stacked_together([]):
-            grouped_linear(x, weights, biases, STARTS, SIZES, backend="batched")
-        assert batched._TOGETHER.get() is outer
-        assert outer is not None
-        assert not outer.made
-        grouped_linear(x, weights, biases, STARTS, SIZES, backend="batched")
-        assert len(outer.made) == 2
-
-
-@pytest.mark.parametrize("first", [torch.float32, FLOAT64])
-def test_lists_of_two_types_have_no_copy_in_common(first: torch.dtype) -> None:
-    """Joined, both would be of the wider type."""
-    of = {dtype: draw(dtype) for dtype in (torch.float32, FLOAT64)}
-    kinds = [kind for _, *own in sorted(of.values(), key=lambda own: own[0].dtype != first) for kind in own]
-    with stacked_together(kinds):
-        for dtype, given in of.items():
-            found = grouped_linear(*given, STARTS, SIZES, backend="batched")
-            assert found.dtype == dtype
-            torch.testing.assert_close(found, by_hand(*given))
 
 
 @pytest.mark.parametrize(

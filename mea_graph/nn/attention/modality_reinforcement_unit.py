@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, check_sizes, enter, weight_dtype
-from mea_graph.nn._side_by_side import Groups, linear, norm_then_linear, of_all, weights_together
-from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention, feed_forward_parts
+from mea_graph.nn._side_by_side import Groups, linear, norm_then_linear, of_all
+from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention
 from mea_graph.nn.attention.options import inner_channels, probability
 from mea_graph.ops import IntervalEdges, interval_attention, interval_attention_map
 
@@ -196,13 +196,12 @@ def reinforce(
     norms, queries, outs, blocks = (of_all(units, name) for name in ("norm_target", "query", "out", "feed_forward"))
     memory = remember([(units, parts)], source) if memory is None else memory
     key, value = memory.unflatten(1, (2, first.heads, -1)).unbind(1)  # (N_s, K, D)
-    with weights_together(target, norms, queries, outs, *feed_forward_parts(blocks)):
-        normalized, query = norm_then_linear(norms, queries, target, targets, steps_last=True)
-        attended = interval_attention(query.unflatten(1, (first.heads, -1)), key, value, edges, probability(first.attention_dropout))
-        carried = normalized if first.residual == "normalized" else target
-        if carried is target and placed != targets:
-            carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
-        return end_of_attention(carried, first.dropout, outs, blocks, attended.flatten(1), placed), key
+    normalized, query = norm_then_linear(norms, queries, target, targets, steps_last=True)
+    attended = interval_attention(query.unflatten(1, (first.heads, -1)), key, value, edges, probability(first.attention_dropout))
+    carried = normalized if first.residual == "normalized" else target
+    if carried is target and placed != targets:
+        carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
+    return end_of_attention(carried, first.dropout, outs, blocks, attended.flatten(1), placed), key
 
 
 def remember(stages: Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]], source: Tensor) -> Tensor:
@@ -210,5 +209,4 @@ def remember(stages: Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequenc
     readers = [units[part.unit] for units, parts in stages for part in parts]
     norms, key_values = of_all(readers, "norm_source"), of_all(readers, "key_value")
     groups = Groups([part.start for _, parts in stages for part in parts], [part.size for _, parts in stages for part in parts])
-    with weights_together(source, norms, key_values):
-        return linear(key_values, source, groups, norms, steps_last=True)
+    return linear(key_values, source, groups, norms, steps_last=True)

@@ -9,9 +9,9 @@ from torch_geometric.nn.inits import reset
 from typing_extensions import Unpack
 
 from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all, weight_dtype
-from mea_graph.nn._side_by_side import can_join, weights_together
+from mea_graph.nn._side_by_side import can_join
 from mea_graph.nn.attention.options import AttentionOptions, check_layers
-from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend, parts_of
+from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend
 from mea_graph.nn.attention.weighted_attention import WeightedAttention
 from mea_graph.ops import IntervalEdges, Pointers
 
@@ -138,16 +138,14 @@ class PredictiveEncoder(nn.Module):
         stacks = [cast(nn.ModuleList, self.attention[m]) for m in self.modalities]
         layers = [[cast(PredictiveSelfAttention, stack[i]) for stack in stacks] for i in range(self.num_layers)]
         weigh = [cast(WeightedAttention, layer) for layer in self.weighted]
-        parts = [kind for each in layers for kind in parts_of(each)] + [kind for layer in weigh for kind in layer.parts()]
-        with weights_together(rows, *parts):
-            for i, each in enumerate(layers):
-                rows, own, drawn = attend(each, rows, pointers, priors, edges, bool(maps))
-                priors = list(own) if self.prediction_chain else priors
-                for m, drawing in zip(maps, drawn, strict=True):
-                    maps[m].append(drawing)
-                if weigh:
-                    rows, psi = weigh[i].joined(rows, pointers, together)
-                    weights.append(psi)
+        for i, each in enumerate(layers):
+            rows, own, drawn = attend(each, rows, pointers, priors, edges, bool(maps))
+            priors = list(own) if self.prediction_chain else priors
+            for m, drawing in zip(maps, drawn, strict=True):
+                maps[m].append(drawing)
+            if weigh:
+                rows, psi = weigh[i].joined(rows, pointers, together)
+                weights.append(psi)
         return rows, weights
 
     def _in_turn(

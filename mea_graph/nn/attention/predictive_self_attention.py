@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter, weight_dtype
 from mea_graph.nn._side_by_side import Groups, norm_then_linear, of_all
-from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention, feed_forward_parts
+from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention
 from mea_graph.nn.attention.options import inner_channels, probability
 from mea_graph.nn.attention.prediction import prediction
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
@@ -171,12 +171,6 @@ class PredictiveSelfAttention(nn.Module):
         rows, priors, maps = attend([self], entered.x, [entered.pointers], [prior], [edges], return_attention_weights)
         result = entered.leave(rows), priors[0]
         return (*result, maps[0]) if return_attention_weights else result
-
-
-def parts_of(layers: Sequence[PredictiveSelfAttention]) -> list[list[Any]]:
-    """The parts with weights, each kind of all layers."""
-    kinds = [of_all(layers, name) for name in ("norm", "query_key_value", "out")]
-    return [*kinds, *feed_forward_parts(of_all(layers, "feed_forward"))]
 
 
 def attend(

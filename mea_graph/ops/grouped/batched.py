@@ -4,9 +4,7 @@ A GPU takes some microseconds to launch even a small kernel, and many small prod
 costs less than a copy of the weights, and one product a group is as fast.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +14,7 @@ from mea_graph.ops.eager import is_traced
 from mea_graph.ops.grouped.parts import PLAIN_TYPES
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """The rows are `ranges` pieces of `rows` each, and `shared` groups, one after the other, read the same piece."""
 
     ranges: int
@@ -24,7 +22,7 @@ class _Plan(NamedTuple):
     rows: int
 
 
-def _plan(x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> _Plan | None:
+def plan_of(x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Plan | None:
     """None where groups differ in size, or lie in another order."""
     rows = sizes[0]
     if rows == 0 or any(n != rows for n in sizes) or x.size(0) % rows:
@@ -33,7 +31,7 @@ def _plan(x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> _Plan | Non
     shared, rest = divmod(len(sizes), ranges)
     if rest or any(start != rows * (g // shared) for g, start in enumerate(starts)):
         return None
-    return _Plan(ranges, shared, rows)
+    return Plan(ranges, shared, rows)
 
 
 def refuse(
@@ -49,17 +47,17 @@ def refuse(
     if is_traced():
         return "a compiler joins the formula itself"
     parameters = (*weights, *biases, *scales, *shifts)
-    dtypes = {t.dtype for t in parameters} | ({x.dtype} if _autocast_dtype(x) is None else set())
+    dtypes = {t.dtype for t in parameters} | ({x.dtype} if autocast_dtype(x) is None else set())
     if len(dtypes) > 1 or any(type(t) not in PLAIN_TYPES for t in (x, *parameters)):
         return "the tensors are of different types"
-    if _plan(x, starts, sizes) is None:
+    if plan_of(x, starts, sizes) is None:
         return "the groups differ in size, or do not read each piece of the rows equally often, one piece after the other"
     return None
 
 
 def norm(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], starts: Sequence[int], sizes: Sequence[int], eps: float) -> Tensor:
     """See `grouped_layer_norm`."""
-    plan = _plan(x, starts, sizes)
+    plan = plan_of(x, starts, sizes)
     assert plan is not None
     normal = torch.nn.functional.layer_norm(x, x.shape[1:], eps=eps).view(plan.ranges, 1, plan.rows, -1)
     weight, bias = (t.view(plan.ranges, plan.shared, 1, -1) for t in _stacked(weights, biases))
@@ -82,10 +80,10 @@ def linear(
     if scales:
         x = norm(x, scales, shifts, starts, sizes, eps)
         starts = [sizes[0] * g for g in range(len(sizes))]
-    plan = _plan(x, starts, sizes)
+    plan = plan_of(x, starts, sizes)
     assert plan is not None
     weight, *bias = _stacked(weights, biases) if biases else _stacked(weights)
-    dtype = _autocast_dtype(x)
+    dtype = autocast_dtype(x)
     if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     x = x.view(plan.ranges, 1, plan.rows, -1).expand(-1, plan.shared, -1, -1).reshape(len(sizes), plan.rows, -1)
@@ -97,51 +95,13 @@ def linear(
     return out if onto is None else onto + out
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     kind = x.device.type
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if on else None
 
 
-class _Together:
-    """Lists of weights, all of which are stacked when the first is asked for."""
-
-    def __init__(self, kinds: Sequence[Sequence[Tensor]]) -> None:
-        alike = [kind for kind in kinds if {(t.dtype, t.shape) for t in kind} == {(kinds[0][0].dtype, kind[0].shape)}]
-        self.kinds = {_names(kind): kind for kind in alike}
-        self.made: dict[tuple[int, ...], Tensor] = {}
-
-    def find(self, kind: Sequence[Tensor]) -> Tensor | None:
-        names = _names(kind)
-        if names in self.kinds and not self.made:
-            self.made = dict(zip(self.kinds, _stack(*self.kinds.values()), strict=True))
-        return self.made.get(names)
-
-
-_TOGETHER: ContextVar[_Together | None] = ContextVar("mea_graph_stacked_together", default=None)
-
-
-@contextmanager
-def stacked_together(kinds: Sequence[Sequence[Tensor]]) -> Iterator[None]:
-    """Inside, batched products find these lists of weights in one copy of all of them: a kernel for each list less."""
-    token = _TOGETHER.set(_Together(kinds))
-    try:
-        yield
-    finally:
-        _TOGETHER.reset(token)
-
-
-def _names(kind: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(map(id, kind))
-
-
 def _stacked(*kinds: Sequence[Tensor]) -> list[Tensor]:
-    together = _TOGETHER.get()
-    found = [] if together is None else [stack for stack in map(together.find, kinds) if stack is not None]
-    return found if len(found) == len(kinds) else _stack(*kinds)
-
-
-def _stack(*kinds: Sequence[Tensor]) -> list[Tensor]:
     return list(_Stack.apply([len(kind) for kind in kinds], *(t for kind in kinds for t in kind)))
 
 

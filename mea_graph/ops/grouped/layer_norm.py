@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op, accept, is_unwatched
-from mea_graph.ops.grouped import batched, native, reference
+from mea_graph.ops.grouped import batched, native, reference, triton
 from mea_graph.ops.grouped.parts import check, check_shapes, refuse, slices
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
@@ -142,6 +142,7 @@ def _run_norm(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: li
 _NORM = Op(
     grouped_layer_norm,
     {
+        "triton": Backend(triton.norm, triton.refuse, prefers="cuda"),
         "batched": Backend(batched.norm, batched.refuse, prefers="cuda"),
         "native": Backend(native.norm, native.refuse, hold=library.hold),
         "joined": Backend(_run_norm, refuse),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op, accept, is_unwatched
-from mea_graph.ops.grouped import batched, native, reference
+from mea_graph.ops.grouped import batched, native, reference, triton
 from mea_graph.ops.grouped.parts import check, check_shapes, refuse, slices, split
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
@@ -268,6 +268,7 @@ def _run_linear(
 _LINEAR = Op(
     grouped_linear,
     {
+        "triton": Backend(triton.linear, triton.refuse, prefers="cuda"),
         "batched": Backend(batched.linear, batched.refuse, prefers="cuda"),
         "native": Backend(native.linear, native.refuse, hold=library.hold),
         "joined": Backend(_run_linear, refuse),

@@ -34,6 +34,7 @@ from triton.runtime import JITFunction
 
 import mea_graph
 from mea_graph.ops import IntervalEdges, Pointers
+from mea_graph.ops.grouped import triton as grouped
 from mea_graph.ops.interval import triton as interval
 from mea_graph.ops.predictive import triton as predictive
 from mea_graph.ops.recurrent import triton as recurrent
@@ -256,6 +257,19 @@ def launches(heads: int, width: int, dtype: torch.dtype, lengths: list[int]) -> 
         recurrent.RECURRENCE.backward(torch.randn_like(out), states, *recurrence)
 
 
+def grouped_launches(channels: int, dtype: torch.dtype) -> None:
+    """Both grouped ops with all that they can do, and the linear map without."""
+    groups, rows = 3, 700
+    x = torch.randn(groups * rows, channels, dtype=dtype)
+    vectors, maps = ([torch.randn(*shape, dtype=dtype) for _ in range(groups)] for shape in ((channels,), (channels, channels)))
+    for norms, biases, onto in ((vectors, vectors, x), ([], vectors, x), ([], [], None)):
+        given = (maps, biases, norms, norms)
+        out, moments = grouped._linear(x, *given, onto, rows, 1, 1e-5, dtype, True)
+        grouped._linear_backward(torch.randn_like(out), x, moments, *given, rows, 1, dtype)
+    out, moments = grouped._norm(x, vectors, vectors, rows, 1, 1e-5, dtype, True)
+    grouped._norm_backward(torch.randn_like(out), x, moments, vectors, vectors, rows, 1)
+
+
 def main(capability: int, heads: int, width: int, dtypes: list[str], only: str = "") -> None:
     seen = set()
 
@@ -266,7 +280,7 @@ def main(capability: int, heads: int, width: int, dtypes: list[str], only: str =
             return
         seen.add((self.__name__, str(special)))
         name = self.__name__.replace("_attention", "").removesuffix("_kernel")
-        name += "".join(f" ({flag.lower()})" for flag in ("BACKWARD", "HAS_RUNS") if kwargs.get(flag))
+        name += "".join(f" ({flag.lower()})" for flag in ("BACKWARD", "HAS_RUNS", "HAS_NORM") if kwargs.get(flag))
         tiles = [kwargs[n] for n in ("ROWS", "COLUMNS", "CHUNK") if n in kwargs]
         if only not in name:
             return
@@ -278,6 +292,9 @@ def main(capability: int, heads: int, width: int, dtypes: list[str], only: str =
     JITFunction.run = launch
     interval.capability = lambda x: divmod(capability, 10)
     for dtype in dtypes:
+        if only.startswith("grouped"):
+            grouped_launches(heads * width, getattr(torch, dtype))
+            continue
         for lengths in LENGTHS:
             launches(heads, width, getattr(torch, dtype), lengths)
 

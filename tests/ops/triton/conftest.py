@@ -126,8 +126,12 @@ class _Memory:
 
 
 @pytest.fixture
-def checked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raises MemoryFault on an address outside the tensors of the launch, and on a race between programs."""
+def checked_memory(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Raises MemoryFault on an address outside the tensors of the launch, and on a race between programs.
+
+    Tensors added to the list belong to every launch: a kernel may find their addresses in a table.
+    """
+    in_tables: list[torch.Tensor] = []
     builder, executor = InterpreterBuilder, GridExecutor
     load, store, init = builder.create_masked_load, builder.create_masked_store, executor._init_args_hst
     memory = _Memory([])
@@ -151,12 +155,13 @@ def checked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def init_args(self: Any, args: Any, kwargs: Any) -> Any:
         nonlocal memory
         args, kwargs = init(self, args, kwargs)
-        memory = _Memory([a for a in [*args, *kwargs.values()] if isinstance(a, torch.Tensor)])
+        memory = _Memory([a for a in [*args, *kwargs.values(), *in_tables] if isinstance(a, torch.Tensor)])
         return args, kwargs
 
     monkeypatch.setattr(builder, "create_masked_load", create_masked_load)
     monkeypatch.setattr(builder, "create_masked_store", create_masked_store)
     monkeypatch.setattr(executor, "_init_args_hst", init_args)
+    return in_tables
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ SHARED = 99 * 1024  # bytes that a block may have on sm_86 and sm_89; 163 KiB on
 PREDICTIVE = {"predictive_fwd", "predictive_bwd_query", "predictive_bwd_key"}
 INTERVAL = {"interval_fwd", "interval_bwd_query", "interval_bwd_key"}
 RECURRENT = {"bilstm_fwd", "bilstm_bwd"}
+PRODUCTS = {f"grouped_linear_{name}{norm}" for name in ("fwd", "bwd_input", "bwd_weight") for norm in ("", " (has_norm)")}
+GROUPED = PRODUCTS | {"grouped_linear_bwd_sum", "grouped_linear_bwd_sum (has_norm)", "grouped_layer_norm_fwd", "grouped_layer_norm_bwd"}
 WINDOWS = {f"{name} (has_runs)" for name in INTERVAL}
 LOOPS = PREDICTIVE | INTERVAL | WINDOWS
 KERNELS = {
@@ -102,3 +104,18 @@ def test_the_backward_pass_spills_in_no_other_size(capability: int, shape: str, 
     for row in compiled(capability, shape, dtype, "--only=predictive_bwd"):
         assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
         assert row["shared"] <= SHARED, f"too much shared memory: {row}"
+
+
+@pytest.mark.parametrize(
+    ("capability", "channels", "dtype"), [(90, "8x5", "float32"), (90, "8x5", "bfloat16"), (90, "4x64", "float32"), (80, "4x64", "float32")]
+)
+def test_the_grouped_ops_spill_in_no_size(capability: int, channels: str, dtype: str) -> None:
+    """40 channels, as the model has, and 256, the most that are accepted."""
+    rows = compiled(capability, channels, dtype, "--only=grouped_")
+    assert {row["kernel"] for row in rows} == GROUPED
+    for row in rows:
+        assert row["stack"] == row["LDL"] == row["STL"] == 0, f"registers spill: {row}"
+        assert row["shared"] <= SHARED, f"too much shared memory: {row}"
+        if row["kernel"] in PRODUCTS:
+            assert row["HMMA"] > 0, f"not on the tensor cores: {row}"
+            assert row["HGMMA"] == 0, f"products in TF32 go wrong with Hopper's own, see triton_tiles.py: {row}"

@@ -1,0 +1,415 @@
+"""The grouped ops on NVIDIA GPUs, for groups of equal size: launches the Triton kernels and registers them as operators.
+
+A call is one launch forward, with normalisation, bias and residual, and three backward (two for a normalisation alone). Triton itself is
+imported at the first call.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mea_graph.ops.eager import is_observed
+from mea_graph.ops.grouped import batched, reference
+from mea_graph.ops.grouped.batched import autocast_dtype
+from mea_graph.ops.grouped.parts import split
+from mea_graph.ops.interval import triton as gpu
+from mea_graph.ops.launch import launch
+from mea_graph.ops.library import register, through_reference
+
+_WIDEST = 256  # of a map: a program holds all channels of a row that it normalises, and for wider ones torch's products are as fast
+_BLOCK = 64  # of C, that a program has at once where rows are not normalised
+_ROWS = _COLUMNS = 32  # of a tile: from 64 on, products in TF32 take instructions of Hopper that have failed there
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_STEP = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # terms of a sum that are added at once: more of float32 would spill
+_LONG_LOOP = {"num_warps": 4, "num_stages": 3}
+_PROGRAMS = 264  # that a sum over rows is cut into, if it is long: two for each multiprocessor of an H200
+_MOST_SPLITS, _LEAST_ROWS = 32, 128  # into which rows are cut, and of one split
+_MOST_TABLES = 4096  # some 100 bytes each
+
+
+def refuse(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    starts: Sequence[int],
+    sizes: Sequence[int],
+    scales: Sequence[Tensor] = (),
+    shifts: Sequence[Tensor] = (),
+    onto: Tensor | None = None,
+    **_: Any,
+) -> str | None:
+    """Why the kernels cannot run on these tensors, or None."""
+    reason = batched.refuse(x, weights, biases, starts, sizes, scales, shifts)
+    if reason is None:
+        reason = gpu.refuse_tensors({"x": x, "weights": weights[0]} | ({} if onto is None else {"onto": onto}))
+    if reason is not None:
+        return reason
+    parameters = (*weights, *biases, *scales, *shifts)
+    for t in parameters:
+        if t.device != x.device or not t.is_contiguous():
+            return "a parameter is on another device, or not in one piece of memory"
+    if not 0 < min(weights[0].shape) <= max(weights[0].shape) <= _WIDEST:
+        return f"the kernels are for 1 to {_WIDEST} channels"
+    return None
+
+
+class _Cut(NamedTuple):
+    """How the kernels of a call are cut."""
+
+    rows: int  # of a group
+    shared: int  # groups that read the same rows
+    ranges: int
+    channels: int
+    width: int
+
+    @classmethod
+    def of(cls, x: Tensor, weights: Sequence[Tensor], rows: int, shared: int) -> "_Cut":
+        return cls(rows, shared, len(weights) // shared, x.size(1), weights[0].size(0))
+
+    @property
+    def tiles(self) -> int:
+        return gpu.cdiv(self.rows, _ROWS)
+
+    @property
+    def groups(self) -> int:
+        return self.ranges * self.shared
+
+    def held(self, normalises: bool) -> int:
+        """Channels of a row that a program has at once."""
+        whole = gpu.power_of_2(self.channels)
+        return whole if normalises else min(whole, _BLOCK)
+
+    def splits(self) -> tuple[int, int]:
+        """Into how many parts a sum over rows is cut, a power of two, and the rows of each."""
+        programs = self.groups * gpu.cdiv(self.width, _COLUMNS) * gpu.cdiv(self.channels, _BLOCK)
+        wanted = min(_MOST_SPLITS, self.rows // _LEAST_ROWS, _PROGRAMS // programs)
+        splits = 1 << max(wanted, 1).bit_length() - 1
+        return splits, gpu.cdiv(gpu.cdiv(self.rows, splits), _ROWS) * _ROWS
+
+
+def _loop(held: int) -> dict[str, int]:
+    return {"num_warps": 4 if held <= 128 else 8, "num_stages": 2}
+
+
+@functools.lru_cache(_MOST_TABLES)
+def _table(addresses: tuple[int, ...], kinds: int, device: torch.device) -> Tensor:
+    """(kinds, G): kept, since most parameters stay where they are, and a copy to the device takes longer than a small kernel.
+
+    What is kept holds no address but those it is asked for, so it cannot grow old.
+    """
+    return torch.tensor(addresses, device=device).view(kinds, -1)
+
+
+def _addresses(kinds: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
+    groups = len(kinds[0])
+    found: list[int] = []
+    for kind in kinds:
+        found += map(Tensor.data_ptr, kind) if kind else [0] * groups
+    return _table(tuple(found), len(kinds), device)
+
+
+def _linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    onto: Tensor | None,
+    rows: int,
+    shared: int,
+    eps: float,
+    compute: torch.dtype,
+    learns: bool,
+) -> tuple[Tensor, Tensor]:
+    """The result; and mean and inverse deviation of the rows, if they are normalised and the backward pass will ask for them."""
+    from mea_graph.ops.grouped.triton_kernels import grouped_linear_fwd_kernel
+
+    out, moments = _fake_linear(x, weights, biases, scales, shifts, onto, rows, shared, eps, compute, learns)
+    cut, x, normalises = _Cut.of(x, weights, rows, shared), gpu.dense_rows(x), bool(scales)
+    held = cut.held(normalises)
+    with gpu.on_device_of(x):
+        launch(
+            grouped_linear_fwd_kernel, (cut.tiles * gpu.cdiv(cut.width, _COLUMNS), cut.groups),
+            x, x.stride(0), _addresses((weights, biases, scales, shifts), x.device), weights[0],
+            out if onto is None else onto.contiguous(), out, moments, cut.rows, cut.shared, cut.groups, cut.channels, cut.width, eps,
+            HAS_NORM=normalises, HAS_BIAS=bool(biases), HAS_ONTO=onto is not None, SAVES=learns, COMPUTE=_NAMES[compute],
+            CHANNELS=held, CHUNK=_STEP[compute], ROWS=_ROWS, COLUMNS=_COLUMNS, **_loop(held),
+        )  # fmt: skip
+    return out, moments
+
+
+def _linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    rows: int,
+    shared: int,
+    compute: torch.dtype,
+) -> list[Tensor]:
+    """The gradients of x; and of weights, biases, scales and shifts, stacked."""
+    from mea_graph.ops.grouped import triton_kernels
+
+    d_x, *stacked = _fake_linear_backward(grad, x, moments, weights, biases, scales, shifts)
+    cut, x, grad, normalises = _Cut.of(x, weights, rows, shared), gpu.dense_rows(x), gpu.dense_rows(grad), bool(scales)
+    table, like = _addresses((weights, biases, scales, shifts), x.device), weights[0]
+    sizes_of = (cut.rows, cut.shared, cut.groups, cut.channels, cut.width)
+    kind = {"HAS_NORM": normalises, "COMPUTE": _NAMES[compute]}
+    held = cut.held(normalises)
+    splits, per_split = cut.splits()
+    parts = x.new_empty(splits, cut.groups, cut.width * (cut.channels + 1), dtype=torch.float32)
+    with gpu.on_device_of(x):
+        launch(
+            triton_kernels.grouped_linear_bwd_input_kernel, (cut.tiles * gpu.cdiv(cut.channels, held), cut.ranges),
+            grad, grad.stride(0), table, like, x, x.stride(0), moments, d_x, *sizes_of,
+            **kind, CHANNELS=held, CHUNK=_STEP[compute], ROWS=_ROWS, **_loop(held),
+        )  # fmt: skip
+        held = cut.held(False)
+        blocks = gpu.cdiv(cut.channels, held), gpu.cdiv(cut.width, _COLUMNS)
+        launch(
+            triton_kernels.grouped_linear_bwd_weight_kernel, (blocks[0] * blocks[1], cut.groups, splits),
+            grad, grad.stride(0), x, x.stride(0), moments, parts, *sizes_of, per_split,
+            **kind, CHANNELS=held, COLUMNS=_COLUMNS, ROWS=_STEP[compute], **_LONG_LOOP,
+        )  # fmt: skip
+        none = d_weight = stacked[0]
+        d_bias = stacked[1] if biases else none
+        d_scale, d_shift = stacked[-2:] if normalises else (none, none)
+        launch(
+            triton_kernels.grouped_linear_bwd_sum_kernel, (blocks[0], cut.groups, 1 if normalises else blocks[1]),
+            parts, table, like, d_weight, d_bias, d_scale, d_shift, cut.groups, cut.channels, cut.width,
+            HAS_NORM=normalises, HAS_BIAS=bool(biases), SPLITS=splits, CHANNELS=held, COLUMNS=_COLUMNS, num_warps=4,
+        )  # fmt: skip
+    return [d_x, *stacked]
+
+
+def _fake_linear(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Any,
+    scales: Sequence[Tensor],
+    shifts: Any,
+    onto: Tensor | None,
+    rows: int,
+    shared: int,
+    eps: float,
+    compute: torch.dtype,
+    learns: bool,
+) -> tuple[Tensor, Tensor]:
+    dtype = compute if onto is None else torch.promote_types(compute, onto.dtype)
+    moments = x.new_empty((x.size(0), 2) if learns and scales else 0, dtype=torch.float32)
+    return x.new_empty(rows * len(weights), weights[0].size(0), dtype=dtype), moments
+
+
+def _fake_linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    scales: Sequence[Tensor],
+    shifts: Sequence[Tensor],
+    *_: Any,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape), *(kind[0].new_empty(len(kind), *kind[0].shape) for kind in (weights, biases, scales, shifts) if kind)]
+
+
+_LISTS, _RANGES = "Tensor[] weights, Tensor[] biases, Tensor[] scales, Tensor[] shifts", "int rows, int shared"
+_linear_operator = register(
+    "grouped_linear_triton",
+    f"(Tensor x, {_LISTS}, Tensor? onto, {_RANGES}, float eps, ScalarType compute, bool learns) -> (Tensor, Tensor)",
+    _linear,
+    _fake_linear,
+)
+_linear_backward_operator = register(
+    "grouped_linear_triton_backward",
+    f"(Tensor grad, Tensor x, Tensor moments, {_LISTS}, {_RANGES}, ScalarType compute) -> Tensor[]",
+    _linear_backward,
+    _fake_linear_backward,
+)
+
+
+class _Linear(torch.autograd.Function):
+    """Stands in for `torch.library.register_autograd`, which for lists of tensors takes longer than the launches."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, onto: Tensor | None, counts: list[int], numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
+        ctx.counts, ctx.numbers = counts, numbers
+        run = _linear_operator if is_observed() else _linear
+        out, moments = run(x, *split(tensors, counts), onto, *numbers, True)
+        ctx.dtype = None if onto is None else onto.dtype
+        ctx.save_for_backward(x, moments, *tensors)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, moments, *tensors = ctx.saved_tensors
+        rows, shared, _eps, compute = ctx.numbers
+        lists = split(tensors, ctx.counts)
+        grad, d_onto = grads[0], None
+        if ctx.needs_input_grad[1]:
+            d_onto = grad.to(ctx.dtype)
+        if torch.is_grad_enabled():
+            d = _again(grad, x, lists, ctx.numbers)
+            return d[0], d_onto, None, None, *d[1:]
+        run = _linear_backward_operator if is_observed() else _linear_backward
+        d_x, *stacked = run(grad, x, moments, *lists, rows, shared, compute)
+        return d_x, d_onto, None, None, *(d for kind in stacked for d in kind.unbind())
+
+
+def _again(grad: Tensor, x: Tensor, lists: Sequence[Sequence[Tensor]], numbers: tuple[Any, ...]) -> list[Any]:
+    """The gradients by the reference, for a second derivative."""
+    rows, shared, eps, compute = numbers
+    weights, biases, scales, shifts = lists
+    starts, sizes = _ranges(rows, shared, len(weights))
+    with torch.autocast(x.device.type, compute, enabled=compute != x.dtype or compute != weights[0].dtype):
+        inputs = (x, weights, biases, starts, sizes, scales, shifts, eps, False)
+        d_x, d_weights, d_biases, _, _, d_scales, d_shifts, *_ = through_reference(reference.linear, inputs, grad.to(compute))
+    return [d_x, *d_weights, *d_biases, *d_scales, *d_shifts]
+
+
+def _pieces(x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> tuple[int, int]:
+    plan = batched.plan_of(x, starts, sizes)
+    assert plan is not None
+    return plan.rows, plan.shared
+
+
+def _ranges(rows: int, shared: int, groups: int) -> tuple[list[int], list[int]]:
+    return [rows * (g // shared) for g in range(groups)], [rows] * groups
+
+
+def linear(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    starts: list[int],
+    sizes: list[int],
+    scales: list[Tensor],
+    shifts: list[Tensor],
+    eps: float,
+    steps_last: bool,
+    onto: Tensor | None,
+) -> Tensor:
+    """See `grouped_linear`. Ignores `steps_last`, a layout for attention on a CPU."""
+    numbers = *_pieces(x, starts, sizes), eps, autocast_dtype(x) or weights[0].dtype
+    if torch.is_grad_enabled():
+        counts = [len(weights), len(biases), len(scales), len(shifts)]
+        return _Linear.apply(x, onto, counts, numbers, *weights, *biases, *scales, *shifts)
+    run = _linear_operator if is_observed() else _linear
+    return run(x, weights, biases, scales, shifts, onto, *numbers, False)[0]
+
+
+def _norm(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    rows: int,
+    shared: int,
+    eps: float,
+    dtype: torch.dtype,
+    learns: bool,
+) -> tuple[Tensor, Tensor]:
+    """The result, and mean and inverse deviation of the rows, if the backward pass will ask for them."""
+    from mea_graph.ops.grouped.triton_kernels import grouped_layer_norm_fwd_kernel
+
+    out, moments = _fake_norm(x, weights, biases, rows, shared, eps, dtype, learns)
+    cut, x = _Cut.of(x, weights, rows, shared), gpu.dense_rows(x)
+    held = cut.held(True)
+    with gpu.on_device_of(x):
+        launch(
+            grouped_layer_norm_fwd_kernel, (cut.tiles, cut.ranges),
+            x, x.stride(0), _addresses((weights, biases), x.device), weights[0], out, moments,
+            cut.rows, cut.shared, cut.groups, cut.channels, eps,
+            SAVES=learns, CHANNELS=held, ROWS=_ROWS, **_loop(held),
+        )  # fmt: skip
+    return out, moments
+
+
+def _norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    rows: int,
+    shared: int,
+) -> list[Tensor]:
+    """The gradients of x; and of weights and biases, stacked: (2, G, C)."""
+    from mea_graph.ops.grouped.triton_kernels import grouped_layer_norm_bwd_kernel
+
+    cut, d_x = _Cut.of(x, weights, rows, shared), x.new_empty(x.shape)
+    x, grad, held = gpu.dense_rows(x), gpu.dense_rows(grad), cut.held(True)
+    parts = x.new_empty(cut.tiles, 2, cut.groups, cut.channels, dtype=torch.float32)
+    with gpu.on_device_of(x):
+        launch(
+            grouped_layer_norm_bwd_kernel, (cut.tiles, cut.ranges),
+            grad, grad.stride(0), _addresses((weights, biases), x.device), weights[0], x, x.stride(0), moments, d_x, parts,
+            cut.rows, cut.shared, cut.groups, cut.channels,
+            CHANNELS=held, ROWS=_ROWS, **_loop(held),
+        )  # fmt: skip
+    return [d_x, parts.sum(0, dtype=torch.float32).to(weights[0].dtype)]
+
+
+def _fake_norm(
+    x: Tensor, weights: Sequence[Tensor], biases: Any, rows: int, shared: int, eps: float, dtype: torch.dtype, learns: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(rows * len(weights), x.size(1), dtype=dtype), x.new_empty((x.size(0), 2) if learns else 0, dtype=torch.float32)
+
+
+def _fake_norm_backward(grad: Tensor, x: Tensor, moments: Tensor, weights: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape), weights[0].new_empty(2, len(weights), x.size(1))]
+
+
+_NORM_LISTS = f"Tensor[] weights, Tensor[] biases, {_RANGES}"
+_norm_operator = register(
+    "grouped_layer_norm_triton",
+    f"(Tensor x, {_NORM_LISTS}, float eps, ScalarType dtype, bool learns) -> (Tensor, Tensor)",
+    _norm,
+    _fake_norm,
+)
+_norm_backward_operator = register(
+    "grouped_layer_norm_triton_backward",
+    f"(Tensor grad, Tensor x, Tensor moments, {_NORM_LISTS}) -> Tensor[]",
+    _norm_backward,
+    _fake_norm_backward,
+)
+
+
+class _Norm(torch.autograd.Function):
+    """As `_Linear`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
+        ctx.numbers, groups = numbers, len(tensors) // 2
+        run = _norm_operator if is_observed() else _norm
+        out, moments = run(x, tensors[:groups], tensors[groups:], *numbers, True)
+        ctx.save_for_backward(x, moments, *tensors)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, moments, *tensors = ctx.saved_tensors
+        rows, shared, eps, dtype = ctx.numbers
+        groups = len(tensors) // 2
+        weights, biases = tensors[:groups], tensors[groups:]
+        if torch.is_grad_enabled():
+            inputs = (x.to(dtype), weights, biases, *_ranges(rows, shared, groups), eps)
+            d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
+            return d_x.to(x.dtype), None, *d_weights, *d_biases
+        run = _norm_backward_operator if is_observed() else _norm_backward
+        d_x, stacked = run(grads[0], x, moments, weights, biases, rows, shared)
+        return d_x, None, *(d for kind in stacked for d in kind.unbind())
+
+
+def norm(x: Tensor, weights: list[Tensor], biases: list[Tensor], starts: list[int], sizes: list[int], eps: float) -> Tensor:
+    """See `grouped_layer_norm`. Under autocast the result is float32, as that of `torch.nn.LayerNorm`."""
+    dtype = x.dtype if autocast_dtype(x) is None else torch.promote_types(x.dtype, torch.float32)
+    numbers = *_pieces(x, starts, sizes), eps, dtype
+    if torch.is_grad_enabled():
+        return _Norm.apply(x, numbers, *weights, *biases)
+    return (_norm_operator if is_observed() else _norm)(x, weights, biases, *numbers, False)[0]
