@@ -1,7 +1,8 @@
 """Runs the same kind of layer on several groups of rows at once, where that is the same as calling each layer in turn."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -92,8 +93,8 @@ def linear_onto(onto: Tensor, dropout: nn.Module, layers: Sequence[Any], x: Tens
 def norm_then_linear(
     norms: Sequence[Any], layers: Sequence[Any], x: Tensor, groups: Groups, steps_last: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The normalised rows of each group, and the map of them: `norm` and `linear` in one call, where nobody differentiates or watches."""
-    if len(layers) > 1 and not torch.is_grad_enabled():
+    """The normalised rows of each group, and the map of them: on a CPU in one call, where nobody differentiates or watches."""
+    if len(layers) > 1 and not torch.is_grad_enabled() and not saves_launches(x):
         own, scaled = weights_of(layers, nn.Linear), weights_of(norms, nn.LayerNorm)
         if own is not None and scaled is not None:
             both = norm_and_linear(x, own, groups, scaled, norms[0].eps, steps_last)
@@ -110,11 +111,28 @@ def drops_nothing(dropout: nn.Module) -> bool:
 
 def weights_together(x: Tensor, *kinds: Sequence[Any]) -> AbstractContextManager[None]:
     """Inside, `linear` and `norm` on a device take the weights of these layers from one copy of all, where each call would make its own."""
-    if not saves_launches(x):
-        return nullcontext()
-    each = [weights_of(kind, type(kind[0])) for kind in kinds if len(kind) > 1 and type(kind[0]) in (nn.Linear, nn.LayerNorm)]
-    weights = [kind for pair in each if pair is not None for kind in pair if kind]
-    return stacked_together([kind for kind in weights if all(type(t) is nn.Parameter for t in kind)])
+    return _together(kinds) if saves_launches(x) else nullcontext()
+
+
+# Layers and their weights, by the identities of the layers, inside `weights_together`: no code but the library's runs there.
+_Found = dict[tuple[int, ...], tuple[Sequence[Any], tuple[list[Any], list[Any]]]]
+_FOUND: ContextVar[_Found | None] = ContextVar("mea_graph_weights", default=None)
+
+
+@contextmanager
+def _together(kinds: Sequence[Sequence[Any]]) -> Iterator[None]:
+    found: _Found = {}
+    for kind in kinds:
+        pair = weights_of(kind, type(kind[0])) if len(kind) > 1 and type(kind[0]) in (nn.Linear, nn.LayerNorm) else None
+        if pair is not None:
+            found[tuple(map(id, kind))] = kind, pair
+    weights = [part for _, pair in found.values() for part in pair if part]
+    token = _FOUND.set(found)
+    try:
+        with stacked_together([part for part in weights if all(type(t) is nn.Parameter for t in part)]):
+            yield
+    finally:
+        _FOUND.reset(token)
 
 
 def saves_launches(x: Tensor) -> bool:
@@ -137,6 +155,11 @@ def weights_of(layers: Sequence[Any], kind: type[nn.Module]) -> tuple[list[Any],
 
     None for a wrapper, a hook, a parametrisation, sparse weights, and where one layer lacks what another has.
     """
+    known = _FOUND.get()
+    if known is not None:
+        found = known.get(tuple(map(id, layers)))
+        if found is not None and type(layers[0]) is kind:
+            return found[1]
     if _all_are_watched():
         return None
     weights: list[Any] = []
