@@ -16,9 +16,10 @@ from torch_geometric.typing import EdgeType, NodeType
 
 from mea_graph.nn._sequences import check_dtype, check_modalities, check_sizes, weight_dtype
 from mea_graph.nn._side_by_side import is_watched
+from mea_graph.nn.graph._at_once import pass_side_by_side
 from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
-from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv, pass_side_by_side
+from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
 from mea_graph.ops.eager import is_traced
 from mea_graph.option_types import plain_value
 
