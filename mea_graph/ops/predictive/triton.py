@@ -174,12 +174,10 @@ def _forward(
 
 def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
     *tensors, bias, start, length, steps, packed, mu = given
-    query = tensors[0]
-    nothing = query.size(0) == 0 or steps == 0
-    *grads, d_weight, d_bias = _fake_backward(grad, out, statistics, *given)
-    d_query, d_key, d_value, d_prior_query, d_prior_key = (gpu.rows_like(g, packed and not nothing) for g in grads)
-    if nothing:
-        return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight.zero_(), d_bias.zero_()
+    query, weight = tensors[0], tensors[5]
+    if query.size(0) == 0 or steps == 0:
+        return tuple(g.zero_() for g in _fake_backward(grad, out, statistics, *given))
+    d_query, d_key, d_value, d_prior_query, d_prior_key = (gpu.rows_like(t, packed) for t in tensors[:5])
     from mea_graph.ops.predictive import triton_fold
 
     with gpu.on_device_of(query):
@@ -202,8 +200,9 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
         )  # fmt: skip
         used = weight_parts[..., : call.heads * call.prior_width].unflatten(4, (call.heads, call.prior_width))
         of_sets = used.movedim(4, 2).unflatten(0, (-1, call.per_set * blocks))
-        d_weight = of_sets.sum((1, 6)).view(d_weight.shape).to(d_weight.dtype)
-        d_bias = bias_parts.unflatten(0, (-1, call.per_set)).sum((1, 3)).view(d_bias.shape).to(d_bias.dtype)
+        d_weight = of_sets.sum((1, 6)).view(weight.shape).to(weight.dtype)
+        d_bias = bias_parts.unflatten(0, (-1, call.per_set)).sum((1, 3)).view(weight.shape[:-3])
+        d_bias = d_bias.to(weight.dtype if bias is None else bias.dtype)
     return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight, d_bias
 
 
