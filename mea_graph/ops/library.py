@@ -59,7 +59,8 @@ def _in_eager(name: str, setup_context: Callable[..., None] | None, backward: Ca
             setup_context(ctx, args, out)
         return out
 
-    function: Any = type(name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
+    derivative = staticmethod(backward or _refuse_second_derivative)
+    function: Any = type(name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": derivative})
 
     def call(*args: Any) -> Any:
         if is_traced() or is_transformed():

@@ -22,7 +22,7 @@ def fused_within_samples(fusion: nn.Module, made: Made, spaces: Sequence[str]) -
         return None
     if type(fusion) is not DecoupledGraphFusion or fusion.align is not None or fusion.spaces != tuple(spaces) or len(spaces) < 2:
         return None
-    if type(fusion.aggr) is not SumAggregation or any(map(is_watched, (fusion, fusion.aggr, fusion.by_type))):
+    if type(fusion.aggr) is not SumAggregation or is_watched(fusion) or is_watched(fusion.aggr) or is_watched(fusion.by_type):
         return None
     if fusion.by_type.asks_attention() or len(fusion.by_type.masks):
         return None

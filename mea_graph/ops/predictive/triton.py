@@ -292,13 +292,16 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 def _again(*inputs: Any) -> Tensor:
     """The same by the reference, for a second derivative."""
     *rows, weight, bias, start, length, _steps, packed, mu = inputs
-    if weight.dim() == 4:
-        return padded.run_reference(*rows, weight, bias, mu, Pointers(start, length, rows[0].size(0), packed=packed), None)
-    found = 0
-    for k, where in enumerate(zip(start.chunk(len(weight)), length.chunk(len(weight)), strict=True)):
-        own = Pointers(*where, rows[0].size(0))  # rows of other sets are gaps, whose results are zeros
-        found = found + padded.run_reference(*rows, weight[k], None if bias is None else bias[k], mu, own, None)
-    return found
+    query, key, value, prior_query, prior_key = rows
+    sets = [(weight, bias, start, length)]
+    if weight.dim() == 5:
+        biases = [None] * len(weight) if bias is None else bias
+        sets = list(zip(weight, biases, start.chunk(len(weight)), length.chunk(len(weight)), strict=True))
+    found = []
+    for w, b, first, count in sets:
+        own = Pointers(first, count, query.size(0), packed=packed and len(sets) == 1)  # rows of other sets are gaps, and give zeros
+        found.append(padded.run_reference(query, key, value, prior_query, prior_key, w, b, mu, own, None))
+    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
 _INPUTS = (
