@@ -64,13 +64,13 @@ def test_what_does_not_wait_is_counted() -> None:
     assert {"t", "view", "empty"}.isdisjoint(seen.launches)
 
 
-@pytest.mark.parametrize(("layout", "most"), [("padded", 812), ("rows", 800)])
+@pytest.mark.parametrize(("layout", "most"), [("padded", 649), ("rows", 637)])
 def test_a_training_step_waits_for_nothing(layout: str, most: int) -> None:
     """Launches as they are; one more is a step back."""
     seen = pretend.training_step(layout)
     assert not seen.reads
     assert 500 < seen.launches.total() <= most
-    assert seen.launches["grouped_linear_triton"] == seen.launches["grouped_linear_triton_backward"] / 3 > 0
+    assert seen.launches["grouped_linear_triton"] == seen.launches["grouped_linear_triton_backward"] / 2 > 0
     assert "addmm_" not in seen.launches  # no product of one group
     assert seen.launches["predictive_attention_triton"] / 3 == seen.launches["predictive_attention_triton_backward"] / 7 > 0
     assert seen.launches["interval_attention_triton"] == seen.launches["interval_attention_triton_backward"] / 2 > 0

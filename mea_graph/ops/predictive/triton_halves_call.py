@@ -59,7 +59,7 @@ def _copies(call: "Call", inner: Tensor | None, outer: Tensor | None, out: Tenso
     )  # fmt: skip
     folds.predictive_attention_fold_kernel[call.fold_grid](
         *strided, *(nothing if t is None else t for t in (inner, outer, out)), call.weight, call.start, call.length, copies.powers,
-        *copies[:8], steps, call.width, call.value_width, call.prior_scale,
+        *copies[:8], steps, call.width, call.value_width, call.per_set, call.prior_scale,
         HEADS=call.heads, PRIOR_WIDTH=call.prior_width, FOLDED=folded, TOGETHER=FOLD_HEADS, ROWS=call.fold_rows, BLOCK=_BLOCK, **constants,
         num_warps=call.fold_warps, maxnreg=ALL_REGISTERS,
     )  # fmt: skip
@@ -72,7 +72,7 @@ def forward(call: "Call", out: Tensor, inner: Tensor, outer: Tensor) -> None:
     loops.predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
         copies.query, copies.key, copies.key_parts, copies.folded_query, copies.folded_key, copies.norms, copies.powers,
         call.bias, call.start, call.length, out, inner, outer,
-        call.heads, call.steps_padded, call.value_width, call.scale, call.mu,
+        call.heads, call.steps_padded, call.value_width, call.per_set, call.scale, call.mu,
         HAS_BIAS=call.has_bias, NORM_ROWS=call.fold_rows, **constants,
     )  # fmt: skip
 
@@ -91,7 +91,7 @@ def backward(
     bias_parts = empty(call.batch, call.heads, blocks)
     loops.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
         *shared, gradients[0], folded_query_grad, bias_parts,
-        call.heads, call.steps_padded, call.width, 3 * call.heads * call.prior_width, call.scale, call.mu,
+        call.heads, call.steps_padded, call.width, 3 * call.heads * call.prior_width, call.per_set, call.scale, call.mu,
         HAS_BIAS=call.has_bias, **constants,
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ def backward(
     folded_key_grad = empty(call.batch, call.heads, call.steps_padded, call.tiles["FOLDED"])
     loops.predictive_attention_bwd_key_kernel[(call.batch * call.heads * blocks,)](
         *shared, *gradients[1:], folded_key_grad,
-        call.heads, call.steps_padded, call.width, call.value_width, call.scale, call.mu,
+        call.heads, call.steps_padded, call.width, call.value_width, call.per_set, call.scale, call.mu,
         HAS_BIAS=call.has_bias, **constants,
     )  # fmt: skip
     return folded_query_grad, folded_key_grad, bias_parts
