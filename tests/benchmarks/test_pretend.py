@@ -113,7 +113,7 @@ def test_inference_on_padded_batches_can_be_captured() -> None:
     """A CUDA graph replays what was launched: nothing may be read, or sent by the host; sizes follow from those of the batch alone."""
     seen = pretend.inference({"text": 16, "audio": 64, "vision": 64})
     assert not seen.reads
-    assert 300 < seen.launches.total() <= 406
+    assert 200 < seen.launches.total() <= 264
 
 
 def test_the_fusion_graph_of_samples_that_lack_a_modality_reads_nothing() -> None:
