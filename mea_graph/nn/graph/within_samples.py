@@ -1,6 +1,7 @@
 """Decoupled graph fusion of a graph that `fusion_graph` just made, without its lists of edges: in few kernels on a device."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch_geometric.nn.aggr import SumAggregation
@@ -22,7 +23,8 @@ def fused_within_samples(fusion: nn.Module, made: Made, spaces: Sequence[str]) -
         return None
     if type(fusion) is not DecoupledGraphFusion or fusion.align is not None or fusion.spaces != tuple(spaces) or len(spaces) < 2:
         return None
-    if type(fusion.aggr) is not SumAggregation or is_watched(fusion) or is_watched(fusion.aggr) or is_watched(fusion.by_type):
+    readout: Any = fusion.aggr
+    if type(readout) is not SumAggregation or is_watched(readout) or is_watched(fusion) or is_watched(fusion.by_type):
         return None
     if fusion.by_type.asks_attention() or len(fusion.by_type.masks):
         return None
