@@ -44,12 +44,12 @@ def refuse(
     """Why the kernels cannot run on these tensors, or None."""
     reason = batched.refuse(x, weights, biases, starts, sizes, scales, shifts)
     if reason is None:
-        reason = gpu.refuse_tensors({"x": x, "weights": weights[0]} | ({} if onto is None else {"onto": onto}))
+        reason = gpu.refuse_tensors({"x": x, "weights": weights[0]} if onto is None else {"x": x, "weights": weights[0], "onto": onto})
     if reason is not None:
         return reason
-    parameters = (*weights, *biases, *scales, *shifts)
-    for t in parameters:
-        if t.device != x.device or not t.is_contiguous():
+    device = x.get_device()
+    for t in (*weights, *biases, *scales, *shifts):
+        if t.get_device() != device or not t.is_contiguous():
             return "a parameter is on another device, or not in one piece of memory"
     if not 0 < min(weights[0].shape) <= max(weights[0].shape) <= _WIDEST:
         return f"the kernels are for 1 to {_WIDEST} channels"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mea_graph.ops.interval.padded import run_reference
 from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.launch import launch
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.pointers import Pointers
 
@@ -178,8 +179,19 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
     with on_device_of(query):
         call = _Call(query, key, value, *edges)
         tiles, constants = call.loop("forward")
-        interval_attention_fwd_kernel[(call.row_blocks(tiles), call.heads)](
-            *call.strided(), *call.edges, out, logsumexp, call.heads, call.samples, call.sources, call.num_rows, *call.sizes, **constants
+        launch(
+            interval_attention_fwd_kernel,
+            (call.row_blocks(tiles), call.heads),
+            *call.strided(),
+            *call.edges,
+            out,
+            logsumexp,
+            call.heads,
+            call.samples,
+            call.sources,
+            call.num_rows,
+            *call.sizes,
+            **constants,
         )
     return out, logsumexp
 
@@ -198,11 +210,24 @@ def _backward(
         shared = (*call.strided(dense_rows(grad)), *call.edges)
         delta = torch.empty_like(logsumexp)
         tiles, constants = call.loop("query")
-        triton_kernels.interval_attention_bwd_query_kernel[(call.row_blocks(tiles), call.heads)](
-            *shared, logsumexp, out, delta, d_query, call.heads, call.samples, call.sources, call.num_rows, *call.sizes, **constants
+        launch(
+            triton_kernels.interval_attention_bwd_query_kernel,
+            (call.row_blocks(tiles), call.heads),
+            *shared,
+            logsumexp,
+            out,
+            delta,
+            d_query,
+            call.heads,
+            call.samples,
+            call.sources,
+            call.num_rows,
+            *call.sizes,
+            **constants,
         )
         tiles, constants = call.loop("key")
-        triton_kernels.interval_attention_bwd_key_kernel[(cdiv(call.num_source_rows, tiles.columns), call.heads)](
+        launch(
+            triton_kernels.interval_attention_bwd_key_kernel, (cdiv(call.num_source_rows, tiles.columns), call.heads),
             *shared, logsumexp, delta, d_key, d_value,
             call.heads, call.samples * call.sources, call.sources, call.num_rows, call.num_source_rows, *call.sizes, **constants,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mea_graph.ops.interval import triton as gpu
 from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.launch import launch
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive import padded, triton_tiles
@@ -108,7 +109,8 @@ class Call:
         grad = gpu.dense_rows(self.value if grad is None else grad)
         sources = [self.query, self.key, self.value, self.prior_query, self.prior_key]
         strided = [a for t in sources for a in (t, *t.stride()[:2])]
-        predictive_attention_fold_kernel[self.fold_grid](
+        launch(
+            predictive_attention_fold_kernel, self.fold_grid,
             *strided, self.weight, self.bias, self.start, self.length,
             norms if inner is None else inner, self.value if out is None else out, grad, *grad.stride()[:2],
             *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.per_set, self.scale, self.prior_scale,
@@ -164,7 +166,8 @@ def _forward(
             return out, statistics
         *copies, _, _, norms = call.copies().values()
         tiles, constants = call.loop("forward")
-        predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
+        launch(
+            predictive_attention_fwd_kernel, (call.batch * call.heads * (call.steps_padded // tiles.rows),),
             *copies, norms, call.start, call.length, out, statistics[0], statistics[1],
             call.heads, call.steps_padded, call.value_width, call.scale, call.mu, call.shift,
             SPARE=call.spare, NORM_ROWS=call.fold_rows, **constants,
@@ -191,7 +194,8 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
         channels = gpu.power_of_2(call.heads * call.prior_width)
         blocks = call.steps_padded // _UNFOLD_ROWS
         weight_parts = query.new_empty(call.batch * blocks, call.heads, 3, 3, channels, dtype=torch.float32)
-        triton_fold.predictive_attention_bwd_fold_kernel[(call.batch * blocks,)](
+        launch(
+            triton_fold.predictive_attention_bwd_fold_kernel, (call.batch * blocks,),
             call.prior_query, *call.prior_query.stride()[:2], call.weight, call.start, call.length,
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
             call.heads, folded_key_grad.size(1), call.steps_padded, call.per_set, call.prior_scale,
@@ -222,7 +226,8 @@ def _backward_loops(
     folded_query_grad = empty(copies[3].shape, dtype=torch.bfloat16 if call.dtype == torch.bfloat16 else torch.float32)
     bias_parts = empty((call.batch, call.heads, blocks))
     inner_delta = call.rows()
-    triton_kernels.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
+    launch(
+        triton_kernels.predictive_attention_bwd_query_kernel, (call.batch * call.heads * blocks,),
         *shared, gradients[0], folded_query_grad, bias_parts, inner_delta,
         call.heads, call.steps_padded, call.width, call.scale, call.mu, call.shift,
         SPARE=call.spare, **constants,
@@ -233,7 +238,8 @@ def _backward_loops(
     groups = min(call.heads, _GROUPS)
     folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
     for part in range(tiles.parts):
-        triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
+        launch(
+            triton_kernels.predictive_attention_bwd_key_kernel, (call.batch * groups * blocks,),
             *shared, inner_delta, *gradients[1:], folded_key_grad,
             call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, call.shift,
             PART=part, PARTS=tiles.parts, SPARE=call.spare, **constants,
