@@ -180,19 +180,9 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Ten
         call = _Call(query, key, value, *edges)
         tiles, constants = call.loop("forward")
         launch(
-            interval_attention_fwd_kernel,
-            (call.row_blocks(tiles), call.heads),
-            *call.strided(),
-            *call.edges,
-            out,
-            logsumexp,
-            call.heads,
-            call.samples,
-            call.sources,
-            call.num_rows,
-            *call.sizes,
-            **constants,
-        )
+            interval_attention_fwd_kernel, (call.row_blocks(tiles), call.heads),
+            *call.strided(), *call.edges, out, logsumexp, call.heads, call.samples, call.sources, call.num_rows, *call.sizes, **constants,
+        )  # fmt: skip
     return out, logsumexp
 
 
@@ -211,20 +201,9 @@ def _backward(
         delta = torch.empty_like(logsumexp)
         tiles, constants = call.loop("query")
         launch(
-            triton_kernels.interval_attention_bwd_query_kernel,
-            (call.row_blocks(tiles), call.heads),
-            *shared,
-            logsumexp,
-            out,
-            delta,
-            d_query,
-            call.heads,
-            call.samples,
-            call.sources,
-            call.num_rows,
-            *call.sizes,
-            **constants,
-        )
+            triton_kernels.interval_attention_bwd_query_kernel, (call.row_blocks(tiles), call.heads),
+            *shared, logsumexp, out, delta, d_query, call.heads, call.samples, call.sources, call.num_rows, *call.sizes, **constants,
+        )  # fmt: skip
         tiles, constants = call.loop("key")
         launch(
             triton_kernels.interval_attention_bwd_key_kernel, (cdiv(call.num_source_rows, tiles.columns), call.heads),
