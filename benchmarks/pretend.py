@@ -37,7 +37,7 @@ _LAUNCHES = {
     "predictive_attention_triton": 3,  # in float32 on heads of up to 5 channels; otherwise one less, and in the backward pass too
     "predictive_attention_triton_backward": 5 + 2,  # and the sums over parts
     "interval_attention_triton_backward": 2,
-    "grouped_linear_triton_backward": 3,
+    "grouped_linear_triton_backward": 2,
     "grouped_layer_norm_triton_backward": 1 + 1,  # and the sum over parts
     "bilstm_triton": 2,  # and the transposed weights
     "bilstm_triton_backward": 1 + 3,  # and a product for the weights, after two copies

@@ -91,8 +91,8 @@ def linear_onto(onto: Tensor, dropout: nn.Module, layers: Sequence[Any], x: Tens
 def norm_then_linear(
     norms: Sequence[Any], layers: Sequence[Any], x: Tensor, groups: Groups, steps_last: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The normalised rows of each group, and the map of them: `norm` and `linear` in one call, where nobody differentiates or watches."""
-    if len(layers) > 1 and not torch.is_grad_enabled():
+    """The normalised rows of each group, and the map of them: on a CPU in one call, where nobody differentiates or watches."""
+    if len(layers) > 1 and not torch.is_grad_enabled() and not saves_launches(x):
         own, scaled = weights_of(layers, nn.Linear), weights_of(norms, nn.LayerNorm)
         if own is not None and scaled is not None:
             both = norm_and_linear(x, own, groups, scaled, norms[0].eps, steps_last)

@@ -18,7 +18,8 @@ from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
 from mea_graph.nn.branches import AgnosticOutput, ExclusiveOutput, all_present
 from mea_graph.nn.graph.combination import COMBINATIONS, Combination
-from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph
+from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph, make_graph
+from mea_graph.nn.graph.within_samples import fused_within_samples
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor, extract_all, extract_level
@@ -368,16 +369,17 @@ class MEA(nn.Module):
         graph: FusionGraph | None,
         return_attention_weights: bool,
     ) -> MEAOutput:
-        spaces, is_whole = [h for h in (exclusive, agnostic) if h is not None], graph is None and present is None
+        spaces, is_whole, vectors = [h for h in (exclusive, agnostic) if h is not None], graph is None and present is None, None
         if graph is None:
-            graph = fusion_graph(exclusive, agnostic, present, self.self_loops, keep_absent=None)
+            made = make_graph(exclusive, agnostic, present, self.self_loops)
+            graph, vectors = made.graph, None if return_attention_weights else fused_within_samples(self.fusion, made, self.spaces)
         if present is None:
             like = spaces[0][self.modalities[0]]
             present = dict.fromkeys(self.modalities, torch.ones(like.size(0), dtype=torch.bool, device=like.device))
         transfer: dict[EdgeType, Tensor] = {}
-        if isinstance(self.fusion, Combination):
+        if vectors is None and isinstance(self.fusion, Combination):
             vectors = [self.fusion(h, present) for h in spaces]
-        else:
+        elif vectors is None:
             names = {f"{m}_{space}" for m in self.modalities for space in self.spaces}
             nodes = [(t, store) for t, store in graph.node_items() if t in names]
             x_dict, sample = ({t: store[name] for t, store in nodes} for name in ("x", "sample"))

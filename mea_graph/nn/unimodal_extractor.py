@@ -23,13 +23,13 @@ from mea_graph.ops.recurrent.layers import both_ways
 def sinusoidal_positions(length: int, channels: int, like: Tensor) -> Tensor:
     """Sinusoidal position embedding (Vaswani et al. 2017, section 3.5), (length, channels), of the type and device of `like`."""
     dtype = torch.promote_types(like.dtype, torch.float32)  # half precision is too coarse for the angles of a long sequence
-    return _sinusoids(torch.arange(length, device=like.device, dtype=dtype), channels).to(like.dtype)
+    return _sinusoids(torch.arange(length, device=like.device, dtype=dtype), channels, dtype).to(like.dtype)
 
 
-def _sinusoids(position: Tensor, channels: int) -> Tensor:
-    """Positions (*) to sines and cosines (*, channels)."""
+def _sinusoids(position: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """Positions (*), which may be integers, to sines and cosines (*, channels)."""
     half = (channels + 1) // 2
-    rate = torch.exp(torch.arange(half, device=position.device, dtype=position.dtype) * (-math.log(10000) * 2 / channels))  # 10000^(-2i/d)
+    rate = torch.exp(torch.arange(half, device=position.device, dtype=dtype) * (-math.log(10000) * 2 / channels))  # 10000^(-2i/d)
     angle = position.unsqueeze(-1) * rate
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :channels]
 
@@ -174,7 +174,7 @@ class UnimodalExtractor(nn.Module):
             padded = padded.masked_fill(~pointers.mask, 0)
         if pointers.max_length == 0:  # the convolution then reads one step of padding
             padded = F.pad(padded, (0, 1))
-        return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels).to(like.dtype)
+        return _sinusoids(padded[:, :: self.stride] / self.time_scale, self.channels, padded.dtype).to(like.dtype)
 
 
 class _Read(NamedTuple):
@@ -231,7 +231,7 @@ def extract_level(
     gap = F.pad(whole.gap.view(len(x), size, 1), (0, 0, before, after), value=True)
     spread = [own.index_select(0, origin[i]).masked_fill(gap[i], 0) for i, own in enumerate(x)]
     z = torch.cat([e.conv(own.mT.unsqueeze(0)).squeeze(0).mT for e, own in zip(each, spread, strict=True)])
-    positions = _sinusoids(whole.position.to(torch.promote_types(z.dtype, torch.float32)), first.channels)
+    positions = _sinusoids(whole.position, first.channels, torch.promote_types(z.dtype, torch.float32))
     z = first.dropout(z + positions.to(z.dtype))
     parts = z.split(size)
     out = bilstm(parts, [e._weights() for e in each], spaced)

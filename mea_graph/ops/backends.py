@@ -69,6 +69,10 @@ class Op:
             name = self._first(device, arguments)
         else:
             self._check(name, arguments)
+        return self.run_on(name, arguments)
+
+    def run_on(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Runs a backend that was chosen."""
         if not torch.compiler.is_compiling():
             record = _RECORD.get()
             if record is not None:
@@ -95,6 +99,10 @@ class Op:
             return Explanation(self.name, *self._automatic(device, arguments))
         self._check(backend, arguments)
         return Explanation(self.name, backend, {name: f"{backend!r} was requested" for name in self.backends if name != backend})
+
+    def choose(self, device: torch.device, arguments: Mapping[str, Any]) -> str:
+        """The backend that "auto" takes."""
+        return self._first(device, arguments)
 
     def _first(self, device: torch.device, arguments: Mapping[str, Any]) -> str:
         """What `_automatic` chooses, without reasons that nobody reads."""
@@ -136,6 +144,11 @@ def is_unwatched() -> bool:
     On little data an op may then go its shortest way, whose choice takes less time than that among all backends.
     """
     return not torch.is_grad_enabled() and is_unseen() and _FORCED.get() is None and _RECORD.get() is None
+
+
+def is_forced() -> bool:
+    """Whether `use_backend` forces some backend, perhaps on another op."""
+    return not torch.compiler.is_compiling() and _FORCED.get() is not None
 
 
 def _refuse_recorded() -> str | None:

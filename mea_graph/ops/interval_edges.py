@@ -262,12 +262,12 @@ class IntervalEdges:
         for source in self.sources:
             starts.append(source.start + rows if rows else source.start)
             rows += source.num_rows
-        return torch.stack(starts, 1)
+        return torch.stack(starts, 1) if len(starts) != 1 else starts[0].unsqueeze(1)
 
     @kept
     def source_length(self) -> Tensor:
         """The number of rows of each sample, `(B, S)`."""
-        return torch.stack([source.length for source in self.sources], 1)
+        return torch.stack([s.length for s in self.sources], 1) if len(self.sources) != 1 else self.sources[0].length.unsqueeze(1)
 
     @kept
     def begin(self) -> Tensor:

@@ -226,7 +226,9 @@ class Pointers:
             numbers = torch.arange(self.num_samples, device=self.start.device)
             return numbers.unsqueeze(1).expand(-1, self.steps).reshape(-1)
         rows = torch.arange(self.num_rows, device=self.start.device)
-        return (torch.searchsorted(self.start.contiguous(), rows, right=True) - 1).clamp_(min=0)
+        if is_traced():  # a slice would fix the number of samples in a graph
+            return (torch.searchsorted(self.start.contiguous(), rows, right=True) - 1).clamp_(min=0)
+        return torch.searchsorted(self.start[1:].contiguous(), rows, right=True)  # how many samples begin after the first, up to this row
 
     @kept
     def position(self) -> Tensor:

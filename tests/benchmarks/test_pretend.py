@@ -64,13 +64,13 @@ def test_what_does_not_wait_is_counted() -> None:
     assert {"t", "view", "empty"}.isdisjoint(seen.launches)
 
 
-@pytest.mark.parametrize(("layout", "most"), [("padded", 812), ("rows", 800)])
+@pytest.mark.parametrize(("layout", "most"), [("padded", 649), ("rows", 637)])
 def test_a_training_step_waits_for_nothing(layout: str, most: int) -> None:
     """Launches as they are; one more is a step back."""
     seen = pretend.training_step(layout)
     assert not seen.reads
     assert 500 < seen.launches.total() <= most
-    assert seen.launches["grouped_linear_triton"] == seen.launches["grouped_linear_triton_backward"] / 3 > 0
+    assert seen.launches["grouped_linear_triton"] == seen.launches["grouped_linear_triton_backward"] / 2 > 0
     assert "addmm_" not in seen.launches  # no product of one group
     assert seen.launches["predictive_attention_triton"] / 3 == seen.launches["predictive_attention_triton_backward"] / 7 > 0
     assert seen.launches["interval_attention_triton"] == seen.launches["interval_attention_triton_backward"] / 2 > 0
@@ -113,7 +113,7 @@ def test_inference_on_padded_batches_can_be_captured() -> None:
     """A CUDA graph replays what was launched: nothing may be read, or sent by the host; sizes follow from those of the batch alone."""
     seen = pretend.inference({"text": 16, "audio": 64, "vision": 64})
     assert not seen.reads
-    assert 300 < seen.launches.total() <= 406
+    assert 200 < seen.launches.total() <= 264
 
 
 def test_the_fusion_graph_of_samples_that_lack_a_modality_reads_nothing() -> None:

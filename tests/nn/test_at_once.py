@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mea_graph.nn import MEA, CrossModalEncoder, GraphFusionConv, PredictiveEncoder
 from mea_graph.nn._side_by_side import Groups, weights_of
 from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention
-from mea_graph.nn.graph.graph_fusion_conv import pass_side_by_side
+from mea_graph.nn.graph._at_once import pass_side_by_side
 from mea_graph.ops import Pointers, record_calls, use_backend
 from mea_graph.ops.grouped import Blocks, blocks_at_once, grouped_layer_norm, grouped_linear, norm_and_linear
 from mea_graph.ops.native import library

@@ -1,12 +1,15 @@
 """The predictive branch is its layers one after the other: attention per modality, then weights across modalities."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mea_graph.nn import PredictiveEncoder
+from mea_graph.nn import PredictiveEncoder, _side_by_side
+from mea_graph.nn.attention import predictive_self_attention
+from mea_graph.ops import IntervalEdges, Pointers, predictive_attention
 
 D, HEADS = 6, 2
 LENGTHS = {"text": [4, 1], "audio": [3, 5]}
@@ -86,3 +89,61 @@ def test_bad_input_is_named(x: dict[str, Tensor]) -> None:
     wrong: dict[str, Any] = x | {"text": x["text"][..., :4]}
     with pytest.raises(ValueError, match=r"expected \(B, T, 6\), .*got \(2, 4, 4\)"):
         PredictiveEncoder(D, LENGTHS, HEADS)(wrong)
+
+
+def _set_by_set(calls: list[int]) -> Callable[..., Tensor]:
+    """Stands in for the kernels of a GPU, which take all sets at once."""
+
+    def attend(query, key, value, prior_query, prior_key, weights, biases, mu, pointers, together):
+        assert together.num_rows == query.size(0)
+        calls.append(len(pointers))
+        parts = zip(*(t.split([p.num_rows for p in pointers]) for t in (query, key, value, prior_query, prior_key)), strict=True)
+        return torch.cat(
+            [
+                predictive_attention(q, k, v, p, q_prior, k_prior, weight, bias, mu)
+                for (q, k, v, q_prior, k_prior), p, weight, bias in zip(parts, pointers, weights, biases, strict=True)
+            ]
+        )
+
+    return attend
+
+
+def _widen(encoder: PredictiveEncoder) -> None:
+    encoder.attention["text"][1].mu = 0.5
+
+
+CHANGES = {
+    "as built": (lambda encoder: None, 2),
+    "hook on a convolution": (lambda encoder: encoder.attention["text"][1].predictor.register_forward_hook(lambda *_: None), 0),
+    "another share": (_widen, 1),
+    "dropped weights": (lambda encoder: [setattr(a, "p", 0.5) for a in encoder.modules() if isinstance(a, torch.nn.Dropout)], 2),
+}
+
+
+@pytest.mark.parametrize(("change", "calls"), CHANGES.values(), ids=CHANGES)
+def test_on_a_device_all_modalities_are_guided_in_one_call(randomised, x, mask, monkeypatch, change, calls: int) -> None:
+    encoder = randomised(PredictiveEncoder(D, LENGTHS, HEADS, num_layers=3)).eval()
+    change(encoder)
+    expected = encoder(x, mask)
+    seen: list[int] = []
+    monkeypatch.setattr(predictive_self_attention, "predictive_attention_of_sets", _set_by_set(seen))
+    monkeypatch.setattr(_side_by_side, "_launches", lambda device: True)
+    found = encoder(x, mask)
+    assert seen == [len(LENGTHS)] * calls
+    for m in x:
+        torch.testing.assert_close(found.x[m], expected.x[m], rtol=1e-12, atol=1e-14)
+
+
+def test_maps_windows_and_dropped_weights_take_a_call_for_each_modality(randomised, x, mask, monkeypatch) -> None:
+    encoder = randomised(PredictiveEncoder(D, LENGTHS, HEADS, num_layers=2, attention_dropout=0.5))
+    rows = {m: x[m][own] for m, own in mask.items()}
+    pointers = {m: Pointers.from_ptr(torch.tensor([0, *n]).cumsum(0)) for m, n in LENGTHS.items()}
+    seen: list[int] = []
+    monkeypatch.setattr(predictive_self_attention, "predictive_attention_of_sets", _set_by_set(seen))
+    monkeypatch.setattr(_side_by_side, "_launches", lambda device: True)
+    encoder.train()(x, mask)
+    encoder.eval()(x, mask, return_attention_weights=True)
+    encoder(rows, pointers, {"text": IntervalEdges.window(pointers["text"], pointers["text"], steps=1)})
+    assert not seen
+    encoder(x, mask)
+    assert seen == [len(LENGTHS)]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import check_sizes
-from mea_graph.nn._side_by_side import Groups, drops_nothing, is_watched, linear, linear_onto, of_all, weights_of
+from mea_graph.nn._side_by_side import Groups, drops_nothing, is_watched, linear, linear_onto, of_all, saves_launches, weights_of
 from mea_graph.ops.grouped import Blocks, blocks_at_once
 
 
@@ -75,7 +75,8 @@ def end_of_attention(
     carried: Tensor, dropout: nn.Module, outs: Sequence[Any], blocks: Sequence[Any], attended: Tensor, groups: Groups
 ) -> Tensor:
     """The end of attention layers side by side: what they attended to (N, d'), mapped and added to `carried`, then their blocks."""
-    found = _at_once(carried, dropout, outs, blocks, attended, groups.sizes) if len(blocks) > 1 else None
+    alone = len(blocks) == 1 or torch.is_grad_enabled() or saves_launches(carried)
+    found = None if alone else _at_once(carried, dropout, outs, blocks, attended, groups.sizes)
     if found is not None:
         return found
     return feed_forward(blocks, linear_onto(carried, dropout, outs, attended, groups), groups)
@@ -85,7 +86,7 @@ def _at_once(
     carried: Tensor, dropout: nn.Module, outs: Sequence[Any], blocks: Sequence[Any], attended: Tensor, sizes: Sequence[int]
 ) -> Tensor | None:
     activation, inner = blocks[0].activation, blocks[0].dropout
-    if torch.is_grad_enabled() or type(activation) is not nn.ReLU or is_watched(activation):
+    if type(activation) is not nn.ReLU or is_watched(activation):
         return None
     if not (drops_nothing(dropout) and drops_nothing(inner)):
         return None

@@ -20,7 +20,7 @@ def prediction(predictor: nn.Module, query: Tensor, key: Tensor, pointers: Point
     maps (B, K, T, T), which are stored for it. The op then reads the result as the product of a prior whose keys are the numbers of the
     steps, one hot, under a convolution that changes nothing.
     """
-    if type(predictor) is nn.Conv2d and _is_as_built(predictor) and not has_own_call(predictor):
+    if is_its_weights(predictor):
         return {"prior_query": query, "prior_key": key, "weight": predictor.weight, "bias": predictor.bias}, "auto"
     steps, heads = pointers.max_length, query.size(1)
     if steps == 0 or pointers.num_samples == 0:
@@ -39,6 +39,11 @@ def prediction(predictor: nn.Module, query: Tensor, key: Tensor, pointers: Point
         "prior_key": numbers.unsqueeze(1).expand(-1, heads, -1),
         "weight": unchanged,
     }, "reference"
+
+
+def is_its_weights(predictor: nn.Module | None) -> bool:
+    """Whether the convolution is as the layer makes it, and nobody watches it."""
+    return type(predictor) is nn.Conv2d and _is_as_built(predictor) and not has_own_call(predictor)
 
 
 def _is_as_built(conv: nn.Conv2d) -> bool:

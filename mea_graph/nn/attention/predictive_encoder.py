@@ -134,13 +134,13 @@ class PredictiveEncoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Runs all modalities at once, on their stacked rows."""
         together, weights = Pointers.join(pointers), []
-        priors: list[Prior | None] = [None] * len(pointers)
+        prior: Prior | None = None
         stacks = [cast(nn.ModuleList, self.attention[m]) for m in self.modalities]
         layers = [[cast(PredictiveSelfAttention, stack[i]) for stack in stacks] for i in range(self.num_layers)]
         weigh = [cast(WeightedAttention, layer) for layer in self.weighted]
         for i, each in enumerate(layers):
-            rows, own, drawn = attend(each, rows, pointers, priors, edges, bool(maps))
-            priors = list(own) if self.prediction_chain else priors
+            rows, own, drawn = attend(each, rows, pointers, together, prior, edges, bool(maps))
+            prior = own if self.prediction_chain else None
             for m, drawing in zip(maps, drawn, strict=True):
                 maps[m].append(drawing)
             if weigh:

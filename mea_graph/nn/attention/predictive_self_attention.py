@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from mea_graph.nn._dropout import make_dropout
 from mea_graph.nn._sequences import Layout, check_edges, check_heard, enter, weight_dtype
-from mea_graph.nn._side_by_side import Groups, norm_then_linear, of_all
+from mea_graph.nn._side_by_side import Groups, norm_then_linear, of_all, saves_launches
 from mea_graph.nn.attention.feed_forward import FeedForward, end_of_attention
 from mea_graph.nn.attention.options import inner_channels, probability
-from mea_graph.nn.attention.prediction import prediction
+from mea_graph.nn.attention.prediction import is_its_weights, prediction
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention, predictive_attention, predictive_attention_map
+from mea_graph.ops.predictive.sets import predictive_attention_of_sets
 
 
 class Prior(NamedTuple):
@@ -168,8 +169,8 @@ class PredictiveSelfAttention(nn.Module):
             check_heard(edges, [entered.pointers], entered.pointers)
         if prior is not None and prior.query.size(0) != entered.x.size(0):
             raise ValueError(f"prior: expected that of {entered.x.size(0)} rows, as the layer before had, got {prior.query.size(0)}")
-        rows, priors, maps = attend([self], entered.x, [entered.pointers], [prior], [edges], return_attention_weights)
-        result = entered.leave(rows), priors[0]
+        rows, own, maps = attend([self], entered.x, [entered.pointers], entered.pointers, prior, [edges], return_attention_weights)
+        result = entered.leave(rows), own
         return (*result, maps[0]) if return_attention_weights else result
 
 
@@ -177,53 +178,92 @@ def attend(
     layers: Sequence[PredictiveSelfAttention],
     x: Tensor,
     pointers: Sequence[Pointers],
-    priors: Sequence[Prior | None],
+    together: Pointers,
+    prior: Prior | None,
     edges: Sequence[IntervalEdges | Tensor | None],
     maps: bool = False,
-) -> tuple[Tensor, list[Prior], list[Tensor]]:
-    """Runs each layer on its own part of the stacked rows x (N, d); also returns each layer's map, if requested."""
+) -> tuple[Tensor, Prior, list[Tensor]]:
+    """Runs each layer on its own part of the stacked rows x (N, d); also returns each layer's map, if requested.
+
+    `together` are the joined pointers; `prior` is that of all rows.
+    """
     sizes = [p.num_rows for p in pointers]
     groups = Groups.below_each_other(sizes)
     first = layers[0]
     normalized, projected = norm_then_linear(of_all(layers, "norm"), of_all(layers, "query_key_value"), x, groups)
     query, key, value = projected.unflatten(1, (3, first.heads, -1)).unbind(1)  # (N, K, D)
     dropout = probability(first.attention_dropout)
-    own = [Prior(q, k) for q, k in zip(query.split(sizes), key.split(sizes), strict=True)]
-    guides = [_guide(layer, prior, p) for layer, prior, p in zip(layers, priors, pointers, strict=True)]
+    own = Prior(query, key)
     intervals = [e for e in edges if not isinstance(e, Tensor)]
-    if len(layers) > 1 and len(intervals) == len(layers) and all(prior is None for prior in priors):
+    attended = None
+    if len(layers) > 1 and len(intervals) == len(layers) and prior is None:
         if all(e is None for e in intervals):
-            together = Pointers.join(pointers)
             whole = IntervalEdges.complete(together, together)
         else:
             complete = [IntervalEdges.complete(p, p) if e is None else e for p, e in zip(pointers, intervals, strict=True)]
             whole = IntervalEdges.below_each_other(complete)
         attended = interval_attention(query, key, value, whole, dropout)
-    else:
-        values = value.split(sizes)
+    elif len(layers) > 1 and not dropout and not maps and all(e is None for e in edges) and saves_launches(x):
+        attended = _attend_together(layers, own, value, pointers, together, prior)
+    each: list[_OfLayer] = []
+    if attended is None or maps:
+        each = _of_layers(layers, own, value, pointers, prior)
+    if attended is None:
         parts = [
-            predictive_attention(*own[i], values[i], pointers[i], edges=edges[i], dropout=dropout, backend=backend, **guide)
-            for i, (guide, backend) in enumerate(guides)
+            predictive_attention(*of.own, of.value, of.pointers, edges=edges[i], dropout=dropout, backend=of.backend, **of.guide)
+            for i, of in enumerate(each)
         ]
         attended = parts[0] if len(parts) == 1 else torch.cat(parts)
     carried = normalized if first.residual == "normalized" else x
     z = end_of_attention(carried, first.dropout, of_all(layers, "out"), of_all(layers, "feed_forward"), attended.flatten(1), groups)
-    idle = [
-        p
-        for layer, prior in zip(layers, priors, strict=True)
-        if prior is None and layer.predictor is not None
-        for p in layer.predictor.parameters()
-    ]
+    idle = [p for layer in layers if prior is None and layer.predictor is not None for p in layer.predictor.parameters()]
     if idle and torch.is_grad_enabled():  # adds an exact zero that reaches idle parameters: DDP waits for each
         z = z + torch.stack([p.flatten()[:0].sum() for p in idle]).sum()
     drawn = []
     if maps:
-        for i, (guide, _) in enumerate(guides):
-            of_layer = edges[i]
+        for of, of_layer in zip(each, edges, strict=True):
             if isinstance(of_layer, Tensor):
                 raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
-            drawn.append(predictive_attention_map(*own[i], pointers[i], edges=of_layer, **guide))
+            drawn.append(predictive_attention_map(*of.own, of.pointers, edges=of_layer, **of.guide))
     return z, own, drawn
+
+
+class _OfLayer(NamedTuple):
+    """What predictive attention is given for one layer."""
+
+    own: Prior
+    value: Tensor
+    pointers: Pointers
+    guide: dict[str, Any]  # what stems from the layer before
+    backend: str
+
+
+def _of_layers(
+    layers: Sequence[PredictiveSelfAttention], own: Prior, value: Tensor, pointers: Sequence[Pointers], prior: Prior | None
+) -> list[_OfLayer]:
+    sizes = [p.num_rows for p in pointers]
+    tensors = [*own, value, *(prior or ())]
+    by_layer = [tensors] if len(layers) == 1 else list(zip(*(t.split(sizes) for t in tensors), strict=True))
+    found = []
+    for layer, (q, k, v, *before), p in zip(layers, by_layer, pointers, strict=True):
+        found.append(_OfLayer(Prior(q, k), v, p, *_guide(layer, Prior(*before) if before else None, p)))
+    return found
+
+
+def _attend_together(
+    layers: Sequence[PredictiveSelfAttention],
+    own: Prior,
+    value: Tensor,
+    pointers: Sequence[Pointers],
+    together: Pointers,
+    prior: Prior | None,
+) -> Tensor | None:
+    """Attention guided by a prior, of all layers in one call; None where each is to be called alone."""
+    predictors = [layer.predictor for layer in layers]
+    if prior is None or len({layer.mu for layer in layers}) > 1 or not all(map(is_its_weights, predictors)):
+        return None
+    weights, biases = ([getattr(p, name) for p in predictors] for name in ("weight", "bias"))
+    return predictive_attention_of_sets(*own, value, *prior, weights, biases, layers[0].mu, pointers, together)
 
 
 def _guide(layer: PredictiveSelfAttention, prior: Prior | None, pointers: Pointers) -> tuple[dict[str, Any], str]:

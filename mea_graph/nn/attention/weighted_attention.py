@@ -10,7 +10,6 @@ from torch_geometric.nn.inits import reset
 from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all, weight_dtype
 from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers, masked_softmax
-from mea_graph.ops.masking import softmax_without
 from mea_graph.ops.pooling import mean_rows
 
 
@@ -83,7 +82,10 @@ class WeightedAttention(nn.Module):
         """Computes `forward` on the stacked rows of all modalities; `together` are their joined pointers."""
         groups = Groups.below_each_other([p.num_rows for p in pointers])
         transform, score = self.parts()
-        gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)
-        gamma, absent = (t.view(len(pointers), -1) for t in (gamma, together.absent))  # (M, B)
-        weights = softmax_without(gamma, absent, dim=0)
-        return rows * weights.view(-1, 1).index_select(0, together.sample), weights.mT
+        gamma = mean_rows(linear(score, torch.tanh(linear(transform, rows, groups)), groups), together)  # (M B, 1)
+        with torch.no_grad():  # the score of an absent modality is the mean of nothing, a constant: there is no gradient to cut off
+            gamma.masked_fill_(together.absent.unsqueeze(1), torch.finfo(gamma.dtype).min)
+        weights = gamma.view(len(pointers), -1).softmax(0)
+        scaled = rows * weights.view(-1, 1).index_select(0, together.sample)
+        # Only now, for those who look: a sample without any modality has no row that its weights would scale.
+        return scaled, weights.masked_fill(together.absent.view_as(weights), 0).mT

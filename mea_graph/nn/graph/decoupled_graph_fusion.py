@@ -1,6 +1,7 @@
 """Message passing in one graph per sample and space, read out to one vector each, [MEA] Eq. 17-19."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -15,9 +16,10 @@ from torch_geometric.typing import EdgeType, NodeType
 
 from mea_graph.nn._sequences import check_dtype, check_modalities, check_sizes, weight_dtype
 from mea_graph.nn._side_by_side import is_watched
+from mea_graph.nn.graph._at_once import pass_side_by_side
 from mea_graph.nn.graph._by_type import ByType
 from mea_graph.nn.graph.fusion_graph import SPACES
-from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv, pass_side_by_side
+from mea_graph.nn.graph.graph_fusion_conv import GraphFusionConv
 from mea_graph.ops.eager import is_traced
 from mea_graph.option_types import plain_value
 
@@ -289,6 +291,16 @@ class DecoupledGraphFusion(nn.Module):
         """The edges between the rows of a space, type by type; absent ones start and end at one more row."""
         if not parts:
             return torch.empty(2, 0, dtype=torch.long, device=device)
+        edges = None if is_traced() else _between_all(parts, rows, device)
+        if edges is None:
+            edges = DecoupledGraphFusion._one_after_the_other(parts)
+        if all(part.present is None for part in parts):
+            return edges
+        there = [p.edge_index.new_ones(p.edge_index.size(1), dtype=torch.bool) if p.present is None else p.present for p in parts]
+        return torch.where(torch.cat(there), edges, rows)
+
+    @staticmethod
+    def _one_after_the_other(parts: list[_Part]) -> Tensor:
         ends: list[list[Tensor]] = [[], []]
         moved: dict[tuple[int, int, int], Tensor] = {}  # the types of `fusion_graph` mostly share one list of edges
         for part in parts:
@@ -300,11 +312,7 @@ class DecoupledGraphFusion(nn.Module):
                 if key not in moved:
                     moved[key] = part.edge_index[end] + first if first else part.edge_index[end]
                 ends[end].append(moved[key])
-        edges = torch.stack([torch.cat(ends[0]), torch.cat(ends[1])])
-        if all(part.present is None for part in parts):
-            return edges
-        there = [p.edge_index.new_ones(p.edge_index.size(1), dtype=torch.bool) if p.present is None else p.present for p in parts]
-        return torch.where(torch.cat(there), edges, rows)
+        return torch.stack([torch.cat(ends[0]), torch.cat(ends[1])])
 
     @staticmethod
     def _pass(conv: nn.Module, x: Tensor, edge_index: Tensor, return_attention_weights: bool) -> Any:
@@ -342,6 +350,20 @@ class DecoupledGraphFusion(nn.Module):
         assert self.aggr is not None
         out = self.aggr(x, sample, dim_size=num_samples + int(absent))
         return out[:num_samples] if absent else out
+
+
+def _between_all(parts: list[_Part], rows: int, device: torch.device) -> Tensor | None:
+    """The edges, if they are the same list between all node types, of one size, as `fusion_graph` makes them: in three calls; else None."""
+    types = math.isqrt(len(parts))
+    size, rest = divmod(rows, types)
+    if rest or not size or any(part.edge_index is not parts[0].edge_index for part in parts):
+        return None
+    firsts = range(0, rows, size)
+    if [(part.source, part.target) for part in parts] != [(s, t) for s in firsts for t in firsts]:
+        return None
+    first = torch.arange(0, rows, size, device=device)
+    ends = torch.stack([first.unsqueeze(1).expand(-1, types), first.expand(types, -1)]).view(2, -1, 1)
+    return (ends + parts[0].edge_index.unsqueeze(1)).flatten(1)
 
 
 def _same(parts: list[_Part], rows: int, others: list[_Part], other_rows: int) -> bool:

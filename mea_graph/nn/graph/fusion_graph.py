@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch_geometric.data import HeteroData
 from torch_geometric.typing import EdgeType
 
 from mea_graph.nn._sequences import check_keys
+from mea_graph.nn._side_by_side import saves_launches
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced, is_transformed
 
@@ -118,13 +119,32 @@ def fusion_graph(
     ... )
     (1, [[0], [0]])
     """
+    return make_graph(exclusive, agnostic, present, self_loops, keep_absent).graph
+
+
+class Made(NamedTuple):
+    """A graph, and what is marked in it, where absent nodes are kept."""
+
+    graph: FusionGraph
+    absent: Tensor | None  # (M, B, 1)
+    joined: Tensor | None  # (M, M, B), by source and target
+
+
+def make_graph(
+    exclusive: Mapping[str, Tensor] | None,
+    agnostic: Mapping[str, Tensor] | None,
+    present: Mapping[str, Tensor] | None,
+    self_loops: bool,
+    keep_absent: bool | None = None,
+) -> Made:
+    """See `fusion_graph`."""
     spaces = {name: h for name, h in zip(SPACES, (exclusive, agnostic), strict=True) if h is not None}
     samples = _check(spaces, present)
     modalities = list(next(iter(spaces.values())))
     like = next(iter(spaces.values()))[modalities[0]]
     there = None if present is None else torch.stack([present[m] for m in modalities])  # (M, B)
     if keep_absent is None:
-        keep_absent = there is not None and (there.device.type != "cpu" or is_traced())
+        keep_absent = there is not None and (saves_launches(there) or is_traced())
     if there is None or keep_absent or (there.device.type == "cpu" and bool(there.all())):  # elsewhere it would wait for the device twice
         every = torch.arange(samples, device=like.device)
         rows = dict.fromkeys(modalities, every)
@@ -137,14 +157,18 @@ def fusion_graph(
     joined = absent = None
     if there is not None and keep_absent:
         absent = ~there.unsqueeze(2)
-        joined = dict(zip(_pairs(modalities), _joined(there, self_loops).flatten(0, 1).unbind(), strict=True))
+        joined = _joined(there, self_loops)
+        present_edges = dict(zip(_pairs(modalities), joined.flatten(0, 1).unbind(), strict=True))
     graph = FusionGraph()
     graph["samples"] = samples
-    for space, h in spaces.items():
-        if absent is not None and not is_traced() and len({x.shape for x in h.values()}) == 1:  # all at once
-            h = dict(zip(modalities, torch.stack([h[m] for m in modalities]).masked_fill(absent, 0).unbind(), strict=True))
-        elif absent is not None:  # junk, NaN even, would reach the gradients of weights
-            h = {m: h[m].masked_fill(absent[i], 0) for i, m in enumerate(modalities)}
+    each = [h[m] for h in spaces.values() for m in modalities]
+    if absent is not None:  # junk, NaN even, would reach the gradients of weights
+        if not is_traced() and len({(x.shape, x.dtype) for x in each}) == 1:  # all at once
+            each = list(torch.stack(each).unflatten(0, (len(spaces), -1)).masked_fill(absent, 0).flatten(0, 1).unbind())
+        else:
+            each = [x.masked_fill(absent[i % len(modalities)], 0) for i, x in enumerate(each)]
+    for k, space in enumerate(spaces):
+        h = dict(zip(modalities, each[k * len(modalities) :], strict=False))
         for m in modalities:
             # By name, since `graph[...]` takes longer; filled by key, since Dynamo cannot trace the setter of attributes.
             node = graph.get_node_store(f"{m}_{space}")
@@ -160,8 +184,8 @@ def fusion_graph(
             store = graph.get_edge_store(f"{s}_{space}", "to", f"{t}_{space}")
             store["edge_index"] = edge_index
             if joined is not None:
-                store["present"] = joined[s, t]
-    return graph
+                store["present"] = present_edges[s, t]
+    return Made(graph, absent, joined)
 
 
 def _check(spaces: Mapping[str, Mapping[str, Tensor]], present: Mapping[str, Tensor] | None) -> int:

@@ -1,8 +1,6 @@
 """The message passing of decoupled graph fusion, for any graph, [MEA] Eq. 17-19."""
 
 import warnings
-from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -17,8 +15,7 @@ from torch_geometric.utils.sparse import set_sparse_value
 
 from mea_graph.nn._dropout import probability_below_1
 from mea_graph.nn._sequences import check_dtype, check_sizes, weight_dtype
-from mea_graph.nn._side_by_side import Groups, can_join, is_watched
-from mea_graph.nn._side_by_side import linear as side_by_side
+from mea_graph.nn._side_by_side import is_watched
 from mea_graph.ops import edge_attention, segment_softmax, segment_sum
 from mea_graph.ops.eager import is_traced, is_transformed
 from mea_graph.ops.native import library
@@ -362,33 +359,9 @@ class GraphFusionConv(MessagePassing):
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
 
 
-def pass_side_by_side(convs: Sequence[nn.Module], x: Sequence[Tensor], edge_index: Tensor) -> Tensor | None:
-    """Runs each convolution on its own nodes, over the same edges, in one pass: the stacked nodes `x` to (G, N, C_out).
-
-    None where that would not be the same as one after the other, or where the graphs are large.
-    """
-    each = [conv for conv in convs if type(conv) is GraphFusionConv and conv._passes_unseen()]
-    each = [conv for conv in each if conv.lin is not None and conv.bias is None and not (conv.dropout and conv.training)]
-    if len(each) < len(convs) or not can_join(convs) or len({_MANNER(conv) for conv in each}) > 1:
-        return None
-    first, groups = each[0], len(each)
-    nodes = sum(rows.size(0) for rows in x) // groups
-    if nodes == 0 or edge_index.size(1) * groups * first.heads >= _LARGE:
-        return None
-    values = side_by_side([conv.lin for conv in each], torch.cat(list(x)), Groups.below_each_other([nodes] * groups))
-    halves = torch.stack([half for conv in each for half in (conv.score_src, conv.score_dst)]).view(groups, 2, 1, first.heads, -1)
-    source, target = (values.view(groups, 1, nodes, first.heads, -1) * halves).sum(-1).unbind(1)  # (G, N, H)
-    source = source + torch.stack([conv.score_bias for conv in each]).unsqueeze(1)
-    edges = torch.cat([edge_index + g * nodes if g else edge_index for g in range(groups)], 1)
-    scores, values = (source.flatten(0, 1), target.flatten(0, 1)), first._by_head(values)
-    if first._fuses(edges, None, None):
-        return first._activated(first._fused(values, scores, edges, None)[0]).unflatten(0, (groups, nodes))
-    alpha = first.edge_updater(edges, alpha=scores, edge_attr=None, edge_weight=None, size=None)
-    out = first.propagate(edges, x=(values, values), alpha=alpha, size=None).to(values.dtype)
-    return first._activated(out).unflatten(0, (groups, nodes))
-
-
-_MANNER = attrgetter("out_channels", "heads", "concat", "activation", "edge_dim", "dropout", "flow", "aggr")
+def is_large(size: int) -> bool:
+    """Whether so many edges times heads pay for the fused form by any backend."""
+    return size >= _LARGE
 
 
 def _linear(in_channels: int, out_channels: int, name: str) -> nn.Linear:

@@ -24,12 +24,12 @@ class Plan(NamedTuple):
 
 def plan_of(x: Tensor, starts: Sequence[int], sizes: Sequence[int]) -> Plan | None:
     """None where groups differ in size, or lie in another order."""
-    rows = sizes[0]
-    if rows == 0 or any(n != rows for n in sizes) or x.size(0) % rows:
+    rows, groups, total = sizes[0], len(sizes), x.size(0)
+    if rows == 0 or total % rows:
         return None
-    ranges = x.size(0) // rows
-    shared, rest = divmod(len(sizes), ranges)
-    if rest or any(start != rows * (g // shared) for g, start in enumerate(starts)):
+    ranges = total // rows
+    shared, rest = divmod(groups, ranges)
+    if rest or [*sizes] != [rows] * groups or [*starts] != [rows * (g // shared) for g in range(groups)]:
         return None
     return Plan(ranges, shared, rows)
 
@@ -46,9 +46,11 @@ def refuse(
 ) -> str | None:
     if is_traced():
         return "a compiler joins the formula itself"
-    parameters = (*weights, *biases, *scales, *shifts)
-    dtypes = {t.dtype for t in parameters} | ({x.dtype} if autocast_dtype(x) is None else set())
-    if len(dtypes) > 1 or any(type(t) not in PLAIN_TYPES for t in (x, *parameters)):
+    dtype = x.dtype if autocast_dtype(x) is None else weights[0].dtype
+    alike = type(x) in PLAIN_TYPES
+    for t in (*weights, *biases, *scales, *shifts):  # a loop, not `all`, whose generator takes as long as what it asks
+        alike = alike and t.dtype is dtype and type(t) in PLAIN_TYPES
+    if not alike:
         return "the tensors are of different types"
     if plan_of(x, starts, sizes) is None:
         return "the groups differ in size, or do not read each piece of the rows equally often, one piece after the other"

@@ -1,6 +1,6 @@
 """The grouped ops on NVIDIA GPUs, for groups of equal size: launches the Triton kernels and registers them as operators.
 
-A call is one launch forward, with normalisation, bias and residual, and three backward (two for a normalisation alone). Triton itself is
+A call is one launch forward, with normalisation, bias and residual, and two backward. Triton itself is
 imported at the first call.
 """
 
@@ -18,13 +18,13 @@ from mea_graph.ops.grouped.parts import split
 from mea_graph.ops.interval import triton as gpu
 from mea_graph.ops.launch import launch
 from mea_graph.ops.library import register, through_reference
+from mea_graph.ops.predictive.triton_tiles import ALL_REGISTERS
 
 _WIDEST = 256  # of a map: a program holds all channels of a row that it normalises, and for wider ones torch's products are as fast
 _BLOCK = 64  # of C, that a program has at once where rows are not normalised
 _ROWS = _COLUMNS = 32  # of a tile: from 64 on, products in TF32 take instructions of Hopper that have failed there
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _STEP = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # terms of a sum that are added at once: more of float32 would spill
-_LONG_LOOP = {"num_warps": 4, "num_stages": 3}
 _PROGRAMS = 264  # that a sum over rows is cut into, if it is long: two for each multiprocessor of an H200
 _MOST_SPLITS, _LEAST_ROWS = 32, 128  # into which rows are cut, and of one split
 _MOST_TABLES = 4096  # some 100 bytes each
@@ -44,12 +44,12 @@ def refuse(
     """Why the kernels cannot run on these tensors, or None."""
     reason = batched.refuse(x, weights, biases, starts, sizes, scales, shifts)
     if reason is None:
-        reason = gpu.refuse_tensors({"x": x, "weights": weights[0]} | ({} if onto is None else {"onto": onto}))
+        reason = gpu.refuse_tensors({"x": x, "weights": weights[0]} if onto is None else {"x": x, "weights": weights[0], "onto": onto})
     if reason is not None:
         return reason
-    parameters = (*weights, *biases, *scales, *shifts)
-    for t in parameters:
-        if t.device != x.device or not t.is_contiguous():
+    device = x.get_device()
+    for t in (*weights, *biases, *scales, *shifts):
+        if t.get_device() != device or not t.is_contiguous():
             return "a parameter is on another device, or not in one piece of memory"
     if not 0 < min(weights[0].shape) <= max(weights[0].shape) <= _WIDEST:
         return f"the kernels are for 1 to {_WIDEST} channels"
@@ -91,7 +91,7 @@ class _Cut(NamedTuple):
 
 
 def _loop(held: int) -> dict[str, int]:
-    return {"num_warps": 4 if held <= 128 else 8, "num_stages": 2}
+    return {"num_warps": 4 if held <= 128 else 8, "num_stages": 2, "maxnreg": ALL_REGISTERS}
 
 
 @functools.lru_cache(_MOST_TABLES)
@@ -159,23 +159,18 @@ def _linear_backward(
     d_x, *stacked = _fake_linear_backward(grad, x, moments, weights, biases, scales, shifts)
     cut, x, grad, normalises = _Cut.of(x, weights, rows, shared), gpu.dense_rows(x), gpu.dense_rows(grad), bool(scales)
     table, like = _addresses((weights, biases, scales, shifts), x.device), weights[0]
-    sizes_of = (cut.rows, cut.shared, cut.groups, cut.channels, cut.width)
-    kind = {"HAS_NORM": normalises, "COMPUTE": _NAMES[compute]}
-    held = cut.held(normalises)
+    held, block = cut.held(normalises), cut.held(False)
     splits, per_split = cut.splits()
     parts = x.new_empty(splits, cut.groups, cut.width * (cut.channels + 1), dtype=torch.float32)
     with gpu.on_device_of(x):
+        blocks = gpu.cdiv(cut.channels, block), gpu.cdiv(cut.width, _COLUMNS)
+        programs = cut.tiles * gpu.cdiv(cut.channels, held) * cut.ranges + blocks[0] * blocks[1] * cut.groups * splits
         launch(
-            triton_kernels.grouped_linear_bwd_input_kernel, (cut.tiles * gpu.cdiv(cut.channels, held), cut.ranges),
-            grad, grad.stride(0), table, like, x, x.stride(0), moments, d_x, *sizes_of,
-            **kind, CHANNELS=held, CHUNK=_STEP[compute], ROWS=_ROWS, **_loop(held),
-        )  # fmt: skip
-        held = cut.held(False)
-        blocks = gpu.cdiv(cut.channels, held), gpu.cdiv(cut.width, _COLUMNS)
-        launch(
-            triton_kernels.grouped_linear_bwd_weight_kernel, (blocks[0] * blocks[1], cut.groups, splits),
-            grad, grad.stride(0), x, x.stride(0), moments, parts, *sizes_of, per_split,
-            **kind, CHANNELS=held, COLUMNS=_COLUMNS, ROWS=_STEP[compute], **_LONG_LOOP,
+            triton_kernels.grouped_linear_bwd_kernel, (programs,),
+            grad, grad.stride(0), table, like, x, x.stride(0), moments, d_x, parts,
+            cut.rows, cut.shared, cut.groups, cut.channels, cut.width, per_split,
+            HAS_NORM=normalises, COMPUTE=_NAMES[compute], CHANNELS=held, BLOCK=block,
+            STEP=_STEP[compute], ROWS=_ROWS, COLUMNS=_COLUMNS, **_loop(held),
         )  # fmt: skip
         none = d_weight = stacked[0]
         d_bias = stacked[1] if biases else none
@@ -183,7 +178,7 @@ def _linear_backward(
         launch(
             triton_kernels.grouped_linear_bwd_sum_kernel, (blocks[0], cut.groups, 1 if normalises else blocks[1]),
             parts, table, like, d_weight, d_bias, d_scale, d_shift, cut.groups, cut.channels, cut.width,
-            HAS_NORM=normalises, HAS_BIAS=bool(biases), SPLITS=splits, CHANNELS=held, COLUMNS=_COLUMNS, num_warps=4,
+            HAS_NORM=normalises, HAS_BIAS=bool(biases), SPLITS=splits, CHANNELS=block, COLUMNS=_COLUMNS, num_warps=4,
         )  # fmt: skip
     return [d_x, *stacked]
 

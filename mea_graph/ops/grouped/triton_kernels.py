@@ -137,20 +137,19 @@ def grouped_linear_fwd_kernel(
     _store(_at(out, g * rows + begin, width), sums, width, row, inside, column, width)
 
 
-@triton.jit(do_not_specialize=["rows", "shared", "groups"])
-def grouped_linear_bwd_input_kernel(
-    grad, grad_stride, addresses, like, x, x_stride, moments, d_x, rows, shared, groups, channels, width,
+@triton.jit
+def _input_gradient(
+    block, tile, range_of_rows, grad, grad_stride, addresses, like, x, x_stride, moments, d_x, rows, shared, groups, channels, width,
     HAS_NORM: tl.constexpr, COMPUTE: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile of rows and of C, range). CHANNELS holds all of C where rows are normalised."""
-    blocks = tl.cdiv(channels, CHANNELS)
-    begin = tl.program_id(0) // blocks * ROWS
+    """dx of a tile of rows of a range, and of a block of C: all of it where rows are normalised."""
+    begin = tile * ROWS
     row = tl.arange(0, ROWS)
     inside = begin + row < rows
-    channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
+    channel = block * CHANNELS + tl.arange(0, CHANNELS)
     sums = tl.zeros([ROWS, CHANNELS], tl.float32)
     for j in range(shared):
-        g = tl.program_id(1) * shared + j
+        g = range_of_rows * shared + j
         weight = _parameter(addresses, like, 0, g, groups)
         grad_at = _at(grad, g * rows + begin, grad_stride)
         part = tl.zeros([ROWS, CHANNELS], tl.float32)
@@ -162,7 +161,7 @@ def grouped_linear_bwd_input_kernel(
         if HAS_NORM:
             part *= _vector(_parameter(addresses, like, 2, g, groups), channel, channels)[None, :]
         sums += part
-    first = tl.program_id(1) * rows + begin
+    first = range_of_rows * rows + begin
     if HAS_NORM:
         mean, deviation = _moments_of(moments, first, row, inside)
         values = _tile(_at(x, first, x_stride), x_stride, row, inside, channel, channels)
@@ -170,16 +169,13 @@ def grouped_linear_bwd_input_kernel(
     _store(_at(d_x, first, channels), sums, channels, row, inside, channel, channels)
 
 
-@triton.jit(do_not_specialize=["rows", "shared", "groups", "per_split"])
-def grouped_linear_bwd_weight_kernel(
-    grad, grad_stride, x, x_stride, moments, parts, rows, shared, groups, channels, width, per_split,
+@triton.jit
+def _weight_gradient(
+    block, tile, g, split, grad, grad_stride, x, x_stride, moments, parts, rows, shared, groups, channels, width, per_split,
     HAS_NORM: tl.constexpr, COMPUTE: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile of C' and of C, group, split of the rows). M_g and db_g of a split."""
-    blocks = tl.cdiv(channels, CHANNELS)
-    block = tl.program_id(0) % blocks
-    g, split = tl.program_id(1), tl.program_id(2)
-    column = tl.program_id(0) // blocks * COLUMNS + tl.arange(0, COLUMNS)
+    """M_g and db_g of a split of the rows, for a tile of C' and a block of C."""
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)
     channel = block * CHANNELS + tl.arange(0, CHANNELS)
     row = tl.arange(0, ROWS)
     sums = tl.zeros([COLUMNS, CHANNELS], tl.float32)
@@ -199,6 +195,38 @@ def grouped_linear_bwd_weight_kernel(
     _store(at, sums, channels, column, column < width, channel, channels)
     if block == 0:
         tl.store(at + width * channels + column, bias, mask=column < width)
+
+
+@triton.jit(do_not_specialize=["rows", "shared", "groups", "per_split"])
+def grouped_linear_bwd_kernel(
+    grad, grad_stride, addresses, like, x, x_stride, moments, d_x, parts, rows, shared, groups, channels, width, per_split,
+    HAS_NORM: tl.constexpr, COMPUTE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr,
+    STEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The first programs take a tile of rows and of C of a range each, the others a tile of C' and of C of a split of a group's rows.
+
+    CHANNELS holds all of C where rows are normalised, else it is BLOCK, that of the others. STEP terms of a sum are added at once.
+    """
+    program = tl.program_id(0)
+    blocks = tl.cdiv(channels, CHANNELS)
+    tiles = tl.cdiv(rows, ROWS)
+    of_input = blocks * tiles * (groups // shared)
+    if program < of_input:
+        _input_gradient(
+            program % blocks, program // blocks % tiles, program // (blocks * tiles),
+            grad, grad_stride, addresses, like, x, x_stride, moments, d_x, rows, shared, groups, channels, width,
+            HAS_NORM, COMPUTE, CHANNELS, STEP, ROWS,
+        )  # fmt: skip
+    else:
+        program -= of_input
+        blocks = tl.cdiv(channels, BLOCK)
+        tiles = tl.cdiv(width, COLUMNS)
+        rest = program // (blocks * tiles)
+        _weight_gradient(
+            program % blocks, program // blocks % tiles, rest % groups, rest // groups,
+            grad, grad_stride, x, x_stride, moments, parts, rows, shared, groups, channels, width, per_split,
+            HAS_NORM, COMPUTE, BLOCK, COLUMNS, STEP,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["groups"])

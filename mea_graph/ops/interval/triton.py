@@ -8,7 +8,7 @@ import contextlib
 import importlib.util
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mea_graph.ops.interval.padded import run_reference
 from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.launch import launch
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.pointers import Pointers
 
@@ -169,19 +170,19 @@ def _hears_nothing(query: Tensor, key: Tensor, source_start: Tensor) -> bool:
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *edges, packed = rest
-    if _hears_nothing(query, key, edges[2]):
-        packed = False
-    out, logsumexp = (rows_like(x, packed) for x in _fake_forward(query, key, value))
-    if _hears_nothing(query, key, edges[2]):
+    nothing = _hears_nothing(query, key, edges[2])
+    out, logsumexp = _results(query, value, torch.empty if packed and not nothing else torch.zeros)
+    if nothing:
         return out, logsumexp
     from mea_graph.ops.interval.triton_kernels import interval_attention_fwd_kernel
 
     with on_device_of(query):
         call = _Call(query, key, value, *edges)
         tiles, constants = call.loop("forward")
-        interval_attention_fwd_kernel[(call.row_blocks(tiles), call.heads)](
-            *call.strided(), *call.edges, out, logsumexp, call.heads, call.samples, call.sources, call.num_rows, *call.sizes, **constants
-        )
+        launch(
+            interval_attention_fwd_kernel, (call.row_blocks(tiles), call.heads),
+            *call.strided(), *call.edges, out, logsumexp, call.heads, call.samples, call.sources, call.num_rows, *call.sizes, **constants,
+        )  # fmt: skip
     return out, logsumexp
 
 
@@ -199,21 +200,28 @@ def _backward(
         shared = (*call.strided(dense_rows(grad)), *call.edges)
         delta = torch.empty_like(logsumexp)
         tiles, constants = call.loop("query")
-        triton_kernels.interval_attention_bwd_query_kernel[(call.row_blocks(tiles), call.heads)](
-            *shared, logsumexp, out, delta, d_query, call.heads, call.samples, call.sources, call.num_rows, *call.sizes, **constants
-        )
+        launch(
+            triton_kernels.interval_attention_bwd_query_kernel, (call.row_blocks(tiles), call.heads),
+            *shared, logsumexp, out, delta, d_query, call.heads, call.samples, call.sources, call.num_rows, *call.sizes, **constants,
+        )  # fmt: skip
         tiles, constants = call.loop("key")
-        triton_kernels.interval_attention_bwd_key_kernel[(cdiv(call.num_source_rows, tiles.columns), call.heads)](
+        launch(
+            triton_kernels.interval_attention_bwd_key_kernel, (cdiv(call.num_source_rows, tiles.columns), call.heads),
             *shared, logsumexp, delta, d_key, d_value,
             call.heads, call.samples * call.sources, call.sources, call.num_rows, call.num_source_rows, *call.sizes, **constants,
         )  # fmt: skip
     return d_query, d_key, d_value
 
 
-def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """The result, and log2 of the sum of each softmax."""
+def _results(query: Tensor, value: Tensor, new: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    """Memory for the result, and for log2 of the sum of each softmax."""
     rows, heads, _width = query.shape
-    return value.new_empty(rows, heads, value.size(2)), query.new_empty(heads, rows, dtype=torch.float32)
+    out = new(rows, heads, value.size(2), dtype=value.dtype, device=value.device)
+    return out, new(heads, rows, dtype=torch.float32, device=query.device)
+
+
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _results(query, value, torch.empty)
 
 
 def _fake_backward(grad: Tensor, out: Tensor, logsumexp: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, ...]:

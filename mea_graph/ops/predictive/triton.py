@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mea_graph.ops.interval import triton as gpu
 from mea_graph.ops.interval_edges import IntervalEdges
+from mea_graph.ops.launch import launch
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.predictive import padded, triton_tiles
@@ -68,11 +69,12 @@ class Call:
         self.bias = self.weight if bias is None else bias.contiguous()  # never read without a bias
         self.start, self.length, self.batch = start.contiguous(), length.contiguous(), start.size(0)
         self.heads, self.width = self.query.shape[1:]
+        self.per_set = self.batch // _sets(self.weight)
         self.value_width, self.prior_width = self.value.size(2), self.prior_query.size(2)
         self.scale = math.log2(math.e) / math.sqrt(self.width)
         self.shift = math.log2(max(1 - self.mu, 1e-30) * math.log2(math.e))  # mu = 1: small enough to vanish, and finite
         self.prior_scale = 1 / math.sqrt(self.prior_width)
-        self.steps_padded = _pad(steps)
+        self.steps_padded = pad(steps)
         dtypes = {t.dtype for t in tensors[:5]}
         self.dtype = self.query.dtype if len(dtypes) == 1 else torch.float32
         # One width for queries and values: each pair of widths would be a form of the loops, with tiles of its own.
@@ -107,10 +109,11 @@ class Call:
         grad = gpu.dense_rows(self.value if grad is None else grad)
         sources = [self.query, self.key, self.value, self.prior_query, self.prior_key]
         strided = [a for t in sources for a in (t, *t.stride()[:2])]
-        predictive_attention_fold_kernel[self.fold_grid](
+        launch(
+            predictive_attention_fold_kernel, self.fold_grid,
             *strided, self.weight, self.bias, self.start, self.length,
             norms if inner is None else inner, self.value if out is None else out, grad, *grad.stride()[:2],
-            *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.scale, self.prior_scale,
+            *copies.values(), norms, self.steps_padded, self.width, self.value_width, self.per_set, self.scale, self.prior_scale,
             HEADS=self.heads, PRIOR_WIDTH=self.prior_width, BACKWARD=backward, HAS_BIAS=self.has_bias, SPARE=self.spare,
             **self.tiles, TOGETHER=FOLD_HEADS, ROWS=self.fold_rows, BLOCK=_BLOCK,
             num_warps=self.fold_warps, maxnreg=ALL_REGISTERS,
@@ -163,7 +166,8 @@ def _forward(
             return out, statistics
         *copies, _, _, norms = call.copies().values()
         tiles, constants = call.loop("forward")
-        predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
+        launch(
+            predictive_attention_fwd_kernel, (call.batch * call.heads * (call.steps_padded // tiles.rows),),
             *copies, norms, call.start, call.length, out, statistics[0], statistics[1],
             call.heads, call.steps_padded, call.value_width, call.scale, call.mu, call.shift,
             SPARE=call.spare, NORM_ROWS=call.fold_rows, **constants,
@@ -173,12 +177,10 @@ def _forward(
 
 def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tuple[Tensor, ...]:
     *tensors, bias, start, length, steps, packed, mu = given
-    query = tensors[0]
-    nothing = query.size(0) == 0 or steps == 0
-    *grads, d_weight, d_bias = _fake_backward(grad, out, statistics, *given)
-    d_query, d_key, d_value, d_prior_query, d_prior_key = (gpu.rows_like(g, packed and not nothing) for g in grads)
-    if nothing:
-        return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight.zero_(), d_bias.zero_()
+    query, weight = tensors[0], tensors[5]
+    if query.size(0) == 0 or steps == 0:
+        return tuple(g.zero_() for g in _fake_backward(grad, out, statistics, *given))
+    d_query, d_key, d_value, d_prior_query, d_prior_key = (gpu.rows_like(t, packed) for t in tensors[:5])
     from mea_graph.ops.predictive import triton_fold
 
     with gpu.on_device_of(query):
@@ -192,16 +194,19 @@ def _backward(grad: Tensor, out: Tensor, statistics: Tensor, *given: Any) -> tup
         channels = gpu.power_of_2(call.heads * call.prior_width)
         blocks = call.steps_padded // _UNFOLD_ROWS
         weight_parts = query.new_empty(call.batch * blocks, call.heads, 3, 3, channels, dtype=torch.float32)
-        triton_fold.predictive_attention_bwd_fold_kernel[(call.batch * blocks,)](
+        launch(
+            triton_fold.predictive_attention_bwd_fold_kernel, (call.batch * blocks,),
             call.prior_query, *call.prior_query.stride()[:2], call.weight, call.start, call.length,
             folded_query_grad, folded_key_grad, d_prior_query, d_prior_key, weight_parts,
-            call.heads, folded_key_grad.size(1), call.steps_padded, call.prior_scale,
+            call.heads, folded_key_grad.size(1), call.steps_padded, call.per_set, call.prior_scale,
             PRIOR_WIDTH=call.prior_width, FOLDED=call.tiles["FOLDED"], CHANNELS=channels, ROWS=_UNFOLD_ROWS,
             num_warps=warps(channels), maxnreg=ALL_REGISTERS,
         )  # fmt: skip
         used = weight_parts[..., : call.heads * call.prior_width].unflatten(4, (call.heads, call.prior_width))
-        d_weight = used.movedim(4, 2).sum((0, 5)).to(d_weight.dtype)
-        d_bias = bias_parts.sum((0, 2)).to(d_bias.dtype)
+        of_sets = used.movedim(4, 2).unflatten(0, (-1, call.per_set * blocks))
+        d_weight = of_sets.sum((1, 6)).view(weight.shape).to(weight.dtype)
+        d_bias = bias_parts.unflatten(0, (-1, call.per_set)).sum((1, 3)).view(weight.shape[:-3])
+        d_bias = d_bias.to(weight.dtype if bias is None else bias.dtype)
     return d_query, d_key, d_value, d_prior_query, d_prior_key, d_weight, d_bias
 
 
@@ -221,7 +226,8 @@ def _backward_loops(
     folded_query_grad = empty(copies[3].shape, dtype=torch.bfloat16 if call.dtype == torch.bfloat16 else torch.float32)
     bias_parts = empty((call.batch, call.heads, blocks))
     inner_delta = call.rows()
-    triton_kernels.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
+    launch(
+        triton_kernels.predictive_attention_bwd_query_kernel, (call.batch * call.heads * blocks,),
         *shared, gradients[0], folded_query_grad, bias_parts, inner_delta,
         call.heads, call.steps_padded, call.width, call.scale, call.mu, call.shift,
         SPARE=call.spare, **constants,
@@ -232,7 +238,8 @@ def _backward_loops(
     groups = min(call.heads, _GROUPS)
     folded_key_grad = empty((call.batch, groups, *copies[3].shape[2:]))
     for part in range(tiles.parts):
-        triton_kernels.predictive_attention_bwd_key_kernel[(call.batch * groups * blocks,)](
+        launch(
+            triton_kernels.predictive_attention_bwd_key_kernel, (call.batch * groups * blocks,),
             *shared, inner_delta, *gradients[1:], folded_key_grad,
             call.heads, groups, call.steps_padded, call.width, call.value_width, call.scale, call.mu, call.shift,
             PART=part, PARTS=tiles.parts, SPARE=call.spare, **constants,
@@ -245,13 +252,18 @@ def warps(channels: int) -> int:
     return max(1, channels // _CHANNELS)
 
 
-def _pad(steps: int) -> int:
+def _sets(weight: Tensor) -> int:
+    """Of samples, each with a convolution of its own."""
+    return 1 if weight.dim() == 4 else weight.size(0)
+
+
+def pad(steps: int) -> int:
     return gpu.cdiv(steps, _BLOCK) * _BLOCK
 
 
 def _statistics(query: Tensor, start: Tensor, steps: int) -> Tensor:
     """For log2 of the sums of both softmaxes: aligned as the copies are, which spares the loops a second kind of address."""
-    return query.new_empty(2, start.size(0), query.size(1), _pad(steps), dtype=torch.float32)
+    return query.new_empty(2, start.size(0), query.size(1), pad(steps), dtype=torch.float32)
 
 
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -262,7 +274,7 @@ def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tupl
 def _fake_backward(grad: Tensor, out: Tensor, statistics: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     weight, bias = rest[5:7]
     grads = (t.new_empty(t.shape) for t in rest[:6])
-    return *grads, weight.new_empty(weight.size(0), dtype=weight.dtype if bias is None else bias.dtype)
+    return *grads, weight.new_empty(weight.shape[:-3], dtype=weight.dtype if bias is None else bias.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -285,10 +297,17 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 
 def _again(*inputs: Any) -> Tensor:
     """The same by the reference, for a second derivative."""
-    *tensors, start, length, _steps, packed, mu = inputs
-    pointers = Pointers(start, length, tensors[0].size(0), packed=packed)
-    query, key, value, prior_query, prior_key, weight, bias = tensors
-    return padded.run_reference(query, key, value, prior_query, prior_key, weight, bias, mu, pointers, None)
+    *rows, weight, bias, start, length, _steps, packed, mu = inputs
+    query, key, value, prior_query, prior_key = rows
+    sets = [(weight, bias, start, length)]
+    if weight.dim() == 5:
+        biases = [None] * len(weight) if bias is None else bias
+        sets = list(zip(weight, biases, start.chunk(len(weight)), length.chunk(len(weight)), strict=True))
+    found = []
+    for w, b, first, count in sets:
+        own = Pointers(first, count, query.size(0), packed=packed and len(sets) == 1)  # rows of other sets are gaps, and give zeros
+        found.append(padded.run_reference(query, key, value, prior_query, prior_key, w, b, mu, own, None))
+    return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
 
 _INPUTS = (

@@ -17,6 +17,8 @@ Channels that would hold nothing but zeros save the loops work:
                                           two more of the key and two of the value: 1 for each step, so that products sum rows as well;
                                           backward, with the two parts of a query's statistic, and of its delta, they subtract it
 
+Samples may come in sets, each with a convolution of its own: weight (S, K, K, 3, 3), bias (S, K), for `per_set` samples after each other.
+
 Names: rows are queries, columns are keys; upper case is known at compile time; `real` says which steps exist.
 """
 
@@ -81,7 +83,7 @@ def shares(at, used, scale):
     return first, middle, last
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_set"])
 def predictive_attention_fold_kernel(
     query, query_t, query_h,  # a tensor, then its strides over rows and heads; the last dimension is dense
     key, key_t, key_h,
@@ -92,7 +94,7 @@ def predictive_attention_fold_kernel(
     inner, out, grad, grad_t, grad_h,  # read by the backward pass only
     query_copy, key_copy, value_copy, folded_query, folded_key, grad_copy, delta,
     norms,  # (4, B, K, blocks): of the longest query, key, folded query and folded key of a block, squared; written for the forward pass
-    steps_padded, width, value_width, scale, prior_scale,
+    steps_padded, width, value_width, per_set, scale, prior_scale,
     HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr, HAS_BIAS: tl.constexpr, SPARE: tl.constexpr,
     TOGETHER: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -133,6 +135,8 @@ def predictive_attention_fold_kernel(
             tl.store(norms + 3 * lines, _norm(tile))
         return
 
+    weight += sample // per_set * (HEADS * HEADS * 9)
+    bias += sample // per_set * HEADS
     source = prior_query + first * prior_query_t + (other.to(tl.int64) * prior_query_h + channel)[None, :]
     used_by = used[None, :] & real[:, None]
     before = taken(source, prior_query_t, rows - 1, used_by, length)
@@ -187,11 +191,11 @@ def _rows(at, rows, length, used, FOLDED: tl.constexpr):
     return tl.load(at + rows[:, None] * FOLDED, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["groups"])
+@triton.jit(do_not_specialize=["groups", "per_set"])
 def predictive_attention_bwd_fold_kernel(
     prior_query, prior_query_t, prior_query_h, weight, starts, lengths,
     folded_query_grad, folded_key_grad, prior_query_grad, prior_key_grad, weight_parts,
-    heads, groups, steps_padded, prior_scale,
+    heads, groups, steps_padded, per_set, prior_scale,
     PRIOR_WIDTH: tl.constexpr, FOLDED: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """Block t of sample b: gradients of the prior's query and key, all heads, and that block's part of the weight's."""
@@ -209,6 +213,7 @@ def predictive_attention_bwd_fold_kernel(
             tl.store(weight_parts + part * CHANNELS, tl.zeros([CHANNELS], tl.float32))
         return
 
+    weight += sample // per_set * heads * heads * 9
     # The queries that row i of qhat took with the taps x = 0, 1, 2: q'(i - 1), q'(i), q'(i + 1).
     first = tl.load(starts + sample)
     rows = block * ROWS + tl.arange(0, ROWS)

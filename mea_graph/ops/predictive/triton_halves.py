@@ -150,11 +150,11 @@ def _attend(
     return sums, inner_rows, top
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_set"])
 def predictive_attention_fwd_kernel(
     query, key, value, folded_query, folded_key, norms, powers, bias, starts, lengths,
     out, inner, outer,
-    heads, steps_padded, value_width, scale, mu,
+    heads, steps_padded, value_width, per_set, scale, mu,
     HAS_BIAS: tl.constexpr, NORM_ROWS: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -183,7 +183,7 @@ def predictive_attention_fwd_kernel(
     folded_low = _half(folded_query, rows, 1, FOLDED)
     inner_scale = scale * tl.load(powers) * tl.load(powers + 1)
     folded_scale = tl.load(powers + 4) * tl.load(powers + 5)
-    bias_of_head = tl.load(bias + head).to(tl.float32) if HAS_BIAS else 0.0
+    bias_of_head = tl.load(bias + sample // per_set * heads + head).to(tl.float32) if HAS_BIAS else 0.0
     inner_bound, outer_bound = bounds(
         norms, pair, sample * heads, tl.num_programs(0) // (steps_padded // ROWS), steps_padded // NORM_ROWS,
         tl.cdiv(length, NORM_ROWS), scale, mu,
@@ -210,11 +210,11 @@ def predictive_attention_fwd_kernel(
     tl.store(outer + rows, top + tl.log2(total))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_set"])
 def predictive_attention_bwd_query_kernel(
     query, key, query_parts, key_parts, folded_query, folded_key, statistics, powers, bias, starts, lengths,
     query_grad, folded_query_grad, bias_parts,
-    heads, steps_padded, width, folded_width, scale, mu,
+    heads, steps_padded, width, folded_width, per_set, scale, mu,
     HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b heads + o: gradients of queries and folded queries, and g = rowsum(p o dz), a statistic for the other loop.
@@ -244,7 +244,7 @@ def predictive_attention_bwd_query_kernel(
     of_folded_key = tl.load(powers + 5)
     inner_scale = scale * tl.load(powers) * tl.load(powers + 1)
     folded_scale = tl.load(powers + 4) * of_folded_key
-    bias_of_head = tl.load(bias + head).to(tl.float32) if HAS_BIAS else 0.0
+    bias_of_head = tl.load(bias + sample // per_set * heads + head).to(tl.float32) if HAS_BIAS else 0.0
     queries = _row(query, rows, STRIDE, WIDTH)
     grads = _row(query + 4 * WIDTH, rows, STRIDE, WIDTH)
     folded_queries = _half(folded_query, rows, 0, FOLDED)
@@ -281,11 +281,11 @@ def predictive_attention_bwd_query_kernel(
     tl.store(bias_parts + tl.program_id(0), tl.sum(bias_grads) / of_folded_key)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_set"])
 def predictive_attention_bwd_key_kernel(
     query, key, query_parts, key_parts, folded_query, folded_key, statistics, powers, bias, starts, lengths,
     key_grad, value_grad, folded_key_grad,
-    heads, steps_padded, width, value_width, scale, mu,
+    heads, steps_padded, width, value_width, per_set, scale, mu,
     HAS_BIAS: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Block t of line b heads + o: gradients of keys and values, and what the head gives to the gradient of the folded keys.
@@ -316,7 +316,7 @@ def predictive_attention_bwd_key_kernel(
     of_folded_query = tl.load(powers + 4)
     inner_scale = scale * tl.load(powers) * tl.load(powers + 1)
     folded_scale = of_folded_query * tl.load(powers + 5)
-    bias_of_head = tl.load(bias + head).to(tl.float32) if HAS_BIAS else 0.0
+    bias_of_head = tl.load(bias + sample // per_set * heads + head).to(tl.float32) if HAS_BIAS else 0.0
     keys = _row(key, columns, STRIDE, WIDTH)
     values = _row(key + 4 * WIDTH, columns, STRIDE, WIDTH)
     folded_keys = _half(folded_key, columns, 0, FOLDED)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.interval import triton as gpu
+from mea_graph.ops.launch import launch
 from mea_graph.ops.predictive import triton_halves as loops
 from mea_graph.ops.predictive import triton_halves_fold as folds
 from mea_graph.ops.predictive.triton_tiles import ALL_REGISTERS, FOLD_HEADS, POWER_ROWS
@@ -53,13 +54,15 @@ def _copies(call: "Call", inner: Tensor | None, outer: Tensor | None, out: Tenso
     sources = (call.query, call.key, call.value, call.prior_query, call.prior_key, grad)
     strided = [a for t in sources for a in (t, *t.stride()[:2])]
     constants = {"BACKWARD": backward, "WIDTH": width}
-    folds.predictive_attention_power_kernel[(call.batch * call.heads,)](
+    launch(
+        folds.predictive_attention_power_kernel, (call.batch * call.heads,),
         *strided, call.start, call.length, copies.powers, call.heads, call.width, call.value_width, call.prior_width,
         PRIOR_WIDTH=max(8, gpu.power_of_2(call.prior_width)), ROWS=POWER_ROWS, **constants,
     )  # fmt: skip
-    folds.predictive_attention_fold_kernel[call.fold_grid](
+    launch(
+        folds.predictive_attention_fold_kernel, call.fold_grid,
         *strided, *(nothing if t is None else t for t in (inner, outer, out)), call.weight, call.start, call.length, copies.powers,
-        *copies[:8], steps, call.width, call.value_width, call.prior_scale,
+        *copies[:8], steps, call.width, call.value_width, call.per_set, call.prior_scale,
         HEADS=call.heads, PRIOR_WIDTH=call.prior_width, FOLDED=folded, TOGETHER=FOLD_HEADS, ROWS=call.fold_rows, BLOCK=_BLOCK, **constants,
         num_warps=call.fold_warps, maxnreg=ALL_REGISTERS,
     )  # fmt: skip
@@ -69,10 +72,11 @@ def _copies(call: "Call", inner: Tensor | None, outer: Tensor | None, out: Tenso
 def forward(call: "Call", out: Tensor, inner: Tensor, outer: Tensor) -> None:
     copies = _copies(call, None, None, None, None)
     tiles, constants = call.loop("forward")
-    loops.predictive_attention_fwd_kernel[(call.batch * call.heads * (call.steps_padded // tiles.rows),)](
+    launch(
+        loops.predictive_attention_fwd_kernel, (call.batch * call.heads * (call.steps_padded // tiles.rows),),
         copies.query, copies.key, copies.key_parts, copies.folded_query, copies.folded_key, copies.norms, copies.powers,
         call.bias, call.start, call.length, out, inner, outer,
-        call.heads, call.steps_padded, call.value_width, call.scale, call.mu,
+        call.heads, call.steps_padded, call.value_width, call.per_set, call.scale, call.mu,
         HAS_BIAS=call.has_bias, NORM_ROWS=call.fold_rows, **constants,
     )  # fmt: skip
 
@@ -89,18 +93,20 @@ def backward(
     blocks = call.steps_padded // tiles.rows
     folded_query_grad = empty(call.batch, call.heads, call.steps_padded, call.tiles["FOLDED"])
     bias_parts = empty(call.batch, call.heads, blocks)
-    loops.predictive_attention_bwd_query_kernel[(call.batch * call.heads * blocks,)](
+    launch(
+        loops.predictive_attention_bwd_query_kernel, (call.batch * call.heads * blocks,),
         *shared, gradients[0], folded_query_grad, bias_parts,
-        call.heads, call.steps_padded, call.width, 3 * call.heads * call.prior_width, call.scale, call.mu,
+        call.heads, call.steps_padded, call.width, 3 * call.heads * call.prior_width, call.per_set, call.scale, call.mu,
         HAS_BIAS=call.has_bias, **constants,
     )  # fmt: skip
 
     tiles, constants = call.loop("key")
     blocks = call.steps_padded // tiles.columns
     folded_key_grad = empty(call.batch, call.heads, call.steps_padded, call.tiles["FOLDED"])
-    loops.predictive_attention_bwd_key_kernel[(call.batch * call.heads * blocks,)](
+    launch(
+        loops.predictive_attention_bwd_key_kernel, (call.batch * call.heads * blocks,),
         *shared, *gradients[1:], folded_key_grad,
-        call.heads, call.steps_padded, call.width, call.value_width, call.scale, call.mu,
+        call.heads, call.steps_padded, call.width, call.value_width, call.per_set, call.scale, call.mu,
         HAS_BIAS=call.has_bias, **constants,
     )  # fmt: skip
     return folded_query_grad, folded_key_grad, bias_parts

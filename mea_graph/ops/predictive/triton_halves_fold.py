@@ -148,7 +148,7 @@ def _put_parts(target, at, stride, tile, width, exists, WIDTH: tl.constexpr):
         tile -= rounded.to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["per_set"])
 def predictive_attention_fold_kernel(
     query, query_t, query_h,
     key, key_t, key_h,
@@ -159,7 +159,7 @@ def predictive_attention_fold_kernel(
     weight, starts, lengths, powers,
     query_copy, key_copy, query_parts, key_parts, folded_query, folded_key, statistics,
     norms,  # (4, B, K, blocks): of the longest query, key, folded query and folded key of a block, squared; written for the forward pass
-    steps_padded, width, value_width, prior_scale,
+    steps_padded, width, value_width, per_set, prior_scale,
     HEADS: tl.constexpr, PRIOR_WIDTH: tl.constexpr, BACKWARD: tl.constexpr,
     TOGETHER: tl.constexpr, WIDTH: tl.constexpr, FOLDED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -202,6 +202,7 @@ def predictive_attention_fold_kernel(
         _put_halves(folded_key, sample * steps_padded + rows, tile, FOLDED)
         return
 
+    weight += sample // per_set * (HEADS * HEADS * 9)
     source = prior_query + first * prior_query_t + (other.to(tl.int64) * prior_query_h + channel)[None, :]
     used_by = used[None, :] & real[:, None]
     before = taken(source, prior_query_t, rows - 1, used_by, length)

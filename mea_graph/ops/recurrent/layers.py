@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mea_graph.ops.library import register
+from mea_graph.ops.library import operator_of, register
 
 _WEIGHTS = "Tensor weight_ih, Tensor weight_hh, Tensor bias_ih, Tensor bias_hh"
 
@@ -124,10 +124,8 @@ def _define(name: str, eager: Callable[..., Tensor], eager_backward: Callable[..
 
     results = ", ".join(["Tensor"] * 5)
     backward = register(f"{name}_backward", f"(Tensor grad, Tensor x, {_WEIGHTS}) -> ({results})", run_backward, fake_backward)
-    operator = register(
-        name, f"(Tensor x, {_WEIGHTS}) -> Tensor", run, fake, setup_context, lambda ctx, grad: backward(grad, *ctx.saved_tensors)
-    )
-    return operator
+    register(name, f"(Tensor x, {_WEIGHTS}) -> Tensor", run, fake, setup_context, lambda ctx, grad: backward(grad, *ctx.saved_tensors))
+    return operator_of(name)
 
 
 LSTM_OPERATOR = _define("lstm", _lstm, _lstm_backward)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mea_graph.ops.interval import triton as gpu
+from mea_graph.ops.launch import launch
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.recurrent.recurrence import LSTM, Recurrence, refuse_sets
 
@@ -29,7 +30,7 @@ def _launch(name: str, tensors: Sequence[Tensor], weight: Tensor, samples: int) 
     width = gpu.power_of_2(hidden)
     with gpu.on_device_of(weight):
         kernel = getattr(triton_kernels, name)
-        kernel[(samples, 2)](*tensors, hidden, samples // sets, WIDTH=width, num_warps=WARPS[width])
+        launch(kernel, (samples, 2), *tensors, hidden, samples // sets, WIDTH=width, num_warps=WARPS[width])
 
 
 def _ahead(driven: Tensor, weight: Tensor, start: Tensor, length: Tensor, out: Tensor, states: Tensor) -> None:
