@@ -67,15 +67,21 @@ def _add_folded(total, x, right, rows, high, low, FOLDED: tl.constexpr):
 
 
 @triton.jit
+def _leading(x):
+    """The first 8 bits of the mantissa, cut off: a mask, since what rounds a number alone occupies the unit of special functions."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _add_parts(total, x, right):
-    """For numbers of any size, in three parts of bfloat16."""
-    first = x.to(tl.bfloat16)
-    x -= first.to(tl.float32)
-    second = x.to(tl.bfloat16)
-    x -= second.to(tl.float32)
+    """For numbers of any size, in three parts of bfloat16: 24 bits, all that there are."""
+    first = _leading(x)
+    x -= first
+    second = _leading(x)
+    x -= second
     total = tl.dot(x.to(tl.bfloat16), right, total)
-    total = tl.dot(second, right, total)
-    return tl.dot(first, right, total)
+    total = tl.dot(second.to(tl.bfloat16), right, total)
+    return tl.dot(first.to(tl.bfloat16), right, total)
 
 
 @triton.jit
