@@ -64,9 +64,9 @@ class Loop(NamedTuple):
 
 
 LOOPS = {
-    "forward": Loop(2, 5, 3, 1, 2, 4, 19.7, 182.2),
-    "query": Loop(4, 4, 4, 2, 3, 4, 26.2, 254.8),
-    "key": Loop(4, 4, 4, 2, 3, 4, 29.0, 210.2),
+    "forward": Loop(2, 5, 3, 1, 2, 4, 19.7, 79.2),
+    "query": Loop(4, 4, 4, 2, 3, 4, 25.9, 147.1),
+    "key": Loop(4, 4, 4, 2, 3, 4, 31.9, 165.4),
 }
 
 
@@ -81,7 +81,7 @@ class Halves(NamedTuple):
     slots: float
 
 
-HALVES = {"forward": Halves(2, 3, 3, 4, 87.1), "query": Halves(2, 6, 6, 4, 77.9), "key": Halves(2, 6, 6, 4, 81.9)}
+HALVES = {"forward": Halves(2, 3, 3, 4, 41.0), "query": Halves(2, 6, 6, 4, 72.8), "key": Halves(2, 6, 6, 4, 77.6)}
 TWO_PASSES = LOOPS["forward"]._replace(half_products=3, half_exponentials=3, half_slots=20.1)  # where the folded width is cut
 
 

@@ -94,7 +94,7 @@ def test_work_by_hand():
     assert kernels["forward loop"].bytes == copies + 8 * 128 * 5 * 2 + 2 * 8 * 128 * 4
     assert kernels["forward loop"].l2 == kernels["forward loop"].bytes + 2 * 8 * 128 * (2 * 16 + 128) * 2  # two tiles of queries
     assert kernels["query loop"].bytes == copies + 8 * 128 * (16 * 2 + 5 * 2 + 2 * 4 + 128 * 2)  # dO, dq, two numbers a row
-    assert kernels["query loop"].l2 == kernels["query loop"].bytes + 8 * 128 * (2 * 16 + 128) * 2  # one tile
+    assert kernels["query loop"].l2 == kernels["query loop"].bytes + 2 * 8 * 128 * (2 * 16 + 128) * 2  # two tiles
     assert kernels["key loop"].l2 == kernels["key loop"].bytes + 2 * 8 * 128 * ((2 * 16 + 128) * 2 + 8)  # two numbers a row
     fold = roofline.FOLDS["half"]
     assert kernels["fold"].slots == (fold.key + 2 * fold.group + 8 * fold.head) * 128 * 4  # 128 threads; 4 blocks, 2 groups of 4 heads
@@ -117,11 +117,11 @@ def _forward_loop(heads, width, dtype):
 def test_float32_executes_three_products_and_padding_nothing():
     half, exact = (_forward_loop(8, 5, dtype) for dtype in (torch.bfloat16, torch.float32))
     assert half.useful == exact.useful == 8 * (64**2 + 10**2) * 260
-    assert exact.executed == 8 * (64 * 64 + 32 * 32) * 2 * (2 * 32 + 3 * 16 + 3 * 128)  # tiles of 32 x 32
+    assert exact.executed == 8 * (64 * 64 + 64 * 16) * 2 * (2 * 32 + 3 * 16 + 3 * 128)  # tiles of 64 x 16
     assert half.executed == 8 * 2 * 64 * 64 * 416
     assert not exact.tf32
     wider = _forward_loop(4, 10, torch.float32)  # for whose channels a copy of halves has no room
-    assert wider.executed == 3 * 4 * (64 * 64 + 32 * 32) * 352
+    assert wider.executed == 3 * 4 * (64 * 64 + 64 * 32) * 352  # tiles of 64 x 32
     assert wider.tf32
 
 

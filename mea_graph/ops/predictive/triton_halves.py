@@ -52,31 +52,36 @@ def _small(source, rows, FOLDED: tl.constexpr):
 
 
 @triton.jit
-def _folded_dot(left, left_low, right, rows, FOLDED: tl.constexpr):
-    high = tl.trans(_half(right, rows, 0, FOLDED))
-    product = tl.dot(left_low, high)
-    product = tl.dot(left, tl.trans(_half(right, rows, 1, FOLDED)), product)
-    return tl.dot(left, high, product)
+def _folded_dot(left, left_low, high, low):
+    product = tl.dot(left_low, tl.trans(high))
+    product = tl.dot(left, tl.trans(low), product)
+    return tl.dot(left, tl.trans(high), product)
 
 
 @triton.jit
-def _add_folded(total, x, right, rows, FOLDED: tl.constexpr):
-    high, low = _split(x)
-    total = tl.dot((low * LARGE).to(tl.float16), _small(right, rows, FOLDED), total)
-    total = tl.dot(high, _half(right, rows, 1, FOLDED), total)
-    return tl.dot(high, _half(right, rows, 0, FOLDED), total)
+def _add_folded(total, x, right, rows, high, low, FOLDED: tl.constexpr):
+    first, rest = _split(x)
+    total = tl.dot((rest * LARGE).to(tl.float16), _small(right, rows, FOLDED), total)
+    total = tl.dot(first, low, total)
+    return tl.dot(first, high, total)
+
+
+@triton.jit
+def _leading(x):
+    """The first 8 bits of the mantissa, cut off: a mask, since what rounds a number alone occupies the unit of special functions."""
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _add_parts(total, x, right):
-    """For numbers of any size, in three parts of bfloat16."""
-    first = x.to(tl.bfloat16)
-    x -= first.to(tl.float32)
-    second = x.to(tl.bfloat16)
-    x -= second.to(tl.float32)
+    """For numbers of any size, in three parts of bfloat16: 24 bits, all that there are."""
+    first = _leading(x)
+    x -= first
+    second = _leading(x)
+    x -= second
     total = tl.dot(x.to(tl.bfloat16), right, total)
-    total = tl.dot(second, right, total)
-    return tl.dot(first, right, total)
+    total = tl.dot(second.to(tl.bfloat16), right, total)
+    return tl.dot(first.to(tl.bfloat16), right, total)
 
 
 @triton.jit
@@ -111,10 +116,14 @@ def _attend_bounded(
     sums = tl.zeros([queries.shape[0], PARTS], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        share = tl.exp2(tl.dot(queries, tl.trans(_row(key, columns, 4 * WIDTH, WIDTH))) * scale - inner_rows[:, None])
-        folded = _folded_dot(folded_queries, folded_low, folded_key, columns, FOLDED)
+        keys = _row(key, columns, 4 * WIDTH, WIDTH)
+        high = _half(folded_key, columns, 0, FOLDED)
+        low = _half(folded_key, columns, 1, FOLDED)
+        values = _parts(value, columns, PARTS)
+        share = tl.exp2(tl.dot(queries, tl.trans(keys)) * scale - inner_rows[:, None])
+        folded = _folded_dot(folded_queries, folded_low, high, low)
         weights = tl.exp2(gelu(folded * folded_scale + bias, True, False) * (mu * LOG2_E) + share * ((1.0 - mu) * LOG2_E))
-        sums = _add_parts(sums, weights, _parts(value, columns, PARTS))
+        sums = _add_parts(sums, weights, values)
     return sums, inner_rows, tl.zeros([queries.shape[0]], tl.float32)
 
 
@@ -139,13 +148,17 @@ def _attend(
     sums = tl.zeros([queries.shape[0], PARTS], tl.float32)
     for start in range(0, length, COLUMNS):  # the outer softmax, its maximum found on the way, times V
         columns = start + tl.arange(0, COLUMNS)
-        share = tl.exp2(tl.dot(queries, tl.trans(_row(key, columns, 4 * WIDTH, WIDTH))) * scale - inner_rows[:, None])
-        folded = _folded_dot(folded_queries, folded_low, folded_key, columns, FOLDED)
+        keys = _row(key, columns, 4 * WIDTH, WIDTH)
+        high = _half(folded_key, columns, 0, FOLDED)
+        low = _half(folded_key, columns, 1, FOLDED)
+        values = _parts(value, columns, PARTS)
+        share = tl.exp2(tl.dot(queries, tl.trans(keys)) * scale - inner_rows[:, None])
+        folded = _folded_dot(folded_queries, folded_low, high, low)
         mixed = gelu(folded * folded_scale + bias, True, False) * (mu * LOG2_E) + share * ((1.0 - mu) * LOG2_E)
         mixed = tl.where((columns < length)[None, :], mixed, -float("inf"))
         higher = tl.maximum(top, tl.max(mixed, 1))
         sums *= tl.exp2(top - higher)[:, None]
-        sums = _add_parts(sums, tl.exp2(mixed - higher[:, None]), _parts(value, columns, PARTS))
+        sums = _add_parts(sums, tl.exp2(mixed - higher[:, None]), values)
         top = higher
     return sums, inner_rows, top
 
@@ -257,16 +270,20 @@ def predictive_attention_bwd_query_kernel(
     folded_grads = tl.zeros([ROWS, FOLDED], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        products = tl.dot(grads, tl.trans(_row(key + 4 * WIDTH, columns, STRIDE, WIDTH))) * PRODUCTS
-        share = tl.exp2(tl.dot(queries, tl.trans(_row(key, columns, STRIDE, WIDTH))) * inner_scale - inner_rows)
-        folded = _folded_dot(folded_queries, folded_low, folded_key, columns, FOLDED)
+        values = _row(key + 4 * WIDTH, columns, STRIDE, WIDTH)
+        keys = _row(key, columns, STRIDE, WIDTH)
+        high = _half(folded_key, columns, 0, FOLDED)
+        low = _half(folded_key, columns, 1, FOLDED)
+        keys_parts = _parts(key_parts, columns, PARTS)
+        products = tl.dot(grads, tl.trans(values)) * PRODUCTS
+        share = tl.exp2(tl.dot(queries, tl.trans(keys)) * inner_scale - inner_rows)
+        folded = _folded_dot(folded_queries, folded_low, high, low)
         activated, slope = gelu_and_slope(folded * folded_scale + bias_of_head, True, False)
         weights = tl.exp2(activated * (mu * LOG2_E) + (share * ((1.0 - mu) * LOG2_E) - outer_rows))
         mixed_grads = weights * products
-        keys = _parts(key_parts, columns, PARTS)
-        weighted = _add_parts(weighted, share * mixed_grads, keys)
-        mean_keys = _add_parts(mean_keys, share, keys)
-        folded_grads = _add_folded(folded_grads, mixed_grads * slope, folded_key, columns, FOLDED)
+        weighted = _add_parts(weighted, share * mixed_grads, keys_parts)
+        mean_keys = _add_parts(mean_keys, share, keys_parts)
+        folded_grads = _add_folded(folded_grads, mixed_grads * slope, folded_key, columns, high, low, FOLDED)
 
     unit = tl.load(powers + 2) * tl.load(powers + 3) * (1.0 / PRODUCTS)
     inner_deltas = _column(weighted, 3 * width)
@@ -327,18 +344,25 @@ def predictive_attention_bwd_key_kernel(
     folded_grads = tl.zeros([COLUMNS, FOLDED], tl.float32)
     for start in range(0, length, ROWS):
         rows = start + tl.arange(0, ROWS)
+        queries = _row(query, rows, STRIDE, WIDTH)
+        grads = _row(query + 4 * WIDTH, rows, STRIDE, WIDTH)
+        high = _half(folded_query, rows, 0, FOLDED)
+        low = _half(folded_query, rows, 1, FOLDED)
+        queries_parts = _parts(query_parts, rows, 2 * PARTS)
+        grads_parts = _parts(query_parts + PARTS, rows, 2 * PARTS)
         inner_rows = tl.load(at_statistics(statistics, rows, 0))[None, :]
-        share = tl.exp2(tl.dot(keys, tl.trans(_row(query, rows, STRIDE, WIDTH))) * inner_scale - inner_rows)
-        folded = _folded_dot(folded_keys, folded_low, folded_query, rows, FOLDED)
-        activated, slope = gelu_and_slope(folded * folded_scale + bias_of_head, True, False)
         outer_rows = tl.load(at_statistics(statistics, rows, 1))[None, :]
+        inner_deltas = tl.load(at_statistics(statistics, rows, 2))[None, :]
+        share = tl.exp2(tl.dot(keys, tl.trans(queries)) * inner_scale - inner_rows)
+        folded = _folded_dot(folded_keys, folded_low, high, low)
+        activated, slope = gelu_and_slope(folded * folded_scale + bias_of_head, True, False)
         weights = tl.exp2(activated * (mu * LOG2_E) + (share * ((1.0 - mu) * LOG2_E) - outer_rows))
-        products = tl.dot(values, tl.trans(_row(query + 4 * WIDTH, rows, STRIDE, WIDTH))) * PRODUCTS
+        products = tl.dot(values, tl.trans(grads)) * PRODUCTS
         mixed_grads = weights * products
-        folded_grads = _add_folded(folded_grads, mixed_grads * slope, folded_query, rows, FOLDED)
-        logit_grads = share * (mixed_grads - tl.load(at_statistics(statistics, rows, 2))[None, :])
-        key_grads = _add_parts(key_grads, logit_grads, _parts(query_parts, rows, 2 * PARTS))
-        value_grads = _add_parts(value_grads, weights, _parts(query_parts + PARTS, rows, 2 * PARTS))
+        folded_grads = _add_folded(folded_grads, mixed_grads * slope, folded_query, rows, high, low, FOLDED)
+        logit_grads = share * (mixed_grads - inner_deltas)
+        key_grads = _add_parts(key_grads, logit_grads, queries_parts)
+        value_grads = _add_parts(value_grads, weights, grads_parts)
 
     unit = tl.load(powers + 2) * tl.load(powers + 3) * (1.0 / PRODUCTS)
     at_first = (tl.load(starts + sample) + block * COLUMNS) * heads + head

@@ -267,16 +267,18 @@ def predictive_attention_bwd_query_kernel(
     folded_grads = tl.zeros([ROWS, FOLDED], tl.float32)
     for start in range(0, length, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        products = dot(grads, tl.trans(_tile(value, columns, WIDTH)), EXACT)
+        values = _tile(value, columns, WIDTH)
+        keys = _tile(key, columns, WIDTH)
+        if CHUNK == FOLDED:
+            folded_keys = _tile(folded_key, columns, FOLDED)
+        products = dot(grads, tl.trans(values), EXACT)
         if not SPARE:
             products = tl.where((columns < length)[None, :], products - delta_rows, 0.0)
-        keys = _tile(key, columns, WIDTH)
         logits = dot(queries, tl.trans(keys), EXACT) * scale + shift
         if not SPARE:
             logits = tl.where((columns < length)[None, :], logits - inner_rows, -float("inf"))
         share = tl.exp2(logits)
         if CHUNK == FOLDED:
-            folded_keys = _tile(folded_key, columns, FOLDED)
             folded = dot(folded_queries, tl.trans(folded_keys), EXACT)
         else:
             folded = _folded_dot(folded_query, rows, folded_key, columns, FOLDED, CHUNK, EXACT)
@@ -352,19 +354,20 @@ def predictive_attention_bwd_key_kernel(
         for start in range(0, length, ROWS):
             rows = start + tl.arange(0, ROWS)
             grads = _tile(grad + pair * steps_padded * WIDTH, rows, WIDTH)
+            queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
+            folded_rows = folded_query + pair * steps_padded * FOLDED
+            if CHUNK == FOLDED:
+                folded_queries = _tile(folded_rows, rows, FOLDED)
+            outer_rows = tl.load(outer + pair * steps_padded + rows)
+            inner_deltas = tl.load(inner_delta + pair * steps_padded + rows)
             products = dot(values, tl.trans(grads), EXACT)
             if not SPARE:
                 products -= tl.load(delta + pair * steps_padded + rows)[None, :]
-            outer_rows = tl.load(outer + pair * steps_padded + rows)
-            inner_deltas = tl.load(inner_delta + pair * steps_padded + rows)
-            queries = _tile(query + pair * steps_padded * WIDTH, rows, WIDTH)
             logits = dot(keys, tl.trans(queries), EXACT) * scale + shift
             if not SPARE:
                 logits -= tl.load(inner + pair * steps_padded + rows)[None, :]
             share = tl.exp2(logits)
-            folded_rows = folded_query + pair * steps_padded * FOLDED
             if CHUNK == FOLDED:
-                folded_queries = _tile(folded_rows, rows, FOLDED)
                 folded = dot(folded_keys, tl.trans(folded_queries), EXACT)
             else:
                 folded = _folded_dot(folded_key, columns, folded_rows, rows, FOLDED, CHUNK, EXACT)

@@ -27,43 +27,49 @@ class Tiles(NamedTuple):
 # most 32 channels, and "widest"; with a folded width above 128 also "wide folded" and "widest folded". A size that is not there is cut as
 # the next wider kind, "float16" as "half". Chosen so that nothing spills with Triton 3.9, and so that shared
 # memory stays below 99 KiB, what a block may have on the smallest GPUs (sm_86, sm_89, sm_120): see tests/ops/triton/test_compiled.py.
-# In float32 the forward loop has 32 rows on Hopper: of 64 rows, which take its warp-group instructions, Triton 3.6 makes a kernel whose
-# results are wrong on an H200 (8 heads of 5 channels) or that reads out of bounds (4 heads of 20, in TF32). So no loop in TF32 takes them.
+# A warp has 16 rows of its own (in the key loop: keys): of a tile with fewer than 16 for each, several warps compute the same.
+# In float32 the forward loop has two warps on Hopper: with four and 64 rows, which take its warp-group instructions, Triton 3.6 makes a
+# kernel whose results are wrong on an H200 (8 heads of 5 channels) or that reads out of bounds (4 heads of 20, in TF32). So no loop in TF32
+# takes them.
 HOPPER = {
     ("forward", "half", "narrow"): Tiles(64, 64, 128, 4, 2, registers=168),
     ("forward", "half", "folded"): Tiles(64, 32, 256, 4, 2),
     ("forward", "half", "wide"): Tiles(64, 32, 64, 4, 2),
-    ("forward", "float", "halves"): Tiles(32, 32, 128, 4, 1, registers=ALL_REGISTERS),
-    ("forward", "float", "narrow"): Tiles(32, 32, 32, 4, 2),
-    ("forward", "float", "wide"): Tiles(32, 16, 32, 4, 1, registers=ALL_REGISTERS),
-    ("query", "half", "narrow"): Tiles(128, 32, 128, 8, 2),
-    ("query", "half", "spare"): Tiles(128, 64, 128, 8, 2),
+    ("forward", "float", "halves"): Tiles(64, 16, 128, 2, 2, registers=ALL_REGISTERS),
+    ("forward", "float", "narrow"): Tiles(64, 32, 32, 2, 1, registers=ALL_REGISTERS),
+    ("forward", "float", "wide"): Tiles(64, 32, 32, 2, 1, registers=ALL_REGISTERS),
+    ("forward", "float", "widest"): Tiles(64, 16, 32, 2, 1, registers=ALL_REGISTERS),
+    ("query", "half", "narrow"): Tiles(64, 32, 128, 4, 3),
+    ("query", "half", "spare"): Tiles(64, 64, 128, 4, 3),
     ("query", "half", "folded"): Tiles(64, 16, 256, 4, 1),
     ("query", "float16", "folded"): Tiles(64, 16, 32, 4, 1),
     ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1, registers=ALL_REGISTERS),
     ("query", "half", "widest"): Tiles(32, 16, 64, 4, 1),
     ("query", "float", "halves"): Tiles(64, 16, 128, 4, 1),
-    ("query", "float", "narrow"): Tiles(32, 16, 32, 4, 1),
+    ("query", "float", "narrow"): Tiles(32, 16, 16, 2, 1, registers=ALL_REGISTERS),
     ("query", "float", "wide"): Tiles(32, 16, 32, 4, 1, registers=ALL_REGISTERS),
     ("query", "float", "widest folded"): Tiles(32, 16, 64, 8, 1, registers=ALL_REGISTERS),
-    ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
+    ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 3),
     ("key", "half", "folded"): Tiles(32, 64, 64, 4, 1, parts=2),
     ("key", "half", "wide"): Tiles(16, 32, 32, 4, 1, registers=ALL_REGISTERS),
     ("key", "half", "widest"): Tiles(16, 32, 16, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "halves"): Tiles(16, 64, 128, 4, 1),
-    ("key", "float", "narrow"): Tiles(32, 16, 32, 4, 1, registers=ALL_REGISTERS),
+    ("key", "float", "narrow"): Tiles(16, 32, 64, 2, 1, registers=ALL_REGISTERS),
     ("key", "float", "wide"): Tiles(32, 16, 64, 4, 1, registers=ALL_REGISTERS),
 }
 AMPERE = HOPPER | {
-    ("forward", "float", "halves"): Tiles(64, 32, 128, 4, 1),
+    ("forward", "float", "halves"): Tiles(64, 32, 128, 4, 2),
     ("forward", "float", "narrow"): Tiles(64, 32, 32, 4, 2),
     ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1, registers=ALL_REGISTERS),
-    ("query", "float", "halves"): Tiles(32, 32, 128, 4, 1),
-    ("query", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
-    ("query", "half", "spare"): Tiles(32, 32, 128, 4, 2),
+    ("forward", "float", "widest"): Tiles(64, 16, 32, 4, 1, registers=ALL_REGISTERS),
+    ("query", "float", "halves"): Tiles(32, 16, 128, 2, 2, registers=ALL_REGISTERS),
+    ("query", "half", "narrow"): Tiles(32, 32, 128, 2, 2),
+    ("query", "half", "spare"): Tiles(32, 32, 128, 2, 2),
+    ("key", "float", "halves"): Tiles(16, 32, 128, 2, 2, registers=ALL_REGISTERS),
+    ("key", "float", "narrow"): Tiles(32, 16, 32, 4, 1, registers=ALL_REGISTERS),
     ("query", "half", "folded"): Tiles(32, 16, 64, 4, 1),
     ("query", "float16", "folded"): Tiles(32, 16, 64, 4, 1),
-    ("key", "half", "narrow"): Tiles(32, 32, 128, 4, 2),
+    ("key", "half", "narrow"): Tiles(32, 32, 128, 2, 2),
     ("key", "half", "folded"): HOPPER["key", "half", "wide"],  # in two parts it would need more
     ("key", "half", "widest"): HOPPER["key", "half", "wide"],
     ("key", "float", "wide folded"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),

@@ -57,6 +57,8 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
             assert row["read_back"] == 0, f"no barrier between a write and a read: {row}"
         # Of float32 the forward loop takes the older instructions: with Hopper's own its results are wrong, see triton_tiles.py.
         older = row["kernel"] == "predictive_fwd" and row["dtype"] == "float32"
+        if older or (row["kernel"] in PREDICTIVE and row["dtype"] == "float32" and shape == "1x64"):
+            assert row["HGMMA"] == 0, f"on Hopper's own tensor core instructions: {row}"
         if row["kernel"] in LOOPS:
             assert row["HGMMA"] + row["HMMA"] > 0, f"not on the tensor cores: {row}"
             if (shape, capability) == ("8x5", 90) and not older:
@@ -68,8 +70,7 @@ def test_nothing_spills(shape: str, capability: int, capsys: pytest.CaptureFixtu
             counted, exponentials = (halves.slots, halves.exponentials) if exact else (half.half_slots, half.half_exponentials)
             slots, special = instructions.slots(row)
             assert abs(slots / counted - 1) < 0.1, f"the bounds on paper count {counted} issue slots a pair: {slots}, {row}"
-            # Of 32 rows, pairs of warps compute the same exponentials in the forward loop of float32.
-            assert special < (7.5 if older else exponentials + 0.5), row
+            assert special < exponentials + 0.5, row
 
 
 @pytest.mark.parametrize(("shape", "dtypes"), [("8x5", ["float16"]), ("8x8", ["bfloat16", "float16"])], ids=["masked", "folded"])
