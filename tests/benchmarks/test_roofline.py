@@ -94,7 +94,7 @@ def test_work_by_hand():
     assert kernels["forward loop"].bytes == copies + 8 * 128 * 5 * 2 + 2 * 8 * 128 * 4
     assert kernels["forward loop"].l2 == kernels["forward loop"].bytes + 2 * 8 * 128 * (2 * 16 + 128) * 2  # two tiles of queries
     assert kernels["query loop"].bytes == copies + 8 * 128 * (16 * 2 + 5 * 2 + 2 * 4 + 128 * 2)  # dO, dq, two numbers a row
-    assert kernels["query loop"].l2 == kernels["query loop"].bytes + 2 * 8 * 128 * (2 * 16 + 128) * 2  # two tiles
+    assert kernels["query loop"].l2 == kernels["query loop"].bytes + 8 * 128 * (2 * 16 + 128) * 2  # one tile
     assert kernels["key loop"].l2 == kernels["key loop"].bytes + 2 * 8 * 128 * ((2 * 16 + 128) * 2 + 8)  # two numbers a row
     fold = roofline.FOLDS["half"]
     assert kernels["fold"].slots == (fold.key + 2 * fold.group + 8 * fold.head) * 128 * 4  # 128 threads; 4 blocks, 2 groups of 4 heads
