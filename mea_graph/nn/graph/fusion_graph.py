@@ -37,6 +37,13 @@ class FusionGraph(HeteroData):
     ([0, 1, 2, 3, 4], 5)
     """
 
+    def __getitem__(self, *args: Any) -> Any:
+        key = args[0] if len(args) == 1 else args
+        if isinstance(key, str) or (isinstance(key, tuple) and all(isinstance(name, str) for name in key)):
+            return super().__getitem__(*args)
+        asked = f"graph: expected the name of a node type or an edge type (source, relation, target), got {key!r}"[:200]
+        raise TypeError(f"{asked}; cut samples off before `embed`; the `sample` of a node type says whose its nodes are")
+
     @property
     def num_samples(self) -> int:
         """The number of samples, those without a node included."""
