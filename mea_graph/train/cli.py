@@ -147,6 +147,8 @@ class CommandLine(LightningCLI):
         fits = self.subcommand == "fit"
         self.folder = RunFolder.choose(config.run_dir, configs, fits and not resuming, trains=fits and _is_first_process())
         self.closing.callback(self.folder.release)
+        if self.subcommand == "test" and _is_first_process():
+            self.folder.check_results()
         self.threads_note = self.closing.enter_context(computing_on(config.threads))
         config.threads = torch.get_num_threads()  # so that config.yaml says it: the bits of a run depend on it
         watched = config.early_stopping
@@ -309,6 +311,7 @@ class CommandLine(LightningCLI):
             data, trained = self.datamodule, (self.checkpoint or {}).get(SequenceDataModule.__qualname__)
             own = isinstance(trained, dict) and trained.get("data_hash") == data.dataset.hash
             self.metrics = self.folder.result("metrics.json", "test", data.source, None if own else data.dataset.hash)
+            predict_command.check_output("run_dir", self.metrics, ".json")
         if self.subcommand == "fit" and not fast_dev_run:
             watched = self.config_init["fit"].early_stopping
             mode = watched.mode or "min"  # where it is not known, `check_monitors` refuses

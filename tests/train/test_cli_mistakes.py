@@ -1,5 +1,6 @@
 """Mistakes in a command of training: each is told in one line, with exit code 2."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -120,6 +121,23 @@ def test_in_the_folder_of_the_run(capsys, classes_source, monkeypatch):
     check(capsys, "run_dir: expected a folder that can be written, got other/run", *words, "other/run")
     assert not Path("new").exists()
     assert not Path("other").exists()
+
+
+def test_in_the_folder_of_a_result(capsys, fitted, monkeypatch):
+    """Told before anything is measured, as far as the folder goes before the data are read."""
+    Path("note").write_text("a file")
+    words = ["test", "--config", fitted / "config.yaml", "--ckpt_path", fitted / "checkpoints/best.ckpt", "--run_dir"]
+    monkeypatch.setattr("mea_graph.train.cli.CommandLine.test", lambda *args, **options: pytest.fail("measured"))
+    (fitted / "metrics.json").mkdir()
+    check(capsys, "run_dir: expected a file to write, got the folder run/metrics.json", *words, "run")
+    monkeypatch.setattr("mea_graph.train.data_module.open_dataset", lambda *args, **options: pytest.fail("read"))
+    check(capsys, "run_dir: expected a folder that can be written, got note", *words, "note")
+    check(capsys, "run_dir: expected a folder that can be written, got note/a/b", *words, "note/a/b")
+    Path("other").mkdir()
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "other" and access(path, mode))
+    check(capsys, "run_dir: expected a folder that can be written, got other/run", *words, "other/run")
+    assert not list(Path("other").iterdir())
 
 
 def test_in_the_data(capsys, classes_source):
