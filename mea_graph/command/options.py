@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mea_graph.command.signatures import PACKAGE, Option, class_options, lightning_file, model_classes, part_options
+from mea_graph.command.trainer_classes import of_a_trainer_class
 from mea_graph.configurations import packaged_configs
 from mea_graph.suggestions import did_you_mean
 
@@ -164,8 +165,8 @@ def with_suggestion(message: str, words: Sequence[str]) -> str:
     ... )
     "Subcommand 'fit' does not accept option 'trainer.max_epoch' (did you mean 'trainer.max_epochs'?)"
     """
-    if found := re.match(r"trainer\.logger: .*Expected a dot import path string: (\w+);", message):
-        return f"trainer.logger: expected a class with its options, got {found[1]!r}; --logger takes a word: csv, tensorboard or wandb"
+    if (plain := of_a_trainer_class(message, lambda option: values_of(words, option))) is not None:
+        return plain
     found = re.search(r"does not accept option '([\w.]+)'|[Oo]ption '(\w+)' is not accepted", message)
     no_model = _NO_MODEL.match(message)
     try:
