@@ -17,9 +17,11 @@ from torch_geometric.data import HeteroData
 from mea_graph.data import DataError, MultimodalDataset, check_batch, open_dataset
 from mea_graph.data.arrays import as_numbers
 from mea_graph.data.kinds import kind_of, pickle_form
+from mea_graph.data.open import SUFFIXES
 from mea_graph.data.saved import FORMAT
 from mea_graph.train.data_module import PARTS, data_hash
 
+PICKLES = ("mult", "mmsa", "misa")
 FORMS = "arrays by modality, a data file, HeteroData or a list of them, or a MultimodalDataset"
 
 
@@ -207,18 +209,34 @@ def _check_not_left_out(dataset: MultimodalDataset, known: TrainingData) -> None
 
 def _reader_options(path: Path, known: TrainingData) -> dict[str, Any]:
     """The options that decide what a sequence holds, as in training, where the reader of this file has them."""
+    options: dict[str, Any]
     kind = kind_of(path) if path.is_file() else ""
     names = _arrays_in(path) if kind == "npz" else set()
     if FORMAT in names:
         return {}  # a saved data set holds what its own reader made
-    options: dict[str, Any] = {}
+    options = {}
+    trained = known.reader.get("format")
+    if trained in (*PICKLES, "csd") and _is_read_as(path, kind, trained):
+        options["format"] = trained
     if found := [name for name in known.static if name in names]:
         options["static"] = found
     if "non_finite" in known.reader:
         options["non_finite"] = known.reader["non_finite"]
-    if "lengths" in known.reader and kind == "pickle" and pickle_form(path) == "mmsa":
+    if "lengths" in known.reader and kind == "pickle" and (options.get("format") or pickle_form(path)) == "mmsa":
         options["lengths"] = known.reader["lengths"]
     return options
+
+
+def _is_read_as(path: Path, kind: str, trained: str) -> bool:
+    """Whether a file, or a folder, may be of the format that training read its own by, where its contents leave a choice or say nothing."""
+    if path.is_dir():
+        return trained in SUFFIXES and any(path.glob(f"*{SUFFIXES[trained]}"))
+    if kind != "pickle" or trained not in PICKLES:
+        return not kind
+    try:
+        return {trained, pickle_form(path)} == {"mult", "mmsa"}  # both are arrays by split, one with lengths and one without
+    except DataError:  # of no form that is known
+        return True
 
 
 def _arrays_in(path: Path) -> set[str]:

@@ -111,6 +111,31 @@ class TestFilesAreReadAsInTraining:
         assert found.ids == expected.ids
         np.testing.assert_array_equal(found.values, made(expected).values)
 
+    def test_with_the_format_where_the_contents_leave_a_choice(self, tmp_path, part, predictor):
+        """Stored lengths make a file MMSA's; training that read it as MulT's cut off rows of zeros."""
+        parts = {name: {**part, "id": [name + sample for sample in part["id"]]} for name in ("train", "valid", "test")}
+        stored = {"audio_lengths": np.full(4, 6), "labels": np.arange(4.0), "regression_labels": np.arange(4.0)}
+        source = tmp_path / "trained.pkl"
+        source.write_bytes(pickle.dumps({name: own | stored for name, own in parts.items()}))
+        dataset, made = predictor(source, format="mult", non_finite="drop")
+        assert dataset.lengths["audio"][:2].tolist() == [5, 4]
+        np.testing.assert_array_equal(made(source).values, made(dataset).values)
+        arrays = {"audio": list(dataset[0]["audio"].x.numpy()[None]), "text": list(dataset[0]["text"].x.numpy()[None])}
+        np.savez(tmp_path / "new.npz", **{name: np.stack(x) for name, x in arrays.items()})  # which has a form of its own
+        np.testing.assert_allclose(made(tmp_path / "new.npz").values, made(dataset).values[:1], rtol=1e-5)
+        misa = [((np.zeros((2, 3)), np.ones((2, 4)), np.ones((2, 2))), np.ones(1), "a")]
+        (tmp_path / "misa.pkl").write_bytes(pickle.dumps(misa))
+        with pytest.raises(DataError, match="expected modalities among"):  # it is read, as what it is
+            made(tmp_path / "misa.pkl")
+
+    def test_with_the_format_of_a_folder_that_holds_several(self, tmp_path, predictor):
+        for name in ("train", "dev", "test"):
+            own = [((np.ones((5, 3)), np.ones((5, 2)), np.ones((5, 2))), np.ones(1), f"{name}{i}") for i in range(2)]
+            (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(own))
+        (tmp_path / "words.csd").write_bytes(b"of another kind")
+        dataset, made = predictor(tmp_path, format="misa")
+        np.testing.assert_array_equal(made(tmp_path).values, made(dataset).values)
+
     def test_with_a_folder_too(self, tmp_path, predictor):
         samples = [((np.ones((5, 3)), np.ones((5, 2)), np.arange(10.0).reshape(5, 2)), np.ones(1), name) for name in "ab"]
         samples[0][0][1][2] = np.nan
