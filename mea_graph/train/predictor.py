@@ -173,7 +173,8 @@ class Predictor:
         Args:
             data: A dict with a list of arrays or tensors `(T, d)` by modality, one a sample and None where it is missing (or one array
                 `(N, T, d)`); the path of a file that `open_dataset` reads, here with the options `lengths` and `non_finite` of
-                training, and its `format` where the file leaves a choice; a `HeteroData`, a list or a batch of them; or a `MultimodalDataset`.
+                training, and its `format` where the file leaves a choice;
+                a `HeteroData`, a list or a batch of them; or a `MultimodalDataset`.
             embeddings: Whether to return the embeddings too, the vectors behind the predictions.
             attention: Whether to return every attention map too (`MEA` only). Samples are then computed one by one, which is slower.
             cache_dir: Folder for the cache of a file, as for `open_dataset`.
