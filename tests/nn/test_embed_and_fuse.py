@@ -220,6 +220,28 @@ def test_the_graph_fusion_may_be_of_any_convolution(batch: Batch) -> None:
     assert model(batch).prediction.shape == (3, 2)
 
 
+def test_who_is_present_in_a_graph_that_keeps_what_is_absent() -> None:
+    """All were taken for present there, so that the loss was another one than for the same graph without them."""
+    model = make().eval()
+    present = {"text": torch.ones(4, dtype=torch.bool), "audio": torch.arange(4) != 2, "vision": torch.arange(4) > 1}
+    h = {m: torch.randn(4, 6, dtype=torch.float64) for m in WIDTHS}
+    outputs = [model.fuse(fusion_graph(h, h, present, keep_absent=keep)) for keep in (False, True)]
+    for output in outputs:
+        assert {m: there.tolist() for m, there in output.present.items()} == {m: there.tolist() for m, there in present.items()}
+    losses = [MEALoss("classification")(output, torch.tensor([0, 1, 1, 0])).total for output in outputs]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=0)
+
+
+def test_spaces_that_differ_in_their_samples_are_refused() -> None:
+    """Those of the last space were taken for all."""
+    h = {m: torch.randn(4, 6, dtype=torch.float64) for m in WIDTHS}
+    graph = fusion_graph(h, h, {m: torch.arange(4) != 3 for m in WIDTHS})
+    graph["audio_agnostic"].x, graph["audio_agnostic"].sample = h["audio"][1:], torch.arange(1, 4)
+    told = "same samples in every space, got some of others: audio_agnostic differs from audio_exclusive in samples \\[0, 3\\]"
+    with pytest.raises(ValueError, match=told):
+        make().fuse(graph)
+
+
 def test_a_graph_without_the_model_s_nodes_is_refused() -> None:
     h = {m: torch.randn(4, 6, dtype=torch.float64) for m in ("text", "audio")}
     with pytest.raises(ValueError, match=r"graph: expected the node types \['vision_exclusive'\], got"):

@@ -1,7 +1,7 @@
 """The heterogeneous graph over the representations of a batch, section 7 of [MEA]."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch_geometric.typing import EdgeType
 from mea_graph.nn._sequences import check_keys
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.ops.pointers import put_rows
 
 SPACES = ("exclusive", "agnostic")
 
@@ -169,6 +170,33 @@ def fusion_graph(
             if joined is not None:
                 store["present"] = joined[s, t]
     return graph
+
+
+def by_sample(
+    graph: FusionGraph, modalities: Sequence[str], spaces: Sequence[str]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The representations (B, d) by space and modality, 0 where a sample has none, and which samples have which modality, (B,)."""
+    samples = graph.num_samples
+    found: dict[str, dict[str, Tensor]] = {}
+    present: dict[str, Tensor] = {}
+    for space in spaces:
+        if missing := [f"{m}_{space}" for m in modalities if f"{m}_{space}" not in graph.node_types]:
+            raise ValueError(f"graph: expected the node types {missing}, got {graph.node_types}")
+        found[space] = {}
+        for m in modalities:
+            node = graph[f"{m}_{space}"]
+            found[space][m] = put_rows(node.x, node.sample, samples)
+            there = torch.zeros(samples, dtype=torch.bool, device=node.x.device)
+            # What is absent may be there all the same, marked so.
+            here = there.index_fill(0, node.sample, True) if "present" not in node else there.scatter(0, node.sample, node.present)
+            known = present.setdefault(m, here)
+            if known is here:
+                continue
+            if here.device.type == "cpu" and not is_traced() and not is_transformed() and not torch.equal(known, here):
+                which = f"{m}_{space} differs from {m}_{spaces[0]} in samples {(known ^ here).nonzero().flatten().tolist()}"
+                raise ValueError(f"graph: expected nodes of the same samples in every space, got some of others: {which}"[:300])
+            present[m] = known & here
+    return found, present
 
 
 def _check(spaces: Mapping[str, Mapping[str, Tensor]], present: Mapping[str, Tensor] | None) -> int:
