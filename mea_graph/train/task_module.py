@@ -24,7 +24,7 @@ from mea_graph.train.finite_loss import FiniteLoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
-from mea_graph.train.restoring import check_order, count_moments
+from mea_graph.train.restoring import check_count, check_order, count_moments
 from mea_graph.train.row_gatherer import RowGatherer
 from mea_graph.train.term_means import TermMeans
 from mea_graph.train.trainer_options import check_same_trainer, trainer_options
@@ -234,9 +234,7 @@ class TaskModule(L.LightningModule):
             return
         keep_own_paths(checkpoint, self._trainer)
         if self._trainer.state.fn == TrainerFn.FITTING:
-            count, expected = count_moments(checkpoint), checkpoint.get("moments")
-            if expected is not None and count != expected:
-                raise DataError(f"ckpt_path: optimizer_states: expected moments of {expected} parameters, as were written, got {count}")
+            check_count(checkpoint, sum(parameter.requires_grad for parameter in self.parameters()))
             check_same_trainer(checkpoint, self._trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
