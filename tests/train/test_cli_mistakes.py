@@ -33,6 +33,13 @@ def test_in_the_command(capsys):
         (["fit", "--run_di", "x"], "--run_di (did you mean '--run_dir'?)"),
         (["fit", "--model", "my_file.Mine", "--trainer.max_step", 1], "--trainer.max_step (did you mean '--trainer.max_steps'?)"),
         (["predict", "--ckpt", "run", "--dat", "x.npz", "--output", "x.csv"], "--dat (did you mean '--data'?)"),
+        (["fit", "--model.mu", 0.3], "--model.mu ('--model.exclusive.mu' now)"),
+        (
+            ["fit", "--model.init_args.pooling=max"],
+            "--model.init_args.pooling ('--model.exclusive.pooling' and '--model.agnostic.pooling' now)",
+        ),
+        (["fit", "--model.head_norm", "true"], "--model.head_norm ('--model.head.norm' now)"),
+        (["fit", "--model", "LateFusionGRUModule", "--model.mu", 0.3], "--model.mu"),
         (["predict", "--ckp=run"], "--ckp (did you mean '--ckpt'?)"),
         (["study", "compare", "--seed", 3], "--seed (did you mean '--seeds'?)"),
         (["demo", "--ou", "x"], "--ou (did you mean '--out'?)"),
