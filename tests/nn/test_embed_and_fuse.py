@@ -242,6 +242,31 @@ def test_spaces_that_differ_in_their_samples_are_refused() -> None:
         make().fuse(graph)
 
 
+@pytest.mark.parametrize("sample", [[0, 0, 1], [0, 1, 7], [-1, 0, 1], [0, 1], None])
+def test_nodes_that_do_not_say_whose_they_are_are_refused(sample: list[int] | None) -> None:
+    """Of two nodes of one sample the last one counted."""
+    h = {m: torch.randn(3, 6, dtype=torch.float64) for m in WIDTHS}
+    graph = fusion_graph(h, h)
+    for space in ("exclusive", "agnostic"):
+        graph[f"audio_{space}"].sample = None if sample is None else torch.tensor(sample)
+    with pytest.raises(ValueError, match=r"graph: audio_exclusive: expected (x|one node for a sample at most, of samples in)"):
+        make().fuse(graph)
+
+
+def test_a_graph_of_ones_own_says_how_many_samples_it_has() -> None:
+    model = make().eval()
+    graph = fusion_graph(*[{m: torch.randn(3, 6, dtype=torch.float64) for m in WIDTHS}] * 2)
+    own = HeteroData()
+    for node_type in graph.node_types:
+        own[node_type].x, own[node_type].sample = graph[node_type].x, graph[node_type].sample
+    for edge_type in graph.edge_types:
+        own[edge_type].edge_index = graph[edge_type].edge_index
+    with pytest.raises(TypeError, match="graph: expected what `embed` or `fusion_graph` makes, or num_samples beside it, got HeteroData"):
+        model.fuse(own)
+    own.num_samples = 3
+    torch.testing.assert_close(model.fuse(own).prediction, model.fuse(graph).prediction, rtol=0, atol=0)
+
+
 def test_a_graph_without_the_model_s_nodes_is_refused() -> None:
     h = {m: torch.randn(4, 6, dtype=torch.float64) for m in ("text", "audio")}
     with pytest.raises(ValueError, match=r"graph: expected the node types \['vision_exclusive'\], got"):

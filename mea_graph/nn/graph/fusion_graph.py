@@ -176,6 +176,8 @@ def by_sample(
     graph: FusionGraph, modalities: Sequence[str], spaces: Sequence[str]
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
     """The representations (B, d) by space and modality, 0 where a sample has none, and which samples have which modality, (B,)."""
+    if not hasattr(graph, "num_samples"):
+        raise TypeError(f"graph: expected what `embed` or `fusion_graph` makes, or num_samples beside it, got {type(graph).__name__}")
     samples = graph.num_samples
     found: dict[str, dict[str, Tensor]] = {}
     present: dict[str, Tensor] = {}
@@ -185,6 +187,7 @@ def by_sample(
         found[space] = {}
         for m in modalities:
             node = graph[f"{m}_{space}"]
+            _check_samples(node, f"{m}_{space}", samples)
             found[space][m] = put_rows(node.x, node.sample, samples)
             there = torch.zeros(samples, dtype=torch.bool, device=node.x.device)
             # What is absent may be there all the same, marked so.
@@ -197,6 +200,20 @@ def by_sample(
                 raise ValueError(f"graph: expected nodes of the same samples in every space, got some of others: {which}"[:300])
             present[m] = known & here
     return found, present
+
+
+def _check_samples(node: Any, name: str, samples: int) -> None:
+    """Refuses nodes that do not say whose they are. Two of one sample would be one of them; looked at on a CPU alone, as numbers are."""
+    x, sample = node.get("x"), node.get("sample")
+    if not isinstance(x, Tensor) or not isinstance(sample, Tensor) or x.dim() != 2 or sample.shape != x.shape[:1]:
+        got = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in (x, sample)]
+        raise ValueError(f"graph: {name}: expected x (N, d) and sample (N,), the sample of each node, got {got}")
+    if sample.device.type == "cpu" and not is_traced() and not is_transformed() and sample.numel():
+        counts = sample.bincount(minlength=samples) if int(sample.min()) >= 0 else None
+        if counts is None or counts.numel() > samples or int(counts.max()) > 1:
+            raise ValueError(
+                f"graph: {name}: expected one node for a sample at most, of samples in [0, {samples}), got {sample.tolist()}"[:300]
+            )
 
 
 def _check(spaces: Mapping[str, Mapping[str, Tensor]], present: Mapping[str, Tensor] | None) -> int:
