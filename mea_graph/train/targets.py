@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError
 from mea_graph.train.metrics import TASKS, Task
@@ -44,6 +47,28 @@ def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None) 
             raise DataError(f"data.classes: expected {y.shape[1]} (the labels of the data), got {classes}")
         return natural, y.shape[1]
     return natural, _count_classes(y, classes)
+
+
+def check_samples(batch: Any, labelled: bool) -> None:
+    """Refuses what a loader yields where it is no batch of samples, or has no targets though they are needed.
+
+    Args:
+        batch: What came.
+        labelled: Whether targets are needed.
+
+    Raises:
+        TypeError: If it is no batch.
+        DataError: If its samples have no targets.
+
+    >>> check_samples([1, 2], labelled=False)
+    Traceback (most recent call last):
+    TypeError: batch: expected a batch of PyG samples, got list; ...
+    """
+    if not isinstance(batch, HeteroData) or not hasattr(batch, "num_graphs"):
+        remedy = "SequenceDataModule(dataset) makes batches, and so does DataLoader of torch_geometric.loader"
+        raise TypeError(f"batch: expected a batch of PyG samples, got {type(batch).__name__}; {remedy}")
+    if labelled and "y" not in batch:
+        raise DataError("y: the samples of a batch have no targets; expected y in each, to train or to measure")
 
 
 def _natural_task(y: np.ndarray) -> Task:

@@ -26,6 +26,7 @@ from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
 from mea_graph.train.restoring import check_count, check_order, count_moments
 from mea_graph.train.row_gatherer import RowGatherer
+from mea_graph.train.targets import check_samples
 from mea_graph.train.term_means import TermMeans
 from mea_graph.train.trainer_options import check_same_trainer, trainer_options
 
@@ -142,6 +143,7 @@ class TaskModule(L.LightningModule):
 
         `missing`, `(B,)` bool by modality, says which samples go without it.
         """
+        check_samples(batch, labelled=False)
         x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, self._times(batch)
         given = batch_dict
         if self.training and any(self.augmentation.values()):  # every step stays: no stretch beside times
@@ -280,6 +282,7 @@ class TaskModule(L.LightningModule):
         return {"time": {m: batch[m].time for m in timed if "time" in batch[m]}} if timed else {}
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
+        check_samples(batch, labelled=True)
         self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()
         output = self.run(batch)
         terms = self.loss_terms(output, batch.y)
