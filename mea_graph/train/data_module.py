@@ -286,7 +286,8 @@ class SequenceDataModule(L.LightningDataModule):
     def _target(self) -> tuple[Task, int]:
         names = self.label_names
         number = self.classes if isinstance(self.classes, int) else None
-        return check_targets(self.dataset.y, self.wanted_task, number if names is None else len(names))
+        why = next((note for note in self.dataset.notes if note.startswith("no labels")), "")
+        return check_targets(self.dataset.y, self.wanted_task, number if names is None else len(names), why)
 
     @cached_property
     def _prepared(self) -> MultimodalDataset:

@@ -115,7 +115,7 @@ class SplitPolicy:
         """
         fields = ({} if split is None else {"split": np.asarray(split)}) | dict(fields or {})
         if self.by is None:
-            parts = _own_splits(num_samples, split, ids)
+            parts = _own_splits(num_samples, split, ids, fields)
         else:
             values = _field(fields, self.by, "split.by")
             parts = _folds(values, self.folds, self.fold) if self.folds is not None else self._by_values(values)
@@ -142,9 +142,16 @@ class SplitPolicy:
         return {name: part for name, part in parts.items() if len(part)}
 
 
-def _own_splits(num_samples: int, split: Sequence[str] | np.ndarray | None, ids: Sequence[str] | None) -> dict[str, np.ndarray]:
+def _own_splits(
+    num_samples: int, split: Sequence[str] | np.ndarray | None, ids: Sequence[str] | None, fields: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     if split is None:
-        raise DataError("split: the data has no splits of its own; give split.by with split.train and split.test, or with split.folds")
+        own = ""
+        if "split" in fields:  # as of an .npz, whose reader was not told
+            own = f"; its field 'split' ({_some(fields['split'].astype(str))}) becomes them by the reader's option split='split'"
+        raise DataError(
+            f"split: the data has no splits of its own; give split.by with split.train and split.test, or with split.folds{own}"
+        )
     names = np.asarray(split).astype(str)
     if len(names) != num_samples:
         raise DataError(f"split: expected one name per sample ({num_samples}), got {len(names)}")

@@ -11,13 +11,14 @@ from mea_graph.data import DataError
 from mea_graph.train.metrics import TASKS, Task
 
 
-def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None) -> tuple[Task, int]:
+def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None, why: str = "") -> tuple[Task, int]:
     """Returns the task and the width of the prediction, or says why the targets do not allow it.
 
     Args:
         y: Targets, or `None` where they are not known.
         task: The task requested; follows from the targets if `None`.
         classes: Number of classes or labels; the largest class number plus one if `None`.
+        why: Why the targets are not known, where the reader said it.
 
     Shape:
         - `y` is float :math:`(N,)` for regression, integer :math:`(N,)` for classification, :math:`(N, K)` of zeros and ones for labels.
@@ -32,7 +33,8 @@ def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None) 
         raise DataError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
     if y is None:
         if task is None or (task != "regression" and classes is None):
-            raise DataError("y: the data has no targets; expected data.task (and data.classes unless it is regression), got none")
+            needed = "training and testing need them, and prediction needs data.task (and data.classes unless it is regression)"
+            raise DataError(f"y: the data has no targets{why and f' ({why})'}; {needed}")
         return task, 1 if task == "regression" else int(classes or 0)
     natural = _natural_task(y)
     if task is not None and task != natural:

@@ -59,6 +59,12 @@ def test_further_splits_are_left_out_with_one_warning():
     assert SplitPolicy(by="split", train=["train", "extra"], test=["test2"]).apply(7, names)["train"].tolist() == [0, 3]
 
 
+def test_a_field_called_split_that_is_not_read_as_one_is_named():
+    fields = {"split": np.array(["train", "test", "extra", "train"])}
+    with pytest.raises(DataError, match=r"; its field 'split' \(extra, test, train\) becomes them by the reader's option split='split'"):
+        SplitPolicy().apply(4, None, fields)
+
+
 def test_names_of_ones_own_are_divided_as_a_field_is():
     names = ["first", "second", "extra", "second"]
     parts = SplitPolicy(by="split", train=["second"], test=["first"]).apply(4, names)
