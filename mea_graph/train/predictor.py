@@ -172,8 +172,8 @@ class Predictor:
 
         Args:
             data: A dict with a list of arrays or tensors `(T, d)` by modality, one a sample and None where it is missing (or one array
-                `(N, T, d)`); the path of a file that `open_dataset` reads, here with the options `lengths` and `non_finite` of
-                training, and its `format` where the file leaves a choice;
+                `(N, T, d)`); the path of a file that `open_dataset` reads, here with the options of training that decide which steps
+                there are and what the labels are;
                 a `HeteroData`, a list or a batch of them; or a `MultimodalDataset`.
             embeddings: Whether to return the embeddings too, the vectors behind the predictions.
             attention: Whether to return every attention map too (`MEA` only). Samples are then computed one by one, which is slower.
@@ -261,7 +261,8 @@ class Predictor:
             return y.tolist() if same else None
         if y.ndim != 1 or y.dtype.kind == "f":
             return None
-        known = list(names or self.label_names)
+        numbered = all(re.fullmatch(r"-?\d+", name) for name in self.label_names)  # as classes below 0 are called, which count from 0
+        known = list(names or ([] if numbered else self.label_names))
         return [known[k] if k < len(known) else str(k) for k in y.tolist()]
 
 

@@ -33,8 +33,8 @@ def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None, 
         raise DataError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
     if y is None:
         if task is None or (task != "regression" and classes is None):
-            needed = "training and testing need them, and prediction needs data.task (and data.classes unless it is regression)"
-            raise DataError(f"y: the data has no targets{why and f' ({why})'}; {needed}")
+            needed = "to train or test on; to predict alone, expected data.task (and data.classes unless it is regression), got none"
+            raise DataError(f"y: the data has no targets{why and f' ({why})'} {needed}")
         return task, 1 if task == "regression" else int(classes or 0)
     natural = _natural_task(y)
     if task is not None and task != natural:

@@ -240,9 +240,7 @@ def test_what_has_no_targets_is_neither_trained_nor_measured(tmp_path):
         with pytest.raises(DataError, match="y: the data has no targets, so nothing can be trained or measured on it"):
             loader()
     assert sum(batch.num_graphs for batch in data.predict_dataloader()) == 2
-    told = (
-        r"y: the data has no targets \(no labels: none of the arrays is called .*; label= names another\); training and testing need them"
-    )
+    told = r"y: the data has no targets \(no labels: none of the arrays is called .*; label= names another\) to train or test on; "
     with pytest.raises(DataError, match=told):
         _ = SequenceDataModule(str(tmp_path / "bare.npz")).task
 

@@ -1,6 +1,7 @@
 """Data and options that a `Predictor` is given and its model cannot take as they are."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -160,3 +161,52 @@ class TestFilesAreReadAsInTraining:
         ):
             made(source)
         assert made(dataset).ids == dataset.ids
+
+
+class TestLabelsAreReadAsInTraining:
+    """The column `target` had the numbers of another array, or the file that trained the model was refused."""
+
+    ARRAYS = {"audio": np.stack([AUDIO] * 6), "text": np.stack([TEXT] * 6), "split": np.array(["train", "valid", "test"] * 2)}
+
+    def predicted(self, tmp_path, arrays, new=None, task=None, **reader):
+        np.savez(tmp_path / "trained.npz", **self.ARRAYS, **arrays)
+        data = SequenceDataModule(str(tmp_path / "trained.npz"), reader=reader, task=task)
+        made = Predictor(MEAModule(data.in_channels, data.task, data.out_channels, label_names=data.label_names, **SMALL), data)
+        if new is None:
+            return made(tmp_path / "trained.npz")
+        np.savez(tmp_path / "new.npz", **self.ARRAYS, **new)
+        return made(tmp_path / "new.npz")
+
+    def test_by_the_array_that_trained(self, tmp_path):
+        labels = {"label": np.arange(6) % 2, "emotion": np.arange(6) // 2, "clip": np.array(list("abcdef"))}
+        found = self.predicted(tmp_path, labels, label="emotion", id="clip")
+        assert found.target == ["0", "0", "1", "1", "2", "2"]
+        assert found.ids == list("abcdef")
+
+    def test_by_column_kind_and_name(self, tmp_path):
+        real, several = np.linspace(-1, 1, 12).reshape(6, 2), np.array([[0, 1, 1], [1, 0, 0]] * 3)
+        np.testing.assert_allclose(self.predicted(tmp_path, {"label": real}, columns=1).target, real[:, 1], rtol=1e-6)
+        assert self.predicted(tmp_path, {"label": real}, columns=0, labels=0).target == ["at most 0"] * 3 + ["above 0"] * 3
+        found = self.predicted(tmp_path, {"label": several}, columns=["c", "a"], label_names=["a", "b", "c"])
+        assert found.label_names == ["c", "a"]
+        assert found.target == [[1, 0], [0, 1]] * 3
+
+    def test_a_class_below_0_keeps_its_name_in_data_that_lack_it(self, tmp_path):
+        labels, new = {"label": np.array([-1, 0, 1] * 2)}, {"label": np.array([0, 1] * 3)}
+        assert self.predicted(tmp_path, labels, labels="classes").target == ["-1", "0", "1"] * 2
+        assert self.predicted(tmp_path, labels, new, labels="classes").target == ["0", "1"] * 3
+
+    @pytest.mark.parametrize(
+        ("options", "new", "why"),
+        [
+            ({"label": "emotion"}, {"label": np.arange(6) % 3}, "there is no array 'emotion', whose labels trained"),
+            ({"label": "emotion", "labels": "classes"}, {"emotion": np.linspace(0, 1, 6)}, r"they do not fit the options of training \("),
+        ],
+    )
+    def test_others_are_left_out_with_a_note(self, tmp_path, options, new, why):
+        if "labels" in options:
+            new = new | {"label": np.arange(6) % 3}
+        found = self.predicted(tmp_path, {"emotion": np.arange(6) // 2}, new, **options)
+        assert found.target is None
+        assert any(re.match(f"targets left out: {why}", note) for note in found.notes)
+        assert self.predicted(tmp_path, {"emotion": np.arange(6) // 2}, {}, **options).target is None  # those of no array at all
