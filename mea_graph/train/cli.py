@@ -52,6 +52,7 @@ from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.same_options import check_same_options
 from mea_graph.train.task_module import TaskModule, check_precision
 from mea_graph.train.threads import computing_on
+from mea_graph.train.trainer_options import check_whole
 from mea_graph.train.training_length import LENGTH, TrainingLength, batches_per_epoch, length_of
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
@@ -227,9 +228,13 @@ class CommandLine(LightningCLI):
                 self._announce(f"note: {note}")
 
     def before_validate(self) -> None:
-        self.before_test()
+        self._before_measuring("valid")
 
     def before_test(self) -> None:
+        self._before_measuring("test")
+
+    def _before_measuring(self, part: str) -> None:
+        check_whole(self.trainer, part)
         self.datamodule.check_labelled()
         if self.threads_note:
             self._announce(f"note: {self.threads_note}")

@@ -147,6 +147,17 @@ def test_in_the_folder_of_a_result(capsys, fitted, monkeypatch):
     assert not list(Path("other").iterdir())
 
 
+@pytest.mark.parametrize(("command", "part", "name"), [("test", "test", "test"), ("validate", "valid", "val")])
+@pytest.mark.parametrize("limit", [1, 0.5, 0])
+def test_in_a_share_that_would_be_measured(capsys, fitted, command, part, name, limit):
+    """metrics.json said that the numbers of one batch were those of all samples."""
+    expected = f"trainer.limit_{name}_batches: expected 1.0, since the metrics are those of all {part} samples, got {limit}"
+    check(capsys, expected, command, "--config", fitted / "config.yaml", f"--trainer.limit_{name}_batches", limit)
+    assert not (fitted / "metrics.json").exists()
+    if limit == 1:
+        check(capsys, expected, command, "--config", fitted / "config.yaml", "--trainer.fast_dev_run", "true")
+
+
 def test_in_the_data(capsys, classes_source):
     here = f"nix.npz: no such file; a relative path counts from the current folder, {Path.cwd()}"
     check(capsys, here, "fit", "--data.source", "nix.npz")
