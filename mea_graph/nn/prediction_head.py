@@ -50,7 +50,7 @@ class PredictionHead(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns the prediction."""
-        if not torch.jit.is_scripting() and isinstance(input, Tensor):
+        if not torch.jit.is_scripting() and isinstance(input, Tensor):  # type: ignore[attr-defined]
             check_dtype(input, weight_dtype(self, "1"), "input")
         for part in self:  # TorchScript knows no `super`
             input = part(input)

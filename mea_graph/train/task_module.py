@@ -28,6 +28,7 @@ from mea_graph.train.restoring import check_count, check_order, count_moments
 from mea_graph.train.row_gatherer import RowGatherer
 from mea_graph.train.targets import check_samples
 from mea_graph.train.term_means import TermMeans
+from mea_graph.train.times import times_of
 from mea_graph.train.trainer_options import check_same_trainer, trainer_options
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
@@ -144,7 +145,7 @@ class TaskModule(L.LightningModule):
         `missing`, `(B,)` bool by modality, says which samples go without it.
         """
         check_samples(batch, labelled=False)
-        x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, self._times(batch)
+        x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, times_of(batch, self.network)
         given = batch_dict
         if self.training and any(self.augmentation.values()):  # every step stays: no stretch beside times
             x_dict, batch_dict = augment(x_dict, batch_dict, batch.num_graphs, **self.augmentation)
@@ -275,11 +276,6 @@ class TaskModule(L.LightningModule):
             both = "expected 'balanced' here or data.sampling.balanced, got both, which makes rare classes count too much"
             raise DataError(f"class_weights: {both}")
         return balanced_weights(data.targets("train"), self.task, self.out_channels)
-
-    def _times(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """The argument `time` of a network that reads it; none for others."""
-        timed = getattr(self.network, "timed_modalities", ())
-        return {"time": {m: batch[m].time for m in timed if "time" in batch[m]}} if timed else {}
 
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
         check_samples(batch, labelled=True)

@@ -167,6 +167,12 @@ def test_in_the_data(capsys, classes_source):
     check(capsys, "no sample is in part 'valid'", "fit", *data_of(classes_source), *SMALL_MEA, *no_valid)
 
 
+def test_in_a_model_that_reads_times_which_are_not_there(capsys, classes_source):
+    """It ended with a ValueError and a traceback."""
+    fit = ["fit", *data_of(classes_source), *SMALL_MEA, "--trainer.max_epochs", 1, "--run_dir", "run", "--model.window", "{seconds: 1}"]
+    check(capsys, "audio: expected the seconds of its steps, which a window or positions in seconds need, got none; audio_time of an", *fit)
+
+
 def test_a_word_for_the_class_of_a_logger(capsys):
     message = "trainer.logger: expected a class with its options, got 'wandb'; --logger takes a word: csv, tensorboard or wandb"
     check(capsys, message, "fit", "--data.events", "{num_samples: 40}", "--trainer.logger", "wandb")
