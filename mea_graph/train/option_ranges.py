@@ -68,6 +68,7 @@ RANGES: dict[str, Check] = {
     "trainer.val_check_interval": (_is_interval, f"a share of an epoch in (0, 1], batches >= 1, or a time ({_DURATION})"),
     "trainer.check_val_every_n_epoch": _integer(1),
     "trainer.num_sanity_val_steps": _integer(-1),
+    "trainer.limit_train_batches": (lambda value: value > 0, "above 0, since nothing is trained without a batch"),
     "trainer.log_every_n_steps": _integer(0),
     "trainer.accumulate_grad_batches": _integer(1),
     "trainer.gradient_clip_val": _number(0),
