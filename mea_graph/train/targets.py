@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,14 @@ from mea_graph.data import DataError
 from mea_graph.train.metrics import TASKS, Task
 
 
-def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None, why: str = "") -> tuple[Task, int]:
+def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None, notes: Sequence[str] = ()) -> tuple[Task, int]:
     """Returns the task and the width of the prediction, or says why the targets do not allow it.
 
     Args:
         y: Targets, or `None` where they are not known.
         task: The task requested; follows from the targets if `None`.
         classes: Number of classes or labels; the largest class number plus one if `None`.
-        why: Why the targets are not known, where the reader said it.
+        notes: Of the data set: its reader may say why the targets are not known.
 
     Shape:
         - `y` is float :math:`(N,)` for regression, integer :math:`(N,)` for classification, :math:`(N, K)` of zeros and ones for labels.
@@ -34,7 +35,8 @@ def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None, 
     if y is None:
         if task is None or (task != "regression" and classes is None):
             needed = "to train or test on; to predict alone, expected data.task (and data.classes unless it is regression), got none"
-            raise DataError(f"y: the data has no targets{why and f' ({why})'} {needed}")
+            why = next((f" ({note})" for note in notes if note.startswith("no labels")), "")
+            raise DataError(f"y: the data has no targets{why} {needed}")
         return task, 1 if task == "regression" else int(classes or 0)
     natural = _natural_task(y)
     if task is not None and task != natural:
