@@ -71,6 +71,11 @@ class Predictor:
         batch_size: int = 32,
         device: str | torch.device | None = None,
     ) -> None:
+        if not isinstance(module, TaskModule):
+            told = f"expected a TaskModule, such as MEAModule, got {type(module).__name__}"
+            raise TypeError(f"module: {told}; Predictor.load takes the path of a checkpoint, and of a run")
+        if not isinstance(data, SequenceDataModule | None):
+            raise TypeError(f"data: expected the SequenceDataModule of the training, or None, got {type(data).__name__}")
         self._set(module, None if data is None else data.state_dict(), batch_size, device)
 
     def _set(self, module: TaskModule, state: Mapping[str, Any] | None, batch_size: int, device: Any) -> None:

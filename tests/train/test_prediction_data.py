@@ -28,6 +28,13 @@ def test_a_model_that_reads_times_says_which_are_not_there(timed):
         timed({"audio": [AUDIO], "text": [TEXT]})
 
 
+def test_what_is_no_module_and_no_data_module_is_told(timed):
+    with pytest.raises(TypeError, match=r"module: expected a TaskModule, such as MEAModule, got MEA; Predictor.load takes the path"):
+        Predictor(timed.module.network)
+    with pytest.raises(TypeError, match="data: expected the SequenceDataModule of the training, or None, got MultimodalDataset"):
+        Predictor(timed.module, MultimodalDataset.from_arrays({"audio": [AUDIO], "text": [TEXT]}))
+
+
 def test_a_missing_modality_needs_no_times(timed):
     """Data without the modality were refused for want of its times."""
     audio, time = [AUDIO, AUDIO[:2]], [np.arange(5), np.arange(2)]
