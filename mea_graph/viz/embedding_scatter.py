@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -62,8 +62,8 @@ def embedding_scatter(
     for axis in grid[len(panels) :]:
         axis.remove()
     for axis, (title, shown) in zip(grid, panels.items(), strict=False):
-        several = isinstance(shown, Iterable) and not isinstance(shown, MEAOutput)  # which is a tuple
-        _draw(axis, _groups(list(shown) if several else [shown], samples), method, seed)
+        each: Any = list(shown) if isinstance(shown, Iterable) and not isinstance(shown, MEAOutput) else [shown]  # which is a tuple
+        _draw(axis, _groups(each, samples), method, seed)
         axis.set_title(title)
     by_modality = dict(sorted(by_label(figure.axes).items(), key=lambda item: item[0].rpartition(", ")[0]))
     modalities = len({label.rpartition(", ")[0] for label in by_modality})
