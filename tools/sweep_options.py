@@ -75,7 +75,8 @@ LEGAL = {
     **dict.fromkeys(("trainer.accelerator", "trainer.strategy", "trainer.barebones"), ""),
     **{f"trainer.{name}": "null" for name in ("precision", "gradient_clip_algorithm", "profiler", "max_time")},
     **{f"trainer.{name}": "null" for name in ("deterministic", "benchmark", "enable_checkpointing", "enable_progress_bar")},
-    **{f"trainer.limit_{name}_batches": BATCHES for name in ("train", "test", "predict")},
+    **{f"trainer.limit_{name}_batches": BATCHES for name in ("test", "predict")},
+    "trainer.limit_train_batches": "1 huge tiny null",  # 0 trains nothing
     "trainer.limit_val_batches": "1 huge tiny null",  # 0 leaves nothing that early stopping watches, unless that is told something else
     **{f"trainer.{name}": FLAG for name in ("inference_mode", "use_distributed_sampler", "detect_anomaly", "sync_batchnorm")},
     **{f"trainer.{name}": f"{FLAG} null" for name in ("deterministic", "benchmark", "enable_model_summary", "enable_progress_bar")},

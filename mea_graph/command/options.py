@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mea_graph.command.signatures import PACKAGE, Option, class_options, lightning_file, model_classes, part_options
+from mea_graph.command.trainer_classes import of_a_trainer_class
 from mea_graph.configurations import packaged_configs
 from mea_graph.suggestions import did_you_mean
 
@@ -21,6 +22,25 @@ FORMER = {  # options that went elsewhere: an error says where
     "data.num_classes": "data.classes",
     "data.label_names": "data.classes",
     "data.balanced": "data.sampling.balanced",
+}
+FORMER_OF_MODEL = {  # those of `MEAModule`, which went into its parts
+    "num_predictive_layers": "exclusive.num_layers",
+    "num_cross_modal_layers": "agnostic.num_layers",
+    "kernel_size": "extractor.kernel_size",
+    "stride": "extractor.stride",
+    "skip": "extractor.skip",
+    "mu": "exclusive.mu",
+    "pooling": "exclusive.pooling and agnostic.pooling",
+    "residual": "exclusive.residual and agnostic.residual",
+    "head_norm": "head.norm",
+    "center_agnostic": "agnostic.center",
+    "importance": "discriminator.importance",
+    "adversary": "discriminator.adversary",
+    "self_loops": "fusion.self_loops",
+    "modality_dropout": "augmentation.modality_dropout",
+    "time_stretch": "augmentation.time_stretch",
+    "time_mask": "augmentation.time_mask",
+    "feature_noise": "augmentation.feature_noise",
 }
 SINGLE = {
     "config": "NAME|FILE: a configuration of the package or a file; given twice, the later one overrides the earlier",
@@ -87,11 +107,14 @@ class Options:
         """
         if option in FORMER:
             return f" ('--{FORMER[option]}' now)"
+        section, _, last = option.rpartition(".")
+        if self.model == MODEL and section in ("model", "model.init_args") and last in FORMER_OF_MODEL:
+            now = [f"'--model.{name}'" for name in FORMER_OF_MODEL[last].split(" and ")]
+            return f" ({' and '.join(now)} now)"
         names = self.names()
         same = [name for name in names if name.rpartition(".")[2] == option.replace("-", "_")]
         if len(same) == 1:  # its section was left out
             return f" (did you mean '--{same[0]}'?)"
-        section, _, last = option.rpartition(".")
         own = [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == section.removesuffix(".init_args")]
         if own and section:
             return did_you_mean(last, own).replace("mean '", f"mean '--{section}.")
@@ -164,8 +187,8 @@ def with_suggestion(message: str, words: Sequence[str]) -> str:
     ... )
     "Subcommand 'fit' does not accept option 'trainer.max_epoch' (did you mean 'trainer.max_epochs'?)"
     """
-    if found := re.match(r"trainer\.logger: .*Expected a dot import path string: (\w+);", message):
-        return f"trainer.logger: expected a class with its options, got {found[1]!r}; --logger takes a word: csv, tensorboard or wandb"
+    if (plain := of_a_trainer_class(message, lambda option: values_of(words, option))) is not None:
+        return plain
     found = re.search(r"does not accept option '([\w.]+)'|[Oo]ption '(\w+)' is not accepted", message)
     no_model = _NO_MODEL.match(message)
     try:

@@ -95,26 +95,32 @@ def split_notes(split: np.ndarray, ids: Sequence[str]) -> list[str]:
     """Notes on names of splits that are nearly one of the usual ones: whoever looks for that one does not find their samples."""
     notes = []
     for name in sorted(set(split.tolist())):
-        if hint := _nearly(name):
+        if hint := misspelt_split(name):
             first, count = ids[int(np.argmax(split == name))], int((split == name).sum())
             more = f", as of {count} samples," if count > 1 else ""
             notes.append(f"split: {name!r} of sample {first!r}{more} {OF_SPLIT}{hint}")
     return notes
 
 
-def _nearly(name: str) -> str:
+def misspelt_split(name: str) -> str:
     """The usual name of a split that one is nearly, as the end of a message; nothing for one of those, or for what only begins so."""
     low = name.strip().lower()
-    if any(low.startswith(known) for known in _MEANT):  # "test2" is no mistake
+    if split_begun(name) is not None:  # "test2" is no mistake
         return ""
     return did_you_mean(low, [known for known in _MEANT if known[:1] == low[:1]])
+
+
+def split_begun(name: str) -> str | None:
+    """ "train", "valid" or "test" where a name begins with one that people use for it, as "test2" and "dev-clean" do."""
+    low = name.strip().lower()
+    return next((meant for known, meant in _MEANT.items() if low.startswith(known)), None)
 
 
 def is_split(array: np.ndarray, samples: int) -> bool:
     """Whether an array names a split for every sample, each of them train, valid or test, or nearly so."""
     if array.shape != (samples,) or array.dtype.kind != "U":
         return False
-    return all(split_meant(name) in _SPLITS or _nearly(name) for name in set(array.tolist()))
+    return all(split_meant(name) in _SPLITS or misspelt_split(name) for name in set(array.tolist()))
 
 
 def _is_number(name: str) -> bool:

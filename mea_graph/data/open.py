@@ -41,7 +41,7 @@ _TYPES: dict[str, Any] = {  # of options of readers; a reader looks at the other
     "static": list[str],
     "embedding": np.ndarray | None,
 }
-_SUFFIXES = {"csd": ".csd", "misa": ".pkl"}
+SUFFIXES = {"csd": ".csd", "misa": ".pkl"}  # of the files in a folder
 
 
 def open_dataset(
@@ -142,12 +142,12 @@ def _locate(source: PathLike | Mapping[str, PathLike], format: str) -> tuple[Pat
 
 def _files_of(folder: Path, format: str) -> dict[str, Path]:
     """A folder's files of the one form that it holds, or that `format` asks for."""
-    if format not in ("auto", *_SUFFIXES):
+    if format not in ("auto", *SUFFIXES):
         raise DataError(f"{folder}: format {format!r} is one file, got a folder")
-    found = {form: {p.stem: p for p in sorted(folder.glob(f"*{suffix}"))} for form, suffix in _SUFFIXES.items()}
+    found = {form: {p.stem: p for p in sorted(folder.glob(f"*{suffix}"))} for form, suffix in SUFFIXES.items()}
     forms = [form for form, files in found.items() if files and format in ("auto", form)]
     if not forms:
-        wanted = list(_SUFFIXES.values()) if format == "auto" else [_SUFFIXES[format]]
+        wanted = list(SUFFIXES.values()) if format == "auto" else [SUFFIXES[format]]
         raise DataError(f"{folder}: expected a folder with {' or '.join(wanted)} files, got none")
     if len(forms) > 1:
         seen = ", ".join(f"format {form!r}: {' '.join(p.name for p in list(found[form].values())[:5])}" for form in forms)

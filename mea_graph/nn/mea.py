@@ -18,14 +18,17 @@ from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
 from mea_graph.nn.branches import AgnosticOutput, ExclusiveOutput, all_present
 from mea_graph.nn.graph.combination import COMBINATIONS, Combination
+<<<<<<< HEAD
 from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph, make_graph
 from mea_graph.nn.graph.within_samples import fused_within_samples
+=======
+from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, by_sample, fusion_graph
+>>>>>>> mends
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor, extract_all, extract_level
 from mea_graph.ops import Pointers
 from mea_graph.ops.eager import is_traced
-from mea_graph.ops.pointers import put_rows
 from mea_graph.option_types import plain_value
 
 AS_RECOMMENDED: dict[str, Any] = {}
@@ -281,22 +284,10 @@ class MEA(nn.Module):
         """Passes messages between representations, reads out and predicts; takes what `embed` or `fusion_graph` makes.
 
         Where the representations come from does not matter: a graph of your own needs node types `<modality>_<space>` with `x` and
-        `sample`.
+        `sample`, of the same samples in every space.
         """
-        samples = graph.num_samples
-        spaces: dict[str, dict[str, Tensor] | None] = {"exclusive": None, "agnostic": None}
-        present: dict[str, Tensor] = {}
-        for space in self.spaces:
-            missing = [f"{m}_{space}" for m in self.modalities if f"{m}_{space}" not in graph.node_types]
-            if missing:
-                raise ValueError(f"graph: expected the node types {missing}, got {graph.node_types}")
-            spaces[space] = {}
-            for m in self.modalities:
-                node = graph[f"{m}_{space}"]
-                spaces[space][m] = put_rows(node.x, node.sample, samples)  # type: ignore[index]
-                there = torch.zeros(samples, dtype=torch.bool, device=node.x.device)
-                present[m] = there.index_fill(0, node.sample, True)
-        return self._fused(spaces["exclusive"], spaces["agnostic"], present, graph, return_attention_weights)
+        spaces, present = by_sample(graph, self.modalities, self.spaces)
+        return self._fused(spaces.get("exclusive"), spaces.get("agnostic"), present, graph, return_attention_weights)
 
     def _steps(
         self,

@@ -1,5 +1,6 @@
 """From the fused vector to the prediction."""
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
@@ -49,7 +50,8 @@ class PredictionHead(nn.Sequential):
 
     def forward(self, input: Tensor) -> Tensor:
         """Returns the prediction."""
-        if isinstance(input, Tensor):
+        if not torch.jit.is_scripting() and isinstance(input, Tensor):  # type: ignore[attr-defined]
             check_dtype(input, weight_dtype(self, "1"), "input")
-        prediction: Tensor = super().forward(input)
-        return prediction
+        for part in self:  # TorchScript knows no `super`
+            input = part(input)
+        return input

@@ -59,7 +59,8 @@ def augment(
        :math:`u \sim U(-\mathrm{stretch}, \mathrm{stretch})`, by linear interpolation between steps. All modalities of a sample
        share the pace, so simultaneous events stay simultaneous.
     2. One span of each sequence is set to zero, the mean of standardised features. Its share of the steps is drawn from
-       :math:`U(0, \mathrm{mask})` for each modality (the time mask of SpecAugment, Park et al. 2019).
+       :math:`U(0, \mathrm{mask})` for each modality (the time mask of SpecAugment, Park et al. 2019), and where it begins from all
+       places where it fits. So it hides the first and the last steps less often than those between.
     3. Each value gets Gaussian noise.
 
     Args:
@@ -134,7 +135,7 @@ def hide_span(x: Tensor, batch: Tensor, width: Tensor, start: Tensor) -> Tensor:
         x: The steps of all samples, one sample after the other.
         batch: The sample number of each step, sorted.
         width: Share of each sample's steps to hide, in [0, 1], rounded down to whole steps.
-        start: Where the span lies: 0 at the sample's beginning, 1 at its end.
+        start: Where the span lies: 0 at the sample's beginning, 1 at its end. Uniform numbers make each place as likely.
 
     Shape:
         - `x` `(sum T, d)`, `batch` `(sum T,)`, `width` and `start` :math:`(B,)`; returns `(sum T, d)`.
@@ -149,7 +150,7 @@ def hide_span(x: Tensor, batch: Tensor, width: Tensor, start: Tensor) -> Tensor:
     """
     first, length = _extent(batch, len(width))
     hidden = (width * length).floor().long()
-    begin = (start * (length - hidden)).floor().long()
+    begin = torch.minimum((start * (length - hidden + 1)).floor().long(), length - hidden)  # each place where it fits is as likely
     step = torch.arange(len(x), device=x.device) - first[batch]
     gone = (step >= begin[batch]) & (step < (begin + hidden)[batch])
     return x.masked_fill(gone.unsqueeze(1), 0)

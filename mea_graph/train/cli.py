@@ -52,6 +52,7 @@ from mea_graph.train.run_folder import RunFolder
 from mea_graph.train.same_options import check_same_options
 from mea_graph.train.task_module import TaskModule, check_precision
 from mea_graph.train.threads import computing_on
+from mea_graph.train.trainer_options import check_whole
 from mea_graph.train.training_length import LENGTH, TrainingLength, batches_per_epoch, length_of
 from mea_graph.train.versions import versions
 from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
@@ -147,6 +148,8 @@ class CommandLine(LightningCLI):
         fits = self.subcommand == "fit"
         self.folder = RunFolder.choose(config.run_dir, configs, fits and not resuming, trains=fits and _is_first_process())
         self.closing.callback(self.folder.release)
+        if self.subcommand == "test" and _is_first_process():
+            self.folder.check_results()
         self.threads_note = self.closing.enter_context(computing_on(config.threads))
         config.threads = torch.get_num_threads()  # so that config.yaml says it: the bits of a run depend on it
         watched = config.early_stopping
@@ -225,9 +228,13 @@ class CommandLine(LightningCLI):
                 self._announce(f"note: {note}")
 
     def before_validate(self) -> None:
-        self.before_test()
+        self._before_measuring("valid")
 
     def before_test(self) -> None:
+        self._before_measuring("test")
+
+    def _before_measuring(self, part: str) -> None:
+        check_whole(self.trainer, part)
         self.datamodule.check_labelled()
         if self.threads_note:
             self._announce(f"note: {self.threads_note}")
@@ -309,6 +316,7 @@ class CommandLine(LightningCLI):
             data, trained = self.datamodule, (self.checkpoint or {}).get(SequenceDataModule.__qualname__)
             own = isinstance(trained, dict) and trained.get("data_hash") == data.dataset.hash
             self.metrics = self.folder.result("metrics.json", "test", data.source, None if own else data.dataset.hash)
+            predict_command.check_output("run_dir", self.metrics, ".json")
         if self.subcommand == "fit" and not fast_dev_run:
             watched = self.config_init["fit"].early_stopping
             mode = watched.mode or "min"  # where it is not known, `check_monitors` refuses

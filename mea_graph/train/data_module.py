@@ -28,6 +28,7 @@ from mea_graph.data import (
 )
 from mea_graph.option_types import plain_value
 from mea_graph.train.metrics import Task
+from mea_graph.train.missing_modalities import warn_of_absent
 from mea_graph.train.sampling import Sampling
 from mea_graph.train.splits import PARTS, SplitPolicy
 from mea_graph.train.targets import check_targets
@@ -184,6 +185,7 @@ class SequenceDataModule(L.LightningDataModule):
     def check_training(self) -> None:
         """Raises an error if these data cannot be trained on with these options, before anything is written."""
         self.check_labelled()
+        warn_of_absent(self.dataset.lengths, self._part("train"))
         self._check_standardize()
         if self.sampling.balanced and self.task != "classification":
             raise DataError(f"data.sampling.balanced: expected classification, whose classes it draws equally often, got {self.task}")
@@ -286,7 +288,7 @@ class SequenceDataModule(L.LightningDataModule):
     def _target(self) -> tuple[Task, int]:
         names = self.label_names
         number = self.classes if isinstance(self.classes, int) else None
-        return check_targets(self.dataset.y, self.wanted_task, number if names is None else len(names))
+        return check_targets(self.dataset.y, self.wanted_task, number if names is None else len(names), self.dataset.notes)
 
     @cached_property
     def _prepared(self) -> MultimodalDataset:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
+from mea_graph.command.options import FORMER_OF_MODEL
 from mea_graph.nn import MEA, Discrimination, MEALoss, MEAOutput, ModalityCentering
 from mea_graph.nn._batches import known_layout
 from mea_graph.nn._parts import PARTS
@@ -21,26 +22,6 @@ from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
 
-# Where options went that the model had before it was made of parts.
-FORMER = {
-    "num_predictive_layers": "exclusive.num_layers",
-    "num_cross_modal_layers": "agnostic.num_layers",
-    "kernel_size": "extractor.kernel_size",
-    "stride": "extractor.stride",
-    "skip": "extractor.skip",
-    "mu": "exclusive.mu",
-    "pooling": "exclusive.pooling and agnostic.pooling",
-    "residual": "exclusive.residual and agnostic.residual",
-    "head_norm": "head.norm",
-    "center_agnostic": "agnostic.center",
-    "importance": "discriminator.importance",
-    "adversary": "discriminator.adversary",
-    "self_loops": "fusion.self_loops",
-    "modality_dropout": "augmentation.modality_dropout",
-    "time_stretch": "augmentation.time_stretch",
-    "time_mask": "augmentation.time_mask",
-    "feature_noise": "augmentation.feature_noise",
-}
 # What the forms have beside the model: the loss and the training.
 PUBLISHED_TRAINING = {"beta": 0.03, "weight_decay": 0.0, "warmup": 0.0, "cosine_decay": False}
 RECOMMENDED_TRAINING = {"beta": 0.001, "weight_decay": 0.01, "warmup": 0.05, "cosine_decay": True}
@@ -177,7 +158,9 @@ def complete_options(form: Literal["recommended", "published"], given: Mapping[s
     defaults = {n: p.default for owner in reversed(owners) for n, p in inspect.signature(owner).parameters.items() if n not in decided}
     for name, value in given.items():
         if name not in defaults:
-            meant = f" ({FORMER[name]} now, in models and checkpoints)" if name in FORMER else did_you_mean(name, defaults)
+            meant = (
+                f" ({FORMER_OF_MODEL[name]} now, in models and checkpoints)" if name in FORMER_OF_MODEL else did_you_mean(name, defaults)
+            )
             raise TypeError(f"MEAModule: unknown option {name}{meant}; options are those of MEA, MEALoss and TaskModule")
         if name not in (*PARTS, *CHECKED_BY_THEMSELVES) and not (value is None and name in BY_FORM):
             check_types({name: value}, *owners)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,3 +73,18 @@ def without_modalities(
 def _has(batch: Tensor, batch_size: int) -> Tensor:
     """Which samples have a step, (B,) bool."""
     return torch.zeros(batch_size, dtype=torch.bool, device=batch.device).index_fill(0, batch, True)
+
+
+def warn_of_absent(lengths: Mapping[str, np.ndarray], train: np.ndarray) -> None:
+    """Warns of modalities that some samples have but none that trains: they reach untrained weights, and are not scaled.
+
+    Args:
+        lengths: The number of steps of each sample, by modality.
+        train: Numbers of the training samples.
+
+    >>> warn_of_absent({"audio": np.array([3, 0, 2])}, np.array([0, 1]))
+    """
+    for name, steps in lengths.items():
+        if not steps[train].any() and (others := int((steps > 0).sum())):
+            told = f"no training sample has {name!r}, but {others} others have it: what is made of it there is not learnt"
+            warnings.warn(f"data: {told}", stacklevel=3)

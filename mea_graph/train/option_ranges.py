@@ -16,6 +16,7 @@ from mea_graph.command.words import MOST_THREADS
 from mea_graph.data import DataError
 from mea_graph.option_types import check_types, parameters_of
 from mea_graph.suggestions import did_you_mean
+from mea_graph.train.accelerators import check_strategy
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.sampling import Sampling
@@ -67,6 +68,7 @@ RANGES: dict[str, Check] = {
     "trainer.val_check_interval": (_is_interval, f"a share of an epoch in (0, 1], batches >= 1, or a time ({_DURATION})"),
     "trainer.check_val_every_n_epoch": _integer(1),
     "trainer.num_sanity_val_steps": _integer(-1),
+    "trainer.limit_train_batches": (lambda value: value > 0, "above 0, since nothing is trained without a batch"),
     "trainer.log_every_n_steps": _integer(0),
     "trainer.accumulate_grad_batches": _integer(1),
     "trainer.gradient_clip_val": _number(0),
@@ -119,6 +121,7 @@ def check_options(config: Mapping[str, Any]) -> None:
         if value is not None and not good(value):
             raise DataError(f"{option}: expected {expected}, got {value!r}")
     trainer = _section(config, "trainer")
+    check_strategy(trainer.get("strategy"))
     ends = (trainer.get("max_time"), _section(config, "training").get("updates"))
     if trainer.get("max_epochs") == trainer.get("max_steps", -1) == -1 and ends == (None, None):
         others = "trainer.max_steps, trainer.max_time or training.updates"

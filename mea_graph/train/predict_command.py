@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import pkgutil
 import warnings
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from mea_graph.train.run_folder import RunFolder, find_checkpoint
 from mea_graph.train.task_module import TaskModule
 from mea_graph.train.threads import computing_on
 from mea_graph.train.whole_checkpoints import read_checkpoint
+from mea_graph.train.whole_files import can_be_written
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,8 +100,7 @@ def check_output(option: str, path: Path, suffix: str, read: Path | None = None)
         raise DataError(f"{option}: expected a name that ends in {suffix}, the form that is written, got {path}")
     if read is not None and path.exists() and read.exists() and path.samefile(read):
         raise DataError(f"{option}: expected another file than --data, which it would replace, got {path}")
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not can_be_written(path):
         raise DataError(f"{option}: expected a file in a folder that can be written, got {path}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from torch_geometric.data import HeteroData
 from mea_graph.data import DataError, MultimodalDataset, check_batch, open_dataset
 from mea_graph.data.arrays import as_numbers
 from mea_graph.data.kinds import kind_of, pickle_form
+from mea_graph.data.open import SUFFIXES
 from mea_graph.data.saved import FORMAT
 from mea_graph.train.data_module import PARTS, data_hash
 
+LABELS = ("label", "labels", "columns", "label_names")  # options of readers that say what the targets are
+PICKLES = ("mult", "mmsa", "misa")
 FORMS = "arrays by modality, a data file, HeteroData or a list of them, or a MultimodalDataset"
 
 
@@ -108,7 +111,7 @@ def as_dataset(data: Any, known: TrainingData, cache_dir: str | os.PathLike[str]
     if isinstance(data, MultimodalDataset):
         dataset = data
     elif isinstance(data, str | os.PathLike):
-        dataset = open_dataset(data, cache_dir=cache_dir, **_reader_options(Path(data), known))
+        dataset = _opened(Path(data), known, cache_dir)
     elif isinstance(data, HeteroData):
         check_batch(data)
         batched = hasattr(data, "num_graphs")
@@ -205,20 +208,65 @@ def _check_not_left_out(dataset: MultimodalDataset, known: TrainingData) -> None
                 raise DataError(f"{expected}, got none: {note}")
 
 
-def _reader_options(path: Path, known: TrainingData) -> dict[str, Any]:
+def _opened(path: Path, known: TrainingData, cache_dir: str | os.PathLike[str] | None) -> MultimodalDataset:
+    """A file as training read its own, its labels too; other labels than these are left out, since they are not what is predicted."""
+    names = _arrays_in(path) if path.is_file() and kind_of(path) == "npz" else set()
+    options = _reader_options(path, known, names)
+    of_labels = {} if FORMAT in names else {name: known.reader[name] for name in LABELS if name in known.reader}
+    wanted = of_labels.get("label")
+    if names and wanted is not None and wanted not in names:
+        return _without_targets(open_dataset(path, cache_dir=cache_dir, **options), f"there is no array {wanted!r}, whose labels trained")
+    if not of_labels:
+        return open_dataset(path, cache_dir=cache_dir, **options)
+    try:
+        return open_dataset(path, cache_dir=cache_dir, **options, **of_labels)
+    except DataError as error:
+        try:
+            dataset = open_dataset(path, cache_dir=cache_dir, **options)
+        except DataError:
+            raise error from None
+        return _without_targets(dataset, f"they do not fit the options of training ({error})")
+
+
+def _without_targets(dataset: MultimodalDataset, why: str) -> MultimodalDataset:
+    store = dataset._store
+    if store.y is None:
+        return dataset
+    notes = (*store.notes, f"targets left out: {why}")
+    return dataset._view(_store=replace(store, y=None, label_names=None, notes=notes, source_hash=store.hash))
+
+
+def _reader_options(path: Path, known: TrainingData, names: Collection[str]) -> dict[str, Any]:
     """The options that decide what a sequence holds, as in training, where the reader of this file has them."""
+    options: dict[str, Any]
     kind = kind_of(path) if path.is_file() else ""
-    names = _arrays_in(path) if kind == "npz" else set()
     if FORMAT in names:
         return {}  # a saved data set holds what its own reader made
-    options: dict[str, Any] = {}
+    options = {}
+    trained = known.reader.get("format")
+    if trained in (*PICKLES, "csd") and _is_read_as(path, kind, trained):
+        options["format"] = trained
     if found := [name for name in known.static if name in names]:
         options["static"] = found
+    if known.reader.get("id") in names:
+        options["id"] = known.reader["id"]
     if "non_finite" in known.reader:
         options["non_finite"] = known.reader["non_finite"]
-    if "lengths" in known.reader and kind == "pickle" and pickle_form(path) == "mmsa":
+    if "lengths" in known.reader and kind == "pickle" and (options.get("format") or pickle_form(path)) == "mmsa":
         options["lengths"] = known.reader["lengths"]
     return options
+
+
+def _is_read_as(path: Path, kind: str, trained: str) -> bool:
+    """Whether a file, or a folder, may be of the format that training read its own by, where its contents leave a choice or say nothing."""
+    if path.is_dir():
+        return trained in SUFFIXES and any(path.glob(f"*{SUFFIXES[trained]}"))
+    if kind != "pickle" or trained not in PICKLES:
+        return not kind
+    try:
+        return {trained, pickle_form(path)} == {"mult", "mmsa"}  # both are arrays by split, one with lengths and one without
+    except DataError:  # of no form that is known
+        return True
 
 
 def _arrays_in(path: Path) -> set[str]:

@@ -71,6 +71,11 @@ class Predictor:
         batch_size: int = 32,
         device: str | torch.device | None = None,
     ) -> None:
+        if not isinstance(module, TaskModule):
+            told = f"expected a TaskModule, such as MEAModule, got {type(module).__name__}"
+            raise TypeError(f"module: {told}; Predictor.load takes the path of a checkpoint, and of a run")
+        if not isinstance(data, SequenceDataModule | None):
+            raise TypeError(f"data: expected the SequenceDataModule of the training, or None, got {type(data).__name__}")
         self._set(module, None if data is None else data.state_dict(), batch_size, device)
 
     def _set(self, module: TaskModule, state: Mapping[str, Any] | None, batch_size: int, device: Any) -> None:
@@ -172,7 +177,8 @@ class Predictor:
 
         Args:
             data: A dict with a list of arrays or tensors `(T, d)` by modality, one a sample and None where it is missing (or one array
-                `(N, T, d)`); the path of a file that `open_dataset` reads, here with the options `lengths` and `non_finite` of training;
+                `(N, T, d)`); the path of a file that `open_dataset` reads, here with the options of training that decide which steps
+                there are and what the labels are;
                 a `HeteroData`, a list or a batch of them; or a `MultimodalDataset`.
             embeddings: Whether to return the embeddings too, the vectors behind the predictions.
             attention: Whether to return every attention map too (`MEA` only). Samples are then computed one by one, which is slower.
@@ -260,7 +266,8 @@ class Predictor:
             return y.tolist() if same else None
         if y.ndim != 1 or y.dtype.kind == "f":
             return None
-        known = list(names or self.label_names)
+        numbered = all(re.fullmatch(r"-?\d+", name) for name in self.label_names)  # as classes below 0 are called, which count from 0
+        known = list(names or ([] if numbered else self.label_names))
         return [known[k] if k < len(known) else str(k) for k in y.tolist()]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -100,6 +101,30 @@ def count_moments(checkpoint: Mapping[str, Any]) -> int:
     2
     """
     return sum(len(state["state"]) for state in checkpoint.get("optimizer_states", ()))
+
+
+def check_count(checkpoint: Mapping[str, Any], parameters: int) -> None:
+    """Refuses a checkpoint that lacks moments that it had; warns of lacking ones where it does not say how many it had.
+
+    Args:
+        checkpoint: What it holds.
+        parameters: How many the model trains.
+
+    Raises:
+        DataError: If it holds those of another number of parameters than were written.
+
+    >>> check_count({"moments": 2, "optimizer_states": [{"state": {0: {}}}]}, 2)
+    Traceback (most recent call last):
+    mea_graph.data.errors.DataError: ckpt_path: optimizer_states: expected moments of 2 parameters, as were written, got 1
+    """
+    count, expected = count_moments(checkpoint), checkpoint.get("moments")
+    if expected is not None and count != expected:
+        raise DataError(f"ckpt_path: optimizer_states: expected moments of {expected} parameters, as were written, got {count}")
+    groups = [group for state in checkpoint.get("optimizer_states", ()) for group in state["param_groups"]]
+    keeps = not groups or any("betas" in group for group in groups)  # as Adam does; plain SGD has no moments
+    if expected is None and keeps and count < parameters and checkpoint.get("global_step"):
+        told = f"the checkpoint has moments of {count} of {parameters} parameters, and does not say whether these were all"
+        warnings.warn(f"ckpt_path: optimizer_states: {told}; those of the others start from zero", stacklevel=2)
 
 
 def check_order(checkpoint: Mapping[str, Any], options: Mapping[str, Any]) -> None:

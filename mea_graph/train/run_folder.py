@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mea_graph.data import DataError
+from mea_graph.train.whole_files import can_be_written
 
 try:
     import fcntl
@@ -161,6 +162,15 @@ class RunFolder:
                 f"run_dir: {self.path} was moved, removed or replaced while this run trained in it; where it was moved, go on with the "
                 "config.yaml that is in it and --ckpt_path last"
             )
+
+    def check_results(self) -> None:
+        """Refuses a folder that would not take a result, before anything is computed for it.
+
+        Raises:
+            DataError: If it is none, or cannot be made or written.
+        """
+        if not can_be_written(self.result("metrics.json")):
+            raise DataError(f"run_dir: expected a folder that can be written, got {self.path}")
 
     def checkpoint(self, name: str) -> Path:
         """Returns the path of the checkpoint `best` or `last`."""

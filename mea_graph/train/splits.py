@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mea_graph.data import DataError
+from mea_graph.data.labels import misspelt_split, split_begun, split_meant
 from mea_graph.option_types import check_types, plain_value
 from mea_graph.suggestions import did_you_mean
 
 Value = int | str
 PARTS = ("train", "valid", "test")
+_NAMED = 5  # further splits that a warning names
+_OTHER_NAMES = "split.by='split' with split.train and split.test takes other names"
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class SplitPolicy:
     There are three policies: the file's own splits (without `by`); explicit values of a field (`by` with `train` and `test`);
     k folds over the values of a field (`by` with `folds` and `fold`), which keep all samples of one value together.
     Validation samples come from the file's own split, from explicit values, or from the training samples (`valid_fraction`).
+
+    The first policy leaves out samples of further splits, such as `extra`, or `test2` beside `test`, with a warning. It refuses a name
+    that looks like a misspelt one, and one that begins like a part that the file lacks, such as `test2` without `test`.
 
     Args:
         by: Field to split by, such as `speaker`; without it, the file's own splits `train`, `valid` and `test`. The field `split` is the
@@ -104,11 +111,11 @@ class SplitPolicy:
             - `split`, each field and `y` have `num_samples` rows; the result is sorted int64 arrays that share no sample.
 
         Raises:
-            DataError: If a field or value does not exist, a part contradicts another, or a split of the file has an unknown name.
+            DataError: If a field or value does not exist, a part contradicts another, or the name of a split looks misspelt.
         """
         fields = ({} if split is None else {"split": np.asarray(split)}) | dict(fields or {})
         if self.by is None:
-            parts = _own_splits(num_samples, split, ids)
+            parts = _own_splits(num_samples, split, ids, fields)
         else:
             values = _field(fields, self.by, "split.by")
             parts = _folds(values, self.folds, self.fold) if self.folds is not None else self._by_values(values)
@@ -135,19 +142,40 @@ class SplitPolicy:
         return {name: part for name, part in parts.items() if len(part)}
 
 
-def _own_splits(num_samples: int, split: Sequence[str] | np.ndarray | None, ids: Sequence[str] | None) -> dict[str, np.ndarray]:
+def _own_splits(
+    num_samples: int, split: Sequence[str] | np.ndarray | None, ids: Sequence[str] | None, fields: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     if split is None:
-        raise DataError("split: the data has no splits of its own; give split.by with split.train and split.test, or with split.folds")
+        own = ""
+        if "split" in fields:  # as of an .npz, whose reader was not told
+            own = f"; its field 'split' ({_some(fields['split'].astype(str))}) becomes them by the reader's option split='split'"
+        raise DataError(
+            f"split: the data has no splits of its own; give split.by with split.train and split.test, or with split.folds{own}"
+        )
     names = np.asarray(split).astype(str)
     if len(names) != num_samples:
         raise DataError(f"split: expected one name per sample ({num_samples}), got {len(names)}")
-    if len(strange := np.flatnonzero(~np.isin(names, [*PARTS, ""]))):
-        first, name = int(strange[0]), str(names[strange[0]])
+    parts = {name: np.flatnonzero(names == name) for name in PARTS if name in names}
+    strange = names[~np.isin(names, [*PARTS, ""])]
+    if wrong := [name for name in dict.fromkeys(strange.tolist()) if not parts or _stands_for_a_part(name, parts)]:
+        first = int(np.argmax(names == wrong[0]))
         which = f"sample {first if ids is None else repr(ids[first])}"
         more = f" (one of {len(strange)} samples in no part)" if len(strange) > 1 else ""
-        remedy = "split.by='split' with split.train and split.test takes other names"
-        raise DataError(f"split: {which}: expected train, valid or test, got {name!r}{did_you_mean(name, PARTS)}{more}; {remedy}")
-    return {name: np.flatnonzero(names == name) for name in PARTS if name in names}
+        meant = did_you_mean(wrong[0], PARTS)
+        raise DataError(f"split: {which}: expected train, valid or test, got {wrong[0]!r}{meant}{more}; {_OTHER_NAMES}")
+    if len(strange):
+        found, counts = np.unique(strange, return_counts=True)
+        others = [f"{name!r} ({count})" for name, count in zip(found.tolist(), counts.tolist(), strict=True)]
+        listed = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
+        left_out = f"{len(strange)} samples are left out, whose splits are neither train, valid nor test"
+        warnings.warn(f"split: {left_out}: {listed}; {_OTHER_NAMES}", stacklevel=3)
+    return parts
+
+
+def _stands_for_a_part(name: str, parts: Mapping[str, np.ndarray]) -> bool:
+    """Whether a name is one of `PARTS` in other letters or misspelt, or begins like one that the data lacks, as "test2" does."""
+    begun = split_begun(name)
+    return split_meant(name) in PARTS or bool(misspelt_split(name)) or (begun is not None and begun not in parts)
 
 
 def _field(fields: Mapping[str, np.ndarray], name: str, option: str) -> np.ndarray:

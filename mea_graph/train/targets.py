@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+from torch_geometric.data import HeteroData
 
 from mea_graph.data import DataError
 from mea_graph.train.metrics import TASKS, Task
 
 
-def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None) -> tuple[Task, int]:
+def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None, notes: Sequence[str] = ()) -> tuple[Task, int]:
     """Returns the task and the width of the prediction, or says why the targets do not allow it.
 
     Args:
         y: Targets, or `None` where they are not known.
         task: The task requested; follows from the targets if `None`.
         classes: Number of classes or labels; the largest class number plus one if `None`.
+        notes: Of the data set: its reader may say why the targets are not known.
 
     Shape:
         - `y` is float :math:`(N,)` for regression, integer :math:`(N,)` for classification, :math:`(N, K)` of zeros and ones for labels.
@@ -29,7 +34,9 @@ def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None) 
         raise DataError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
     if y is None:
         if task is None or (task != "regression" and classes is None):
-            raise DataError("y: the data has no targets; expected data.task (and data.classes unless it is regression), got none")
+            needed = "to train or test on; to predict alone, expected data.task (and data.classes unless it is regression), got none"
+            why = next((f" ({note})" for note in notes if note.startswith("no labels")), "")
+            raise DataError(f"y: the data has no targets{why} {needed}")
         return task, 1 if task == "regression" else int(classes or 0)
     natural = _natural_task(y)
     if task is not None and task != natural:
@@ -44,6 +51,28 @@ def check_targets(y: np.ndarray | None, task: Task | None, classes: int | None) 
             raise DataError(f"data.classes: expected {y.shape[1]} (the labels of the data), got {classes}")
         return natural, y.shape[1]
     return natural, _count_classes(y, classes)
+
+
+def check_samples(batch: Any, labelled: bool) -> None:
+    """Refuses what a loader yields where it is no batch of samples, or has no targets though they are needed.
+
+    Args:
+        batch: What came.
+        labelled: Whether targets are needed.
+
+    Raises:
+        TypeError: If it is no batch.
+        DataError: If its samples have no targets.
+
+    >>> check_samples([1, 2], labelled=False)
+    Traceback (most recent call last):
+    TypeError: batch: expected a batch of PyG samples, got list; ...
+    """
+    if not isinstance(batch, HeteroData) or not hasattr(batch, "num_graphs"):
+        remedy = "SequenceDataModule(dataset) makes batches, and so does DataLoader of torch_geometric.loader"
+        raise TypeError(f"batch: expected a batch of PyG samples, got {type(batch).__name__}; {remedy}")
+    if labelled and "y" not in batch:
+        raise DataError("y: the samples of a batch have no targets; expected y in each, to train or to measure")
 
 
 def _natural_task(y: np.ndarray) -> Task:

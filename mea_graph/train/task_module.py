@@ -24,9 +24,11 @@ from mea_graph.train.finite_loss import FiniteLoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
-from mea_graph.train.restoring import check_order, count_moments
+from mea_graph.train.restoring import check_count, check_order, count_moments
 from mea_graph.train.row_gatherer import RowGatherer
+from mea_graph.train.targets import check_samples
 from mea_graph.train.term_means import TermMeans
+from mea_graph.train.times import times_of
 from mea_graph.train.trainer_options import check_same_trainer, trainer_options
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
@@ -142,7 +144,8 @@ class TaskModule(L.LightningModule):
 
         `missing`, `(B,)` bool by modality, says which samples go without it.
         """
-        x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, self._times(batch)
+        check_samples(batch, labelled=False)
+        x_dict, batch_dict, time = batch.x_dict, batch.batch_dict, times_of(batch, self.network)
         given = batch_dict
         if self.training and any(self.augmentation.values()):  # every step stays: no stretch beside times
             x_dict, batch_dict = augment(x_dict, batch_dict, batch.num_graphs, **self.augmentation)
@@ -234,9 +237,7 @@ class TaskModule(L.LightningModule):
             return
         keep_own_paths(checkpoint, self._trainer)
         if self._trainer.state.fn == TrainerFn.FITTING:
-            count, expected = count_moments(checkpoint), checkpoint.get("moments")
-            if expected is not None and count != expected:
-                raise DataError(f"ckpt_path: optimizer_states: expected moments of {expected} parameters, as were written, got {count}")
+            check_count(checkpoint, sum(parameter.requires_grad for parameter in self.parameters()))
             check_same_trainer(checkpoint, self._trainer)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -276,12 +277,8 @@ class TaskModule(L.LightningModule):
             raise DataError(f"class_weights: {both}")
         return balanced_weights(data.targets("train"), self.task, self.out_channels)
 
-    def _times(self, batch: Batch) -> dict[str, dict[str, Tensor]]:
-        """The argument `time` of a network that reads it; none for others."""
-        timed = getattr(self.network, "timed_modalities", ())
-        return {"time": {m: batch[m].time for m in timed if "time" in batch[m]}} if timed else {}
-
     def _step(self, batch: Batch, stage: str) -> tuple[Tensor, Tensor]:
+        check_samples(batch, labelled=True)
         self.gather = RowGatherer.for_rows(batch.num_graphs, batch.y.device) if self.training else RowGatherer()
         output = self.run(batch)
         terms = self.loss_terms(output, batch.y)

@@ -44,3 +44,25 @@ def check_same_trainer(checkpoint: Mapping[str, Any], trainer: L.Trainer) -> Non
         if (used := checkpoint.get(name, asked)) != asked:
             told = f"the checkpoint was trained with {used!r}, this run has {asked!r}"
             raise DataError(f"trainer.{name}: {told}; resume with the run's config.yaml")
+
+
+def check_whole(trainer: L.Trainer, part: str) -> None:
+    """Refuses to measure on a share of a part: whoever reads the numbers takes them for those of all its samples.
+
+    Args:
+        trainer: Of the evaluation.
+        part: `valid` or `test`.
+
+    Raises:
+        DataError: If an option leaves some samples out.
+
+    >>> check_whole(
+    ...     L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False),
+    ...     "test",
+    ... )
+    """
+    option = {"valid": "limit_val_batches", "test": "limit_test_batches"}[part]
+    limit = getattr(trainer, option)
+    if isinstance(limit, int) or limit != 1.0:  # 1 is a batch, 1.0 is all
+        whole = f"1.0, since the metrics are those of all {part} samples"
+        raise DataError(f"trainer.{option}: expected {whole}, got {limit} (trainer.fast_dev_run and overfit_batches set it too)")

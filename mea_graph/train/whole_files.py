@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 from mea_graph.data import DataError
@@ -33,3 +34,13 @@ def write_whole(path: str | Path, content: bytes | memoryview | str, what: str =
     except OSError as error:
         remedy = f"; {hint}" if error.errno in _FULL else ""
         raise DataError(f"{place}: the {what} could not be written ({error}){remedy}") from error
+
+
+def can_be_written(place: Path) -> bool:
+    """Whether a file can be written in the folder of a place, or in one that is made for it.
+
+    Args:
+        place: The file.
+    """
+    there = next(folder for folder in place.absolute().parents if folder.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

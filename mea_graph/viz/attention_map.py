@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mea_graph.nn import MEAOutput
-from mea_graph.viz._style import check_sample
+from mea_graph.viz._style import check_output, check_sample
 
 MOST_WORDS = 40  # more of them cannot be read on an axis
 
@@ -61,6 +61,7 @@ def attention_map(
     >>> figure.axes[0].get_xlabel()
     'audio (step)'
     """
+    check_output(output)
     check_sample(output.present, sample)
     attention = _find_map(output, which, layer)[sample]  # (K, T_target, T_source)
     if head is not None and not 0 <= head < attention.size(0):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mea_graph.nn import MEAOutput
-from mea_graph.viz._style import COLOURS, MARKERS, WIDTH, by_label, check_count
+from mea_graph.viz._style import COLOURS, MARKERS, WIDTH, by_label, check_count, check_output
 
 LETTERS = 9  # points, of the legend
 Outputs = MEAOutput | Sequence[MEAOutput]
@@ -62,7 +62,8 @@ def embedding_scatter(
     for axis in grid[len(panels) :]:
         axis.remove()
     for axis, (title, shown) in zip(grid, panels.items(), strict=False):
-        _draw(axis, _groups([shown] if isinstance(shown, MEAOutput) else list(shown), samples), method, seed)
+        each: Any = list(shown) if isinstance(shown, Iterable) and not isinstance(shown, MEAOutput) else [shown]  # which is a tuple
+        _draw(axis, _groups(each, samples), method, seed)
         axis.set_title(title)
     by_modality = dict(sorted(by_label(figure.axes).items(), key=lambda item: item[0].rpartition(", ")[0]))
     modalities = len({label.rpartition(", ")[0] for label in by_modality})
@@ -80,6 +81,8 @@ def _groups(outputs: Sequence[MEAOutput], samples: int) -> dict[tuple[str, str],
     """Representations by space and modality, of the samples that have the modality."""
     if not outputs:
         raise ValueError("outputs: expected at least one output in each, got none")
+    for output in outputs:
+        check_output(output)
     present = {m: np.concatenate([output.present[m].cpu().numpy() for output in outputs]) for m in outputs[0].present}
     check_count(present, "modalities")
     count = len(next(iter(present.values())))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
 from mea_graph.nn import MEAOutput
-from mea_graph.viz._style import check_sample
+from mea_graph.viz._style import check_output, check_sample
 
 SHAPES = {"exclusive": "s", "agnostic": "o"}
 CURVE = 0.18  # how far an arrow bends, so that the one back does not lie on it
@@ -49,6 +49,7 @@ def fusion_graph(output: MEAOutput, sample: int = 0, title: str | None = None) -
     >>> [axis.get_title() for axis in figure.axes], len(figure.axes[0].patches)
     (['exclusive', 'agnostic'], 6)
     """
+    check_output(output)
     check_sample(output.present, sample)
     names = [modality for modality, there in output.present.items() if there[sample]]
     if not names:

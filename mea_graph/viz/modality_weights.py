@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mea_graph.nn import MEAOutput
-from mea_graph.viz._style import COLOURS, HATCHES, check_count, check_sample
+from mea_graph.viz._style import COLOURS, HATCHES, check_count, check_output, check_sample
 
 MOST_SAMPLES = 24  # more bars cannot be distinguished
 
@@ -40,6 +40,7 @@ def modality_weights(
     >>> len(modality_weights(output).axes[0].patches)  # three samples, two modalities
     6
     """
+    check_output(output)
     layers = output.modality_weights
     if not layers:
         raise ValueError("output: expected one of a model with weighted attention, got no weights")

@@ -111,7 +111,7 @@ def test_the_options_of_each_model_are_those_it_takes():
         (["--model.chanels", "8"], "--model.chanels (did you mean '--model.channels'?)"),
         (["--model.init_args.chanels", "8"], "--model.init_args.chanels (did you mean '--model.init_args.channels'?)"),
         (["--model.exclusive.poolng", "gru"], "--model.exclusive.poolng (did you mean '--model.exclusive.pooling'?)"),
-        (["--model.pooling", "gru"], "--model.pooling"),
+        (["--model.pooling", "gru"], "--model.pooling ('--model.exclusive.pooling' and '--model.agnostic.pooling' now)"),
         (["--max_epochs", "3"], "--max_epochs (did you mean '--trainer.max_epochs'?)"),
         (["--early_stopping.monitr", "x"], "--early_stopping.monitr (did you mean '--early_stopping.monitor'?)"),
         (["--model", "LateFusionGRUModule", "--model.heads", "2"], "--model.heads"),

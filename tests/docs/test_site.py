@@ -131,6 +131,21 @@ def extension(monkeypatch):
             del sys.modules[name]
 
 
+def test_every_table_of_a_study_has_a_title_of_its_own(extension):
+    """Readers and search engines saw seven pages called "MEA and its baselines"."""
+    root_pages = extension("root_pages")
+    titles = {}
+    for path in DOCS.glob("results/*/*/table.md"):
+        text = path.read_text(encoding="utf-8")
+        named = root_pages._with_its_data(path.relative_to(DOCS).with_suffix("").as_posix(), text)
+        titles[path] = named.partition("\n")[0]
+        assert named.partition("\n")[2] == text.partition("\n")[2]
+    assert len(titles) > 20
+    assert len(set(titles.values())) == len(titles)
+    assert titles[DOCS / "results/events/missing_24_epochs/table.md"] == "# Missing modalities: events, 24 epochs"
+    assert root_pages._with_its_data("results_events", "# Results") == "# Results"
+
+
 def test_a_name_in_backticks_becomes_a_link_where_it_is_public(extension):
     with_links = extension("docstrings").with_links
     assert with_links("see `hsic`.") == "see :py:obj:`hsic <mea_graph.nn.hsic>`."

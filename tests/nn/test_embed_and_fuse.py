@@ -220,6 +220,53 @@ def test_the_graph_fusion_may_be_of_any_convolution(batch: Batch) -> None:
     assert model(batch).prediction.shape == (3, 2)
 
 
+def test_who_is_present_in_a_graph_that_keeps_what_is_absent() -> None:
+    """All were taken for present there, so that the loss was another one than for the same graph without them."""
+    model = make().eval()
+    present = {"text": torch.ones(4, dtype=torch.bool), "audio": torch.arange(4) != 2, "vision": torch.arange(4) > 1}
+    h = {m: torch.randn(4, 6, dtype=torch.float64) for m in WIDTHS}
+    outputs = [model.fuse(fusion_graph(h, h, present, keep_absent=keep)) for keep in (False, True)]
+    for output in outputs:
+        assert {m: there.tolist() for m, there in output.present.items()} == {m: there.tolist() for m, there in present.items()}
+    losses = [MEALoss("classification")(output, torch.tensor([0, 1, 1, 0])).total for output in outputs]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=0)
+
+
+def test_spaces_that_differ_in_their_samples_are_refused() -> None:
+    """Those of the last space were taken for all."""
+    h = {m: torch.randn(4, 6, dtype=torch.float64) for m in WIDTHS}
+    graph = fusion_graph(h, h, {m: torch.arange(4) != 3 for m in WIDTHS})
+    graph["audio_agnostic"].x, graph["audio_agnostic"].sample = h["audio"][1:], torch.arange(1, 4)
+    told = "same samples in every space, got some of others: audio_agnostic differs from audio_exclusive in samples \\[0, 3\\]"
+    with pytest.raises(ValueError, match=told):
+        make().fuse(graph)
+
+
+@pytest.mark.parametrize("sample", [[0, 0, 1], [0, 1, 7], [-1, 0, 1], [0, 1], None])
+def test_nodes_that_do_not_say_whose_they_are_are_refused(sample: list[int] | None) -> None:
+    """Of two nodes of one sample the last one counted."""
+    h = {m: torch.randn(3, 6, dtype=torch.float64) for m in WIDTHS}
+    graph = fusion_graph(h, h)
+    for space in ("exclusive", "agnostic"):
+        graph[f"audio_{space}"].sample = None if sample is None else torch.tensor(sample)
+    with pytest.raises(ValueError, match=r"graph: audio_exclusive: expected (x|one node for a sample at most, of samples in)"):
+        make().fuse(graph)
+
+
+def test_a_graph_of_ones_own_says_how_many_samples_it_has() -> None:
+    model = make().eval()
+    graph = fusion_graph(*[{m: torch.randn(3, 6, dtype=torch.float64) for m in WIDTHS}] * 2)
+    own = HeteroData()
+    for node_type in graph.node_types:
+        own[node_type].x, own[node_type].sample = graph[node_type].x, graph[node_type].sample
+    for edge_type in graph.edge_types:
+        own[edge_type].edge_index = graph[edge_type].edge_index
+    with pytest.raises(TypeError, match="graph: expected what `embed` or `fusion_graph` makes, or num_samples beside it, got HeteroData"):
+        model.fuse(own)
+    own.num_samples = 3
+    torch.testing.assert_close(model.fuse(own).prediction, model.fuse(graph).prediction, rtol=0, atol=0)
+
+
 def test_a_graph_without_the_model_s_nodes_is_refused() -> None:
     h = {m: torch.randn(4, 6, dtype=torch.float64) for m in ("text", "audio")}
     with pytest.raises(ValueError, match=r"graph: expected the node types \['vision_exclusive'\], got"):

@@ -241,3 +241,14 @@ def test_what_is_absent_is_left_out_on_a_cpu_unless_one_asks() -> None:
     on_device = fusion_graph({m: v.to("meta") for m, v in h.items()}, None, {m: v.to("meta") for m, v in present.items()}, keep_absent=None)
     assert on_device["audio_exclusive"].num_nodes == 2
     assert on_device["audio_exclusive"].present.device.type == "meta"
+
+
+@pytest.mark.parametrize("key", [slice(0, 2), 0, [0, 1], torch.tensor([0, 1]), None], ids=str)
+def test_an_index_of_samples_is_refused_and_adds_no_type(key: object) -> None:
+    graph = fusion_graph(representations(3, ["a", "b"]), None)
+    types = list(graph.node_types), list(graph.edge_types)
+    with pytest.raises(TypeError, match=r"graph: expected the name of a node type or an edge type \(source, relation, target\), got "):
+        graph[key]
+    assert (graph.node_types, graph.edge_types) == types
+    assert len(Batch.from_data_list([graph] * 3)[:2]) == 2  # of collated graphs one may take some
+    assert "edge_index" in graph["a_exclusive", "b_exclusive"]

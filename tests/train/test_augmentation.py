@@ -62,6 +62,18 @@ def test_a_hidden_span_is_one_piece_of_the_share_asked_for():
     assert hidden[batch["audio"] == 3].tolist() == [False] * 5 + [True] * 10 + [False] * 5
 
 
+def test_each_place_where_a_span_fits_is_as_likely():
+    """The last one never came, so that the last step of a sequence was hardly ever hidden."""
+    samples, steps = 6000, 5
+    x, batch = torch.ones(samples * steps, 1), torch.arange(samples).repeat_interleave(steps)
+    for wide in (1, 2, 4, 5):
+        hidden = hide_span(x, batch, torch.full((samples,), wide / steps + 1e-4), torch.rand(samples)).view(samples, steps) == 0
+        places = torch.bincount(hidden.float().argmax(1), minlength=steps - wide + 1)
+        assert (hidden.sum(1) == wide).all()
+        assert len(places) == steps - wide + 1
+        assert torch.allclose(places / samples, torch.tensor(1 / len(places)), atol=0.03)
+
+
 def test_where_a_span_lies_and_how_long_it_is_are_drawn_apart_for_each_modality():
     torch.manual_seed(0)
     steps, samples = 100, 800

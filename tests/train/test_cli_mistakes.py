@@ -1,5 +1,6 @@
 """Mistakes in a command of training: each is told in one line, with exit code 2."""
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,6 +33,13 @@ def test_in_the_command(capsys):
         (["fit", "--run_di", "x"], "--run_di (did you mean '--run_dir'?)"),
         (["fit", "--model", "my_file.Mine", "--trainer.max_step", 1], "--trainer.max_step (did you mean '--trainer.max_steps'?)"),
         (["predict", "--ckpt", "run", "--dat", "x.npz", "--output", "x.csv"], "--dat (did you mean '--data'?)"),
+        (["fit", "--model.mu", 0.3], "--model.mu ('--model.exclusive.mu' now)"),
+        (
+            ["fit", "--model.init_args.pooling=max"],
+            "--model.init_args.pooling ('--model.exclusive.pooling' and '--model.agnostic.pooling' now)",
+        ),
+        (["fit", "--model.head_norm", "true"], "--model.head_norm ('--model.head.norm' now)"),
+        (["fit", "--model", "LateFusionGRUModule", "--model.mu", 0.3], "--model.mu"),
         (["predict", "--ckp=run"], "--ckp (did you mean '--ckpt'?)"),
         (["study", "compare", "--seed", 3], "--seed (did you mean '--seeds'?)"),
         (["demo", "--ou", "x"], "--ou (did you mean '--out'?)"),
@@ -122,6 +130,34 @@ def test_in_the_folder_of_the_run(capsys, classes_source, monkeypatch):
     assert not Path("other").exists()
 
 
+def test_in_the_folder_of_a_result(capsys, fitted, monkeypatch):
+    """Told before anything is measured, as far as the folder goes before the data are read."""
+    Path("note").write_text("a file")
+    words = ["test", "--config", fitted / "config.yaml", "--ckpt_path", fitted / "checkpoints/best.ckpt", "--run_dir"]
+    monkeypatch.setattr("mea_graph.train.cli.CommandLine.test", lambda *args, **options: pytest.fail("measured"))
+    (fitted / "metrics.json").mkdir()
+    check(capsys, "run_dir: expected a file to write, got the folder run/metrics.json", *words, "run")
+    monkeypatch.setattr("mea_graph.train.data_module.open_dataset", lambda *args, **options: pytest.fail("read"))
+    check(capsys, "run_dir: expected a folder that can be written, got note", *words, "note")
+    check(capsys, "run_dir: expected a folder that can be written, got note/a/b", *words, "note/a/b")
+    Path("other").mkdir()
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "other" and access(path, mode))
+    check(capsys, "run_dir: expected a folder that can be written, got other/run", *words, "other/run")
+    assert not list(Path("other").iterdir())
+
+
+@pytest.mark.parametrize(("command", "part", "name"), [("test", "test", "test"), ("validate", "valid", "val")])
+@pytest.mark.parametrize("limit", [1, 0.5, 0])
+def test_in_a_share_that_would_be_measured(capsys, fitted, command, part, name, limit):
+    """metrics.json said that the numbers of one batch were those of all samples."""
+    expected = f"trainer.limit_{name}_batches: expected 1.0, since the metrics are those of all {part} samples, got {limit}"
+    check(capsys, expected, command, "--config", fitted / "config.yaml", f"--trainer.limit_{name}_batches", limit)
+    assert not (fitted / "metrics.json").exists()
+    if limit == 1:
+        check(capsys, expected, command, "--config", fitted / "config.yaml", "--trainer.fast_dev_run", "true")
+
+
 def test_in_the_data(capsys, classes_source):
     here = f"nix.npz: no such file; a relative path counts from the current folder, {Path.cwd()}"
     check(capsys, here, "fit", "--data.source", "nix.npz")
@@ -129,6 +165,12 @@ def test_in_the_data(capsys, classes_source):
     check(capsys, "which is classification; got task='regression'", "fit", *data_of(classes_source), "--data.task", "regression")
     no_valid = ["--data.split", "{by: subject, train: [0, 1], test: [2]}"]
     check(capsys, "no sample is in part 'valid'", "fit", *data_of(classes_source), *SMALL_MEA, *no_valid)
+
+
+def test_in_a_model_that_reads_times_which_are_not_there(capsys, classes_source):
+    """It ended with a ValueError and a traceback."""
+    fit = ["fit", *data_of(classes_source), *SMALL_MEA, "--trainer.max_epochs", 1, "--run_dir", "run", "--model.window", "{seconds: 1}"]
+    check(capsys, "audio: expected the seconds of its steps, which a window or positions in seconds need, got none; audio_time of an", *fit)
 
 
 def test_a_word_for_the_class_of_a_logger(capsys):

@@ -240,6 +240,23 @@ def test_what_has_no_targets_is_neither_trained_nor_measured(tmp_path):
         with pytest.raises(DataError, match="y: the data has no targets, so nothing can be trained or measured on it"):
             loader()
     assert sum(batch.num_graphs for batch in data.predict_dataloader()) == 2
+    told = r"y: the data has no targets \(no labels: none of the arrays is called .*; label= names another\) to train or test on; "
+    with pytest.raises(DataError, match=told):
+        _ = SequenceDataModule(str(tmp_path / "bare.npz")).task
+
+
+def test_a_modality_that_no_training_sample_has_gives_a_warning(recwarn):
+    """It reached untrained weights in the test, unscaled, without a word."""
+    lips = [None, None, None, np.ones((2, 3))]
+    split = ["train", "train", "valid", "test"]
+
+    def told(x):
+        dataset = MultimodalDataset.from_arrays({"audio": [np.ones((4, 2))] * 4, "lips": x}, y=[0, 1, 0, 1], split=split)
+        SequenceDataModule(dataset).check_training()
+        return [str(warning.message) for warning in recwarn]
+
+    assert told([np.ones((2, 3)), None, None, None]) == []
+    assert told(lips) == ["data: no training sample has 'lips', but 1 others have it: what is made of it there is not learnt"]
 
 
 class TestClasses:

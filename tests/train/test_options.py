@@ -54,6 +54,7 @@ def test_no_option_takes_what_is_wrong(sweep):
         ("trainer.max_time", "3 hours", "DD:HH:MM:SS, or a dict of weeks, days, hours, minutes, seconds"),
         ("trainer.max_time", {"fortnights": 1}, "DD:HH:MM:SS, or a dict of weeks, days, hours, minutes, seconds"),
         ("trainer.devices", 10**13, "at most 1024"),
+        ("trainer.limit_train_batches", 0, "above 0, since nothing is trained without a batch"),  # "the checkpoint has 0 updates already"
         ("trainer.check_val_every_n_epoch", 0, "an integer >= 1"),
         ("trainer.accumulate_grad_batches", 0, "an integer >= 1"),
         ("trainer.gradient_clip_val", -1.0, "a finite number >= 0"),  # turned every gradient round

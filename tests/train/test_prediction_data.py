@@ -1,6 +1,7 @@
 """Data and options that a `Predictor` is given and its model cannot take as they are."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +26,13 @@ def test_a_model_that_reads_times_says_which_are_not_there(timed):
         timed(MultimodalDataset.from_arrays({"audio": [AUDIO], "text": [TEXT]}, time={"audio": [np.arange(5)]}))
     with pytest.raises(DataError, match="sample '0': audio: expected the seconds"):
         timed({"audio": [AUDIO], "text": [TEXT]})
+
+
+def test_what_is_no_module_and_no_data_module_is_told(timed):
+    with pytest.raises(TypeError, match=r"module: expected a TaskModule, such as MEAModule, got MEA; Predictor.load takes the path"):
+        Predictor(timed.module.network)
+    with pytest.raises(TypeError, match="data: expected the SequenceDataModule of the training, or None, got MultimodalDataset"):
+        Predictor(timed.module, MultimodalDataset.from_arrays({"audio": [AUDIO], "text": [TEXT]}))
 
 
 def test_a_missing_modality_needs_no_times(timed):
@@ -111,6 +119,31 @@ class TestFilesAreReadAsInTraining:
         assert found.ids == expected.ids
         np.testing.assert_array_equal(found.values, made(expected).values)
 
+    def test_with_the_format_where_the_contents_leave_a_choice(self, tmp_path, part, predictor):
+        """Stored lengths make a file MMSA's; training that read it as MulT's cut off rows of zeros."""
+        parts = {name: {**part, "id": [name + sample for sample in part["id"]]} for name in ("train", "valid", "test")}
+        stored = {"audio_lengths": np.full(4, 6), "labels": np.arange(4.0), "regression_labels": np.arange(4.0)}
+        source = tmp_path / "trained.pkl"
+        source.write_bytes(pickle.dumps({name: own | stored for name, own in parts.items()}))
+        dataset, made = predictor(source, format="mult", non_finite="drop")
+        assert dataset.lengths["audio"][:2].tolist() == [5, 4]
+        np.testing.assert_array_equal(made(source).values, made(dataset).values)
+        arrays = {"audio": list(dataset[0]["audio"].x.numpy()[None]), "text": list(dataset[0]["text"].x.numpy()[None])}
+        np.savez(tmp_path / "new.npz", **{name: np.stack(x) for name, x in arrays.items()})  # which has a form of its own
+        np.testing.assert_allclose(made(tmp_path / "new.npz").values, made(dataset).values[:1], rtol=1e-5)
+        misa = [((np.zeros((2, 3)), np.ones((2, 4)), np.ones((2, 2))), np.ones(1), "a")]
+        (tmp_path / "misa.pkl").write_bytes(pickle.dumps(misa))
+        with pytest.raises(DataError, match="expected modalities among"):  # it is read, as what it is
+            made(tmp_path / "misa.pkl")
+
+    def test_with_the_format_of_a_folder_that_holds_several(self, tmp_path, predictor):
+        for name in ("train", "dev", "test"):
+            own = [((np.ones((5, 3)), np.ones((5, 2)), np.ones((5, 2))), np.ones(1), f"{name}{i}") for i in range(2)]
+            (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(own))
+        (tmp_path / "words.csd").write_bytes(b"of another kind")
+        dataset, made = predictor(tmp_path, format="misa")
+        np.testing.assert_array_equal(made(tmp_path).values, made(dataset).values)
+
     def test_with_a_folder_too(self, tmp_path, predictor):
         samples = [((np.ones((5, 3)), np.ones((5, 2)), np.arange(10.0).reshape(5, 2)), np.ones(1), name) for name in "ab"]
         samples[0][0][1][2] = np.nan
@@ -135,3 +168,52 @@ class TestFilesAreReadAsInTraining:
         ):
             made(source)
         assert made(dataset).ids == dataset.ids
+
+
+class TestLabelsAreReadAsInTraining:
+    """The column `target` had the numbers of another array, or the file that trained the model was refused."""
+
+    ARRAYS = {"audio": np.stack([AUDIO] * 6), "text": np.stack([TEXT] * 6), "split": np.array(["train", "valid", "test"] * 2)}
+
+    def predicted(self, tmp_path, arrays, new=None, task=None, **reader):
+        np.savez(tmp_path / "trained.npz", **self.ARRAYS, **arrays)
+        data = SequenceDataModule(str(tmp_path / "trained.npz"), reader=reader, task=task)
+        made = Predictor(MEAModule(data.in_channels, data.task, data.out_channels, label_names=data.label_names, **SMALL), data)
+        if new is None:
+            return made(tmp_path / "trained.npz")
+        np.savez(tmp_path / "new.npz", **self.ARRAYS, **new)
+        return made(tmp_path / "new.npz")
+
+    def test_by_the_array_that_trained(self, tmp_path):
+        labels = {"label": np.arange(6) % 2, "emotion": np.arange(6) // 2, "clip": np.array(list("abcdef"))}
+        found = self.predicted(tmp_path, labels, label="emotion", id="clip")
+        assert found.target == ["0", "0", "1", "1", "2", "2"]
+        assert found.ids == list("abcdef")
+
+    def test_by_column_kind_and_name(self, tmp_path):
+        real, several = np.linspace(-1, 1, 12).reshape(6, 2), np.array([[0, 1, 1], [1, 0, 0]] * 3)
+        np.testing.assert_allclose(self.predicted(tmp_path, {"label": real}, columns=1).target, real[:, 1], rtol=1e-6)
+        assert self.predicted(tmp_path, {"label": real}, columns=0, labels=0).target == ["at most 0"] * 3 + ["above 0"] * 3
+        found = self.predicted(tmp_path, {"label": several}, columns=["c", "a"], label_names=["a", "b", "c"])
+        assert found.label_names == ["c", "a"]
+        assert found.target == [[1, 0], [0, 1]] * 3
+
+    def test_a_class_below_0_keeps_its_name_in_data_that_lack_it(self, tmp_path):
+        labels, new = {"label": np.array([-1, 0, 1] * 2)}, {"label": np.array([0, 1] * 3)}
+        assert self.predicted(tmp_path, labels, labels="classes").target == ["-1", "0", "1"] * 2
+        assert self.predicted(tmp_path, labels, new, labels="classes").target == ["0", "1"] * 3
+
+    @pytest.mark.parametrize(
+        ("options", "new", "why"),
+        [
+            ({"label": "emotion"}, {"label": np.arange(6) % 3}, "there is no array 'emotion', whose labels trained"),
+            ({"label": "emotion", "labels": "classes"}, {"emotion": np.linspace(0, 1, 6)}, r"they do not fit the options of training \("),
+        ],
+    )
+    def test_others_are_left_out_with_a_note(self, tmp_path, options, new, why):
+        if "labels" in options:
+            new = new | {"label": np.arange(6) % 3}
+        found = self.predicted(tmp_path, {"emotion": np.arange(6) // 2}, new, **options)
+        assert found.target is None
+        assert any(re.match(f"targets left out: {why}", note) for note in found.notes)
+        assert self.predicted(tmp_path, {"emotion": np.arange(6) // 2}, {}, **options).target is None  # those of no array at all

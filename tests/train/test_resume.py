@@ -42,6 +42,27 @@ def test_exactly_also_with_worker_processes(words):
     assert all(torch.equal(a, b) for a, b in zip(weights("whole").values(), weights("parts").values(), strict=True))
 
 
+@pytest.mark.parametrize("left", [None, 2, 0])
+def test_moments_that_a_checkpoint_of_others_lacks_are_told(fitted, words, left, recwarn):
+    """They started from zero without a word, where the checkpoint does not say how many there were."""
+    place = fitted / "checkpoints/last.ckpt"
+    checkpoint = torch.load(place, weights_only=True)
+    whole = len(checkpoint["optimizer_states"][0]["state"])
+    del checkpoint["moments"]
+    if left == 0:
+        checkpoint["optimizer_states"] = []
+    elif left is not None:
+        state = checkpoint["optimizer_states"][0]["state"]
+        checkpoint["optimizer_states"][0]["state"] = {number: state[number] for number in range(left)}
+    torch.save(checkpoint, place)
+    run(*words, "--trainer.max_epochs", 2, "--run_dir", "run", "--ckpt_path", "last")
+    told = [str(warning.message) for warning in recwarn if "optimizer_states" in str(warning.message)]
+    lacks = (
+        f"ckpt_path: optimizer_states: the checkpoint has moments of {left} of {whole} parameters, and does not say whether these were all"
+    )
+    assert told == ([] if left is None else [f"{lacks}; those of the others start from zero"])
+
+
 def test_a_run_that_is_over_says_so(words, capsys):
     """With fewer epochs Lightning spoke of its trainer, with fewer updates nothing was said, and nothing of a run that was complete."""
     words = [*words, "--data.batch_size", 18, "--run_dir", "run", "--training.check_every", 2, "--training.updates"]

@@ -36,11 +36,33 @@ def test_own_splits():
         ),
         (["train", "Train"], None, "split: sample 1: expected train, valid or test, got 'Train'"),
         (["fold 1", "fold 2"], None, "split: sample 0: expected train, valid or test, got 'fold 1'"),
+        (["train", "extra", "test2"], list("abc"), r"split: sample 'c': .* got 'test2' \(did you mean 'test'\?\)"),  # there is no "test"
+        (["train", "test", "Dev-clean"], None, "split: sample 2: expected train, valid or test, got 'Dev-clean'"),
+        (["train", "valid", "dev"], None, "split: sample 2: expected train, valid or test, got 'dev'"),  # two names of one part
     ],
 )
 def test_a_name_that_is_none_puts_no_sample_in_no_part(names, ids, message):
     with pytest.raises(DataError, match=message):
         SplitPolicy().apply(len(names), names, ids=ids)
+
+
+def test_further_splits_are_left_out_with_one_warning():
+    names = ["train", "test2", "valid", "extra", "test", "test2", ""]
+    with pytest.warns(UserWarning, match="^split: ") as warned:
+        parts = SplitPolicy().apply(len(names), names)
+    assert {name: part.tolist() for name, part in parts.items()} == {"train": [0], "valid": [2], "test": [4]}
+    (warning,) = warned
+    told = "split: 3 samples are left out, whose splits are neither train, valid nor test: 'extra' (1), 'test2' (2); split.by='split'"
+    assert str(warning.message).startswith(told)
+    with pytest.warns(UserWarning, match=r": 'e0' \(1\), .*, 'e4' \(1\) and 4 more; split.by="):
+        SplitPolicy().apply(10, ["train", *(f"e{i}" for i in range(9))])
+    assert SplitPolicy(by="split", train=["train", "extra"], test=["test2"]).apply(7, names)["train"].tolist() == [0, 3]
+
+
+def test_a_field_called_split_that_is_not_read_as_one_is_named():
+    fields = {"split": np.array(["train", "test", "extra", "train"])}
+    with pytest.raises(DataError, match=r"; its field 'split' \(extra, test, train\) becomes them by the reader's option split='split'"):
+        SplitPolicy().apply(4, None, fields)
 
 
 def test_names_of_ones_own_are_divided_as_a_field_is():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Batch, HeteroData
+from torch_geometric.loader import DataLoader
 
 from mea_graph.baselines import LateFusionGRUModule
 from mea_graph.data import AsynchronousEvents, DataError
@@ -362,3 +363,17 @@ def test_the_data_module_says_what_makes_a_data_set_of_pyg_samples():
     for source in ([HeteroData()], HeteroData(), np.zeros(3)):
         with pytest.raises(DataError, match=r"data.source: expected a path or a MultimodalDataset, got .*; MultimodalDataset.from_samples"):
             SequenceDataModule(source)
+
+
+@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
+def test_what_is_no_batch_of_samples_is_told(stage):
+    """A data set in the place of a loader gave: 'HeteroData' has no attribute 'num_graphs'."""
+    dataset = AsynchronousEvents(num_samples=8)
+    module = MEAModule(dataset.channels, "regression", 1, **TINY)
+    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(TypeError, match="batch: expected a batch of PyG samples, got HeteroData; SequenceDataModule"):
+        getattr(trainer, stage)(module, dataset)
+    bare = [HeteroData({m: {"x": torch.randn(3, width)} for m, width in dataset.channels.items()}, id=str(i)) for i in range(4)]
+    if stage != "predict":
+        with pytest.raises(DataError, match="y: the samples of a batch have no targets"):
+            getattr(trainer, stage)(module, DataLoader(bare, batch_size=2))

@@ -1,8 +1,13 @@
 """The heterogeneous graph over the representations of a batch, section 7 of [MEA]."""
 
 import copy
+<<<<<<< HEAD
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+=======
+from collections.abc import Mapping, Sequence
+from typing import Any
+>>>>>>> mends
 
 import torch
 from torch import Tensor
@@ -13,6 +18,7 @@ from mea_graph.nn._sequences import check_keys
 from mea_graph.nn._side_by_side import saves_launches
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.ops.pointers import put_rows
 
 SPACES = ("exclusive", "agnostic")
 
@@ -37,6 +43,13 @@ class FusionGraph(HeteroData):
     >>> both["a_exclusive"].sample.tolist(), both.num_samples
     ([0, 1, 2, 3, 4], 5)
     """
+
+    def __getitem__(self, *args: Any) -> Any:
+        key = args[0] if len(args) == 1 else args
+        if isinstance(key, str) or (isinstance(key, tuple) and all(isinstance(name, str) for name in key)):
+            return super().__getitem__(*args)
+        asked = f"graph: expected the name of a node type or an edge type (source, relation, target), got {key!r}"[:200]
+        raise TypeError(f"{asked}; cut samples off before `embed`; the `sample` of a node type says whose its nodes are")
 
     @property
     def num_samples(self) -> int:
@@ -186,6 +199,50 @@ def make_graph(
             if joined is not None:
                 store["present"] = present_edges[s, t]
     return Made(graph, absent, joined)
+
+
+def by_sample(
+    graph: FusionGraph, modalities: Sequence[str], spaces: Sequence[str]
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """The representations (B, d) by space and modality, 0 where a sample has none, and which samples have which modality, (B,)."""
+    if not hasattr(graph, "num_samples"):
+        raise TypeError(f"graph: expected what `embed` or `fusion_graph` makes, or num_samples beside it, got {type(graph).__name__}")
+    samples = graph.num_samples
+    found: dict[str, dict[str, Tensor]] = {}
+    present: dict[str, Tensor] = {}
+    for space in spaces:
+        if missing := [f"{m}_{space}" for m in modalities if f"{m}_{space}" not in graph.node_types]:
+            raise ValueError(f"graph: expected the node types {missing}, got {graph.node_types}")
+        found[space] = {}
+        for m in modalities:
+            node = graph[f"{m}_{space}"]
+            _check_samples(node, f"{m}_{space}", samples)
+            found[space][m] = put_rows(node.x, node.sample, samples)
+            there = torch.zeros(samples, dtype=torch.bool, device=node.x.device)
+            # What is absent may be there all the same, marked so.
+            here = there.index_fill(0, node.sample, True) if "present" not in node else there.scatter(0, node.sample, node.present)
+            known = present.setdefault(m, here)
+            if known is here:
+                continue
+            if here.device.type == "cpu" and not is_traced() and not is_transformed() and not torch.equal(known, here):
+                which = f"{m}_{space} differs from {m}_{spaces[0]} in samples {(known ^ here).nonzero().flatten().tolist()}"
+                raise ValueError(f"graph: expected nodes of the same samples in every space, got some of others: {which}"[:300])
+            present[m] = known & here
+    return found, present
+
+
+def _check_samples(node: Any, name: str, samples: int) -> None:
+    """Refuses nodes that do not say whose they are. Two of one sample would be one of them; looked at on a CPU alone, as numbers are."""
+    x, sample = node.get("x"), node.get("sample")
+    if not isinstance(x, Tensor) or not isinstance(sample, Tensor) or x.dim() != 2 or sample.shape != x.shape[:1]:
+        got = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in (x, sample)]
+        raise ValueError(f"graph: {name}: expected x (N, d) and sample (N,), the sample of each node, got {got}")
+    if sample.device.type == "cpu" and not is_traced() and not is_transformed() and sample.numel():
+        counts = sample.bincount(minlength=samples) if int(sample.min()) >= 0 else None
+        if counts is None or counts.numel() > samples or int(counts.max()) > 1:
+            raise ValueError(
+                f"graph: {name}: expected one node for a sample at most, of samples in [0, {samples}), got {sample.tolist()}"[:300]
+            )
 
 
 def _check(spaces: Mapping[str, Mapping[str, Tensor]], present: Mapping[str, Tensor] | None) -> int:
