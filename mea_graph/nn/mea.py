@@ -18,12 +18,8 @@ from mea_graph.nn.attention.arrows import Arrows, Edges, Window
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow
 from mea_graph.nn.branches import AgnosticOutput, ExclusiveOutput, all_present
 from mea_graph.nn.graph.combination import COMBINATIONS, Combination
-<<<<<<< HEAD
-from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, fusion_graph, make_graph
+from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, by_sample, fusion_graph, make_graph
 from mea_graph.nn.graph.within_samples import fused_within_samples
-=======
-from mea_graph.nn.graph.fusion_graph import SPACES, FusionGraph, by_sample, fusion_graph
->>>>>>> mends
 from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.nn.objective.double_discriminator import Discrimination
 from mea_graph.nn.unimodal_extractor import UnimodalExtractor, extract_all, extract_level

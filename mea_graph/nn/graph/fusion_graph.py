@@ -1,13 +1,8 @@
 """The heterogeneous graph over the representations of a batch, section 7 of [MEA]."""
 
 import copy
-<<<<<<< HEAD
-from collections.abc import Mapping
-from typing import Any, NamedTuple
-=======
 from collections.abc import Mapping, Sequence
-from typing import Any
->>>>>>> mends
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor

@@ -235,8 +235,10 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, onto: Tensor | None, counts: list[int], numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         ctx.counts, ctx.numbers = counts, numbers
+        weights, biases, scales, shifts = split(tensors, counts)
+        rows, shared, eps, compute = numbers
         run = _linear_operator if is_observed() else _linear
-        out, moments = run(x, *split(tensors, counts), onto, *numbers, True)
+        out, moments = run(x, weights, biases, scales, shifts, onto, rows, shared, eps, compute, True)
         ctx.dtype = None if onto is None else onto.dtype
         ctx.save_for_backward(x, moments, *tensors)
         return out
@@ -253,7 +255,8 @@ class _Linear(torch.autograd.Function):
             d = _again(grad, x, lists, ctx.numbers)
             return d[0], d_onto, None, None, *d[1:]
         run = _linear_backward_operator if is_observed() else _linear_backward
-        d_x, *stacked = run(grad, x, moments, *lists, rows, shared, compute)
+        weights, biases, scales, shifts = lists
+        d_x, *stacked = run(grad, x, moments, weights, biases, scales, shifts, rows, shared, compute)
         return d_x, d_onto, None, None, *(d for kind in stacked for d in kind.unbind())
 
 
@@ -381,8 +384,9 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         ctx.numbers, groups = numbers, len(tensors) // 2
+        rows, shared, eps, dtype = numbers
         run = _norm_operator if is_observed() else _norm
-        out, moments = run(x, tensors[:groups], tensors[groups:], *numbers, True)
+        out, moments = run(x, tensors[:groups], tensors[groups:], rows, shared, eps, dtype, True)
         ctx.save_for_backward(x, moments, *tensors)
         return out
 
