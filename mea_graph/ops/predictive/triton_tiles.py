@@ -74,6 +74,7 @@ AMPERE = HOPPER | {
     ("key", "half", "narrow"): Tiles(32, 32, 128, 2, 2),
     ("key", "half", "folded"): HOPPER["key", "half", "wide"],  # in two parts it would need more
     ("key", "half", "widest"): HOPPER["key", "half", "wide"],
+    ("key", "float", "widest"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "wide folded"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "widest folded"): Tiles(32, 16, 32, 8, 1, registers=ALL_REGISTERS),
 }
