@@ -46,7 +46,8 @@ HOPPER = {
     ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1, registers=ALL_REGISTERS),
     ("query", "half", "widest"): Tiles(32, 16, 64, 4, 1),
     ("query", "float", "halves"): Tiles(64, 16, 128, 4, 1),
-    ("query", "float", "narrow"): Tiles(32, 16, 16, 2, 1, registers=ALL_REGISTERS),
+    ("query", "float", "narrow"): Tiles(32, 16, 32, 2, 2, registers=ALL_REGISTERS),
+    ("query", "float", "spare"): Tiles(32, 16, 16, 2, 1, registers=ALL_REGISTERS),
     ("query", "float", "wide"): Tiles(32, 16, 32, 4, 1, registers=ALL_REGISTERS),
     ("query", "float", "widest folded"): Tiles(32, 16, 64, 8, 1, registers=ALL_REGISTERS),
     ("key", "half", "narrow"): Tiles(32, 64, 128, 4, 1),
@@ -63,6 +64,7 @@ AMPERE = HOPPER | {
     ("forward", "float", "wide"): Tiles(64, 16, 32, 4, 1, registers=ALL_REGISTERS),
     ("forward", "float", "widest"): Tiles(64, 16, 32, 4, 1, registers=ALL_REGISTERS),
     ("query", "float", "halves"): Tiles(32, 16, 128, 2, 2, registers=ALL_REGISTERS),
+    ("query", "float", "narrow"): HOPPER["query", "float", "spare"],
     ("query", "half", "narrow"): Tiles(32, 32, 128, 2, 2),
     ("query", "half", "spare"): Tiles(32, 32, 128, 2, 2),
     ("key", "float", "halves"): Tiles(16, 32, 128, 2, 2, registers=ALL_REGISTERS),
@@ -72,6 +74,7 @@ AMPERE = HOPPER | {
     ("key", "half", "narrow"): Tiles(32, 32, 128, 2, 2),
     ("key", "half", "folded"): HOPPER["key", "half", "wide"],  # in two parts it would need more
     ("key", "half", "widest"): HOPPER["key", "half", "wide"],
+    ("key", "float", "widest"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "wide folded"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "widest folded"): Tiles(32, 16, 32, 8, 1, registers=ALL_REGISTERS),
 }

@@ -185,7 +185,7 @@ def loops(code: list[Instruction]) -> list[dict[str, Any]]:
             {
                 "depth": sum(first in other for start, other in bodies.items() if start != first),
                 "instructions": len(own),
-                "MUFU": sum(i.name.startswith("MUFU") for i in own),
+                "MUFU": sum(i.name.startswith(("MUFU", "F2F.")) for i in own),  # F2F rounds one number, in the same unit
                 "products": sum(products(i.name) for i in own),
                 "functions": sorted(name for name, n in count.items() if 2 * n > len(own)),
                 "steps": steps(own),

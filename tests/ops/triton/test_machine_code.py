@@ -121,8 +121,8 @@ def test_loops_that_are_not_those_of_the_source_are_refused(loops: list[Any], me
 
 
 def test_float32_forward_on_ampere() -> None:
-    """A hand count of the listing: 103 instructions for a tile to sum the inner softmax, 636 for the rest, 16 pairs a thread."""
+    """A hand count of the listing: 108 instructions for a tile to sum the inner softmax, 586 for the rest, 16 pairs a thread."""
     (row,) = instructions.compiled(80, "8x5", ["float32"], only="predictive_fwd")
     slots, special = instructions.slots(row)
     assert special == 4  # an exponential for the sum; then both softmaxes and the error function
-    assert slots == pytest.approx((103 + 636) / 16, rel=0.05)
+    assert slots == pytest.approx((108 + 586) / 16, rel=0.05)
