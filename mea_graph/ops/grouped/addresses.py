@@ -1,6 +1,7 @@
 """Tables of the addresses of parameters, by which Triton kernels find the parameters of each group."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ def addresses(kinds: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor
     if _is_captured(device):
         _CAPTURED[key] = table  # a graph reads it at every replay
     return table
+
+
+def unpacked(ctx: Any) -> tuple[Tensor, ...]:
+    """The rows and what was saved after them; a hook may have laid out anew what a kernel is to find by its address."""
+    rows, *others = ctx.saved_tensors
+    return rows, *(others if all(map(Tensor.is_contiguous, others)) else map(Tensor.contiguous, others))
 
 
 def _is_captured(device: torch.device) -> bool:

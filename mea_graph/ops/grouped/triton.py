@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mea_graph.ops.eager import PLAIN_TYPES, is_observed
+from mea_graph.ops.eager import PLAIN_TYPES, is_observed, is_traced
 from mea_graph.ops.grouped import batched, reference
-from mea_graph.ops.grouped.addresses import addresses
+from mea_graph.ops.grouped.addresses import addresses, unpacked
 from mea_graph.ops.grouped.batched import autocast_dtype
 from mea_graph.ops.grouped.parts import split
 from mea_graph.ops.interval import triton as gpu
@@ -40,7 +40,7 @@ def refuse(
     **_: Any,
 ) -> str | None:
     """Why the kernels cannot run on these tensors, or None."""
-    tensors = {"x": x, "weights": weights[0]} if onto is None else {"x": x, "weights": weights[0], "onto": onto}
+    tensors = {"x": x, "weights": weights[0]} | ({} if onto is None else {"onto": onto})
     reason = batched.refuse(x, weights, biases, starts, sizes, scales, shifts) or gpu.refuse_tensors(tensors)
     if reason is not None:
         return reason
@@ -233,7 +233,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, moments, *tensors = ctx.saved_tensors
+        x, moments, *tensors = unpacked(ctx)
         rows, shared, _eps, compute = ctx.numbers
         grad, lists = grads[0], split(tensors, ctx.counts)
         d_onto = grad.to(ctx.dtype) if ctx.needs_input_grad[1] else None
@@ -242,15 +242,14 @@ class _Linear(torch.autograd.Function):
         if torch.is_grad_enabled():
             d = _again(grad, x, lists, ctx.numbers)
             return d[0], d_onto, None, None, *d[1:]
-        run = _linear_backward_operator if is_observed() else _linear_backward
+        run = _linear_backward_operator if is_traced() or is_observed() else _linear_backward  # compiled autograd traces it
         d_x, *stacked = run(grad, x, moments, *lists, rows, shared, compute)
         return d_x, d_onto, None, None, *(d for kind in stacked for d in kind.unbind())
 
 
 def _again(grad: Tensor, x: Tensor, lists: Sequence[Sequence[Tensor]], numbers: tuple[Any, ...]) -> list[Any]:
     """The gradients by the reference, for a second derivative."""
-    rows, shared, eps, compute = numbers
-    weights, biases, scales, shifts = lists
+    (rows, shared, eps, compute), (weights, biases, scales, shifts) = numbers, lists
     starts, sizes = _ranges(rows, shared, len(weights))
     with torch.autocast(x.device.type, compute, enabled=compute != x.dtype or compute != weights[0].dtype):
         inputs = (x, weights, biases, starts, sizes, scales, shifts, eps, False)
@@ -378,7 +377,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, moments, *tensors = ctx.saved_tensors
+        x, moments, *tensors = unpacked(ctx)
         rows, shared, eps, dtype = ctx.numbers
         groups = len(tensors) // 2
         if torch.is_grad_enabled():
@@ -386,7 +385,7 @@ class _Norm(torch.autograd.Function):
             inputs = (x, tensors[:groups], tensors[groups:], *_ranges(rows, shared, groups), eps)
             d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
             return d_x, None, *d_weights, *d_biases
-        run = _norm_backward_operator if is_observed() else _norm_backward
+        run = _norm_backward_operator if is_traced() or is_observed() else _norm_backward
         d_x, stacked = run(grads[0], x, moments, tensors[:groups], tensors[groups:], rows, shared)
         return d_x, None, *(d for kind in stacked for d in kind.unbind())
 

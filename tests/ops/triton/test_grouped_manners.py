@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mea_graph.ops.grouped import addresses as tables
 from mea_graph.ops.grouped import grouped_layer_norm, grouped_linear
@@ -94,6 +95,67 @@ def test_a_view_that_negates_is_read_as_it_is_meant(which: str, width: int, read
         found.append((out, *torch.autograd.grad(out, [x, *weights, *biases], given["grad"])))
     assert not any(t.is_neg() for t in read)
     torch.testing.assert_close(*found)
+
+
+def whole_case(leaves: list[Tensor]) -> Tensor:
+    """A normalisation, then a map with one."""
+    x, *parameters = leaves
+    weights, biases, scales, shifts = (parameters[i : i + 2] for i in range(0, 8, 2))
+    normal = grouped_layer_norm(x, scales, shifts, *ROWS, backend="triton")
+    return grouped_linear(normal, weights, biases, *ROWS, scales, shifts, backend="triton").sin().sum()
+
+
+def leaves_of_whole_case() -> list[Tensor]:
+    return [torch.randn(10, 4, requires_grad=True), *draw(3, 4), *draw(3), *draw(4), *draw(4)]
+
+
+def test_saved_tensors_may_come_back_laid_out_in_another_way() -> None:
+    leaves = leaves_of_whole_case()
+    expected = torch.autograd.grad(whole_case(leaves), leaves)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t.T.contiguous().T if t.dim() == 2 else t):
+        out = whole_case(leaves)
+    torch.testing.assert_close(torch.autograd.grad(out, leaves), expected)
+
+
+@pytest.mark.parametrize("by", ["checkpoint", "inference first"])
+def test_other_ways_to_the_same_gradients(by: str) -> None:
+    leaves = leaves_of_whole_case()
+    expected = torch.autograd.grad(whole_case(leaves), leaves)
+    if by == "checkpoint":
+        out = checkpoint(whole_case, leaves, use_reentrant=False)
+    else:
+        with torch.inference_mode():  # the table of addresses is kept from there
+            whole_case(leaves)
+        out = whole_case(leaves)
+    torch.testing.assert_close(torch.autograd.grad(out, leaves), expected)
+
+
+def test_compiled_autograd_traces_the_operators() -> None:
+    from torch._dynamo import compiled_autograd
+
+    graphs: list[str] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return graph.forward
+
+    leaves = leaves_of_whole_case()
+    expected = torch.autograd.grad(whole_case(leaves), leaves)
+    with compiled_autograd._enable(torch.compile(backend=keep)):
+        whole_case(leaves).backward()
+    torch.testing.assert_close([t.grad for t in leaves], list(expected))
+    assert "grouped_linear_triton_backward" in "".join(graphs)
+    assert "grouped_layer_norm_triton_backward" in "".join(graphs)
+
+
+@pytest.mark.parametrize("groups", [1, 3, 12])
+def test_each_row_is_in_one_split(groups: int) -> None:
+    for rows in (*range(1, 1400), 4097, 131_071, 1_000_003):
+        splits, per_split = backend._Cut(rows, 1, groups, 40, 40).splits()
+        assert splits.bit_count() == 1  # each number is a kernel of its own
+        assert splits * per_split >= rows
+        assert per_split % backend._ROWS == 0  # a tile that began in one split would go on in the next
+        assert splits == 1 or per_split >= backend._LEAST_ROWS
 
 
 class Marked(Tensor): ...

@@ -131,6 +131,11 @@ class Kernel:
         return self.asked
 
 
+class Elsewhere(torch.Tensor):
+    def get_device(self) -> int:
+        return 1
+
+
 T = torch.zeros(32)
 
 
@@ -138,12 +143,13 @@ T = torch.zeros(32)
     ("calls", "kernels"),
     [
         ([(T, 5), (T, 7), (T, -5)], 1),
+        ([(T, 5), (T.as_subclass(Elsewhere), 5)], 2),
         ([(T, 1), (T, True)], 2),
         ([(T, 0), (T, False)], 2),
         ([(None, 5), (5, None)], 2),
         ([(T[1:], 5), (5, T[1:])], 2),
         ([(T, 5), (T, 5.0), (T, None)], 3),
-        ([(T, 5), (T[4:], 5), (T[1:], 5), (T[:0], 5)], 2),
+        ([(T, 5), (T[4:], 5), (T[1:], 5), (T[2:], 5), (T[:0], 5)], 2),
         ([(T, 2**31 - 1), (T, 2**31 + 1), (T, -(2**31) + 1), (T, -(2**31) - 1)], 2),
         ([(T, 32), (T, -32), (T, 2**31), (T, 0)], 2),
         ([(T, n) for n in range(2, 300)], 2),  # of any number of sizes: those that are multiples of 16, and the others
