@@ -219,3 +219,27 @@ def test_a_table_that_a_graph_captured_outlives_the_others(monkeypatch: pytest.M
         tables.addresses(kind, device)
     assert not any(t is first for t in tables._TABLES.values())
     assert [t is first for t in tables._CAPTURED.values()] == [True]
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("of_onto", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("of_x", [torch.float32, torch.bfloat16], ids=str)
+def test_dtypes_are_those_of_torchs_own(of_x: torch.dtype, of_onto: torch.dtype, autocast: torch.dtype | None) -> None:
+    """Also of second derivatives; parameters are float32 under autocast, and as the rows without it."""
+    given = [torch.randn(10, 4).to(of_x), *draw(3, 4), *draw(3), torch.randn(10, 3).to(of_onto)]
+    found = []
+    for by in ("triton", "reference"):
+        x, *parameters, onto = (t.detach().requires_grad_() for t in given)
+        if autocast is None:
+            parameters = [t.detach().to(of_x).requires_grad_() for t in parameters]
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            out = grouped_linear(x, parameters[:2], parameters[2:], *ROWS, backend=by, onto=onto)
+        leaves = [x, *parameters, onto]
+        plain = torch.autograd.grad(out.float().sin().sum(), leaves, retain_graph=True)
+        first = torch.autograd.grad(out.float().sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.float().square().sum() for g in first), leaves)
+        found.append((out, *first, *second, *plain))
+    assert [t.dtype for t in found[0]] == [t.dtype for t in found[1]]
+    assert [t.dtype for t in found[0][1:7]] == [of_x, *[torch.float32 if autocast else of_x] * 4, of_onto]
+    for a, b in zip(*found, strict=True):
+        assert (a - b).float().norm() < 0.1 * b.float().norm() + 1e-3  # a few roundings to bfloat16, of numbers that partly cancel
