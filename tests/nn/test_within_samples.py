@@ -73,7 +73,14 @@ def _hooked(part: Callable[[DecoupledGraphFusion], nn.Module]) -> Callable[[Deco
     return lambda fusion: part(fusion).register_forward_hook(lambda *_: None)
 
 
+class Mine(DecoupledGraphFusion):
+    """A class of the caller's own, which may do more."""
+
+
 WATCHED = {
+    "a subclass": lambda fusion: setattr(fusion, "__class__", Mine),
+    "an alignment": lambda fusion: setattr(fusion, "align", nn.Identity()),
+    "another activation": lambda fusion: setattr(fusion.convs["agnostic"], "activation", "relu"),
     "the fusion": _hooked(lambda fusion: fusion),
     "a convolution": _hooked(lambda fusion: fusion.convs["agnostic"]),
     "the nodes by type": _hooked(lambda fusion: fusion.by_type),

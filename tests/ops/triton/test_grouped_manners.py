@@ -243,3 +243,22 @@ def test_dtypes_are_those_of_torchs_own(of_x: torch.dtype, of_onto: torch.dtype,
     assert [t.dtype for t in found[0][1:7]] == [of_x, *[torch.float32 if autocast else of_x] * 4, of_onto]
     for a, b in zip(*found, strict=True):
         assert (a - b).float().norm() < 0.1 * b.float().norm() + 1e-3  # a few roundings to bfloat16, of numbers that partly cancel
+
+
+def test_a_norm_of_rows_in_half_precision_is_float32_under_autocast() -> None:
+    """As `torch.nn.LayerNorm` on a GPU."""
+    x, scales, shifts = torch.randn(10, 4).bfloat16().requires_grad_(), draw(4), draw(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = grouped_layer_norm(x, scales, shifts, *ROWS, backend="triton")
+    exact = [t.detach().double() for t in (x, *scales, *shifts)]
+    expected = grouped_layer_norm(exact[0], exact[1:3], exact[3:], *ROWS, backend="reference")
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.autograd.grad(out.sum(), x)[0].dtype == torch.bfloat16
+
+
+def test_moments_are_kept_where_a_backward_pass_reads_them() -> None:
+    x, weights, scales = torch.randn(10, 4), draw(3, 4, learns=False), draw(4, learns=False)
+    for of_norm, learns, shape in (([], True, (0,)), (scales, True, (10, 2)), (scales, False, (0,))):
+        _, moments = backend._linear(x, weights, [], of_norm, of_norm, None, 5, 1, 1e-5, torch.float32, learns)
+        assert moments.shape == shape
