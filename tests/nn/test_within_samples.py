@@ -119,3 +119,9 @@ def test_other_graphs_are_passed_as_messages(monkeypatch: pytest.MonkeyPatch) ->
     assert at_once(fusion, made_of(PRESENT[:0])[0]) is None
     monkeypatch.setattr(graph_fusion_conv, "_LARGE", 10)
     assert at_once(fusion, made) is None
+
+
+def test_rows_of_another_width_are_named() -> None:
+    fusion = DecoupledGraphFusion(WIDTH + 1, WIDTH).double()
+    with pytest.raises(ValueError, match=r"x_dict\['text_exclusive'\]: expected \(N, 7\), got \(8, 6\)"):
+        at_once(fusion, made_of()[0])
