@@ -3,7 +3,7 @@
 A call is one launch forward, with normalisation, bias and residual, and two backward. Triton itself is imported at the first call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -220,12 +220,12 @@ _linear_backward_operator = register(
 
 
 class _Linear(torch.autograd.Function):
-    """Stands in for `torch.library.register_autograd`, which for lists of tensors takes longer than the launches."""
+    """In place of `torch.library.register_autograd`, slower for lists of tensors than a launch. Compiled autograd traces `backward`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, onto: Tensor | None, counts: list[int], numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         ctx.counts, ctx.numbers = counts, numbers
-        run = _linear_operator if is_observed() else _linear
+        run: Callable[..., Any] = _linear_operator if is_observed() else _linear
         out, moments = run(x, *split(tensors, counts), onto, *numbers, True)
         ctx.dtype = None if onto is None else onto.dtype
         ctx.save_for_backward(x, moments, *tensors)
@@ -242,7 +242,7 @@ class _Linear(torch.autograd.Function):
         if torch.is_grad_enabled():
             d = _again(grad, x, lists, ctx.numbers)
             return d[0], d_onto, None, None, *d[1:]
-        run = _linear_backward_operator if is_traced() or is_observed() else _linear_backward  # compiled autograd traces it
+        run: Callable[..., Any] = _linear_backward_operator if is_traced() or is_observed() else _linear_backward
         d_x, *stacked = run(grad, x, moments, *lists, rows, shared, compute)
         return d_x, d_onto, None, None, *(d for kind in stacked for d in kind.unbind())
 
@@ -284,7 +284,7 @@ def linear(
     if torch.is_grad_enabled():
         counts = [len(weights), len(biases), len(scales), len(shifts)]
         return _Linear.apply(x, onto, counts, numbers, *weights, *biases, *scales, *shifts)
-    run = _linear_operator if is_observed() else _linear
+    run: Callable[..., Any] = _linear_operator if is_observed() else _linear
     return run(x, weights, biases, scales, shifts, onto, *numbers, False)[0]
 
 
@@ -370,7 +370,7 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         ctx.numbers, groups = numbers, len(tensors) // 2
-        run = _norm_operator if is_observed() else _norm
+        run: Callable[..., Any] = _norm_operator if is_observed() else _norm
         out, moments = run(x, tensors[:groups], tensors[groups:], *numbers, True)
         ctx.save_for_backward(x, moments, *tensors)
         return out
@@ -385,7 +385,7 @@ class _Norm(torch.autograd.Function):
             inputs = (x, tensors[:groups], tensors[groups:], *_ranges(rows, shared, groups), eps)
             d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
             return d_x, None, *d_weights, *d_biases
-        run = _norm_backward_operator if is_traced() or is_observed() else _norm_backward
+        run: Callable[..., Any] = _norm_backward_operator if is_traced() or is_observed() else _norm_backward
         d_x, stacked = run(grads[0], x, moments, tensors[:groups], tensors[groups:], rows, shared)
         return d_x, None, *(d for kind in stacked for d in kind.unbind())
 
