@@ -23,17 +23,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **named: Any) -> None
         if isinstance(a, Tensor):
             device = a.get_device()
             kinds.append(a.dtype)
-            numbers = 2 * numbers + (a.data_ptr() % 16 == 0)
-        elif isinstance(a, int):
+            numbers = 8 * numbers + (7 if a.data_ptr() % 16 == 0 else 3)
+        elif type(a) is int:  # to Triton, True is no number
             numbers = 8 * numbers + (1 if a == 1 else 2 if a % 16 == 0 else 0) + 4 * (not -_LARGE <= a < _LARGE)
         else:
             kinds.append(type(a))
+            numbers = 8 * numbers + 3  # so that the places of what has a kind are known
     key = (kernel.fn, device, numbers, *kinds, *named.items())
     found = _COMPILED.get(key)
-    if found is not None:
+    if found is not None and not kernel.pre_run_hooks:
         compiled, constants = found
         compiled[(*grid, 1, 1)[:3]](*args, *constants)
         return
     compiled = kernel[grid](*args, **named)
-    if compiled is not None:  # the interpreter compiles nothing
+    if hasattr(type(compiled), "__getitem__"):  # not so what the interpreter returns, nor what is still being compiled
         _COMPILED[key] = compiled, tuple(named[name] for name in kernel.arg_names[len(args) :])

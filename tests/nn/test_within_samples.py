@@ -73,7 +73,14 @@ def _hooked(part: Callable[[DecoupledGraphFusion], nn.Module]) -> Callable[[Deco
     return lambda fusion: part(fusion).register_forward_hook(lambda *_: None)
 
 
+class Mine(DecoupledGraphFusion):
+    """A class of the caller's own, which may do more."""
+
+
 WATCHED = {
+    "a subclass": lambda fusion: setattr(fusion, "__class__", Mine),
+    "an alignment": lambda fusion: setattr(fusion, "align", nn.Identity()),
+    "another activation": lambda fusion: setattr(fusion.convs["agnostic"], "activation", "relu"),
     "the fusion": _hooked(lambda fusion: fusion),
     "a convolution": _hooked(lambda fusion: fusion.convs["agnostic"]),
     "the nodes by type": _hooked(lambda fusion: fusion.by_type),
@@ -112,3 +119,9 @@ def test_other_graphs_are_passed_as_messages(monkeypatch: pytest.MonkeyPatch) ->
     assert at_once(fusion, made_of(PRESENT[:0])[0]) is None
     monkeypatch.setattr(graph_fusion_conv, "_LARGE", 10)
     assert at_once(fusion, made) is None
+
+
+def test_rows_of_another_width_are_named() -> None:
+    fusion = DecoupledGraphFusion(WIDTH + 1, WIDTH).double()
+    with pytest.raises(ValueError, match=r"x_dict\['text_exclusive'\]: expected \(N, 7\), got \(8, 6\)"):
+        at_once(fusion, made_of()[0])

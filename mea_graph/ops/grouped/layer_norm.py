@@ -33,7 +33,8 @@ def grouped_layer_norm(
         weights, biases: One of each a group.
         starts, sizes: First row and number of rows of each group; groups may share rows.
         eps: Added to the variance.
-        backend: "auto", "batched" (on a device and for groups of equal size), "native" (C++ that a compiler on this machine builds at
+        backend: "auto", "triton" (kernels for a GPU and groups of equal size, for up to 256 channels), "batched" (torch's own, on a device
+            and for groups of equal size), "native" (C++ that a compiler on this machine builds at
             first use, on a CPU, for up to 256 channels), "joined" (one operator for all groups) or "reference".
 
     Shape:

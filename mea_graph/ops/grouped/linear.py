@@ -43,7 +43,8 @@ def grouped_linear(
         scales, shifts, eps: Parameters of the normalisation, one of each for every group; without them nothing is normalised.
         steps_last: Whether the result is laid out with rows along the last dimension in memory, as attention on a CPU reads it; its shape
             and values are the same.
-        backend: "auto", "batched" (batched products, on a device and for groups of equal size), "native" (C++ that a compiler on this
+        backend: "auto", "triton" (kernels for a GPU and groups of equal size, for up to 256 channels), "batched" (batched products, on a
+            device and for groups of equal size), "native" (C++ that a compiler on this
             machine builds at first use, on a CPU, for up to 256 channels), "joined" (one operator for all groups) or "reference".
         onto: What the result is added to, as a residual.
 

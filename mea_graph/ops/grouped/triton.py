@@ -1,18 +1,17 @@
 """The grouped ops on NVIDIA GPUs, for groups of equal size: launches the Triton kernels and registers them as operators.
 
-A call is one launch forward, with normalisation, bias and residual, and two backward. Triton itself is
-imported at the first call.
+A call is one launch forward, with normalisation, bias and residual, and two backward. Triton itself is imported at the first call.
 """
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mea_graph.ops.eager import is_observed
+from mea_graph.ops.eager import PLAIN_TYPES, is_observed, is_traced
 from mea_graph.ops.grouped import batched, reference
+from mea_graph.ops.grouped.addresses import addresses, unpacked
 from mea_graph.ops.grouped.batched import autocast_dtype
 from mea_graph.ops.grouped.parts import split
 from mea_graph.ops.interval import triton as gpu
@@ -27,7 +26,6 @@ _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 _STEP = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}  # terms of a sum that are added at once: more of float32 would spill
 _PROGRAMS = 264  # that a sum over rows is cut into, if it is long: two for each multiprocessor of an H200
 _MOST_SPLITS, _LEAST_ROWS = 32, 128  # into which rows are cut, and of one split
-_MOST_TABLES = 4096  # some 100 bytes each
 
 
 def refuse(
@@ -42,18 +40,28 @@ def refuse(
     **_: Any,
 ) -> str | None:
     """Why the kernels cannot run on these tensors, or None."""
-    reason = batched.refuse(x, weights, biases, starts, sizes, scales, shifts)
-    if reason is None:
-        reason = gpu.refuse_tensors({"x": x, "weights": weights[0]} if onto is None else {"x": x, "weights": weights[0], "onto": onto})
+    tensors = {"x": x, "weights": weights[0]} | ({} if onto is None else {"onto": onto})
+    reason = batched.refuse(x, weights, biases, starts, sizes, scales, shifts) or gpu.refuse_tensors(tensors)
     if reason is not None:
         return reason
+    if type(onto) not in (*PLAIN_TYPES, type(None)):
+        return "the residual is of another type"
     device = x.get_device()
     for t in (*weights, *biases, *scales, *shifts):
-        if t.get_device() != device or not t.is_contiguous():
+        if t.get_device() != device or not t.is_contiguous() or t.is_neg():
             return "a parameter is on another device, or not in one piece of memory"
     if not 0 < min(weights[0].shape) <= max(weights[0].shape) <= _WIDEST:
         return f"the kernels are for 1 to {_WIDEST} channels"
+    if len(weights) > gpu.MOST_HEADS:
+        return f"there are {len(weights)} groups, and a launch counts at most {gpu.MOST_HEADS}"
+    if len(weights) * sizes[0] > gpu.MOST_ROWS:
+        return f"there are {len(weights) * sizes[0]} rows, and the kernels count at most {gpu.MOST_ROWS}"
     return None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """As the kernels read them: channels side by side, and no sign that is still to be changed, which they would not see."""
+    return gpu.dense_rows(x).resolve_neg()
 
 
 class _Cut(NamedTuple):
@@ -94,23 +102,6 @@ def _loop(held: int) -> dict[str, int]:
     return {"num_warps": 4 if held <= 128 else 8, "num_stages": 2, "maxnreg": ALL_REGISTERS}
 
 
-@functools.lru_cache(_MOST_TABLES)
-def _table(addresses: tuple[int, ...], kinds: int, device: torch.device) -> Tensor:
-    """(kinds, G): kept, since most parameters stay where they are, and a copy to the device takes longer than a small kernel.
-
-    What is kept holds no address but those it is asked for, so it cannot grow old.
-    """
-    return torch.tensor(addresses, device=device).view(kinds, -1)
-
-
-def _addresses(kinds: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor:
-    groups = len(kinds[0])
-    found: list[int] = []
-    for kind in kinds:
-        found += map(Tensor.data_ptr, kind) if kind else [0] * groups
-    return _table(tuple(found), len(kinds), device)
-
-
 def _linear(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -128,13 +119,13 @@ def _linear(
     from mea_graph.ops.grouped.triton_kernels import grouped_linear_fwd_kernel
 
     out, moments = _fake_linear(x, weights, biases, scales, shifts, onto, rows, shared, eps, compute, learns)
-    cut, x, normalises = _Cut.of(x, weights, rows, shared), gpu.dense_rows(x), bool(scales)
-    held = cut.held(normalises)
+    cut, x, normalises = _Cut.of(x, weights, rows, shared), _rows(x), bool(scales)
+    held, added = cut.held(normalises), out if onto is None else onto.contiguous().resolve_neg()
     with gpu.on_device_of(x):
         launch(
             grouped_linear_fwd_kernel, (cut.tiles * gpu.cdiv(cut.width, _COLUMNS), cut.groups),
-            x, x.stride(0), _addresses((weights, biases, scales, shifts), x.device), weights[0],
-            out if onto is None else onto.contiguous(), out, moments, cut.rows, cut.shared, cut.groups, cut.channels, cut.width, eps,
+            x, x.stride(0), addresses((weights, biases, scales, shifts), x.device), weights[0],
+            added, out, moments, cut.rows, cut.shared, cut.groups, cut.channels, cut.width, eps,
             HAS_NORM=normalises, HAS_BIAS=bool(biases), HAS_ONTO=onto is not None, SAVES=learns, COMPUTE=_NAMES[compute],
             CHANNELS=held, CHUNK=_STEP[compute], ROWS=_ROWS, COLUMNS=_COLUMNS, **_loop(held),
         )  # fmt: skip
@@ -157,10 +148,9 @@ def _linear_backward(
     from mea_graph.ops.grouped import triton_kernels
 
     d_x, *stacked = _fake_linear_backward(grad, x, moments, weights, biases, scales, shifts)
-    cut, x, grad, normalises = _Cut.of(x, weights, rows, shared), gpu.dense_rows(x), gpu.dense_rows(grad), bool(scales)
-    table, like = _addresses((weights, biases, scales, shifts), x.device), weights[0]
-    held, block = cut.held(normalises), cut.held(False)
-    splits, per_split = cut.splits()
+    cut, x, grad, normalises = _Cut.of(x, weights, rows, shared), _rows(x), _rows(grad), bool(scales)
+    table, like = addresses((weights, biases, scales, shifts), x.device), weights[0]
+    held, block, (splits, per_split) = cut.held(normalises), cut.held(False), cut.splits()
     parts = x.new_empty(splits, cut.groups, cut.width * (cut.channels + 1), dtype=torch.float32)
     with gpu.on_device_of(x):
         blocks = gpu.cdiv(cut.channels, block), gpu.cdiv(cut.width, _COLUMNS)
@@ -230,40 +220,36 @@ _linear_backward_operator = register(
 
 
 class _Linear(torch.autograd.Function):
-    """Stands in for `torch.library.register_autograd`, which for lists of tensors takes longer than the launches."""
+    """In place of `torch.library.register_autograd`, slower for lists of tensors than a launch. Compiled autograd traces `backward`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, onto: Tensor | None, counts: list[int], numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         ctx.counts, ctx.numbers = counts, numbers
-        weights, biases, scales, shifts = split(tensors, counts)
-        rows, shared, eps, compute = numbers
-        run = _linear_operator if is_observed() else _linear
-        out, moments = run(x, weights, biases, scales, shifts, onto, rows, shared, eps, compute, True)
+        run: Callable[..., Any] = _linear_operator if is_observed() else _linear
+        out, moments = run(x, *split(tensors, counts), onto, *numbers, True)
         ctx.dtype = None if onto is None else onto.dtype
         ctx.save_for_backward(x, moments, *tensors)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, moments, *tensors = ctx.saved_tensors
+        x, moments, *tensors = unpacked(ctx)
         rows, shared, _eps, compute = ctx.numbers
-        lists = split(tensors, ctx.counts)
-        grad, d_onto = grads[0], None
-        if ctx.needs_input_grad[1]:
-            d_onto = grad.to(ctx.dtype)
+        grad, lists = grads[0], split(tensors, ctx.counts)
+        d_onto = grad.to(ctx.dtype) if ctx.needs_input_grad[1] else None
+        if not (ctx.needs_input_grad[0] or any(ctx.needs_input_grad[4:])):
+            return None, d_onto, *(None,) * (2 + len(tensors))
         if torch.is_grad_enabled():
             d = _again(grad, x, lists, ctx.numbers)
             return d[0], d_onto, None, None, *d[1:]
-        run = _linear_backward_operator if is_observed() else _linear_backward
-        weights, biases, scales, shifts = lists
-        d_x, *stacked = run(grad, x, moments, weights, biases, scales, shifts, rows, shared, compute)
+        run: Callable[..., Any] = _linear_backward_operator if is_traced() or is_observed() else _linear_backward
+        d_x, *stacked = run(grad, x, moments, *lists, rows, shared, compute)
         return d_x, d_onto, None, None, *(d for kind in stacked for d in kind.unbind())
 
 
 def _again(grad: Tensor, x: Tensor, lists: Sequence[Sequence[Tensor]], numbers: tuple[Any, ...]) -> list[Any]:
     """The gradients by the reference, for a second derivative."""
-    rows, shared, eps, compute = numbers
-    weights, biases, scales, shifts = lists
+    (rows, shared, eps, compute), (weights, biases, scales, shifts) = numbers, lists
     starts, sizes = _ranges(rows, shared, len(weights))
     with torch.autocast(x.device.type, compute, enabled=compute != x.dtype or compute != weights[0].dtype):
         inputs = (x, weights, biases, starts, sizes, scales, shifts, eps, False)
@@ -298,7 +284,7 @@ def linear(
     if torch.is_grad_enabled():
         counts = [len(weights), len(biases), len(scales), len(shifts)]
         return _Linear.apply(x, onto, counts, numbers, *weights, *biases, *scales, *shifts)
-    run = _linear_operator if is_observed() else _linear
+    run: Callable[..., Any] = _linear_operator if is_observed() else _linear
     return run(x, weights, biases, scales, shifts, onto, *numbers, False)[0]
 
 
@@ -316,12 +302,12 @@ def _norm(
     from mea_graph.ops.grouped.triton_kernels import grouped_layer_norm_fwd_kernel
 
     out, moments = _fake_norm(x, weights, biases, rows, shared, eps, dtype, learns)
-    cut, x = _Cut.of(x, weights, rows, shared), gpu.dense_rows(x)
+    cut, x = _Cut.of(x, weights, rows, shared), _rows(x)
     held = cut.held(True)
     with gpu.on_device_of(x):
         launch(
             grouped_layer_norm_fwd_kernel, (cut.tiles, cut.ranges),
-            x, x.stride(0), _addresses((weights, biases), x.device), weights[0], out, moments,
+            x, x.stride(0), addresses((weights, biases), x.device), weights[0], out, moments,
             cut.rows, cut.shared, cut.groups, cut.channels, eps,
             SAVES=learns, CHANNELS=held, ROWS=_ROWS, **_loop(held),
         )  # fmt: skip
@@ -341,12 +327,12 @@ def _norm_backward(
     from mea_graph.ops.grouped.triton_kernels import grouped_layer_norm_bwd_kernel
 
     cut, d_x = _Cut.of(x, weights, rows, shared), x.new_empty(x.shape)
-    x, grad, held = gpu.dense_rows(x), gpu.dense_rows(grad), cut.held(True)
+    x, grad, held = _rows(x), _rows(grad), cut.held(True)
     parts = x.new_empty(cut.tiles, 2, cut.groups, cut.channels, dtype=torch.float32)
     with gpu.on_device_of(x):
         launch(
             grouped_layer_norm_bwd_kernel, (cut.tiles, cut.ranges),
-            grad, grad.stride(0), _addresses((weights, biases), x.device), weights[0], x, x.stride(0), moments, d_x, parts,
+            grad, grad.stride(0), addresses((weights, biases), x.device), weights[0], x, x.stride(0), moments, d_x, parts,
             cut.rows, cut.shared, cut.groups, cut.channels,
             CHANNELS=held, ROWS=_ROWS, **_loop(held),
         )  # fmt: skip
@@ -384,24 +370,23 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, numbers: tuple[Any, ...], *tensors: Tensor) -> Tensor:
         ctx.numbers, groups = numbers, len(tensors) // 2
-        rows, shared, eps, dtype = numbers
-        run = _norm_operator if is_observed() else _norm
-        out, moments = run(x, tensors[:groups], tensors[groups:], rows, shared, eps, dtype, True)
+        run: Callable[..., Any] = _norm_operator if is_observed() else _norm
+        out, moments = run(x, tensors[:groups], tensors[groups:], *numbers, True)
         ctx.save_for_backward(x, moments, *tensors)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, moments, *tensors = ctx.saved_tensors
+        x, moments, *tensors = unpacked(ctx)
         rows, shared, eps, dtype = ctx.numbers
         groups = len(tensors) // 2
-        weights, biases = tensors[:groups], tensors[groups:]
         if torch.is_grad_enabled():
-            inputs = (x.to(dtype), weights, biases, *_ranges(rows, shared, groups), eps)
+            x, *tensors = (t.to(dtype) for t in (x, *tensors))  # torch's own asks for one dtype; autograd converts the gradients back
+            inputs = (x, tensors[:groups], tensors[groups:], *_ranges(rows, shared, groups), eps)
             d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
-            return d_x.to(x.dtype), None, *d_weights, *d_biases
-        run = _norm_backward_operator if is_observed() else _norm_backward
-        d_x, stacked = run(grads[0], x, moments, weights, biases, rows, shared)
+            return d_x, None, *d_weights, *d_biases
+        run: Callable[..., Any] = _norm_backward_operator if is_traced() or is_observed() else _norm_backward
+        d_x, stacked = run(grads[0], x, moments, tensors[:groups], tensors[groups:], rows, shared)
         return d_x, None, *(d for kind in stacked for d in kind.unbind())
 
 

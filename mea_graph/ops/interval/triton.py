@@ -23,8 +23,8 @@ from mea_graph.ops.pointers import Pointers
 INSTALLED = importlib.util.find_spec("triton") is not None
 HALF = (torch.bfloat16, torch.float16)
 WIDEST = 64  # channels that a head may have
-_MOST_HEADS = 2**16 - 1  # what the second axis of a launch holds
-_MOST_ROWS = 2**31 - 2**10  # row numbers are int32, the end of the last tile included
+MOST_HEADS = 2**16 - 1  # what the second axis of a launch holds
+MOST_ROWS = 2**31 - 2**10  # row numbers are int32, the end of the last tile included
 
 
 class Tiles(NamedTuple):
@@ -86,11 +86,11 @@ def refuse_sizes(query: Tensor, key: Tensor, value: Tensor) -> str | None:
         return f"a head is {width} wide, and the kernels hold at most {WIDEST}"
     if min(query.size(1), query.size(2), value.size(2)) == 0:
         return "there are no heads, or heads without channels"
-    if query.size(1) > _MOST_HEADS:
-        return f"there are {query.size(1)} heads, and a launch counts at most {_MOST_HEADS}"
+    if query.size(1) > MOST_HEADS:
+        return f"there are {query.size(1)} heads, and a launch counts at most {MOST_HEADS}"
     rows = max(query.size(0), key.size(0))
-    if rows > _MOST_ROWS:
-        return f"there are {rows} rows, and the kernels count at most {_MOST_ROWS}"
+    if rows > MOST_ROWS:
+        return f"there are {rows} rows, and the kernels count at most {MOST_ROWS}"
     return None
 
 

@@ -116,21 +116,21 @@ def test_autocast_rounds_the_product_and_nothing_that_stays(case: Case, errors: 
 def test_no_address_is_wrong_and_no_two_programs_meet(
     case: Case, checked_memory: list[Tensor], monkeypatch: pytest.MonkeyPatch, errors: Errors
 ) -> None:
-    tables = backend._addresses
+    tables = backend.addresses
 
     def note(kinds: Any, device: torch.device) -> Tensor:
         checked_memory[:] = [t for kind in kinds for t in kind]
         return tables(kinds, device)
 
-    monkeypatch.setattr(backend, "_addresses", note)
+    monkeypatch.setattr(backend, "addresses", note)
     inputs = case.inputs()
     assert not {n: e for n, e in errors(case.outcome(inputs, torch.float32), case.truth(inputs)).items() if not e < 2e-6}
 
 
 def test_a_wrong_address_is_seen(checked_memory: list[Tensor], memory_fault: type[AssertionError], monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above would fail if a kernel read beside the parameters."""
-    tables = backend._addresses
-    monkeypatch.setattr(backend, "_addresses", lambda kinds, device: tables(kinds, device) + 8)
+    tables = backend.addresses
+    monkeypatch.setattr(backend, "addresses", lambda kinds, device: tables(kinds, device) + 8)
     case = CASES["plain"]
     inputs = {n: v.float() for n, v in case.inputs().items()}
     checked_memory[:] = inputs.values()

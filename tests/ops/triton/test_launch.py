@@ -4,8 +4,12 @@ import os
 import subprocess
 import sys
 from textwrap import dedent
+from typing import Any
 
 import pytest
+import torch
+
+from mea_graph.ops.launch import launch
 
 pytest.importorskip("triton")
 
@@ -100,3 +104,69 @@ def test_a_launch_hands_on_what_tritons_own_would() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "agreed\n"
+
+
+class Kernel:
+    """Stands in for what `triton.jit` makes, and counts how often it is asked for a compiled kernel."""
+
+    def __init__(self, compiled: Any = None) -> None:
+        self.fn = self.__init__  # of its own
+        self.arg_names = ["a", "b", "WIDTH"]
+        self.pre_run_hooks: list[Any] = []
+        self.asked, self.run = 0, 0
+        self.compiled = self if compiled is None else compiled
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def run(*args: Any, **named: Any) -> Any:
+            self.run += 1
+            self.asked += len(args) < len(self.arg_names)  # to a compiled kernel go the constants as well, by their places
+            return self.compiled
+
+        return run
+
+    def asked_for(self, *calls: tuple[Any, ...]) -> int:
+        for args in calls:
+            launch(self, (1,), *args, WIDTH=16)
+        assert self.run == len(calls)
+        return self.asked
+
+
+class Elsewhere(torch.Tensor):
+    def get_device(self) -> int:
+        return 1
+
+
+T = torch.zeros(32)
+
+
+@pytest.mark.parametrize(
+    ("calls", "kernels"),
+    [
+        ([(T, 5), (T, 7), (T, -5)], 1),
+        ([(T, 5), (T.as_subclass(Elsewhere), 5)], 2),
+        ([(T, 1), (T, True)], 2),
+        ([(T, 0), (T, False)], 2),
+        ([(None, 5), (5, None)], 2),
+        ([(T[1:], 5), (5, T[1:])], 2),
+        ([(T, 5), (T, 5.0), (T, None)], 3),
+        ([(T, 5), (T[4:], 5), (T[1:], 5), (T[2:], 5), (T[:0], 5)], 2),
+        ([(T, 2**31 - 1), (T, 2**31 + 1), (T, -(2**31) + 1), (T, -(2**31) - 1)], 2),
+        ([(T, 32), (T, -32), (T, 2**31), (T, 0)], 2),
+        ([(T, n) for n in range(2, 300)], 2),  # of any number of sizes: those that are multiples of 16, and the others
+    ],
+)
+def test_a_compiled_kernel_is_for_arguments_of_its_kinds(calls: list[tuple[Any, ...]], kernels: int) -> None:
+    assert Kernel().asked_for(*calls) == kernels
+
+
+def test_a_hook_before_each_run_is_called_by_triton() -> None:
+    kernel = Kernel()
+    assert kernel.asked_for((T, 5), (T, 5)) == 1
+    kernel.pre_run_hooks.append(print)
+    launch(kernel, (1,), T, 5, WIDTH=16)
+    assert kernel.asked == 2
+
+
+def test_what_is_not_compiled_yet_is_not_kept() -> None:
+    """With `triton.AsyncCompileMode` a launch returns a promise, which has no launches."""
+    assert Kernel(object()).asked_for((T, 5), (T, 5)) == 2

@@ -53,6 +53,9 @@ def draw(lay_out: Layout, layout: str, width: int = 5, bias: bool = True, heads:
     return Sets(pointers, rows, weights, [torch.randn(heads) if bias else None for _ in pointers])
 
 
+class Marked(Tensor): ...
+
+
 @pytest.fixture(autouse=True)
 def chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU."""
@@ -115,13 +118,19 @@ def test_sets_that_are_to_be_computed_alone(lay_out: Layout, monkeypatch: pytest
     given = draw(lay_out, "packed")
     assert given._replace(weights=[*given.weights[:2], torch.randn(2, 2, 1, 1)]).together() is None
     assert given._replace(weights=[*given.weights[:2], given.weights[2].double()]).together() is None
+    assert given._replace(weights=[*given.weights[:2], given.weights[2].to("meta")]).together() is None
+    assert given._replace(weights=[*given.weights[:2], given.weights[2].as_subclass(Marked)]).together() is None
     assert given._replace(biases=[*given.biases[:2], None]).together() is None
     assert draw(lay_out, "packed", lengths=((2, 1), (3,), (1, 1))).together() is None
     with use_backend("triton"):
         assert given.together() is None
     with monkeypatch.context() as patch:
-        patch.setattr(sets, "_MOST_ADDED", 10)
-        assert draw(lay_out, "packed", lengths=((200, 1), (3, 1), (1, 1))).together() is None
+        long = draw(lay_out, "packed", lengths=((200, 1), (3, 1), (1, 1)))
+        patch.setattr(sets, "_MOST_ADDED", 2 * 2 * 128 - 1)  # two samples of two sets are longer by a tile of 128 steps
+        assert long.together() is None
+        patch.setattr(sets, "_MOST_ADDED", 2 * 2 * 128)
+        patch.setattr(_OP, "run_on", lambda name, arguments: "called")
+        assert long.together() == "called"
     with monkeypatch.context() as patch:
         patch.setattr(_OP, "choose", lambda device, arguments: "reference")
         assert given.together() is None
