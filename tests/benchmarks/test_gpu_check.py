@@ -263,7 +263,7 @@ def test_a_run_that_is_stopped_keeps_what_it_found_and_leaves_no_job_behind(tmp_
         assert len(list(tmp_path.glob("out/*.json"))) == 2
     for whole in tmp_path.glob("out/*.json"):
         found = json.loads(whole.read_text())["runs"][0]
-        assert [c["passed"] for c in found["checks"]] == [True] * 3
+        assert [c["passed"] for c in found["checks"]] == [True] * 6
         assert {j["how"] for j in found["jobs"]} <= {"done", "the run was interrupted"}
 
 
