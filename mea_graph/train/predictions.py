@@ -114,21 +114,32 @@ class Predictions:
         """Writes a CSV with one row a sample, whole or not at all.
 
         Args:
-            path: The file; one of that name is replaced.
+            path: The file, `.csv`; one of that name is replaced.
+
+        Raises:
+            ValueError: If the name ends otherwise.
         """
-        write_rows(Path(path), self.rows())
+        write_rows(_named(path, ".csv"), self.rows())
 
     def save_embeddings(self, path: str | Path) -> None:
         """Writes an `.npz` with `ids`, `fused` and for each modality `<modality>_exclusive` and `<modality>_agnostic`.
 
         Args:
-            path: The file; one of that name is replaced.
+            path: The file, `.npz`; one of that name is replaced.
 
         Raises:
-            ValueError: If the predictions were made without embeddings.
+            ValueError: If the predictions were made without embeddings, or the name ends otherwise.
         """
         if self.embeddings is None:
             raise ValueError("embeddings: these predictions have none; ask for them with predictor.predict(data, embeddings=True)")
         spaces = {"exclusive": self.embeddings.exclusive, "agnostic": self.embeddings.agnostic}
         arrays = {f"{m}_{space}": x for space, by_modality in spaces.items() for m, x in (by_modality or {}).items()}
-        write_embeddings(Path(path), {"ids": np.array(self.ids, dtype=np.str_), "fused": self.embeddings.fused, **arrays})
+        write_embeddings(_named(path, ".npz"), {"ids": np.array(self.ids, dtype=np.str_), "fused": self.embeddings.fused, **arrays})
+
+
+def _named(path: str | Path, suffix: str) -> Path:
+    """The path, if its name says what is written."""
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"path: expected a name that ends in {suffix}, the form that is written, got {path}")
+    return path

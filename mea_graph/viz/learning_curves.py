@@ -22,6 +22,7 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarr
     Returns a figure that is not shown; save it with `figure.savefig("curves.png")`.
 
     Raises:
+        TypeError: If the panels or their curves are no dicts.
         ValueError: If there is no panel, a curve is not one value per epoch, or a panel has more curves than can be distinguished.
 
     >>> figure = learning_curves(
@@ -30,6 +31,9 @@ def learning_curves(panels: Mapping[str, Mapping[str, Sequence[float] | np.ndarr
     >>> len(figure.axes)
     1
     """
+    for given in (panels, *(panels.values() if isinstance(panels, Mapping) else ())):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"panels: expected a dict of quantities, each a dict of curves by model, got {type(given).__name__}")
     if not panels:
         raise ValueError("panels: expected at least one quantity, got none")
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))

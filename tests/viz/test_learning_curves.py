@@ -53,3 +53,9 @@ def test_one_epoch_is_visible_as_a_marker():
 def test_errors(panels, message):
     with pytest.raises(ValueError, match=message):
         learning_curves(panels)
+
+
+@pytest.mark.parametrize(("panels", "got"), [("text", "str"), ([1.0], "list"), ({"loss": [1.0]}, "list"), (None, "NoneType")])
+def test_what_is_no_dict_of_curves_is_told(panels, got):
+    with pytest.raises(TypeError, match=f"panels: expected a dict of quantities, each a dict of curves by model, got {got}"):
+        learning_curves(panels)

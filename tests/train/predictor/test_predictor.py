@@ -111,6 +111,9 @@ def test_embeddings_are_those_of_the_model(run, data):
     assert saved["ids"].tolist() == found.ids
     with pytest.raises(ValueError, match="ask for them with"):
         Predictor.load("run")(data.dataset).save_embeddings("none.npz")
+    for save, suffix in ((found.save, ".csv"), (found.save_embeddings, ".npz")):
+        with pytest.raises(ValueError, match=rf"path: expected a name that ends in \{suffix}, the form that is written, got found.xlsx"):
+            save("found.xlsx")
 
 
 def test_attention_is_that_of_each_sample(data, expected):
