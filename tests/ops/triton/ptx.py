@@ -186,7 +186,8 @@ class _Statement:
 
     def _wgmma(self) -> list[str]:
         if self.parts[0] != "mma_async":
-            return ["pass"]  # products are made when they are asked for
+            wait = f"warp.products.wait({self.operands[0]})" if self.parts[0] == "wait_group" else "pass"
+            return ["warp.products.commit()" if self.parts[0] == "commit_group" else wait]
         out, a, b, adds, *flags = self.operands
         in_registers, columns = a.startswith("{"), re.findall(r"m64n(\d+)k", self.text)[0]
         if flags[:2] != ["1", "1"]:  # the signs of the factors

@@ -52,6 +52,12 @@ class Global:
 class Shared:
     def __init__(self, size: int) -> None:
         self.bytes = np.full(size, 0xFF, np.uint8)
+        self.in_use = np.zeros(size, np.int32)  # by how many products that nobody has waited for
+
+    def claim(self, at: Array, size: int) -> None:
+        """Refuses a write to what an asynchronous product may still read."""
+        if self.in_use[at[:, None] + np.arange(size)].any():
+            raise Fault("shared memory is written while a product may still read it")
 
     def place(self, address: Array, size: int) -> Array:
         if (address + np.uint32(size) > self.bytes.size).any():
@@ -87,6 +93,8 @@ def store(memory: Global | Shared, address: Array, bits: int, guard: Array | Non
     if on.size:
         at = memory.place(address[on], bits // 8 * len(values))
         written = np.stack([v[on].astype(UNSIGNED[bits]) for v in values], 1).view(np.uint8)
+        if isinstance(memory, Shared):
+            memory.claim(at, written.shape[1])
         memory.bytes[at[:, None] + np.arange(written.shape[1])] = written
 
 
@@ -104,6 +112,7 @@ class Copies:
         if not on.size:
             return
         whole, at = read[on] > 0, self.warp.shared.place(to[on], size)
+        self.warp.shared.claim(at, size)
         where = self.warp.memory.place(source[on][whole], size) if whole.any() else LANE[:0]
 
         def run() -> None:
@@ -127,6 +136,28 @@ class Copies:
                 run()
 
 
+class Products:
+    """Asynchronous products of a warp, in groups: what each reads in shared memory must stay until it is waited for."""
+
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
+        self.open: list[Array] = []
+        self.groups: list[list[Array]] = []
+
+    def read(self, at: Array) -> None:
+        self.shared.in_use[at] += 1
+        self.open.append(at)
+
+    def commit(self) -> None:
+        self.groups.append(self.open)
+        self.open = []
+
+    def wait(self, pending: int) -> None:
+        while len(self.groups) > pending:
+            for at in self.groups.pop(0):
+                self.shared.in_use[at] -= 1
+
+
 class Warp:
     """What a program may ask for beside its registers."""
 
@@ -135,7 +166,7 @@ class Warp:
         self.parameters: list[Array] = []
         self.thread = (LANE + 32 * index).astype(np.uint32)
         self.ctaid, self.nctaid = ([constant(n, 32) for n in numbers] for numbers in (block, grid))
-        self.copies = Copies(self, late)
+        self.copies, self.products = Copies(self, late), Products(shared)
 
 
 Program = Callable[[Warp], Generator[None]]
@@ -308,6 +339,7 @@ def load_matrices(warp: Warp, address: Array, count: int, transposed: bool) -> l
 
 def store_matrices(warp: Warp, address: Array, registers: list[Array]) -> None:
     at = warp.shared.place(address[: 8 * len(registers)], 16).reshape(-1, 8)
+    warp.shared.claim(at.ravel(), 16)
     for place, register in zip(at, registers, strict=True):
         tile = np.empty((8, 8), np.uint16)
         tile[ROW, 2 * PAIR], tile[ROW, 2 * PAIR + 1] = register & 0xFFFF, register >> 16
@@ -333,5 +365,6 @@ def _described(warp: Warp, descriptor: Array, first: int, count: int, kind: str,
     along, across = (row * size, k) if swapped else (k * size, row)
     at = start + across // 8 * stride + along // line * leading + across % 8 * line + along % line
     at = at ^ (at >> 7 & mask) << 4
-    at = warp.shared.place(at.ravel().astype(np.uint32), size)
-    return _numbers(warp.shared.bytes[at[:, None] + np.arange(size)].view(UNSIGNED[8 * size])[:, 0], kind).reshape(count, -1)
+    where = warp.shared.place(at.ravel().astype(np.uint32), size)[:, None] + np.arange(size)
+    warp.products.read(where)
+    return _numbers(warp.shared.bytes[where].view(UNSIGNED[8 * size])[:, 0], kind).reshape(count, -1)

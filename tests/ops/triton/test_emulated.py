@@ -101,6 +101,21 @@ def test_the_machine_shows_what_a_program_did_not_wait_for(code: str) -> None:
     assert len(found) > 1
 
 
+# A product of registers with 16 x 8 numbers of shared memory, which the threads then write.
+REGISTERS = "{ %r4, %r5, %r6, %r7 }"
+PRODUCT = (
+    "mov.b64 %rd6, 524288; "  # the second half of k begins 128 bytes after the first
+    f"wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {REGISTERS}, {REGISTERS}, %rd6, 0, 1, 1, 0; wgmma.commit_group.sync.aligned; "
+)
+DONE = "wgmma.wait_group.sync.aligned 0;"
+
+
+def test_memory_that_a_product_may_read_is_not_written() -> None:
+    exchange(PRODUCT + DONE + BARRIER + STORE + BARRIER, False, True)
+    with pytest.raises(Fault, match="while a product may still read it"):
+        exchange(PRODUCT + BARRIER + STORE + BARRIER, False, True)
+
+
 @pytest.mark.parametrize(
     ("code", "shared", "numbers", "expected"),
     [
