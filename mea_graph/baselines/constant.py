@@ -9,10 +9,12 @@ from mea_graph.train.metrics import Task
 
 
 def constant_prediction(y: Tensor, task: Task, out_channels: int) -> Tensor:
-    """Returns the one prediction that fits the training targets best without looking at the input.
+    r"""Returns the one prediction that fits the training targets best without looking at the input.
 
-    The mean for regression, the log class frequencies for classification (so the majority class wins), and the log odds of
-    each label for several labels.
+    .. math::
+        \text{regression} &: \; \bar y \\
+        \text{class c} &: \; \log (n_c / N), \; \text{so the majority wins} \\
+        \text{label k of several} &: \; \log (\bar y_k / (1 - \bar y_k))
 
     Args:
         y: Training targets.
