@@ -11,10 +11,10 @@ from mea_graph.train.metrics import Task
 def constant_prediction(y: Tensor, task: Task, out_channels: int) -> Tensor:
     r"""Returns the one prediction that fits the training targets best without looking at the input.
 
-    .. math::
-        \text{regression} &: \; \bar y \\
-        \text{class c} &: \; \log (n_c / N), \; \text{so the majority wins} \\
-        \text{label k of several} &: \; \log (\bar y_k / (1 - \bar y_k))
+    For regression it is the mean, for classification the logarithm of each class's share (so the majority class wins), and for several
+    labels the log odds of each:
+
+    .. math:: \bar y, \qquad \log \frac{n_c}{N}, \qquad \log \frac{\bar y_k}{1 - \bar y_k}
 
     Args:
         y: Training targets.
