@@ -333,7 +333,8 @@ def load_matrices(warp: Warp, address: Array, count: int, transposed: bool) -> l
     at = warp.shared.place(address[: 8 * count], 16)
     tiles = warp.shared.bytes[at[:, None] + np.arange(16)].view(np.uint16).reshape(count, 8, 8)
     return [
-        (t[ROW, 2 * PAIR].astype(np.uint32) | t[ROW, 2 * PAIR + 1].astype(np.uint32) << 16) for t in (tiles.mT if transposed else tiles)
+        (t[ROW, 2 * PAIR].astype(np.uint32) | t[ROW, 2 * PAIR + 1].astype(np.uint32) << 16)
+        for t in (tiles.swapaxes(1, 2) if transposed else tiles)
     ]
 
 
