@@ -89,10 +89,11 @@ def _one(task: Task, children: Children, limit: float, is_last: bool) -> list[Re
     checks: list[Record] = []
     about = {"device": task.device, "op": task.name}
     while True:
-        lines, at, died = Lines(), {"backend": "", "dtype": ""}, None
+        lines, at, died, seen = Lines(), {"backend": "", "dtype": ""}, None, dict.fromkeys(task.skipped)
         for found in children.findings(task, limit, is_last):
             for line in lines.of(found):
                 tell(line)
+            seen |= {found["backend"]: None} if "backend" in found else {}
             if found["kind"] == "begun":
                 at = {"backend": found["backend"], "dtype": found["dtype"]}
             elif found["kind"] == "case":
@@ -108,7 +109,7 @@ def _one(task: Task, children: Children, limit: float, is_last: bool) -> list[Re
         checks.append({**about, **at, "verdict": died["how"], "reason": died["reason"], "printed": died["printed"]})
         if not at["backend"] or task.name == MODEL:
             return checks
-        task = task._replace(skipped=(*task.skipped, at["backend"]))
+        task = task._replace(skipped=tuple(seen))
 
 
 def _without_kind(found: Record) -> Record:

@@ -7,17 +7,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 Record = dict[str, Any]
+DTYPES = 4  # that each backend is checked in
 SHORT = 90  # characters of a reason
 _WIDTH = 13  # of the longest name of a backend
 
 
 class Lines:
-    """Turns the findings about one op, or about the model, into lines."""
+    """Turns the findings about one op into lines."""
 
     def __init__(self) -> None:
         self._backend, self._dtype = "", ""
-        self._cases: list[Record] = []
-        self._refused: list[tuple[str, list[Record]]] = []  # by dtype: told in one line if it is all dtypes for one reason
+        self._cases: list[Record] = []  # of this backend and dtype
+        self._left: list[tuple[str, str]] = []  # dtypes without any result, and why: told in one line if it is all for one reason
+        self._reasons: Counter[str] = Counter()  # of single cases that could not run
 
     def of(self, found: Record) -> Iterator[str]:
         """Gives the lines that a finding completes.
@@ -26,47 +28,49 @@ class Lines:
             found: What a process sent.
         """
         kind = found["kind"]
+        if found.get("backend", "") != self._backend and kind in ("begun", "left out", "auto"):
+            yield from self._rest()
         if kind == "begun":
-            if found["backend"] != self._backend:
-                yield from self._all_refused()
             self._backend, self._dtype, self._cases = found["backend"], found["dtype"], []
         elif kind == "case":
             self._cases.append(found)
         elif kind == "ended":
             yield from self._ended()
         elif kind == "left out":
-            yield from self._all_refused()
-            dtype = f"{found['dtype']:<9} " if "dtype" in found else ""
-            yield f"  {found['backend']:<{_WIDTH}} {dtype}left out: {shortened(found['reason'])}"
+            self._backend = found["backend"]
+            self._left.append((found.get("dtype", ""), f"left out: {found['reason']}"))
         elif kind == "died":
-            yield from self._all_refused()
+            yield from self._rest()
             at = f"{self._backend:<{_WIDTH}} {self._dtype:<9} " if self._backend else ""
             yield f"  {at}{found['how'].upper()}: {found['reason']}, after {len(self._cases)} cases"
-            self._backend = ""
-        elif kind == "auto":
-            yield from self._all_refused()
-            if found["chosen"]:
-                yield f"  'auto' takes {' and '.join(found['chosen'])} here in float32"
+        elif kind == "auto" and found["chosen"]:
+            yield f"  'auto' takes {', '.join(found['chosen'])} here in float32"
 
     def _ended(self) -> Iterator[str]:
         ran = [case for case in self._cases if case["verdict"] != "refused"]
+        refused = Counter(case["reason"] for case in self._cases if case["verdict"] == "refused")
         if not ran:
-            self._refused.append((self._dtype, self._cases))
+            self._left.append((self._dtype, f"could not run: {refused.most_common(1)[0][0]}"))
             return
-        yield from self._all_refused()
+        self._reasons |= refused
         yield f"  {self._backend:<{_WIDTH}} {self._dtype:<9} {told(self._cases)}"
         for case in ran:
             if case["verdict"] != "ok":
                 yield f"    {case['verdict'].upper()}: {case['case']}: {why(case)}"
 
-    def _all_refused(self) -> Iterator[str]:
-        reasons = [_reasons(cases) for _, cases in self._refused]
-        if reasons and all(each == reasons[0] for each in reasons) and len(reasons) > 1:
-            yield f"  {self._backend:<{_WIDTH}} could not run: {reasons[0]}"
+    def _rest(self) -> Iterator[str]:
+        """What is told of a backend when all else is."""
+        reasons = {reason for _, reason in self._left}
+        dtypes = ", ".join(dtype for dtype, _ in self._left)
+        if len(reasons) == 1:
+            whole = "" if len(self._left) == DTYPES or not dtypes else f"{dtypes} "
+            yield f"  {self._backend:<{_WIDTH}} {whole}{shortened(reasons.pop())}"
         else:
-            for (dtype, _), reason in zip(self._refused, reasons, strict=True):
-                yield f"  {self._backend:<{_WIDTH}} {dtype:<9} could not run: {reason}"
-        self._refused = []
+            for dtype, reason in self._left:
+                yield f"  {self._backend:<{_WIDTH}} {dtype:<9} {shortened(reason)}"
+        for reason, count in self._reasons.items():
+            yield f"  {self._backend:<{_WIDTH}} {count} case{'s' * (count != 1)} could not run: {shortened(reason)}"
+        self._left, self._reasons = [], Counter()
 
 
 def told(cases: Sequence[Record]) -> str:
@@ -91,8 +95,7 @@ def told(cases: Sequence[Record]) -> str:
         text += f", of which {sum(bad.values())} not right"
     elif measured and all(case.get("same_bits") for case in measured):
         text += ", the same bits twice"
-    refused = [case for case in cases if case["verdict"] == "refused"]
-    return text + (f"; {len(refused)} could not run: {_reasons(refused)}" if refused else "")
+    return text
 
 
 def why(case: Record) -> str:
@@ -118,12 +121,6 @@ def shortened(text: str, most: int = SHORT) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-def _reasons(cases: Sequence[Record]) -> str:
-    found = Counter(case["reason"] for case in cases)
-    most, _ = found.most_common(1)[0]
-    return shortened(most) + (f" (and {len(found) - 1} more reasons)" if len(found) > 1 else "")
-
-
 def environment_lines(found: Record) -> list[str]:
     """Returns what is told of the machine.
 
@@ -135,7 +132,7 @@ def environment_lines(found: Record) -> list[str]:
     if found["torch-scatter"] and not found["torch_scatter_loads"]:
         lines.append("torch-scatter is installed but cannot be loaded")
     cuda = f"torch is built for CUDA {found['cuda']}" if found["cuda"] else "torch is built without CUDA"
-    lines.append(f"Python {found['python']}, {found['system']}, {found['processor']}, {found['threads']} threads; {cuda}")
+    lines.append(f"Python {found['python']}, {found['system']}, {found['processor']}, {found['cores']} cores; {cuda}")
     lines += [f"cuda:{i}: {gpu['name']}, compute capability {gpu['capability']}" for i, gpu in enumerate(found["gpus"])]
     lines.append(f"C++ compiler: {found['compiler'] or 'none'}")
     native = found["native"]

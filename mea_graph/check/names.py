@@ -25,7 +25,7 @@ class Task(NamedTuple):
     Args:
         name: An op, the model, or the environment.
         device: "cpu", "cuda" or "cuda:1".
-        skipped: Backends that ended a process before this one.
+        skipped: Backends that a process before this one has checked, or was ended by.
         backend: For the model: a name for `use_backend`; None: as layers choose.
         variables: Of the environment.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from mea_graph.check import attention, grouped, recurrent, segments
 from mea_graph.check.attention import EDGE, INTERVAL, PREDICTIVE, SIX, edge, edge_weights, first_layer, interval, named_graph
 from mea_graph.check.cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Build
@@ -40,8 +42,8 @@ CASES: dict[str, list[Build]] = {
     segments.NAME: segments.CASES,
 }
 
-# Torch's own layers and the steps in Python: the error grows with the steps, and depends on the library behind them.
-UNPROMISED_IN_HALF = dict.fromkeys(("bilstm", "bigru"), ("torch", "reference"))
+# Torch's own layers round the state of each step: the error grows with the steps, and depends on the library behind them.
+_ROUNDS = dict.fromkeys(("bilstm", "bigru"), "torch")
 
 
 class Candidate(NamedTuple):
@@ -64,3 +66,18 @@ def candidates(op: str, device: str) -> list[Candidate]:
     if op == segments.NAME:
         return [Candidate(name, segments.refuse(name, device)) for name in segments.BACKENDS]
     return [Candidate(name, backend.hold()) for name, backend in backends._OPS[op].backends.items()]
+
+
+def unheld(op: str, backend: str, dtype: torch.dtype, device: str) -> str | None:
+    """Says why no error of a backend can be wrong in a dtype, or nothing.
+
+    Args:
+        op: Name of the op.
+        backend: Name of the backend.
+        dtype: Of the inputs.
+        device: Where tensors are.
+    """
+    half = dtype in (BFLOAT16, FLOAT16)
+    if backend == "reference" and (half or (dtype == FLOAT64 and device == "cpu")):
+        return "the others are held to it"
+    return "it rounds the state of each step, and no error is promised" if half and _ROUNDS.get(op) == backend else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import mea_graph
 from mea_graph.check import model, plan, segments
-from mea_graph.check.cases import FLOAT32, REPEATS, REPEATS_ON_CPU, OpCase, bound, dtype_name, error, exact
+from mea_graph.check.cases import BFLOAT16, FLOAT16, FLOAT32, REPEATS, REPEATS_ON_CPU, Build, OpCase, bound, dtype_name, error, exact
 from mea_graph.check.names import ENVIRONMENT, MODEL, Task
 from mea_graph.ops import has_torch_scatter, record_calls
 from mea_graph.ops.native import library
@@ -50,10 +50,68 @@ def work(task: Task, send: Send) -> None:
         check_op(task, send)
 
 
+class Compared:
+    """A case of an op on a device, made when it is first needed. The truth comes from the CPU, whatever the device.
+
+    Args:
+        build: Makes it.
+        dtype: Of the inputs.
+        device: Where tensors are.
+    """
+
+    def __init__(self, build: Build, dtype: torch.dtype, device: str) -> None:
+        self._build, self._dtype, self._device = build, dtype, device
+        self._promised = REPEATS_ON_CPU if device == "cpu" else REPEATS
+
+    @functools.cached_property
+    def case(self) -> OpCase:
+        """The case."""
+        return self._build(self._dtype, self._device)
+
+    @functools.cached_property
+    def truth(self) -> list[Tensor]:
+        """What is right."""
+        case = self.case if self._device == "cpu" else self._build(self._dtype, "cpu")
+        return case.truth()
+
+    @functools.cached_property
+    def bound(self) -> float:
+        """The largest error that is right."""
+        return bound(self._dtype, self._error(self.case.run("reference")) if self._dtype in (BFLOAT16, FLOAT16) else 0.0)
+
+    def by(self, backend: str) -> Record:
+        """Returns how far a backend is from the truth, or why it did not run.
+
+        Args:
+            backend: Its name.
+        """
+        name = "a case that could not be made"
+        try:
+            with exact():
+                name = self.case.name
+                first = self.case.run(backend)
+                away, again = self._error(first), None
+                if backend == "native":
+                    away = max(away, self._error(_on_two_threads(self.case, backend)))
+                if backend in self._promised:
+                    again = _same_bits(first, self.case.run(backend))
+                most = self.bound
+        except Exception as raised:
+            reason = _refusal(raised, backend)
+            return {"case": name, "verdict": "failed" if reason is None else "refused", "reason": reason or first_line(raised)}
+        right = away <= most < float("inf")
+        found = {"case": name, "error": away, "bound": most, "same_bits": again}
+        if right and again is False:
+            return {**found, "verdict": "wrong", "reason": "a second run gave other bits"}
+        return {**found, "verdict": "ok" if right else "wrong"}
+
+    def _error(self, found: list[Tensor]) -> float:
+        return error([t.cpu() for t in found], self.truth)
+
+
 def check_op(task: Task, send: Send) -> None:
     """Compares every backend of an op with the reference in float64, in each dtype on each case."""
-    cases = [[functools.cache(functools.partial(build, dtype, task.device)) for build in plan.CASES[task.name]] for dtype in plan.DTYPES]
-    truths: dict[str, tuple[list[Tensor], float]] = {}
+    cases = [[Compared(build, dtype, task.device) for build in plan.CASES[task.name]] for dtype in plan.DTYPES]
     for name, left_out in plan.candidates(task.name, task.device):
         if name in task.skipped:
             continue
@@ -61,13 +119,13 @@ def check_op(task: Task, send: Send) -> None:
             send({"kind": "left out", "backend": name, "reason": left_out})
             continue
         for dtype, made in zip(plan.DTYPES, cases, strict=True):
-            if dtype.itemsize < 4 and name in plan.UNPROMISED_IN_HALF.get(task.name, ()):
-                reason = "it rounds the state of each step, and no error is promised"
+            reason = plan.unheld(task.name, name, dtype, task.device)
+            if reason is not None:
                 send({"kind": "left out", "backend": name, "dtype": dtype_name(dtype), "reason": reason})
                 continue
             send({"kind": "begun", "backend": name, "dtype": dtype_name(dtype)})
-            for i, make in enumerate(made):
-                begin, found = time.monotonic(), _found(task, name, make, truths, f"{i} {dtype}")
+            for case in made:
+                begin, found = time.monotonic(), case.by(name)
                 took = round(time.monotonic() - begin, 3)
                 send({"kind": "case", "backend": name, "dtype": dtype_name(dtype), "took": took, **found})
                 if found["verdict"] == "failed" and (lost := device_lost(task.device)):
@@ -75,30 +133,6 @@ def check_op(task: Task, send: Send) -> None:
             send({"kind": "ended", "backend": name, "dtype": dtype_name(dtype)})
     if not task.skipped:  # what ended a process would end this one too
         send({"kind": "auto", "chosen": _chosen(task, cases[plan.DTYPES.index(FLOAT32)])})
-
-
-def _found(task: Task, backend: str, make: Callable[[], OpCase], truths: dict[str, tuple[list[Tensor], float]], key: str) -> Record:
-    """How far a backend is from the truth on one case, or why it did not run."""
-    name = "a case that could not be made"
-    try:
-        with exact():
-            case = make()
-            name = case.name
-            first = case.run(backend)
-            if key not in truths:
-                truths[key] = _truth(case)
-            truth, formula = truths[key]
-            away, most = error(first, truth), bound(case.dtype, formula)
-            if backend == "native":
-                away = max(away, error(_on_two_threads(case, backend), truth))
-            promised = backend in (REPEATS_ON_CPU if task.device == "cpu" else REPEATS)
-            again = _same_bits(first, case.run(backend)) if promised else None
-    except Exception as raised:
-        reason = _refusal(raised, backend)
-        return {"case": name, "verdict": "failed" if reason is None else "refused", "reason": reason or first_line(raised)}
-    right = away <= most < float("inf")
-    found = {"case": name, "error": away, "bound": most, "same_bits": again, "verdict": "ok" if right and again is not False else "wrong"}
-    return {**found, "reason": "a second run gave other bits"} if right and again is False else found
 
 
 def _on_two_threads(case: OpCase, backend: str) -> list[Tensor]:
@@ -109,12 +143,6 @@ def _on_two_threads(case: OpCase, backend: str) -> list[Tensor]:
         return case.run(backend)
     finally:
         torch.set_num_threads(threads)
-
-
-def _truth(case: OpCase) -> tuple[list[Tensor], float]:
-    """What is right, and in half precision how far the formula is from it."""
-    truth = case.truth()
-    return truth, error(case.run("reference"), truth) if case.dtype.itemsize < 4 else 0.0
 
 
 def _refusal(raised: Exception, backend: str) -> str | None:
@@ -128,14 +156,14 @@ def _same_bits(first: list[Tensor], second: list[Tensor]) -> bool:
     return all(torch.equal(a.nan_to_num(nan=1.5e4), b.nan_to_num(nan=1.5e4)) for a, b in zip(first, second, strict=True))
 
 
-def _chosen(task: Task, made: list[Callable[[], OpCase]]) -> list[str]:
+def _chosen(task: Task, made: list[Compared]) -> list[str]:
     """The backends that "auto" takes in float32; those of ops that it calls itself do not count."""
     if task.name == segments.NAME:
         return [next(name for name, left_out in plan.candidates(task.name, task.device) if left_out is None)]
     with record_calls() as calls:
-        for make in made:
+        for each in made:
             try:
-                make().run("auto")
+                each.case.run("auto")
             except Exception:  # it has been told of by name
                 device_lost(task.device)
     return sorted({backend for op, backend in calls if op == task.name})
@@ -176,7 +204,7 @@ def environment(device: str) -> Record:
     found |= {"mea_graph": mea_graph.__version__, **{name: _version(name) for name in PACKAGES}}
     found["torch_scatter_loads"] = has_torch_scatter()
     found["gpus"] = [_gpu(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    found |= {"cuda": torch.version.cuda, "processor": _processor(), "threads": torch.get_num_threads()}
+    found |= {"cuda": torch.version.cuda, "processor": _processor(), "cores": os.cpu_count()}
     compiler = library.compiler()
     found["compiler"] = None if compiler is None else _first_words([compiler, "--version"])
     return {**found, "native": _library()}
