@@ -19,6 +19,8 @@ from typing import Any
 Record = dict[str, Any]
 WORK = "mea_graph.check.work:work"  # a function of a task and of what takes its findings
 _CONTEXT = multiprocessing.get_context("spawn")  # CUDA does not work in what is forked from a process that has used it
+_READY = "ready"
+STARTING = 600.0  # seconds for its imports
 _TAIL = 3000  # characters of what a process printed that are kept
 
 
@@ -48,17 +50,20 @@ class Child:
         Yields:
             Its findings; where it did not end as it should, at last one of the kind "died", with `how` "crashed" or "hung".
         """
+        wait = STARTING
         try:
-            with contextlib.suppress(OSError):  # it died before; why is told below
-                self._pipe.send(task)
             while True:
-                if not self._pipe.poll(limit):
-                    yield self._death("hung", f"ended after {limit:.0f} s without a result")
+                if not self._pipe.poll(wait):
+                    yield self._death("hung", f"ended after {wait:.0f} s without a result")
                     return
                 found = self._pipe.recv()
-                if found is None:
+                if found == _READY:
+                    wait = limit
+                    self._pipe.send(task)
+                elif found is None:
                     return
-                yield found
+                else:
+                    yield found
         except (EOFError, OSError):
             self._process.join(10)
             yield self._death("crashed", _ending(self._process.exitcode))
@@ -130,6 +135,7 @@ def _serve(pipe: Connection, log: str, work: str) -> None:
     faulthandler.enable()
     module, _, function = work.partition(":")
     run = getattr(importlib.import_module(module), function)
+    pipe.send(_READY)
     run(pipe.recv(), pipe.send)
     sys.stdout.flush()
     pipe.send(None)

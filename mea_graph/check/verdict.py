@@ -69,7 +69,10 @@ def remedies(checks: Sequence[Record], device: str) -> Iterator[Remedy]:
         checks: All findings.
         device: The device.
     """
-    wrong = {op: set(of) for op, of in faults(checks, device).items() if op in OPS}
+    found = faults(checks, device)
+    wrong = {op: set(of) for op, of in found.items() if op in OPS}
+    if not found:
+        return
     more = ""
     if "segment_reductions" in wrong:
         if wrong.pop("segment_reductions") != {"torch_scatter"}:
