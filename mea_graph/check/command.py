@@ -123,7 +123,7 @@ def _advice(device: str, checks: Sequence[Record], children: Children, limit: fl
             return remedy.text
         tell(f"\ntrying on {device}: {remedy.text}")
         found = list(children.findings(remedy.task, limit, is_last=True))
-        works = avoids(remedy, found, checks, device)
+        works = avoids(found, checks, device)
         wrong = [f"{one['case']}: {why(one)}" for one in found if one["kind"] == "case" and one["verdict"] != "ok"]
         wrong += [f"{one['how']}: {one['reason']}" for one in found if one["kind"] == "died"]
         tell(

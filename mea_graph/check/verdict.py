@@ -92,12 +92,11 @@ def remedies(checks: Sequence[Record], device: str) -> Iterator[Remedy]:
             yield Remedy(f'compute inside `with mea_graph.ops.use_backend("{name}"):`{more}', Task(MODEL, device, backend=name))
 
 
-def avoids(remedy: Remedy, found: Sequence[Record], checks: Sequence[Record], device: str) -> bool:
-    """Whether the model was right with a remedy, and called nothing that is wrong.
+def avoids(found: Sequence[Record], checks: Sequence[Record], device: str) -> bool:
+    """Returns whether the model was right with a remedy, and called nothing that is wrong.
 
     Args:
-        remedy: What was tried.
-        found: What its task found.
+        found: What the task of a remedy found.
         checks: All findings before.
         device: The device.
     """
