@@ -71,7 +71,9 @@ class Child:
             self.end()
 
     def _death(self, how: str, reason: str) -> Record:
-        printed = self._log.read_text(errors="replace").strip() if self._log.exists() else ""
+        printed = self._log.read_text(errors="replace").strip()
+        if how == "crashed" and (self._process.exitcode or 0) > 0 and printed:
+            reason += f": {printed.splitlines()[-1]}"  # the exception that nobody caught
         return {"kind": "died", "how": how, "reason": reason, "printed": printed[-_TAIL:]}
 
     def end(self) -> None:

