@@ -102,9 +102,9 @@ def _program(name: str) -> Callable[[Sequence[str]], int]:
 
         return demo_command.main
     if name == "check":
-        from mea_graph.check import command
+        from mea_graph.check import command as check_command
 
-        return command.main
+        return check_command.main
     from mea_graph.train import cli
 
     return cli.main

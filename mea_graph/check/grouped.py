@@ -39,7 +39,7 @@ class Groups(NamedTuple):
         starts = [sum(self.rows[: g - g % self.shared : self.shared]) for g in range(len(self.rows))]
         if not self.width:
             return grouped_layer_norm(x, lists[2], lists[3], starts, list(self.rows), backend=backend)
-        return grouped_linear(x, lists[0], lists[1], starts, list(self.rows), *lists[2:], backend=backend, onto=onto)
+        return grouped_linear(x, lists[0], lists[1], starts, list(self.rows), lists[2], lists[3], backend=backend, onto=onto)
 
     def inputs(self, draw: Callable[..., Tensor]) -> dict[str, Tensor]:
         """Rows and weights by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -80,9 +81,9 @@ def results(device: str, backend: str | None = None) -> Iterator[dict[str, Any]]
         with use_backend("reference"):
             truth = outputs(true, *wide), prediction(true, wide)
         here, given = deepcopy(network).to(device), few.to(device, torch.float32)
-        ways: dict[str, tuple[Callable[[], list[Tensor]], list[Tensor]]] = {
-            "loss and gradients": (lambda here=here, given=given: outputs(here, *given), truth[0]),
-            "prediction": (lambda here=here, given=given: prediction(here, given), truth[1]),
+        ways = {
+            "loss and gradients": (partial(outputs, here, *given), truth[0]),
+            "prediction": (partial(prediction, here, given), truth[1]),
         }
         for way, (run, expected) in ways.items():
             yield {"case": f"{name}, {way}", "dtype": FLOAT32, **_compared(run, expected, backend), "bound": MODEL_BUDGET}
