@@ -69,6 +69,8 @@ def _check(words: Namespace, children: Children, limit: float) -> int:
     advice = {device: _advice(device, checks, children, limit) for device in devices if faults(checks, device)}
     tell("")
     last = conclusion(checks, devices, advice)
+    if environment["native"]["how"] == "absent":
+        last.append(f"On a CPU torch alone computes, since the C++ kernels are absent: {environment['native']['reason']}.")
     for line in last:
         tell(line)
     tell(f"({len(checks)} cases in {time.monotonic() - begin:.0f} s)")

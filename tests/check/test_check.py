@@ -204,9 +204,16 @@ def test_where_torch_does_not_start_it_says_so(check: Callable[..., Outcome], ca
     assert "CRASHED: ended with exit code 3" in capsys.readouterr().out
 
 
-def test_without_torch_scatter_torch_is_checked_alone(check: Callable[..., Outcome]) -> None:
+def test_without_torch_scatter_and_without_a_compiler_torch_is_checked_alone(
+    check: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
     found = check("without_scatter", "--device", "cpu", "--op", "segment_reductions")
     assert found.code == 0
+    absent = "there is no C++ compiler: no c++, g++ or clang++"
+    assert found.written["environment"]["native"] == {"how": "absent", "reason": absent}
+    assert f"\nOn a CPU torch alone computes, since the C++ kernels are absent: {absent}.\n" in found.shown
     assert found.verdicts("segment_reductions", "torch") == {"ok"}
     assert found.verdicts("segment_reductions", "torch_scatter") == {"refused"}
     assert "  'auto' takes torch here in float32\n" in found.shown
