@@ -80,7 +80,7 @@ def told(cases: Sequence[Record]) -> str:
         cases: The findings, of one backend and dtype.
 
     >>> told([{"verdict": "ok", "error": 1e-7, "bound": 1e-4, "same_bits": True}])
-    'ok      error 1.0e-07, at most 1.0e-04; 1 case, the same bits twice'
+    'ok      error 1.0e-07, at most 1.0e-04; 1 case, same bits twice'
     """
     ran = [case for case in cases if case["verdict"] != "refused"]
     bad = Counter(case["verdict"] for case in ran if case["verdict"] != "ok")
@@ -94,7 +94,7 @@ def told(cases: Sequence[Record]) -> str:
     if bad:
         text += f", of which {sum(bad.values())} not right"
     elif measured and all(case.get("same_bits") for case in measured):
-        text += ", the same bits twice"
+        text += ", same bits twice"
     return text
 
 

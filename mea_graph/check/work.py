@@ -132,6 +132,7 @@ def check_op(task: Task, send: Send) -> None:
                     raise LostError(lost)
             send({"kind": "ended", "backend": name, "dtype": dtype_name(dtype)})
     if not task.skipped:  # what ended a process would end this one too
+        send({"kind": "begun", "backend": "auto", "dtype": "float32"})
         send({"kind": "auto", "chosen": _chosen(task, cases[plan.DTYPES.index(FLOAT32)])})
 
 
