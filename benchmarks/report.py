@@ -22,6 +22,9 @@ WIDTH = 86  # characters of a line of code, the backslash that continues it left
 HEAD = """# Performance
 
 <!-- Made by `python -m benchmarks.report` from the files in benchmarks/results. Do not edit. -->
+
+This page shows how much time and memory the model, its layers and its ops take, beside other models and layers. Each table names its
+machine and date; to measure on yours, run `make bench`.
 """
 READING = """
 ## How to read the tables

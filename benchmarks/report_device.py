@@ -90,7 +90,8 @@ def _kernels(passes: Sequence[Record], most: int = 12) -> list[str]:
 
 def _left(run: Record) -> list[str]:
     lines = [f"- {j['stage']}, {j['job']}: {_cell(j['how'])}" for j in run.get("jobs", []) if j["how"] not in ("done", "begun anew")]
-    lines += [
-        f"- {c.get('job', '')}: {_cell(c.get('case', 'a line that is torn'))} ({_cell(c.get('why', ''))})" for c in run.get("left_out", [])
-    ]
+    alike: dict[tuple[str, str], list[str]] = {}  # one line for all cases of a job that one reason left out
+    for c in run.get("left_out", []):
+        alike.setdefault((c.get("job", ""), _cell(c.get("why", ""))), []).append(_cell(c.get("case", "a line that is torn")))
+    lines += [f"- {job}, {len(cases)} left out ({reason}): {'; '.join(cases)}" for (job, reason), cases in alike.items()]
     return [*lines, *(f"- {one['name']}: {_cell(one['why'])}" for one in run.get("absent", []))]

@@ -90,7 +90,7 @@ def _one_sample(runs: Mapping[str, Mapping[str, Any]]) -> str:
     small = _small_nets(found)
     took = {name: time(c["median"]) for name, c in _case(runs, _ONE, "MEA, ONNX Runtime").items()}
     ways = [f"{took[name]} {how}" for name, how in _READY.items() if name in took]
-    ready = f" In a run of its own: {_joined(ways)}." if ways else ""
+    ready = f" Timed apart from most others: {_joined(ways)}." if ways else ""
     return f"**One sample.** A prediction of MEA takes {time(found['mea_graph']['median'])}. It is {said}.{small}{ready}"
 
 

@@ -212,7 +212,7 @@ COSTS: dict[str, str] = {
     "nn.AgnosticEncoder": "as `ExclusiveEncoder`, for the steps of all modalities.",
     "nn.ModalityCentering": "time `O(B M d_h)` in a call; in training, one more pass over the samples each epoch to measure the means.",
     "nn.PredictiveSelfAttention": "with a prior, time `O(E K d + N d^2)`, without one `O(E d + N d^2)`; memory `O(N d)`: the backends "
-    '"cpu" and "triton" store no map.',
+    '"native", "cpu" and "triton" store no map.',
     "nn.WeightedAttention": "time `O(N d^2)`, memory `O(N d)`.",
     "nn.HierarchicalCrossModalAttention": "a `ModalityReinforcementUnit` for each target in the mixed and in the coarse stage, and one for "
     "each ordered pair in the fine stage: M (M - 1) of them.",
@@ -220,7 +220,7 @@ COSTS: dict[str, str] = {
     "nn.FeedForward": "time and weights `O(d^2)` for each row.",
     "nn.FusionGraph": "memory `O(B M^2)` for the edges and `O(B M d_h)` for the nodes.",
     "nn.DecoupledGraphFusion": "a `GraphFusionConv` for each space on B graphs of M nodes: time `O(B M (M + d_h) d_h)`.",
-    "nn.GraphFusionConv": "time `O(N d_in d + E d)`; memory `O(N d + E K)`: messages are not stored edge by edge.",
+    "nn.GraphFusionConv": "time `O(N d_in d + E d)`; memory `O(N d + E K)` on a large graph, whose messages are not stored edge by edge.",
     "nn.Combination": "time `O(B M d_h)`.",
     "nn.MEALoss": "time `O(B M d_h^2)` for `hsic`; no B x B matrix.",
     "nn.DoubleDiscriminator": "a perceptron of width d_h on `2 B M` vectors, and one linear map on `B M`.",

@@ -9,10 +9,12 @@ from mea_graph.train.metrics import Task
 
 
 def constant_prediction(y: Tensor, task: Task, out_channels: int) -> Tensor:
-    """Returns the one prediction that fits the training targets best without looking at the input.
+    r"""Returns the one prediction that fits the training targets best without looking at the input.
 
-    The mean for regression, the log class frequencies for classification (so the majority class wins), and the log odds of
-    each label for several labels.
+    For regression it is the mean, for classification the logarithm of each class's share (so the majority class wins), and for several
+    labels the log odds of each:
+
+    .. math:: \bar y, \qquad \log \frac{n_c}{N}, \qquad \log \frac{\bar y_k}{1 - \bar y_k}
 
     Args:
         y: Training targets.

@@ -108,14 +108,24 @@ class TaskMetrics(Metric):
 
 
 def regression_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Returns MAE, RMSE, Pearson correlation and R2 of a real-valued target.
+    r"""Returns MAE, RMSE, Pearson correlation and R2 of a real-valued target.
+
+    .. math::
+        \mathrm{MAE} = \frac{1}{N} \sum_i |\hat y_i - y_i|, \qquad
+        R^2 = 1 - \frac{\sum_i (\hat y_i - y_i)^2}{\sum_i (y_i - \bar y)^2}
+
+    R2 is 0 for the mean of the targets, 1 for a perfect prediction, and may be negative. R2 and the correlation are NaN where they are not
+    defined: with one sample, or with targets that are all the same. The correlation also is with predictions that are all the same.
 
     Args:
         prediction: Predicted values.
-        target: True values.
+        target: True values, in the same unit; MAE and RMSE are in it too.
 
     Shape:
         - both :math:`(N,)`, float64 for exact sums.
+
+    Raises:
+        RuntimeError: If the shapes differ.
 
     >>> scores = regression_metrics(
     ...     torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0])
@@ -135,12 +145,19 @@ def regression_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
 def sentiment_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Returns the metrics of CMU-MOSI and CMU-MOSEI for scores in [-3, 3]; both binary conventions are named.
 
+    `acc7` and `acc5` compare whole numbers, rounded from scores cut to [-3, 3] and [-2, 2]. `acc2_nonneg` and `f1_nonneg` tell negative
+    scores from all others. `acc2_pos` and `f1_pos` tell positive from negative ones, without the samples whose true score is 0. F1 is
+    weighted by class. `mae` and `corr` are those of `regression_metrics`.
+
     Args:
         prediction: Predicted scores.
         target: True scores; 0 is neutral.
 
     Shape:
         - both :math:`(N,)`.
+
+    Raises:
+        RuntimeError: If the shapes differ.
 
     >>> scores = sentiment_metrics(torch.tensor([0.4, -0.4]), torch.tensor([0.0, -1.0]))
     >>> scores["acc2_nonneg"].item(), scores["acc2_pos"].item(), scores["acc7"].item()
@@ -160,12 +177,18 @@ def sentiment_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
 def classification_metrics(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Returns accuracy, macro and weighted F1, and for two classes the area under the ROC curve.
 
+    Macro F1 is the mean over the classes; weighted F1 weighs them by their samples. The area is NaN if only one class occurs.
+
     Args:
         logits: One score per class; the highest wins.
-        target: Class numbers.
+        target: Class numbers, from 0 to C - 1.
 
     Shape:
         - :math:`(N, C)` and :math:`(N,)`.
+
+    Raises:
+        ValueError: If the numbers of samples differ.
+        RuntimeError: If a class number is C or more.
 
     >>> scores = classification_metrics(
     ...     torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
@@ -187,6 +210,8 @@ def classification_metrics(logits: Tensor, target: Tensor) -> dict[str, Tensor]:
 
 def multilabel_metrics(logits: Tensor, target: Tensor, label_names: Sequence[str]) -> dict[str, Tensor]:
     """Returns accuracy and weighted F1 of every binary label (the emotions of IEMOCAP) and their means.
+
+    The names are `accuracy_<label>` and `f1_<label>`, and `accuracy` and `f1` for the means over the labels.
 
     Args:
         logits: One score per label; positive means present.

@@ -60,8 +60,8 @@ def refuse(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """As the kernels read them: channels side by side, and no sign that is still to be changed, which they would not see."""
-    return gpu.dense_rows(x).resolve_neg()
+    """As the kernels read them: channels side by side, a tile's places in 32 bits, no sign still to be changed, which they do not see."""
+    return (gpu.dense_rows(x) if x.stride(0) * _ROWS < 2**31 else x.contiguous()).resolve_neg()
 
 
 class _Cut(NamedTuple):

@@ -44,7 +44,7 @@ HOPPER = {
     ("query", "half", "folded"): Tiles(64, 16, 256, 4, 1),
     ("query", "float16", "folded"): Tiles(64, 16, 32, 4, 1),
     ("query", "half", "wide"): Tiles(32, 16, 64, 4, 1, registers=ALL_REGISTERS),
-    ("query", "half", "widest"): Tiles(32, 16, 64, 4, 1),
+    ("query", "half", "widest"): Tiles(32, 16, 64, 4, 1, registers=ALL_REGISTERS),
     ("query", "float", "halves"): Tiles(64, 16, 128, 4, 1),
     ("query", "float", "narrow"): Tiles(32, 16, 32, 2, 2, registers=ALL_REGISTERS),
     ("query", "float", "spare"): Tiles(32, 16, 16, 2, 1, registers=ALL_REGISTERS),
@@ -57,6 +57,7 @@ HOPPER = {
     ("key", "float", "halves"): Tiles(16, 64, 128, 4, 1),
     ("key", "float", "narrow"): Tiles(16, 32, 64, 2, 1, registers=ALL_REGISTERS),
     ("key", "float", "wide"): Tiles(32, 16, 64, 4, 1, registers=ALL_REGISTERS),
+    ("key", "float", "widest folded"): Tiles(32, 16, 128, 4, 1, registers=ALL_REGISTERS),
 }
 AMPERE = HOPPER | {
     ("forward", "float", "halves"): Tiles(64, 32, 128, 4, 2),
@@ -76,7 +77,7 @@ AMPERE = HOPPER | {
     ("key", "half", "widest"): HOPPER["key", "half", "wide"],
     ("key", "float", "widest"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "wide folded"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
-    ("key", "float", "widest folded"): Tiles(32, 16, 32, 8, 1, registers=ALL_REGISTERS),
+    ("key", "float", "widest folded"): Tiles(64, 16, 16, 8, 1, registers=ALL_REGISTERS),
 }
 
 

@@ -26,6 +26,16 @@ def negative(t: Tensor) -> Tensor:
     return found
 
 
+def test_rows_far_apart_are_copied() -> None:
+    """Within a tile of 32 rows the kernels count places in 32 bits."""
+    storage = torch.zeros(31 * 2**17 + 8, dtype=torch.float16)
+    near, far = (storage.as_strided((2, 4), (stride, 1)) for stride in (8, 2**21))
+    assert backend._rows(near) is near
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "_ROWS", 2**10)  # the same bound, without a tensor of 128 MiB
+        assert backend._rows(far).stride(0) == 4
+
+
 def test_a_second_derivative_of_rows_that_need_no_gradient() -> None:
     x, scales, shifts = torch.randn(10, 4), draw(4), draw(4)
     found = []
