@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import Pass, error
+from mea_graph.check.attention import graph as graph
+from mea_graph.check.cases import HEADS, MU, WIDTH, pointers_of, prefix_mask
+from mea_graph.check.cases import mosi_lengths as mosi_lengths
 from mea_graph.nn import GraphFusionConv
-from mea_graph.ops import IntervalEdges, Pointers, edge_attention, interval_attention, predictive_attention
-
-HEADS, WIDTH, MU = 8, 5, 0.25  # d = 40, Table I
+from mea_graph.ops import IntervalEdges, edge_attention, interval_attention, predictive_attention
 
 
 class Case(NamedTuple):
@@ -50,24 +51,6 @@ def step(function: Callable[..., Tensor], inputs: Sequence[Tensor], grad: Tensor
     return run
 
 
-def mosi_lengths(batch: int, longest: int = 500, mean: int = 60) -> list[int]:
-    """Lengths like those of MOSI's vision: many short clips, one as long as the padding."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.empty(batch - 1).log_normal_(0.0, 0.6, generator=generator)
-    drawn = (drawn / drawn.sum() * (mean * batch - longest)).round().clamp(3, longest).long()
-    return [longest, *drawn.tolist()]
-
-
-def prefix_mask(lengths: Sequence[int], longest: int, device: str) -> Tensor:
-    return torch.arange(longest, device=device) < torch.tensor(lengths, device=device)[:, None]
-
-
-def pointers_of(lengths: Sequence[int], device: str = "cpu") -> Pointers:
-    """Makes pointers of samples one after the other, as in a PyG batch, whose longest length is known: no pass waits for it."""
-    ptr = torch.tensor([0, *lengths], dtype=torch.int64).cumsum(0).to(device)
-    return Pointers.from_ptr(ptr, sum(lengths), max(lengths, default=0))
-
-
 def predictive(
     batch: int,
     length: int,
@@ -99,17 +82,6 @@ def predictive(
     name = f"predictive attention, B {batch}, K {HEADS}, T {length}, d {HEADS * WIDTH}{kind}"
     about = {"lengths": each, "longest": length, "heads": HEADS, "width": WIDTH}
     return Case(name, contenders, list(contenders), step(attend("reference"), wide, grad.double()), dtype, {}, {"attention": about})
-
-
-def graph(name: str, device: str = "cpu") -> tuple[Tensor, int]:
-    """A graph of the benchmark by name: its edges and its number of nodes."""
-    if name == "32 graphs of 6 nodes":
-        pairs = torch.cartesian_prod(torch.arange(6), torch.arange(6))
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]].T  # (2, 30), every ordered pair
-        return torch.cat([pairs + 6 * g for g in range(32)], 1).to(device), 192
-    nodes, edges = {"20k nodes, 400k edges": (20_000, 400_000), "200k nodes, 4M edges": (200_000, 4_000_000)}[name]
-    generator = torch.Generator().manual_seed(2)
-    return torch.randint(nodes, (2, edges), generator=generator).to(device), nodes
 
 
 def edges(name: str, heads: int, channels: int = 64, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Case:

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_check_grouped import LINEAR, NORM
-from benchmarks.gpu_check_ops import CHECKS, DTYPES, Build, dtype_name, exact
+from benchmarks.gpu_check_ops import CHECKS, DTYPES, Build
 from benchmarks.gpu_check_recurrent import BILSTM
 from benchmarks.gpu_check_run import Run
+from mea_graph.check.cases import dtype_name, exact
 
 # Of the checks, one for each set of kernels: its compile-time sizes are its own.
 FORMS: dict[str, Build] = {

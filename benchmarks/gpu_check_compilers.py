@@ -12,10 +12,11 @@ import torch._inductor.config
 from benchmarks import cases, models
 from benchmarks.gpu_check_clock import clocks
 from benchmarks.gpu_check_models import batches_to_time, case_title, model_shape
-from benchmarks.gpu_check_ops import FLOAT32, dtype_name, exact, predictive_sizes, time_case, true_formula
+from benchmarks.gpu_check_ops import predictive_sizes, time_case, true_formula
 from benchmarks.gpu_check_run import Record, Run
 from benchmarks.gpu_check_turns import in_turns
 from benchmarks.samples import Kind, Shape, draw
+from mea_graph.check.cases import FLOAT32, dtype_name, exact
 
 TIMING = 3.0  # seconds that the timing of one takes beyond those of its clock
 

@@ -12,9 +12,10 @@ import torch
 from benchmarks import cases, measure
 from benchmarks.gpu_check_grouped import LINEAR, NORM
 from benchmarks.gpu_check_models import bucket
-from benchmarks.gpu_check_ops import BFLOAT16, CHECKS, FLOAT32, Build, check
+from benchmarks.gpu_check_ops import CHECKS, Build, check
 from benchmarks.gpu_check_recurrent import BILSTM
 from benchmarks.gpu_check_run import Record, Run
+from mea_graph.check.cases import BFLOAT16, FLOAT32
 
 EVERY: dict[str, list[Build]] = {**CHECKS, "grouped_linear": LINEAR, "grouped_layer_norm": NORM, "bilstm": BILSTM}
 # By op, one of its checks whose rows are uneven, for another stream and device; and one for a tool that slows all a hundredfold.

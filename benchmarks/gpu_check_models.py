@@ -13,16 +13,15 @@ from torch import Tensor
 
 from benchmarks import baselines, cases, layers, measure, models
 from benchmarks.gpu_check_clock import backends, captured, clocks, first_line, kernels, launches, waits
-from benchmarks.gpu_check_ops import BFLOAT16, BUDGET, FLOAT32, exact
 from benchmarks.gpu_check_run import Record, Run, spoil
 from benchmarks.samples import CHANNELS, SHAPES, Kind, Samples, Shape, draw
+from mea_graph.check.cases import BFLOAT16, BUDGET, FLOAT32, MODEL_BUDGET, exact
 from mea_graph.nn import MEA, MEALoss
 from mea_graph.ops import use_backend
 
 LITTLE = Shape({"text": 6, "audio": 9, "vision": 8}, {"text": 3, "audio": 5, "vision": 5})
 AGAINST = ("MulT", "MulT, trimmed", "LinMulT", "Transformer over the concatenation")
 RECOMMENDED = "MEA, recommended form"
-MODEL_BUDGET = 1e-3  # of gradients through the whole model in float32, without TF32 in cuDNN
 
 
 def model_shape(run: Run) -> Shape:

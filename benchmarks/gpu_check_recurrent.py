@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from benchmarks import cases, measure
 from benchmarks.gpu_check_clock import kernels
-from benchmarks.gpu_check_ops import AUDIO, BFLOAT16, FLOAT32, MOSI, TEXT, Build, check_all, draws, dtype_name, laid_out, op_case, time_all
+from benchmarks.gpu_check_ops import beside_the_formula, check_all, time_all
 from benchmarks.gpu_check_run import Record, Run
+from mea_graph.check import recurrent
+from mea_graph.check.attention import AUDIO, MOSI, TEXT
+from mea_graph.check.cases import BFLOAT16, FLOAT32, draws, dtype_name
+from mea_graph.check.recurrent import CHANNELS, HIDDEN, weights
 from mea_graph.ops import Pointers
 from mea_graph.ops.recurrent import bilstm
 
-WIDTH, HIDDEN = 40, 20  # of the model at its defaults
 Sizes = tuple[list[list[int]], torch.dtype, str]  # lengths by modality, and how the case ends its name
-
-
-def _weights(draw: Callable[..., Tensor], sets: int, width: int, hidden: int) -> dict[str, Tensor]:
-    """As torch begins them: by set and direction W, U, b, b'."""
-    shapes = [(4 * hidden, width), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,)] * 2
-    return {f"w{m}.{i}": draw(*shape) / hidden**0.5 for m in range(sets) for i, shape in enumerate(shapes)}
-
-
-def recurrent(lengths: Sequence[Sequence[int]], layout: str = "packed", hidden: int = HIDDEN, width: int = WIDTH) -> Build:
-    """One set of sequences for each of `lengths`."""
-
-    def build(dtype: torch.dtype, device: str) -> cases.Case:
-        draw, at = draws(device), [laid_out(each, layout, device) for each in lengths]
-        real = torch.cat([p.real for p in at]).nonzero().squeeze(1)  # in gaps the result means nothing
-        inputs = {f"x{m}": draw(p.num_rows, width) for m, p in enumerate(at)} | _weights(draw, len(at), width, hidden)
-
-        def run(backend: str, **given: Tensor) -> Tensor:
-            x = [given[f"x{m}"] for m in range(len(at))]
-            weights = [[given[f"w{m}.{i}"] for i in range(8)] for m in range(len(at))]
-            return torch.cat(bilstm(x, weights, at, backend=backend)).index_select(0, real)
-
-        said = " and ".join(str(list(each)) if len(each) < 8 else f"{len(each)} of up to {max(each)}" for each in lengths)
-        held = "torch" if hidden > 64 else None
-        return op_case(f"Bi-LSTM, {layout} {said}, {width} to {hidden}", run, inputs, {}, dtype, runs=held)
-
-    return build
-
-
-BILSTM = [
-    recurrent([[1, 1]]),
-    *(recurrent([[5, 0, 1, 33], [2, 3, 0, 70]], layout) for layout in ("packed", "padded", "scattered")),
-    recurrent([[0, 0]], "padded"),
-    recurrent([[500, 500]]),
-    recurrent([TEXT, AUDIO, MOSI]),
-    recurrent([[9, 4]], hidden=1, width=3),
-    recurrent([[9, 4]], hidden=33),
-    recurrent([[70, 7]], hidden=64, width=64),
-    recurrent([[9, 4]], hidden=80),  # no kernel holds it: cuDNN's
-]
+BILSTM = [beside_the_formula(build) for build in recurrent.BILSTM]
 SMALL = (0, 2, 3)
 
 
@@ -62,19 +27,19 @@ def check_recurrent(run: Run) -> None:
     check_all(run, "bilstm", BILSTM, SMALL)
 
 
-def times(lengths: Sequence[Sequence[int]], dtype: torch.dtype, device: str, kind: str, width: int = WIDTH) -> cases.Case:
+def times(lengths: Sequence[Sequence[int]], dtype: torch.dtype, device: str, kind: str, width: int = CHANNELS) -> cases.Case:
     """The three modalities by one call, beside torch's layers on the padded batch and by the packed sequences that torch's manual has."""
     draw = draws(device)
     ptr = [torch.tensor([0, *each], device=device).cumsum(0) for each in lengths]
     at = [Pointers.from_ptr(p, sum(each), max(each)) for p, each in zip(ptr, lengths, strict=True)]
     inputs = [draw(p.num_rows, width).to(dtype).requires_grad_() for p in at]
-    inputs += [w.to(dtype).requires_grad_() for w in _weights(draw, len(at), width, HIDDEN).values()]
+    inputs += [w.to(dtype).requires_grad_() for w in weights(draw, len(at), width, HIDDEN).values()]
     grad = draw(sum(p.num_rows for p in at), 2 * HIDDEN).to(dtype)
 
     def of(given: Sequence[Tensor], pointers: Sequence[Pointers], backend: str) -> Tensor:
         sets = len(at)
-        weights = [list(given[sets + 8 * m : sets + 8 * m + 8]) for m in range(sets)]
-        return torch.cat(bilstm(list(given[:sets]), weights, pointers, backend=backend))
+        own = [list(given[sets + 8 * m : sets + 8 * m + 8]) for m in range(sets)]
+        return torch.cat(bilstm(list(given[:sets]), own, pointers, backend=backend))
 
     contenders = {n: cases.step(lambda *given, b=b: of(given, at, b), inputs, grad) for n, b in (("mea_graph", "auto"), ("torch", "torch"))}
     contenders["torch, packed"] = _packed(lengths, inputs, grad, device)

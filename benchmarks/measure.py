@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mea_graph.check.cases import error as error
+
 Pass = Callable[[], list[Tensor]]  # one forward and backward pass; returns the output and the gradients
 
 
@@ -91,17 +93,6 @@ def _status(field: str) -> int:
         if line.startswith(field + ":"):
             return 1024 * int(line.split()[1])
     raise RuntimeError(f"/proc/self/status: expected a line {field}")
-
-
-def error(actual: list[Tensor], truth: list[Tensor]) -> float:
-    """The largest relative error, in the 2-norm, of an output or gradient; NaN and inf give inf. A truth of zeros is met by zeros."""
-    worst = 0.0
-    for a, t in zip(actual, truth, strict=True):
-        norm = t.double().norm().item()
-        difference = (a.double() - t.double()).norm().item()
-        one = difference / norm if norm else difference
-        worst = max(worst, one if one == one else float("inf"))
-    return worst
 
 
 def environment() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from benchmarks import baselines
 from benchmarks.cases import Case
 from benchmarks.measure import Pass, error
 from benchmarks.samples import CHANNELS, Kind, Samples, Shape, draw
+from mea_graph.check import model
 from mea_graph.nn import MEA, MEALoss, export_onnx
 from mea_graph.ops import use_backend
 
@@ -127,13 +128,7 @@ def passes_of_baseline(name: str, samples: Samples, mode: Mode) -> Pass:
 
 def outputs(network: MEA, samples: Samples) -> list[Tensor]:
     """The prediction, the loss, and the gradients of each part: what is compared with float64."""
-    network.train()
-    network.zero_grad()
-    out = network(samples.x_dict, samples.batch_dict, samples.size)
-    loss = MEALoss("regression")(out, samples.y).total
-    loss.backward()
-    gradients = [[p.grad.flatten() for p in part.parameters() if p.grad is not None] for part in network.children()]
-    return [out.prediction.detach(), loss.detach(), *(torch.cat(g) for g in gradients if g)]
+    return model.outputs(network, samples.x_dict, samples.batch_dict, samples.y)
 
 
 def case(

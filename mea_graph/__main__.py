@@ -89,7 +89,7 @@ def _answer(words: Sequence[str]) -> int:
 
 
 def _rest(words: Sequence[str]) -> Sequence[str]:
-    return words[1:] if words[0] in ("study", "demo") else words
+    return words[1:] if words[0] in ("study", "demo", "check") else words
 
 
 def _program(name: str) -> Callable[[Sequence[str]], int]:
@@ -101,6 +101,10 @@ def _program(name: str) -> Callable[[Sequence[str]], int]:
         from mea_graph.studies import demo_command
 
         return demo_command.main
+    if name == "check":
+        from mea_graph.check import command as check_command
+
+        return check_command.main
     from mea_graph.train import cli
 
     return cli.main

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "viz": {"viz", "data", "nn", "ops"},
     "train": {"train", "command", "viz", "data", "nn", "ops"},
     "baselines": {"baselines", "train", "data", "nn", "ops"},
+    "check": {"check", "command", "nn", "ops"},
     "studies": {"studies", "baselines", "train", "command", "viz", "data", "nn", "ops"},
 }
 COMMAND = {"train/cli.py": {"baselines"}}  # the command measures what a model has to beat
@@ -228,7 +229,7 @@ def test_imports_run_one_way(part):
                 assert target in allowed, f"{path.relative_to(REPOSITORY)} imports {name}"
 
 
-@pytest.mark.parametrize("part", ["ops", "nn", "data"])
+@pytest.mark.parametrize("part", ["ops", "nn", "data", "check", "command"])
 def test_core_parts_import_only_core_dependencies_when_loaded(part):
     for path in sorted((SOURCE / part).rglob("*.py")):
         if path.name.startswith("triton_"):  # kernels, loaded by the first call on a GPU: test_a_cold_import_... holds them to it

@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "predicts new samples with a checkpoint: --ckpt FILE --data FILE --output CSV",
     "study": "the paper's tables and figures on any data: compare, ablate, sensitivity, missing, disentangle",
     "demo": "MEA against its baselines on the embedded data, in a few minutes",
+    "check": "whether the kernels are right on this machine, in a minute or two; builds the C++ kernels",
 }
 _SECTIONS = {
     "data": "what is read, and how it is divided",

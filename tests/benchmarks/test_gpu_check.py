@@ -22,16 +22,17 @@ import os, sys, time
 import torch
 from benchmarks import gpu_check_ops
 from benchmarks.gpu_check_run import spoil
+from mea_graph.check import attention
 
 def _break(run, op, how):
     """An op that breaks from its third case on."""
-    sound, calls = getattr(gpu_check_ops, op), []
+    sound, calls = getattr(attention, op), []
     def broken(*args, **kwargs):
         calls.append(1)
         if len(calls) > 10:  # a case calls it five times: twice for the bits, then ours, the formula and the truth
             how()
         return sound(*args, **kwargs)
-    setattr(gpu_check_ops, op, broken)
+    setattr(attention, op, broken)
 
 def aborts(run):
     _break(run, "edge_attention", os.abort)

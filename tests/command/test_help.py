@@ -29,6 +29,8 @@ QUICK = [
     (["study", "compare", "--sedes", "3"], 2),
     (["demo", "--help"], 0),
     (["demo", "--uot", "x"], 2),
+    (["check", "--help"], 0),
+    (["check", "--op", "bilsm"], 2),
 ]
 COUNT = f"""
 import contextlib, io, sys

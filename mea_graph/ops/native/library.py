@@ -49,14 +49,24 @@ def refuse() -> str | None:
 def _library() -> ctypes.CDLL | str:
     if os.name != "posix":
         return f"it is not built on {platform.system()}"
-    compiler = next(filter(None, map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])), None)
-    if compiler is None:
+    found = compiler()
+    if found is None:
         return "there is no C++ compiler: no c++, g++ or clang++"
     try:
-        return _load(compiler)
+        return _load(found)
     except (OSError, RuntimeError) as error:
         _LOG.info("native kernels: %s", error)
         return str(error).splitlines()[0]
+
+
+def compiler() -> str | None:
+    """The C++ compiler that builds the library, or None."""
+    return next(filter(None, map(shutil.which, [os.environ.get("CXX") or "c++", "g++", "clang++"])), None)
+
+
+def library_path(compiler: str) -> Path:
+    """Where the library of a compiler is kept."""
+    return cache_folder() / f"{_key(compiler)}.so"
 
 
 def _load(compiler: str) -> ctypes.CDLL:
@@ -65,7 +75,7 @@ def _load(compiler: str) -> ctypes.CDLL:
     Raises:
         RuntimeError: If the sources do not compile; the message holds the compiler's.
     """
-    path = cache_folder() / f"{_key(compiler)}.so"
+    path = library_path(compiler)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
