@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced, is_transformed
-from mea_graph.ops.places import check_device
+from mea_graph.ops.places import check_device, check_prefix
 from mea_graph.ops.pointers import put_rows, take_rows
 
 Layout = Tensor | Pointers | None  # mask, ptr or Pointers
@@ -167,7 +167,7 @@ def enter(
         return Entered(x.flatten(0, 1), Pointers.full(batch, steps, x.device), (batch, steps), None)
     length = layout.sum(1)
     start = length.cumsum(0) - length
-    return Entered(take_rows(x.flatten(0, 1), taken), Pointers(start, length, len(taken), packed=True), (batch, steps), taken)
+    return Entered(take_rows(x.flatten(0, 1), taken), Pointers.of_own(start, length, len(taken), packed=True), (batch, steps), taken)
 
 
 def _enter_nested(x: Tensor, layout: Layout, channels: int | None, name: str) -> Entered:
@@ -189,7 +189,7 @@ def _enter_rows(x: Tensor, layout: Layout, channels: int | None, name: str) -> E
         raise ValueError(f"{name}: expected (N, {channels}), got {tuple(x.shape)}")
     if layout is None:
         start = torch.zeros(1, dtype=torch.int64, device=x.device)
-        return Entered(x, Pointers(start, start + x.size(0), x.size(0), packed=True), (), None)
+        return Entered(x, Pointers.of_own(start, start + x.size(0), x.size(0), packed=True), (), None)
     if isinstance(layout, Pointers):
         if layout.num_rows != x.size(0):
             raise ValueError(f"{name}: expected Pointers of {x.size(0)} rows, got {layout}")
@@ -231,15 +231,6 @@ def enter_all(
             if x[m].dtype != common:
                 check_dtype(x[m], dtype(m), m)
     return entered
-
-
-def check_prefix(mask: Tensor, name: str) -> None:
-    """Refuses a mask with padding before real steps, such as an inverted one. Only a CPU checks."""
-    if mask.size(1) and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        row = int((mask[:, 1:] & ~mask[:, :-1]).any(1).nonzero()[0])
-        raise ValueError(
-            f"{name}: expected a mask that is True at real steps, which come before padding, got a gap in row {row} (is the mask inverted?)"
-        )
 
 
 _TAKEN = nn.ModuleDict()  # a submodule must not have the name of an attribute

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.eager import is_traced
+from mea_graph.ops.kept import kept
 from mea_graph.ops.places import check_device
-from mea_graph.ops.pointers import Pointers, kept, number
+from mea_graph.ops.pointers import Pointers, number
 
 __all__ = ["IntervalEdges"]
 
