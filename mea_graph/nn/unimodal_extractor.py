@@ -152,6 +152,12 @@ class UnimodalExtractor(nn.Module):
             padded = padded.masked_fill(~pointers.mask.unsqueeze(-1), 0)
         padded = F.pad(padded.mT, (left, self.kernel_size - 1 - left + (pointers.max_length == 0)))
         z = self.conv(padded).mT  # (B, T, d)
+        if not is_traced():  # another convolution may have been put in its place, and rows of other sizes would be mixed up
+            steps = (max(pointers.max_length, 1) + self.stride - 1) // self.stride
+            expected = (pointers.num_samples, self.channels, steps)
+            if z.mT.shape != expected:
+                pads = f"which reads sequences that are padded by {self.kernel_size - 1} steps already, as kernel_size={self.kernel_size} needs"
+                raise ValueError(f"conv: expected a result {expected} of a convolution {pads}, got {tuple(z.mT.shape)}")
         z = self.dropout(z + (sinusoidal_positions(z.size(1), self.channels, z) if time is None else self._at(time, pointers, z)))
         return _Read(entered, z, pointers.strided(self.stride))
 
