@@ -156,8 +156,8 @@ class UnimodalExtractor(nn.Module):
             steps = (max(pointers.max_length, 1) + self.stride - 1) // self.stride
             expected = (pointers.num_samples, self.channels, steps)
             if z.mT.shape != expected:
-                pads = f"which reads sequences that are padded by {self.kernel_size - 1} steps already, as kernel_size={self.kernel_size} needs"
-                raise ValueError(f"conv: expected a result {expected} of a convolution {pads}, got {tuple(z.mT.shape)}")
+                added = f"whose input is padded by {self.kernel_size - 1} steps already, for kernel_size={self.kernel_size}"
+                raise ValueError(f"conv: expected {expected} of a convolution {added}, got {tuple(z.mT.shape)}")
         z = self.dropout(z + (sinusoidal_positions(z.size(1), self.channels, z) if time is None else self._at(time, pointers, z)))
         return _Read(entered, z, pointers.strided(self.stride))
 
