@@ -167,6 +167,8 @@ class DecoupledGraphFusion(nn.Module):
         space_of = self._spaces_of(x_dict, edge_index_dict)
         nodes = {name: x_dict[name] for name in space_of}
         self._check_features(nodes, space_of)
+        for name in [name for name in nodes if name in present]:  # what absent nodes hold, NaN even, would reach the gradients of weights
+            nodes[name] = nodes[name].masked_fill(~present[name].unsqueeze(1), 0)
         if self.align is not None:
             nodes = self.align(nodes)
         if self.aggr is not None:
