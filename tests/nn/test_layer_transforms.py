@@ -66,6 +66,25 @@ def test_second_derivatives_are_differences_of_the_first(name: str, monkeypatch:
 
 
 @every_layer
+@pytest.mark.parametrize("native", [True, False])
+def test_gradients_in_a_batch_are_those_one_by_one(
+    name: str, native: bool, x: Sequences, mask: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`is_grads_batched`, as a vectorised Jacobian asks for, and `vmap` of a backward pass."""
+    monkeypatch.setenv("MEA_GRAPH_NATIVE", str(int(native)))
+    called, leaves = made(name), {m: v.double().requires_grad_() for m, v in x.items()}
+    outputs = [v for v in called(leaves, mask) if v.requires_grad]
+    many = [torch.randn(3, *v.shape).double() for v in outputs]
+    ends: list[Tensor] = [*called.parameters(), *leaves.values()]
+    used = torch.autograd.grad(outputs, ends, [v[0] for v in many], retain_graph=True, allow_unused=True)
+    ends = [end for end, grad in zip(ends, used, strict=True) if grad is not None]
+    each = [torch.autograd.grad(outputs, ends, [v[i] for v in many], retain_graph=True) for i in range(3)]
+    wanted = [torch.stack(grads) for grads in zip(*each, strict=True)]
+    near(list(torch.autograd.grad(outputs, ends, many, retain_graph=True, is_grads_batched=True)), wanted)
+    near(list(torch.func.vmap(lambda grads: torch.autograd.grad(outputs, ends, grads, retain_graph=True))(many)), wanted)
+
+
+@every_layer
 def test_ensembles_and_gradients_of_each_batch_by_vmap(name: str, x: Sequences, mask: Sequences) -> None:
     layers = [made(name) for _ in range(2)]
     given = {m: torch.stack([v.double(), torch.randn_like(v).double()]) for m, v in x.items()}
