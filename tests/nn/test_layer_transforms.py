@@ -85,6 +85,24 @@ def test_gradients_in_a_batch_are_those_one_by_one(
 
 
 @every_layer
+@pytest.mark.parametrize("native", [True, False])
+def test_saved_tensors_may_come_back_in_another_layout(
+    name: str, native: bool, x: Sequences, mask: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook that compresses or moves what is kept for the backward pass may lay it out as it likes; C++ reads it by its address."""
+    monkeypatch.setenv("MEA_GRAPH_NATIVE", str(int(native)))
+    called, leaves = made(name), {m: v.double().requires_grad_() for m, v in x.items()}
+    ends = [*called.parameters(), *leaves.values()]
+    found = []
+    # Statistics (..., 1) stay: torch's own layer norm reads them by their address.
+    for unpack in (lambda t: t, lambda t: t if t.dim() < 2 or t.size(-1) == 1 else t.movedim(0, -1).contiguous().movedim(-1, 0)):
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, unpack):
+            value = loss(called(leaves, mask))
+        found.append(torch.autograd.grad(value, ends, allow_unused=True, materialize_grads=True))
+    near(*map(list, found))
+
+
+@every_layer
 def test_ensembles_and_gradients_of_each_batch_by_vmap(name: str, x: Sequences, mask: Sequences) -> None:
     layers = [made(name) for _ in range(2)]
     given = {m: torch.stack([v.double(), torch.randn_like(v).double()]) for m, v in x.items()}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mea_graph.ops.eager import PLAIN_TYPES, is_batched, is_observed, is_traced
 from mea_graph.ops.grouped import parts, reference
+from mea_graph.ops.grouped.addresses import unpacked
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
 
@@ -199,7 +200,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = unpacked(ctx)
         arguments = _arguments(ctx.counts, ctx.numbers, tensors)
         d_onto = grads[0] if ctx.needs_input_grad[1] else None
         if torch.is_grad_enabled() or is_batched(grads[0]):
@@ -300,7 +301,7 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = unpacked(ctx)
         groups = len(ctx.numbers[0])
         inputs = (x, tensors[:groups], tensors[groups:], *ctx.numbers)
         if torch.is_grad_enabled() or is_batched(grads[0]):

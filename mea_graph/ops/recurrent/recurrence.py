@@ -74,7 +74,7 @@ class Recurrence:
         if not d_driven.numel():
             return d_driven, d_weight.zero_()
         slopes = _rows_like(grad.new_empty(grad.size(0), 2, 4, grad.size(2)), packed)
-        self._back(grad.contiguous(), states, weight.contiguous(), start.contiguous(), length.contiguous(), slopes)
+        self._back(grad.contiguous(), states.contiguous(), weight.contiguous(), start.contiguous(), length.contiguous(), slopes)
         heard = slopes if cell.gates == 4 else slopes[:, :, list(cell.heard)]
         before = states[:, :, -1]
         if cell.has_bias:
