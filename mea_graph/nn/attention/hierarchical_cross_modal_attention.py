@@ -154,7 +154,7 @@ class HierarchicalCrossModalAttention(nn.Module):
             memories = dict(zip(alike, together.chunk(len(alike)), strict=True))
         for i, (stage, (rows, parts, edges)) in enumerate(zip(stages, read, strict=True)):
             targets = arrows.groups([arrow[2] for arrow, _, _ in stage])
-            rows, _ = reinforce(units[i], current, targets, rows, parts, edges, memories.pop(i, None))
+            rows, *_ = reinforce(units[i], current, targets, rows, parts, edges, memories.pop(i, None))
             current = arrows.sum_of_present(rows, current) if stage[0][0][0] == "fine" else rows
         return current
 
