@@ -233,6 +233,22 @@ def enter_all(
     return entered
 
 
+def leave_all(entered: Mapping[str, Entered], parts: Iterable[Tensor]) -> dict[str, Tensor]:
+    """`leave` for every modality, from rows that may be parts of one matrix."""
+    return {m: e.leave(part) for (m, e), part in zip(entered.items(), parts, strict=True)}
+
+
+def apart(parts: dict[str, Tensor], layout: Mapping[str, Layout] | None) -> dict[str, Tensor]:
+    """Results of a layer that the caller may change in place: copies of what are parts of one matrix, where autograd forbids it.
+
+    A layer that calls another one gives it `Pointers`, and needs no copies.
+    """
+    inside = layout is not None and all(isinstance(own, Pointers) for own in layout.values())
+    if inside or is_traced() or not torch.is_grad_enabled():
+        return parts
+    return {m: part.clone() if part._is_view() else part for m, part in parts.items()}
+
+
 _TAKEN = nn.ModuleDict()  # a submodule must not have the name of an attribute
 
 

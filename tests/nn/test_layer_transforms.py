@@ -102,6 +102,27 @@ def test_saved_tensors_may_come_back_in_another_layout(
     near(*map(list, found))
 
 
+# Not those whose results something else reads: the next layer of a stack, a loss, torch's sigmoid; nor one that returns its input.
+READ = ("PredictiveSelfAttention", "MEA", "MEALoss", "GraphFusionConv", "GradientReversal")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in READ])
+@pytest.mark.parametrize("ragged", [True, False])
+def test_results_may_be_changed_in_place(name: str, ragged: bool, x: Sequences, mask: Sequences) -> None:
+    called, leaves = made(name), {m: v.double().requires_grad_() for m, v in x.items()}
+    if ragged:
+        mask = {m: torch.arange(v.size(1)) < torch.tensor([[v.size(1)], [1], [0]]) for m, v in x.items()}
+    ends, found = [*called.parameters(), *leaves.values()], []
+    for in_place in (False, True):
+        outputs = [v for v in called(leaves, mask) if v.requires_grad]
+        total = torch.zeros(()).double()
+        for v in outputs:
+            v = v.add_(0.5).relu_() if in_place else v.add(0.5).relu()
+            total = total + v.square().sum()
+        found.append(list(torch.autograd.grad(total, ends, allow_unused=True, materialize_grads=True)))
+    near(*found)
+
+
 @every_layer
 def test_ensembles_and_gradients_of_each_batch_by_vmap(name: str, x: Sequences, mask: Sequences) -> None:
     layers = [made(name) for _ in range(2)]

@@ -14,7 +14,7 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.typing import EdgeType, NodeType
 
-from mea_graph.nn._sequences import check_dtype, check_modalities, check_sizes, weight_dtype
+from mea_graph.nn._sequences import apart, check_dtype, check_modalities, check_sizes, weight_dtype
 from mea_graph.nn._side_by_side import is_watched
 from mea_graph.nn.graph._at_once import pass_side_by_side
 from mea_graph.nn.graph._by_type import ByType
@@ -187,7 +187,7 @@ class DecoupledGraphFusion(nn.Module):
                 sizes = [nodes[name].size(0) for name in graph.names]
                 by_type = self.by_type(dict(zip(graph.names, out.split(sizes), strict=True)))
             if self.aggr is None:
-                result.update(by_type)
+                result.update(apart(by_type, None))
                 continue
             assert sample_dict is not None
             assert num_samples is not None

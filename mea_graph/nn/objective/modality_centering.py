@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import check_keys, check_modalities, check_same_samples, check_sizes
+from mea_graph.nn._sequences import apart, check_keys, check_modalities, check_same_samples, check_sizes
 
 
 class ModalityCentering(nn.Module):
@@ -111,7 +111,7 @@ class ModalityCentering(nn.Module):
         if (self.training or self._measuring) and not _is_computed_again():
             self._update(stacked.detach().to(self.mean.dtype), there)
         centred = (stacked - self.mean.unsqueeze(1).to(stacked.dtype)).masked_fill(~there, 0)
-        return dict(zip(self.modalities, centred.unbind(0), strict=True))
+        return apart(dict(zip(self.modalities, centred.unbind(0), strict=True)), None)
 
     def _update(self, h: Tensor, there: Tensor) -> None:
         count = there.sum((1, 2))
