@@ -233,6 +233,16 @@ def enter_all(
     return entered
 
 
+def check_pairs(edges: object, modalities: Iterable[str]) -> None:
+    """Refuses edges that are not by pair (source, target) of modalities: other keys would be passed over."""
+    names = list(modalities)
+    if edges is not None and not isinstance(edges, Mapping):
+        raise TypeError(f"edges: expected a dict of edges by pair (source, target) of modalities, got {type(edges).__name__}")
+    unknown = [pair for pair in edges or () if not isinstance(pair, tuple) or len(pair) != 2 or set(pair) - set(names)]
+    if unknown:
+        raise ValueError(f"edges: expected pairs of {names}, got {unknown}")
+
+
 def leave_all(entered: Mapping[str, Entered], parts: Iterable[Tensor]) -> dict[str, Tensor]:
     """`leave` for every modality, from rows that may be parts of one matrix."""
     return {m: e.leave(part) for (m, e), part in zip(entered.items(), parts, strict=True)}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._sequences import Layout, apart, check_modalities, check_sizes, enter_all
+from mea_graph.nn._sequences import Layout, apart, check_modalities, check_pairs, check_sizes, enter_all
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Edges
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, CrossModalEncoder
@@ -113,6 +113,7 @@ class ExclusiveBranch(nn.Module):
         return_attention_weights: bool = False,
     ) -> ExclusiveOutput:
         """Returns a representation of each modality."""
+        check_pairs(edges, self.modalities)
         dtype = None if self.attention is not None else lambda m: dtype_of(self.encoders[m])
         entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=dtype)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}

@@ -105,6 +105,8 @@ class PredictiveEncoder(nn.Module):
         """Returns the sequences after the last layer."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=self._dtype)
         pointers = [e.pointers for e in entered.values()]
+        if edges is not None and not isinstance(edges, Mapping):
+            raise TypeError(f"edges: expected a dict of edges by modality, got {type(edges).__name__}")
         given = {} if edges is None else edges
         for m, own in given.items():
             if m not in entered:
