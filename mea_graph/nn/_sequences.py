@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mea_graph.ops import IntervalEdges, Pointers
 from mea_graph.ops.eager import is_traced, is_transformed
-from mea_graph.ops.places import check_device
+from mea_graph.ops.places import check_device, check_prefix
 from mea_graph.ops.pointers import put_rows, take_rows
 
 Layout = Tensor | Pointers | None  # mask, ptr or Pointers
@@ -167,7 +167,7 @@ def enter(
         return Entered(x.flatten(0, 1), Pointers.full(batch, steps, x.device), (batch, steps), None)
     length = layout.sum(1)
     start = length.cumsum(0) - length
-    return Entered(take_rows(x.flatten(0, 1), taken), Pointers(start, length, len(taken), packed=True), (batch, steps), taken)
+    return Entered(take_rows(x.flatten(0, 1), taken), Pointers.of_own(start, length, len(taken), packed=True), (batch, steps), taken)
 
 
 def _enter_nested(x: Tensor, layout: Layout, channels: int | None, name: str) -> Entered:
@@ -189,7 +189,7 @@ def _enter_rows(x: Tensor, layout: Layout, channels: int | None, name: str) -> E
         raise ValueError(f"{name}: expected (N, {channels}), got {tuple(x.shape)}")
     if layout is None:
         start = torch.zeros(1, dtype=torch.int64, device=x.device)
-        return Entered(x, Pointers(start, start + x.size(0), x.size(0), packed=True), (), None)
+        return Entered(x, Pointers.of_own(start, start + x.size(0), x.size(0), packed=True), (), None)
     if isinstance(layout, Pointers):
         if layout.num_rows != x.size(0):
             raise ValueError(f"{name}: expected Pointers of {x.size(0)} rows, got {layout}")
@@ -233,13 +233,30 @@ def enter_all(
     return entered
 
 
-def check_prefix(mask: Tensor, name: str) -> None:
-    """Refuses a mask with padding before real steps, such as an inverted one. Only a CPU checks."""
-    if mask.size(1) and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
-        row = int((mask[:, 1:] & ~mask[:, :-1]).any(1).nonzero()[0])
-        raise ValueError(
-            f"{name}: expected a mask that is True at real steps, which come before padding, got a gap in row {row} (is the mask inverted?)"
-        )
+def check_pairs(edges: object, modalities: Iterable[str]) -> None:
+    """Refuses edges that are not by pair (source, target) of modalities: other keys would be passed over."""
+    names = list(modalities)
+    if edges is not None and not isinstance(edges, Mapping):
+        raise TypeError(f"edges: expected a dict of edges by pair (source, target) of modalities, got {type(edges).__name__}")
+    unknown = [pair for pair in edges or () if not isinstance(pair, tuple) or len(pair) != 2 or set(pair) - set(names)]
+    if unknown:
+        raise ValueError(f"edges: expected pairs of {names}, got {unknown}")
+
+
+def leave_all(entered: Mapping[str, Entered], parts: Iterable[Tensor]) -> dict[str, Tensor]:
+    """`leave` for every modality, from rows that may be parts of one matrix."""
+    return {m: e.leave(part) for (m, e), part in zip(entered.items(), parts, strict=True)}
+
+
+def apart(parts: dict[str, Tensor], layout: Mapping[str, Layout] | None) -> dict[str, Tensor]:
+    """Results of a layer that the caller may change in place: copies of what are parts of one matrix, where autograd forbids it.
+
+    A layer that calls another one gives it `Pointers`, and needs no copies.
+    """
+    inside = layout is not None and all(isinstance(own, Pointers) for own in layout.values())
+    if inside or is_traced() or not torch.is_grad_enabled():
+        return parts
+    return {m: part.clone() if part._is_view() else part for m, part in parts.items()}
 
 
 _TAKEN = nn.ModuleDict()  # a submodule must not have the name of an attribute

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.aggr import Aggregation
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all
+from mea_graph.nn._sequences import Layout, apart, check_modalities, check_pairs, check_sizes, enter_all
 from mea_graph.nn._side_by_side import level
 from mea_graph.nn.attention.arrows import Edges
 from mea_graph.nn.attention.hierarchical_cross_modal_attention import Arrow, CrossModalEncoder
@@ -113,6 +113,7 @@ class ExclusiveBranch(nn.Module):
         return_attention_weights: bool = False,
     ) -> ExclusiveOutput:
         """Returns a representation of each modality."""
+        check_pairs(edges, self.modalities)
         dtype = None if self.attention is not None else lambda m: dtype_of(self.encoders[m])
         entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=dtype)
         z, pointers = {m: e.x for m, e in entered.items()}, {m: e.pointers for m, e in entered.items()}
@@ -123,7 +124,7 @@ class ExclusiveBranch(nn.Module):
         if self.attention is not None:
             own = None if edges is None else {m: edges[m, m] for m in self.modalities if (m, m) in edges}
             z, weights, maps = self.attention(z, pointers, own, return_attention_weights)
-        return ExclusiveOutput(encode_all(self.encoders, z, pointers), weights, maps)
+        return ExclusiveOutput(apart(encode_all(self.encoders, z, pointers), layout), weights, maps)
 
 
 class AgnosticOutput(NamedTuple):
@@ -237,7 +238,7 @@ class AgnosticBranch(nn.Module):
             h = dict(zip(self.modalities, parts, strict=True))
         if self.centering is not None:
             h = self.centering(h, None if all_present(pointers) else {m: p.present for m, p in pointers.items()})
-        return AgnosticOutput(h, maps)
+        return AgnosticOutput(apart(h, layout), maps)
 
 
 def all_present(pointers: Mapping[str, Pointers]) -> bool:

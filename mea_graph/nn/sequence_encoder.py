@@ -15,7 +15,7 @@ from mea_graph.nn._recurrent import GRU, op_of_both
 from mea_graph.nn._sequences import Layout, check_sizes, enter, weight_dtype
 from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers
-from mea_graph.ops.pooling import max_rows, mean_rows, segment_means, sum_steps
+from mea_graph.ops.pooling import max_rows, mean_rows, mean_steps, segment_means
 from mea_graph.ops.recurrent.layers import both_ways
 
 Pooling = Literal["mean", "segments", "max", "gru"]
@@ -31,7 +31,7 @@ class ExclusiveEncoder(nn.Module):
         out_channels: Width d_h of the representation.
         pooling: "mean" over the real steps (R5); "segments": means of `segments` equal parts in order, which keeps a coarse order; "max";
             "gru": the mean over the states of a Bi-GRU, `out_channels` wide in each direction, which carries the order along; or any
-            `torch_geometric.nn.Aggregation`, as a module (copied) or by PyG's name for it, such as "std".
+            `torch_geometric.nn.Aggregation`, as a module (copied with its weights) or by PyG's name for it, such as "std".
         segments: Number of parts, at least 1, with `pooling="segments"`.
         dropout: Probability, between the two layers.
 
@@ -65,17 +65,21 @@ class ExclusiveEncoder(nn.Module):
             self.forward_gru, self.backward_gru = GRU(channels, out_channels), GRU(channels, out_channels)
         elif pooling not in ("mean", "segments", "max"):
             self.aggregation = _aggregation(pooling)
-            width = self.aggregation(torch.zeros(2, channels), torch.zeros(2, dtype=torch.int64), dim_size=1).size(-1)
+            width = _width_of(self.aggregation, channels)
         self.hidden = nn.Linear(width, out_channels)
         self.out = nn.Linear(out_channels, out_channels)
         self.activation = nn.GELU()
         self.dropout = make_dropout(dropout)
-        self.reset_parameters()
+        self._draw()
+
+    def _draw(self) -> None:
+        for part in (self.forward_gru, self.backward_gru, self.hidden, self.out):
+            reset(part)
 
     def reset_parameters(self) -> None:
         """Draws new weights."""
-        for part in (self.forward_gru, self.backward_gru, self.aggregation, self.hidden, self.out):
-            reset(part)
+        self._draw()
+        reset(self.aggregation)  # only on request: a module of the caller's may have learned
 
     def forward(self, x: Tensor, layout: Layout = None) -> Tensor:
         """Returns one vector per sample; `layout` is the ptr of rows or the mask of a padded batch."""
@@ -107,7 +111,7 @@ class ExclusiveEncoder(nn.Module):
         if padded.size(1) == 0:  # a GRU refuses it
             return x.new_zeros(padded.size(0), self.hidden.in_features)
         states = both_ways(self.forward_gru, self.backward_gru, padded, pointers.length)
-        return sum_steps(states, pointers) / pointers.length.clamp(min=1).unsqueeze(1).to(x.dtype)
+        return mean_steps(states, pointers)
 
 
 def dtype_of(encoder: Any) -> torch.dtype | None:
@@ -136,6 +140,16 @@ def _aggregation(pooling: Aggregation | str) -> Aggregation:
     except (ValueError, TypeError) as error:
         expected = "'mean', 'segments', 'max', 'gru', a torch_geometric.nn.Aggregation or the name of one"
         raise ValueError(f"pooling: expected {expected}, got {pooling!r}") from error
+
+
+def _width_of(aggregation: Aggregation, channels: int) -> int:
+    """The width of what it makes of a sequence, by a trial that leaves the caller's weights and running statistics as they are."""
+    modes = [(module, module.training) for module in aggregation.modules()]
+    with torch.no_grad():
+        made = aggregation.eval()(torch.zeros(2, channels), torch.zeros(2, dtype=torch.int64), dim_size=1)
+    for module, training in modes:
+        module.training = training
+    return made.size(-1)
 
 
 class AgnosticEncoder(ExclusiveEncoder):

@@ -152,6 +152,12 @@ class UnimodalExtractor(nn.Module):
             padded = padded.masked_fill(~pointers.mask.unsqueeze(-1), 0)
         padded = F.pad(padded.mT, (left, self.kernel_size - 1 - left + (pointers.max_length == 0)))
         z = self.conv(padded).mT  # (B, T, d)
+        if not is_traced():  # another convolution may have been put in its place, and rows of other sizes would be mixed up
+            steps = (max(pointers.max_length, 1) + self.stride - 1) // self.stride
+            expected = (pointers.num_samples, self.channels, steps)
+            if z.mT.shape != expected:
+                added = f"whose input is padded by {self.kernel_size - 1} steps already, for kernel_size={self.kernel_size}"
+                raise ValueError(f"conv: expected {expected} of a convolution {added}, got {tuple(z.mT.shape)}")
         z = self.dropout(z + (sinusoidal_positions(z.size(1), self.channels, z) if time is None else self._at(time, pointers, z)))
         return _Read(entered, z, pointers.strided(self.stride))
 
@@ -188,7 +194,7 @@ class _Read(NamedTuple):
         """Where each sample's rows are in z."""
         batch, steps, _ = self.z.shape
         start = torch.arange(batch, device=self.z.device) * steps if self.shorter.steps is None else self.shorter.start
-        return Pointers(start, self.shorter.length, batch * steps, steps)
+        return Pointers.of_own(start, self.shorter.length, batch * steps, steps)
 
 
 def extract_all(extractors: Sequence[nn.Module], entered: Iterable[Entered], times: Sequence[Tensor | None]) -> list[Tensor]:

@@ -18,6 +18,11 @@ def is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
+def is_batched(grad: Tensor) -> bool:
+    """Whether a gradient stands for several at once, as in `torch.autograd.grad(is_grads_batched=True)`: it has no memory to read."""
+    return torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_batchedtensor(grad)
+
+
 def is_observed() -> bool:
     """Whether a mode wants to see operators; where none does, the function behind one is called, which costs half as much."""
     return torch._C._len_torch_dispatch_stack() > 0

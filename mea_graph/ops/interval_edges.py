@@ -1,15 +1,17 @@
 """Edges between sequences that need no list: each target row listens to runs of consecutive source rows."""
 
 from collections.abc import Sequence
-from typing import Any
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mea_graph.ops.eager import is_traced
+from mea_graph.ops.kept import kept
 from mea_graph.ops.places import check_device
-from mea_graph.ops.pointers import Pointers, kept, number
+from mea_graph.ops.pointers import Pointers, number
+from mea_graph.ops.times import place_in_time
 
 __all__ = ["IntervalEdges"]
 
@@ -164,29 +166,32 @@ class IntervalEdges:
             raise ValueError(f"steps, seconds: expected one of them, got {steps} and {seconds}")
         if steps is None and seconds is None and not causal:
             raise ValueError("steps, seconds, causal: expected a limit, got none; use IntervalEdges.complete")
-        for name, width in (("steps", steps), ("seconds", seconds)):
+        for name, width, kind in (("steps", steps, Integral), ("seconds", seconds, Real)):
+            if width is not None and (isinstance(width, bool) or not isinstance(width, kind)):
+                raise TypeError(f"{name}: expected {'an integer' if kind is Integral else 'a number'}, got {width!r}")
             if width is not None and not width >= 0:
                 raise ValueError(f"{name}: expected at least 0, got {width}")
-        if isinstance(steps, float):
-            raise TypeError(f"steps: expected an integer, got {steps}")
         for name, pointers in (("source", source), ("target", target)):
             if not isinstance(pointers, Pointers):
                 raise TypeError(f"{name}: expected Pointers, which Pointers.from_ptr makes, got {type(pointers).__name__}")
-        if seconds is not None and not timed:
-            raise ValueError("source_time, target_time: expected both with seconds, got None")
+        if (source_time is None) != (target_time is None) or (seconds is not None and not timed):
+            wanted = "or neither" if seconds is None else "with seconds"
+            raise ValueError(f"source_time, target_time: expected both {wanted}, got None")
+        if source.num_samples != target.num_samples:
+            raise ValueError(f"source: expected {target.num_samples} samples as the target has, got {source.num_samples}")
         start = source.start.index_select(0, target.sample)
         length = source.length.index_select(0, target.sample)
         if seconds is not None or (timed and steps is None):
             reach = float("inf") if seconds is None else seconds
-            begin = _place(source, target, source_time, target_time, -reach, right=False)
-            end = _place(source, target, source_time, target_time, 0.0 if causal else reach, right=True)
+            begin = place_in_time(source, target, source_time, target_time, -reach, right=False)
+            end = place_in_time(source, target, source_time, target_time, 0.0 if causal else reach, right=True)
         else:
             own = target.length.index_select(0, target.sample).clamp(min=1)
             centre = ((2 * target.position + 1) * length).div(2 * own, rounding_mode="floor")
             begin = torch.zeros_like(centre) if steps is None else centre - steps
             end = centre + 1 if causal else centre + (steps or 0) + 1
             if timed and causal:
-                end = torch.minimum(end, _place(source, target, source_time, target_time, 0.0, right=True))
+                end = torch.minimum(end, place_in_time(source, target, source_time, target_time, 0.0, right=True))
         begin = torch.minimum(begin.clamp(min=0), length)
         end = torch.maximum(torch.minimum(end, length), begin)
         return cls._of_own([source], target, (start + begin).unsqueeze(1), (start + end).unsqueeze(1))
@@ -381,20 +386,3 @@ def _complete_runs(parts: Sequence[IntervalEdges]) -> tuple[Tensor, Tensor, int]
             lengths += nothing
     start, length = (torch.stack(each).unflatten(0, (len(parts), runs)) for each in (starts, lengths))  # (parts, S, B)
     return start.mT.flatten(0, 1), length.mT.flatten(0, 1), rows
-
-
-def _place(source: Pointers, target: Pointers, source_time: Any, target_time: Any, shift: float, right: bool) -> Tensor:
-    """(N_t,): how many source steps of the sample are earlier than the target step's time and `shift` (or not later, with `right`)."""
-    for name, time, pointers in (("source_time", source_time, source), ("target_time", target_time, target)):
-        rows = pointers.num_rows
-        if time.shape != (rows,) or not time.is_floating_point():
-            raise ValueError(f"{name}: expected floating ({rows},), got {time.dtype} {tuple(time.shape)}")
-        if time.device.type == "cpu" and not is_traced() and rows and bool((time.isnan() & pointers.real).any()):
-            raise ValueError(f"{name}: expected times, got NaN at a step")
-    if source_time.device.type == "cpu" and not is_traced() and source.num_rows:
-        follows = (source.sample[1:] == source.sample[:-1]) & source.real[1:] & source.real[:-1]
-        if bool(((source_time[1:] < source_time[:-1]) & follows).any()):
-            raise ValueError("source_time: expected times that rise within each sample, got some that fall")
-    times = source.pad(source_time.double()).masked_fill(~source.mask, torch.inf).contiguous()
-    wanted = target.pad(target_time.double() + shift).contiguous()
-    return target.unpad(torch.searchsorted(times, wanted, right=right))

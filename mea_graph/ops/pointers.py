@@ -1,39 +1,17 @@
 """Where each sample's rows are: the one layout of sequences in this library."""
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from mea_graph.ops.eager import is_traced
-from mea_graph.ops.places import check_device
+from mea_graph.ops.eager import is_traced, is_transformed
+from mea_graph.ops.kept import kept
+from mea_graph.ops.places import check_device, check_prefix, check_samples
 
 __all__ = ["Pointers"]
-
-
-class _Kept(Protocol):
-    """The type of the property for a type checker."""
-
-    def __get__(self, owner: Any, kind: type | None = None, /) -> Tensor: ...
-
-
-def kept(make: Callable[[Any], Tensor]) -> _Kept:
-    """A property that is made once. It is made outside of inference mode, so that it can serve a training step afterwards."""
-
-    @functools.wraps(make)
-    def get(owner: Any) -> Tensor:
-        if make.__name__ not in owner._made:
-            if is_traced() or not torch.is_inference_mode_enabled():
-                owner._made[make.__name__] = make(owner)
-            else:
-                with torch.inference_mode(False):
-                    owner._made[make.__name__] = make(owner)
-        return owner._made[make.__name__]
-
-    return property(get)
 
 
 class Pointers:
@@ -53,6 +31,9 @@ class Pointers:
     Shape:
         - start, length: :math:`(B,)`, int64
 
+    Raises:
+        ValueError: If a shape is not as above, or the samples overlap, fall or leave the rows (checked on a CPU only).
+
     >>> import torch
     >>> Pointers.from_ptr(torch.tensor([0, 3, 3, 5])).length.tolist()
     [3, 0, 2]
@@ -60,8 +41,23 @@ class Pointers:
 
     def __init__(self, start: Tensor, length: Tensor, num_rows: int, steps: int | None = None, packed: bool = False) -> None:
         check_device("length", length, start.device, "start")
+        check_samples(start, length, num_rows, steps, packed)
+        self._set(start, length, num_rows, steps, packed)
+
+    def _set(self, start: Tensor, length: Tensor, num_rows: int, steps: int | None, packed: bool) -> None:
         self.start, self.length, self.num_rows, self.steps, self.packed = start, length, num_rows, steps, packed
         self._made: dict[str, Any] = {}  # derived tensors, made once
+
+    @classmethod
+    def of_own(cls, start: Tensor, length: Tensor, num_rows: int, steps: int | None = None, packed: bool = False) -> "Pointers":
+        """Makes pointers from numbers that the library computed, which need no check.
+
+        >>> Pointers.of_own(torch.tensor([0]), torch.tensor([2]), 2).num_rows
+        2
+        """
+        made = cls.__new__(cls)
+        made._set(start, length, num_rows, steps, packed)
+        return made
 
     @classmethod
     def from_ptr(cls, ptr: Tensor, num_rows: int | None = None, max_length: int | None = None) -> "Pointers":
@@ -82,7 +78,7 @@ class Pointers:
                 raise ValueError(
                     f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
                 )
-        made = cls(ptr[:-1], ptr.diff(), number(ptr[-1], "num_rows") if num_rows is None else num_rows, packed=True)
+        made = cls.of_own(ptr[:-1], ptr.diff(), number(ptr[-1], "num_rows") if num_rows is None else num_rows, packed=True)
         made._made["ptr"] = ptr
         if max_length is not None:
             if ptr.device.type == "cpu" and not is_traced() and made.num_samples and int(made.length.max()) > max_length:
@@ -105,25 +101,29 @@ class Pointers:
             if int(batch[-1]) >= num_samples or int(batch[0]) < 0:
                 raise ValueError(f"batch: expected indices of {num_samples} samples, got {int(batch[0])} to {int(batch[-1])}")
         ptr = torch.searchsorted(batch, torch.arange(num_samples + 1, device=batch.device))
-        made = cls(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
+        made = cls.of_own(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
         made._made["ptr"] = ptr
         return made
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> "Pointers":
-        """Makes pointers of the mask of a padded batch: True marks real steps, which come first in every row.
+        """Makes pointers of the mask of a padded batch: True marks real steps, which come first in every row (checked on a CPU only).
 
         >>> Pointers.from_mask(
         ...     torch.tensor([[True, True, False], [True, False, False]])
         ... ).length.tolist()
         [2, 1]
         """
+        if mask.dim() != 2 or mask.dtype != torch.bool:
+            raise ValueError(f"mask: expected bool (B, T), True at real steps, got {mask.dtype} {tuple(mask.shape)}")
+        if not is_transformed():
+            check_prefix(mask, "mask")
         batch, steps = mask.shape
         if is_traced() or not mask.numel():
             start = torch.arange(batch, device=mask.device) * steps
         else:  # one kernel less on a device
             start = torch.arange(0, batch * steps, steps, device=mask.device)
-        return cls(start, mask.sum(1), batch * steps, steps)
+        return cls.of_own(start, mask.sum(1), batch * steps, steps)
 
     @classmethod
     def full(cls, batch: int, steps: int, device: torch.device) -> "Pointers":
@@ -133,7 +133,7 @@ class Pointers:
         [3, 3]
         """
         length = torch.full((batch,), steps, dtype=torch.int64, device=device)
-        return cls(torch.arange(batch, device=device) * steps, length, batch * steps, steps, packed=True)
+        return cls.of_own(torch.arange(batch, device=device) * steps, length, batch * steps, steps, packed=True)
 
     @classmethod
     def join(cls, parts: Sequence["Pointers"]) -> "Pointers":
@@ -168,7 +168,7 @@ class Pointers:
 
     @classmethod
     def _joined(cls, start: Tensor, parts: Sequence["Pointers"], rows: int) -> "Pointers":
-        joined = cls(start, torch.cat([p.length for p in parts]), rows, packed=all(p.packed for p in parts))
+        joined = cls.of_own(start, torch.cat([p.length for p in parts]), rows, packed=all(p.packed for p in parts))
         joined._made["parts"] = joined._made["widths"] = list(parts)
         return joined
 
@@ -189,11 +189,11 @@ class Pointers:
         size, device = most + samples * between, parts[0].start.device
         if between and samples:  # all at once, which takes fewer calls than `join` of each
             starts = torch.stack([part.start for part in parts]) + torch.arange(0, samples * between, between, device=device)
-            longer = [cls(start, part.length, size) for start, part in zip(starts.unbind(), parts, strict=True)]
+            longer = [cls.of_own(start, part.length, size) for start, part in zip(starts.unbind(), parts, strict=True)]
             first = torch.arange(0, size * len(parts), size, device=device).unsqueeze(1)
             whole = cls._joined((starts + first).flatten(), longer, size * len(parts))
         else:
-            longer = [cls(part.start, part.length, size) for part in parts]
+            longer = [cls.of_own(part.start, part.length, size) for part in parts]
             whole = cls.join(longer)
         for place, part in enumerate(parts):
             longer[place]._made |= {"widths": [part], "whole": whole, "place": place}
@@ -308,16 +308,16 @@ class Pointers:
         if self.steps is not None:
             steps = (self.steps + stride - 1) // stride  # not -(-steps // stride): ONNX divides negative numbers in another way
             start = torch.arange(self.num_samples, device=length.device) * steps
-            return Pointers(start, length, self.num_samples * steps, steps, self.packed)
+            return Pointers.of_own(start, length, self.num_samples * steps, steps, self.packed)
         end = length.cumsum(0)
-        return Pointers(end - length, length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
+        return Pointers.of_own(end - length, length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
 
     def compact(self) -> "Pointers":
         """Returns pointers of the same samples without gaps between them."""
         if self.packed and self.steps is None:
             return self
         end = self.length.cumsum(0)
-        return Pointers(end - self.length, self.length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
+        return Pointers.of_own(end - self.length, self.length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
 
     def fills_rows(self) -> bool:
         """Returns whether no row is a gap. It reads the lengths of a padded batch."""
@@ -348,7 +348,7 @@ class Pointers:
 
     def to(self, device: torch.device | str) -> "Pointers":
         """Copies to another device."""
-        return Pointers(self.start.to(device), self.length.to(device), self.num_rows, self.steps, self.packed)
+        return Pointers.of_own(self.start.to(device), self.length.to(device), self.num_rows, self.steps, self.packed)
 
     def __repr__(self) -> str:
         padded = "" if self.steps is None else f", {self.steps} steps each with padding"

@@ -6,19 +6,28 @@ from torch import Tensor
 from mea_graph.ops.pointers import Pointers
 from mea_graph.ops.segment import segment_max, segment_mean, segment_sum
 
-__all__ = ["max_rows", "mean_rows", "segment_means", "sum_rows", "sum_steps"]
+__all__ = ["max_rows", "mean_rows", "mean_steps", "segment_means", "sum_rows"]
 
 
-def sum_steps(x: Tensor, pointers: Pointers) -> Tensor:
-    """The sum over each sample's steps of a padded batch, (B, T, d) -> (B, d)."""
+def mean_steps(x: Tensor, pointers: Pointers) -> Tensor:
+    """The mean over each sample's steps of a padded batch, (B, T, d) -> (B, d); zeros where there is none."""
+    return (_sum_steps(_wide(x), pointers) / pointers.count).to(x.dtype)
+
+
+def _sum_steps(x: Tensor, pointers: Pointers) -> Tensor:
     return x.masked_fill(~pointers.mask.unsqueeze(-1), 0).sum(1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Half precision as float32: a sum of 1400 steps of 50 is infinite in float16, and so is a divisor of 70,000."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
     """The sum over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
     if pointers.steps is not None:
         x = pointers.pad(x)
-        return x.sum(1) if pointers.packed else sum_steps(x, pointers)
+        return x.sum(1) if pointers.packed else _sum_steps(x, pointers)
     if pointers.packed:
         return segment_sum(x, ptr=pointers.ptr)
     return segment_sum(x, pointers.segment, pointers.num_samples + 1)[:-1]  # gaps are a segment of their own
@@ -26,7 +35,7 @@ def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
 
 def mean_rows(x: Tensor, pointers: Pointers) -> Tensor:
     """The mean over each sample's rows, (N, d) -> (B, d); zeros where there is none."""
-    return sum_rows(x, pointers) / pointers.count
+    return (sum_rows(_wide(x), pointers) / pointers.count).to(x.dtype)
 
 
 def max_rows(x: Tensor, pointers: Pointers) -> Tensor:
@@ -50,8 +59,8 @@ def segment_means(x: Tensor, pointers: Pointers, segments: int) -> Tensor:
     step = torch.arange(pointers.max_length, device=x.device)
     part = (step * segments).div(length.clamp(min=1), rounding_mode="floor")  # (B, T), below `segments` at real steps
     member = (part.unsqueeze(1) == torch.arange(segments, device=x.device)[:, None]) & pointers.mask.unsqueeze(1)  # (B, S, T)
-    share = member.to(x.dtype) / member.sum(-1, keepdim=True).clamp(min=1).to(x.dtype)
-    padded = pointers.pad(x)
+    padded = _wide(pointers.pad(x))
+    share = member.to(padded.dtype) / member.sum(-1, keepdim=True).clamp(min=1).to(padded.dtype)
     if not pointers.packed:
         padded = padded.masked_fill(~pointers.mask.unsqueeze(-1), 0)
-    return (share @ padded).flatten(1)
+    return (share @ padded).flatten(1).to(x.dtype)

@@ -291,3 +291,5 @@ def _check(src: Tensor, index: Tensor | None, num_segments: int | None, ptr: Ten
         ends = ptr[0].item(), ptr[-1].item()  # elsewhere the look would wait for the device
         if ends != (0, src.size(0)):
             raise ValueError(f"ptr: expected 0 first and {src.size(0)}, the number of rows, last, got {ends}")
+        if bool((ptr[1:] < ptr[:-1]).any()):
+            raise ValueError(f"ptr: expected numbers that never fall, got {ptr.tolist() if len(ptr) < 20 else 'some that do'}")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from functools import partial
 from typing import Any
 
@@ -381,3 +382,13 @@ def test_bad_input_is_named() -> None:
     crossing = ("text_exclusive", "to", "text_agnostic")
     with pytest.raises(ValueError, match=r"edge_index_dict: expected edges inside one space, got .*'text_agnostic'"):
         layer(graph.x_dict, graph.edge_index_dict | {crossing: torch.zeros(2, 1, dtype=torch.int64)}, graph.sample_dict)
+    given = (graph.x_dict, graph.edge_index_dict)
+    with pytest.raises(ValueError, match=r"sample_dict\['text_exclusive'\]: expected \(2,\), one for each node, got \(1,\)"):
+        layer(*given, graph.sample_dict | {"text_exclusive": torch.zeros(1, dtype=torch.int64)})
+    with pytest.raises(ValueError, match=r"present_dict\['text_exclusive'\]: expected \(2,\), one for each node, got \(3,\)"):
+        layer(*given, graph.sample_dict, 2, {"text_exclusive": torch.ones(3, dtype=torch.bool)})
+    edge_type = graph.edge_types[0]
+    sparse = torch.sparse_coo_tensor(graph[edge_type].edge_index, torch.ones(2), (2, 2))
+    for edges, got in ((sparse, r"torch.sparse_coo \(2, 2\)"), (torch.zeros(3, 2), r"torch.strided \(3, 2\)"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=re.escape(f"edge_index_dict[{edge_type}]: expected an edge_index (2, E), got ") + got):
+            layer(graph.x_dict, graph.edge_index_dict | {edge_type: edges}, graph.sample_dict)

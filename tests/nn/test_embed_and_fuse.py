@@ -232,6 +232,27 @@ def test_who_is_present_in_a_graph_that_keeps_what_is_absent() -> None:
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("fusion", [{}, {"conv": SAGEConv}, "concatenation"])
+def test_what_absent_nodes_hold_reaches_nothing(fusion: Any) -> None:
+    """Layers of one's own may leave anything in them; NaN reached the gradients of weights, by a product with zeros."""
+    model = MEA(WIDTHS, 3, channels=8, hidden_channels=6, heads=2, fusion=fusion).double().eval()
+    present = {m: torch.arange(4) != i for i, m in enumerate(WIDTHS)}
+    h = {m: torch.randn(4, 6, dtype=torch.float64) for m in WIDTHS}
+    found = []
+    for junk in (0.0, torch.nan):
+        graph = fusion_graph(h, h, present, keep_absent=True)
+        for name, there in graph.collect("present").items():
+            if isinstance(name, str):
+                graph[name].x = graph[name].x.masked_fill(~there.unsqueeze(1), junk)
+        model.zero_grad()
+        loss = MEALoss("classification")(model.fuse(graph), torch.tensor([0, 1, 1, 0])).total
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) > 10
+    for with_junk, expected in zip(found[1], found[0], strict=True):
+        assert torch.equal(with_junk, expected)
+
+
 def test_spaces_that_differ_in_their_samples_are_refused() -> None:
     """Those of the last space were taken for all."""
     h = {m: torch.randn(4, 6, dtype=torch.float64) for m in WIDTHS}

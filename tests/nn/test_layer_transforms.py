@@ -66,6 +66,64 @@ def test_second_derivatives_are_differences_of_the_first(name: str, monkeypatch:
 
 
 @every_layer
+@pytest.mark.parametrize("native", [True, False])
+def test_gradients_in_a_batch_are_those_one_by_one(
+    name: str, native: bool, x: Sequences, mask: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`is_grads_batched`, as a vectorised Jacobian asks for, and `vmap` of a backward pass."""
+    monkeypatch.setenv("MEA_GRAPH_NATIVE", str(int(native)))
+    called, leaves = made(name), {m: v.double().requires_grad_() for m, v in x.items()}
+    outputs = [v for v in called(leaves, mask) if v.requires_grad]
+    many = [torch.randn(3, *v.shape).double() for v in outputs]
+    ends: list[Tensor] = [*called.parameters(), *leaves.values()]
+    used = torch.autograd.grad(outputs, ends, [v[0] for v in many], retain_graph=True, allow_unused=True)
+    ends = [end for end, grad in zip(ends, used, strict=True) if grad is not None]
+    each = [torch.autograd.grad(outputs, ends, [v[i] for v in many], retain_graph=True) for i in range(3)]
+    wanted = [torch.stack(grads) for grads in zip(*each, strict=True)]
+    near(list(torch.autograd.grad(outputs, ends, many, retain_graph=True, is_grads_batched=True)), wanted)
+    near(list(torch.func.vmap(lambda grads: torch.autograd.grad(outputs, ends, grads, retain_graph=True))(many)), wanted)
+
+
+@every_layer
+@pytest.mark.parametrize("native", [True, False])
+def test_saved_tensors_may_come_back_in_another_layout(
+    name: str, native: bool, x: Sequences, mask: Sequences, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook that compresses or moves what is kept for the backward pass may lay it out as it likes; C++ reads it by its address."""
+    monkeypatch.setenv("MEA_GRAPH_NATIVE", str(int(native)))
+    called, leaves = made(name), {m: v.double().requires_grad_() for m, v in x.items()}
+    ends = [*called.parameters(), *leaves.values()]
+    found = []
+    # Statistics (..., 1) stay: torch's own layer norm reads them by their address.
+    for unpack in (lambda t: t, lambda t: t if t.dim() < 2 or t.size(-1) == 1 else t.movedim(0, -1).contiguous().movedim(-1, 0)):
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, unpack):
+            value = loss(called(leaves, mask))
+        found.append(torch.autograd.grad(value, ends, allow_unused=True, materialize_grads=True))
+    near(*map(list, found))
+
+
+# Not those whose results something else reads: the next layer of a stack, a loss, torch's sigmoid; nor one that returns its input.
+READ = ("PredictiveSelfAttention", "MEA", "MEALoss", "GraphFusionConv", "GradientReversal")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in READ])
+@pytest.mark.parametrize("ragged", [True, False])
+def test_results_may_be_changed_in_place(name: str, ragged: bool, x: Sequences, mask: Sequences) -> None:
+    called, leaves = made(name), {m: v.double().requires_grad_() for m, v in x.items()}
+    if ragged:
+        mask = {m: torch.arange(v.size(1)) < torch.tensor([[v.size(1)], [1], [0]]) for m, v in x.items()}
+    ends, found = [*called.parameters(), *leaves.values()], []
+    for in_place in (False, True):
+        outputs = [v for v in called(leaves, mask) if v.requires_grad]
+        total = torch.zeros(()).double()
+        for v in outputs:
+            v = v.add_(0.5).relu_() if in_place else v.add(0.5).relu()
+            total = total + v.square().sum()
+        found.append(list(torch.autograd.grad(total, ends, allow_unused=True, materialize_grads=True)))
+    near(*found)
+
+
+@every_layer
 def test_ensembles_and_gradients_of_each_batch_by_vmap(name: str, x: Sequences, mask: Sequences) -> None:
     layers = [made(name) for _ in range(2)]
     given = {m: torch.stack([v.double(), torch.randn_like(v).double()]) for m, v in x.items()}

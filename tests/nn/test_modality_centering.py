@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mea_graph.nn import MEA, ModalityCentering
 
@@ -146,3 +147,21 @@ def test_refuses_wrong_shapes_and_modalities() -> None:
         layer({m: torch.zeros(2, D_H) for m in NAMES}, {m: torch.ones(2) for m in NAMES})
     with pytest.raises(ValueError, match="at least 2"):
         ModalityCentering(D_H, ["text"])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_counts_a_batch_once_and_changes_no_gradient(batches, reentrant: bool) -> None:
+    def trained(checkpointed: bool) -> tuple[Tensor, Tensor, Tensor]:
+        layer = ModalityCentering(D_H, NAMES, momentum=0.5).double()
+        layer(*batches[0])
+        h, present = batches[2]
+        given = [v.clone().requires_grad_() for v in h.values()]
+
+        def loss(*vectors: Tensor) -> Tensor:
+            return sum(v.square().sum() for v in layer(dict(zip(NAMES, vectors, strict=True)), present).values())
+
+        (checkpoint(loss, *given, use_reentrant=reentrant) if checkpointed else loss(*given)).backward()
+        return torch.stack([v.grad for v in given]), layer.mean, layer.seen
+
+    for found, expected in zip(trained(True), trained(False), strict=True):
+        assert torch.equal(found, expected)

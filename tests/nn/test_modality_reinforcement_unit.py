@@ -118,3 +118,11 @@ def test_bad_input_is_named() -> None:
         unit(x, source=[])
     with pytest.raises(ValueError, match=r"sources\[0\]: expected 2 samples as the target has, got 1"):
         unit(x, source=x[:1])
+
+
+def test_the_map_is_that_of_the_queries_that_were_used() -> None:
+    """A wrapper that draws or counts was called once more for the map."""
+    unit, calls = ModalityReinforcementUnit(D, HEADS), []
+    unit.query.register_forward_hook(lambda module, inputs, output: calls.append(output))
+    unit(torch.randn(2, 3, D), source=torch.randn(2, 4, D), return_attention_weights=True)
+    assert len(calls) == 1

@@ -5,8 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch_geometric.nn import AttentionalAggregation
 
 from mea_graph.nn import AgnosticEncoder, ExclusiveEncoder
+from mea_graph.ops import Pointers
 
 D, D_H, T = 4, 5, 7
 LENGTHS = [7, 3, 1, 0]
@@ -85,6 +88,35 @@ def test_gru_pooling_draws_new_weights() -> None:
     encoder.reset_parameters()
     assert len(before) == 12
     assert not any(torch.equal(before[name], parameter) for name, parameter in encoder.named_parameters())
+
+
+def test_an_aggregation_of_ones_own_keeps_what_it_learned_until_a_reset() -> None:
+    gate = nn.Sequential(nn.Linear(D, 3), nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 1))
+    gate[1].eval()
+    learned = AttentionalAggregation(gate)
+    before = {name: value.clone() for name, value in learned.state_dict().items()}
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    encoder = ExclusiveEncoder(D, D_H, learned)
+    assert encoder.aggregation is not learned
+    for name, value in encoder.aggregation.state_dict().items():  # running statistics too, which a trial would move
+        assert torch.equal(value, before[name]), name
+    assert [part.training for part in encoder.aggregation.gate_nn] == [True, False, True, True]
+    assert not torch.equal(state, torch.get_rng_state())  # the layers of the encoder itself are drawn
+    encoder.reset_parameters()
+    assert not torch.equal(encoder.aggregation.gate_nn[0].weight, before["gate_nn.0.weight"])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "segments"])
+def test_sums_of_long_sequences_fit_into_half_precision(pooling: Any) -> None:
+    """Many steps of some size add up to more than float16 can hold, and there may be more of them than it can count."""
+    encoder = ExclusiveEncoder(1, D_H, pooling, segments=1).half().eval()
+    x, ptr, mask = torch.full((70_000, 1), 2.0).half(), torch.tensor([0, 70_000]), torch.ones(1, 70_001, dtype=torch.bool)
+    mask[:, -1] = False
+    padded = torch.cat([x, x[:1]]).unsqueeze(0)
+    few = encoder(x[:1000], torch.tensor([0, 1000])).float()
+    for found in (encoder(x, ptr), encoder(padded, mask), encoder(padded[:, :-1]), encoder(padded[0], Pointers.from_mask(mask))):
+        torch.testing.assert_close(found.float(), few, rtol=2e-3, atol=2e-3)
 
 
 def test_bad_input_is_named() -> None:

@@ -147,3 +147,16 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
 def test_bad_input_is_named(x: Tensor, mask: Tensor | None, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         UnimodalExtractor(C_IN, D)(x, mask)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv1d(4, D, 3, padding=1), nn.Conv1d(4, D, 5), nn.Conv1d(4, D, 1), nn.Conv1d(4, 2 * D, 3)])
+@pytest.mark.parametrize("packed", [True, False])
+def test_another_convolution_that_gives_other_sizes_is_refused(conv: nn.Module, packed: bool) -> None:
+    """Rows of other sizes were read as those of other samples, or beyond the end of their memory."""
+    layer = UnimodalExtractor(4, D)
+    layer.conv = conv
+    x = torch.randn(7, 4) if packed else torch.randn(2, 5, 4)
+    with pytest.raises(ValueError, match=rf"conv: expected \(2, {D}, \d\) of a convolution whose input is padded by 2 steps"):
+        layer(x, torch.tensor([0, 3, 7]) if packed else None)
+    layer.conv = nn.Conv1d(4, D, 3, groups=2)
+    torch.testing.assert_close(layer(torch.randn(7, 4), torch.tensor([0, 3, 7])).shape, torch.Size([7, D]))

@@ -10,6 +10,8 @@ from torch_geometric.data import Batch, HeteroData
 from mea_graph.nn import (
     MEA,
     CrossModalEncoder,
+    DoubleDiscriminator,
+    ExclusiveBranch,
     MEALoss,
     ModalityReinforcementUnit,
     PredictiveEncoder,
@@ -22,6 +24,8 @@ PTR = torch.tensor([0, 6, 10])
 X = torch.randn(10, 8)
 WHOLE, TWO = Pointers.from_ptr(torch.tensor([0, 10])), Pointers.from_ptr(PTR)
 ATTENTION = PredictiveSelfAttention(8, heads=2)
+NAMES = ["a", "b"]
+BOTH, EDGES = dict.fromkeys(NAMES, X), IntervalEdges.complete(WHOLE, WHOLE)
 UNIT = ModalityReinforcementUnit(8, heads=2)
 
 
@@ -52,11 +56,27 @@ LAYERS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: ATTENTION(X, PTR, X), TypeError, "prior: expected the Prior that the layer before returned, got Tensor"),
     (lambda: PredictiveSelfAttention(8, heads=2.0), ValueError, r"heads: expected a divisor of channels = 8, got 2\.0"),
     (lambda: IntervalEdges.window(TWO, TWO, steps=1.5), TypeError, r"steps: expected an integer, got 1\.5"),
+    (lambda: IntervalEdges.window(TWO, TWO, steps=True), TypeError, "steps: expected an integer, got True"),
+    (lambda: IntervalEdges.window(TWO, TWO, seconds="1"), TypeError, "seconds: expected a number, got '1'"),
     (lambda: IntervalEdges.window(PTR, TWO, steps=1), TypeError, "source: expected Pointers, which Pointers.from_ptr makes, got Tensor"),
     (lambda: IntervalEdges.complete(PTR, TWO), TypeError, r"sources\[0\]: expected Pointers"),
     (lambda: IntervalEdges.complete(TWO, PTR), TypeError, "target: expected Pointers"),
     (lambda: PredictiveEncoder(["text", "audio"], 8), TypeError, "modalities: expected a list of names, got 8"),
     (lambda: CrossModalEncoder(8, "text"), TypeError, "modalities: expected a list of names, got 'text'"),
+    (
+        lambda: PredictiveEncoder(8, NAMES, 2)(BOTH, edges=EDGES),
+        TypeError,
+        "edges: expected a dict of edges by modality, got IntervalEdges",
+    ),
+    (lambda: CrossModalEncoder(8, NAMES, 2)(BOTH, edges=EDGES), TypeError, "edges: expected a dict of edges by pair .*, got IntervalEdges"),
+    (lambda: CrossModalEncoder(8, NAMES, 2)(BOTH, edges={"ab": EDGES}), ValueError, r"edges: expected pairs of \['a', 'b'\], got \['ab'\]"),
+    (lambda: ExclusiveBranch(8, 8, NAMES, 2)(BOTH, edges={"a": EDGES}), ValueError, r"edges: expected pairs of \['a', 'b'\], got \['a'\]"),
+    (
+        lambda: ExclusiveBranch(8, 8, NAMES, 2)(BOTH, edges={("a", "c"): EDGES}),
+        ValueError,
+        r"edges: expected pairs of \['a', 'b'\], got \[\('a', 'c'\)\]",
+    ),
+    (lambda: DoubleDiscriminator(5, NAMES)(BOTH, None), ValueError, r"exclusive\['a'\]: expected \(B, 5\), got \(10, 8\)"),
 ]
 
 MODEL: list[tuple[Callable[[], object], type[Exception], str]] = [

@@ -86,7 +86,7 @@ CALLS: dict[str, tuple[Callable[[torch.device, torch.device], object], str]] = {
         "source_length: expected tensors on {here}, where the target is, got some on {there}",
     ),
     "lengths": (
-        lambda here, there: Pointers(torch.zeros(2, device=here), torch.zeros(2, device=there), 5),
+        lambda here, there: Pointers(torch.zeros(2, dtype=torch.int64, device=here), torch.zeros(2, dtype=torch.int64, device=there), 5),
         "length: expected tensors on {here}, where start is, got some on {there}",
     ),
     "a layer, pointers": (

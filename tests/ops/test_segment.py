@@ -247,6 +247,8 @@ def test_bad_input_is_named(reduction):
         reduction(src, ptr=ptr.int())
     with pytest.raises(ValueError, match=r"ptr: expected \(S \+ 1,\), got \(0,\)"):
         reduction(src, ptr=ptr[:0])
+    with pytest.raises(ValueError, match=r"ptr: expected numbers that never fall, got \[0, 900, 3\]"):  # its sum was that of other memory
+        reduction(src, ptr=torch.tensor([0, 900, 3]))
     with pytest.raises(ValueError, match=r"ptr: expected 0 first and 3, the number of rows, last, got \(0, 2\)"):
         reduction(src, ptr=ptr[:2])
 

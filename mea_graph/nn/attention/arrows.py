@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mea_graph.nn._sequences import check_heard
+from mea_graph.nn._sequences import check_heard, check_pairs
 from mea_graph.nn._side_by_side import Groups
 from mea_graph.nn.attention.modality_reinforcement_unit import Part
 from mea_graph.ops import IntervalEdges, Pointers
@@ -59,10 +59,8 @@ class Arrows:
     """The edges between the modalities of a batch, built once and used by every layer."""
 
     def __init__(self, pointers: Mapping[str, Pointers], edges: Mapping[tuple[str, str], Edges] | None = None) -> None:
+        check_pairs(edges, pointers)
         self.pointers, self.edges = dict(pointers), dict(edges or {})
-        unknown = [pair for pair in self.edges if set(pair) - set(self.pointers)]
-        if unknown:
-            raise ValueError(f"edges: expected pairs of {list(self.pointers)}, got {unknown}")
         for (s, t), heard in self.edges.items():
             check_heard(heard, [self.pointers[s]], self.pointers[t], f"edges[{s!r}, {t!r}]")
         self.listed = any(isinstance(heard, Tensor) for heard in self.edges.values())

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 from typing_extensions import Unpack
 
-from mea_graph.nn._sequences import Layout, check_modalities, enter_all, weight_dtype
+from mea_graph.nn._sequences import Layout, apart, check_modalities, enter_all, leave_all, weight_dtype
 from mea_graph.nn._side_by_side import can_join, is_watched
 from mea_graph.nn.attention.arrows import Arrows, Edges
 from mea_graph.nn.attention.modality_reinforcement_unit import ModalityReinforcementUnit, reinforce, remember
@@ -114,7 +114,7 @@ class HierarchicalCrossModalAttention(nn.Module):
         entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=self._dtype)
         arrows = Arrows({m: e.pointers for m, e in entered.items()}, edges)
         rows, maps = self.reinforced({m: e.x for m, e in entered.items()}, arrows, return_attention_weights)
-        return CrossModalOutput({m: e.leave(rows[m]) for m, e in entered.items()}, maps)
+        return CrossModalOutput(apart(leave_all(entered, (rows[m] for m in entered)), layout), maps)
 
     def _dtype(self, modality: str) -> torch.dtype | None:
         first = next(units for units in (self.mixed, self.coarse, self.fine) if units is not None)
@@ -154,7 +154,7 @@ class HierarchicalCrossModalAttention(nn.Module):
             memories = dict(zip(alike, together.chunk(len(alike)), strict=True))
         for i, (stage, (rows, parts, edges)) in enumerate(zip(stages, read, strict=True)):
             targets = arrows.groups([arrow[2] for arrow, _, _ in stage])
-            rows, _ = reinforce(units[i], current, targets, rows, parts, edges, memories.pop(i, None))
+            rows, *_ = reinforce(units[i], current, targets, rows, parts, edges, memories.pop(i, None))
             current = arrows.sum_of_present(rows, current) if stage[0][0][0] == "fine" else rows
         return current
 
@@ -284,4 +284,4 @@ class CrossModalEncoder(nn.Module):
                 current, drawn = layer(current, arrows.pointers, arrows.edges, return_attention_weights)
             if return_attention_weights:
                 maps.append(drawn)
-        return CrossModalEncoderOutput({m: e.leave(current[m]) for m, e in entered.items()}, maps)
+        return CrossModalEncoderOutput(apart(leave_all(entered, (current[m] for m in entered)), layout), maps)

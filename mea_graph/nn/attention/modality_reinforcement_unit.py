@@ -159,12 +159,11 @@ class ModalityReinforcementUnit(nn.Module):
             check_heard(edges, pointers, entered.pointers)
         rows = parts[0].x if len(parts) == 1 else torch.cat([part.x for part in parts])
         whole = Groups([0], [entered.x.size(0)])
-        z, key = reinforce([self], entered.x, whole, rows, [Part(0, 0, rows.size(0))], edges)
+        z, query, key = reinforce([self], entered.x, whole, rows, [Part(0, 0, rows.size(0))], edges)
         if not return_attention_weights:
             return entered.leave(z)
         if isinstance(edges, Tensor):
             raise ValueError("return_attention_weights: expected interval edges, got an edge_index, whose map is no image")
-        query = self.query(self.norm_target(entered.x)).unflatten(1, (self.heads, -1))
         return entered.leave(z), interval_attention_map(query, key, edges)
 
 
@@ -184,8 +183,8 @@ def reinforce(
     parts: Sequence[Part],
     edges: IntervalEdges | Tensor,
     memory: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Runs each unit on its own target and source rows and stacks the results. Also returns the keys, (N_s, K, D).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs each unit on its own target and source rows and stacks the results. Also returns queries, (N_t, K, D), and keys, (N_s, K, D).
 
     `targets` says which rows of `target` (N, d) each unit reads, and `parts` which rows of `source`. The edges number the
     target rows as the units read them, stacked, and the source rows as the parts do. `memory` holds their keys and values, if
@@ -197,11 +196,12 @@ def reinforce(
     memory = remember([(units, parts)], source) if memory is None else memory
     key, value = memory.unflatten(1, (2, first.heads, -1)).unbind(1)  # (N_s, K, D)
     normalized, query = norm_then_linear(norms, queries, target, targets, steps_last=True)
-    attended = interval_attention(query.unflatten(1, (first.heads, -1)), key, value, edges, probability(first.attention_dropout))
+    query = query.unflatten(1, (first.heads, -1))
+    attended = interval_attention(query, key, value, edges, probability(first.attention_dropout))
     carried = normalized if first.residual == "normalized" else target
     if carried is target and placed != targets:
         carried = torch.cat([target[s : s + n] for s, n in zip(*targets, strict=True)])
-    return end_of_attention(carried, first.dropout, outs, blocks, attended.flatten(1), placed), key
+    return end_of_attention(carried, first.dropout, outs, blocks, attended.flatten(1), placed), query, key
 
 
 def remember(stages: Sequence[tuple[Sequence[ModalityReinforcementUnit], Sequence[Part]]], source: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 from typing_extensions import Unpack
 
-from mea_graph.nn._sequences import Layout, check_heard, check_modalities, enter_all, weight_dtype
+from mea_graph.nn._sequences import Layout, apart, check_heard, check_modalities, enter_all, leave_all, weight_dtype
 from mea_graph.nn._side_by_side import can_join
 from mea_graph.nn.attention.options import AttentionOptions, check_layers
 from mea_graph.nn.attention.predictive_self_attention import PredictiveSelfAttention, Prior, attend
@@ -105,6 +105,8 @@ class PredictiveEncoder(nn.Module):
         """Returns the sequences after the last layer."""
         entered = enter_all(x, layout, self.modalities, self.channels, edges, dtype=self._dtype)
         pointers = [e.pointers for e in entered.values()]
+        if edges is not None and not isinstance(edges, Mapping):
+            raise TypeError(f"edges: expected a dict of edges by modality, got {type(edges).__name__}")
         given = {} if edges is None else edges
         for m, own in given.items():
             if m not in entered:
@@ -119,8 +121,7 @@ class PredictiveEncoder(nn.Module):
             parts: Sequence[Tensor] = rows.split([p.num_rows for p in pointers])
         else:
             parts, weights = self._in_turn([e.x for e in entered.values()], pointers, heard, maps)
-        left = {m: e.leave(z) for (m, e), z in zip(entered.items(), parts, strict=True)}
-        return PredictiveEncoderOutput(left, weights, maps)
+        return PredictiveEncoderOutput(apart(leave_all(entered, parts), layout), weights, maps)
 
     def _dtype(self, modality: str) -> torch.dtype | None:
         return weight_dtype(cast(nn.ModuleList, self.attention[modality])[0], "query_key_value")

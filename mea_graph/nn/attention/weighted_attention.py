@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn.inits import reset
 
-from mea_graph.nn._sequences import Layout, check_modalities, check_sizes, enter_all, weight_dtype
+from mea_graph.nn._sequences import Layout, apart, check_modalities, check_sizes, enter_all, leave_all, weight_dtype
 from mea_graph.nn._side_by_side import Groups, can_join, linear
 from mea_graph.ops import Pointers, masked_softmax
 from mea_graph.ops.pooling import mean_rows
@@ -68,7 +68,7 @@ class WeightedAttention(nn.Module):
             weights = masked_softmax(torch.cat(scores, 1), torch.stack([p.present for p in pointers], 1))
             of_row = (weights[:, i : i + 1].index_select(0, p.sample) for i, p in enumerate(pointers))
             parts = tuple(e.x * w for e, w in zip(entered.values(), of_row, strict=True))
-        return {m: e.leave(part) for (m, e), part in zip(entered.items(), parts, strict=True)}, weights
+        return apart(leave_all(entered, parts), layout), weights
 
     def can_join(self) -> bool:
         """Returns whether all modalities may be scored at once."""

@@ -14,7 +14,7 @@ COMBINATIONS = ("concatenation", "addition", "multiplication")
 class Combination(nn.Module):
     """Concatenates, adds or multiplies the representations of the modalities ([MEA] Table V); it has no parameter.
 
-    A missing modality is zeros in a concatenation or a sum, and ones in a product.
+    A missing modality is zeros in a concatenation or a sum, and ones in a product, whatever `x` holds there.
 
     Args:
         how: "concatenation", "addition" or "multiplication".
@@ -22,11 +22,11 @@ class Combination(nn.Module):
         modalities: Names of the modalities.
 
     Shape:
-        - x: dict of :math:`(B, d_h)`, zeros where a modality is missing; present: dict of :math:`(B,)`, bool
+        - x: dict of :math:`(B, d_h)`; present: dict of :math:`(B,)`, bool
         - result: :math:`(B, d_h)`, or :math:`(B, M d_h)` of a concatenation
 
     Raises:
-        ValueError: If `how` is unknown, or the modalities are not those named.
+        ValueError: If `how` is unknown, a shape is wrong, or the modalities are not those named.
 
     >>> import torch
     >>> x, present = (
@@ -48,8 +48,15 @@ class Combination(nn.Module):
     def forward(self, x: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> Tensor:
         """Returns one vector per sample."""
         check_keys(x, self.modalities, "x")
+        check_keys(present, self.modalities, "present")
+        samples = x[self.modalities[0]].size(0)
+        for m in self.modalities:
+            if x[m].shape != (samples, self.channels):
+                raise ValueError(f"x[{m!r}]: expected {(samples, self.channels)}, got {tuple(x[m].shape)}")
+            if present[m].shape != (samples,) or present[m].dtype != torch.bool:
+                raise ValueError(f"present[{m!r}]: expected bool {(samples,)}, got {present[m].dtype} {tuple(present[m].shape)}")
+        instead = 1 if self.how == "multiplication" else 0
+        parts = [x[m].masked_fill(~present[m].unsqueeze(1), instead) for m in self.modalities]
         if self.how == "concatenation":
-            return torch.cat([x[m] for m in self.modalities], 1)
-        if self.how == "addition":
-            return torch.stack([x[m] for m in self.modalities]).sum(0)
-        return torch.stack([x[m].masked_fill(~present[m].unsqueeze(1), 1) for m in self.modalities]).prod(0)
+            return torch.cat(parts, 1)
+        return torch.stack(parts).sum(0) if self.how == "addition" else torch.stack(parts).prod(0)

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch_geometric import EdgeIndex
 from torch_geometric.nn.aggr import Aggregation, MaxAggregation, MeanAggregation, MinAggregation, SumAggregation
 from torch_geometric.nn.dense import HeteroDictLinear
 from torch_geometric.nn.inits import reset
 from torch_geometric.nn.resolver import aggregation_resolver
 from torch_geometric.typing import EdgeType, NodeType
 
-from mea_graph.nn._sequences import check_dtype, check_modalities, check_sizes, weight_dtype
+from mea_graph.nn._sequences import apart, check_dtype, check_modalities, check_sizes, weight_dtype
 from mea_graph.nn._side_by_side import is_watched
 from mea_graph.nn.graph._at_once import pass_side_by_side
 from mea_graph.nn.graph._by_type import ByType
@@ -164,14 +165,20 @@ class DecoupledGraphFusion(nn.Module):
     ) -> FusedRepresentations:
         """Fuses a graph. Without `num_samples` the number is read from the data, which miss the last samples if these have no node."""
         present = {} if present_dict is None else present_dict
+        edge_index_dict = {t: _list_of(edges, t) for t, edges in edge_index_dict.items()}
         space_of = self._spaces_of(x_dict, edge_index_dict)
         nodes = {name: x_dict[name] for name in space_of}
         self._check_features(nodes, space_of)
+        for name in [name for name in nodes if name in present]:  # what absent nodes hold, NaN even, would reach the gradients of weights
+            _check_size(present[name], nodes[name].size(0), "present_dict", name)
+            nodes[name] = nodes[name].masked_fill(~present[name].unsqueeze(1), 0)
         if self.align is not None:
             nodes = self.align(nodes)
         if self.aggr is not None:
             if sample_dict is None or set(space_of) - set(sample_dict):
                 raise ValueError(f"sample_dict: expected the samples of {list(space_of)}, got {sample_dict and list(sample_dict)}")
+            for name, x in nodes.items():
+                _check_size(sample_dict[name], x.size(0), "sample_dict", name)
             if num_samples is None:
                 num_samples = max((int(sample_dict[n].max()) + 1 for n in space_of if sample_dict[n].numel()), default=0)
         result: dict[str, Tensor] = {}
@@ -185,7 +192,7 @@ class DecoupledGraphFusion(nn.Module):
                 sizes = [nodes[name].size(0) for name in graph.names]
                 by_type = self.by_type(dict(zip(graph.names, out.split(sizes), strict=True)))
             if self.aggr is None:
-                result.update(by_type)
+                result.update(apart(by_type, None))
                 continue
             assert sample_dict is not None
             assert num_samples is not None
@@ -350,6 +357,20 @@ class DecoupledGraphFusion(nn.Module):
         assert self.aggr is not None
         out = self.aggr(x, sample, dim_size=num_samples + int(absent))
         return out[:num_samples] if absent else out
+
+
+def _list_of(edges: Any, edge_type: EdgeType) -> Tensor:
+    """The edges as plain numbers; PyG's own kind of tensor stays such in sums."""
+    edges = edges.as_tensor() if isinstance(edges, EdgeIndex) else edges
+    if not isinstance(edges, Tensor) or edges.layout != torch.strided or edges.dim() != 2 or edges.size(0) != 2:
+        got = f"{edges.layout} {tuple(edges.shape)}" if isinstance(edges, Tensor) else type(edges).__name__
+        raise ValueError(f"edge_index_dict[{edge_type}]: expected an edge_index (2, E), got {got}")
+    return edges
+
+
+def _check_size(of_nodes: Tensor, nodes: int, argument: str, node_type: NodeType) -> None:
+    if of_nodes.dim() != 1 or of_nodes.size(0) != nodes:
+        raise ValueError(f"{argument}[{node_type!r}]: expected ({nodes},), one for each node, got {tuple(of_nodes.shape)}")
 
 
 def _between_all(parts: list[_Part], rows: int, device: torch.device) -> Tensor | None:

@@ -212,7 +212,8 @@ def by_sample(
         for m in modalities:
             node = graph[f"{m}_{space}"]
             _check_samples(node, f"{m}_{space}", samples)
-            found[space][m] = put_rows(node.x, node.sample, samples)
+            x = node.x if "present" not in node else node.x.masked_fill(~node.present.unsqueeze(1), 0)
+            found[space][m] = put_rows(x, node.sample, samples)
             there = torch.zeros(samples, dtype=torch.bool, device=node.x.device)
             # What is absent may be there all the same, marked so.
             here = there.index_fill(0, node.sample, True) if "present" not in node else there.scatter(0, node.sample, node.present)

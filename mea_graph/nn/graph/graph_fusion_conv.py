@@ -186,6 +186,7 @@ class GraphFusionConv(MessagePassing):
         return_attention_weights: bool | None = None,
     ) -> Tensor | tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, SparseTensor]:
         """Returns the new features of the destination nodes."""
+        edge_index = _coalesced(edge_index)
         of_src, of_dst = self._checked(x)
         x_src = self._transform(of_src, 0)
         x_dst = x_src if of_dst is of_src and self.lin is not None else None
@@ -305,6 +306,8 @@ class GraphFusionConv(MessagePassing):
             if isinstance(edge_index, SparseTensor):
                 row, column, value = edge_index.coo()
                 edge_index = torch.stack([column, row])
+            elif edge_index.layout == torch.sparse_coo:
+                edge_index, value = edge_index.indices().flip(0), edge_index.values()
             else:
                 edge_index, value = to_edge_index(edge_index)
                 edge_index = edge_index.flip(0)
@@ -357,6 +360,18 @@ class GraphFusionConv(MessagePassing):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads})"
+
+
+def _coalesced(edges: Adj) -> Adj:
+    """A matrix of COO with each edge once, parallel ones summed: PyG would mark the caller's own as such, and cut off its gradient.
+
+    Features of parallel edges stay apart.
+    """
+    if not is_torch_sparse_tensor(edges) or edges.layout != torch.sparse_coo or edges.is_coalesced():
+        return edges
+    if not edges.dense_dim():
+        return edges.coalesce()
+    return torch.sparse_coo_tensor(edges._indices(), edges._values(), edges.shape, is_coalesced=True)
 
 
 def is_large(size: int) -> bool:

@@ -57,7 +57,7 @@ class DoubleDiscriminator(nn.Module):
         - result: `Discrimination`
 
     Raises:
-        ValueError: If the modalities are not those named, they differ in their number of samples, or `adversary` is unknown.
+        ValueError: If the modalities are not those named, a shape is wrong, samples differ in number, or `adversary` is unknown.
         TypeError: If a representation has another dtype than the weights.
 
     >>> import torch
@@ -82,7 +82,7 @@ class DoubleDiscriminator(nn.Module):
             raise ValueError(f"reversal: expected a finite number of at least 0, got {reversal}")
         self.adversary = adversary
         check_sizes(channels=channels)
-        self.modalities = check_modalities(modalities, at_least=2)
+        self.channels, self.modalities = channels, check_modalities(modalities, at_least=2)
         size = len(self.modalities)
         self.importance = nn.Linear(channels, size, bias=False) if importance else None  # softmax(h W_i), as printed
         self.reversal = GradientReversal(reversal)
@@ -120,6 +120,8 @@ class DoubleDiscriminator(nn.Module):
                 check_same_samples(space, name)
                 for m in self.modalities:
                     check_dtype(space[m], dtype, f"{name}[{m!r}]")
+                    if space[m].dim() != 2 or space[m].size(1) != self.channels:
+                        raise ValueError(f"{name}[{m!r}]: expected (B, {self.channels}), got {tuple(space[m].shape)}")
             stacked.append(None if space is None else torch.stack([space[m] for m in self.modalities], 1))  # (B, M, d_h)
         h_e, h_a = stacked
         importance = omega = confusion = None

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mea_graph.nn._sequences import check_keys, check_modalities, check_same_samples, check_sizes
+from mea_graph.nn._sequences import apart, check_keys, check_modalities, check_same_samples, check_sizes
 
 
 class ModalityCentering(nn.Module):
@@ -19,7 +19,8 @@ class ModalityCentering(nn.Module):
     non-linear classifier may still recognise the modality.
 
     The means run along with training as in batch normalisation, and stay fixed in evaluation; they are not differentiated. In training
-    mode they include the current batch. Samples that lack a modality do not count and get zeros.
+    mode they include the current batch, which activation checkpointing counts once. Samples that lack a modality do not count and get
+    zeros.
 
     Dropout and noise shift the means of training, and a probe sees the smallest shift: `measuring` replaces them by those of evaluation.
 
@@ -107,10 +108,10 @@ class ModalityCentering(nn.Module):
                 if mask.shape != h[m].shape[:1] or mask.dtype != torch.bool:
                     raise ValueError(f"present[{m!r}]: expected bool {tuple(h[m].shape[:1])}, got {mask.dtype} {tuple(mask.shape)}")
             there = torch.stack([present[m] for m in self.modalities]).unsqueeze(-1)  # (M, B, 1)
-        if self.training or self._measuring:
+        if (self.training or self._measuring) and not _is_computed_again():
             self._update(stacked.detach().to(self.mean.dtype), there)
         centred = (stacked - self.mean.unsqueeze(1).to(stacked.dtype)).masked_fill(~there, 0)
-        return dict(zip(self.modalities, centred.unbind(0), strict=True))
+        return apart(dict(zip(self.modalities, centred.unbind(0), strict=True)), None)
 
     def _update(self, h: Tensor, there: Tensor) -> None:
         count = there.sum((1, 2))
@@ -122,3 +123,8 @@ class ModalityCentering(nn.Module):
             weight = torch.full_like(share, self.momentum).masked_fill(self.seen == 0, 1) * (count > 0)
         self.mean.add_(weight.unsqueeze(1) * (batch_mean - self.mean))
         self.seen.add_(count)
+
+
+def _is_computed_again() -> bool:
+    """Whether a backward pass is at work, as where activation checkpointing calls the layer once more: its batch has been counted."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

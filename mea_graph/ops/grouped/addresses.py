@@ -34,7 +34,7 @@ def addresses(kinds: Sequence[Sequence[Tensor]], device: torch.device) -> Tensor
 
 
 def unpacked(ctx: Any) -> tuple[Tensor, ...]:
-    """The rows and what was saved after them; a hook may have laid out anew what a kernel is to find by its address."""
+    """The rows and what was saved after them; a hook may have laid out anew what a kernel or C++ is to find by its address."""
     rows, *others = ctx.saved_tensors
     return rows, *(others if all(map(Tensor.is_contiguous, others)) else map(Tensor.contiguous, others))
 

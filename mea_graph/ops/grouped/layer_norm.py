@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op, accept, is_unwatched
+from mea_graph.ops.eager import is_batched
 from mea_graph.ops.grouped import batched, native, reference, triton
 from mea_graph.ops.grouped.parts import check, check_shapes, refuse, slices
 from mea_graph.ops.library import register, through_reference
@@ -126,7 +127,7 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, mean, rstd, *parameters = ctx.saved_tensors
         n, weights = ctx.groups, parameters[: ctx.groups]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grads[0]):
             inputs = (x, weights, parameters[n:], ctx.starts, ctx.sizes, ctx.eps)
             d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
             return d_x, None, None, None, None, *d_weights, *d_biases

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.backends import Backend, Op, accept, is_unwatched
+from mea_graph.ops.eager import is_batched
 from mea_graph.ops.grouped import batched, native, reference, triton
 from mea_graph.ops.grouped.parts import check, check_shapes, refuse, slices, split
 from mea_graph.ops.library import register, through_reference
@@ -235,7 +236,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         x, mean, rstd, *parameters = ctx.saved_tensors
         weights, biases, scales, shifts = split(parameters, ctx.counts)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grads[0]):
             grad = grads[0].t() if ctx.steps_last else grads[0]
             inputs = (x, weights, biases, ctx.starts, ctx.sizes, scales, shifts, ctx.eps, False)
             d_x, d_weights, d_biases, _, _, d_scales, d_shifts, *_ = through_reference(reference.linear, inputs, grad)

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mea_graph.ops.eager import PLAIN_TYPES, is_observed, is_traced
+from mea_graph.ops.eager import PLAIN_TYPES, is_batched, is_observed, is_traced
 from mea_graph.ops.grouped import parts, reference
+from mea_graph.ops.grouped.addresses import unpacked
 from mea_graph.ops.library import register, through_reference
 from mea_graph.ops.native import library
 
@@ -199,10 +200,10 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = unpacked(ctx)
         arguments = _arguments(ctx.counts, ctx.numbers, tensors)
         d_onto = grads[0] if ctx.needs_input_grad[1] else None
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grads[0]):
             *lists, eps, steps_last = arguments
             grad = grads[0].t() if steps_last else grads[0]
             d_x, d_weights, d_biases, _, _, d_scales, d_shifts, *_ = through_reference(reference.linear, (x, *lists, eps, False), grad)
@@ -300,10 +301,10 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        x, *tensors = ctx.saved_tensors
+        x, *tensors = unpacked(ctx)
         groups = len(ctx.numbers[0])
         inputs = (x, tensors[:groups], tensors[groups:], *ctx.numbers)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grads[0]):
             d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])
             return d_x, None, None, None, *d_weights, *d_biases
         d_x, *d = (_norm_backward_operator if is_observed() else _norm_backward)(grads[0], *inputs)

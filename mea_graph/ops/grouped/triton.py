@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mea_graph.ops.eager import PLAIN_TYPES, is_observed, is_traced
+from mea_graph.ops.eager import PLAIN_TYPES, is_batched, is_observed, is_traced
 from mea_graph.ops.grouped import batched, reference
 from mea_graph.ops.grouped.addresses import addresses, unpacked
 from mea_graph.ops.grouped.batched import autocast_dtype
@@ -239,7 +239,7 @@ class _Linear(torch.autograd.Function):
         d_onto = grad.to(ctx.dtype) if ctx.needs_input_grad[1] else None
         if not (ctx.needs_input_grad[0] or any(ctx.needs_input_grad[4:])):
             return None, d_onto, *(None,) * (2 + len(tensors))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grads[0]):
             d = _again(grad, x, lists, ctx.numbers)
             return d[0], d_onto, None, None, *d[1:]
         run: Callable[..., Any] = _linear_backward_operator if is_traced() or is_observed() else _linear_backward
@@ -380,7 +380,7 @@ class _Norm(torch.autograd.Function):
         x, moments, *tensors = unpacked(ctx)
         rows, shared, eps, dtype = ctx.numbers
         groups = len(tensors) // 2
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or is_batched(grads[0]):
             x, *tensors = (t.to(dtype) for t in (x, *tensors))  # torch's own asks for one dtype; autograd converts the gradients back
             inputs = (x, tensors[:groups], tensors[groups:], *_ranges(rows, shared, groups), eps)
             d_x, d_weights, d_biases, *_ = through_reference(reference.norm, inputs, grads[0])

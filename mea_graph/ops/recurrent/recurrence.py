@@ -74,7 +74,7 @@ class Recurrence:
         if not d_driven.numel():
             return d_driven, d_weight.zero_()
         slopes = _rows_like(grad.new_empty(grad.size(0), 2, 4, grad.size(2)), packed)
-        self._back(grad.contiguous(), states, weight.contiguous(), start.contiguous(), length.contiguous(), slopes)
+        self._back(grad.contiguous(), states.contiguous(), weight.contiguous(), start.contiguous(), length.contiguous(), slopes)
         heard = slopes if cell.gates == 4 else slopes[:, :, list(cell.heard)]
         before = states[:, :, -1]
         if cell.has_bias:
@@ -160,7 +160,7 @@ def _again(cell: Cell, driven: Tensor, weight: Tensor, start: Tensor, length: Te
     states, first, samples = [], 0, start.size(0) // weight.size(0)
     for k, size in enumerate(sizes):
         own = slice(k * samples, (k + 1) * samples)
-        where = Pointers(start[own] - first, length[own], size, packed=packed)
+        where = Pointers.of_own(start[own] - first, length[own], size, packed=packed)
         rows = driven[first : first + size].flatten(1)
         if not packed:
             rows = rows.masked_fill(~where.real[:, None], 0)
