@@ -1,4 +1,5 @@
 import math
+import pickle
 from typing import NamedTuple
 
 import lightning as L
@@ -205,12 +206,25 @@ def test_a_module_comes_back_from_its_checkpoint_safely(module_class, tmp_path, 
     module = module_class(data.in_channels, data.task, data.out_channels, learning_rate=0.005, **options)
     trainer = fit(module, data)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    again = module_class.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    again = module_class.load_from_checkpoint(tmp_path / "a.ckpt")
     assert dict(again.hparams) == dict(module.hparams)
     assert again.learning_rate == 0.005
     batch = next(iter(data.val_dataloader()))
     outputs = [m.eval().predict_step(batch, 0)["prediction"] for m in (module, again)]
     assert torch.equal(*outputs)
+
+
+class Trap:
+    """What a foreign file may hold: it would run code when it is opened."""
+
+    def __reduce__(self):
+        return pytest.fail, ("code out of a checkpoint was run",)
+
+
+def test_no_code_out_of_a_checkpoint_is_run(tmp_path):
+    torch.save({"state_dict": {}, "trap": Trap()}, tmp_path / "foreign.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        MEAModule.load_from_checkpoint(tmp_path / "foreign.ckpt")
 
 
 def test_optimiser_and_schedule(scores_source):
