@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional import mean_absolute_error, mean_squared_error, pearson_corrcoef, r2_score
+from torchmetrics.functional import mean_absolute_error, mean_squared_error, pearson_corrcoef
 from torchmetrics.functional.classification import (
     binary_auroc,
     multiclass_accuracy,
@@ -123,12 +123,11 @@ def regression_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     >>> round(scores["mae"].item(), 4)
     0.3333
     """
-    varied = target.numel() > 1 and bool(target.max() > target.min())
     return {
         "mae": mean_absolute_error(prediction, target),
         "rmse": mean_squared_error(prediction, target, squared=False),
         "corr": _correlation(prediction, target),
-        "r2": r2_score(prediction, target) if varied else _undefined(target),
+        "r2": _explained(prediction, target),
     }
 
 
@@ -226,6 +225,13 @@ def _undefined(like: Tensor) -> Tensor:
 def _correlation(prediction: Tensor, target: Tensor) -> Tensor:
     constant = prediction.numel() < 2 or bool((prediction == prediction[0]).all() or (target == target[0]).all())
     return _undefined(prediction) if constant else pearson_corrcoef(prediction, target)
+
+
+def _explained(prediction: Tensor, target: Tensor) -> Tensor:
+    """R2 of targets of any size: torchmetrics takes sums of squares below 1e-4 for 0, and gives a perfect 1 where both are."""
+    spread = (target - target.mean()).square().sum()
+    varied = target.numel() > 1 and bool(target.max() > target.min()) and bool(spread > 0)
+    return 1 - (prediction - target).square().sum() / spread if varied else _undefined(target)
 
 
 def _area_under_curve(margin: Tensor, target: Tensor) -> Tensor:
