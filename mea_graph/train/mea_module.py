@@ -18,6 +18,7 @@ from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.option_types import check_types, plain_value
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import ONE_PASS, SequenceDataModule
+from mea_graph.train.evaluation_mode import evaluating
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -98,13 +99,10 @@ class MEAModule(TaskModule):
         centering = cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
         if centering is None or not self.trainer.is_last_batch:
             return
-        modes = {part: part.training for part in self.modules()}
-        self.eval()  # as a whole: no dropout, and no augmentation
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():  # in evaluation's precision
+        # in evaluation's mode, without dropout and augmentation, and in its precision
+        with evaluating(self), torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():
             for part in self._each_sample_once():
                 self.run(part.to(self.device))
-        for module, training in modes.items():
-            module.training = training
         self._average(centering)
 
     def _each_sample_once(self) -> Iterable[Batch]:
