@@ -39,6 +39,7 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
 
 def attach(data, rank=0, processes=1, fn=TrainerFn.FITTING):
     """What the data module asks of a trainer."""
-    fit_loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+    progress = SimpleNamespace(current=SimpleNamespace(processed=0), is_last_batch=False)
+    fit_loop = SimpleNamespace(epoch_progress=progress, epoch_loop=SimpleNamespace(batch_progress=progress), restarting=False)
     data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, state=SimpleNamespace(fn=fn), fit_loop=fit_loop)
     return data
