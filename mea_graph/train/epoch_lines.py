@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import lightning as L
 
+from mea_graph.train.reports import number_format
+
 
 class EpochLines(L.Callback):
     """Prints the training loss and every validation number of its own once per epoch, on the first process.
@@ -32,4 +34,4 @@ class EpochLines(L.Callback):
             epoch: Number of the epoch, from 0.
             numbers: What was logged.
         """
-        return f"epoch {epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+        return f"epoch {epoch}: " + ", ".join(f"{name} {value:{number_format(value)}}" for name, value in numbers.items())
