@@ -74,6 +74,8 @@ class TaskMetrics(Metric):
         if label_names is not None and (isinstance(label_names, str) or len(label_names) != out_channels):
             got = repr(label_names) if isinstance(label_names, str) else f"{len(label_names)}: {list(label_names)}"
             raise ValueError(f"label_names: expected {out_channels} names (one per output), got {got}"[:300])
+        if label_names is not None and len(set(label_names)) < len(label_names):  # scores go by the name
+            raise ValueError(f"label_names: expected different names, got {list(label_names)}"[:300])
         self.task = task
         self.out_channels = out_channels
         self.sentiment = sentiment

@@ -152,6 +152,13 @@ def test_a_constant_prediction_has_no_correlation_but_all_else():
     assert found["f1_nonneg"] == pytest.approx(f1_score(target >= 0, [1] * 4, average="weighted"))
 
 
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_two_labels_of_one_name_are_refused(task):
+    """The scores of one took the place of the other's, and counted twice in the mean."""
+    with pytest.raises(ValueError, match=r"label_names: expected different names, got \['sad', 'sad', 'happy'\]"):
+        TaskMetrics(task, 3, label_names=["sad", "sad", "happy"])
+
+
 def test_what_is_not_defined_is_nan():
     assert math.isnan(scored(np.zeros((3, 2)), np.array([1, 1, 1]), "classification", 2)["auc"])
     assert math.isnan(scored(np.array([0.1, 0.2]), np.array([0.0, 0.0]), "regression", sentiment=True)["acc2_pos"])
