@@ -231,7 +231,7 @@ class SequenceDataModule(L.LightningDataModule):
         drawn = {"batches": self.sampling.batches, "classes": self.targets("train").numpy() if self.sampling.balanced else None}
         loader = self._loader(self._part("train"), shuffle=True, num_replicas=processes, rank=rank, **drawn)
         if self.trainer is not None:
-            take_up(loader.batch_sampler, self.trainer.fit_loop)
+            take_up(loader.batch_sampler, self.trainer)
         return loader
 
     def val_dataloader(self) -> DataLoader:
