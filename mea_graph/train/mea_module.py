@@ -85,6 +85,15 @@ class MEAModule(TaskModule):
         self.hparams.update(in_channels=in_channels, task=task, out_channels=out_channels, **options)
         self.loss = MEALoss(task, **{**loss, "class_weights": None})  # `setup` knows them: they may be counted
 
+    @property
+    def _centering(self) -> ModalityCentering | None:
+        return cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self._centering is not None and self._trainer is not None:
+            self._centering._joint = self._sum if self.trainer.world_size > 1 else None
+
     def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
         """Returns the whole objective as `loss` and each of its terms, unweighted, by name."""
         terms = self.loss(_joined(output, self.gather), self.gather(target))._asdict()
@@ -96,7 +105,7 @@ class MEAModule(TaskModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Measures, at the end of an epoch, the means that `ModalityCentering` uses in evaluation."""
-        centering = cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
+        centering = self._centering
         if centering is None or not self.trainer.is_last_batch:
             return
         # in evaluation's mode, without dropout and augmentation, and in its precision
@@ -114,10 +123,13 @@ class MEAModule(TaskModule):
     def _average(self, centering: ModalityCentering) -> None:
         """The means of all processes."""
         if self.trainer.world_size > 1:
-            total = self.trainer.strategy.reduce(centering.mean * centering.seen.unsqueeze(1), reduce_op="sum")
-            seen = self.trainer.strategy.reduce(centering.seen, reduce_op="sum")
+            total, seen = self._sum(centering.mean * centering.seen.unsqueeze(1)), self._sum(centering.seen)
             centering.mean.copy_(total / seen.clamp(min=1).unsqueeze(1))
             centering.seen.copy_(seen)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over all processes."""
+        return cast(Tensor, self.trainer.strategy.reduce(values.clone(), reduce_op="sum"))
 
 
 def _joined(output: MEAOutput, gather: Callable[[Tensor], Tensor]) -> MEAOutput:
