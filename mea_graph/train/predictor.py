@@ -39,7 +39,7 @@ class Predictor:
 
     `Predictor.load` takes the folder of a run or a checkpoint; both hold all that it needs: modalities and their widths, the names of the
     classes, the task and the statistics of the training samples. The constructor takes a module in memory. It computes in the precision of
-    the module's weights.
+    the module's weights. Several threads may predict with one predictor.
 
     If training standardised by a field (`standardize: subject`), the new data must have that field too. Their statistics then come from
     the new samples, as in training, so give all samples of a subject in one call.
