@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from mea_graph.baselines.constant import constant_prediction
@@ -32,7 +33,8 @@ def constant_scores(data: SequenceDataModule, part: str, sentiment: bool = False
 def pooled_linear(data: SequenceDataModule) -> PooledLinear:
     """Returns `PooledLinear`, fitted to the training samples as a network sees them.
 
-    Its penalty is chosen in folds of which each leaves out other values of the field that divides the data, such as other speakers.
+    Its penalty is chosen in folds of which each leaves out other values of the field that divides the data, such as other speakers, where
+    the training samples have several; else other samples.
 
     Args:
         data: Has the samples.
@@ -42,7 +44,10 @@ def pooled_linear(data: SequenceDataModule) -> PooledLinear:
     201
     """
     by = data.split.by
-    groups = None if by is None else data.dataset.fields[by][data.parts["train"]]
+    # the file's own splits are no field: their names say nothing of which samples are alike
+    groups = data.dataset.fields[by][data.parts["train"]] if by in data.dataset.fields else None
+    if groups is not None and len(np.unique(groups)) < 2:
+        groups = None
     data.targets("train")  # says what is missing
     return PooledLinear(data.task, data.out_channels).fit(data.samples("train"), groups)
 

@@ -59,6 +59,12 @@ def _folder(root: Path, contents: str, reader: str, options: Mapping[str, Any]) 
     return root / hashlib.sha256(json.dumps([FORMAT_VERSION, contents, reader, _fingerprint(options)]).encode()).hexdigest()[:32]
 
 
+def _source_hash(contents: str, options: Mapping[str, Any]) -> str:
+    """What identifies the samples: the source's contents, and arrays given with it, of which sequences are made, such as an embedding."""
+    arrays = [_fingerprint(value) for _, value in sorted(options.items()) if isinstance(value, np.ndarray)]
+    return hashlib.sha256(json.dumps([contents, arrays]).encode()).hexdigest() if arrays else contents
+
+
 def _has_entries(root: Path) -> bool:
     return next(root.glob("*/meta.json"), None) is not None
 
@@ -79,9 +85,9 @@ def _convert(root: Path, known: _Known, reader: str, options: Mapping[str, Any],
                 return
             with known.being_hashed() as contents:  # beside the reading: it takes as long
                 write_made(
-                    lambda: replace(read()._store, source_hash=contents()),
+                    lambda: replace(read()._store, source_hash=_source_hash(contents(), options)),
                     root,
-                    lambda store: _folder(root, store.hash, reader, options),
+                    lambda _: _folder(root, contents(), reader, options),
                     alone,
                 )
     except MemoryError as error:

@@ -234,7 +234,7 @@ class MultimodalDataset(ViewedDataset):
 
     @property
     def hash(self) -> str:
-        """SHA-256 of the source file, or of the arrays without a file; a view has that of the whole data set."""
+        """SHA-256 of the source file and its `embedding`, or of the arrays without a file; a view has that of the whole data set."""
         return self._store.hash
 
     def has_time(self, modality: str) -> bool:

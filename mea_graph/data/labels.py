@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from mea_graph.data.arrays import as_names, as_numbers
-from mea_graph.data.doubts import OF_SPLIT
+from mea_graph.data.doubts import OF_DIGITS, OF_SPLIT
 from mea_graph.data.errors import DataError
 from mea_graph.suggestions import did_you_mean
 
 _SPLITS = {"train": ("train", "training"), "valid": ("valid", "val", "dev", "validation"), "test": ("test", "testing")}
 _MEANT = {name: meant for meant, names in _SPLITS.items() for name in names}
 _NAMED = 5  # labels that an error names
+_FEW_STEPS = 1000  # of float32 between the least and the largest label: they keep three digits
 WHOLE = "y: whole numbers, but floats: taken as regression; for classes give integers, y.astype(int)"
 WHOLE_OF_FILE = (
     "labels: whole numbers, taken as regression; labels='classes' (on the command line data.reader.labels) takes them as classes"
@@ -50,6 +51,18 @@ def read_labels(y: Any, label_names: Sequence[str] | None, note: str | None) -> 
         raise DataError(f"y: expected labels among {names}, got {unknown[:_NAMED]}")
     guessed = label_names is None and bool(names) and all(map(_is_number, names))
     return np.array([place[word] for word in words], np.int64), names, [_NUMBERS] if guessed else []
+
+
+def digit_notes(y: Any) -> list[str]:
+    """A note on real labels that lie so close together, for their size, that float32 leaves little of what tells them apart."""
+    array = as_numbers("y", y)
+    if array.dtype.kind != "f" or array.ndim != 1 or not array.size:
+        return []
+    low, high = float(array.min()), float(array.max())
+    spread, size = high - low, max(abs(low), abs(high))
+    if not 1e-12 * size < spread < _FEW_STEPS * float(np.finfo(np.float32).eps) * size:  # less is rounding
+        return []
+    return [f"y: the {OF_DIGITS} in float32, since they lie between {low:.12g} and {high:.12g}; take their mean away"]
 
 
 def _words(what: str, values: Any) -> list[str] | None:

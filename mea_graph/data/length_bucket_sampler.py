@@ -93,6 +93,7 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         self._num_replicas, self._rank, self._bucket_multiplier = num_replicas, rank, bucket_multiplier
         self._steps = np.sum(list(self._lengths.values()), axis=0)
         self._batches = batches
+        self._behind = 0  # batches that a resumed run has behind it, which the first reading leaves out
         if batches is not None and self._batches_of_a_pass == 0:
             raise ValueError(f"batches: expected at least one batch in a pass over the samples, got none of {len(self._steps)} samples")
         self._members = None if classes is None else _members(np.asarray(classes), len(self._steps), shuffle)
@@ -115,7 +116,8 @@ class LengthBucketBatchSampler(Sampler[list[int]]):
         return max(2, self._num_replicas)
 
     def __iter__(self) -> Iterator[list[int]]:
-        for together in self._groups_of_epoch(self._bucket_multiplier, self._shuffle):
+        behind, self._behind = self._behind, 0
+        for together in self._groups_of_epoch(self._bucket_multiplier, self._shuffle)[behind:]:
             yield together[self._rank :: self._num_replicas].tolist()
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mea_graph.data.arrays import as_numbers
+from mea_graph.data.doubts import warn_of_alike
 from mea_graph.data.errors import DataError
 from mea_graph.data.ragged import Ragged
 
@@ -61,6 +62,7 @@ def scaling_of(
     if by is None:
         group[dataset._rows] = 0
     else:
+        warn_of_alike("standardize", by, dataset._field(by))
         values, group[dataset._rows] = np.unique(dataset._field(by), return_inverse=True)
         if lacking := sorted(set(range(len(values))) - set(group[fit].tolist())):
             raise DataError(f"standardize by {by!r}: expected samples of every value in fit_on, got none of {values[lacking].tolist()[:5]}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from mea_graph.data.arrays import as_names, as_numbers
 from mea_graph.data.errors import DataError, printable
-from mea_graph.data.labels import split_notes, text
+from mea_graph.data.labels import digit_notes, split_notes, text
 from mea_graph.data.ragged import Ragged, pack
 from mea_graph.data.texts import text_array
 from mea_graph.data.times import in_seconds, time_notes
@@ -83,6 +83,7 @@ def build_store(
     sequences = {name: pack(name, arrays, names, seconds.get(name)) for name, arrays in x.items()}
     timed = time_notes(seconds, sequences, set(seconds) if units_known else known)
     labels = None if y is None else _checked_y(y, names)
+    digits = [] if y is None else digit_notes(y)
     parts = None if split is None else _checked_column("split", split, samples, kinds="U")
     doubted = [] if parts is None else split_notes(parts, names)
     return Store(
@@ -92,7 +93,7 @@ def build_store(
         split=parts,
         fields={name: _checked_column(f"field {name!r}", values, samples) for name, values in (fields or {}).items()},
         label_names=_checked_label_names(label_names, labels),
-        notes=tuple(dict.fromkeys(map(printable, [*notes, *timed, *doubted]))),
+        notes=tuple(dict.fromkeys(map(printable, [*notes, *timed, *digits, *doubted]))),
         standardized=standardized,
     )
 

@@ -24,7 +24,7 @@ from mea_graph.data.rows import make_rows
 from mea_graph.data.store import Store
 from mea_graph.whole_files import sync_folder
 
-FORMAT_VERSION = 7  # raise it whenever what is written, or what readers make of a file, changes
+FORMAT_VERSION = 8  # raise it whenever what is written, or what readers make of a file, changes
 _SMALL = 1 << 20  # bytes of a file that are compared with their check sum whenever it is opened
 _TEMPORARY = ".writing-"
 _ABANDONED = 24 * 3600.0  # seconds after which any temporary folder counts as left by a process that was killed

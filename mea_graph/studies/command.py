@@ -65,13 +65,12 @@ def _study(words: argparse.Namespace, command: str) -> int:
     runs = plan(recipe, study.rows(recipe.model, list(data.in_channels), words), words, data.dataset.hash, **study.measured(words))
     check_runs(runs)
     folder = words.out or Path("studies") / recipe.name / words.study
-    shown = recipe.monitor.rpartition("/")[2]
     with claimed(folder):
         print(f"{len({run.id for run in runs})} runs in {folder}", flush=True)
         with computing_on(words.threads or recipe.threads) as note:
             if note:
                 print(f"note: {note}", flush=True)
-            found, errors = finish(runs, folder, words.workers, words.accelerator, shown)
+            found, errors = finish(runs, folder, words.workers, words.accelerator, data.task)
         results = Results.gather(runs, found, data.task, recipe.monitor)
         if results.records:
             text, figures = study.report(results, folder, words)

@@ -25,11 +25,11 @@ from mea_graph.studies.recipe import Recipe, open_data
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.early_stopping import EarlyStopping
 from mea_graph.train.error_message import lack_of_memory, one_line
-from mea_graph.train.history import History
 from mea_graph.train.mea_module import MEAModule, complete_options
 from mea_graph.train.model_checkpoint import best_and_last
 from mea_graph.train.monitors import logged_names, unknown_monitor
 from mea_graph.train.quieten import quieten
+from mea_graph.train.reports import plain
 from mea_graph.train.task_module import TaskModule
 from mea_graph.train.training_progress import Step, TellProgress
 from mea_graph.train.versions import versions
@@ -232,7 +232,6 @@ def _fit_at_once(run: Run, data: SequenceDataModule) -> dict[str, Any]:
 
 def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path, tell: Callable[[Step], None]) -> dict[str, Any]:
     monitor, mode = run.selection["monitor"], run.selection["mode"]
-    history = History()
     with tempfile.TemporaryDirectory() as folder:
         best, last = best_and_last(folder, monitor, mode)
         trainer = L.Trainer(
@@ -242,7 +241,6 @@ def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path,
             logger=False,
             use_distributed_sampler=False,
             callbacks=[
-                history,
                 EarlyStopping(monitor, mode=mode, patience=run.selection["patience"]),
                 TellProgress(run.title, monitor, tell),
                 best,
@@ -264,11 +262,14 @@ def _train(run: Run, data: SequenceDataModule, accelerator: str, drawings: Path,
             )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
+    # measured again: not every epoch validates, and one may do so several times
+    trainer.validate(module, data, weights_only=True, verbose=False)
+    valid = {name.removeprefix("valid/"): value for name, value in plain(trainer.callback_metrics).items() if name.startswith("valid/")}
     module.to(trainer.strategy.root_device).eval()
     data.trainer = None  # from here on the data is read by us, not by Lightning
     scores = evaluate(module, data, run.missing, run.seed)
     record = {
-        "valid": {name.removeprefix("valid/"): v[checkpoint["epoch"]] for name, v in history.values.items() if name.startswith("valid/")},
+        "valid": valid,
         "test": scores.whole,
         "epochs": trainer.current_epoch,
         "chosen_epoch": checkpoint["epoch"] + 1,

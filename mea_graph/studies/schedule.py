@@ -14,7 +14,9 @@ from typing import Any
 
 from mea_graph.studies.records import Record, append_record, read_records
 from mea_graph.studies.run import Run, carry_out
+from mea_graph.studies.tables import shown_metrics
 from mea_graph.train.error_message import one_line
+from mea_graph.train.metrics import Task
 from mea_graph.train.reports import cell
 from mea_graph.train.training_progress import Step, TrainingDisplay
 
@@ -22,7 +24,7 @@ LINE_EVERY = 30.0  # seconds, where progress is lines
 Outcome = tuple[Run, Record | None, str]  # a run, its record, or why it failed
 
 
-def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, shown: str) -> tuple[dict[str, Record], list[str]]:
+def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, task: Task) -> tuple[dict[str, Record], list[str]]:
     """Carries out the unfinished runs and returns the records of all runs, by id, and the errors.
 
     Each record is on disk before the next run is waited for, so that a study that is stopped goes on where it was. A run that fails does
@@ -33,7 +35,7 @@ def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, sh
         folder: Holds `runs.jsonl`.
         workers: Number of processes; 1 works in this one.
         accelerator: The accelerator of Lightning's `Trainer`.
-        shown: The test metric to show as runs finish.
+        task: The kind of target, whose main metric is shown as runs finish.
     """
     path = folder / "runs.jsonl"
     records = read_records(path)
@@ -53,6 +55,7 @@ def finish(runs: Sequence[Run], folder: Path, workers: int, accelerator: str, sh
                 continue
             append_record(path, record)
             records[run.id] = record
+            shown = shown_metrics(task, record["test"], run.selection["monitor"])[0]
             score = cell(record["test"].get(shown, math.nan))
             display.finished(run.title, f"{run.title}: test {shown} {score}, {record['seconds']:.0f} s")
     # the records as they stand in the file: an undefined number is null there

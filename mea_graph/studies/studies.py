@@ -19,6 +19,7 @@ from mea_graph.studies.report import Results
 from mea_graph.studies.rows import FULL, Row, ablated, chosen, compared, with_dropout
 from mea_graph.studies.run import UNTRAINED, whole_options
 from mea_graph.studies.tables import markdown, mean_and_sd
+from mea_graph.train.reports import cell
 from mea_graph.viz import embedding_scatter, score_bars, score_curves, score_map
 
 Report = tuple[str, dict[str, Figure]]
@@ -144,7 +145,7 @@ def _loss(curve: Mapping[float, Sequence[float]], shares: Sequence[float], lower
     if not all(ends):
         return "-"
     first, last = (math.fsum(values) / len(values) for values in ends)
-    return f"{(last - first) if lower_is_better else (first - last):.3f}"
+    return cell((last - first) if lower_is_better else (first - last))
 
 
 # disentangle: with and without what drives the two spaces apart, and with the modality's mean taken away

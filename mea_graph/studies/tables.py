@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from mea_graph.train.metrics import MAIN_METRIC, Task
+from mea_graph.train.reports import number_format
 
 Values = dict[int, float]  # by seed
 
@@ -39,12 +40,19 @@ def mean_and_sd(values: Sequence[float]) -> str:
     Args:
         values: One a seed.
 
-    >>> mean_and_sd([0.5, 0.7]), mean_and_sd([0.5]), mean_and_sd([])
-    ('0.600 ± 0.141', '0.500', '-')
+    >>> (
+    ...     mean_and_sd([0.5, 0.7]),
+    ...     mean_and_sd([0.5]),
+    ...     mean_and_sd([]),
+    ...     mean_and_sd([2e-6]),
+    ... )
+    ('0.600 ± 0.141', '0.500', '-', '2.0e-06')
     """
     if not len(values) or not np.isfinite(values).all():
         return "-"
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+    mean = float(np.mean(values))
+    form = number_format(mean)
+    return f"{mean:{form}}" + (f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else "")
 
 
 def paired_p(ours: Values, theirs: Values) -> float:
@@ -131,7 +139,8 @@ def comparison_table(scores: Mapping[str, Mapping[str, Values]], metrics: Sequen
             ours, theirs = scores[reference][main], found[main]
             seeds = sorted(ours.keys() & theirs.keys())
             difference = [theirs[seed] - ours[seed] for seed in seeds]
-            away = f"{np.mean(difference):+.3f}" if seeds and np.isfinite(difference).all() else "-"
+            mean = float(np.mean(difference)) if seeds else math.nan
+            away = f"{mean:+{number_format(mean)}}" if math.isfinite(mean) else "-"
             value = p_values[name]
             p = "-" if math.isnan(value) else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
         seeds_of = found[main]

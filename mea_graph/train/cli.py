@@ -242,7 +242,7 @@ class CommandLine(LightningCLI):
     def after_fit(self) -> None:
         stopped = False
         if not self.restoring.done:
-            self._announce(f"nothing was left to train: the checkpoint has {self.trainer.global_step} updates already")
+            self._announce(self.restoring.nothing_left(self.trainer))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
                 stopped = True

@@ -29,7 +29,7 @@ from mea_graph.data import (
 from mea_graph.option_types import plain_value
 from mea_graph.train.metrics import Task
 from mea_graph.train.missing_modalities import warn_of_absent
-from mea_graph.train.sampling import Sampling
+from mea_graph.train.sampling import Sampling, take_up
 from mea_graph.train.splits import PARTS, SplitPolicy
 from mea_graph.train.targets import check_targets
 
@@ -230,9 +230,8 @@ class SequenceDataModule(L.LightningDataModule):
         rank, processes = self._processes
         drawn = {"batches": self.sampling.batches, "classes": self.targets("train").numpy() if self.sampling.balanced else None}
         loader = self._loader(self._part("train"), shuffle=True, num_replicas=processes, rank=rank, **drawn)
-        if self.trainer is not None:  # in a resumed run Lightning sets the epoch too late for workers, which fetch at once
-            progress: Any = self.trainer.fit_loop.epoch_progress.current
-            loader.batch_sampler.set_epoch(progress.processed)
+        if self.trainer is not None:
+            take_up(loader.batch_sampler, self.trainer)
         return loader
 
     def val_dataloader(self) -> DataLoader:

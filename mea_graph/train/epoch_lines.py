@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import lightning as L
 
+from mea_graph.train.reports import number_format
+
 
 class EpochLines(L.Callback):
-    """Prints the training loss and every validation number once per epoch, on the first process.
+    """Prints the training loss and every validation number of its own once per epoch, on the first process.
 
     >>> EpochLines.line(3, {"train/loss": 0.51, "valid/accuracy": 0.8})
     'epoch 3: train/loss 0.510, valid/accuracy 0.800'
     """
 
+    _validated = -1  # the last epoch that was
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._validated = trainer.current_epoch
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            shown = {name: float(v) for name, v in trainer.callback_metrics.items() if name == "train/loss" or name.startswith("valid/")}
+            own = ("train/loss", "valid/") if self._validated == trainer.current_epoch else ("train/loss",)  # others are of an epoch before
+            shown = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(own)}
             print(self.line(trainer.current_epoch, shown), flush=True)
 
     @staticmethod
@@ -25,4 +34,4 @@ class EpochLines(L.Callback):
             epoch: Number of the epoch, from 0.
             numbers: What was logged.
         """
-        return f"epoch {epoch}: " + ", ".join(f"{name} {value:.3f}" for name, value in numbers.items())
+        return f"epoch {epoch}: " + ", ".join(f"{name} {value:{number_format(value)}}" for name, value in numbers.items())

@@ -18,6 +18,7 @@ from mea_graph.nn.model_options import PUBLISHED, RECOMMENDED, merged
 from mea_graph.option_types import check_types, plain_value
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import ONE_PASS, SequenceDataModule
+from mea_graph.train.evaluation_mode import evaluating
 from mea_graph.train.keyword_arguments import arguments_for, takes_arguments_of
 from mea_graph.train.metrics import Task
 from mea_graph.train.task_module import TaskModule
@@ -84,6 +85,15 @@ class MEAModule(TaskModule):
         self.hparams.update(in_channels=in_channels, task=task, out_channels=out_channels, **options)
         self.loss = MEALoss(task, **{**loss, "class_weights": None})  # `setup` knows them: they may be counted
 
+    @property
+    def _centering(self) -> ModalityCentering | None:
+        return cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self._centering is not None and self._trainer is not None:
+            self._centering._joint = self._sum if self.trainer.world_size > 1 else None
+
     def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
         """Returns the whole objective as `loss` and each of its terms, unweighted, by name."""
         terms = self.loss(_joined(output, self.gather), self.gather(target))._asdict()
@@ -95,16 +105,13 @@ class MEAModule(TaskModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Measures, at the end of an epoch, the means that `ModalityCentering` uses in evaluation."""
-        centering = cast(ModalityCentering | None, getattr(cast(MEA, self.network).agnostic, "centering", None))
+        centering = self._centering
         if centering is None or not self.trainer.is_last_batch:
             return
-        modes = {part: part.training for part in self.modules()}
-        self.eval()  # as a whole: no dropout, and no augmentation
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():  # in evaluation's precision
+        # in evaluation's mode, without dropout and augmentation, and in its precision
+        with evaluating(self), torch.no_grad(), self.trainer.precision_plugin.forward_context(), centering.measuring():
             for part in self._each_sample_once():
                 self.run(part.to(self.device))
-        for module, training in modes.items():
-            module.training = training
         self._average(centering)
 
     def _each_sample_once(self) -> Iterable[Batch]:
@@ -116,10 +123,13 @@ class MEAModule(TaskModule):
     def _average(self, centering: ModalityCentering) -> None:
         """The means of all processes."""
         if self.trainer.world_size > 1:
-            total = self.trainer.strategy.reduce(centering.mean * centering.seen.unsqueeze(1), reduce_op="sum")
-            seen = self.trainer.strategy.reduce(centering.seen, reduce_op="sum")
+            total, seen = self._sum(centering.mean * centering.seen.unsqueeze(1)), self._sum(centering.seen)
             centering.mean.copy_(total / seen.clamp(min=1).unsqueeze(1))
             centering.seen.copy_(seen)
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over all processes."""
+        return cast(Tensor, self.trainer.strategy.reduce(values.clone(), reduce_op="sum"))
 
 
 def _joined(output: MEAOutput, gather: Callable[[Tensor], Tensor]) -> MEAOutput:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional import mean_absolute_error, mean_squared_error, pearson_corrcoef, r2_score
+from torchmetrics.functional import mean_absolute_error, mean_squared_error, pearson_corrcoef
 from torchmetrics.functional.classification import (
     binary_auroc,
     multiclass_accuracy,
@@ -74,6 +74,8 @@ class TaskMetrics(Metric):
         if label_names is not None and (isinstance(label_names, str) or len(label_names) != out_channels):
             got = repr(label_names) if isinstance(label_names, str) else f"{len(label_names)}: {list(label_names)}"
             raise ValueError(f"label_names: expected {out_channels} names (one per output), got {got}"[:300])
+        if label_names is not None and len(set(label_names)) < len(label_names):  # scores go by the name
+            raise ValueError(f"label_names: expected different names, got {list(label_names)}"[:300])
         self.task = task
         self.out_channels = out_channels
         self.sentiment = sentiment
@@ -133,12 +135,11 @@ def regression_metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
     >>> round(scores["mae"].item(), 4)
     0.3333
     """
-    varied = target.numel() > 1 and bool(target.max() > target.min())
     return {
         "mae": mean_absolute_error(prediction, target),
         "rmse": mean_squared_error(prediction, target, squared=False),
         "corr": _correlation(prediction, target),
-        "r2": r2_score(prediction, target) if varied else _undefined(target),
+        "r2": _explained(prediction, target),
     }
 
 
@@ -251,6 +252,13 @@ def _undefined(like: Tensor) -> Tensor:
 def _correlation(prediction: Tensor, target: Tensor) -> Tensor:
     constant = prediction.numel() < 2 or bool((prediction == prediction[0]).all() or (target == target[0]).all())
     return _undefined(prediction) if constant else pearson_corrcoef(prediction, target)
+
+
+def _explained(prediction: Tensor, target: Tensor) -> Tensor:
+    """R2 of targets of any size: torchmetrics takes sums of squares below 1e-4 for 0, and gives a perfect 1 where both are."""
+    spread = (target - target.mean()).square().sum()
+    varied = target.numel() > 1 and bool(target.max() > target.min()) and bool(spread > 0)
+    return 1 - (prediction - target).square().sum() / spread if varied else _undefined(target)
 
 
 def _area_under_curve(margin: Tensor, target: Tensor) -> Tensor:

@@ -19,6 +19,11 @@ class ModelCheckpoint(callbacks.ModelCheckpoint):
     ''
     """
 
+    @property
+    def state_key(self) -> str:
+        """The name under which a checkpoint keeps the state of this callback: another one than that of Lightning's own class."""
+        return f"mea_graph.{super().state_key}"
+
     def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
         """Whether an epoch with this value is to be kept."""
         return current is not None and not bool(current.isnan()) and super().check_monitor_top_k(trainer, current)

@@ -13,6 +13,7 @@ from mea_graph.data import DataError
 from mea_graph.nn import LossTerms
 from mea_graph.suggestions import did_you_mean
 from mea_graph.train.data_module import SequenceDataModule
+from mea_graph.train.evaluation_mode import evaluating
 from mea_graph.train.task_module import TaskModule
 
 Mode = Literal["min", "max"]
@@ -72,17 +73,12 @@ def logged_names(module: TaskModule, data: SequenceDataModule, validates: bool =
     kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith(("mea_graph.", "lightning.", "torch.", "builtins"))]
     if any(name in vars(kind) for kind in kinds for name in _LOGGING):
         return None
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        with evaluating(module), torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             terms, metrics = module.number_names(data.some_samples("train"))
     except Exception:  # whatever a network of the user's says here, it says again in training, where it belongs
         return None
-    finally:
-        for part, training in modes.items():
-            part.training = training
     names = [f"train/{name}" for name in terms]
     return names + [f"valid/{name}" for name in (*terms, *metrics)] if validates else names
 

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from mea_graph.nn import MEA, MEAOutput, export_onnx
 from mea_graph.option_types import mismatch, plain_value
 from mea_graph.train.data_module import SequenceDataModule
 from mea_graph.train.error_message import one_line
+from mea_graph.train.evaluation_mode import evaluating
 from mea_graph.train.prediction_data import TrainingData, as_dataset, scaled, whole_sample
 from mea_graph.train.predictions import Embeddings, Predictions
 from mea_graph.train.restoring import check_order
@@ -37,13 +39,13 @@ class Predictor:
 
     `Predictor.load` takes the folder of a run or a checkpoint; both hold all that it needs: modalities and their widths, the names of the
     classes, the task and the statistics of the training samples. The constructor takes a module in memory. It computes in the precision of
-    the module's weights.
+    the module's weights. Several threads may predict with one predictor.
 
     If training standardised by a field (`standardize: subject`), the new data must have that field too. Their statistics then come from
     the new samples, as in training, so give all samples of a subject in one call.
 
     Args:
-        module: A trained `MEAModule`, baseline or other `TaskModule`; it goes into evaluation mode.
+        module: A trained `MEAModule`, baseline or other `TaskModule`; it goes into evaluation mode, unless it is being trained.
         data: The data module of the training; None if training used unscaled features without a `SequenceDataModule`.
         batch_size: Number of samples in a batch, >= 1. Predictions do not depend on it; lower it if memory is short.
         device: The device to compute on, such as `cuda`; by default that of the module.
@@ -94,7 +96,9 @@ class Predictor:
         self.batch_size = batch_size
         self.checkpoint: Path | None = None
         self._known = TrainingData.of(state, self.channels) if state else TrainingData(self.channels)
-        self.module = (module if device is None else _moved(module, device)).eval()
+        self.module = module if device is None else _moved(module, device)
+        if module._trainer is None or not module._trainer.training:  # of a callback: training goes on in its own mode
+            self.module.eval()
 
     @classmethod
     def load(
@@ -196,7 +200,7 @@ class Predictor:
         rows: dict[str, dict[int, Tensor]] = {}  # by kind of result and sample
         outputs: dict[int, Any] = {}  # of one sample each
         sampler = LengthBucketBatchSampler(dataset.lengths, 1 if attention else self.batch_size, shuffle=False)
-        with torch.no_grad(), _watched(network, embeddings, attention) as fused:
+        with evaluating(self.module), torch.no_grad(), _watched(network, embeddings, attention) as fused:
             for samples in sampler:
                 output = self.module.run(self._batch(dataset, samples))
                 found = {"output": prediction_of(output)}
@@ -338,15 +342,18 @@ def _moved(module: TaskModule, device: str | torch.device) -> TaskModule:
 
 @contextmanager
 def _watched(network: nn.Module, embeddings: bool, attention: bool) -> Iterator[list[Tensor]]:
-    """Asks the network for its maps, and keeps what its head reads."""
+    """Asks the network for its maps, and keeps what its head reads, both in this thread alone: others may predict meanwhile."""
     fused: list[Tensor] = []
     handles = []
+    thread = threading.get_ident()
     if embeddings:
         if not isinstance(head := getattr(network, "head", None), nn.Module):
             raise DataError(f"embeddings: expected a network with a part `head`, whose input they are, got {type(network).__name__}")
-        handles.append(head.register_forward_pre_hook(lambda _, given: fused.append(given[0])))
+        handles.append(head.register_forward_pre_hook(lambda _, given: fused.append(given[0]) if threading.get_ident() == thread else None))
     if attention:
-        ask: Callable[..., Any] = lambda _, given, options: (given, options | {"return_attention_weights": True})  # noqa: E731
+        ask: Callable[..., Any] = lambda _, given, options: (  # noqa: E731
+            (given, options | {"return_attention_weights": True}) if threading.get_ident() == thread else None
+        )
         handles.append(network.register_forward_pre_hook(ask, with_kwargs=True))
     try:
         yield fused

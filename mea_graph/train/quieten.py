@@ -19,6 +19,7 @@ def quieten() -> None:
         r"\s*Unable to serialize instance",  # `config.yaml` leaves out a default that is an object
         ".*could not find the monitored key.*",  # a wrong one is refused before training, and here no validation has come yet
         ".*recommended to use `self.log.*sync_dist=True.*",  # the terms of training are those of the joint batch already
+        ".*checkpoint that ended before the epoch ended and your dataloader is not resumable.*",  # ours goes on where it was
         ".*custom batch sampler `LengthBucketBatchSampler` for prediction.*",  # ours leaves no sample out
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -79,8 +79,20 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def cell(value: float) -> str:
-    """A number of a table; one that is undefined shows as a dash."""
-    return "-" if math.isnan(value) else f"{value:.3f}"
+    """A number of a table, in powers of ten where three decimals show nothing; one that is undefined shows as a dash."""
+    return "-" if math.isnan(value) else f"{value:{number_format(value)}}"
+
+
+def number_format(value: float) -> str:
+    """Returns the format in which a table shows numbers of this size: errors of small targets are no 0.000.
+
+    Args:
+        value: A finite number.
+
+    >>> number_format(0.25), number_format(2e-6)
+    ('.3f', '.1e')
+    """
+    return ".1e" if 0 < abs(value) < 5e-4 else ".3f"
 
 
 def defined(value: Any) -> Any:

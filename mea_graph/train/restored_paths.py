@@ -41,9 +41,9 @@ def keep_own_paths(checkpoint: dict[str, Any], trainer: L.Trainer) -> None:
         raise DataError("ckpt_path: callbacks: expected a dict with a dict for each callback, got something else")
     restored: dict[Any, dict[Any, Any]] = {key: {} for key in states}  # a state that no callback takes is of no use
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if callback.state_key not in states:
+        former = callback.state_key.removeprefix("mea_graph.")  # of our own callbacks, in checkpoints of before they had a name of theirs
+        if (state := states.get(callback.state_key, states.get(former))) is None:
             continue
-        state = states[callback.state_key]
         if isinstance(callback, ModelCheckpoint):
             own = _own_files(state, callback, trainer)
             state = {**{name: value for name, value in state.items() if name not in own}, **own}

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mea_graph.data import DataError
@@ -60,6 +61,16 @@ class Restoring(L.Callback):
             option, unit, each = "training.updates", "updates", self.length.updates_per_epoch
         raise DataError(f"{option}: expected at least the {before * each} {unit} that the checkpoint has, got {most * each}")
 
+    def nothing_left(self, trainer: L.Trainer) -> str:
+        """Returns why a resumed run has made no step.
+
+        Args:
+            trainer: Of the run.
+        """
+        timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        hint = "; trainer.max_time counts the time before it too" if timed else ""
+        return f"nothing was left to train: the checkpoint has {trainer.global_step} updates already{hint}"
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         counted = trainer.global_step if pl_module.automatic_optimization else None  # a module may step its optimisers past Lightning
         for optimizer in trainer.optimizers if trainer.ckpt_path is not None else ():
@@ -89,6 +100,42 @@ def epochs_of(checkpoint: Mapping[str, Any]) -> int:
     for name in ("loops", "fit_loop", "epoch_progress", "current", "processed"):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value if type(value) is int else 0
+
+
+def reopen_epoch(checkpoint: Mapping[str, Any]) -> None:
+    """Lets a run whose checkpoint was written within an epoch go on there, with the first batch that is in no update yet.
+
+    Of an epoch that `max_steps` or `max_time` has cut short Lightning would leave out the rest, and of accumulated gradients those that
+    have made no update.
+
+    Args:
+        checkpoint: What it holds; changed in place.
+
+    >>> epochs = {"ready": 2, "started": 2, "processed": 2, "completed": 1}
+    >>> batches = {"ready": 5, "started": 5, "processed": 5, "completed": 5}
+    >>> loop = {
+    ...     "epoch_progress": {"current": epochs, "total": dict(epochs)},
+    ...     "epoch_loop.batch_progress": {
+    ...         "current": batches,
+    ...         "total": dict(batches),
+    ...         "is_last_batch": False,
+    ...     },
+    ... }
+    >>> reopen_epoch({"loops": {"fit_loop": loop}, "accumulate_grad_batches": 4})
+    >>> epochs["processed"], batches["processed"]
+    (1, 4)
+    """
+    loop = (checkpoint.get("loops") or {}).get("fit_loop") or {}
+    epochs, batches = (loop.get(name) or {} for name in ("epoch_progress", "epoch_loop.batch_progress"))
+    count, done = (progress.get("current") or {} for progress in (epochs, batches))
+    if batches.get("is_last_batch", True) or not done.get("processed") or done["processed"] != done.get("ready"):
+        return
+    pending = done["processed"] % checkpoint.get("accumulate_grad_batches", 1)
+    for counts in (batches["current"], batches["total"]):
+        counts.update({name: number - pending for name, number in counts.items()})
+    if count.get("started") == count.get("processed") == count.get("completed", 0) + 1:  # cut short
+        for counts in (epochs["current"], epochs["total"]):
+            counts["processed"] -= 1
 
 
 def count_moments(checkpoint: Mapping[str, Any]) -> int:

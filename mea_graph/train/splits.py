@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mea_graph.data import DataError
+from mea_graph.data.doubts import warn_of_alike
 from mea_graph.data.labels import misspelt_split, split_begun, split_meant
 from mea_graph.option_types import check_types, plain_value
 from mea_graph.suggestions import did_you_mean
@@ -181,7 +182,9 @@ def _stands_for_a_part(name: str, parts: Mapping[str, np.ndarray]) -> bool:
 def _field(fields: Mapping[str, np.ndarray], name: str, option: str) -> np.ndarray:
     if name not in fields:
         raise DataError(f"{option}: expected a field of the data ({', '.join(sorted(fields)) or 'it has none'}), got {name!r}")
-    return np.asarray(fields[name])
+    values = np.asarray(fields[name])
+    warn_of_alike(option, name, values)
+    return values
 
 
 def _some(values: np.ndarray) -> str:

@@ -24,7 +24,7 @@ from mea_graph.train.finite_loss import FiniteLoss
 from mea_graph.train.metrics import Task, TaskMetrics
 from mea_graph.train.missing_modalities import draw_missing, without_modalities
 from mea_graph.train.restored_paths import keep_own_paths
-from mea_graph.train.restoring import check_count, check_order, count_moments
+from mea_graph.train.restoring import check_count, check_order, count_moments, reopen_epoch
 from mea_graph.train.row_gatherer import RowGatherer
 from mea_graph.train.targets import check_samples
 from mea_graph.train.term_means import TermMeans
@@ -244,6 +244,7 @@ class TaskModule(L.LightningModule):
         if self._trainer.state.fn == TrainerFn.FITTING:
             check_count(checkpoint, sum(parameter.requires_grad for parameter in self.parameters()))
             check_same_trainer(checkpoint, self._trainer)
+            reopen_epoch(checkpoint)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # per batch, not per epoch: how often the data loader draws before the first batch differs in a resumed epoch

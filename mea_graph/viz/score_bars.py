@@ -56,7 +56,7 @@ def score_bars(scores: Mapping[str, Sequence[float]], metric: str, reference: st
     axis.set_xlabel(metric)
     low, high = (bound(np.concatenate(list(values.values()))) for bound in (np.min, np.max))
     if low > 0.5 * high > 0:  # bars from zero would show no difference
-        left, right = low - 0.35 * (high - low) - 0.01, axis.dataLim.x1
+        left, right = low - 0.35 * (high - low) - min(0.01, 0.02 * low), axis.dataLim.x1
         axis.set_xlim(left, right + 0.05 * (right - left))
         axis.set_xlabel(f"{metric}\n(the axis does not begin at 0)")
     axis.spines[["top", "right"]].set_visible(False)

@@ -112,6 +112,15 @@ def test_times_that_windows_cannot_use_are_told():
     assert made(time={"a": [clock - clock[0], [0.0, 0.0]]}).notes == ()
 
 
+def test_labels_that_lie_too_close_for_float32_are_told():
+    """They became one number, or a few, without a word."""
+    sequences = {"a": [np.ones((1, 1))] * 3}
+    with pytest.warns(UserWarning, match="y: the labels keep few digits in float32, since they lie between 1000000000 and 1000000002.5"):
+        MultimodalDataset.from_arrays(sequences, y=[1e9, 1e9 + 1, 1e9 + 2.5])
+    for y in ([1e9, 1.5e9, 2e9 + 0.5], [0.5, 0.5, 0.5], [0.1 + 0.2, 0.3, 0.3], [1e-9, 2e-9, 3e-9]):
+        assert not [note for note in MultimodalDataset.from_arrays(sequences, y=y).notes if "digits" in note]
+
+
 def test_names_of_splits_may_have_spaces_around_them():
     assert made(split=["train ", "dev"]).select("train").ids == ["0"]
 

@@ -12,7 +12,7 @@ from mea_graph.data.store_files import write_made
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["even", "one left over", "uneven, and a process without lips"])
+@pytest.mark.parametrize("data", ["even", "one left over", "uneven, and a process without lips", "uneven, and centred"])
 def test_two_processes_have_the_loss_curve_of_one(two, small_model, arrays, read_logs, data):
     """Every term of the objective, the batch statistics HSIC and discrimination among them, and the weights at the end."""
     arrays, batch = dict(arrays), 8
@@ -25,6 +25,7 @@ def test_two_processes_have_the_loss_curve_of_one(two, small_model, arrays, read
         assert [str(arrays["part"][i]) for i in (1, 3, 8)].count("train") == 1
     np.savez("clips.npz", **arrays)
     words = ["fit", "--data.source", "clips.npz", *small_model, "--trainer.max_epochs", "3", "--model.alpha", "1"]
+    words += ["--model.agnostic.center", "true"] if "centred" in data else []  # each process centred by the means of the first one
     assert main([*words, "--data.batch_size", str(batch), "--run_dir", "one"]) == 0
     two(*words, "--data.batch_size", str(batch // 2), "--run_dir", "two")
     one, shared = ({key: float(value) for key, value in read_logs(name).items()} for name in ("one", "two"))

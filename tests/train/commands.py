@@ -39,6 +39,9 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
 
 def attach(data, rank=0, processes=1, fn=TrainerFn.FITTING):
     """What the data module asks of a trainer."""
-    fit_loop = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, state=SimpleNamespace(fn=fn), fit_loop=fit_loop)
+    progress = SimpleNamespace(current=SimpleNamespace(processed=0), is_last_batch=False)
+    fit_loop = SimpleNamespace(epoch_progress=progress, epoch_loop=SimpleNamespace(batch_progress=progress), restarting=False)
+    intervals = {"val_check_interval": 1.0, "limit_train_batches": 1.0, "limit_val_batches": 1.0, "check_val_every_n_epoch": 1}
+    place = {"global_rank": rank, "world_size": processes}
+    data.trainer = SimpleNamespace(**place, **intervals, state=SimpleNamespace(fn=fn), fit_loop=fit_loop)
     return data

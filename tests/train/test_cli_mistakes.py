@@ -158,6 +158,13 @@ def test_in_a_share_that_would_be_measured(capsys, fitted, command, part, name, 
         check(capsys, expected, command, "--config", fitted / "config.yaml", "--trainer.fast_dev_run", "true")
 
 
+def test_in_how_often_training_validates(capsys, classes_source):
+    words = ["fit", *data_of(classes_source), "--run_dir", "run", "--trainer.max_epochs", 2, "--trainer.val_check_interval", 99]
+    hint = "trainer.check_val_every_n_epoch=null counts them across epochs"
+    check(capsys, f"trainer.val_check_interval: expected at most the 2 batches of an epoch, got 99; {hint}", *words)
+    check(capsys, "at most the 1 batches of an epoch, got 99", *words, "--trainer.limit_train_batches", 1)
+
+
 def test_in_the_data(capsys, classes_source):
     here = f"nix.npz: no such file; a relative path counts from the current folder, {Path.cwd()}"
     check(capsys, here, "fit", "--data.source", "nix.npz")

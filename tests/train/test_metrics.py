@@ -132,12 +132,31 @@ def test_sums_are_those_of_float64_also_for_what_a_network_gives(kind):
     assert scored(prediction, target, "regression", batches=3) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(("size", "middle"), [(1e-6, 0.0), (1e-3, 0.0), (1e6, 0.0), (1.0, 1e6), (1e-3, 1e4)])
+def test_the_size_of_targets_does_not_change_r2(size, middle):
+    """Sums of squares below 1e-4 would count as 0: a prediction that is worse than the mean got R2 = 1."""
+    rng = np.random.default_rng(5)
+    target = (size * rng.normal(size=30) + middle).astype(np.float32)
+    prediction = target + 2 * size * rng.normal(size=30)
+    true = target.astype(np.float64)
+    expected = 1 - np.square(prediction - true).sum() / np.square(true - true.mean()).sum()
+    assert expected < -1
+    assert scored(prediction, target, "regression")["r2"] == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_constant_prediction_has_no_correlation_but_all_else():
     target = np.array([-1.0, 0.0, 2.0, 1.0])
     found = scored(np.full(4, 0.1), target, "regression", sentiment=True)
     assert math.isnan(found["corr"])
     assert found["acc2_nonneg"] == 0.75
     assert found["f1_nonneg"] == pytest.approx(f1_score(target >= 0, [1] * 4, average="weighted"))
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel"])
+def test_two_labels_of_one_name_are_refused(task):
+    """The scores of one took the place of the other's, and counted twice in the mean."""
+    with pytest.raises(ValueError, match=r"label_names: expected different names, got \['sad', 'sad', 'happy'\]"):
+        TaskMetrics(task, 3, label_names=["sad", "sad", "happy"])
 
 
 def test_what_is_not_defined_is_nan():

@@ -17,6 +17,10 @@ from mea_graph.train.whole_checkpoints import WholeCheckpoints, read_checkpoint
 
 from .commands import SMALL_GRU, data_of, error_of, run
 
+SAVING = ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint", "--trainer.callbacks.save_top_k", -1]
+SAVING += ["--trainer.callbacks.dirpath", "parts/every", "--trainer.callbacks.filename", "{step}"]
+AT_VALIDATIONS = ["--trainer.val_check_interval", 3, "--trainer.callbacks.monitor", "valid/task"]  # which `best` watches, too
+
 
 @pytest.fixture
 def words(classes_source):
@@ -40,6 +44,51 @@ def test_exactly_also_with_worker_processes(words):
     run(*words, "--trainer.max_epochs", 1, "--run_dir", "parts")
     run(*words, "--trainer.max_epochs", 2, "--run_dir", "parts", "--ckpt_path", "last")
     assert all(torch.equal(a, b) for a, b in zip(weights("whole").values(), weights("parts").values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("ends", "checkpoint"),
+    [
+        (["--trainer.max_steps", 13, "--data.num_workers", 2], "last"),
+        (["--trainer.max_steps", 13, "--data.sampling.balanced", "true"], "last"),
+        ([*SAVING, "--trainer.callbacks.every_n_train_steps", 3], "parts/every/step=12.ckpt"),
+        (["--trainer.accumulate_grad_batches", 2, "--trainer.max_steps", 7], "last"),
+        ([*SAVING, *AT_VALIDATIONS, "--trainer.accumulate_grad_batches", 2], "parts/every/step=6.ckpt"),
+    ],
+)
+def test_exactly_also_from_within_an_epoch(words, ends, checkpoint, capsys):
+    """Lightning leaves out the rest of an epoch that was cut short, and reads the first batches of one that was not over again."""
+    words = [*words, "--data.batch_size", 4, "--trainer.max_epochs", 3]
+    run(*words, *ends, "--trainer.max_steps", -1, "--run_dir", "whole")
+    run(*words, *ends, "--run_dir", "parts")
+    capsys.readouterr()
+    run(*words, *ends, "--trainer.max_steps", -1, "--run_dir", "parts", "--ckpt_path", checkpoint)
+    assert all(torch.equal(a, b) for a, b in zip(weights("whole").values(), weights("parts").values(), strict=True))
+    assert "epoch 1: " in capsys.readouterr().out  # is finished
+
+
+def test_checkpoints_of_lightning_s_own_callback_stand_beside_ours(words):
+    """Two callbacks that watch the same had one name for what a checkpoint keeps of them, and Lightning refused both."""
+    run(*words, *SAVING, "--trainer.callbacks.monitor", "valid/task", "--trainer.max_epochs", 2, "--run_dir", "run")
+    saved = torch.load("run/checkpoints/last.ckpt", weights_only=True)["callbacks"]
+    ours = {key: state["dirpath"] for key, state in saved.items() if "ModelCheckpoint" in key}
+    assert sorted(Path(folder).name for folder in ours.values()) == ["checkpoints", "checkpoints", "every"]
+    run(*words, *SAVING, "--trainer.callbacks.monitor", "valid/task", "--trainer.max_epochs", 3, "--run_dir", "run", "--ckpt_path", "last")
+
+
+def test_an_epoch_that_was_cut_short_has_no_scores_of_the_one_before(words, capsys):
+    run(*words, "--data.batch_size", 4, "--trainer.max_epochs", 3, "--trainer.max_steps", 13, "--run_dir", "run")
+    first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch "))
+    assert "valid/" in first
+    assert second.startswith("epoch 1: train/loss ")
+    assert "valid/" not in second
+
+
+def test_the_time_that_a_run_may_take_counts_in_all(words, capsys):
+    longest = ["--trainer.max_epochs", 9999, "--trainer.max_time", "00:00:00:01"]
+    run(*words, *longest, "--run_dir", "run")
+    run(*words, *longest, "--run_dir", "run", "--ckpt_path", "last")
+    assert "updates already; trainer.max_time counts the time before it too" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("left", [None, 2, 0])

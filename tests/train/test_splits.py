@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mea_graph.data import DataError
+from mea_graph.data import DataError, MultimodalDataset
 from mea_graph.train import SplitPolicy
 
 SUBJECT = np.repeat(np.arange(11), [3, 9, 1, 4, 7, 2, 8, 5, 6, 3, 2])
@@ -94,6 +94,17 @@ def test_folds_cover_every_sample_once_and_never_cut_a_group():
         assert abs(len(parts["test"]) - len(SUBJECT) / 4) <= 2
         tested.append(parts["test"])
     assert np.array_equal(np.sort(np.concatenate(tested)), np.arange(len(SUBJECT)))
+
+
+@pytest.mark.parametrize("names", [("Rene\u0301", "Ren\u00e9"), ("ann", "ann "), ("bob", "Bob")])
+def test_names_that_can_hardly_be_told_apart_are_told(names):
+    """One speaker under two names trains and tests."""
+    fields = {"speaker": np.array([*names, "cat", "dan"])}
+    with pytest.warns(UserWarning, match="of 'speaker' differ in nothing but spaces, capitals or the form of letters"):
+        SplitPolicy(by="speaker", folds=2).apply(4, fields=fields)
+    dataset = MultimodalDataset.from_arrays({"a": [np.ones((2, 1))] * 4}, fields=fields)
+    with pytest.warns(UserWarning, match="standardize: .* of 'speaker' differ in nothing but spaces"):
+        dataset.standardize(by="speaker")
 
 
 def test_folds_do_not_depend_on_the_seed():

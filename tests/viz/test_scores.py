@@ -38,6 +38,14 @@ def test_bars_of_like_height_say_that_they_do_not_begin_at_zero():
     assert axis.dataLim.x1 < right < axis.dataLim.x1 + 0.1 * (right - left)  # no empty half
 
 
+def test_bars_of_small_errors_fill_the_axis():
+    """It reached from -0.01 to 2e-6, and all bars were one line."""
+    axis = score_bars({"MEA": [2.0e-6, 2.1e-6], "GRU": [2.5e-6]}, "mae").axes[0]
+    left, right = axis.get_xlim()
+    assert 1.5e-6 < left < 2.0e-6
+    assert 2.5e-6 < right < 2.7e-6
+
+
 def test_curves_are_means_over_seeds_in_order():
     figure = score_curves({"mu": {"MEA": {0.5: [3.0, 5.0], 0.1: [1.0]}}, "layers": {"GRU": {1: [2.0]}}}, "R2")
     assert [axis.get_xlabel() for axis in figure.axes] == ["mu", "layers"]

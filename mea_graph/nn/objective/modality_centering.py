@@ -1,6 +1,6 @@
 """Subtracts the mean of its modality from each representation, so that no linear classifier recognises the modality."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -74,6 +74,7 @@ class ModalityCentering(nn.Module):
             raise ValueError(f"momentum: expected a number in (0, 1], got {momentum}")
         self.modalities, self.channels, self.momentum = check_modalities(modalities, at_least=2), channels, momentum
         self._measuring = False
+        self._joint: Callable[[Tensor], Tensor] | None = None  # sums over the processes that train together, where there are several
         self.register_buffer("mean", torch.zeros(len(self.modalities), channels))
         self.register_buffer("seen", torch.zeros(len(self.modalities), dtype=torch.long))  # samples that count, by modality
 
@@ -114,9 +115,11 @@ class ModalityCentering(nn.Module):
         return apart(dict(zip(self.modalities, centred.unbind(0), strict=True)), None)
 
     def _update(self, h: Tensor, there: Tensor) -> None:
-        count = there.sum((1, 2))
+        count, total = there.sum((1, 2)), h.masked_fill(~there, 0).sum(1)
+        if not self._measuring and self._joint is not None:
+            count, total = self._joint(count), self._joint(total)
         share = count.to(h.dtype)
-        batch_mean = h.masked_fill(~there, 0).sum(1) / share.clamp(min=1).unsqueeze(1)
+        batch_mean = total / share.clamp(min=1).unsqueeze(1)
         if self._measuring:
             weight = share / (self.seen + count).clamp(min=1)
         else:  # the first batch with samples sets the mean

@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 
 import numpy as np
@@ -60,6 +61,14 @@ def test_an_embedding_with_a_mask_is_refused(tmp_path):
 def test_an_embedding_without_numbers_is_told_plainly(tmp_path):
     with pytest.raises(DataError, match=r"^embedding: expected numbers of shape \(V, d\), got no numbers, of shape \(\)$"):
         open_dataset(write(tmp_path / "a.pkl", samples(3)), embedding={"word": 1})
+
+
+def test_another_embedding_gives_other_samples(tmp_path):
+    """Under one hash a run was resumed, and a study went on, with other vectors of the same words, without a word."""
+    path = write(tmp_path / "a.pkl", samples(3))
+    found = [open_dataset(path, embedding=np.full((10, 2), value)).hash for value in (1.0, 2.0, 1.0)]
+    assert found[0] == found[2] != found[1]
+    assert open_dataset(path).hash == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_another_embedding_is_another_cache_entry(tmp_path):

@@ -1,5 +1,7 @@
 """From a checkpoint to predictions, with nothing else at hand."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import lightning as L
 import numpy as np
 import pytest
@@ -114,6 +116,37 @@ def test_embeddings_are_those_of_the_model(run, data):
     for save, suffix in ((found.save, ".csv"), (found.save_embeddings, ".npz")):
         with pytest.raises(ValueError, match=rf"path: expected a name that ends in \{suffix}, the form that is written, got found.xlsx"):
             save("found.xlsx")
+
+
+def test_threads_get_embeddings_of_their_own_samples(run, data):
+    """One predictor for all: what a thread keeps of the model was what another thread computed."""
+    predictor = Predictor.load("run", batch_size=4)
+    parts = [data.dataset[n::4] for n in range(4)]
+    alone = [predictor.predict(part, embeddings=True) for part in parts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            together = list(pool.map(lambda part: predictor.predict(part, embeddings=True), parts))
+            for found, expected in zip(together, alone, strict=True):
+                np.testing.assert_array_equal(found.embeddings.fused, expected.embeddings.fused)
+
+
+def test_predictions_are_those_of_evaluation_however_the_module_is_trained_meanwhile(run, data, expected):
+    """A predictor that was made before or within a training predicted with dropout, or ended the dropout of the training."""
+
+    class Look(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            before = {name: part.training for name, part in pl_module.named_modules()}
+            found.append(Predictor(pl_module, data)(data.dataset).output)
+            assert {name: part.training for name, part in pl_module.named_modules()} == before
+            assert pl_module.training
+
+    module, found = Predictor.load("run").module, []
+    early = Predictor(module, data)
+    module.train()
+    assert_same(early(data.dataset), expected)
+    assert module.training
+    L.Trainer(max_epochs=1, **QUIET, enable_checkpointing=False, callbacks=[Look()]).fit(module, data)
+    np.testing.assert_array_equal(early(data.dataset).output, found[0])
 
 
 def test_attention_is_that_of_each_sample(data, expected):

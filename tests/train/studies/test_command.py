@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mea_graph.__main__ import main
+from mea_graph.studies import run as studies_run
 from mea_graph.studies import schedule
+from mea_graph.studies.evaluate import evaluate
 from mea_graph.train import TaskModule
 from mea_graph.train.run_folder import claimed
 
@@ -71,6 +74,29 @@ def test_compare(capsys):
     study("compare", "--seeds", 2)
     assert "20 of 20 runs are finished already" in capsys.readouterr().out
     assert records() == found  # nothing was run again
+
+
+@pytest.mark.parametrize(
+    ("epochs", "trainer", "select"),
+    [(2, "check_val_every_n_epoch: 2", "best"), (3, "check_val_every_n_epoch: 2", "last"), (1, "val_check_interval: 1", "last")],
+)
+def test_validation_scores_are_those_of_the_weights_that_were_tested(epochs, trainer, select, monkeypatch, capsys):
+    """Not every epoch validates, and an epoch may validate several times: scores by number of epoch were another one's, or not there."""
+    Path("often.yaml").write_text(f"trainer: {{{trainer}}}\nearly_stopping: {{monitor: valid/task, mode: min}}")
+    expected = []
+
+    def measured(module, data, *rest):
+        with torch.inference_mode():
+            pairs = [(module.run(batch).prediction.double(), batch.y) for batch in data.part_dataloader("valid")]
+        expected.append(module.test_metrics.scores(*map(torch.cat, zip(*pairs, strict=True))))
+        return evaluate(module, data, *rest)
+
+    monkeypatch.setattr(studies_run, "evaluate", measured)
+    study("compare", "--config", "often.yaml", "--epochs", epochs, "--only", "constant", "--select", select)
+    (record,) = (record for record in records() if record["name"] == "MEA")
+    assert record["chosen_epoch"] == epochs
+    assert [record["valid"][name] for name in expected[0]] == [pytest.approx(float(value), rel=1e-6) for value in expected[0].values()]
+    assert f"MEA, seed 0: test mae {record['test']['mae']:.3f}" in capsys.readouterr().out
 
 
 def test_a_study_that_was_interrupted_goes_on_where_it_was(monkeypatch, capsys):

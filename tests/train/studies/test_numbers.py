@@ -17,6 +17,7 @@ from mea_graph.studies.recipe import open_data
 from mea_graph.studies.records import append_record, read_records
 from mea_graph.studies.tables import comparison_table, holm, mean_and_sd, paired_p, scores_by_row, shown_metrics
 from mea_graph.train import MEAModule
+from mea_graph.train.reports import cell
 
 MODALITIES = ["text", "audio", "vision"]
 
@@ -159,6 +160,15 @@ def test_the_t_test_is_scipys_over_the_seeds_that_both_have():
 def test_spread_is_that_of_a_sample():
     assert mean_and_sd([1.0, 2.0, 4.0]) == f"{7 / 3:.3f} ± {np.std([1, 2, 4], ddof=1):.3f}"
     assert mean_and_sd([1.0, math.nan]) == "-"
+
+
+def test_scores_of_small_targets_are_no_zeros():
+    """A table of 0.000 tells nothing, and looks perfect."""
+    scores = {"ours": {"mae": {0: 2e-6, 1: 4e-6}}, "theirs": {"mae": {0: 3e-6, 1: 6e-6}}}
+    table = comparison_table(scores, ["mae"], "ours", {})
+    assert "| ours | 2 | 3.0e-06 ± 1.4e-06 |" in table
+    assert "| theirs | 2 | 4.5e-06 ± 2.1e-06 | +1.5e-06 |" in table
+    assert [cell(value) for value in (2e-6, -2e-6, 0.0, 0.25, math.nan)] == ["2.0e-06", "-2.0e-06", "0.000", "0.250", "-"]
 
 
 def test_the_table_pairs_runs_by_seed():

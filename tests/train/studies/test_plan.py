@@ -204,10 +204,10 @@ def test_finished_runs_stay_and_one_under_another_default_is_carried_out_again(m
         return {**done[runs.index(run)], "config": run.config, "again": True}
 
     monkeypatch.setattr(schedule, "carry_out", carry_out)
-    records, errors = schedule.finish([*runs, runs[2]], tmp_path, 1, "cpu", "r2")
+    records, errors = schedule.finish([*runs, runs[2]], tmp_path, 1, "cpu", "regression")
     assert begun == [runs[1].id, runs[2].id]
     assert not errors
     assert [(id, record["again"]) for id, record in records.items()] == [(runs[0].id, False), (runs[1].id, True), (runs[2].id, True)]
     assert all(run.is_recorded_by(records[run.id]) for run in runs)
-    assert schedule.finish(runs, tmp_path, 1, "cpu", "r2")[0] == records
+    assert schedule.finish(runs, tmp_path, 1, "cpu", "regression")[0] == records
     assert len(begun) == 2
