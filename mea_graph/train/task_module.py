@@ -217,9 +217,9 @@ class TaskModule(L.LightningModule):
             self.loss.class_weights = self._weights_of_classes(stage)
 
     @classmethod
-    def load_from_checkpoint(cls, *args: Any, weights_only: bool = True, **kwargs: Any) -> Any:
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """Lightning's, which runs no code out of the file unless you allow it by `weights_only=False`."""
-        return super().load_from_checkpoint(*args, weights_only=weights_only, **kwargs)
+        return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._watch.end()  # no checkpoint holds the weights of such a step
