@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.check.cases import error as error
+from mea_graph.check.machine import processor
 
 Pass = Callable[[], list[Tensor]]  # one forward and backward pass; returns the output and the gradients
 
@@ -126,12 +127,4 @@ def _triton() -> str:
 
 
 def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()

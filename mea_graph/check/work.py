@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 import mea_graph
 from mea_graph.check import model, plan, segments
 from mea_graph.check.cases import BFLOAT16, FLOAT16, FLOAT32, REPEATS, REPEATS_ON_CPU, Build, OpCase, bound, dtype_name, error, exact
+from mea_graph.check.machine import processor
 from mea_graph.check.names import ENVIRONMENT, MODEL, Task
 from mea_graph.ops import has_torch_scatter, record_calls
 from mea_graph.ops.native import library
@@ -205,7 +205,7 @@ def environment(device: str) -> Record:
     found |= {"mea_graph": mea_graph.__version__, **{name: _version(name) for name in PACKAGES}}
     found["torch_scatter_loads"] = has_torch_scatter()
     found["gpus"] = [_gpu(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    found |= {"cuda": torch.version.cuda, "processor": _processor(), "cores": os.cpu_count()}
+    found |= {"cuda": torch.version.cuda, "processor": processor(), "cores": os.cpu_count()}
     compiler = library.compiler()
     found["compiler"] = None if compiler is None else _first_words([compiler, "--version"])
     return {**found, "native": _library()}
@@ -223,14 +223,6 @@ def _library() -> Record:
         return {"how": "absent", "reason": reason}
     kept = str(path) if path is not None and path.exists() else None  # None: no folder to write to
     return {"how": "loaded" if there else "built", "took": round(time.monotonic() - begin, 1), "path": kept}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _gpu(index: int) -> Record:

@@ -163,7 +163,7 @@ class _Statement:
             return [f"warp.copies.wait({int(self.operands[0], 0)})"]
         to, source, size, *read = self.operands
         read = self._read(read[0] if read else size, 32)
-        return [f"warp.copies.copy({self._address(to, 32)}, {self._address(source, 64)}, {int(size, 0)}, {read}, {self.guard})"]
+        return [f"copy(warp, {self._address(to, 32)}, {self._address(source, 64)}, {int(size, 0)}, {read}, {self.guard})"]
 
     def _ldmatrix(self) -> list[str]:
         registers = self._all(self.operands[0], 32)

@@ -59,6 +59,9 @@ class Shared:
         if self.in_use[at[:, None] + np.arange(size)].any():
             raise Fault("shared memory is written while a product may still read it")
 
+    def release(self, at: Array) -> None:
+        self.in_use[at] -= 1
+
     def place(self, address: Array, size: int) -> Array:
         if (address + np.uint32(size) > self.bytes.size).any():
             raise Fault("an access to shared memory is out of bounds")
@@ -98,64 +101,21 @@ def store(memory: Global | Shared, address: Array, bits: int, guard: Array | Non
         memory.bytes[at[:, None] + np.arange(written.shape[1])] = written
 
 
-class Copies:
-    """Asynchronous copies of a warp from global to shared memory, in groups."""
+class Pending:
+    """What a warp has asked for and not waited for, in groups: each ends by a call."""
 
-    def __init__(self, warp: "Warp", late: bool) -> None:
-        self.warp, self.late = warp, late
+    def __init__(self) -> None:
         self.open: list[Callable[[], None]] = []
         self.groups: list[list[Callable[[], None]]] = []
 
-    def copy(self, to: Array, source: Array, size: int, read: Array, guard: Array | None) -> None:
-        """`size` bytes for each lane, of which `read` come from the source; the others are zeros."""
-        on = _active(guard)
-        if not on.size:
-            return
-        whole, at = read[on] > 0, self.warp.shared.place(to[on], size)
-        self.warp.shared.claim(at, size)
-        where = self.warp.memory.place(source[on][whole], size) if whole.any() else LANE[:0]
-
-        def run() -> None:
-            block = np.zeros((on.size, size), np.uint8)
-            block[whole] = self.warp.memory.bytes[where[:, None] + np.arange(size)]
-            block[np.arange(size) >= read[on][:, None]] = 0
-            self.warp.shared.bytes[at[:, None] + np.arange(size)] = block
-
-        if self.late:
-            self.open.append(run)
-        else:
-            run()
-
     def commit(self) -> None:
         self.groups.append(self.open)
         self.open = []
 
     def wait(self, pending: int) -> None:
         while len(self.groups) > pending:
-            for run in self.groups.pop(0):
-                run()
-
-
-class Products:
-    """Asynchronous products of a warp, in groups: what each reads in shared memory must stay until it is waited for."""
-
-    def __init__(self, shared: Shared) -> None:
-        self.shared = shared
-        self.open: list[Array] = []
-        self.groups: list[list[Array]] = []
-
-    def read(self, at: Array) -> None:
-        self.shared.in_use[at] += 1
-        self.open.append(at)
-
-    def commit(self) -> None:
-        self.groups.append(self.open)
-        self.open = []
-
-    def wait(self, pending: int) -> None:
-        while len(self.groups) > pending:
-            for at in self.groups.pop(0):
-                self.shared.in_use[at] -= 1
+            for end in self.groups.pop(0):
+                end()
 
 
 class Warp:
@@ -166,7 +126,28 @@ class Warp:
         self.parameters: list[Array] = []
         self.thread = (LANE + 32 * index).astype(np.uint32)
         self.ctaid, self.nctaid = ([constant(n, 32) for n in numbers] for numbers in (block, grid))
-        self.copies, self.products = Copies(self, late), Products(shared)
+        self.late, self.copies, self.products = late, Pending(), Pending()
+
+
+def copy(warp: Warp, to: Array, source: Array, size: int, read: Array, guard: Array | None) -> None:
+    """An asynchronous copy to shared memory: `size` bytes for each lane, of which `read` come from the source; the others are zeros."""
+    on = _active(guard)
+    if not on.size:
+        return
+    whole, at = read[on] > 0, warp.shared.place(to[on], size)
+    warp.shared.claim(at, size)
+    where = warp.memory.place(source[on][whole], size) if whole.any() else LANE[:0]
+
+    def run() -> None:
+        block = np.zeros((on.size, size), np.uint8)
+        block[whole] = warp.memory.bytes[where[:, None] + np.arange(size)]
+        block[np.arange(size) >= read[on][:, None]] = 0
+        warp.shared.bytes[at[:, None] + np.arange(size)] = block
+
+    if warp.late:
+        warp.copies.open.append(run)
+    else:
+        run()
 
 
 Program = Callable[[Warp], Generator[None]]
@@ -367,5 +348,6 @@ def _described(warp: Warp, descriptor: Array, first: int, count: int, kind: str,
     at = start + across // 8 * stride + along // line * leading + across % 8 * line + along % line
     at = at ^ (at >> 7 & mask) << 4
     where = warp.shared.place(at.ravel().astype(np.uint32), size)[:, None] + np.arange(size)
-    warp.products.read(where)
+    warp.shared.in_use[where] += 1
+    warp.products.open.append(functools.partial(warp.shared.release, where))
     return _numbers(warp.shared.bytes[where].view(UNSIGNED[8 * size])[:, 0], kind).reshape(count, -1)
