@@ -219,7 +219,7 @@ class TaskModule(L.LightningModule):
 
     @_restricted_classmethod  # as Lightning's own: called on an instance it would leave that one as it is
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
-        """Lightning's, which runs no code out of the file unless you allow it by `weights_only=False`."""
+        """Loads a module as Lightning does, but runs no code out of the file unless you allow it by `weights_only=False`."""
         return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
