@@ -85,7 +85,8 @@ class Child:
             self._process.kill()
         self._process.join(10)
         self._pipe.close()
-        self._log.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on Windows a compiler that it started may still hold it
+            self._log.unlink()
 
 
 class Children:
@@ -130,7 +131,7 @@ def _serve(pipe: Connection, log: str, work: str) -> None:
     """In the process itself."""
     if hasattr(os, "setsid"):
         os.setsid()  # leads a group, and hears no Ctrl+C
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(log,), daemon=True).start()
     output = os.open(log, os.O_WRONLY | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -143,8 +144,10 @@ def _serve(pipe: Connection, log: str, work: str) -> None:
     pipe.send(None)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(log: str) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
+        with contextlib.suppress(OSError):  # which a killed parent has left
+            os.unlink(log)
         os._exit(1)

@@ -122,7 +122,8 @@ def conclusion(checks: Sequence[Record], devices: Sequence[str], advice: dict[st
             if op == MODEL and len(of_ops) > 1:
                 continue  # it calls them
             for backend, verdict in backends.items():
-                lines.append(f"{verdict.upper()} here: {'the whole model' if op == MODEL else op}, backend {backend}, on {device}.")
+                by = f", backend {backend}" if backend else ""  # none where the process ended before it came to one
+                lines.append(f"{verdict.upper()} here: {'the whole model' if op == MODEL else op}{by}, on {device}.")
         if of_ops:
             known = advice.get(device)
             what = f"{known}. The whole model is right here with it." if known else "nothing that was tried avoids it."

@@ -26,7 +26,8 @@ def check_samples(start: Tensor, length: Tensor, num_rows: int, steps: int | Non
         expected, wrong = f"samples without gaps that fill {num_rows} rows", wrong | (gaps != 0) | (free[-1] != num_rows)
     if steps is not None:
         expected = f"samples of up to {steps} steps, one each {steps} of {num_rows} rows"
-        wrong = wrong | (start != steps * torch.arange(len(start))) | (length > steps) | (num_rows != steps * len(start))
+        own = steps * torch.arange(len(start), device=start.device)  # whatever the default device is
+        wrong = wrong | (start != own) | (length > steps) | (num_rows != steps * len(start))
     if bool(wrong.any()):
         b = int(wrong.nonzero()[0])
         raise ValueError(f"start, length: expected {expected}, got {int(length[b])} rows from {int(start[b])} on for sample {b}")
@@ -34,7 +35,9 @@ def check_samples(start: Tensor, length: Tensor, num_rows: int, steps: int | Non
 
 def check_prefix(mask: Tensor, name: str) -> None:
     """Refuses a mask with padding before real steps, such as an inverted one. Only a CPU checks."""
-    if mask.device.type == "cpu" and not is_traced() and mask.size(1) and bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+    if mask.device.type != "cpu" or type(mask) is not Tensor or is_traced() or not mask.size(1):
+        return
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
         row = int((mask[:, 1:] & ~mask[:, :-1]).any(1).nonzero()[0])
         raise ValueError(
             f"{name}: expected a mask that is True at real steps, which come before padding, got a gap in row {row} (is the mask inverted?)"

@@ -94,6 +94,11 @@ class MEAModule(TaskModule):
         if self._centering is not None and self._trainer is not None:
             self._centering._joint = self._sum if self.trainer.world_size > 1 else None
 
+    def teardown(self, stage: str) -> None:
+        super().teardown(stage)
+        if self._centering is not None:
+            self._centering._joint = None  # the processes part: the network alone waits for no other, and is saved without its trainer
+
     def loss_terms(self, output: MEAOutput, target: Tensor) -> dict[str, Tensor]:
         """Returns the whole objective as `loss` and each of its terms, unweighted, by name."""
         terms = self.loss(_joined(output, self.gather), self.gather(target))._asdict()

@@ -351,7 +351,7 @@ def _watched(network: nn.Module, embeddings: bool, attention: bool) -> Iterator[
             raise DataError(f"embeddings: expected a network with a part `head`, whose input they are, got {type(network).__name__}")
         handles.append(head.register_forward_pre_hook(lambda _, given: fused.append(given[0]) if threading.get_ident() == thread else None))
     if attention:
-        ask: Callable[..., Any] = lambda _, given, options: (  # noqa: E731
+        ask: Callable[..., Any] = lambda _, given, options=None: (  # noqa: E731 - no options while another thread adds or removes it
             (given, options | {"return_attention_weights": True}) if threading.get_ident() == thread else None
         )
         handles.append(network.register_forward_pre_hook(ask, with_kwargs=True))

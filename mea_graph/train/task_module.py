@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.data import Batch
@@ -216,9 +217,9 @@ class TaskModule(L.LightningModule):
         if self.class_weights is not None and (stage == "fit" or self.loss.class_weights is None):
             self.loss.class_weights = self._weights_of_classes(stage)
 
-    @classmethod
+    @_restricted_classmethod  # as Lightning's own: called on an instance it would leave that one as it is
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
-        """Lightning's, which runs no code out of the file unless you allow it by `weights_only=False`."""
+        """Loads a module as Lightning does, but runs no code out of the file unless you allow it by `weights_only=False`."""
         return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -238,10 +239,9 @@ class TaskModule(L.LightningModule):
         self._seed = checkpoint.get("random_seed", self._seed)
         if self.class_weights is not None and "class_weights" in checkpoint:
             self.loss.class_weights = checkpoint["class_weights"]
-        if self._trainer is None:  # only the weights are loaded
-            return
-        keep_own_paths(checkpoint, self._trainer)
-        if self._trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is not None:  # else only the weights are loaded
+            keep_own_paths(checkpoint, self._trainer)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             check_count(checkpoint, sum(parameter.requires_grad for parameter in self.parameters()))
             check_same_trainer(checkpoint, self._trainer)
             reopen_epoch(checkpoint)

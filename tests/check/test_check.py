@@ -1,7 +1,11 @@
 """`mea-graph check` for real: planted faults are told, cost nothing else, and what it advises avoids them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -282,3 +286,23 @@ def test_what_nothing_avoids_is_told() -> None:
         "WRONG here: bilstm, backend triton, on cuda.",
         "On cuda: nothing that was tried avoids it.",
     ]
+
+
+def test_a_process_that_ended_before_any_backend_has_none() -> None:
+    assert conclusion(_checks(**{"": "hung"}), ["cuda"], {"cuda": None})[0] == "HUNG here: bilstm, on cuda."
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an open file cannot be removed elsewhere")
+def test_a_check_that_is_killed_leaves_no_file(tmp_path: Path) -> None:
+    waits = "import time; from mea_graph.check.processes import Child; child = Child('json:dumps'); print('on', flush=True); time.sleep(60)"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen([sys.executable, "-c", waits], env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(1)  # the child begins
+        assert list(tmp_path.glob("mea-graph-check-*.log"))
+        process.kill()
+    end = time.monotonic() + 30
+    while list(tmp_path.glob("mea-graph-check-*.log")) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("mea-graph-check-*.log"))

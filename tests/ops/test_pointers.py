@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mea_graph.ops import IntervalEdges, Pointers, interval_attention
 from mea_graph.ops.pointers import put_rows, take_rows
@@ -252,3 +253,16 @@ def test_a_longest_length_that_is_too_short_is_refused_and_a_longer_one_pads_mor
     pointers, x = Pointers.from_ptr(torch.tensor([0, 1, 4]), 4, max_length=5), torch.randn(4, 2)
     assert pointers.pad(x).shape == (2, 5, 2)
     assert torch.equal(pointers.unpad(pointers.pad(x)), x)
+
+
+def test_samples_are_looked_at_whatever_the_default_device_is() -> None:
+    start, length = tensor(0, 3), tensor(2, 3)
+    with torch.device("meta"):
+        assert Pointers(start, length, 6, steps=3).num_samples == 2
+        with pytest.raises(ValueError, match="samples of up to 3 steps"):
+            Pointers(start + 1, length, 6, steps=3)
+
+
+def test_a_mask_without_numbers_is_not_looked_at() -> None:
+    with FakeTensorMode():
+        assert Pointers.from_mask(torch.ones(2, 3, dtype=torch.bool)).num_rows == 6

@@ -1,10 +1,14 @@
 """Two processes (gloo, CPU) give the metrics of one. That Lightning starts the second one itself, docs/training.md shows as a test."""
 
+import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from mea_graph.train import MEAModule
 
 from .commands import SMALL_MEA, run
 
@@ -35,3 +39,15 @@ def test_two_processes_fit_and_test(two, classes_source):
     alone, alone_constant = results()
     assert model == pytest.approx(alone, abs=1e-6)
     assert constant == alone_constant
+
+
+def test_a_network_is_alone_again_when_processes_have_trained_it():
+    """Its means would wait for the others in a loop of one's own, and a copy of it would hold the trainer."""
+    module = MEAModule({"text": 3, "audio": 2}, "regression", 1, agnostic={"center": True})
+    module._trainer = SimpleNamespace(world_size=2, precision="32-true")
+    module.setup("fit")
+    centering = module.network.agnostic.centering
+    assert centering._joint is not None
+    module.teardown("fit")
+    assert centering._joint is None
+    assert copy.deepcopy(module.network).agnostic.centering._joint is None

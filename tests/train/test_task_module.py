@@ -207,6 +207,8 @@ def test_a_module_comes_back_from_its_checkpoint_safely(module_class, tmp_path, 
     trainer = fit(module, data)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     again = module_class.load_from_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(TypeError, match="cannot be called on an instance"):  # whose weights would stay as they are
+        again.load_from_checkpoint(tmp_path / "a.ckpt")
     assert dict(again.hparams) == dict(module.hparams)
     assert again.learning_rate == 0.005
     batch = next(iter(data.val_dataloader()))

@@ -14,6 +14,8 @@ from mea_graph import baselines
 from mea_graph.data import AddMissingModalities, DataError, MultimodalDataset, open_dataset
 from mea_graph.nn import MEAOutput
 from mea_graph.train import MEAModule, Predictor, SequenceDataModule, SplitPolicy
+from mea_graph.train.evaluation_mode import evaluating
+from mea_graph.train.predictor import _watched
 
 from .trained import MODULES, QUIET, SMALL, assert_same, of_lightning, trained
 
@@ -128,6 +130,26 @@ def test_threads_get_embeddings_of_their_own_samples(run, data):
             together = list(pool.map(lambda part: predictor.predict(part, embeddings=True), parts))
             for found, expected in zip(together, alone, strict=True):
                 np.testing.assert_array_equal(found.embeddings.fused, expected.embeddings.fused)
+
+
+def test_what_another_thread_asks_for_is_passed_over_also_while_it_is_taken_away():
+    """Torch calls a hook that is being added or removed without the options that it was promised."""
+    network = torch.nn.Identity()
+    with _watched(network, embeddings=False, attention=True), ThreadPoolExecutor(1) as pool:
+        network._forward_pre_hooks_with_kwargs.clear()
+        assert pool.submit(network, 1).result() == 1
+
+
+def test_a_thread_that_ends_leaves_the_others_in_evaluation_mode():
+    """It gave the module its dropout back while another thread predicted."""
+    module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+    first, second = evaluating(module), evaluating(module)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(part.training for part in module.modules())
+    second.__exit__(None, None, None)
+    assert [part.training for part in module.modules()] == [True, True, False]
 
 
 def test_predictions_are_those_of_evaluation_however_the_module_is_trained_meanwhile(run, data, expected):
