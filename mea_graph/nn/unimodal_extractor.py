@@ -155,7 +155,7 @@ class UnimodalExtractor(nn.Module):
         if not is_traced():  # another convolution may have been put in its place, and rows of other sizes would be mixed up
             steps = (max(pointers.max_length, 1) + self.stride - 1) // self.stride
             expected = (pointers.num_samples, self.channels, steps)
-            if z.mT.shape != expected:
+            if z.dim() != 3 or (z.size(0), z.size(2), z.size(1)) != expected:
                 added = f"whose input is padded by {self.kernel_size - 1} steps already, for kernel_size={self.kernel_size}"
                 raise ValueError(f"conv: expected {expected} of a convolution {added}, got {tuple(z.mT.shape)}")
         z = self.dropout(z + (sinusoidal_positions(z.size(1), self.channels, z) if time is None else self._at(time, pointers, z)))

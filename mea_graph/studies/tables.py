@@ -52,7 +52,10 @@ def mean_and_sd(values: Sequence[float]) -> str:
         return "-"
     mean = float(np.mean(values))
     form = number_format(mean)
-    return f"{mean:{form}}" + (f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else "")
+    if len(values) == 1:
+        return f"{mean:{form}}"
+    sd = np.std(values, ddof=1)
+    return f"{mean:{form}} ± {sd:{form}}" if sd or form == ".3f" else f"{mean:{form}} ± 0"
 
 
 def paired_p(ours: Values, theirs: Values) -> float:

@@ -23,7 +23,7 @@ def check(capsys, message, *arguments):
 
 def test_in_the_command(capsys):
     check(capsys, "got 'fot' (did you mean 'fit'?)", "fot")
-    check(capsys, "expected a command, one of fit, validate, test, predict, study, demo, got none")
+    check(capsys, "expected a command, one of fit, validate, test, predict, study, demo, check, got none")
     check(capsys, "there is no option --modle (did you mean '--model'?)", "fit", "--modle", 3)
 
 

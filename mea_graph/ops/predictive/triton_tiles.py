@@ -77,7 +77,7 @@ AMPERE = HOPPER | {
     ("key", "half", "widest"): HOPPER["key", "half", "wide"],
     ("key", "float", "widest"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
     ("key", "float", "wide folded"): Tiles(32, 16, 16, 4, 1, registers=ALL_REGISTERS),
-    ("key", "float", "widest folded"): Tiles(64, 16, 16, 8, 1, registers=ALL_REGISTERS),
+    ("key", "float", "widest folded"): Tiles(32, 16, 64, 8, 2, registers=ALL_REGISTERS),
 }
 
 
