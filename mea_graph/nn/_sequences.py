@@ -167,7 +167,7 @@ def enter(
         return Entered(x.flatten(0, 1), Pointers.full(batch, steps, x.device), (batch, steps), None)
     length = layout.sum(1)
     start = length.cumsum(0) - length
-    return Entered(take_rows(x.flatten(0, 1), taken), Pointers.of_own(start, length, len(taken), packed=True), (batch, steps), taken)
+    return Entered(take_rows(x.flatten(0, 1), taken), Pointers._unchecked(start, length, len(taken), packed=True), (batch, steps), taken)
 
 
 def _enter_nested(x: Tensor, layout: Layout, channels: int | None, name: str) -> Entered:
@@ -189,7 +189,7 @@ def _enter_rows(x: Tensor, layout: Layout, channels: int | None, name: str) -> E
         raise ValueError(f"{name}: expected (N, {channels}), got {tuple(x.shape)}")
     if layout is None:
         start = torch.zeros(1, dtype=torch.int64, device=x.device)
-        return Entered(x, Pointers.of_own(start, start + x.size(0), x.size(0), packed=True), (), None)
+        return Entered(x, Pointers._unchecked(start, start + x.size(0), x.size(0), packed=True), (), None)
     if isinstance(layout, Pointers):
         if layout.num_rows != x.size(0):
             raise ValueError(f"{name}: expected Pointers of {x.size(0)} rows, got {layout}")

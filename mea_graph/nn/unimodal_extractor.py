@@ -194,7 +194,7 @@ class _Read(NamedTuple):
         """Where each sample's rows are in z."""
         batch, steps, _ = self.z.shape
         start = torch.arange(batch, device=self.z.device) * steps if self.shorter.steps is None else self.shorter.start
-        return Pointers.of_own(start, self.shorter.length, batch * steps, steps)
+        return Pointers._unchecked(start, self.shorter.length, batch * steps, steps)
 
 
 def extract_all(extractors: Sequence[nn.Module], entered: Iterable[Entered], times: Sequence[Tensor | None]) -> list[Tensor]:

@@ -35,7 +35,7 @@ def _interval_edges(query: Tensor, key: Tensor, start: Tensor, length: Tensor, *
     source_start, source_length, begin, end, *packed = runs
     if not _is_known(query, length, source_length):
         return query.size(0) * key.size(0) // max(start.size(0), 1)
-    target = Pointers.of_own(start, length, query.size(0), packed=any(packed))
+    target = Pointers._unchecked(start, length, query.size(0), packed=any(packed))
     if begin is None:
         return int((length.unsqueeze(1) * source_length).sum())
     return IntervalEdges.of_runs(source_start, source_length, key.size(0), target, begin, end).num_edges

@@ -49,10 +49,10 @@ class Pointers:
         self._made: dict[str, Any] = {}  # derived tensors, made once
 
     @classmethod
-    def of_own(cls, start: Tensor, length: Tensor, num_rows: int, steps: int | None = None, packed: bool = False) -> "Pointers":
+    def _unchecked(cls, start: Tensor, length: Tensor, num_rows: int, steps: int | None = None, packed: bool = False) -> "Pointers":
         """Makes pointers from numbers that the library computed, which need no check.
 
-        >>> Pointers.of_own(torch.tensor([0]), torch.tensor([2]), 2).num_rows
+        >>> Pointers._unchecked(torch.tensor([0]), torch.tensor([2]), 2).num_rows
         2
         """
         made = cls.__new__(cls)
@@ -78,7 +78,7 @@ class Pointers:
                 raise ValueError(
                     f"ptr: expected numbers that rise from 0 to {rows}, got {ptr.tolist() if len(ptr) < 20 else (first, last)}"
                 )
-        made = cls.of_own(ptr[:-1], ptr.diff(), number(ptr[-1], "num_rows") if num_rows is None else num_rows, packed=True)
+        made = cls._unchecked(ptr[:-1], ptr.diff(), number(ptr[-1], "num_rows") if num_rows is None else num_rows, packed=True)
         made._made["ptr"] = ptr
         if max_length is not None:
             if ptr.device.type == "cpu" and not is_traced() and made.num_samples and int(made.length.max()) > max_length:
@@ -101,7 +101,7 @@ class Pointers:
             if int(batch[-1]) >= num_samples or int(batch[0]) < 0:
                 raise ValueError(f"batch: expected indices of {num_samples} samples, got {int(batch[0])} to {int(batch[-1])}")
         ptr = torch.searchsorted(batch, torch.arange(num_samples + 1, device=batch.device))
-        made = cls.of_own(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
+        made = cls._unchecked(ptr[:-1], ptr.diff(), batch.size(0), packed=True)
         made._made["ptr"] = ptr
         return made
 
@@ -123,7 +123,7 @@ class Pointers:
             start = torch.arange(batch, device=mask.device) * steps
         else:  # one kernel less on a device
             start = torch.arange(0, batch * steps, steps, device=mask.device)
-        return cls.of_own(start, mask.sum(1), batch * steps, steps)
+        return cls._unchecked(start, mask.sum(1), batch * steps, steps)
 
     @classmethod
     def full(cls, batch: int, steps: int, device: torch.device) -> "Pointers":
@@ -133,7 +133,7 @@ class Pointers:
         [3, 3]
         """
         length = torch.full((batch,), steps, dtype=torch.int64, device=device)
-        return cls.of_own(torch.arange(batch, device=device) * steps, length, batch * steps, steps, packed=True)
+        return cls._unchecked(torch.arange(batch, device=device) * steps, length, batch * steps, steps, packed=True)
 
     @classmethod
     def join(cls, parts: Sequence["Pointers"]) -> "Pointers":
@@ -168,7 +168,7 @@ class Pointers:
 
     @classmethod
     def _joined(cls, start: Tensor, parts: Sequence["Pointers"], rows: int) -> "Pointers":
-        joined = cls.of_own(start, torch.cat([p.length for p in parts]), rows, packed=all(p.packed for p in parts))
+        joined = cls._unchecked(start, torch.cat([p.length for p in parts]), rows, packed=all(p.packed for p in parts))
         joined._made["parts"] = joined._made["widths"] = list(parts)
         return joined
 
@@ -189,11 +189,11 @@ class Pointers:
         size, device = most + samples * between, parts[0].start.device
         if between and samples:  # all at once, which takes fewer calls than `join` of each
             starts = torch.stack([part.start for part in parts]) + torch.arange(0, samples * between, between, device=device)
-            longer = [cls.of_own(start, part.length, size) for start, part in zip(starts.unbind(), parts, strict=True)]
+            longer = [cls._unchecked(start, part.length, size) for start, part in zip(starts.unbind(), parts, strict=True)]
             first = torch.arange(0, size * len(parts), size, device=device).unsqueeze(1)
             whole = cls._joined((starts + first).flatten(), longer, size * len(parts))
         else:
-            longer = [cls.of_own(part.start, part.length, size) for part in parts]
+            longer = [cls._unchecked(part.start, part.length, size) for part in parts]
             whole = cls.join(longer)
         for place, part in enumerate(parts):
             longer[place]._made |= {"widths": [part], "whole": whole, "place": place}
@@ -308,16 +308,16 @@ class Pointers:
         if self.steps is not None:
             steps = (self.steps + stride - 1) // stride  # not -(-steps // stride): ONNX divides negative numbers in another way
             start = torch.arange(self.num_samples, device=length.device) * steps
-            return Pointers.of_own(start, length, self.num_samples * steps, steps, self.packed)
+            return Pointers._unchecked(start, length, self.num_samples * steps, steps, self.packed)
         end = length.cumsum(0)
-        return Pointers.of_own(end - length, length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
+        return Pointers._unchecked(end - length, length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
 
     def compact(self) -> "Pointers":
         """Returns pointers of the same samples without gaps between them."""
         if self.packed and self.steps is None:
             return self
         end = self.length.cumsum(0)
-        return Pointers.of_own(end - self.length, self.length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
+        return Pointers._unchecked(end - self.length, self.length, number(end[-1], "num_rows") if len(end) else 0, packed=True)
 
     def fills_rows(self) -> bool:
         """Returns whether no row is a gap. It reads the lengths of a padded batch."""
@@ -348,7 +348,7 @@ class Pointers:
 
     def to(self, device: torch.device | str) -> "Pointers":
         """Copies to another device."""
-        return Pointers.of_own(self.start.to(device), self.length.to(device), self.num_rows, self.steps, self.packed)
+        return Pointers._unchecked(self.start.to(device), self.length.to(device), self.num_rows, self.steps, self.packed)
 
     def __repr__(self) -> str:
         padded = "" if self.steps is None else f", {self.steps} steps each with padding"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mea_graph.ops.pointers import Pointers
-from mea_graph.ops.segment import _sum_of_own, segment_max, segment_mean
+from mea_graph.ops.segment import _sum_unchecked, segment_max, segment_mean
 
 __all__ = ["max_rows", "mean_rows", "mean_steps", "segment_means", "sum_rows"]
 
@@ -29,8 +29,8 @@ def sum_rows(x: Tensor, pointers: Pointers) -> Tensor:
         x = pointers.pad(x)
         return x.sum(1) if pointers.packed else _sum_steps(x, pointers)
     if pointers.packed:
-        return _sum_of_own(x, ptr=pointers.ptr)
-    return _sum_of_own(x, pointers.segment, pointers.num_samples + 1)[:-1]  # gaps are a segment of their own
+        return _sum_unchecked(x, ptr=pointers.ptr)
+    return _sum_unchecked(x, pointers.segment, pointers.num_samples + 1)[:-1]  # gaps are a segment of their own
 
 
 def mean_rows(x: Tensor, pointers: Pointers) -> Tensor:

@@ -71,10 +71,10 @@ def segment_sum(src: Tensor, index: Tensor | None = None, num_segments: int | No
     tensor([1., 0., 6.])
     """
     _check(src, index, num_segments, ptr)
-    return _sum_of_own(src, index, num_segments, ptr)
+    return _sum_unchecked(src, index, num_segments, ptr)
 
 
-def _sum_of_own(src: Tensor, index: Tensor | None = None, num_segments: int | None = None, ptr: Tensor | None = None) -> Tensor:
+def _sum_unchecked(src: Tensor, index: Tensor | None = None, num_segments: int | None = None, ptr: Tensor | None = None) -> Tensor:
     """`segment_sum` of segments that the library made, which need no check."""
     wide = src.float() if src.dtype in _LOW_PRECISION else src
     return _sum(wide, index, num_segments, ptr).to(src.dtype)

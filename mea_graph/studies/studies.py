@@ -169,7 +169,7 @@ def _disentangle_report(results: Results, folder: Path, words: Namespace) -> Rep
         name: {measure: [r["disentanglement"][measure] for r in results.records if r["name"] == name] for measure in measures}
         for name in names
     }
-    rows = [[measure, *(_number(found[name][measure]) for name in names)] for measure in measures]
+    rows = [[measure, *(mean_and_sd(found[name][measure]) for name in names)] for measure in measures]
     rows += [[f"test {results.main}", *(mean_and_sd(results.main_scores().get(name, [])) for name in names)]]
     first = {name: next(r for r in results.records if r["name"] == name) for name in names}
     panels = {name: read_drawing(folder / "embeddings" / f"{record['id']}.npz") for name, record in first.items()}
@@ -179,12 +179,6 @@ def _disentangle_report(results: Results, folder: Path, words: Namespace) -> Rep
         "the two representations; alignment: the same, normalised to [0, 1]; shared_from_x, private_from_x: R2 of the true latents."
     )
     return f"{markdown(['measure, on test samples', *names], rows)}\n\n{remark}", figures
-
-
-def _number(values: Sequence[float]) -> str:
-    """As `mean_and_sd`, or in powers of ten where three decimals show nothing."""
-    mean = math.fsum(values) / len(values)
-    return f"{mean:.1e}" if 0 < abs(mean) < 5e-3 else mean_and_sd(values)
 
 
 STUDIES: dict[str, Study] = {

@@ -10,7 +10,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch_geometric.data import Batch
@@ -32,6 +31,7 @@ from mea_graph.train.term_means import TermMeans
 from mea_graph.train.times import times_of
 from mea_graph.train.trainer_options import check_same_trainer, trainer_options
 
+_class_alone: Any = type(vars(L.LightningModule)["load_from_checkpoint"])  # Lightning's class method, which refuses an instance
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
@@ -217,7 +217,7 @@ class TaskModule(L.LightningModule):
         if self.class_weights is not None and (stage == "fit" or self.loss.class_weights is None):
             self.loss.class_weights = self._weights_of_classes(stage)
 
-    @_restricted_classmethod  # as Lightning's own: called on an instance it would leave that one as it is
+    @_class_alone
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Any:
         """Loads a module as Lightning does, but runs no code out of the file unless you allow it by `weights_only=False`."""
         return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})

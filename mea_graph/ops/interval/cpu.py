@@ -264,7 +264,7 @@ def backward_by(differentiate: Callable[..., tuple[Tensor, ...]]) -> Callable[..
 
 def _again(query: Tensor, key: Tensor, value: Tensor, start: Any, length: Any, source_start: Any, source_length: Any, *runs: Any) -> Tensor:
     """Recomputes the result by the reference, for a second derivative."""
-    target = Pointers.of_own(start, length, query.size(0))
+    target = Pointers._unchecked(start, length, query.size(0))
     return run_reference(query, key, value, IntervalEdges.of_runs(source_start, source_length, key.size(0), target, *runs))
 
 

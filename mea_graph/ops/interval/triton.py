@@ -246,7 +246,7 @@ def _autograd(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
 def _again(query: Tensor, key: Tensor, value: Tensor, start: Tensor, length: Tensor, *edges: Any) -> Tensor:
     """The same by the reference, for a second derivative."""
     source_start, source_length, begin, end, packed = edges
-    target = Pointers.of_own(start, length, query.size(0), packed=packed)
+    target = Pointers._unchecked(start, length, query.size(0), packed=packed)
     return run_reference(query, key, value, IntervalEdges.of_runs(source_start, source_length, key.size(0), target, begin, end))
 
 

@@ -212,7 +212,7 @@ def backward_by(differentiate: Callable[..., tuple[Tensor, ...]]) -> Callable[..
 def _again(*inputs: Any) -> Tensor:
     """Recomputes the result by the reference, for a second derivative."""
     query, key, value, prior_query, prior_key, weight, bias, start, length, begin, end, mu = inputs
-    pointers = Pointers.of_own(start, length, query.size(0))
+    pointers = Pointers._unchecked(start, length, query.size(0))
     edges = None if begin is None else IntervalEdges([pointers], pointers, begin.unsqueeze(1), end.unsqueeze(1))
     return padded.run_reference(query, key, value, prior_query, prior_key, weight, bias, mu, pointers, edges)
 

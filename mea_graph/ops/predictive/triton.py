@@ -305,7 +305,9 @@ def _again(*inputs: Any) -> Tensor:
         sets = list(zip(weight, biases, start.chunk(len(weight)), length.chunk(len(weight)), strict=True))
     found = []
     for w, b, first, count in sets:
-        own = Pointers.of_own(first, count, query.size(0), packed=packed and len(sets) == 1)  # rows of other sets are gaps, and give zeros
+        own = Pointers._unchecked(
+            first, count, query.size(0), packed=packed and len(sets) == 1
+        )  # rows of other sets are gaps, and give zeros
         found.append(padded.run_reference(query, key, value, prior_query, prior_key, w, b, mu, own, None))
     return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 

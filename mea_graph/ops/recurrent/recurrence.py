@@ -160,7 +160,7 @@ def _again(cell: Cell, driven: Tensor, weight: Tensor, start: Tensor, length: Te
     states, first, samples = [], 0, start.size(0) // weight.size(0)
     for k, size in enumerate(sizes):
         own = slice(k * samples, (k + 1) * samples)
-        where = Pointers.of_own(start[own] - first, length[own], size, packed=packed)
+        where = Pointers._unchecked(start[own] - first, length[own], size, packed=packed)
         rows = driven[first : first + size].flatten(1)
         if not packed:
             rows = rows.masked_fill(~where.real[:, None], 0)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 
 from . import ptx_machine
-from .ptx_machine import UNWRITTEN, Kernel, constant
+from .ptx_machine import UNWRITTEN, Kernel
 
 _ENTRY = re.compile(r"\.visible \.entry \w+\((.*?)\n\)(.*?)\n\{\n(.*?)\n\}", re.DOTALL)
 _COMPARE = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
@@ -103,7 +103,6 @@ class _Statement:
         if bits == 1:
             return f"constant({int(operand) & 1}, 8).astype(bool)"
         value = int(operand[2:], 16) if operand.startswith("0f") else int(operand.rstrip("U"), 0)
-        constant(value, bits)  # made once
         return f"constant({value & (1 << bits) - 1}, {bits})"
 
     def _all(self, operand: str, bits: int) -> str:
@@ -275,8 +274,7 @@ class _Statement:
             return self._product()
         if self.name in ("shl", "shr"):
             return self._set(f"shift({self._value(1, 'b')}, {self._value(2, 'b', 32)}, {self.name == 'shl'}, {self.signed})")
-        count = {"bfe": 3, "prmt": 3}.get(self.name, len(self.operands) - 1)
-        given = [self._value(i, "b" if self.name in ("bfe", "prmt") else "") for i in range(1, count + 1)]
+        given = [self._value(i, "b" if self.name in ("bfe", "prmt") else "") for i in range(1, len(self.operands))]
         rest = {
             "neg": "-{0}",
             "not": "~{0}",

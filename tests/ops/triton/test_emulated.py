@@ -35,7 +35,9 @@ CASES = [
     (80, "predictive", "2x5", "bfloat16"),
     (90, "interval", "2x5", "float32"),
     (90, "interval", "2x5", "bfloat16"),
+    (80, "interval", "2x5", "bfloat16"),
     (90, "recurrent", "4x5", "float32"),
+    (80, "recurrent", "4x5", "float32"),
 ]
 
 
@@ -47,8 +49,9 @@ def test_compiled_kernels_equal_float64(capability: int, op: str, shape: str, dt
     assert done.returncode == 0, done.stderr
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(run["backwards"], run["late"]) for run in runs] == [(False, True), (True, False)]
+    halves = {"predictive_attention_power_kernel"} if (op, shape, dtype) == ("predictive", "2x5", "float32") else set()
     for run in runs:
-        assert set(run["kernels"]) - {"predictive_attention_power_kernel"} == KERNELS[op]
+        assert set(run["kernels"]) == KERNELS[op] | halves
         for case, errors in run["errors"].items():
             bounds = dict.fromkeys(errors, FLOAT32 if dtype == "float32" else BFLOAT16)
             bounds |= {"bias": 1e-5} if op == "predictive" and dtype == "float32" else {}  # a sum of T^2 terms of both signs
